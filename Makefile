@@ -1,0 +1,44 @@
+# One command surface: `make demo` for a first look, `make test` for the suite.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup test demo lint type check test-oldest test-slow clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/lvlm-guard demo
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m slow
+
+# The other end of the supported range: the oldest transformers, in an environment of its own.
+OLDEST ?= 4.57.6
+test-oldest:
+	test -x .venvs/oldest/bin/python || $(PYTHON) -m venv .venvs/oldest
+	.venvs/oldest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==$(OLDEST) -e '.[dev]'
+	OMP_NUM_THREADS=1 .venvs/oldest/bin/python -m pytest -n 2 -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: $(STAMP)
+	$(BIN)/mypy
+
+check: lint type
+
+clean:
+	rm -rf $(VENV) .venvs dist build

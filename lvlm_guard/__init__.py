@@ -1,0 +1,72 @@
+"""Hallucination mitigation for vision-language models at inference time, as plugins round `model.generate`."""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if importlib.util.find_spec("lvlm_guard_kernels") is None:
+    raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
+
+if TYPE_CHECKING:
+    from lvlm_guard.edits import AttentionEdit as AttentionEdit
+    from lvlm_guard.edits import Branch as Branch
+    from lvlm_guard.edits import HiddenEdit as HiddenEdit
+    from lvlm_guard.edits import Insert as Insert
+    from lvlm_guard.edits import Readout as Readout
+    from lvlm_guard.edits import Replace as Replace
+    from lvlm_guard.errors import GuardError as GuardError
+    from lvlm_guard.errors import GuardWarning as GuardWarning
+    from lvlm_guard.errors import InputError as InputError
+    from lvlm_guard.errors import ModelRefused as ModelRefused
+    from lvlm_guard.errors import ModeRefused as ModeRefused
+    from lvlm_guard.errors import NoEffectWarning as NoEffectWarning
+    from lvlm_guard.errors import NonFiniteLogits as NonFiniteLogits
+    from lvlm_guard.errors import PluginError as PluginError
+    from lvlm_guard.errors import PluginRejected as PluginRejected
+    from lvlm_guard.errors import ProcessorNeeded as ProcessorNeeded
+    from lvlm_guard.errors import Refused as Refused
+    from lvlm_guard.errors import StackError as StackError
+    from lvlm_guard.errors import StrategyRefused as StrategyRefused
+    from lvlm_guard.generation import Generation as Generation
+    from lvlm_guard.guard import Guard as Guard
+    from lvlm_guard.hookspecs import hookimpl as hookimpl
+    from lvlm_guard.report import Report as Report
+    from lvlm_guard.stack import Stack as Stack
+    from lvlm_guard.terms import Bias as Bias
+    from lvlm_guard.terms import Contrast as Contrast
+    from lvlm_guard.terms import Mix as Mix
+    from lvlm_guard.terms import Plausible as Plausible
+    from lvlm_guard.terms import Restrict as Restrict
+    from lvlm_guard.terms import Statistics as Statistics
+    from lvlm_guard.terms import Term as Term
+
+__version__ = "0.1.0"
+
+# Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
+_OWNERS = {
+    "edits": ("AttentionEdit", "Branch", "HiddenEdit", "Insert", "Readout", "Replace"),
+    "errors": (
+        "GuardError", "GuardWarning", "InputError", "ModeRefused", "ModelRefused", "NoEffectWarning",
+        "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
+        "StrategyRefused",
+    ),
+    "generation": ("Generation",),
+    "guard": ("Guard",),
+    "hookspecs": ("hookimpl",),
+    "report": ("Report",),
+    "stack": ("Stack",),
+    "terms": ("Bias", "Contrast", "Mix", "Plausible", "Restrict", "Statistics", "Term"),
+}  # fmt: skip
+_OWNER = {name: module for module, names in _OWNERS.items() for name in names}
+
+__all__ = sorted(_OWNER)  # noqa: PLE0605 - a test pins the list
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNER:
+        raise AttributeError(f"module 'lvlm_guard' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lvlm_guard.{_OWNER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,130 @@
+"""What a strategy may ask of the forward passes, as values: branches now, edits inside the layers to come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Generator, Tensor
+
+from lvlm_guard.errors import InputError
+
+Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
+PixelEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+PictureEdit: TypeAlias = Callable[[Any, Generator], Any]
+FeatureEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Put token ids into the prompt of every row.
+
+    Args:
+        ids: Token ids; empty is neutral.
+        place: `start` is after leading special tokens; `before_image` and `after_image` keep clear of the tokens that
+            fence the image; `end` is the last position of the prompt.
+    """
+
+    ids: tuple[int, ...]
+    place: Place = "after_image"
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put `ids` in place of every run of image placeholders; the images themselves are dropped."""
+
+    ids: tuple[int, ...]
+
+
+TokenEdit: TypeAlias = Insert | Replace
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An extra forward per step that differs from main in its inputs and is fed the same chosen tokens.
+
+    Branches with equal keys are one branch: they share a forward, so a key must hold everything that tells two
+    branches apart (operation, parameters, seed). Edits of the image draw only from the generator they are given: one
+    per image, seeded by (`seed`, digest of the pixels), so that neither the batch nor its order changes a row.
+
+    Args:
+        key: What identifies the branch, for example `("diffusion noise", 500, 0)`.
+        pixels: Elementwise edit of the preprocessed pixels of one image tile, any shape, same shape back. Padding
+            tiles and repeated video frames are handled by the core.
+        picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
+            of pictures recovered from `[..., 3, height, width]` pixels.
+        features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.
+        image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
+        tokens: Token ids inserted into or put in place of parts of the prompt.
+        seed: Seed of the generators handed to the edits.
+
+    Raises:
+        InputError: The edits contradict each other, or none is given.
+    """
+
+    key: Hashable
+    pixels: PixelEdit | None = None
+    picture: PictureEdit | None = None
+    features: FeatureEdit | None = None
+    image: Literal["kept", "removed", "masked"] = "kept"
+    tokens: tuple[TokenEdit, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drops_image and self.edits_image:
+            raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
+        if self.pixels is not None and self.picture is not None:
+            raise InputError(f"Branch {self.key!r} edits pixels and picture; choose one.")
+        if not (self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
+            raise InputError(f"Branch {self.key!r} changes nothing; give it an edit or leave it out.")
+
+    @property
+    def edits_image(self) -> bool:
+        """Whether pixels, picture or features are edited."""
+        return not (self.pixels is None and self.picture is None and self.features is None)
+
+    @property
+    def drops_image(self) -> bool:
+        """Whether the branch runs without the image."""
+        return self.image == "removed" or any(isinstance(edit, Replace) for edit in self.tokens)
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the branch makes sense only for requests with an image."""
+        return self.edits_image or self.drops_image or self.image == "masked"
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """An edit of attention inside main's or a branch's forward (specified; the hook is refused until it is built)."""
+
+    layers: tuple[float, float]
+    operation: Literal["add", "scale", "add_abs", "mask", "scale_probabilities", "gate_heads"]
+    amount: float
+    keys: Literal["image", "system", "text", "own"] = "image"
+    queries: Literal["decode", "after_image", "all"] = "decode"
+    heads: tuple[int, ...] | None = None
+    rows: Hashable = "main"
+    when: Literal["prefill", "decode", "both"] = "both"
+
+
+@dataclass(frozen=True)
+class HiddenEdit:
+    """An edit of hidden states (specified; the hook is refused until it is built)."""
+
+    site: Literal["mlp", "attention", "residual"]
+    edit: Callable[[Tensor, Any], Tensor]
+    layers: tuple[float, float] = (0.0, 1.0)
+    tower: Literal["decoder", "vision"] = "decoder"
+    rows: Hashable = "main"
+    when: Literal["prefill", "decode", "both"] = "both"
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Next-token logits of chosen layers (specified; the hook is refused until it is built)."""
+
+    layers: tuple[float, ...]
+    final_norm: bool = True
+    online: bool = False

@@ -1,0 +1,80 @@
+"""Everything the library raises or warns with on purpose.
+
+GuardError
+├── InputError           what the caller passed cannot be used           (also a ValueError)
+│   ├── StackError       a stack, or a file that holds one
+│   └── ProcessorNeeded  something needs the processor or tokenizer
+├── PluginError          what a plugin offers cannot be used
+│   └── PluginRejected   a strategy that breaks the hook contract
+├── Refused              this combination cannot be guarded exactly      (also a RuntimeError)
+│   ├── StrategyRefused  a strategy cannot work on this request
+│   ├── ModelRefused     the model lacks what the plan needs
+│   └── ModeRefused      a mode of generate that cannot be guarded
+└── NonFiniteLogits      the model or a branch produced NaN
+
+GuardWarning
+└── NoEffectWarning      a strategy, or the image, changed nothing
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GuardError(Exception):
+    """Base of every error the library raises on purpose."""
+
+
+class InputError(GuardError, ValueError):
+    """What the caller passed cannot be used; the message says what to pass instead."""
+
+
+class StackError(InputError):
+    """A stack cannot be built; the message starts with the path of the entry at fault."""
+
+
+class ProcessorNeeded(InputError):
+    """A processor or tokenizer is needed: ``Guard(model, processor)``."""
+
+
+class PluginError(GuardError):
+    """What a plugin offers cannot be used."""
+
+
+class PluginRejected(PluginError):
+    """A strategy breaks the hook contract; the message names the hook and the fix."""
+
+
+class Refused(GuardError, RuntimeError):
+    """The combination asked for cannot be guarded exactly, so it is not attempted."""
+
+
+class StrategyRefused(Refused):
+    """A strategy cannot work on this request."""
+
+
+class ModelRefused(Refused):
+    """The model lacks what the plan needs."""
+
+
+class ModeRefused(Refused):
+    """A mode of ``generate`` that cannot be guarded."""
+
+
+class NonFiniteLogits(GuardError, ArithmeticError):
+    """The model or one of the branches produced NaN logits."""
+
+
+class GuardWarning(UserWarning):
+    """Base of every warning the library gives."""
+
+
+class NoEffectWarning(GuardWarning):
+    """A strategy changed no logit of the call, or the image changed none."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Finish an error message: the nearest known name as a question, then all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{hint} Known: {', '.join(names) or 'none'}."

@@ -1,0 +1,8 @@
+"""The gated forward wrapper and the two executors; with `protocol`, the only code that knows generate's internals."""
+
+from lvlm_guard.forward.protocol import Prepared as Prepared
+from lvlm_guard.forward.protocol import capture as capture
+from lvlm_guard.forward.scope import Scope as Scope
+from lvlm_guard.forward.wrapper import guarded as guarded
+
+__all__ = ["Prepared", "Scope", "capture", "guarded"]

@@ -1,0 +1,123 @@
+"""Caches of main and its branches: cropping, reordering, and joining them into the rows of one batch."""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def length_of(cache: Any) -> int:
+    """Positions the cache has seen; 0 without a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def crop(cache: Any, length: int) -> None:
+    """Forget positions from `length` on; layers that record their past are put back to their window even at 0."""
+    surplus = length_of(cache) - length
+    recording = any(getattr(layer, "record_past", False) for layer in layers_of(cache))
+    if surplus > 0 or recording:
+        cache.crop(-surplus)
+
+
+def layers_of(cache: Any) -> Sequence[Any]:
+    """Layers of a cache; empty for kinds that keep none."""
+    return getattr(cache, "layers", None) or ()
+
+
+def record_past_like(cache: Any, main: Any) -> None:
+    """Let sliding layers keep rejected candidates when main's do (assisted decoding)."""
+    if any(getattr(layer, "record_past", False) for layer in layers_of(main)):
+        cache.activate_past_recording()
+
+
+def obstacle(caches: Sequence[Any]) -> str | None:
+    """Why these caches cannot become one batch, or None when they can."""
+    for cache in caches:
+        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+            return f"the cache is a {type(cache).__name__}"
+        for layer in cache.layers:
+            if type(layer) not in JOINABLE:
+                return f"a cache layer is a {type(layer).__name__}"
+            if not layer.is_initialized or layer.keys.shape[-2] != _stored(layer, length_of(cache)):
+                return "a cache layer holds something other than the tokens (cross-attention)"
+    return None if len({len(cache.layers) for cache in caches}) == 1 else "the caches differ in depth"
+
+
+def _stored(layer: Any, length: int) -> int:
+    return min(length, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else length
+
+
+class JoinedCache:
+    """Main's cache and the branches' as rows of one batch, right-aligned.
+
+    The layers live in main's cache object, which generate holds: on it, length, crop and beam order keep meaning
+    main's. `joined` is the view of the same layers with the true length, for the forward.
+
+    Args:
+        main: Main's cache.
+        branches: A cache per branch, all synchronised to the same generated tokens.
+        rows: Rows of generate in each.
+    """
+
+    def __init__(self, main: Any, branches: Sequence[Any], rows: int) -> None:
+        self._main = main
+        self._rows = rows
+        self._copies = len(branches) + 1
+        caches = (main, *branches)
+        self.length = max(length_of(cache) for cache in caches)
+        self._shift = self.length - length_of(main)
+        self.joined = copy.copy(main)
+        vars(self.joined).pop("reorder_cache", None)
+        for index, layer in enumerate(main.layers):
+            _join(layer, [cache.layers[index] for cache in caches])
+        self._override()
+
+    def _override(self) -> None:
+        def get_seq_length(_: Any, *_layer: Any) -> int:
+            return length_of(self.joined) - self._shift
+
+        def crop_main(_: Any, amount: int) -> None:
+            self.joined.crop(amount if amount <= 0 else amount + self._shift)
+
+        self._main.get_seq_length = types.MethodType(get_seq_length, self._main)
+        self._main.crop = types.MethodType(crop_main, self._main)
+
+    def reorder(self, index: Tensor) -> None:
+        """Follow a reordering of generate's rows in every copy."""
+        self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
+
+    def release(self) -> None:
+        """Leave main's rows and main's length in main's cache, as plain generate would."""
+        for name in ("get_seq_length", "crop"):
+            vars(self._main).pop(name, None)
+        for layer in self._main.layers:
+            _keep_main(layer, self._rows, self._shift)
+
+
+def _join(target: Any, layers: Sequence[Any]) -> None:
+    stored = max(layer.keys.shape[-2] for layer in layers)
+    for name in ("keys", "values"):
+        parts = [getattr(layer, name) for layer in layers]
+        aligned = [pad(part, (0, 0, stored - part.shape[-2], 0)) for part in parts]
+        setattr(target, name, torch.cat(aligned, dim=0))
+    if hasattr(target, "cumulative_length"):
+        target.cumulative_length = max(layer.cumulative_length for layer in layers)
+
+
+def _keep_main(layer: Any, rows: int, shift: int) -> None:
+    length = layer.get_seq_length() - shift
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = length
+    stored = min(layer.keys.shape[-2], _stored(layer, length))
+    for name in ("keys", "values"):
+        whole = getattr(layer, name)
+        setattr(layer, name, whole[:rows, :, whole.shape[-2] - stored :].clone())

@@ -1,0 +1,236 @@
+"""One guarded decode: which forwards belong to it, what runs beside them, and what goes back to generate."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from lvlm_guard.errors import ModeRefused
+from lvlm_guard.forward import batched, caches, protocol
+from lvlm_guard.forward.batched import BatchedDecode
+from lvlm_guard.forward.protocol import Prepared
+from lvlm_guard.forward.sequential import BranchRun
+from lvlm_guard.generation import Forward, Generation
+
+ExecutorName = Literal["auto", "batched", "sequential"]
+Run = Callable[..., Any]
+
+
+@dataclass
+class Counts:
+    """What one guarded decode ran.
+
+    Args:
+        prefill: Forwards of the prefill, main's included.
+        decode: Forwards after the prefill.
+        steps: Calls of generate after the prefill.
+        positions: Token positions that generate received logits for.
+    """
+
+    prefill: int = 0
+    decode: int = 0
+    steps: int = 0
+    positions: int = 0
+
+
+@dataclass
+class Scope:
+    """State of one guarded decode, claimed by the forward calls that carry its own main cache.
+
+    Args:
+        main: Main as generate prepared it; tells the module and the length of the prompt.
+        branches: Prepared branches by key.
+        gen: The travelling object.
+        combine: Turns a `Forward` into the logits generate receives, or None to leave main's as they are.
+        executor: What the user asked for.
+    """
+
+    main: Prepared
+    branches: Mapping[Hashable, Prepared]
+    gen: Generation
+    combine: Callable[[Generation], Tensor | None]
+    executor: ExecutorName = "auto"
+    main_cache: Any = None
+    used: str = "none"
+    reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module = self.main.module
+        self._ids_name = protocol.ids_name(self.module)
+        self._cached = bool(self.main.settings.use_cache is not False)
+        self._runs = {key: BranchRun(prepared) for key, prepared in self.branches.items()}
+        self._generated = torch.empty(0, 0, dtype=torch.long)
+        self._decoder: BatchedDecode | None = None
+        self._started = False
+        self._refuse_by_name()
+
+    def _refuse_by_name(self) -> None:
+        if self.executor == "batched" and not self._cached:
+            raise ModeRefused(
+                "The batched executor needs a cache: drop use_cache=False or choose executor='sequential'."
+            )
+        if not self.branches:
+            self.used, self.reason = "none", "no branch to run"
+        elif self.executor == "sequential":
+            self.used, self.reason = "sequential", "asked for"
+
+    def claims(self, module: nn.Module, inputs: Mapping[str, Any]) -> bool:
+        """Whether a forward call belongs to this decode: the module, and the cache that its first call carried."""
+        if module is not self.module:
+            return False
+        cache = inputs.get("past_key_values")
+        if not self._started and self.main_cache is None:
+            return True
+        return cache is self.main_cache
+
+    def run(self, forward: Run, inputs: dict[str, Any]) -> Any:
+        """Answer one forward call of generate with main's rows of combined logits."""
+        if not self._started:
+            return self._prefill(forward, inputs)
+        return self._decode(forward, inputs)
+
+    def close(self) -> None:
+        """Leave main's cache as plain generate would have."""
+        if self._decoder is not None:
+            self._decoder.cache.release()
+        if self.main_cache is not None:
+            vars(self.main_cache).pop("reorder_cache", None)
+
+    def _prefill(self, forward: Run, inputs: dict[str, Any]) -> Any:
+        self._adopt(inputs.get("past_key_values"))
+        output = forward(**inputs)
+        ids = inputs.get(self._ids_name)
+        self._generated = self._main_ids(ids)[:, self.main.input_ids.shape[1] :]
+        keep = self._generated.shape[1] + 1
+        logits = {
+            key: run.feed(forward, self._generated, self._generated.shape[1], keep, first=True)
+            for key, run in self._runs.items()
+        }
+        self.counts.prefill += 1 + len(self._runs)
+        return self._answer(output, output.logits, logits, keep, first_position=0)
+
+    def _decode(self, forward: Run, inputs: dict[str, Any]) -> Any:
+        ids = inputs[self._ids_name]
+        past, new = self._advance(ids)
+        self.counts.steps += 1
+        if self._runs and self.used == "none":
+            self._choose(inputs, past)
+        if self._decoder is not None:
+            return self._decode_batched(forward, inputs, past, new)
+        self.counts.decode += 1 + len(self._runs)
+        output = forward(**inputs)
+        logits = {key: run.feed(forward, self._generated, new, self._keep(new)) for key, run in self._runs.items()}
+        return self._answer(output, output.logits, logits, self._keep(new), first_position=self._first(past))
+
+    def _decode_batched(self, forward: Run, inputs: dict[str, Any], past: int, new: int) -> Any:
+        assert self._decoder is not None
+        self.counts.decode += 1
+        output = self._decoder.feed(forward, inputs, past)
+        rows = inputs[self._ids_name].shape[0]
+        main, *others = output.logits[:, -new:].split(rows)
+        output = _main_rows(output, rows, self.main_cache)
+        logits = dict(zip(self._runs, others, strict=True))
+        return self._answer(output, main, logits, new, first_position=past + 1)
+
+    def _keep(self, new: int) -> int:
+        return new if self._cached else 1
+
+    def _first(self, past: int) -> int:
+        return past + 1 if self._cached else self._generated.shape[1]
+
+    def _adopt(self, cache: Any) -> None:
+        """Take the cache of the first call as main's, and follow its beams."""
+        self._started = True
+        if caches.length_of(cache):
+            raise ModeRefused(
+                "generate() got a cache that already holds tokens; branches have no matching one. "
+                "Pass the whole conversation without past_key_values."
+            )
+        self.main_cache = cache
+        if cache is None or not hasattr(cache, "reorder_cache"):
+            return
+        cache.reorder_cache = types.MethodType(lambda _, index: self._reorder(index), cache)
+        for run in self._runs.values():
+            caches.record_past_like(run.cache, cache)
+
+    def _main_ids(self, ids: Tensor | None) -> Tensor:
+        return self.main.input_ids if ids is None else ids
+
+    def _advance(self, ids: Tensor) -> tuple[int, int]:
+        """Bring the generated tokens up to date; how many were cached before this call, and how many are new."""
+        if not self._cached:
+            before = self._generated.shape[1]
+            self._generated = ids[:, self.main.input_ids.shape[1] :]
+            return before, self._generated.shape[1] - before
+        past = caches.length_of(self.main_cache) - self.main.length
+        kept = self._generated.to(ids.device)[:, :past] if self._generated.numel() else ids[:, :0]
+        self._generated = torch.cat([kept, ids], dim=1)
+        return past, int(ids.shape[1])
+
+    def _choose(self, inputs: Mapping[str, Any], past: int) -> None:
+        """Settle the executor at the first decode, when the caches exist and the inputs are known."""
+        for run in self._runs.values():
+            run.synchronise(past)
+        obstacle = (
+            batched.obstacle(self.module, self.main_cache, list(self._runs.values()), inputs)
+            if self._cached
+            else "there is no cache (use_cache=False)"
+        )
+        if obstacle and self.executor == "batched":
+            raise ModeRefused(f"The batched executor would not be exact here: {obstacle}. Choose executor='auto'.")
+        if obstacle:
+            self.used, self.reason = "sequential", obstacle
+            return
+        self.used, self.reason = "batched", "exact here" if self.executor == "auto" else "asked for"
+        runs = list(self._runs.values())
+        self._decoder = BatchedDecode(self.module, self.main_cache, self.main.length, runs, inputs)
+
+    def _reorder(self, index: Tensor) -> None:
+        if self._decoder is not None:
+            self._decoder.reorder(index)
+        else:
+            type(self.main_cache).reorder_cache(self.main_cache, index)
+            for run in self._runs.values():
+                run.reorder(index)
+        self._generated = self._generated.index_select(0, index.to(self._generated.device))
+        self.gen.rows.select(index)
+
+    def _answer(
+        self, output: Any, logits: Tensor, branches: dict[Hashable, Tensor], keep: int, *, first_position: int
+    ) -> Any:
+        """Put the combined logits in place of main's at the kept positions."""
+        keep = min(keep, logits.shape[1])
+        self.gen.rows.crop(first_position)
+        self.counts.positions = first_position + keep
+        moved = {key: value[:, -keep:].to(logits.device) for key, value in branches.items()}
+        self.gen.forward = Forward(logits[:, -keep:], moved, first_position)
+        combined = self.combine(self.gen)
+        if combined is not None:
+            rest = logits[:, :-keep]
+            output["logits"] = torch.cat([rest.float(), combined], dim=1) if rest.shape[1] else combined
+        return output
+
+
+def _main_rows(output: ModelOutput, rows: int, cache: Any) -> ModelOutput:
+    """Main's share of a joined forward, as main's own forward would have returned it."""
+    for name, value in list(output.items()):
+        if name == "past_key_values":
+            output[name] = cache
+        else:
+            output[name] = _first_rows(value, rows)
+    return output
+
+
+def _first_rows(value: Any, rows: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[:rows] if value.ndim else value
+    if isinstance(value, tuple):
+        return tuple(_first_rows(one, rows) for one in value)
+    return value

@@ -1,0 +1,103 @@
+"""One branch with a cache and a forward of its own: always right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard import anatomy
+from lvlm_guard.forward import caches, protocol
+from lvlm_guard.forward.protocol import Prepared
+
+Run = Callable[..., Any]
+
+
+class BranchRun:
+    """The decode of one branch, fed the tokens that main chose.
+
+    Args:
+        prepared: The branch as generate prepared it.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._module = prepared.module
+        self._kwargs = prepared.kwargs
+        self._carried = 0
+        self._ropes = anatomy.rope_owners(prepared.module)
+        self._rope_state: list[Any] = [None] * len(self._ropes)
+        self.prefill_inputs: dict[str, Any] = {}
+
+    @property
+    def cache(self) -> Any:
+        """The branch's cache."""
+        return self._kwargs.get("past_key_values")
+
+    @property
+    def length(self) -> int:
+        """Length of the branch's prompt."""
+        return self._prepared.length
+
+    @property
+    def prompt_mask(self) -> Tensor | None:
+        """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
+        mask = self._prepared.kwargs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) else None
+
+    def feed(self, run: Run, generated: Tensor, new: int, keep: int, *, first: bool = False) -> Tensor:
+        """Run the branch over the last `new` of the `generated` tokens `[rows, tokens]` (the prompt too when `first`).
+
+        Returns:
+            Raw logits of the last `keep` positions `[rows, keep, vocab]`.
+        """
+        tokens = generated.shape[1]
+        self.synchronise(tokens - new)
+        self._carry(tokens)
+        ids = torch.cat([self._prepared.input_ids, generated.to(self._prepared.input_ids.device)], dim=1)
+        with self._own_rope():
+            past = caches.length_of(self.cache)
+            inputs = protocol.forward_inputs(self._module, ids, self._kwargs, past=past, first=first)
+            if "logits_to_keep" in inputs:
+                inputs["logits_to_keep"] = keep
+            output = run(**{**inputs, "return_dict": True})
+        self._keep(inputs, output, first=first)
+        return output.logits[:, -keep:]
+
+    def synchronise(self, tokens: int) -> None:
+        """Forget generated tokens from `tokens` on, as main did with rejected candidates."""
+        if self.cache is not None and caches.length_of(self.cache):
+            caches.crop(self.cache, self.length + tokens)
+
+    def reorder(self, index: Tensor) -> None:
+        """Follow a reordering of generate's rows."""
+        self.cache.reorder_cache(index)
+
+    def _carry(self, tokens: int) -> None:
+        if tokens < self._carried:
+            self._kwargs = protocol.shortened(self._kwargs, self._carried - tokens)
+        elif tokens > self._carried:
+            self._kwargs = protocol.extended(self._module, self._kwargs, tokens - self._carried)
+        self._carried = tokens
+
+    def _keep(self, inputs: dict[str, Any], output: Any, *, first: bool) -> None:
+        if (cache := getattr(output, "past_key_values", None)) is not None:
+            self._kwargs["past_key_values"] = cache
+        if first:
+            self.prefill_inputs = {name: inputs.get(name) for name in ("position_ids",)}
+
+    @contextmanager
+    def _own_rope(self) -> Iterator[None]:
+        """Some versions keep rope deltas on the module: use this branch's, then put main's back."""
+        mains = [owner.rope_deltas for owner in self._ropes]
+        for owner, state in zip(self._ropes, self._rope_state, strict=True):
+            owner.rope_deltas = state
+        try:
+            yield
+        finally:
+            self._rope_state = [owner.rope_deltas for owner in self._ropes]
+            for owner, state in zip(self._ropes, mains, strict=True):
+                owner.rope_deltas = state

@@ -1,0 +1,149 @@
+"""Terms of a forward into one kernel call; the only file that imports the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lvlm_guard_kernels as kernels
+import torch
+from torch import Tensor
+
+from lvlm_guard.errors import InputError
+from lvlm_guard.generation import Generation
+from lvlm_guard.terms import MAIN, Bias, Contrast, Mix, Plausible, Restrict, Source, Term, Weight
+
+
+class ForwardStatistics:
+    """Row statistics of one forward, computed when asked for and once."""
+
+    def __init__(self, gen: Generation) -> None:
+        self._gen = gen
+        self._known: dict[Any, Tensor] = {}
+
+    def logits(self, source: Source) -> Tensor:
+        """Raw logits `[rows, positions, vocab]` in fp32."""
+        return self._gen.logits(source).float()
+
+    def entropy(self, source: Source) -> Tensor:
+        """Entropy in nats `[rows, positions]`."""
+        return self._once(("entropy", _key(source)), kernels.entropy, source)
+
+    def max_probability(self, source: Source) -> Tensor:
+        """Probability of the best token `[rows, positions]`."""
+        return self._once(("max", _key(source)), kernels.max_probability, source)
+
+    def divergence(self, one: Source, other: Source) -> Tensor:
+        """Jensen-Shannon divergence in nats `[rows, positions]`."""
+        return self._once(("divergence", _key(one), _key(other)), kernels.jensen_shannon, one, other)
+
+    def _once(self, key: Any, function: Any, *sources: Source) -> Tensor:
+        if key not in self._known:
+            self._known[key] = function(*(self._gen.logits(source) for source in sources))
+        return self._known[key]
+
+
+@dataclass
+class Sum:
+    """The terms of one forward, gathered for one call of `combine`."""
+
+    main_weight: float | Tensor = 1.0
+    sources: list[Tensor] = field(default_factory=list)
+    weights: list[float | Tensor] = field(default_factory=list)
+    beta: float = 0.0
+    bias: Tensor | None = None
+    keep: Tensor | None = None
+
+
+def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
+    """Combined logits `[rows, positions, vocab]` in fp32, or None when the terms leave main as it is.
+
+    Raises:
+        InputError: A weight, bias or restriction has a shape that does not fit, or a source is unknown.
+    """
+    gathered = gather(gen, terms)
+    if gathered is None:
+        return None
+    with torch.autocast(gen.logits().device.type, enabled=False):
+        return kernels.combine(
+            gen.logits(),
+            gathered.sources,
+            gathered.weights,
+            main_weight=gathered.main_weight,
+            beta=gathered.beta,
+            bias=gathered.bias,
+            keep=gathered.keep,
+        )
+
+
+def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
+    """Gather terms into one weighted sum; None when every term is neutral."""
+    total = Sum()
+    weights: dict[Any, float | Tensor] = {}
+    statistics = ForwardStatistics(gen)
+    for term in terms:
+        if isinstance(term, (Mix, Contrast)):
+            for mix in term.mixes() if isinstance(term, Contrast) else (term,):
+                weight = _weight(mix.weight, gen, statistics)
+                key = _key(mix.source)
+                weights[key] = weights[key] + weight if key in weights else weight
+        else:
+            _bound(total, term, gen)
+    total.main_weight = 1.0 + weights.pop(MAIN, 0.0)
+    for key, weight in weights.items():
+        if isinstance(weight, Tensor) or weight != 0.0:
+            total.sources.append(gen.logits(key))
+            total.weights.append(weight)
+    return None if _is_neutral(total) else total
+
+
+def _bound(total: Sum, term: Term, gen: Generation) -> None:
+    if isinstance(term, Plausible):
+        total.beta = max(total.beta, term.beta)
+    elif isinstance(term, Restrict):
+        keep = _over_vocabulary(term.keep.bool(), gen, "Restrict.keep")
+        total.keep = keep if total.keep is None else total.keep & keep
+    elif isinstance(term, Bias):
+        values = _over_vocabulary(term.values.float(), gen, "Bias.values")
+        total.bias = values if total.bias is None else total.bias + values
+    else:
+        raise InputError(f"terms() must yield Mix, Contrast, Plausible, Restrict or Bias, got {term!r}.")
+
+
+def _is_neutral(total: Sum) -> bool:
+    weighted = isinstance(total.main_weight, Tensor) or total.main_weight != 1.0 or bool(total.sources)
+    return not (weighted or total.beta > 0.0 or total.bias is not None or total.keep is not None)
+
+
+def _key(source: Source) -> Any:
+    return getattr(source, "key", source)
+
+
+def _weight(weight: Weight, gen: Generation, statistics: ForwardStatistics) -> float | Tensor:
+    if callable(weight) and not isinstance(weight, Tensor):
+        weight = weight(statistics)
+    if not isinstance(weight, Tensor):
+        return float(weight)
+    shape = gen.logits().shape[:2]
+    value = weight.to(gen.logits().device, torch.float32)
+    value = value[:, None] if value.ndim == 1 else value
+    return value.expand(shape) if _fits(value.shape, shape) else _misfit("A weight", weight.shape, shape)
+
+
+def _over_vocabulary(value: Tensor, gen: Generation, what: str) -> Tensor:
+    shape = gen.logits().shape
+    placed = value.to(gen.logits().device)
+    placed = placed[:, None] if placed.ndim == 2 else placed  # noqa: PLR2004 - [rows, vocab]
+    return placed if _fits(placed.shape, shape) and placed.shape[-1] == shape[-1] else _misfit(what, value.shape, shape)
+
+
+def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    pairs = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in pairs)
+
+
+def _misfit(what: str, shape: Sequence[int], target: Sequence[int]) -> Tensor:
+    raise InputError(
+        f"{what} of shape {tuple(shape)} does not fit the logits {tuple(target)} [rows, positions, vocab]."
+    )

@@ -1,0 +1,143 @@
+"""The one object that travels through every hook of one guarded call."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.terms import MAIN, Source
+
+
+class Rows:
+    """Tensors with a row dimension that must follow the beams, and positions that must follow rejected candidates.
+
+    Dimension 0 of every tensor is the rows of generate (batch times beams or returned sequences). The core selects
+    rows when beams are reordered, and cuts dimension 1 of tensors put with `positions=True` (one entry per generated
+    position) when candidates of assisted decoding are rejected.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._per_position: set[str] = set()
+
+    def put(self, name: str, tensor: Tensor, *, positions: bool = False) -> None:
+        """Keep `tensor` under `name`; with `positions`, dimension 1 counts generated positions."""
+        self._tensors[name] = tensor
+        (self._per_position.add if positions else self._per_position.discard)(name)
+
+    def append(self, name: str, tensor: Tensor) -> None:
+        """Append `[rows, positions, ...]` of this forward to what is kept under `name`."""
+        kept = self._tensors.get(name)
+        self.put(name, tensor if kept is None else torch.cat([kept, tensor], dim=1), positions=True)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def select(self, index: Tensor) -> None:
+        """Reorder the rows of every tensor."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = tensor.index_select(0, index.to(tensor.device))
+
+    def crop(self, positions: int) -> None:
+        """Forget what was kept for generated positions from `positions` on."""
+        for name in self._per_position:
+            self._tensors[name] = self._tensors[name][:, :positions]
+
+
+@dataclass
+class Forward:
+    """What one guarded forward produced, before and after the terms were added.
+
+    Args:
+        main: Raw logits of main `[rows, positions, vocab]`.
+        branches: Raw logits of each branch by key, same shape.
+        first_position: Index among the generated tokens that position 0 predicts; 0 in the prefill.
+    """
+
+    main: Tensor
+    branches: Mapping[Hashable, Tensor]
+    first_position: int
+    combined: Tensor | None = None
+
+
+@dataclass
+class Generation:
+    """State of one guarded call. The core writes, strategies read; what a strategy keeps goes to `state` or `rows`.
+
+    Args:
+        inputs: The keyword arguments of the call that are model inputs, as the user passed them.
+        input_ids: Prompt `[batch, length]`, left-padded.
+        attention_mask: `[batch, length]`, 0 at padding.
+        image_mask: Bool `[batch, length]`, true at image placeholders.
+        has_image: Whether the request brings pixels or already encoded images.
+        tokenizer: The tokenizer, or None.
+        rows: Per-row tensors that follow beams and rejected candidates.
+        state: Anything else a strategy keeps for this call, by its name.
+    """
+
+    inputs: Mapping[str, Any]
+    input_ids: Tensor
+    attention_mask: Tensor
+    image_mask: Tensor
+    has_image: bool = False
+    tokenizer: Any = None
+    rows: Rows = field(default_factory=Rows)
+    state: dict[str, Any] = field(default_factory=dict)
+    forward: Forward | None = None
+
+    @property
+    def step(self) -> int:
+        """Index of the first generated token that this forward predicts; 0 in the prefill."""
+        return self._current.first_position
+
+    @property
+    def positions(self) -> Tensor:
+        """Indices of the generated tokens that this forward predicts `[positions]`, on the device of the logits."""
+        logits = self._current.main
+        return torch.arange(logits.shape[1], device=logits.device) + self.step
+
+    @property
+    def combined(self) -> Tensor:
+        """Logits that generate receives `[rows, positions, vocab]`; known in `observe`."""
+        if self._current.combined is None:
+            raise InputError("gen.combined is known only in observe, after the terms were added.")
+        return self._current.combined
+
+    def logits(self, source: Source = MAIN) -> Tensor:
+        """Raw logits `[rows, positions, vocab]` of main or a branch in this forward."""
+        if isinstance(source, str) and source == MAIN:
+            return self._current.main
+        key = getattr(source, "key", source)
+        if key not in self._current.branches:
+            known = ", ".join(repr(name) for name in self._current.branches) or "none"
+            raise InputError(f"No branch has the key {key!r}. Branches of this call: {known}.")
+        return self._current.branches[key]
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of `text` without special tokens.
+
+        Raises:
+            ProcessorNeeded: The guard has neither processor nor tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ProcessorNeeded(
+                f"Text must be tokenized ({text[:40]!r}), so give the guard the processor: Guard(model, processor)."
+            )
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def _current(self) -> Forward:
+        if self.forward is None:
+            raise InputError("There are no logits yet: this is known only in terms and observe.")
+        return self.forward

@@ -1,0 +1,172 @@
+"""The public door: a guard round one model."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from lvlm_guard import conversation, requests
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
+from lvlm_guard.forward.scope import ExecutorName
+from lvlm_guard.forward.wrapper import inside_scope
+from lvlm_guard.plugins import StrategyCalls
+from lvlm_guard.report import Report
+from lvlm_guard.requests import Request
+from lvlm_guard.session import Session
+from lvlm_guard.stack import Stack
+
+EXECUTORS = ("auto", "batched", "sequential")
+DEFAULT_STACK = "vcd"
+
+
+class Guard:
+    """Run a vision-language model's generate with mitigation strategies; the model itself stays as it is.
+
+    ```python
+    guard = Guard(model, processor, stack="vcd")
+    output = guard.generate(**inputs, max_new_tokens=64)
+    ```
+
+    Args:
+        model: Any model whose `generate` is Hugging Face's.
+        processor: Its processor; needed by `inputs`, `chat`, and strategies that write text or edit pictures.
+        stack: What `Stack.of` takes: a name, a list, a mapping, or the path of a TOML or YAML file.
+        executor: `auto` decodes branches as one batch where that is exact; `batched` and `sequential` insist.
+
+    Raises:
+        StackError: The stack cannot be built.
+        ModelRefused: The model cannot generate.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
+    ) -> None:
+        if not callable(getattr(model, "generate", None)) or not _can_generate(model):
+            raise ModelRefused(f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.")
+        if executor not in EXECUTORS:
+            raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
+        self.model = model
+        self.processor = processor
+        self.stack = Stack.of(stack)
+        self.executor: ExecutorName = executor
+        self._calls = StrategyCalls(self.stack.strategies)
+        self._memory = conversation.PictureMemory()
+        self._last: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
+
+    @property
+    def report(self) -> Report:
+        """What the last guarded call of this thread or task did.
+
+        Raises:
+            InputError: No guarded call has finished in this context.
+        """
+        report = self._last.get()
+        if report is None:
+            raise InputError("No guarded call has finished in this thread yet, so there is no report.")
+        return report
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the stack; arguments and return value are those of `model.generate`.
+
+        Raises:
+            Refused: A mode or model that cannot be guarded exactly; the message names the fix.
+            InputError: Arguments that cannot be used.
+            NonFiniteLogits: The model or a branch produced NaN.
+        """
+        return self._generate(self._plain(), args, kwargs)
+
+    def inputs(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        messages: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Turn pictures and text, or chat messages, into model inputs, and remember the pictures.
+
+        Args:
+            images: A picture (PIL, path or array) or a list of them, in the order of the prompts.
+            text: A prompt, or a list of prompts, with the model's own image placeholder in it.
+            messages: One conversation, or a list of them, for the processor's chat template.
+            **options: Passed on to the processor.
+
+        Returns:
+            The processor's batch on the model's device, floats in the model's dtype.
+
+        Raises:
+            ProcessorNeeded: The guard has no processor.
+            InputError: Neither or both of text and messages, or a picture that cannot be read.
+        """
+        return conversation.prepare(self.model, self.processor, self._memory, images, text, messages, options)
+
+    def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
+        """Answer one conversation (text) or a list of them (list of texts).
+
+        Args:
+            messages: Messages as chat templates take them; pictures may stand in them.
+            images: Pictures for image items that carry none.
+            **kwargs: Passed on to generate.
+        """
+        batch = self.inputs(images=images, messages=messages)
+        sequences = self.generate(**batch, **kwargs)
+        return conversation.answers(self.processor, batch, sequences, many=conversation.is_batch(messages))
+
+    @contextmanager
+    def attached(self) -> Iterator[Guard]:
+        """Guard every call of `model.generate` until the end of the block, whoever makes it and in any thread."""
+        model = self.model
+        saved = vars(model).get("generate")
+        plain = self._plain()
+
+        def generate(_: Any, *args: Any, **kwargs: Any) -> Any:
+            return plain(*args, **kwargs) if inside_scope() else self._generate(plain, args, kwargs)
+
+        generate.__wrapped__ = type(model).generate  # type: ignore[attr-defined]
+        model.generate = types.MethodType(generate, model)
+        try:
+            yield self
+        finally:
+            if saved is None:
+                del model.generate
+            else:
+                model.generate = saved
+
+    def _plain(self) -> Any:
+        """The model's own generate, also while a guard is attached to it."""
+        attached = vars(self.model).get("generate")
+        if attached is None or hasattr(getattr(attached, "__func__", None), "__wrapped__"):
+            return types.MethodType(type(self.model).generate, self.model)
+        return attached
+
+    def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if not len(self.stack):
+            return plain(*args, **kwargs)
+        arguments = requests.bind(plain, args, kwargs)
+        _refuse_arguments(arguments)
+        inputs, settings = requests.split(arguments)
+        pictures = self._memory.find(inputs)
+        request = Request(inputs, settings, self.model.config, self.processor, pictures)
+        output, report = Session(plain, request, self._calls, self.executor).run()
+        self._last.set(report)
+        return output
+
+
+def _can_generate(model: Any) -> bool:
+    check = getattr(model, "can_generate", None)
+    return bool(check()) if callable(check) else True
+
+
+def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
+    if arguments.get("custom_generate") is not None:
+        raise ModeRefused("custom_generate replaces the decoding loop, so it cannot be guarded: drop it.")
+    if arguments.get("cache_implementation") == "paged":
+        raise ModeRefused("Paged and continuous batching bypass generate's loop: drop cache_implementation='paged'.")
+    cache = arguments.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ModeRefused(
+            "generate() got a cache that already holds tokens; branches have no matching one. "
+            "Pass the whole conversation without past_key_values."
+        )

@@ -1,0 +1,83 @@
+"""Typed specifications of every hook, and the marker that implementations carry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import pluggy
+
+from lvlm_guard.edits import AttentionEdit, Branch, HiddenEdit, Readout
+from lvlm_guard.generation import Generation
+from lvlm_guard.terms import Term
+
+PROJECT = "lvlm_guard"
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Discovery:
+    """Hooks of a distribution, found through the entry-point group `lvlm_guard`."""
+
+    @hookspec
+    def register_strategies(self, register: Callable[[type], None]) -> None:
+        """Offer strategies: call `register` with each strategy class."""
+
+
+class Strategy:
+    """Hooks of one strategy in a stack, called in the order of the stack."""
+
+    @hookspec
+    def start(self, gen: Generation) -> None:
+        """Once, before anything runs: refuse early by raising `StrategyRefused`."""
+
+    @hookspec
+    def edit_inputs(self, gen: Generation) -> Any:
+        """Once: change main's prompt or pictures before they are encoded."""
+
+    @hookspec
+    def branches(self, gen: Generation) -> Iterable[Branch]:
+        """Once: the extra branches wanted; none at the neutral value."""
+        raise NotImplementedError
+
+    @hookspec
+    def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
+        """Once: edits of attention."""
+        raise NotImplementedError
+
+    @hookspec
+    def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
+        """Once: edits of hidden states."""
+        raise NotImplementedError
+
+    @hookspec
+    def readouts(self, gen: Generation) -> Iterable[Readout]:
+        """Once: layers whose next-token logits are wanted."""
+        raise NotImplementedError
+
+    @hookspec
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        """Each forward: the terms to add to main's logits; none at the neutral value."""
+        raise NotImplementedError
+
+    @hookspec
+    def search(self, gen: Generation) -> Any:
+        """Once: a decoding loop of its own; at most one in a stack."""
+
+    @hookspec
+    def finish(self, gen: Generation) -> Any:
+        """Once, after decoding: revised text or sequences."""
+
+    @hookspec
+    def observe(self, gen: Generation) -> None:
+        """Each forward, after the terms were added: look, change nothing."""
+
+
+IMPLEMENTED = frozenset({"start", "branches", "terms", "observe"})
+
+
+def hook_names(space: type) -> tuple[str, ...]:
+    """Names of the hooks specified in `space`, in the order of the source."""
+    return tuple(name for name in vars(space) if hasattr(vars(space)[name], f"{PROJECT}_spec"))

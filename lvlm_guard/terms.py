@@ -1,0 +1,110 @@
+"""The algebra of logits: what a strategy may ask to be added, bounded or removed.
+
+All mixes add up on top of main's logits; restrictions intersect; the strictest plausibility wins, measured on main's
+raw logits inside the restriction, never on the running sum; biases add. Terms commute: their order never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from lvlm_guard.edits import Branch
+from lvlm_guard.errors import InputError
+
+MAIN = "main"
+Source: TypeAlias = Branch | Hashable
+
+
+class Statistics(Protocol):
+    """Row statistics of the current forward, computed on the device; every result is `[rows, positions]`."""
+
+    def logits(self, source: Source) -> Tensor:
+        """Raw logits `[rows, positions, vocab]` of main or a branch, in fp32."""
+        ...
+
+    def entropy(self, source: Source) -> Tensor:
+        """Entropy of the next-token distribution in nats."""
+        ...
+
+    def max_probability(self, source: Source) -> Tensor:
+        """Probability of the most likely token."""
+        ...
+
+    def divergence(self, one: Source, other: Source) -> Tensor:
+        """Jensen-Shannon divergence between two next-token distributions in nats (at most ln 2)."""
+        ...
+
+
+Weight: TypeAlias = float | Tensor | Callable[[Statistics], Tensor]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Add `weight` times the logits of `source`.
+
+    Args:
+        source: `"main"`, a `Branch`, or the key of one.
+        weight: A number; a tensor `[rows]` or `[rows, positions]`; or a function of the forward's `Statistics` that
+            returns such a tensor without leaving the device. 0 is neutral.
+    """
+
+    source: Source
+    weight: Weight
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Push away from a branch: `Mix("main", weight)` and `Mix(source, -weight)`. A weight of 0 is neutral."""
+
+    source: Source
+    weight: Weight
+
+    def mixes(self) -> tuple[Mix, Mix]:
+        """Spell the contrast out as two mixes."""
+        return Mix(MAIN, self.weight), Mix(self.source, _negated(self.weight))
+
+
+@dataclass(frozen=True)
+class Plausible:
+    """Demote tokens whose probability under main is below `beta` times the best one's.
+
+    Demoted tokens get main's logit minus 1e4: they keep main's order and can be chosen only when a later processor
+    forbids every survivor. `beta` is in [0, 1]; 0 is neutral.
+    Source: adaptive plausibility constraint, Li et al., arXiv 2210.15097, as used by VCD, arXiv 2311.16922, eq. 4.
+
+    Raises:
+        InputError: `beta` is outside [0, 1].
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise InputError(f"Plausible.beta must be in [0, 1], got {self.beta}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Restrict:
+    """Remove every token outside `keep`, a bool tensor `[vocab]`, `[rows, vocab]` or `[rows, positions, vocab]`."""
+
+    keep: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """Add `values`, a tensor `[vocab]`, `[rows, vocab]` or `[rows, positions, vocab]`, to the surviving tokens."""
+
+    values: Tensor
+
+
+Term: TypeAlias = Mix | Contrast | Plausible | Restrict | Bias
+
+
+def _negated(weight: Weight) -> Weight:
+    if callable(weight) and not isinstance(weight, Tensor):
+        return lambda statistics: -weight(statistics)
+    return -weight

@@ -1,0 +1,54 @@
+"""Visual debias decoding: subtract what the model would say about no image at all."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from lvlm_guard import Branch, Generation, Mix, Plausible, Replace, Term, hookimpl
+
+
+@dataclass(frozen=True)
+class VDD:
+    """Contrast with image-free branches: `(1 + alpha) z - alpha z'` on plausible tokens.
+
+    Zhang et al., arXiv 2403.05262, eq. 5-6. `none` drops the image placeholders, `unk` puts one unknown token in their
+    place, `both` averages the logits of the two. The released code replaces placeholders before they are expanded, so
+    a whole image becomes a single token; so it does here. `alpha = 0` is neutral.
+    """
+
+    name: ClassVar[str] = "vdd"
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "arXiv 2403.05262"
+    cost: ClassVar[str] = "one or two image-free branches"
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
+    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    blank: Annotated[Literal["none", "unk", "both"], Field(description="what stands for the image")] = "both"
+    unk_id: Annotated[int | None, Field(description="id of the unknown token; none: the tokenizer's, else 0")] = None
+
+    @hookimpl
+    def branches(self, gen: Generation) -> Iterable[Branch]:
+        """Image-free branches."""
+        return self._blanks(gen) if self.alpha else []
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        """Contrast with the mean of the image-free branches."""
+        if self.alpha:
+            blanks = self._blanks(gen)
+            yield Mix("main", self.alpha)
+            yield from (Mix(blank, -self.alpha / len(blanks)) for blank in blanks)
+            yield Plausible(self.beta)
+
+    def _blanks(self, gen: Generation) -> list[Branch]:
+        none = Branch(("no image",), image="removed")
+        token = self._unknown(gen)
+        unk = Branch(("image replaced by", token), tokens=(Replace((token,)),))
+        return {"none": [none], "unk": [unk], "both": [none, unk]}[self.blank]
+
+    def _unknown(self, gen: Generation) -> int:
+        known = self.unk_id if self.unk_id is not None else getattr(gen.tokenizer, "unk_token_id", None)
+        return 0 if known is None else int(known)
