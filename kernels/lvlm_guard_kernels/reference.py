@@ -52,8 +52,7 @@ def _column(weight: float | Tensor) -> float | Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of the distributions `softmax(logits)`; `[..., vocab]` in, `[...]` out, fp32."""
-    p = logits.float().softmax(-1)
-    return torch.special.entr(p).sum(-1)
+    return _entropy_of(logits.float().softmax(-1))
 
 
 def max_probability(logits: Tensor) -> Tensor:
@@ -63,6 +62,11 @@ def max_probability(logits: Tensor) -> Tensor:
 
 def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats between two softmax distributions; `[..., vocab]` in, `[...]` out, fp32."""
-    mean = (one.float().softmax(-1) + other.float().softmax(-1)) / 2
-    middle = torch.special.entr(mean).sum(-1)
-    return (middle - (entropy(one) + entropy(other)) / 2).clamp_min(0.0)
+    p, q = one.float().softmax(-1), other.float().softmax(-1)
+    divergence = _entropy_of((p + q) / 2) - (_entropy_of(p) + _entropy_of(q)) / 2
+    return divergence.clamp_min(0.0)
+
+
+def _entropy_of(probabilities: Tensor) -> Tensor:
+    terms: Tensor = torch.special.entr(probabilities)
+    return terms.sum(-1)

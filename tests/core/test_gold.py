@@ -1,0 +1,38 @@
+"""Every step equals a from-scratch recompute: architectures x branch kinds x executors x modes of generate."""
+
+import pytest
+import torch
+from gold import CORE, MODES, TOLERANCE, Case
+
+KINDS = ("noised", "longer", "blind", "masked")
+LONG = [("gemma3", 24)]  # longer than its sliding window of 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("architecture", "text"), [(name, 6) for name in CORE] + LONG)
+def test_every_step_equals_a_recompute_from_scratch(architecture, text, kind):
+    case = Case(architecture, kind, text)
+    changed = False
+    for mode, settings in MODES.items():
+        for executor in ("auto", "sequential"):
+            error, effect, moved = case.check(executor, **settings(case))
+            changed |= moved
+            print(f"{architecture} {kind} {mode} {executor}: error {error:.1e}, effect {effect:.2f}")
+            assert error <= TOLERANCE, f"{mode}, {executor}: differs from the recompute by {error}"
+            assert effect > 0.1, f"{mode}, {executor}: no power, the branch moves logits by {effect} only"
+    assert changed, "no power: the combination never preferred another token than main"
+
+
+@pytest.mark.parametrize("executor", ["auto", "sequential"])
+@pytest.mark.parametrize("architecture", CORE)
+def test_an_ended_row_stops_as_the_formula_says(architecture, executor):
+    case = Case(architecture, "noised")
+    prefix: list[int] = []
+    for _ in range(3):
+        gold, _ = case.oracle.logits(prefix)
+        gold = gold.clone()
+        gold[98:105] = -torch.inf
+        prefix.append(int(gold.argmax()))
+    error, effect, _ = case.check(executor, eos_token_id=prefix[-1], pad_token_id=0, max_new_tokens=8)
+    assert error <= TOLERANCE
+    assert effect > 0.1
