@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_guard import anatomy, fusion, requests
 from lvlm_guard.edits import Branch
 from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, NoEffectWarning, NonFiniteLogits
-from lvlm_guard.forward import Prepared, Scope, capture, guarded, protocol
+from lvlm_guard.forward import Prepared, Scope, caches, capture, guarded, protocol
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.generation import Generation
 from lvlm_guard.plugins import StrategyCalls
@@ -102,7 +102,7 @@ class Session:
         for branch in self._plan.branches.values():
             requests.refuse_missing_image(self._request, branch)
         main = capture(self._generate, self._request.inputs, self._request.settings)
-        _refuse_modes(main)
+        _refuse_modes(main, self._request.settings)
         encoded = self._encoded(main)
         inputs = dict(self._request.inputs)
         if encoded is not None:
@@ -258,9 +258,15 @@ def _new_tokens(main: Prepared) -> int:
     return max(int(main.settings.max_length) - main.input_ids.shape[1], 1)
 
 
-def _refuse_modes(main: Prepared) -> None:
+def _refuse_modes(main: Prepared, settings: Mapping[str, Any]) -> None:
     if getattr(main.settings, "prefill_chunk_size", None) is not None:
         raise ModeRefused("Chunked prefill cannot be guarded: drop prefill_chunk_size.")
+    assisted = settings.get("assistant_model") is not None or settings.get("prompt_lookup_num_tokens")
+    if assisted and not caches.can_roll_back(main.cache):
+        raise ModeRefused(
+            "This version of transformers cannot take rejected candidates back out of sliding-window layers: "
+            "upgrade it, or generate without assistant and prompt lookup."
+        )
 
 
 def _refuse_overflow(branch: Branch, prepared: Prepared, main: Prepared) -> None:

@@ -13,7 +13,10 @@ from lvlm_guard.forward import caches, protocol
 from lvlm_guard.forward.sequential import BranchRun
 
 PER_ROW_IDS = ("input_ids", *protocol.ALIGNED_LAST[2:])
-PLAIN = frozenset({"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS})
+PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
+PLAIN = frozenset(
+    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
+)
 
 
 def obstacle(module: nn.Module, main_cache: Any, runs: Sequence[BranchRun], inputs: Mapping[str, Any]) -> str | None:
@@ -31,6 +34,8 @@ def obstacle(module: nn.Module, main_cache: Any, runs: Sequence[BranchRun], inpu
         return "dynamically quantised layers make rows depend on their batch"
     if (mask := inputs.get("attention_mask")) is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):  # noqa: PLR2004
         return "the attention mask is not two-dimensional"
+    if inputs.get("position_ids") is None and anatomy.rope_owners(module):
+        return "this version makes rotary positions inside the forward"
     rows = inputs["input_ids"].shape[0]
     for name, value in inputs.items():
         if name not in PLAIN and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows:

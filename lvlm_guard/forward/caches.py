@@ -33,6 +33,12 @@ def layers_of(cache: Any) -> Sequence[Any]:
     return getattr(cache, "layers", None) or ()
 
 
+def can_roll_back(cache: Any) -> bool:
+    """Whether rejected candidates can be taken back out of every layer."""
+    windows = [layer for layer in layers_of(cache) if isinstance(layer, DynamicSlidingWindowLayer)]
+    return all(hasattr(layer, "activate_past_recording") for layer in windows)
+
+
 def record_past_like(cache: Any, main: Any) -> None:
     """Let sliding layers keep rejected candidates when main's do (assisted decoding)."""
     if any(getattr(layer, "record_past", False) for layer in layers_of(main)):

@@ -1,8 +1,9 @@
 """The public test kit: tiny models, the recomputing oracle, and the contract every strategy inherits."""
 
+from lvlm_guard.testing.contract import StrategyContract as StrategyContract
 from lvlm_guard.testing.recompute import Oracle as Oracle
 from lvlm_guard.testing.recompute import Recorder as Recorder
 from lvlm_guard.testing.tiny import ARCHITECTURES as ARCHITECTURES
 from lvlm_guard.testing.tiny import tiny as tiny
 
-__all__ = ["ARCHITECTURES", "Oracle", "Recorder", "tiny"]
+__all__ = ["ARCHITECTURES", "Oracle", "Recorder", "StrategyContract", "tiny"]

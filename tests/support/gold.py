@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Guard, Insert, Plausible, Term, hookimpl
@@ -18,6 +19,7 @@ FENCES = {102, 103}
 EXTRA = (7, 9, 11)
 TOLERANCE = 1e-4
 WEIGHT = 1.5
+OLD = int(transformers.__version__.split(".")[0]) < 5
 CORE = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "gemma3")
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
 
@@ -104,9 +106,18 @@ class Case:
         raw = {"logits_processor": [recorder]} if beams else {"output_logits": True, "return_dict_in_generate": True}
         settings = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED} | settings
         output = guard.generate(**self.inputs, **settings, **raw)
-        assert guard.report.executor == ("sequential" if executor == "sequential" else "batched"), guard.report.reason
+        self.check_executor(executor, guard.report)
         seen = recorder.seen if beams else _steps(output)
         return self.compare(seen, beams=beams, ends=settings.get("eos_token_id"))
+
+    def check_executor(self, asked: str, report: Any) -> None:
+        """Decoding in one batch must really have happened, but for the one model that older versions rule out."""
+        hidden = OLD and self.architecture == "qwen3_vl" and "rotary" in report.reason
+        assert report.executor == ("sequential" if asked == "sequential" or hidden else "batched"), report.reason
+
+    def refuses(self, mode: str) -> bool:
+        """Older versions cannot roll sliding windows back, so assisted modes are refused there."""
+        return OLD and self.architecture == "gemma3" and mode in {"prompt lookup", "assistant"}
 
     def compare(
         self, seen: list[tuple[Tensor, Tensor]], *, beams: bool, ends: int | None = None
@@ -139,7 +150,12 @@ MODES: dict[str, Callable[[Case], dict[str, Any]]] = {
     "returned": lambda case: {"do_sample": True, "num_return_sequences": 2},
     "beams": lambda case: {"num_beams": 3},
     "beam sample": lambda case: {"num_beams": 2, "do_sample": True},
-    "prompt lookup": lambda case: {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1, "max_new_tokens": 8},
-    "assistant": lambda case: {"assistant_model": case.model},
+    "prompt lookup": lambda case: {
+        "prompt_lookup_num_tokens": 3,
+        "max_matching_ngram_size": 1,
+        "max_new_tokens": 8,
+        "eos_token_id": SUPPRESSED[-1],  # 4.57 cannot look up prompts without an end token
+    },
+    "assistant": lambda case: {"assistant_model": case.model, "eos_token_id": SUPPRESSED[-1]},
 }
 __all__ = ["ARCHITECTURES", "BRANCHES", "CORE", "MODES", "TOLERANCE", "Against", "Case", "by_hand", "contrast"]

@@ -1,0 +1,282 @@
+"""The contract every strategy inherits: subclass it in a test module and say what to test.
+
+```python
+class TestMine(StrategyContract):
+    strategy = Mine()
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.errors import GuardError, NoEffectWarning
+from lvlm_guard.guard import Guard
+from lvlm_guard.plugins import strategy_name
+from lvlm_guard.testing.recompute import Recorder
+from lvlm_guard.testing.tiny import inputs_for, tiny
+
+TOLERANCE = 1e-4
+POWER = 0.1
+NEAR = 1e-6
+FORBIDDEN = (98, 99, 100, 101, 102, 103, 104)  # image tokens: a tiny model might say them
+IMPLAUSIBLE = 1e3  # demoted tokens sit 1e4 below; fp32 has no digits left down there
+
+
+class Words:
+    """A tokenizer as far as strategies need one: each letter becomes a token."""
+
+    unk_token_id = 3
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        """Token ids of the first letters of a text."""
+        return {"input_ids": [5 + ord(letter) % 50 for letter in text[:6]]}
+
+
+class StrategyContract:
+    """What holds for every strategy, checked on tiny models in fp32.
+
+    Set `strategy`; set `architectures`, `neutral`, or override `guard` where needed. Each check fails with a message
+    that says which promise broke, and each first asserts that the strategy visibly changes the logits.
+    """
+
+    strategy: ClassVar[Any]
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    architectures: ClassVar[tuple[str, ...]] = ("llava", "qwen2_vl", "gemma3")
+    tokens: ClassVar[int] = 4
+
+    def guard(self, model: nn.Module, *strategies: Any, **options: Any) -> Any:
+        """Build the guard under test."""
+        return Guard(model, Words(), list(strategies), **options)
+
+    def test_it_visibly_changes_the_logits(self) -> None:
+        """The effect on the first logits is above 0.1, and the report counts it."""
+        for model, inputs in self._models():
+            plain, guarded = _logits(_run(model, inputs, self.tokens)), self._logits(model, inputs)
+            effect = _distance(plain[0], guarded[0], floor=True)
+            assert effect > POWER, f"{self._name}: changes logits by {effect:.3f} only, a test on it has no power"
+
+    def test_neutral_is_bit_identical(self) -> None:
+        """At its neutral value it yields nothing: the very bits of plain generate."""
+        for model, inputs in self._models():
+            plain = _run(model, inputs, self.tokens)
+            guarded = self._guarded(model, inputs, self._at(1.0))
+            assert torch.equal(plain.sequences, guarded.sequences), f"{self._name}: neutral changes tokens"
+            same = all(torch.equal(one, other) for one, other in zip(plain.logits, guarded.logits, strict=True))
+            assert same, f"{self._name}: neutral changes logits"
+
+    def test_near_neutral_is_near_plain(self) -> None:
+        """At 1e-6 from neutral, plausible tokens keep their logits within 1e-4."""
+        for model, inputs in self._models():
+            plain = _logits(_run(model, inputs, self.tokens))
+            guarded = self._logits(model, inputs, strategy=self._at(1 - NEAR))
+            difference = _distance(plain[0], guarded[0])
+            assert difference <= TOLERANCE, f"{self._name}: near neutral moves logits by {difference}"
+
+    def test_the_model_is_left_as_it_was(self) -> None:
+        """Weights, hooks, instance attributes and attention stay, after a call and after an exception inside it."""
+        for model, inputs in self._models():
+            _run(model, inputs, self.tokens)  # transformers leaves capture hooks of its own behind a first call
+            before = _fingerprint(model)
+            self._guarded(model, inputs)
+            assert _fingerprint(model) == before, f"{self._name}: the model is not what it was after a call"
+            with _exploding(model), _expecting_boom():
+                self._guarded(model, inputs)
+            assert _fingerprint(model) == before, f"{self._name}: the model is not what it was after an exception"
+
+    def test_rows_of_a_batch_do_not_see_each_other(self) -> None:
+        """A left-padded batch of three equals three single runs."""
+        for name, (model, _) in zip(self.architectures, self._models(), strict=True):
+            singles, batch = ragged(name, model)
+            alone = [self._logits(model, one) for one in singles]
+            together = self._logits(model, batch)
+            for row, expected in enumerate(alone):
+                difference = _distance(expected, together[:, row : row + 1])
+                assert difference <= TOLERANCE, f"{self._name}: row {row} differs by {difference} inside a batch"
+
+    def test_executors_and_recompute_agree(self) -> None:
+        """One batch, a cache per branch, and no cache at all give the same logits; with beams, the same sequences."""
+        for model, inputs in self._models():
+            for mode in ({}, {"num_beams": 3}):
+                wanted = self._guarded(model, inputs, executor="sequential", use_cache=False, **mode)
+                for executor in ("auto", "sequential"):
+                    got = self._guarded(model, inputs, executor=executor, **mode)
+                    assert torch.equal(got.sequences, wanted.sequences), f"{self._name}: {executor} {mode} other tokens"
+                    difference = _distance(_logits(wanted), _logits(got))
+                    assert difference <= TOLERANCE, f"{self._name}: {executor} {mode} differs by {difference}"
+
+    def test_the_same_seed_gives_the_same_logits(self) -> None:
+        """Two calls are equal, whatever the global random state."""
+        for model, inputs in self._models():
+            first = self._logits(model, inputs)
+            torch.manual_seed(1234)
+            torch.randn(7)
+            difference = _distance(first, self._logits(model, inputs))
+            assert difference == 0.0, f"{self._name}: a repeated call differs by {difference}"
+
+    def test_processors_see_the_combination(self) -> None:
+        """Users' processors get the combined logits, not main's."""
+        for model, inputs in self._models():
+            plain, guarded = Recorder(), Recorder()
+            _run(model, inputs, 1, logits_processor=[plain])
+            self._guarded(model, inputs, tokens=1, logits_processor=[guarded])
+            effect = _distance(plain.seen[0][1][None], guarded.seen[0][1][None], floor=True)
+            assert effect > POWER, f"{self._name}: processors see main's logits; terms were added behind them"
+
+    def test_a_forbidden_token_stays_forbidden(self) -> None:
+        """`min_new_tokens` and bad words give distinct, allowed tokens; nothing falls back to token 0."""
+        for model, inputs in self._models():
+            for mode in ({}, {"do_sample": True}, {"num_beams": 2}):
+                first = int(self._guarded(model, inputs).sequences[0, inputs["input_ids"].shape[1]])
+                banned = {"bad_words_ids": [[first], [0]], "eos_token_id": 7, "pad_token_id": 0, "min_new_tokens": 3}
+                new = self._guarded(model, inputs, **banned, **mode).sequences[:, inputs["input_ids"].shape[1] :]
+                assert not torch.isin(new, torch.tensor([first, 0])).any(), f"{self._name}: {mode} a banned token came"
+                assert not (new[:, :3] == 7).any(), f"{self._name}: {mode} ended before min_new_tokens"  # noqa: PLR2004
+
+    def test_two_threads_get_their_own_answers(self) -> None:
+        """A guarded call beside plain ones on the same model."""
+        for model, inputs in self._models():
+            plain = _run(model, inputs, self.tokens).sequences
+            guarded = self._guarded(model, inputs).sequences
+            answers: dict[str, list[bool]] = {"plain": [], "guarded": []}
+
+            def many(kind: str, expected: Tensor, call: Any, answers: dict[str, list[bool]] = answers) -> None:
+                answers[kind] += [torch.equal(call().sequences, expected) for _ in range(3)]
+
+            calls = [
+                ("plain", plain, lambda model=model, inputs=inputs: _run(model, inputs, self.tokens)),
+                ("guarded", guarded, lambda model=model, inputs=inputs: self._guarded(model, inputs)),
+            ]
+            threads = [threading.Thread(target=many, args=call) for call in calls]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert all(answers["plain"]), f"{self._name}: plain generate in another thread was disturbed"
+            assert all(answers["guarded"]), f"{self._name}: guarded generate was disturbed by another thread"
+            assert len(answers["guarded"]) == 3, f"{self._name}: the guarded thread died"  # noqa: PLR2004
+
+    @property
+    def _name(self) -> str:
+        return strategy_name(self.strategy)
+
+    def _models(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+        return (tiny(name) for name in self.architectures)
+
+    def _at(self, share: float) -> Any:
+        """The strategy moved towards its neutral value by `share`; 1 is neutral itself."""
+        neutral = self.neutral or getattr(self.strategy, "neutral", None)
+        if not neutral:
+            raise GuardError(f"{self._name}: name the neutral values, neutral = {{'alpha': 0.0}}.")
+        current = {name: getattr(self.strategy, name) for name in neutral}
+        return dataclasses.replace(
+            self.strategy, **{name: current[name] + share * (neutral[name] - current[name]) for name in neutral}
+        )
+
+    def _guarded(
+        self, model: nn.Module, inputs: Any, strategy: Any = None, *, executor: str = "auto", tokens: int = 0, **more: Any
+    ) -> Any:
+        guard = self.guard(model, strategy or self.strategy, executor=executor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            return guard.generate(**inputs, **_settings(tokens or self.tokens, more))
+
+    def _logits(self, model: nn.Module, inputs: Any, **more: Any) -> Tensor:
+        return _logits(self._guarded(model, inputs, **more))
+
+
+def ragged(name: str, model: nn.Module) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Three prompts of different lengths and images, alone and as one left-padded batch."""
+    singles = [inputs_for(name, model, 1, text=text, seed=text) for text in (3, 6, 11)]
+    return singles, left_padded(singles)
+
+
+def left_padded(singles: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of single-row inputs: token-aligned ones padded on the left, pixels stacked."""
+    length = max(one["input_ids"].shape[1] for one in singles)
+    batch = {}
+    for key in singles[0]:
+        aligned = singles[0][key].shape[:2] == singles[0]["input_ids"].shape
+        batch[key] = torch.cat([_padded(one[key], length) if aligned else one[key] for one in singles])
+    return batch
+
+
+def _padded(value: Tensor, length: int) -> Tensor:
+    return torch.cat([value.new_zeros(1, length - value.shape[1], *value.shape[2:]), value], dim=1)
+
+
+def _settings(tokens: int, more: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {"max_new_tokens": tokens, "do_sample": False, "suppress_tokens": list(FORBIDDEN)}
+    return {**settings, "return_dict_in_generate": True, "output_logits": True, **more}
+
+
+def _run(model: Any, inputs: Any, tokens: int, **more: Any) -> Any:
+    return model.generate(**inputs, **_settings(tokens, more))
+
+
+def _logits(output: Any) -> Tensor:
+    return torch.stack(list(output.logits))
+
+
+def _distance(one: Tensor, other: Tensor, *, floor: bool = False) -> float:
+    """Largest difference over tokens that neither side demotes; with `floor`, demotion by one side counts as 1."""
+    here, there = one > -IMPLAUSIBLE, other > -IMPLAUSIBLE
+    if floor and not torch.equal(here, there):
+        return 1.0
+    alive = here & there
+    return float((one - other)[alive].abs().max()) if bool(alive.any()) else 0.0
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
+    weights = hashlib.blake2b()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.detach().float().numpy().tobytes())
+    instances = [sorted(set(vars(part)) & {"forward", "generate", "_forward", "__call__"}) for part in model.modules()]
+    hooks = [
+        (len(part._forward_hooks), len(part._forward_pre_hooks))  # noqa: SLF001 - torch offers no other way to count
+        for part in model.modules()
+    ]
+    config: Any = model.config
+    return weights.hexdigest(), instances, hooks, config._attn_implementation, model.training  # noqa: SLF001 - as above
+
+
+class _BoomError(Exception):
+    pass
+
+
+@contextmanager
+def _exploding(model: nn.Module) -> Iterator[None]:
+    """Make the model raise in its third decoder forward."""
+    calls = []
+
+    def boom(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # noqa: PLR2004 - in the middle of the decode
+            raise _BoomError
+
+    handle = model.get_decoder().register_forward_pre_hook(boom)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _expecting_boom() -> Iterator[None]:
+    try:
+        yield
+    except _BoomError:
+        return
+    raise AssertionError("the exception inside the model did not come through")
+
+
+__all__ = ["StrategyContract", "Words", "left_padded", "ragged"]

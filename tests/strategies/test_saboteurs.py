@@ -1,0 +1,111 @@
+"""The kit itself is tested: an honest strategy is green, and each of nine saboteurs turns it red."""
+
+import inspect
+
+import pytest
+import saboteurs
+import torch
+from lvlm_guard.forward import batched, sequential
+from lvlm_guard.guard import Guard, Session
+from lvlm_guard.testing import StrategyContract
+
+
+def contract_of(strategy, guard_class=Guard):
+    class Contract(StrategyContract):
+        architectures = ("llava",)
+
+        def guard(self, model, *strategies, **options):
+            from lvlm_guard.testing.contract import Words
+
+            return guard_class(model, Words(), list(strategies), **options)
+
+    Contract.strategy = strategy
+    return Contract()
+
+
+def red(contract):
+    """Names of the checks that fail."""
+    failed = []
+    for name, check in inspect.getmembers(contract, inspect.ismethod):
+        if name.startswith("test_"):
+            try:
+                check()
+            except AssertionError:
+                failed.append(name)
+    return failed
+
+
+@pytest.fixture
+def strategies_see_the_model(monkeypatch):
+    """What a strategy must never get: the module. Saboteurs that need it find it in gen.state."""
+    build = Session.__init__
+
+    def with_model(self, generate, *args):
+        build(self, generate, *args)
+        self.gen.state["model"] = generate.__self__
+
+    monkeypatch.setattr(Session, "__init__", with_model)
+
+
+def test_an_honest_strategy_is_green():
+    assert red(contract_of(saboteurs.Honest())) == []
+
+
+@pytest.mark.parametrize(
+    ("saboteur", "check"),
+    [
+        (saboteurs.LeftoverHook(), "test_the_model_is_left_as_it_was"),
+        (saboteurs.BatchWideMean(), "test_rows_of_a_batch_do_not_see_each_other"),
+        (saboteurs.MutatedWeight(), "test_the_model_is_left_as_it_was"),
+        (saboteurs.UnseededDraw(), "test_the_same_seed_gives_the_same_logits"),
+        (saboteurs.NoOp(), "test_it_visibly_changes_the_logits"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+@pytest.mark.usefixtures("strategies_see_the_model")
+def test_a_sabotaging_strategy_turns_the_kit_red(saboteur, check):
+    assert check in red(contract_of(saboteur))
+
+
+def test_combining_behind_the_processors_turns_the_kit_red():
+    assert "test_processors_see_the_combination" in red(contract_of(saboteurs.Honest(), saboteurs.LateGuard))
+
+
+def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
+    feed = sequential.BranchRun.feed
+
+    def shared(self, run, generated, new, keep, *, first=False):
+        logits = feed(self, run, generated, new, keep, first=first)
+        if first and self.cache is not None:
+            for mine, other in zip(self.cache.layers, shared.main.layers, strict=True):
+                mine.keys, mine.values = other.keys.clone(), other.values.clone()
+        return logits
+
+    adopt = sequential_scope_adopt()
+
+    def remember(self, cache):
+        shared.main = cache
+        return adopt(self, cache)
+
+    monkeypatch.setattr(sequential.BranchRun, "feed", shared)
+    monkeypatch.setattr("lvlm_guard.forward.scope.Scope._adopt", remember)
+    assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
+
+
+def sequential_scope_adopt():
+    from lvlm_guard.forward.scope import Scope
+
+    return Scope._adopt
+
+
+def test_a_stale_beam_order_turns_the_kit_red(monkeypatch):
+    monkeypatch.setattr(sequential.BranchRun, "reorder", lambda self, index: None)
+    assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
+
+
+def test_ignored_padding_turns_the_kit_red(monkeypatch):
+    mask = batched.BatchedDecode._mask
+    monkeypatch.setattr(
+        batched.BatchedDecode, "_mask", lambda self, tokens: None if (m := mask(self, tokens)) is None else torch.ones_like(m)
+    )
+    assert "test_rows_of_a_batch_do_not_see_each_other" in red(contract_of(saboteurs.Honest()))

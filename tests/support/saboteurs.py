@@ -1,0 +1,99 @@
+"""Nine ways to be wrong, each of which must turn the contract red."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from lvlm_guard import Branch, Contrast, Generation, Guard, Term, hookimpl
+
+
+@dataclass(frozen=True)
+class Honest:
+    """What the saboteurs pretend to be."""
+
+    name: ClassVar[str] = "saboteur"
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+
+    @hookimpl
+    def branches(self, gen: Generation) -> Iterable[Branch]:
+        if self.alpha:
+            yield Branch("noise", pixels=self.noised)
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        if self.alpha:
+            yield Contrast("noise", self.weight(gen))
+
+    def weight(self, gen: Generation) -> float | Tensor:
+        return self.alpha
+
+    def noised(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        return pixels + torch.randn(pixels.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class LeftoverHook(Honest):
+    """Registers a hook on the model and forgets it."""
+
+    model: Any = None
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        gen.state["model"].get_decoder().register_forward_hook(lambda *_: None)
+
+
+@dataclass(frozen=True)
+class BatchWideMean(Honest):
+    """Lets every row's weight depend on the whole batch."""
+
+    def weight(self, gen: Generation) -> float | Tensor:
+        return self.alpha * gen.logits().float().softmax(-1).amax(-1).mean().expand(gen.logits().shape[:2])
+
+
+@dataclass(frozen=True)
+class MutatedWeight(Honest):
+    """Nudges a parameter of the model."""
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        if self.alpha:
+            next(gen.state["model"].parameters()).data.mul_(1 + 1e-6)
+
+
+@dataclass(frozen=True)
+class UnseededDraw(Honest):
+    """Draws from the global random state."""
+
+    def noised(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        return pixels + torch.randn(pixels.shape)
+
+
+@dataclass(frozen=True)
+class NoOp(Honest):
+    """Asks for a branch and does nothing with it."""
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        return []
+
+
+class _Late(LogitsProcessor):
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores + torch.linspace(0, 3, scores.shape[-1])
+
+
+class LateGuard(Guard):
+    """Combines behind the processors."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        processors = LogitsProcessorList([*kwargs.pop("logits_processor", []), _Late()])
+        return self.model.generate(*args, **kwargs, logits_processor=processors)
