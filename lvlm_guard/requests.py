@@ -56,6 +56,11 @@ class Request:
             raise InputError("The batch is padded on the right. Set processor.tokenizer.padding_side = 'left'.")
 
     @property
+    def without_cache(self) -> dict[str, Any]:
+        """Model inputs but for a cache of the user's, which belongs to main alone."""
+        return {name: value for name, value in self.inputs.items() if name != "past_key_values"}
+
+    @property
     def image_mask(self) -> Tensor:
         """True at image placeholders `[batch, length]`."""
         return anatomy.image_mask(self.config, self.input_ids)
@@ -105,8 +110,7 @@ def branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] |
         Inputs for `generate`, left-padded anew when the prompt changed.
     """
     refuse_missing_image(request, branch)
-    inputs = dict(request.inputs)
-    inputs["attention_mask"] = request.attention_mask
+    inputs = {**request.without_cache, "attention_mask": request.attention_mask}
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edited_pixels(request, branch))
     elif encoded is not None and not branch.drops_image:

@@ -88,8 +88,8 @@ class Session:
         main, inputs, prepared = self._prepare()
         scope = Scope(main, prepared, self.gen, self._combine, self._executor)
         settings = self._request.settings
-        if "assistant_model" in settings or settings.get("assistant_early_exit"):
-            inputs["past_key_values"] = scope.main_cache = main.cache
+        if settings.get("assistant_model") is not None or settings.get("assistant_early_exit"):
+            scope.main_cache = inputs.setdefault("past_key_values", main.cache)
         with guarded(scope):
             output = self._generate(**inputs, **settings)
         self._check_finite()
@@ -101,7 +101,7 @@ class Session:
         """Capture main, encode its images once, and prepare every branch on what it shares."""
         for branch in self._plan.branches.values():
             requests.refuse_missing_image(self._request, branch)
-        main = capture(self._generate, self._request.inputs, self._request.settings)
+        main = capture(self._generate, self._request.without_cache, self._request.settings)
         _refuse_modes(main, self._request.settings)
         encoded = self._encoded(main)
         inputs = dict(self._request.inputs)
@@ -116,7 +116,7 @@ class Session:
             return None
         if main.expansion > 1:
             single = {**self._request.settings, "num_beams": 1, "num_return_sequences": 1}
-            main = capture(self._generate, self._request.inputs, single)
+            main = capture(self._generate, self._request.without_cache, single)
         encoded = main.kwargs.get("mm_encoder_outputs")
         return encoded if encoded and encoded.get("image") is not None else None
 

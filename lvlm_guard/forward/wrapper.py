@@ -86,10 +86,8 @@ def _install(module: nn.Module) -> Callable[[], None]:
 
 
 def _outside_graphs(function: Any) -> Any:
-    """Keep the wrapper itself out of compiled graphs, without importing the compiler when nobody uses it."""
-    if "torch._dynamo" not in sys.modules:
-        return function
-    return torch.compiler.disable(function, recursive=False)
+    """Keep a guarded forward out of graphs that trace through it, without importing the compiler when nobody uses it."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
 def _uninstall(module: nn.Module, saved: Any, ours: Any) -> None:

@@ -245,7 +245,7 @@ def _mllama() -> Any:
 
 
 def _instructblip() -> Any:
-    vision = {**TOWER, "image_size": 30, "patch_size": 10}
+    vision = {**TOWER, "image_size": 30, "patch_size": 10, "initializer_range": 0.02}  # its default, 1e-10, is blind
     qformer = {**TOWER, "vocab_size": VOCABULARY, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
     return transformers.InstructBlipConfig(
         vision_config=vision,

@@ -1,0 +1,85 @@
+"""A left-padded batch with ragged prompts and images equals its rows run alone, on every architecture and branch."""
+
+import pytest
+import torch
+from gold import CORE, SUPPRESSED, TOLERANCE, Against
+
+from lvlm_guard import Guard
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.contract import left_padded, ragged
+from lvlm_guard.testing.tiny import IMAGE_TOKEN
+
+SETTINGS = {
+    "max_new_tokens": 4, "do_sample": False, "suppress_tokens": SUPPRESSED,
+    "return_dict_in_generate": True, "output_logits": True,
+}  # fmt: skip
+
+
+def logits(guard, inputs):
+    return torch.stack(guard.generate(**inputs, **SETTINGS).logits)
+
+
+@pytest.mark.parametrize("kind", ["noised", "longer", "blind", "masked"])
+@pytest.mark.parametrize("architecture", CORE)
+def test_a_ragged_batch_equals_its_rows(architecture, kind):
+    model, _ = tiny(architecture)
+    singles, batch = ragged(architecture, model)
+    for executor in ("auto", "sequential"):
+        guard = Guard(model, None, [Against(kind)], executor=executor)
+        together = logits(guard, batch)
+        for row, one in enumerate(singles):
+            difference = float((logits(guard, one) - together[:, row : row + 1]).abs().max())
+            assert difference <= TOLERANCE, f"{executor}: row {row} differs by {difference}"
+    effect = float((together - torch.stack(model.generate(**batch, **SETTINGS).logits)).abs().max())
+    print(f"{architecture} {kind}: effect {effect:.2f}")
+    assert effect > 0.1
+
+
+def two_images(architecture, model):
+    """A prompt with two images, beside one with a single image, and both as a batch."""
+    one, _, _ = ragged(architecture, model)[0]
+    image = one["input_ids"] == IMAGE_TOKEN
+    first, last = int(image[0].nonzero()[0]), int(image[0].nonzero()[-1])
+    span = one["input_ids"][:, first : last + 1]
+    more = torch.cat([one["input_ids"][:, : last + 1], torch.tensor([[8]]), span, one["input_ids"][:, last + 1 :]], dim=1)
+    two = {"input_ids": more, "attention_mask": torch.ones_like(more)}
+    two["pixel_values"] = torch.cat([one["pixel_values"], one["pixel_values"].flip(-1)])
+    return [one, two], left_padded([one, two])
+
+
+@pytest.mark.parametrize("kind", ["noised", "blind", "longer"])
+@pytest.mark.parametrize("architecture", ["llava", "internvl"])
+def test_rows_may_bring_different_numbers_of_images(architecture, kind):
+    model, _ = tiny(architecture)
+    singles, batch = two_images(architecture, model)
+    guard = Guard(model, None, [Against(kind)])
+    together = logits(guard, batch)
+    for row, one in enumerate(singles):
+        difference = float((logits(guard, one) - together[:, row : row + 1]).abs().max())
+        assert difference <= TOLERANCE, f"row {row} differs by {difference}"
+
+
+@pytest.mark.parametrize("architecture", CORE)
+def test_neither_batch_nor_row_order_changes_the_noise(architecture):
+    model, _ = tiny(architecture)
+    singles, _ = ragged(architecture, model)
+    guard = Guard(model, None, "vcd")
+    forwards, backwards = logits(guard, left_padded(singles)), logits(guard, left_padded(singles[::-1]))
+    assert float((forwards - backwards.flip(1)).abs().max()) <= TOLERANCE
+    alone = logits(guard, singles[1])
+    assert float((alone[0, 0] - forwards[0, 1]).abs().max()) <= TOLERANCE
+
+
+def test_a_still_image_gets_the_same_noise_in_every_repeated_frame():
+    model, inputs = tiny("qwen2_vl")
+    from lvlm_guard.images import edit_pixels
+
+    patches = inputs["pixel_values"].reshape(16, 3, 2, 16)
+    still = patches[:, :, :1].expand_as(patches).reshape(16, 96)
+    noise = lambda pixels, generator: pixels + torch.randn(pixels.shape, generator=generator)  # noqa: E731
+    edited = edit_pixels("pixel_values", still, inputs["image_grid_thw"], model.config, noise, 0).reshape(16, 3, 2, 16)
+    assert torch.equal(edited[:, :, 0], edited[:, :, 1])
+    assert not torch.equal(edited.reshape(16, 96), still)
+    moving = edit_pixels("pixel_values", inputs["pixel_values"], inputs["image_grid_thw"], model.config, noise, 0)
+    draws = (moving - inputs["pixel_values"]).reshape(16, 3, 2, 16)
+    assert not torch.allclose(draws[:, :, 0], draws[:, :, 1])

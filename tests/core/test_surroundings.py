@@ -1,0 +1,299 @@
+"""What a drop-in guard must survive: threads, streams, pipelines, copies, adapters, offloading, compilation, errors."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from gold import SUPPRESSED, Against
+from transformers import DynamicCache, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
+
+from lvlm_guard import Guard, hookimpl
+from lvlm_guard.testing import tiny
+
+SETTINGS = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": SUPPRESSED}
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return tiny("llava")
+
+
+@pytest.fixture(scope="module")
+def answers(llava):
+    model, inputs = llava
+    plain = model.generate(**inputs, **SETTINGS)
+    guarded = Guard(model, None, [Against("noised")]).generate(**inputs, **SETTINGS)
+    assert not torch.equal(plain, guarded), "no power"
+    return plain, guarded
+
+
+class Collecting(BaseStreamer):
+    def __init__(self):
+        self.tokens = []
+
+    def put(self, value):
+        self.tokens += value.flatten().tolist()
+
+    def end(self):
+        self.tokens.append("end")
+
+
+def test_many_threads_on_one_model_each_get_their_own_answer(llava, answers):
+    model, inputs = llava
+    other = Guard(model, None, [Against("blind")])
+    expected = [*answers, other.generate(**inputs, **SETTINGS)]
+    guard = Guard(model, None, [Against("noised")])
+    calls = [model.generate, guard.generate, other.generate]
+    wrong = []
+
+    def work(call, wanted):
+        for _ in range(5):
+            if not torch.equal(call(**inputs, **SETTINGS), wanted):
+                wrong.append(call)
+
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(calls * 2, expected * 2, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert "forward" not in vars(model)
+
+
+def test_a_streamer_sees_the_prompt_and_every_token(llava, answers):
+    model, inputs = llava
+    streamer = Collecting()
+    guard = Guard(model, None, [Against("noised")])
+    output = guard.generate(**inputs, **SETTINGS, streamer=streamer)
+    assert streamer.tokens == [*output[0].tolist(), "end"]
+    assert torch.equal(output, answers[1])
+
+
+def test_an_iterator_streamer_works_from_a_worker_thread(answers):
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, [Against("noised")])
+
+    class Decoder:
+        def decode(self, ids, **_):
+            return "".join(f"{token} " for token in ids)
+
+    streamer = TextIteratorStreamer(Decoder(), skip_prompt=True, timeout=20)
+    worker = threading.Thread(target=guard.generate, kwargs={**inputs, **SETTINGS, "streamer": streamer})
+    worker.start()
+    text = "".join(streamer)
+    worker.join()
+    assert [int(one) for one in text.split()] == answers[1][0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_attached_guards_every_caller_and_no_longer_afterwards(llava, answers):
+    model, inputs = llava
+    guard = Guard(model, None, [Against("noised")])
+    elsewhere = []
+    with guard.attached():
+        inside = model.generate(**inputs, **SETTINGS)
+        worker = threading.Thread(target=lambda: elsewhere.append(model.generate(**inputs, **SETTINGS)))
+        worker.start()
+        worker.join()
+        by_guard = guard.generate(**inputs, **SETTINGS)
+        assisted = model.generate(**inputs, **SETTINGS, assistant_model=model)
+    for got in (inside, elsewhere[0], by_guard, assisted):
+        assert torch.equal(got, answers[1])
+    assert torch.equal(model.generate(**inputs, **SETTINGS), answers[0])
+    assert "generate" not in vars(model)
+
+
+def test_a_pipeline_inside_attached_is_guarded():
+    from PIL import Image
+    from transformers import pipeline
+    from toy_processor import toy_processor
+
+    model, _ = tiny("llava")
+    processor = toy_processor()
+    guard = Guard(model, processor, [Against("noised")])
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    picture = Image.new("RGB", (30, 30), (200, 30, 90))
+    ask = {"images": picture, "text": "<image> a b c", "generate_kwargs": SETTINGS}
+    plain = pipe(**ask)[0]["generated_text"]
+    with guard.attached():
+        guarded = pipe(**ask)[0]["generated_text"]
+    direct = guard.generate(**guard.inputs(images=picture, text="<image> a b c"), **SETTINGS)
+    assert guarded != plain
+    assert guarded.split()[-6:] == processor.decode(direct[0]).split()[-6:]
+
+
+def test_a_copy_made_while_attached_runs_its_own_weights(llava):
+    model, inputs = llava
+    guard = Guard(model, None, [Against("noised")])
+    with guard.attached():
+        twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.get_output_embeddings().parameters():
+            parameter.neg_()
+    changed = twin.generate(**inputs, **SETTINGS)
+    assert not torch.equal(changed, model.generate(**inputs, **SETTINGS))
+
+
+def test_a_copy_made_inside_a_forward_runs_its_own_weights(llava):
+    model, inputs = llava
+    copies = []
+    handle = model.get_decoder().register_forward_pre_hook(lambda *_: copies.append(copy.deepcopy(model)))
+    try:
+        Guard(model, None, [Against("noised")]).generate(**inputs, **SETTINGS)
+    finally:
+        handle.remove()
+    twin = copies[0]
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.neg_()
+    ids = inputs["input_ids"][:, -3:]
+    with torch.no_grad():
+        assert torch.allclose(twin(input_ids=ids).logits, -model(input_ids=ids).logits, atol=1e-4)
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["model", "strategy"])
+def test_after_an_exception_everything_is_back(llava, answers, where, error):
+    model, inputs = llava
+    calls = []
+
+    def explode(*_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise error
+
+    class Exploding(Against):
+        @hookimpl
+        def terms(self, gen):
+            explode()
+            return Against.terms(self, gen)
+
+    handle = model.get_decoder().register_forward_pre_hook(explode) if where == "model" else None
+    strategy = Against("noised") if where == "model" else _frozen(Exploding)("noised")
+    try:
+        with pytest.raises(error):
+            Guard(model, None, [strategy]).generate(**inputs, **SETTINGS)
+    finally:
+        if handle:
+            handle.remove()
+    assert "forward" not in vars(model)
+    assert torch.equal(model.generate(**inputs, **SETTINGS), answers[0])
+    assert torch.equal(Guard(model, None, [Against("noised")]).generate(**inputs, **SETTINGS), answers[1])
+
+
+def _frozen(cls):
+    from dataclasses import dataclass
+
+    return dataclass(frozen=True)(cls)
+
+
+def test_a_lora_model_is_guarded_where_it_really_decodes(answers):
+    peft = pytest.importorskip("peft")
+    model, inputs = tiny("llava")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2))
+    adapted.eval()
+    guarded = Guard(adapted, None, [Against("noised")]).generate(**inputs, **SETTINGS)
+    assert torch.equal(guarded, answers[1])  # a fresh adapter is the identity
+    assert "forward" not in vars(model)
+
+
+def test_offloaded_weights_are_guarded_and_the_offload_stays(answers):
+    accelerate = pytest.importorskip("accelerate")
+    model, inputs = tiny("llava")
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    hooked = vars(model).get("forward")
+    guard = Guard(model, None, [Against("noised")])
+    assert torch.equal(guard.generate(**inputs, **SETTINGS), answers[1])
+    assert vars(model).get("forward") is hooked
+
+
+@pytest.mark.parametrize("how", ["forward", "module", "decoder"])
+def test_compiled_models_are_guarded(answers, how):
+    model, inputs = tiny("llava")
+    if how == "forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    elif how == "module":
+        model.compile(backend="eager")
+    else:
+        model.model.language_model = torch.compile(model.model.language_model, backend="eager")
+    guard = Guard(model, None, [Against("noised")])
+    assert torch.equal(guard.generate(**inputs, **SETTINGS), answers[1])
+
+
+def test_every_return_type_of_generate_comes_back(llava, answers):
+    model, inputs = llava
+    guard = Guard(model, None, [Against("noised")])
+    extras = {
+        "return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_hidden_states": True,
+    }  # fmt: skip
+    plain, guarded = (call(**inputs, **SETTINGS, **extras) for call in (model.generate, guard.generate))
+    assert type(plain) is type(guarded)
+    assert torch.equal(guarded.sequences, answers[1])
+    for one, other in zip(plain.hidden_states, guarded.hidden_states, strict=True):
+        assert [tuple(layer.shape) for layer in one] == [tuple(layer.shape) for layer in other]
+    for one, other in zip(plain.past_key_values.layers, guarded.past_key_values.layers, strict=True):
+        assert one.keys.shape == other.keys.shape
+    assert guarded.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length()
+    assert "reorder_cache" not in vars(guarded.past_key_values)
+
+
+def test_a_returned_cache_is_mains_own(llava):
+    model, inputs = llava
+    guard = Guard(model, None, [Against("longer")])
+    output = guard.generate(**inputs, **SETTINGS, return_dict_in_generate=True)
+    with torch.no_grad():
+        fresh = model(**{**inputs, "input_ids": output.sequences[:, :-1], "attention_mask": None}, use_cache=True)
+    for mine, wanted in zip(output.past_key_values.layers, fresh.past_key_values.layers, strict=True):
+        assert torch.allclose(mine.keys, wanted.keys, atol=1e-4)
+
+
+def test_positional_inputs_and_a_generation_config_object_work(llava, answers):
+    from transformers import GenerationConfig
+
+    model, inputs = llava
+    rest = {name: value for name, value in inputs.items() if name != "input_ids"}
+    guard = Guard(model, None, [Against("noised")])
+    config = GenerationConfig(**SETTINGS)
+    assert torch.equal(guard.generate(inputs["input_ids"], config, **rest), answers[1])
+    assert torch.equal(guard.generate(inputs["input_ids"], **rest, **SETTINGS), answers[1])
+    assert vars(config)["max_new_tokens"] == 6
+
+
+def test_a_users_empty_cache_and_a_static_cache_work(llava, answers):
+    model, inputs = llava
+    guard = Guard(model, None, [Against("noised")])
+    mine = DynamicCache(config=model.config.get_text_config())
+    assert torch.equal(guard.generate(**inputs, **SETTINGS, past_key_values=mine), answers[1])
+    assert mine.get_seq_length() == answers[1].shape[1] - 1
+    static = guard.generate(**inputs, **SETTINGS, cache_implementation="static")
+    assert torch.equal(static, answers[1])
+    assert guard.report.executor == "sequential"
+    assert "StaticCache" in guard.report.reason or "mask" in guard.report.reason
+
+
+def test_stop_strings_end_a_guarded_call(llava):
+    from toy_processor import toy_processor
+
+    model, inputs = llava
+    processor = toy_processor()
+    guard = Guard(model, processor, [Against("noised")])
+    free = guard.generate(**inputs, **SETTINGS)[0, inputs["input_ids"].shape[1] :].tolist()
+    stop = processor.tokenizer.convert_ids_to_tokens(free[1])
+    cut = guard.generate(**inputs, **SETTINGS, stop_strings=[stop], tokenizer=processor.tokenizer)
+    assert cut[0, inputs["input_ids"].shape[1] :].tolist() == free[:2]
+
+
+@pytest.mark.parametrize("architecture", ["mllama", "instructblip", "paligemma", "llava_onevision"])
+def test_further_architectures_run_and_fall_back_where_one_batch_is_not_exact(architecture):
+    model, inputs = tiny(architecture)
+    guard = Guard(model, None, [Against("noised")])
+    guarded = guard.generate(**inputs, **SETTINGS)
+    assert guard.report.strategies[0].touched
+    executor = "sequential" if architecture == "mllama" else "batched"
+    assert guard.report.executor == executor, guard.report.reason
+    alone = Guard(model, None, [Against("noised")], executor="sequential").generate(**inputs, **SETTINGS)
+    assert torch.equal(guarded, alone)
