@@ -1,0 +1,96 @@
+"""The strict manager, the order of calls, and what a strategy may not be."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from lvlm_guard import PluginRejected, hookimpl
+from lvlm_guard.hookspecs import IMPLEMENTED, Strategy, hook_names
+from lvlm_guard.plugins import Catalogue, StrategyCalls, check_strategy
+
+
+def made(name="odd", frozen=True, **members):
+    return dataclass(frozen=frozen)(type(name, (), {"name": name, "__annotations__": {}, **members}))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"term": hookimpl(lambda self, gen: [])}, "no hook is called 'term'. Did you mean 'terms'"),
+        ({"terms": lambda self, gen: []}, "without its marker"),
+        ({"terms": hookimpl(lambda self, gen=None: [])}, "'gen' must be plain"),
+        ({"terms": hookimpl(lambda self, *, gen: [])}, "'gen' must be plain"),
+        *[({name: hookimpl(lambda self, gen: [])}, "does not run yet") for name in hook_names(Strategy) if name not in IMPLEMENTED],
+    ],
+)
+def test_hooks_that_would_be_ignored_are_refused(members, words):
+    with pytest.raises(PluginRejected, match=words):
+        check_strategy(made(**members))
+
+
+def test_a_strategy_is_a_frozen_dataclass():
+    with pytest.raises(PluginRejected, match="frozen dataclass"):
+        check_strategy(made(frozen=False))
+    with pytest.raises(PluginRejected, match="frozen dataclass"):
+        check_strategy(type("Plain", (), {}))
+
+
+def test_a_name_can_be_taken_only_once():
+    found = Catalogue()
+    found.add(made("mine"), "one")
+    with pytest.raises(PluginRejected, match="two offers a strategy 'mine', but one already does"):
+        found.add(made("mine"), "two")
+
+
+def test_the_order_of_the_stack_is_the_order_of_calls():
+    called = []
+
+    def noting(name):
+        return made(name, start=hookimpl(lambda self, gen: called.append(name)))()
+
+    StrategyCalls([noting("first"), noting("second"), noting("third")]).call("start", None)
+    assert called == ["first", "second", "third"]
+
+
+def test_every_hook_is_marked_and_has_a_test():
+    unmarked = [name for name in vars(Strategy) if not name.startswith("_") and name not in hook_names(Strategy)]
+    assert unmarked == []
+
+
+def test_hook_start_branches_terms_observe_run_in_this_order():
+    from gold import Against
+
+    from lvlm_guard import Guard
+    from lvlm_guard.testing import tiny
+
+    called = []
+
+    @dataclass(frozen=True)
+    class Watching(Against):
+        name: ClassVar[str] = "watching"
+
+        @hookimpl
+        def start(self, gen):
+            called.append("start")
+            assert gen.has_image
+            assert gen.image_mask.sum() == 25
+
+        @hookimpl
+        def branches(self, gen):
+            called.append("branches")
+            return Against.branches(self, gen)
+
+        @hookimpl
+        def terms(self, gen):
+            called.append(f"terms {gen.step}")
+            return Against.terms(self, gen)
+
+        @hookimpl
+        def observe(self, gen):
+            called.append("observe")
+            assert gen.combined.shape == gen.logits().shape == gen.logits("noised").shape
+
+    model, inputs = tiny("llava")
+    Guard(model, None, [Watching()]).generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert called == ["start", "branches", "terms 0", "observe", "terms 1", "observe"]
