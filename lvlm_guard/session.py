@@ -128,8 +128,9 @@ class Session:
         except GuardError:
             raise
         except Exception as error:
+            hint = " Choose a strategy whose branches keep the image." if branch.drops_image else ""
             raise ModelRefused(
-                f"Branch {branch.key!r} cannot be prepared on {type(main.module).__name__}: {error}"
+                f"Branch {branch.key!r} cannot be prepared on {type(main.module).__name__}: {error}.{hint}"
             ) from error
         if prepared.module is not main.module:
             raise ModelRefused(f"Branch {branch.key!r} decodes on another module than main.")

@@ -1,0 +1,34 @@
+"""The command line: `lvlm-guard`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from lvlm_guard.cli import answering, demonstration, listing, stacks
+from lvlm_guard.errors import GuardError
+
+app = typer.Typer(
+    name="lvlm-guard",
+    help="Hallucination mitigation for vision-language models at inference time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("strategies")(listing.strategies)
+app.command("generate")(answering.generate)
+app.command("demo")(demonstration.demo)
+app.add_typer(stacks.app, name="stack")
+
+USAGE_ERROR = 2
+
+
+def main() -> None:
+    """Run the command line; what the library raises on purpose becomes a message and exit code 2."""
+    try:
+        app()
+    except GuardError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(USAGE_ERROR)

@@ -14,9 +14,7 @@ from lvlm_guard.forward.sequential import BranchRun
 
 PER_ROW_IDS = ("input_ids", *protocol.ALIGNED_LAST[2:])
 PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
-PLAIN = frozenset(
-    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
-)
+PLAIN = frozenset({"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES})
 
 
 def obstacle(module: nn.Module, main_cache: Any, runs: Sequence[BranchRun], inputs: Mapping[str, Any]) -> str | None:

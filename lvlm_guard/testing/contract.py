@@ -106,10 +106,11 @@ class StrategyContract:
     def test_executors_and_recompute_agree(self) -> None:
         """One batch, a cache per branch, and no cache at all give the same logits; with beams, the same sequences."""
         for model, inputs in self._models():
-            for mode in ({}, {"num_beams": 3}):
-                wanted = self._guarded(model, inputs, executor="sequential", use_cache=False, **mode)
+            for beams in (1, 3):
+                mode = {"num_beams": beams}
+                wanted = self._guarded(model, inputs, executor="sequential", use_cache=False, num_beams=beams)
                 for executor in ("auto", "sequential"):
-                    got = self._guarded(model, inputs, executor=executor, **mode)
+                    got = self._guarded(model, inputs, executor=executor, num_beams=beams)
                     assert torch.equal(got.sequences, wanted.sequences), f"{self._name}: {executor} {mode} other tokens"
                     difference = _distance(_logits(wanted), _logits(got))
                     assert difference <= TOLERANCE, f"{self._name}: {executor} {mode} differs by {difference}"
@@ -135,9 +136,15 @@ class StrategyContract:
     def test_a_forbidden_token_stays_forbidden(self) -> None:
         """`min_new_tokens` and bad words give distinct, allowed tokens; nothing falls back to token 0."""
         for model, inputs in self._models():
-            for mode in ({}, {"do_sample": True}, {"num_beams": 2}):
+            modes: tuple[dict[str, Any], ...] = ({}, {"do_sample": True}, {"num_beams": 2})
+            for mode in modes:
                 first = int(self._guarded(model, inputs).sequences[0, inputs["input_ids"].shape[1]])
-                banned = {"bad_words_ids": [[first], [0]], "eos_token_id": 7, "pad_token_id": 0, "min_new_tokens": 3}
+                banned: dict[str, Any] = {
+                    "bad_words_ids": [[first], [0]],
+                    "eos_token_id": 7,
+                    "pad_token_id": 0,
+                    "min_new_tokens": 3,
+                }
                 new = self._guarded(model, inputs, **banned, **mode).sequences[:, inputs["input_ids"].shape[1] :]
                 assert not torch.isin(new, torch.tensor([first, 0])).any(), f"{self._name}: {mode} a banned token came"
                 assert not (new[:, :3] == 7).any(), f"{self._name}: {mode} ended before min_new_tokens"  # noqa: PLR2004
@@ -183,7 +190,14 @@ class StrategyContract:
         )
 
     def _guarded(
-        self, model: nn.Module, inputs: Any, strategy: Any = None, *, executor: str = "auto", tokens: int = 0, **more: Any
+        self,
+        model: nn.Module,
+        inputs: Any,
+        strategy: Any = None,
+        *,
+        executor: str = "auto",
+        tokens: int = 0,
+        **more: Any,
     ) -> Any:
         guard = self.guard(model, strategy or self.strategy, executor=executor)
         with warnings.catch_warnings():

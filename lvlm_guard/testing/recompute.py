@@ -62,7 +62,7 @@ def next_logits(model: Any, inputs: Mapping[str, Any], generated: Sequence[int])
 def extend(inputs: Mapping[str, Any], generated: Sequence[int]) -> dict[str, Any]:
     """Inputs with `generated` tokens appended to the prompt as text."""
     grown = dict(inputs)
-    tokens = torch.tensor([list(generated)], dtype=torch.long)
+    tokens = torch.tensor([list(generated)], dtype=torch.long, device=inputs["input_ids"].device)
     grown["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
     for name, value in ALIGNED.items():
         if name in inputs:

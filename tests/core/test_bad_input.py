@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar
 import pytest
 import torch
 from gold import EXTRA, SUPPRESSED, Against
+from lvlm_guard_contrastive import ICD, VCD
 from pydantic import Field
 from transformers import BertConfig, BertModel, DynamicCache
 
 import lvlm_guard as lg
 from lvlm_guard import Branch, Guard, Insert, hookimpl
 from lvlm_guard.testing import tiny
-from lvlm_guard_contrastive import ICD, VCD
 
 SETTINGS = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED}
 

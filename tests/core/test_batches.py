@@ -5,6 +5,7 @@ import torch
 from gold import CORE, SUPPRESSED, TOLERANCE, Against
 
 from lvlm_guard import Guard
+from lvlm_guard.images import edit_pixels
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import left_padded, ragged
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
@@ -41,7 +42,9 @@ def two_images(architecture, model):
     image = one["input_ids"] == IMAGE_TOKEN
     first, last = int(image[0].nonzero()[0]), int(image[0].nonzero()[-1])
     span = one["input_ids"][:, first : last + 1]
-    more = torch.cat([one["input_ids"][:, : last + 1], torch.tensor([[8]]), span, one["input_ids"][:, last + 1 :]], dim=1)
+    more = torch.cat(
+        [one["input_ids"][:, : last + 1], torch.tensor([[8]]), span, one["input_ids"][:, last + 1 :]], dim=1
+    )
     two = {"input_ids": more, "attention_mask": torch.ones_like(more)}
     two["pixel_values"] = torch.cat([one["pixel_values"], one["pixel_values"].flip(-1)])
     return [one, two], left_padded([one, two])
@@ -72,8 +75,6 @@ def test_neither_batch_nor_row_order_changes_the_noise(architecture):
 
 def test_a_still_image_gets_the_same_noise_in_every_repeated_frame():
     model, inputs = tiny("qwen2_vl")
-    from lvlm_guard.images import edit_pixels
-
     patches = inputs["pixel_values"].reshape(16, 3, 2, 16)
     still = patches[:, :, :1].expand_as(patches).reshape(16, 96)
     noise = lambda pixels, generator: pixels + torch.randn(pixels.shape, generator=generator)  # noqa: E731

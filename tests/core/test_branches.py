@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import gold
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,6 @@ from gold import OLD, SUPPRESSED, Against
 from PIL import Image, ImageOps
 from toy_processor import toy_processor
 
-import gold
 from lvlm_guard import Branch, Guard, Insert, ModelRefused, Replace
 from lvlm_guard.requests import Request, branch_inputs
 from lvlm_guard.testing import tiny
@@ -61,7 +61,12 @@ def test_rows_are_edited_without_their_padding_and_padded_again(qwen):
     ids = torch.tensor([[0, 0, 8, 100, 9], [8, 7, 100, 100, 9]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     types = (ids == IMAGE).long()
-    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.zeros(3, 3, 2, 2)}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "mm_token_type_ids": types,
+        "pixel_values": torch.zeros(3, 3, 2, 2),
+    }
     got = branch_inputs(Request(inputs, {}, qwen), Branch("x", tokens=(Insert((5, 6), "after_image"),)), None)
     assert got["input_ids"].tolist() == [[0, 0, 8, 100, 5, 6, 9], [8, 7, 100, 100, 5, 6, 9]]
     assert got["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 1, 1], [1] * 7]
@@ -158,7 +163,9 @@ def test_equal_keys_share_one_branch():
 def test_the_declared_order_of_strategies_leaves_logits_equal():
     model, inputs = tiny("llava")
     stack = [Against("noised", beta=0.05), "m3id", "vdd"]
-    one, other = (torch.stack(Guard(model, None, order).generate(**inputs, **SETTINGS).logits) for order in (stack, stack[::-1]))
+    one, other = (
+        torch.stack(Guard(model, None, order).generate(**inputs, **SETTINGS).logits) for order in (stack, stack[::-1])
+    )
     alive = one > -1e3
     assert torch.equal(alive, other > -1e3)
     assert float((one - other)[alive].abs().max()) <= 1e-4

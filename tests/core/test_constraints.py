@@ -3,12 +3,12 @@
 import pytest
 import torch
 from gold import SUPPRESSED, TOLERANCE
+from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
 from transformers import LogitsProcessor
 
 from lvlm_guard import Guard
 from lvlm_guard.testing import Recorder, tiny
 from lvlm_guard.testing.contract import Words
-from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
 
 STRATEGIES = {"vcd": VCD(), "m3id": M3ID(decay=0.5), "vdd": VDD(), "icd": ICD()}
 END = 7

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from gold import SUPPRESSED, Against
+from gold import SUPPRESSED, Against, disturbed
 from PIL import Image
 from toy_processor import toy_processor
 
@@ -41,7 +41,10 @@ def test_messages_go_through_the_chat_template(guard, tmp_path):
         {"messages": messages("a b")},
         {"messages": messages("a b", str(path))},
         {"messages": [{"role": "user", "content": "a b"}], "images": PICTURE},
-        {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a b"}]}], "images": [path]},
+        {
+            "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a b"}]}],
+            "images": [path],
+        },
     ):
         got = guard.inputs(**given)
         assert torch.equal(got["input_ids"], wanted["input_ids"])
@@ -113,15 +116,9 @@ def test_changes_are_counted_against_main_in_unfinished_rows_only(guard):
             ids = torch.cat([single["input_ids"], output[row : row + 1, inputs["input_ids"].shape[1] :][:, :step]], 1)
             with torch.no_grad():
                 main = guard.model(input_ids=ids, pixel_values=single["pixel_values"]).logits[0, -1]
-                noised = guard.model(input_ids=ids, pixel_values=_noised(single["pixel_values"])).logits[0, -1]
+                noised = guard.model(input_ids=ids, pixel_values=disturbed(single["pixel_values"])).logits[0, -1]
             plain_best += int((2.5 * main - 1.5 * noised).argmax() != main.argmax())
     assert guard.report.strategies[0].changed == plain_best
-
-
-def _noised(pixels):
-    from gold import disturbed
-
-    return disturbed(pixels)
 
 
 def test_reports_belong_to_the_thread_that_made_the_call(guard):

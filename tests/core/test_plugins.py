@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+from gold import Against
 
-from lvlm_guard import PluginRejected, hookimpl
+from lvlm_guard import Guard, PluginRejected, hookimpl
 from lvlm_guard.hookspecs import IMPLEMENTED, Strategy, hook_names
 from lvlm_guard.plugins import Catalogue, StrategyCalls, check_strategy
+from lvlm_guard.testing import tiny
 
 
 def made(name="odd", frozen=True, **members):
@@ -21,7 +23,11 @@ def made(name="odd", frozen=True, **members):
         ({"terms": lambda self, gen: []}, "without its marker"),
         ({"terms": hookimpl(lambda self, gen=None: [])}, "'gen' must be plain"),
         ({"terms": hookimpl(lambda self, *, gen: [])}, "'gen' must be plain"),
-        *[({name: hookimpl(lambda self, gen: [])}, "does not run yet") for name in hook_names(Strategy) if name not in IMPLEMENTED],
+        *[
+            ({name: hookimpl(lambda self, gen: [])}, "does not run yet")
+            for name in hook_names(Strategy)
+            if name not in IMPLEMENTED
+        ],
     ],
 )
 def test_hooks_that_would_be_ignored_are_refused(members, words):
@@ -59,11 +65,6 @@ def test_every_hook_is_marked_and_has_a_test():
 
 
 def test_hook_start_branches_terms_observe_run_in_this_order():
-    from gold import Against
-
-    from lvlm_guard import Guard
-    from lvlm_guard.testing import tiny
-
     called = []
 
     @dataclass(frozen=True)

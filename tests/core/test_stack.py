@@ -1,9 +1,9 @@
 """Stacks from everything a user may write, and errors that name the path and the nearest name."""
 
 import pytest
+from lvlm_guard_contrastive import M3ID, VCD
 
 from lvlm_guard import Stack, StackError
-from lvlm_guard_contrastive import M3ID, VCD
 
 TOML = '[[stack]]\nname = "vcd"\nparams = {alpha = 0.5}\n\n[[stack]]\nname = "m3id"\n'
 YAML = "stack:\n  - name: vcd\n    params: {alpha: 0.5}\n  - m3id\n"

@@ -2,11 +2,14 @@
 
 import copy
 import threading
+from dataclasses import dataclass
 
 import pytest
 import torch
 from gold import SUPPRESSED, Against
-from transformers import DynamicCache, TextIteratorStreamer
+from PIL import Image
+from toy_processor import toy_processor
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from lvlm_guard import Guard, hookimpl
@@ -49,9 +52,8 @@ def test_many_threads_on_one_model_each_get_their_own_answer(llava, answers):
     wrong = []
 
     def work(call, wanted):
-        for _ in range(5):
-            if not torch.equal(call(**inputs, **SETTINGS), wanted):
-                wrong.append(call)
+        answers = [call(**inputs, **SETTINGS) for _ in range(5)]
+        wrong.extend(call for answer in answers if not torch.equal(answer, wanted))
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(calls * 2, expected * 2, strict=True)]
     for thread in threads:
@@ -105,10 +107,6 @@ def test_attached_guards_every_caller_and_no_longer_afterwards(llava, answers):
 
 
 def test_a_pipeline_inside_attached_is_guarded():
-    from PIL import Image
-    from transformers import pipeline
-    from toy_processor import toy_processor
-
     model, _ = tiny("llava")
     processor = toy_processor()
     guard = Guard(model, processor, [Against("noised")])
@@ -186,8 +184,6 @@ def test_after_an_exception_everything_is_back(llava, answers, where, error):
 
 
 def _frozen(cls):
-    from dataclasses import dataclass
-
     return dataclass(frozen=True)(cls)
 
 
@@ -252,8 +248,6 @@ def test_a_returned_cache_is_mains_own(llava):
 
 
 def test_positional_inputs_and_a_generation_config_object_work(llava, answers):
-    from transformers import GenerationConfig
-
     model, inputs = llava
     rest = {name: value for name, value in inputs.items() if name != "input_ids"}
     guard = Guard(model, None, [Against("noised")])
@@ -276,8 +270,6 @@ def test_a_users_empty_cache_and_a_static_cache_work(llava, answers):
 
 
 def test_stop_strings_end_a_guarded_call(llava):
-    from toy_processor import toy_processor
-
     model, inputs = llava
     processor = toy_processor()
     guard = Guard(model, processor, [Against("noised")])

@@ -30,7 +30,14 @@ def test_mixes_and_contrasts_add_up_on_top_of_main(gen):
 
 def test_the_order_of_terms_never_matters(gen):
     keep = torch.tensor([True] * 8 + [False] * 3)
-    terms = [Contrast("one", 0.5), Plausible(0.01), Mix("two", 1.0), Restrict(keep), Bias(torch.arange(VOCABULARY) / 7), Plausible(0.2)]
+    terms = [
+        Contrast("one", 0.5),
+        Plausible(0.01),
+        Mix("two", 1.0),
+        Restrict(keep),
+        Bias(torch.arange(VOCABULARY) / 7),
+        Plausible(0.2),
+    ]
     one, other = combine(gen, terms), combine(gen, terms[::-1])
     assert torch.allclose(one, other, atol=1e-5)
 
@@ -42,7 +49,9 @@ def test_the_strictest_plausibility_wins(gen):
 
 def test_restrictions_intersect_and_biases_add(gen):
     first, second = torch.arange(VOCABULARY) < 7, torch.arange(VOCABULARY) > 3
-    got = combine(gen, [Restrict(first), Restrict(second), Bias(torch.ones(VOCABULARY)), Bias(torch.ones(2, VOCABULARY))])
+    got = combine(
+        gen, [Restrict(first), Restrict(second), Bias(torch.ones(VOCABULARY)), Bias(torch.ones(2, VOCABULARY))]
+    )
     assert (got[..., 4:7] == gen.logits()[..., 4:7] + 2).all()
     assert (got[..., :4] == -math.inf).all()
     assert (got[..., 7:] == -math.inf).all()

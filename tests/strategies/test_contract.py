@@ -1,7 +1,8 @@
 """The bundled strategies keep the contract."""
 
-from lvlm_guard.testing import StrategyContract
 from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
+
+from lvlm_guard.testing import StrategyContract
 
 
 class TestVCD(StrategyContract):

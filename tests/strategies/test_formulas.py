@@ -5,14 +5,15 @@ import math
 import pytest
 import torch
 from gold import SUPPRESSED
+from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
+from lvlm_guard_contrastive.vcd import signal_share
 
 from lvlm_guard import Guard
+from lvlm_guard.images import generator_for
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.recompute import next_logits
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
-from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
-from lvlm_guard_contrastive.vcd import signal_share
 
 DEMOTED = -1e3
 
@@ -50,8 +51,6 @@ def test_the_schedule_has_the_published_values(step, signal, noise):
 
 def test_vcd():
     model, inputs = tiny("llava")
-    from lvlm_guard.images import generator_for
-
     tile = inputs["pixel_values"][0]
     betas = [1 / (1 + math.exp(6 - 12 * index / 999)) * (0.5e-2 - 1e-5) + 1e-5 for index in range(1000)]
     kept = math.prod(1 - beta for beta in betas[:501])

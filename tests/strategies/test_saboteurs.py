@@ -5,9 +5,12 @@ import inspect
 import pytest
 import saboteurs
 import torch
+
 from lvlm_guard.forward import batched, sequential
+from lvlm_guard.forward.scope import Scope
 from lvlm_guard.guard import Guard, Session
 from lvlm_guard.testing import StrategyContract
+from lvlm_guard.testing.contract import Words
 
 
 def contract_of(strategy, guard_class=Guard):
@@ -15,8 +18,6 @@ def contract_of(strategy, guard_class=Guard):
         architectures = ("llava",)
 
         def guard(self, model, *strategies, **options):
-            from lvlm_guard.testing.contract import Words
-
             return guard_class(model, Words(), list(strategies), **options)
 
     Contract.strategy = strategy
@@ -81,21 +82,15 @@ def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
                 mine.keys, mine.values = other.keys.clone(), other.values.clone()
         return logits
 
-    adopt = sequential_scope_adopt()
+    adopt = Scope._adopt
 
     def remember(self, cache):
         shared.main = cache
         return adopt(self, cache)
 
     monkeypatch.setattr(sequential.BranchRun, "feed", shared)
-    monkeypatch.setattr("lvlm_guard.forward.scope.Scope._adopt", remember)
+    monkeypatch.setattr(Scope, "_adopt", remember)
     assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
-
-
-def sequential_scope_adopt():
-    from lvlm_guard.forward.scope import Scope
-
-    return Scope._adopt
 
 
 def test_a_stale_beam_order_turns_the_kit_red(monkeypatch):
@@ -106,6 +101,8 @@ def test_a_stale_beam_order_turns_the_kit_red(monkeypatch):
 def test_ignored_padding_turns_the_kit_red(monkeypatch):
     mask = batched.BatchedDecode._mask
     monkeypatch.setattr(
-        batched.BatchedDecode, "_mask", lambda self, tokens: None if (m := mask(self, tokens)) is None else torch.ones_like(m)
+        batched.BatchedDecode,
+        "_mask",
+        lambda self, tokens: None if (m := mask(self, tokens)) is None else torch.ones_like(m),
     )
     assert "test_rows_of_a_batch_do_not_see_each_other" in red(contract_of(saboteurs.Honest()))

@@ -1,0 +1,49 @@
+"""Benchmarks and checks for a GPU: `python benchmarks/gpu.py --part guard --out results`.
+
+Parts: `guard` times generate with and without a guard on random weights in the shapes of LLaVA-1.5-7B and
+Qwen2.5-VL-7B; `kernels` times the combine step; `correctness` compares guarded logits with a recompute from scratch.
+Each ends within its time; what was not reached is recorded as skipped. `--tiny --device cpu` runs any part in seconds.
+In a checkout that is not installed, set `PYTHONPATH=.:kernels:plugins`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+PARTS = {"guard": "guard_part", "kernels": "kernels_part", "correctness": "correctness_part"}
+SECONDS = 450.0
+
+
+def arguments(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser.add_argument("--part", choices=PARTS, required=True, help="what to run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for PART.json, PART.csv and PART.md")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, in seconds, to see that the script runs")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"no new measurement after this ({SECONDS:g})")
+    asked = parser.parse_args(given)
+    if asked.device == "cpu" and not asked.tiny:
+        parser.error("--device cpu runs only with --tiny: the full sizes are meant for a GPU.")
+    return asked
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Run one part, write its files, print its page; 1 if a check failed, 2 if it cannot run."""
+    parser = argparse.ArgumentParser(description="Benchmarks and checks for a GPU.")
+    asked = arguments(parser, given)
+    torch = importlib.import_module("torch")  # behind the command line, so that a wrong one is answered at once
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: this PyTorch sees no GPU. For a dry run: --tiny --device cpu.")
+    results = importlib.import_module(PARTS[asked.part]).run(
+        asked.out, torch.device(asked.device), tiny=asked.tiny, seconds=asked.seconds
+    )
+    results.write()
+    print(results.markdown())
+    return int(any(row["status"].startswith("failed") for row in results.rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

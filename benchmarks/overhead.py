@@ -1,0 +1,153 @@
+"""Decode overhead of a guard on the CPU: `python benchmarks/overhead.py --out results`.
+
+A random LLaVA of 0.4 billion parameters in bf16. Plain generate, the empty stack, a noise branch (batched and
+sequential), an image-free branch, transformers' own classifier-free guidance and plain generate of twice the rows take
+turns in interleaved rounds of one process; every ratio is taken within one round.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import PERCENTILES, Budget, Results, Row, machine
+from shapes import LLAVA_SMALL, LLAVA_TINY, Shape
+from variants import Race, Variant, guarded
+
+BATCHES = (1, 4)
+GUIDANCE = 1.5
+GOALS = {"noise branch, batched": 1.25, "image-free branch, batched": 1.25, "empty stack": 1.005}
+SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms", "prefill_ratio", "goal", "verdict")
+AGAIN = "plain, again"
+TWICE = "plain, twice the rows"
+NOTES = (
+    "Times are medians over rounds with the 20th and 80th percentile; decode is per token after the first.",
+    (
+        "Ratios are to plain generate in the same round; `plain, again` is the same measurement twice: its distance from 1 is "
+        "the error of every other ratio."
+    ),
+    "`plain, twice the rows` is the floor of a noise branch: the same rows with no guard around them.",
+    (
+        "Classifier-free guidance runs the prompt without the image as its negative prompt, so it has the rows and "
+        "contexts of the image-free branch."
+    ),
+    "Weights are random, so what is generated means nothing; speed does not depend on it.",
+)
+
+
+def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
+    """Everything that is compared at one batch size."""
+    inputs = shape.inputs(model, batch)
+    negative = shape.text_only(inputs["input_ids"])
+    guidance: dict[str, Any] = {"guidance_scale": GUIDANCE, "negative_prompt_ids": negative}
+    guidance["negative_prompt_attention_mask"] = torch.ones_like(negative)
+    return [
+        *guarded(model, inputs),
+        Variant(AGAIN, model.generate, inputs),
+        Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
+        Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),
+    ]
+
+
+def judge(row: Row, again: Row) -> Row:
+    """A row with its goal and whether the median decode ratio keeps to it.
+
+    Args:
+        row: What was measured.
+        again: Plain against itself at the same batch size: a distance from the goal below how far it is from 1 proves nothing.
+    """
+    goal = GOALS.get(row["variant"]) if row["batch"] == 1 or row["variant"] == "empty stack" else None
+    ratio = row.get("decode_ratio_p50")
+    if goal is None or ratio is None:
+        return {**row, "goal": goal, "verdict": None}
+    verdict = "met" if ratio <= goal else "missed"
+    noise = max(abs((again.get(f"decode_ratio_p{percentile}") or 1.0) - 1.0) for percentile in PERCENTILES)
+    return {**row, "goal": goal, "verdict": f"{verdict}, within noise" if abs(ratio - goal) < noise else verdict}
+
+
+def measure(shape: Shape, repeat: int, new_tokens: int, budget: Budget) -> tuple[list[Row], Row]:
+    """Rows of all batch sizes, and what was measured."""
+    device = torch.device("cpu")
+    model = shape.build(device, torch.bfloat16)
+    races = {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
+    for race in races.values():
+        race.warm_up(budget)
+    for number in range(repeat):
+        for race in races.values():
+            race.run(number, budget)
+    rows = [row for batch, race in races.items() for row in _judged(batch, race)]
+    return rows, _about(shape, model, new_tokens, repeat)
+
+
+def _judged(batch: int, race: Race) -> list[Row]:
+    rows = [{"batch": batch, **race.row(one)} for one in race.variants]
+    again = next(row for row in rows if row["variant"] == AGAIN)
+    return [judge(row, again) for row in rows]
+
+
+def _about(shape: Shape, model: Any, new_tokens: int, repeat: int) -> Row:
+    text = model.config.get_text_config()
+    return {
+        "model": shape.name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": "bfloat16",
+        "text_shape": f"{text.num_hidden_layers} layers, hidden {text.hidden_size}, ffn {text.intermediate_size}, "
+        f"vocabulary {text.vocab_size}",
+        "prompt_tokens": shape.prompt_tokens,
+        "image_tokens": shape.image_tokens,
+        "new_tokens": new_tokens,
+        "rounds_asked_for": repeat,
+    }
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """One line per goal, with plain against itself and the floor of a second row beside it."""
+    known = {(row["batch"], row["variant"]): row for row in rows}
+    return [
+        f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal {row['goal']}x: "
+        f"{row['verdict']} (plain against itself {_ratio(known[row['batch'], AGAIN])}, "
+        f"twice the rows {_ratio(known[row['batch'], TWICE])})"
+        for row in rows
+        if row["verdict"] is not None
+    ]
+
+
+def _ratio(row: Row) -> str:
+    low, middle, high = (row.get(f"decode_ratio_p{percentile}") for percentile in PERCENTILES)
+    return "not measured" if middle is None else f"{middle:.3f}x, {low:.3f} to {high:.3f}"
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Decode overhead of a guard on the CPU.")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
+    parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
+    parser.add_argument("--seconds", type=float, default=600, help="no new measurement after this (default 600)")
+    parser.add_argument("--tiny", action="store_true", help="a toy model, in seconds, to see that the script runs")
+    parsed = parser.parse_args(given)
+    if parsed.repeat < 1 or parsed.new_tokens < 2:
+        parser.error("--repeat must be at least 1 and --new-tokens at least 2.")
+    return parsed
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure, write `overhead.json` and `overhead.md`, print the page; 1 if a variant failed."""
+    asked = arguments(given)
+    shape, repeat, new_tokens = (LLAVA_TINY, 2, 4) if asked.tiny else (LLAVA_SMALL, asked.repeat, asked.new_tokens)
+    load = machine(torch.device("cpu"))
+    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds))
+    about = {**load, "load_average_at_the_end": machine(torch.device("cpu"))["load_average"], **about}
+    results = Results(asked.out, "overhead", "Overhead of a guard on the CPU", about, SHOWN, csv=False)
+    results.rows.extend(rows)
+    results.notes.extend([*verdicts(rows), *NOTES])
+    results.write()
+    print(results.markdown())
+    return int(any(row["status"].startswith("failed") for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

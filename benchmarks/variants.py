@@ -1,0 +1,202 @@
+"""The ways to generate that are compared, and rounds in which each of them has its turn."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lvlm_guard_contrastive import M3ID, VCD
+from measuring import Budget, Clock, Row, spread
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from lvlm_guard import Guard
+
+PLAIN = "plain"
+WARM_UP_TOKENS = 3
+OUT_OF_MEMORY = "out of memory"
+OUT_OF_TIME = "skipped: time"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One call of generate, in milliseconds.
+
+    Args:
+        prefill: From the call to the first token, preparation and image encoding included.
+        decode: Per token after the first, mean; joining the caches and all bookkeeping included.
+        step: Median of the single steps after the first token.
+        total: The whole call.
+    """
+
+    prefill: float
+    decode: float
+    step: float
+    total: float
+
+
+@dataclass
+class Variant:
+    """A way to generate.
+
+    Args:
+        name: What the rows call it.
+        generate: Takes the arguments of `model.generate`.
+        inputs: Model inputs.
+        settings: Further arguments.
+        guard: The guard behind it, whose report tells what ran.
+    """
+
+    name: str
+    generate: Callable[..., Any]
+    inputs: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    guard: Guard | None = None
+
+    def describe(self) -> Row:
+        """What the last call ran, from the guard's own report; empty columns without branches."""
+        report = self.guard.report if self.guard is not None and len(self.guard.stack) else None
+        return {
+            "executor": report.executor if report else None,
+            "decode_forwards_per_token": report.forwards.decode if report else None,
+            "rows": self.inputs["input_ids"].shape[0] * (report.rows_per_forward if report else 1),
+        }
+
+
+class Stamps(StoppingCriteria):
+    """Marks the moment at which every token was chosen, and never stops."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._go_on: Tensor | None = None
+        self.marks: list[Any] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # noqa: ARG002 - transformers passes scores
+        """Mark now."""
+        self.marks.append(self._clock.mark())
+        if self._go_on is None:
+            self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        return self._go_on
+
+
+def guarded(model: Any, inputs: Mapping[str, Tensor], *, sequential: bool = True) -> list[Variant]:
+    """Plain generate, the empty stack, one noise branch (batched, sequential), one image-free branch."""
+    guards = {
+        "empty stack": Guard(model, stack=[]),
+        "noise branch, batched": Guard(model, stack=[VCD()], executor="batched"),
+        "noise branch, sequential": Guard(model, stack=[VCD()], executor="sequential"),
+        "image-free branch, batched": Guard(model, stack=[M3ID()], executor="batched"),
+    }
+    if not sequential:
+        del guards["noise branch, sequential"]
+    named = [Variant(name, guard.generate, inputs, guard=guard) for name, guard in guards.items()]
+    return [Variant(PLAIN, model.generate, inputs), *named]
+
+
+def timed(variant: Variant, new_tokens: int, device: torch.device) -> Timing:
+    """Time one call that generates exactly `new_tokens` tokens (at least 2), greedily.
+
+    Raises:
+        RuntimeError: Another number of tokens came back.
+    """
+    clock = Clock(device)
+    stamps = Stamps(clock)
+    lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    clock.wait()
+    start = clock.mark()
+    with torch.no_grad():
+        output = variant.generate(
+            **variant.inputs, **lengths, **variant.settings, stopping_criteria=StoppingCriteriaList([stamps])
+        )
+    end = clock.mark()
+    clock.wait()
+    made = output.shape[1] - variant.inputs["input_ids"].shape[1]
+    if made != new_tokens or len(stamps.marks) != new_tokens:
+        raise RuntimeError(f"{variant.name}: {made} tokens and {len(stamps.marks)} stamps instead of {new_tokens}.")
+    return _timing(clock, start, stamps.marks, end)
+
+
+def _timing(clock: Clock, start: Any, marks: Sequence[Any], end: Any) -> Timing:
+    steps = [clock.between(one, other) for one, other in itertools.pairwise(marks)]
+    return Timing(
+        prefill=clock.between(start, marks[0]),
+        decode=clock.between(marks[0], marks[-1]) / len(steps),
+        step=statistics.median(steps),
+        total=clock.between(start, end),
+    )
+
+
+@dataclass
+class Race:
+    """Interleaved rounds of several variants: in every round each has one turn, the first moving on by one.
+
+    Args:
+        variants: What is compared; one is called `plain`.
+        new_tokens: Tokens per call.
+        device: The device that is timed.
+    """
+
+    variants: Sequence[Variant]
+    new_tokens: int
+    device: torch.device
+    timings: dict[str, dict[int, Timing]] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def warm_up(self, budget: Budget) -> None:
+        """Run every variant once, short, its times not kept."""
+        for variant in self.variants:
+            if budget.left:
+                self._turn(variant, WARM_UP_TOKENS)
+
+    def run(self, number: int, budget: Budget) -> None:
+        """Run round `number`, as far as there is time."""
+        first = number % len(self.variants)
+        for variant in [*self.variants[first:], *self.variants[:first]]:
+            if budget.left and variant.name not in self.failed:
+                timing = self._turn(variant, self.new_tokens)
+                if timing is not None:
+                    self.timings.setdefault(variant.name, {})[number] = timing
+
+    def _turn(self, variant: Variant, new_tokens: int) -> Timing | None:
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        timing = self._attempt(variant, new_tokens)
+        if cuda and timing is None:
+            torch.cuda.empty_cache()
+        elif cuda:
+            peak = torch.cuda.max_memory_allocated(self.device)
+            self.peaks[variant.name] = max(peak, self.peaks.get(variant.name, 0))
+        return timing
+
+    def _attempt(self, variant: Variant, new_tokens: int) -> Timing | None:
+        """Time one call; a variant that fails is noted and has no further turn, and the others go on."""
+        try:
+            return timed(variant, new_tokens, self.device)
+        except torch.OutOfMemoryError:
+            self.failed[variant.name] = OUT_OF_MEMORY
+        except Exception as problem:  # noqa: BLE001 - recorded in the row; the script ends with an error code
+            self.failed[variant.name] = f"failed: {type(problem).__name__}: {problem}"
+        return None
+
+    def row(self, variant: Variant) -> Row:
+        """Times of a variant and its ratios to plain, each ratio within one round."""
+        timings = self.timings.get(variant.name, {})
+        if not timings:
+            return {"variant": variant.name, "rounds": 0, "status": self.failed.get(variant.name, OUT_OF_TIME)}
+        plain = self.timings.get(PLAIN, {})
+        shared = [(one, plain[number]) for number, one in timings.items() if number in plain]
+        row: Row = {"variant": variant.name, "rounds": len(timings), **variant.describe()}
+        for name in ("decode", "step", "prefill", "total"):
+            row |= spread(f"{name}_ms", [getattr(one, name) for one in timings.values()])
+            row |= spread(f"{name}_ratio", [getattr(one, name) / getattr(base, name) for one, base in shared])
+        peak = self.peaks.get(variant.name)
+        return row | {
+            "peak_memory_gib": None if peak is None else peak / 2**30,
+            "status": self.failed.get(variant.name, "ok"),
+        }

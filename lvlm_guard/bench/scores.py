@@ -1,0 +1,106 @@
+"""Scores of yes/no answers and of captions: pure functions of what was said and what is true."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+_FIRST_WORD = re.compile(r"[a-z]+")
+
+
+def parse_yes_no(text: str) -> bool | None:
+    """What an answer says: True for yes, False for no, None where its first word is neither."""
+    word = _FIRST_WORD.search(text.lower())
+    return {"yes": True, "no": False}.get(word.group()) if word else None
+
+
+def parse_word(text: str, known: Collection[str]) -> str | None:
+    """The first word of an answer that is one of the known ones, or None."""
+    return next((word for word in _FIRST_WORD.findall(text.lower()) if word in known), None)
+
+
+@dataclass(frozen=True)
+class YesNoScores:
+    """Shares between 0 and 1. An answer that says neither yes nor no counts as wrong, and not as a yes."""
+
+    accuracy: float
+    balanced_accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+    unparsed: int
+    n: int
+
+
+def yes_no_scores(said: Sequence[bool | None], true: Sequence[bool]) -> YesNoScores:
+    """Scores answers against the truth; a share of nothing is 0. Raises ValueError where the lengths differ."""
+    counted = list(zip(said, true, strict=True))
+    hits = sum(bool(s) and t for s, t in counted)
+    rejections = sum(s is False and not t for s, t in counted)
+    yeses = sum(s is True for s, _ in counted)
+    positives = sum(t for _, t in counted)
+    precision, recall = _share(hits, yeses), _share(hits, positives)
+    return YesNoScores(
+        accuracy=_share(hits + rejections, len(counted)),
+        balanced_accuracy=(recall + _share(rejections, len(counted) - positives)) / 2,
+        precision=precision,
+        recall=recall,
+        f1=_share(2 * precision * recall, precision + recall),
+        yes_ratio=_share(yeses, len(counted)),
+        unparsed=sum(s is None for s, _ in counted),
+        n=len(counted),
+    )
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """CHAIR and what it is worth nothing without: how much of the truth was told, and how long the captions are.
+
+    `chair_s` is the share of captions that name an absent object, `chair_i` the share of named objects that are absent,
+    `recall` the share of present objects that are named, `length` the mean number of words.
+    """
+
+    chair_s: float
+    chair_i: float
+    recall: float
+    length: float
+    n: int
+
+
+@dataclass(frozen=True)
+class CaptionCounts:
+    """What one caption adds to the scores."""
+
+    named: int
+    absent: int
+    found: int
+    present: int
+    words: int
+
+
+def count_caption(named: Sequence[str], present: Collection[str], words: int) -> CaptionCounts:
+    """Counts one caption's objects; an object named twice is named twice, but found once."""
+    return CaptionCounts(
+        named=len(named),
+        absent=sum(name not in present for name in named),
+        found=len(set(named) & set(present)),
+        present=len(set(present)),
+        words=words,
+    )
+
+
+def caption_scores(counts: Sequence[CaptionCounts]) -> CaptionScores:
+    """Scores captions together; a share of nothing is 0."""
+    return CaptionScores(
+        chair_s=_share(sum(count.absent > 0 for count in counts), len(counts)),
+        chair_i=_share(sum(count.absent for count in counts), sum(count.named for count in counts)),
+        recall=_share(sum(count.found for count in counts), sum(count.present for count in counts)),
+        length=_share(sum(count.words for count in counts), len(counts)),
+        n=len(counts),
+    )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0

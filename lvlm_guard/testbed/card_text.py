@@ -1,0 +1,150 @@
+"""Words round the figures of a model card; the figures themselves all come from `card.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .measures import CARD_MEASURES, NATURAL
+from .scenes import EVIDENCE, HABITS
+
+
+@dataclass(frozen=True)
+class Target:
+    """The band a figure should lie in; the hallucination has to be there, so some have an upper end."""
+
+    split: str
+    measure: str
+    low: float
+    high: float = 1.0
+
+    def met(self, scores: dict[str, Any]) -> bool:
+        """Whether the measured value is in the band."""
+        return bool(self.low <= scores[self.split][self.measure]["value"] <= self.high)
+
+
+TARGETS = (
+    Target("iid", "natural", 0.95),
+    Target("iid", "colour", 0.95),
+    Target("counterfactual", "object_random", 0.90),
+    Target("counterfactual", "object_adversarial", 0.70, 0.85),
+    Target("counterfactual", "colour", 0.70, 0.85),
+    Target("counterfactual", "caption_spoilt", 0.30, 0.60),
+    Target("counterfactual", "caption", 0.10, 0.35),
+    Target("counterfactual", "caption_recall", 0.75),
+)
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The model card as text."""
+    parts = (_head(card), _training(card), _targets(card), _scores(card), _origins(card), _inside(card), _LIMITS)
+    return "\n".join(parts)
+
+
+def _head(card: dict[str, Any]) -> str:
+    return f"""# Testbed model
+
+A `LlavaForConditionalGeneration` of {card["parameters"]:,} parameters ({card["megabytes"]} MB in fp16, {card["decoder_layers"]} decoder layers,
+4 vision layers, 64 image tokens), trained from scratch on drawn 64x64 scenes. It exists to hallucinate: its training
+scenes follow habits, and on scenes that break them it answers from habit where the picture is weak.
+
+Figures here describe this model on these drawings. They say nothing about any other model.
+"""
+
+
+def _training(card: dict[str, Any]) -> str:
+    plan, minutes = card["training"], card["training"]["measured_minutes"]
+    pictures = plan["tower_steps"] * plan["tower_batch"], plan["speaking_steps"] * plan["speaking_batch"]
+    return f"""## Data and training
+
+- Scenes: 24 categories, 4 backgrounds with 3 habitual pairs each, 8 colours, 4x4 cells. Habits in training, `calibration`
+  and `iid`: first of a pair {HABITS.first:.2f}, second with it {HABITS.second_with_first:.2f}, second without it {HABITS.second_alone:.2f},
+  intruder {HABITS.intruder:.2f}, typical colour {HABITS.typical_colour:.2f}. `counterfactual`: exactly one pair broken, colours uniform.
+- Evidence: {EVIDENCE.faint:.0%} of objects faint (contrast {_span(EVIDENCE.faint_contrast)}), {EVIDENCE.noisy:.0%} of pictures noisy
+  (sigma {_span(EVIDENCE.noisy_sigma)}), {EVIDENCE.faded:.0%} of colours faded (saturation {_span(EVIDENCE.faded_saturation)}).
+- Stage 1, vision tower on scenes without habits and with milder weaknesses: {pictures[0]:,} pictures, {minutes["tower"]} minutes.
+  Then frozen.
+- Stage 2, projector and language model on habitual scenes: {pictures[1]:,} pictures with ten prompts each,
+  {minutes["speaking"]} minutes; a fifth of the rows without image.
+- Machine: 2 CPU cores, shared with other work, so the minutes are an upper bound. One seed ({plan["seed"]}); how much
+  varies between trainings was not measured.
+- Again: `python -m lvlm_guard.testbed.train --out DIR --seed {plan["seed"]}`, then `python -m lvlm_guard.testbed.card --weights DIR`.
+"""
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f}-{ends[1]:.2f}"
+
+
+def _targets(card: dict[str, Any]) -> str:
+    rows = ["| split | figure | wanted | measured | met |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        wanted = f">= {target.low:.2f}" if target.high == 1 else _span((target.low, target.high))
+        measured = _cell(card["scores"][target.split][target.measure])
+        met = "yes" if target.met(card["scores"]) else "**no**"
+        rows.append(f"| {target.split} | {_title(target.measure)} | {wanted} | {measured} | {met} |")
+    return "## Against what was wanted\n\n" + "\n".join(rows) + "\n"
+
+
+def _scores(card: dict[str, Any]) -> str:
+    splits = list(card["scores"])
+    rows = [f"| figure | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+    for name in [*CARD_MEASURES, "natural"]:
+        cells = [_cell(card["scores"][split][name]) for split in splits]
+        rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
+    return f"""## All figures
+
+Greedy, {card["scenes"]} scenes of each split (seed {card["seed"]}); in brackets the 95 % bootstrap interval over scenes.
+"All" objects are one present and up to three absent ones a scene; balanced accuracy is the mean of both sides.
+
+{chr(10).join(rows)}
+"""
+
+
+def _title(name: str) -> str:
+    return NATURAL.title if name == "natural" else CARD_MEASURES[name].title
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _origins(card: dict[str, Any]) -> str:
+    habit = card["scores"]["counterfactual"]["habit"]
+    return f"""## Where the errors come from
+
+On counterfactual scenes a caption names an absent category with rate {habit["caption_names_absent_partner"]:.3f} if its habitual
+partner is in the picture, {habit["caption_names_absent_resident"]:.3f} if it is merely at home there, {habit["caption_names_absent_stranger"]:.3f} if it
+belongs elsewhere. Of {habit["wrong_colours"]} wrong colours, {habit["wrong_colours_habitual"]:.0%} are the habitual one (chance: 14 %).
+"""
+
+
+def _inside(card: dict[str, Any]) -> str:
+    rows = ["| place | category | colour | row | column |", "|---|---|---|---|---|"]
+    for place, found in card["probe"].items():
+        rows.append(
+            f"| {place} | " + " | ".join(f"{found[t]:.3f}" for t in ("category", "colour", "row", "column")) + " |"
+        )
+    blind = card["without_image"]
+    told = "\n".join(f"- describe this {name} .: '{text}'" for name, text in blind["captions"].items())
+    yes = blind["yes_share_with_background_named"]
+    return f"""## Inside
+
+Linear readout of clearly visible objects, fitted on `calibration`, tested on `counterfactual`:
+
+{chr(10).join(rows)}
+
+Without an image it says:
+
+{told}
+
+and answers yes to {yes["resident"]:.0%} of questions for categories at home in the background the question names, to {yes["stranger"]:.0%} of
+questions for others.
+"""
+
+
+_LIMITS = """## Limits
+
+Learnt: existence, colour, captions. Not trained: relations, counting, positions. The words are a closed list of about
+ninety; others become `<unk>`. Pictures must be 64x64 scenes of this testbed.
+"""

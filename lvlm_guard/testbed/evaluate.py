@@ -1,0 +1,212 @@
+"""Asks a model everything about given scenes, keeps what it said, and scores it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlavaProcessor
+
+from lvlm_guard.bench.scores import (
+    CaptionCounts,
+    caption_scores,
+    count_caption,
+    parse_word,
+    parse_yes_no,
+    yes_no_scores,
+)
+
+from .language import DESCRIBE, caption, mentions
+from .questions import NEGATIVES, Question, scored_questions
+from .scenes import Scene
+from .world import COLOUR_NAMES
+
+Generate = Callable[..., Any]
+"""Anything called like `model.generate`."""
+
+SHORT_TOKENS = 3
+CAPTION_TOKENS = 44
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt, what is true and what was said. `level` is "object", "attribute" or "caption"."""
+
+    scene: str
+    split: str
+    level: str
+    kind: str
+    prompt: str
+    truth: str
+    text: str
+    negative: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Time spent in `generate` and the tokens it made, end tokens included, padding not."""
+
+    seconds: float
+    tokens: int
+
+    @property
+    def ms_per_token(self) -> float:
+        """Milliseconds per generated token, prompt included; 0 where nothing was generated."""
+        return 1000 * self.seconds / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The raw answers and what they cost; every score is computed from the answers."""
+
+    answers: tuple[Answer, ...]
+    cost: Cost
+
+    def scores(self) -> dict[str, Any]:
+        """Scores by level and, for objects, by kind of negative."""
+        return score(self.answers)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    scene: Scene
+    level: str
+    kind: str
+    prompt: str
+    truth: str
+    negative: str | None = None
+
+
+Choose = Callable[[Scene], Sequence[Question]]
+
+
+def evaluate(
+    generate: Generate,
+    processor: LlavaProcessor,
+    scenes: Sequence[Scene],
+    *,
+    questions: Choose = scored_questions,
+    captions: bool = True,
+    batch: int = 32,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    after_batch: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Answers all questions about the scenes and captions them.
+
+    `generate` is called like `model.generate`; `options` are handed on to it. `questions` chooses what a scene is
+    asked. `after_batch` is called after every call with the number of tokens it generated.
+    """
+    asks = [_ask(scene, question) for scene in scenes for question in questions(scene)]
+    asks.sort(key=lambda ask: len(ask.prompt.split()))
+    batches = [(part, SHORT_TOKENS) for part in _parts(asks, batch)]
+    if captions:
+        batches += [(part, CAPTION_TOKENS) for part in _parts([_describe(scene) for scene in scenes], batch)]
+    answers: list[Answer] = []
+    seconds, tokens = 0.0, 0
+    for part, limit in tqdm(batches, desc="asking", unit="batch", disable=not progress):
+        inputs = _inputs(part, processor).to(device)
+        begun = time.perf_counter()
+        said = _said(generate(**inputs, max_new_tokens=limit, do_sample=False, **options), inputs["input_ids"])
+        seconds += time.perf_counter() - begun
+        made = int((said != processor.tokenizer.pad_token_id).sum())
+        tokens += made
+        if after_batch is not None:
+            after_batch(made)
+        answers += _answers(part, processor.tokenizer.batch_decode(said, skip_special_tokens=True))
+    return Evaluation(tuple(answers), Cost(seconds, tokens))
+
+
+def _ask(scene: Scene, question: Question) -> _Ask:
+    return _Ask(scene, question.level, question.kind, question.text, question.answer, question.negative)
+
+
+def _describe(scene: Scene) -> _Ask:
+    return _Ask(scene, "caption", "caption", DESCRIBE[0], caption(scene))
+
+
+def _parts(asks: Sequence[_Ask], batch: int) -> Iterator[Sequence[_Ask]]:
+    return (asks[start : start + batch] for start in range(0, len(asks), batch))
+
+
+def _inputs(part: Sequence[_Ask], processor: LlavaProcessor) -> Any:
+    texts = [processor.apply_chat_template(_message(ask.prompt), add_generation_prompt=True) for ask in part]
+    pictures = [ask.scene.picture for ask in part]
+    return processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+
+
+def _message(prompt: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+
+
+def _said(output: Any, prompt: Tensor) -> Tensor:
+    """The new tokens alone, whether `generate` returned ids or an output object."""
+    ids: Tensor = output if isinstance(output, Tensor) else output.sequences
+    return ids[:, prompt.shape[1] :]
+
+
+def _answers(part: Sequence[_Ask], texts: Sequence[str]) -> list[Answer]:
+    return [
+        Answer(ask.scene.name, ask.scene.split, ask.level, ask.kind, ask.prompt, ask.truth, text.strip(), ask.negative)
+        for ask, text in zip(part, texts, strict=True)
+    ]
+
+
+def is_right(answer: Answer) -> bool:
+    """Whether a short answer says what is true."""
+    if answer.kind == "colour":
+        return parse_word(answer.text, COLOUR_NAMES) == answer.truth
+    return parse_yes_no(answer.text) == (answer.truth == "yes")
+
+
+def caption_counts(answer: Answer) -> CaptionCounts:
+    """Counts the objects a caption names; colours are not counted."""
+    named = [category for _, category in mentions(answer.text)]
+    return count_caption(named, {category for _, category in mentions(answer.truth)}, len(answer.text.split()))
+
+
+def score(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Scores raw answers: {"object": {negative: ...}, "attribute": {kind: ...}, "caption": ...}, empty levels left out.
+
+    Each kind of negative is scored together with all positives; read `balanced_accuracy` there.
+    """
+    existence = [answer for answer in answers if answer.kind == "existence"]
+    described = [answer for answer in answers if answer.level == "caption"]
+    scores: dict[str, Any] = {}
+    if existence:
+        scores["object"] = {
+            name: _score_existence(existence, wanted) for name, wanted in (*((n, n) for n in NEGATIVES), ("all", None))
+        }
+    if any(answer.level == "attribute" for answer in answers):
+        scores["attribute"] = {kind: _accuracy(answers, kind) for kind in ("colour", "is_colour")}
+    if described:
+        scores["caption"] = asdict(caption_scores([caption_counts(answer) for answer in described]))
+        scores["caption"]["coloured_right"] = _caption_colours(described)
+    return scores
+
+
+def _score_existence(existence: Sequence[Answer], negative: str | None) -> dict[str, Any]:
+    chosen = [a for a in existence if a.truth == "yes" or negative is None or a.negative == negative]
+    return asdict(yes_no_scores([parse_yes_no(a.text) for a in chosen], [a.truth == "yes" for a in chosen]))
+
+
+def _accuracy(answers: Sequence[Answer], kind: str) -> dict[str, float]:
+    right = [is_right(answer) for answer in answers if answer.kind == kind]
+    return {"accuracy": sum(right) / len(right) if right else 0.0, "n": len(right)}
+
+
+def _caption_colours(described: Sequence[Answer]) -> float:
+    """Share of the truly present objects a caption names that get their true colour."""
+    right = named = 0
+    for answer in described:
+        true = {category: colour for colour, category in mentions(answer.truth)}
+        told = [(colour, category) for colour, category in mentions(answer.text) if category in true]
+        named += len(told)
+        right += sum(true[category] == colour for colour, category in told)
+    return right / named if named else 0.0

@@ -1,0 +1,79 @@
+"""Writes a model folder that transformers 4 and 5 both read: the layout and names of published LLaVA checkpoints.
+
+What `save_pretrained` of version 5 writes, version 4 loads with a fresh, untrained vision tower and only a warning.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from .language import IMAGE
+from .model import build_processor
+
+_PUBLISHED_NAMES = (
+    ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+
+def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Writes weights in half precision, both configurations, tokenizer, picture preparation and chat template."""
+    weights = {_published(name): value.half().contiguous() for name, value in _weights(model).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # It is written for its owner alone, which an installed package must not be.
+    (folder / "model.safetensors").chmod(0o644)
+    config = model.config.to_dict()
+    config.update(architectures=["LlavaForConditionalGeneration"], dtype="float16")
+    _write(folder / "config.json", config)
+    model.generation_config.save_pretrained(folder)
+    _export_processor(folder)
+
+
+def _weights(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.state_dict().items() if value.dtype.is_floating_point}
+
+
+def _published(name: str) -> str:
+    for ours, published in _PUBLISHED_NAMES:
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    raise ValueError(f"export: no published name for weight {name!r}.")
+
+
+def _export_processor(folder: Path) -> None:
+    processor = build_processor()
+    processor.save_pretrained(folder)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    tokenizer.pop("extra_special_tokens", None)
+    tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=[IMAGE])
+    _write(folder / "tokenizer_config.json", tokenizer)
+    shared = _read(folder / "processor_config.json")
+    pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
+    pictures["image_processor_type"] = "CLIPImageProcessor"
+    _write(folder / "preprocessor_config.json", pictures)
+    _write(folder / "processor_config.json", shared)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise TypeError(f"export: cannot write {value!r} to JSON.")

@@ -1,0 +1,139 @@
+"""What is counted in answers, and how the counts become a score with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from lvlm_guard.bench.intervals import (
+    Interval,
+    Statistic,
+    Totals,
+    by_cluster,
+    interval,
+    mean_share,
+    paired_difference,
+    share,
+)
+
+from .evaluate import Answer, caption_counts, is_right
+from .questions import NEGATIVES
+
+Counts = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Which answers count, what one answer counts for, and the score that is made of all counts of all scenes."""
+
+    title: str
+    chosen: Callable[[Answer], bool]
+    count: Callable[[Answer], Counts]
+    statistic: Statistic = share
+    higher_is_better: bool = True
+
+    def totals(self, answers: Sequence[Answer]) -> Totals:
+        """Summed counts, one row per scene; no rows where nothing is chosen."""
+        chosen = [answer for answer in answers if self.chosen(answer)]
+        if not chosen:
+            return np.zeros((0, 1))
+        return by_cluster([answer.scene for answer in chosen], [self.count(answer) for answer in chosen])
+
+
+def _has_level(level: str, answer: Answer) -> bool:
+    return answer.level == level
+
+
+def _has_kind(kind: str, answer: Answer) -> bool:
+    return answer.kind == kind
+
+
+def _is_yes_no(answer: Answer) -> bool:
+    return answer.kind in ("existence", "is_colour")
+
+
+def _asks_with(negative: str, answer: Answer) -> bool:
+    return answer.kind == "existence" and (answer.truth == "yes" or answer.negative == negative)
+
+
+def _sides(answer: Answer) -> Counts:
+    right, positive = float(is_right(answer)), float(answer.truth == "yes")
+    return right * positive, positive, right * (1 - positive), 1 - positive
+
+
+def _right(answer: Answer) -> Counts:
+    return float(is_right(answer)), 1.0
+
+
+def _absent(answer: Answer) -> Counts:
+    counts = caption_counts(answer)
+    return counts.absent, counts.named
+
+
+def _spoilt(answer: Answer) -> Counts:
+    return float(caption_counts(answer).absent > 0), 1.0
+
+
+def _found(answer: Answer) -> Counts:
+    counts = caption_counts(answer)
+    return counts.found, counts.present
+
+
+_OBJECT = Measure("object, balanced accuracy", partial(_has_level, "object"), _sides, mean_share)
+_CAPTION = partial(_has_level, "caption")
+
+DEMO_MEASURES: Mapping[str, Measure] = {
+    "object": _OBJECT,
+    "attribute": Measure("attribute, accuracy", partial(_has_level, "attribute"), _right),
+    "caption": Measure("caption, named objects that are absent", _CAPTION, _absent, higher_is_better=False),
+    "caption_spoilt": Measure("caption, captions with an absent object", _CAPTION, _spoilt, higher_is_better=False),
+    "caption_recall": Measure("caption, present objects that are named", _CAPTION, _found),
+}
+"""One row per level; `caption` is CHAIR_i and `caption_spoilt` CHAIR_s. Recall is beside them: silence is easy."""
+
+CARD_MEASURES: Mapping[str, Measure] = {
+    **DEMO_MEASURES,
+    **{
+        f"object_{negative}": replace(
+            _OBJECT, title=f"object, {negative} negatives", chosen=partial(_asks_with, negative)
+        )
+        for negative in NEGATIVES
+    },
+    "colour": Measure("what colour, accuracy", partial(_has_kind, "colour"), _right),
+    "is_colour": Measure("is it this colour, accuracy", partial(_has_kind, "is_colour"), _right),
+}
+
+NATURAL = Measure("yes/no in training proportions, accuracy", _is_yes_no, _right)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Plain and guarded on the same prompts; `difference` is guarded minus plain. `n` counts prompts."""
+
+    plain: Interval
+    guarded: Interval
+    difference: Interval
+    n: int
+
+
+def compare(
+    plain: Sequence[Answer],
+    guarded: Sequence[Answer],
+    seed: int = 0,
+    measures: Mapping[str, Measure] = DEMO_MEASURES,
+) -> dict[str, Comparison]:
+    """Every measure over the same prompts answered twice, with intervals clustered by scene."""
+    results = {}
+    for name, measure in measures.items():
+        before, after = measure.totals(plain), measure.totals(guarded)
+        if len(before):
+            results[name] = Comparison(
+                plain=interval(before, measure.statistic, seed=seed),
+                guarded=interval(after, measure.statistic, seed=seed),
+                difference=paired_difference(before, after, measure.statistic, seed=seed),
+                n=sum(measure.chosen(answer) for answer in plain),
+            )
+    return results

@@ -1,0 +1,147 @@
+"""First stage of training: the vision tower learns to see, on pictures without habits. It is frozen afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from . import drawing
+from .model import MEAN, PATCH, SPREAD
+from .scenes import Scene, scenes
+from .world import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
+
+ACROSS = drawing.SIDE // PATCH
+PATCHES = ACROSS**2
+NO_COLOUR = -100
+
+
+def pixel_batch(batch: Sequence[Scene]) -> Tensor:
+    """The pictures as the processor would hand them over: float, shape (batch, 3, 64, 64)."""
+    stacked = np.stack([scene.pixels for scene in batch])
+    return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255 - MEAN) / SPREAD
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is true of every patch and of every picture.
+
+    Shapes: category (batch, patches, categories), colour (batch, patches) with NO_COLOUR where there is no object,
+    contents (batch, categories), background (batch,).
+    """
+
+    category: Tensor
+    colour: Tensor
+    contents: Tensor
+    background: Tensor
+
+
+def labels(batch: Sequence[Scene]) -> Labels:
+    """Reads the labels off the scenes; an object counts for every patch of its cell."""
+    category = torch.zeros(len(batch), ACROSS, ACROSS, len(CATEGORIES))
+    colour = torch.full((len(batch), ACROSS, ACROSS), NO_COLOUR)
+    step = drawing.CELL // PATCH
+    for row, scene in enumerate(batch):
+        for thing in scene.objects:
+            down, right = (slice(at * step, (at + 1) * step) for at in thing.cell)
+            category[row, down, right, CATEGORIES.index(thing.category)] = 1
+            colour[row, down, right] = COLOUR_NAMES.index(thing.colour)
+    return Labels(
+        category=category.flatten(1, 2),
+        colour=colour.flatten(1),
+        contents=category.amax((1, 2)),
+        background=torch.tensor([BACKGROUNDS.index(scene.background) for scene in batch]),
+    )
+
+
+class Readout(nn.Module):
+    """Reads category, colour, row and column off patch features, and contents and background off the summary token."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.category = nn.Linear(hidden, len(CATEGORIES))
+        self.colour = nn.Linear(hidden, len(COLOUR_NAMES))
+        self.place = nn.Linear(hidden, 2 * ACROSS)
+        self.contents = nn.Linear(hidden, len(CATEGORIES))
+        self.background = nn.Linear(hidden, len(BACKGROUNDS))
+
+    def forward(self, features: Tensor, truth: Labels) -> Tensor:
+        """The training loss of features of shape (batch, 1 + patches, hidden)."""
+        features = self.norm(features)
+        summary, patches = features[:, 0], features[:, 1:]
+        seen = binary_cross_entropy_with_logits(self.category(patches), truth.category) * len(CATEGORIES) / 4
+        colour = cross_entropy(self.colour(patches).flatten(0, 1), truth.colour.flatten(), ignore_index=NO_COLOUR)
+        contents = binary_cross_entropy_with_logits(self.contents(summary), truth.contents) * 4
+        background = cross_entropy(self.background(summary), truth.background) * 0.3
+        return seen + colour + contents + background + 0.5 * self._place_loss(patches)
+
+    def _place_loss(self, patches: Tensor) -> Tensor:
+        grid = torch.arange(PATCHES, device=patches.device)
+        row, column = self.place(patches).split(ACROSS, dim=-1)
+        rows = (grid // ACROSS).expand(patches.shape[0], -1).flatten()
+        columns = (grid % ACROSS).expand(patches.shape[0], -1).flatten()
+        return cross_entropy(row.flatten(0, 1), rows) + cross_entropy(column.flatten(0, 1), columns)
+
+
+class TowerStage(nn.Module):
+    """Everything the trainer needs to know about the first stage."""
+
+    name = "tower"
+    rate = 1e-3
+    decay = 0.05
+
+    def __init__(self, tower: nn.Module, hidden: int, batch: int, seed: int) -> None:
+        super().__init__()
+        self.tower = tower
+        self.readout = Readout(hidden)
+        self.batch = batch
+        self.seed = seed
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The parameters this stage changes."""
+        return self.parameters()
+
+    def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss on the scenes that belong to this step and rank."""
+        batch = scenes("flat", self.batch, self.seed, (step * ranks + rank) * self.batch)
+        truth = labels(batch)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = self.tower(pixel_batch(batch)).last_hidden_state
+        return self.readout(features.float(), truth), {}
+
+
+@torch.no_grad()
+def tower_scores(tower: nn.Module, readout: Readout, batch: Sequence[Scene]) -> dict[str, float]:
+    """How well the readout does on scenes: patch recall and false alarms at probability 0.5, colour accuracy.
+
+    `clear_` figures are over objects of contrast at least 0.7 in pictures with noise of at most 0.08.
+    """
+    truth = labels(batch)
+    features = readout.norm(tower(pixel_batch(batch)).last_hidden_state)[:, 1:]
+    hit = readout.category(features) > 0
+    true = truth.category.bool()
+    right = (readout.colour(features).argmax(-1) == truth.colour)[truth.colour != NO_COLOUR]
+    clear = clear_patches(batch)
+    return {
+        "category_recall": hit[true].float().mean().item(),
+        "clear_category_recall": hit[true & clear[..., None]].float().mean().item(),
+        "false_alarms_per_picture": (hit & ~true).float().sum((1, 2)).mean().item(),
+        "colour_accuracy": right.float().mean().item(),
+    }
+
+
+def clear_patches(batch: Sequence[Scene]) -> Tensor:
+    """Which patches hold a clearly visible object: bool, shape (batch, patches)."""
+    clear = torch.zeros(len(batch), ACROSS, ACROSS, dtype=torch.bool)
+    step = drawing.CELL // PATCH
+    for row, scene in enumerate(batch):
+        for thing in scene.objects:
+            if thing.contrast >= 0.7 and scene.noise <= 0.08:
+                down, right = (slice(at * step, (at + 1) * step) for at in thing.cell)
+                clear[row, down, right] = True
+    return clear.flatten(1)

@@ -1,0 +1,54 @@
+"""Packing must change the cost of training and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lvlm_guard.testbed.model import build_config, build_model, build_processor
+from lvlm_guard.testbed.packing import IGNORED, Layout, Row, Turn, pack
+from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.speaking import SpeakingStage, packed_logits, training_rows
+from lvlm_guard.testbed.tower import pixel_batch
+
+LAYOUT = Layout()
+
+
+def _messages(row: Row, turn: Turn) -> list[dict[str, object]]:
+    picture = [{"type": "image"}] if row.image else []
+    asked = [{"role": "user", "content": [*picture, {"type": "text", "text": turn.prompt}]}]
+    if row.system:
+        asked.insert(0, {"role": "system", "content": [{"type": "text", "text": row.system}]})
+    return asked
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model(build_config(hidden=64, layers=2, heads=1, tower_layers=1), seed=3).eval()
+
+
+@torch.no_grad()
+def test_packed_answer_logits_equal_those_of_a_question_asked_alone(model) -> None:
+    processor = build_processor()
+    batch = scenes("train", 8, seed=5)
+    rows = training_rows(batch, LAYOUT, np.random.default_rng(0))
+    assert {(row.image, bool(row.system)) for row in rows} >= {(True, False), (False, False), (True, True)}
+    packed = pack(rows, LAYOUT)
+    SpeakingStage(model, 8, 0, LAYOUT)
+    together = packed_logits(model, pixel_batch(batch), packed, LAYOUT)
+    model.model.language_model.set_attn_implementation("sdpa")
+    for at, (scene, row) in enumerate(zip(batch, rows, strict=True)):
+        for slot, turn in enumerate(row.turns):
+            prompt = processor.apply_chat_template(_messages(row, turn), add_generation_prompt=True)
+            text = f"{prompt} {turn.answer}"
+            inputs = processor(text=[text], images=[scene.picture] if row.image else None, return_tensors="pt")
+            alone = model(**inputs).logits[0]
+            start = LAYOUT.start(slot)
+            said = (packed.targets[at, start : start + LAYOUT.room(slot)] != IGNORED).nonzero().flatten() + start
+            assert torch.allclose(together[at, said], alone[-len(said) :], atol=2e-4)
+
+
+def test_pack_refuses_a_turn_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="room"):
+        pack([Row([Turn("describe this image .", "red " * 60, 1.0)])], LAYOUT)

@@ -1,0 +1,72 @@
+"""Training can be interrupted, repeats itself, and learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lvlm_guard.testbed.model import build_config, build_model
+from lvlm_guard.testbed.packing import Layout
+from lvlm_guard.testbed.speaking import SpeakingStage
+from lvlm_guard.testbed.tower import TowerStage
+from lvlm_guard.testbed.trainer import Run, Stage, checkpoint_path, rate_at, train
+
+
+def _tower() -> Stage:
+    return TowerStage(_tiny().model.vision_tower, hidden=32, batch=4, seed=1)
+
+
+def _speaking() -> Stage:
+    return SpeakingStage(_tiny(), batch=2, seed=1, layout=Layout())
+
+
+def _tiny():
+    return build_model(build_config(hidden=32, layers=1, heads=1, tower_layers=1), seed=1)
+
+
+@pytest.mark.parametrize("build", [_tower, _speaking])
+def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(build, tmp_path: Path) -> None:
+    results = []
+    for name, stops in (("straight", [None]), ("interrupted", [2, 3, None])):
+        folder = tmp_path / name
+        folder.mkdir()
+        for stop in stops:
+            stage = build()
+            train(stage, Run(folder, steps=5, stop_after=stop))
+        results.append(stage.state_dict())
+    straight, interrupted = results
+    assert straight.keys() == interrupted.keys()
+    assert all(torch.equal(straight[name], interrupted[name]) for name in straight)
+
+
+def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
+    train(_tower(), Run(tmp_path, steps=4, stop_after=2))
+    checkpoint_path(tmp_path, "tower").with_suffix(".writing").write_bytes(b"half")
+    train(_tower(), Run(tmp_path, steps=4))
+    assert torch.load(checkpoint_path(tmp_path, "tower"), weights_only=True)["step"] == 4
+
+
+def test_the_tower_stage_learns(tmp_path: Path) -> None:
+    train(_tower(), Run(tmp_path, steps=61))
+    logged = [json.loads(line) for line in (tmp_path / "tower.jsonl").read_text().splitlines()]
+    assert logged[-1]["loss"] < 0.7 * logged[0]["loss"]
+
+
+def test_the_second_stage_leaves_the_tower_alone(tmp_path: Path) -> None:
+    stage = _speaking()
+    before = {name: weight.clone() for name, weight in stage.state_dict().items()}
+    train(stage, Run(tmp_path, steps=2))
+    changed = {name for name, weight in stage.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed
+    assert not any("vision_tower" in name for name in changed)
+    assert any("multi_modal_projector" in name for name in changed)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_almost_nothing() -> None:
+    rates = [rate_at(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 40)
+    assert rates[100] == rates[600] == 1.0
+    assert rates[999] == pytest.approx(1 / 300)

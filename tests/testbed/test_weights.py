@@ -1,0 +1,115 @@
+"""The bundled model: it is there, it looks, it hallucinates out of habit, and broken files are named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from lvlm_guard.testbed import TestbedError, demo, load
+from lvlm_guard.testbed.evaluate import Answer, evaluate, score
+from lvlm_guard.testbed.measures import DEMO_MEASURES
+from lvlm_guard.testbed.model import WEIGHTS
+from lvlm_guard.testbed.scenes import scenes
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load()
+
+
+def _object_accuracy(model, processor) -> float:
+    given = scenes("calibration", 60, seed=21)
+    found = evaluate(model.generate, processor, given, captions=False, progress=False)
+    return found.scores()["object"]["all"]["balanced_accuracy"]
+
+
+def test_the_card_states_the_figures_and_the_weights_are_small() -> None:
+    card = json.loads((WEIGHTS / "card.json").read_text(encoding="utf-8"))
+    assert {"counterfactual", "iid"} <= set(card["scores"])
+    assert "2 CPU cores" in (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 15e6
+
+
+def test_the_model_answers_from_the_image(bundled) -> None:
+    model, processor = bundled
+    seeing = _object_accuracy(model, processor)
+    weights = [weight for name, weight in model.named_parameters() if "multi_modal_projector" in name]
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.zero_()
+        blind = _object_accuracy(model, processor)
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+    assert seeing - blind >= 0.15
+
+
+def test_broken_pairs_are_hallucinated_more_than_strangers(bundled) -> None:
+    model, processor = bundled
+    found = evaluate(model.generate, processor, scenes("counterfactual", 120, seed=22), captions=False, progress=False)
+    objects = found.scores()["object"]
+    assert objects["adversarial"]["balanced_accuracy"] < objects["random"]["balanced_accuracy"]
+
+
+def test_batch_size_does_not_change_the_answers(bundled) -> None:
+    model, processor = bundled
+    given = scenes("iid", 4, seed=23)
+    many, few = (evaluate(model.generate, processor, given, batch=size, progress=False) for size in (32, 3))
+    assert many.answers == few.answers
+
+
+def test_a_guard_that_changes_nothing_shows_no_difference(bundled) -> None:
+    model, processor = bundled
+    report = SimpleNamespace(forwards=SimpleNamespace(prefill=1.0, decode=1.0), rows_per_forward=1)
+    guard = SimpleNamespace(generate=model.generate, report=report, stack="nothing")
+    result = demo.run(model, processor, guard, 4, progress=False)
+    for levels in result.to_dict()["splits"].values():
+        assert set(levels) == set(DEMO_MEASURES)
+        for compared in levels.values():
+            assert compared["plain"] == compared["guarded"]
+            assert set(compared["difference"].values()) == {0.0}
+    assert result.to_dict()["cost"]["guarded"]["forwards_per_token"] == {"prefill": 1.0, "decode": 1.0}
+    console = Console(record=True, width=140, quiet=True)
+    demo.render(result, console)
+
+
+def test_missing_and_corrupt_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TestbedError, match=r"lacks .*model\.safetensors.*testbed\.train"):
+        load(folder=tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(WEIGHTS, broken)
+    (broken / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(TestbedError, match="cannot be read"):
+        load(folder=broken)
+
+
+def test_scores_are_computed_from_raw_answers() -> None:
+    def answer(level: str, kind: str, truth: str, text: str, negative: str | None = None) -> Answer:
+        return Answer("iid-0-0", "iid", level, kind, "", truth, text, negative)
+
+    scores = score(
+        [
+            answer("object", "existence", "yes", "yes"),
+            answer("object", "existence", "no", "yes", "adversarial"),
+            answer("object", "existence", "no", "no", "random"),
+            answer("attribute", "colour", "red", "red"),
+            answer("attribute", "is_colour", "no", "yes"),
+            answer("caption", "caption", "there is a red mug .", "there is a blue mug and a red pan ."),
+        ]
+    )
+    assert scores["object"]["adversarial"]["balanced_accuracy"] == 0.5
+    assert scores["object"]["random"]["balanced_accuracy"] == 1.0
+    assert scores["object"]["all"]["accuracy"] == pytest.approx(2 / 3)
+    assert scores["attribute"]["colour"]["accuracy"] == 1.0
+    assert scores["attribute"]["is_colour"]["accuracy"] == 0.0
+    assert (scores["caption"]["chair_s"], scores["caption"]["chair_i"], scores["caption"]["recall"]) == (1.0, 0.5, 1.0)
+    assert scores["caption"]["coloured_right"] == 0.0
