@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.report import sequences
 from lvlm_guard.requests import Pictures
 
 REMEMBERED = 16
@@ -186,7 +187,6 @@ def _picture(value: Any) -> Any:
 
 def answers(processor: Any, batch: Mapping[str, Any], output: Any, *, many: bool) -> Any:
     """Texts that were generated behind the prompts."""
-    sequences = output if isinstance(output, Tensor) else output.sequences
-    texts = processor.batch_decode(sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = processor.batch_decode(sequences(output)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     texts = [one.strip() for one in texts]
     return texts if many or len(texts) != 1 else texts[0]

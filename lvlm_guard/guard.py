@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.forward.wrapper import inside_scope
 from lvlm_guard.plugins import StrategyCalls
-from lvlm_guard.report import Report
+from lvlm_guard.report import Report, sequences
 from lvlm_guard.requests import Request
 from lvlm_guard.session import Session
 from lvlm_guard.stack import Stack
@@ -142,15 +143,23 @@ class Guard:
         return attached
 
     def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if not len(self.stack):
-            return plain(*args, **kwargs)
         arguments = requests.bind(plain, args, kwargs)
+        if not len(self.stack):
+            return self._unguarded(plain, arguments)
         _refuse_arguments(arguments)
         inputs, settings = requests.split(arguments)
         pictures = self._memory.find(inputs)
         request = Request(inputs, settings, self.model.config, self.processor, pictures)
         output, report = Session(plain, request, self._calls, self.executor).run()
         self._last.set(report)
+        return output
+
+    def _unguarded(self, plain: Any, arguments: Mapping[str, Any]) -> Any:
+        """Plain generate, and a report that says so."""
+        started = time.perf_counter()
+        output = plain(**arguments)
+        ids = requests.split(arguments)[0].get("input_ids")
+        self._last.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
         return output
 
 

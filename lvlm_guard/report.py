@@ -7,6 +7,14 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
+
+def sequences(output: Any) -> Tensor:
+    """Token ids `[rows, length]` of whatever generate returned."""
+    found: Tensor = output if isinstance(output, Tensor) else output.sequences
+    return found
+
 
 @dataclass(frozen=True)
 class StrategyReport:
@@ -59,6 +67,12 @@ class Report:
     rows: int
     tokens: int
     seconds: float
+
+    @classmethod
+    def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float) -> Report:
+        """Report of a call with an empty stack."""
+        tokens = output.shape[-1] - (0 if prompt is None else prompt.shape[1])
+        return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, output.shape[0], tokens, seconds)
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,16 +13,16 @@ from torch import Tensor
 
 from lvlm_guard import anatomy, fusion, requests
 from lvlm_guard.edits import Branch
-from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, NoEffectWarning, NonFiniteLogits
+from lvlm_guard.effects import Effects
+from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused
 from lvlm_guard.forward import Prepared, Scope, caches, capture, guarded, protocol
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.generation import Generation
 from lvlm_guard.plugins import StrategyCalls
-from lvlm_guard.report import Forwards, Report, StrategyReport
+from lvlm_guard.report import Forwards, Report, sequences
 from lvlm_guard.requests import Request
 
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
-SAME_IMAGE_TOLERANCE = 1e-6
 
 
 @dataclass
@@ -73,9 +72,8 @@ class Session:
         self._calls = calls
         self._executor = executor
         self._plan = Plan()
-        self._touched: dict[str, Tensor] = {}
-        self._unfit: Tensor | None = None
-        self._same_image: dict[Hashable, Tensor] = {}
+        answering = [name for name in calls.names if calls.implements("terms", name)]
+        self._effects = Effects(answering, self._plan.branches)
         self.gen = _generation(request)
 
     @torch.no_grad()
@@ -92,9 +90,9 @@ class Session:
             scope.main_cache = inputs.setdefault("past_key_values", main.cache)
         with guarded(scope):
             output = self._generate(**inputs, **settings)
-        self._check_finite()
+        self._effects.check_finite()
         report = self._report(scope, output, time.perf_counter() - started)
-        self._warn(report)
+        self._effects.warn(report.strategies)
         return output, report
 
     def _prepare(self) -> tuple[Prepared, dict[str, Any], dict[Hashable, Prepared]]:
@@ -112,9 +110,11 @@ class Session:
 
     def _encoded(self, main: Prepared) -> Mapping[str, Any] | None:
         """Main's encoded images before any expansion; None where the model encodes inside its forward."""
-        if not self._plan.branches or not protocol.takes_encoded_images(main.module):
+        if not protocol.takes_encoded_images(main.module):
             return None
         if main.expansion > 1:
+            if not self._plan.branches:
+                return None
             single = {**self._request.settings, "num_beams": 1, "num_return_sequences": 1}
             main = capture(self._generate, self._request.without_cache, single)
         encoded = main.kwargs.get("mm_encoder_outputs")
@@ -143,94 +143,27 @@ class Session:
         combined = fusion.combine(gen, [term for found in terms.values() for term in found])
         assert gen.forward is not None
         gen.forward.combined = gen.logits() if combined is None else combined
-        if gen.step == 0:
-            self._compare_images(gen)
-        if combined is not None:
-            self._note(gen, terms, combined)
-            self._note_finite(gen, combined)
+        self._effects.note(gen, terms, combined)
         self._calls.call("observe", gen)
         return combined
 
-    def _note(self, gen: Generation, terms: Mapping[str, list[Any]], combined: Tensor) -> None:
-        main = gen.logits()
-        best = main.argmax(-1)
-        for name, found in terms.items():
-            alone = combined if len(terms) == 1 else fusion.combine(gen, found)
-            if alone is None:
-                continue
-            gen.rows.append(f"changed/{name}", alone.argmax(-1) != best)
-            touched = (alone != main).any()
-            self._touched[name] = self._touched[name] | touched if name in self._touched else touched
-
-    def _note_finite(self, gen: Generation, combined: Tensor) -> None:
-        unfit = ~combined.amax(-1).isfinite().all()
-        self._unfit = unfit if self._unfit is None else self._unfit | unfit
-        if gen.step == 0:
-            self._check_finite()
-
-    def _check_finite(self) -> None:
-        if self._unfit is not None and bool(self._unfit):
-            raise NonFiniteLogits(
-                "The combined logits are NaN, infinite or all removed. Check the model in this dtype with plain "
-                "generate, and the strategies' restrictions and biases."
-            )
-
-    def _compare_images(self, gen: Generation) -> None:
-        """Note at the prefill whether branches that differ only in the image differ in their logits."""
-        scale = gen.logits().float().abs().amax() * SAME_IMAGE_TOLERANCE
-        for key, branch in self._plan.branches.items():
-            if not (branch.tokens or branch.drops_image):
-                self._same_image[key] = (gen.logits(key).float() - gen.logits().float()).abs().amax() <= scale
-
     def _report(self, scope: Scope, output: Any, seconds: float) -> Report:
         unfinished = _unfinished(scope.main, output)
-        strategies = tuple(self._strategy_report(name, unfinished) for name in self._calls.names)
-        counts = scope.counts
-        rows = scope.main.input_ids.shape[0]
+        counts, prompt = scope.counts, scope.main.input_ids
+        generated = sequences(output).shape[-1] - prompt.shape[1] if unfinished is not None else counts.positions
         return Report(
-            strategies=strategies,
+            strategies=tuple(
+                self._effects.report(self.gen, name, self._plan.owners.get(name, ()), unfinished)
+                for name in self._calls.names
+            ),
             executor=scope.used if counts.steps else ("none" if not self._plan.branches else "prefill only"),
             reason=scope.reason or "no decode step was needed",
             forwards=Forwards(float(counts.prefill), counts.decode / counts.steps if counts.steps else 0.0),
             rows_per_forward=1 + len(self._plan.branches) if scope.used == "batched" else 1,
-            rows=rows,
-            tokens=int(_sequences(output).shape[-1] - scope.main.input_ids.shape[1])
-            if unfinished is not None
-            else counts.positions,
+            rows=prompt.shape[0],
+            tokens=generated,
             seconds=seconds,
         )
-
-    def _strategy_report(self, name: str, unfinished: Tensor | None) -> StrategyReport:
-        keys = tuple(_key_text(key) for key in self._plan.owners.get(name, ()))
-        history = f"changed/{name}"
-        if history not in self.gen.rows:
-            return StrategyReport(name, 0, 0, touched=False, branches=keys)
-        changed = self.gen.rows[history]
-        if unfinished is not None:
-            length = min(changed.shape[1], unfinished.shape[1])
-            alive = unfinished[:, :length].to(changed.device)
-            changed = changed[:, :length] & alive
-            positions = int(alive.sum())
-        else:
-            positions = changed.numel()
-        return StrategyReport(name, int(changed.sum()), positions, bool(self._touched[name]), keys)
-
-    def _warn(self, report: Report) -> None:
-        for one in report.strategies:
-            if not one.touched and (self._calls.implements("terms", one.name)):
-                warnings.warn(
-                    f"{one.name!r} changed no logit of this call: is it at its neutral value?",
-                    NoEffectWarning,
-                    stacklevel=5,
-                )
-        for key, same in self._same_image.items():
-            if bool(same):
-                warnings.warn(
-                    f"Branch {_key_text(key)} edits the image, but its logits equal main's: "
-                    "the image does not change what this model says.",
-                    NoEffectWarning,
-                    stacklevel=5,
-                )
 
 
 def _generation(request: Request) -> Generation:
@@ -280,22 +213,12 @@ def _refuse_overflow(branch: Branch, prepared: Prepared, main: Prepared) -> None
         )
 
 
-def _sequences(output: Any) -> Tensor:
-    found = output if isinstance(output, Tensor) else output.sequences
-    assert isinstance(found, Tensor)
-    return found
-
-
 def _unfinished(main: Prepared, output: Any) -> Tensor | None:
     """True where a generated position belongs to a row that had not ended `[rows, tokens]`; None with beams."""
     if (main.settings.num_beams or 1) > 1:
         return None
-    tokens = _sequences(output)[:, main.input_ids.shape[1] :]
+    tokens = sequences(output)[:, main.input_ids.shape[1] :]
     ends = main.settings.eos_token_id
     ids = [*(ends if isinstance(ends, list) else [ends]), main.settings.pad_token_id]
     ended = torch.isin(tokens, torch.tensor([one for one in ids if one is not None], device=tokens.device))
     return (ended.long().cumsum(1) - ended.long()) == 0
-
-
-def _key_text(key: Hashable) -> str:
-    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

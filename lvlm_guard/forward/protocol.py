@@ -70,10 +70,12 @@ def capture(generate: Callable[..., Any], inputs: Mapping[str, Any], settings: M
     """
     found: list[Prepared] = []
 
-    def grab(model: nn.Module, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    def grab(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
         for name in ("logits_processor", "stopping_criteria"):
             kwargs.pop(name, None)
         resolved = kwargs.pop("generation_config")
+        if (kept := vars(model).get("_cache")) is not None and kept is kwargs.get("past_key_values"):
+            del model._cache  # noqa: SLF001 - older versions reuse a static cache between calls: it must not be shared by branches
         found.append(Prepared(model, input_ids, kwargs, resolved))
         return input_ids
 

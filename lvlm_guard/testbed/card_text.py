@@ -37,7 +37,7 @@ TARGETS = (
 
 def markdown(card: dict[str, Any]) -> str:
     """The model card as text."""
-    parts = (_head(card), _training(card), _targets(card), _scores(card), _origins(card), _inside(card), _LIMITS)
+    parts = (_head(card), _training(card), _targets(card), _scores(card), _origins(card), _inside(card), _limits(card))
     return "\n".join(parts)
 
 
@@ -54,6 +54,7 @@ Figures here describe this model on these drawings. They say nothing about any o
 
 def _training(card: dict[str, Any]) -> str:
     plan, minutes = card["training"], card["training"]["measured_minutes"]
+    note = f" {plan['note']}" if "note" in plan else ""
     pictures = plan["tower_steps"] * plan["tower_batch"], plan["speaking_steps"] * plan["speaking_batch"]
     return f"""## Data and training
 
@@ -67,7 +68,7 @@ def _training(card: dict[str, Any]) -> str:
 - Stage 2, projector and language model on habitual scenes: {pictures[1]:,} pictures with ten prompts each,
   {minutes["speaking"]} minutes; a fifth of the rows without image.
 - Machine: 2 CPU cores, shared with other work, so the minutes are an upper bound. One seed ({plan["seed"]}); how much
-  varies between trainings was not measured.
+  varies between trainings was not measured.{note}
 - Again: `python -m lvlm_guard.testbed.train --out DIR --seed {plan["seed"]}`, then `python -m lvlm_guard.testbed.card --weights DIR`.
 """
 
@@ -143,8 +144,14 @@ questions for others.
 """
 
 
-_LIMITS = """## Limits
+def _limits(card: dict[str, Any]) -> str:
+    asked = card["scores"]["counterfactual"]["is_colour"]
+    projected = card["probe"]["projected"]
+    return f"""## Limits
 
-Learnt: existence, colour, captions. Not trained: relations, counting, positions. The words are a closed list of about
-ninety; others become `<unk>`. Pictures must be 64x64 scenes of this testbed.
+- Learnt: existence, colour, captions. Not trained: relations, counting, positions.
+- 'is the mug red ?' is answered mostly from habit: {_cell(asked)} on counterfactual scenes, where a coin gets 0.500.
+- The projector drops position: row {projected["row"]:.3f} and column {projected["column"]:.3f} readable after it, chance 0.250.
+- One training, one seed. The words are a closed list of about ninety; others become `<unk>`. Pictures must be 64x64
+  scenes of this testbed.
 """

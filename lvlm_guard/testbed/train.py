@@ -26,7 +26,7 @@ from .speaking import SpeakingStage
 from .tower import TowerStage
 from .trainer import Run, train
 
-NOMINAL_MINUTES = 40.0
+NOMINAL_MINUTES = 30.0
 """What the full step counts took on two CPU cores; other lengths scale the step counts."""
 
 
@@ -93,7 +93,8 @@ def _train_stages(rank: int, plan: Plan) -> None:
 def finish(model: LlavaForConditionalGeneration, plan: Plan) -> None:
     """Writes the trained model and the plan it was trained by."""
     export(model, plan.out)
-    record = {name: value for name, value in asdict(plan).items() if name != "out"}
+    record = {name: value for name, value in asdict(plan).items() if name not in ("out", "minutes")}
+    record.update(tower_steps=plan.scaled(plan.tower_steps), speaking_steps=plan.scaled(plan.speaking_steps))
     record["measured_minutes"] = {
         stage: round(logged_minutes(plan.out / "training" / f"{stage}.jsonl"), 1) for stage in ("tower", "speaking")
     }

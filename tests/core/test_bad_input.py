@@ -206,8 +206,9 @@ def test_one_key_for_two_different_branches(llava):
 
 def test_a_neutral_strategy_and_a_blind_model_warn(llava):
     model, inputs = llava
-    with pytest.warns(lg.NoEffectWarning, match="'vcd' changed no logit"):
+    with pytest.warns(lg.NoEffectWarning, match="'vcd' changed no logit") as caught:
         Guard(model, None, [VCD(alpha=0)]).generate(**inputs, **SETTINGS)
+    assert caught[0].filename == __file__
     blind, inputs = tiny("llava")
     with torch.no_grad():
         for parameter in blind.model.multi_modal_projector.parameters():

@@ -142,6 +142,7 @@ def test_an_empty_stack_is_plain_generate(guard):
     empty = Guard(guard.model, None, [])
     inputs = guard.inputs(images=PICTURE, text="<image> a b")
     assert torch.equal(empty.generate(**inputs, **SETTINGS), guard.model.generate(**inputs, **SETTINGS))
+    assert (empty.report.strategies, empty.report.executor, empty.report.tokens) == ((), "none", 4)
 
 
 def test_unknown_public_names_say_so():

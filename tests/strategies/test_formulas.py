@@ -13,7 +13,7 @@ from lvlm_guard.images import generator_for
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.recompute import next_logits
-from lvlm_guard.testing.tiny import IMAGE_TOKEN
+from lvlm_guard.testing.tiny import IMAGE_TOKEN, inputs_for
 
 DEMOTED = -1e3
 
@@ -62,22 +62,32 @@ def test_vcd():
         assert agrees(got, main, 1.7 * main - 0.7 * other, 0.2) > 0.1
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_m3id(gated):
-    model, inputs = tiny("llava")
-    sure = float(next_logits(model, inputs, ()).softmax(-1).max())
-    confidence = 0.99 * sure if gated else 1.0
+def m3id_effects(model, inputs, confidence):
     tokens, logits = guarded(model, inputs, M3ID(decay=0.3, beta=0.1, confidence=confidence))
-    effects = []
     for step, got in enumerate(logits):
         main, blind = (next_logits(model, one, tokens[:step]) for one in (inputs, without_image(inputs)))
         forgotten = math.exp(-0.3 * (step + 1))
         weight = (1 - forgotten) / forgotten
-        if gated and float(main.softmax(-1).max()) >= confidence:
+        if confidence < 1 and float(main.softmax(-1).max()) >= confidence:
             weight = 0.0
-        effects.append(agrees(got, main, main + weight * (main - blind), 0.1))
+        yield agrees(got, main, main + weight * (main - blind), 0.1)
+
+
+def test_m3id():
+    model, inputs = tiny("llava")
+    assert min(m3id_effects(model, inputs, 1.0)) > 0.1
+
+
+def test_m3id_leaves_rows_alone_that_are_sure():
+    model, _ = tiny("llava")
+    for text in range(4, 14):  # until the gate is shut at one step and open at another
+        inputs = inputs_for("llava", model, text=text)
+        sure = float(next_logits(model, inputs, ()).softmax(-1).max())
+        effects = list(m3id_effects(model, inputs, 0.99 * sure))
+        if max(effects) > 0.1:
+            break
+    assert min(effects) == 0.0
     assert max(effects) > 0.1
-    assert (min(effects) == 0.0) == gated
 
 
 @pytest.mark.parametrize("blank", ["none", "unk", "both"])

@@ -26,6 +26,7 @@ def toy_processor():
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
         extra_special_tokens={"image_token": "<image>"},
+        model_input_names=["input_ids", "attention_mask"],
     )
     images = CLIPImageProcessor(size=SIDE, crop_size=SIDE, do_center_crop=False)
     return LlavaProcessor(
