@@ -112,7 +112,7 @@ def test_a_pipeline_inside_attached_is_guarded():
     guard = Guard(model, processor, [Against("noised")])
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
     picture = Image.new("RGB", (30, 30), (200, 30, 90))
-    ask = {"images": picture, "text": "<image> a b c", "generate_kwargs": SETTINGS}
+    ask = {"images": picture, "text": "<image> a b c", "generate_kwargs": dict(SETTINGS)}
     plain = pipe(**ask)[0]["generated_text"]
     with guard.attached():
         guarded = pipe(**ask)[0]["generated_text"]

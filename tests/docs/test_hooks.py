@@ -1,0 +1,85 @@
+"""`docs/reference/hooks.md` says what the code says: every signature, every field, every default."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+import lvlm_guard
+from lvlm_guard.edits import TokenEdit
+from lvlm_guard.generation import Forward, Generation, Rows
+from lvlm_guard.hookspecs import IMPLEMENTED, Discovery, Strategy, hook_names
+from lvlm_guard.terms import Statistics, Term
+
+HOOKS = {name: vars(space)[name] for space in (Discovery, Strategy) for name in hook_names(space)}
+RUNNING = IMPLEMENTED | set(hook_names(Discovery))
+EDITS = (lvlm_guard.Branch, lvlm_guard.AttentionEdit, lvlm_guard.HiddenEdit, lvlm_guard.Readout)
+VALUES = (*EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward)
+PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
+MEMBERS = [
+    (owner, name)
+    for owner in (Generation, Rows, Statistics)
+    for name, member in vars(owner).items()
+    if not name.startswith("_") and (callable(member) or isinstance(member, property))
+]
+
+
+@pytest.fixture(scope="module")
+def sections(docs):
+    """Text below each heading of the third level."""
+    text = (docs / "reference" / "hooks.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL))
+
+
+def signature(name: str) -> str:
+    return f"def {name}{inspect.signature(HOOKS[name])}: ...".replace("'", "")
+
+
+def row(field: dataclasses.Field) -> str:
+    """How the table of a value begins its row for a field."""
+    return f"| `{field.name}` | `{field.type}` | {default(field)} |".replace(" | None`", " \\| None`")
+
+
+def default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory.__name__}()`"
+    return "required" if field.default is dataclasses.MISSING else f"`{field.default!r}`"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_stands_there_with_its_exact_signature(sections, name):
+    assert name in sections, f"docs/reference/hooks.md has no heading '### {name}'"
+    assert f"```python\n{signature(name)}\n```" in sections[name], f"write: {signature(name)}"
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_page_says_whether_a_hook_runs(sections, docs, name):
+    overview = (docs / "reference" / "hooks.md").read_text(encoding="utf-8")
+    said = re.search(rf"^\| \[`{name}`\]\(#{name}\) \|.*\| (yes|no) \|$", overview, re.MULTILINE)
+    assert said, f"the overview has no row for {name}"
+    assert (said.group(1) == "yes") == (name in RUNNING)
+    assert ("Does not run yet" in sections[name]) == (name not in RUNNING)
+
+
+def test_no_hook_is_invented(sections):
+    values = {value.__name__ for value in VALUES} | {"Rows", "Statistics"}
+    assert set(sections) == set(HOOKS) | values
+
+
+@pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda one: getattr(one, "__name__", None) or one.name)
+def test_a_field_stands_there_with_type_and_default(sections, value, field):
+    assert row(field) in sections[value.__name__], f"under '### {value.__name__}' write: {row(field)}"
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda one: one.__name__)
+def test_no_field_is_invented(sections, value):
+    told = re.findall(r"^\| `(\w+)` \| `.*` \| (?:required|`[^`]*`) \|", sections[value.__name__], re.MULTILINE)
+    assert told == [field.name for field in dataclasses.fields(value)]
+
+
+@pytest.mark.parametrize(("owner", "name"), MEMBERS)
+def test_a_member_stands_there(sections, owner, name):
+    assert f"| `{name}` |" in sections[owner.__name__]

@@ -1,0 +1,3 @@
+"""The outside distribution brings tests of its own; `tests/packaging` installs it and runs those."""
+
+collect_ignore = ["lvlm-guard-example"]
