@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from lvlm_guard.errors import InputError
 
+MAIN = "main"
 Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
 PixelEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
 PictureEdit: TypeAlias = Callable[[Any, Generator], Any]
@@ -72,6 +73,8 @@ class Branch:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.key, Hashable) or self.key == MAIN:
+            raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {self.key!r}.")
         if self.drops_image and self.edits_image:
             raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
         if self.pixels is not None and self.picture is not None:

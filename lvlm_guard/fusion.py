@@ -10,9 +10,10 @@ import lvlm_guard_kernels as kernels
 import torch
 from torch import Tensor
 
+from lvlm_guard.edits import MAIN
 from lvlm_guard.errors import InputError
 from lvlm_guard.generation import Generation
-from lvlm_guard.terms import MAIN, Bias, Contrast, Mix, Plausible, Restrict, Source, Term, Weight
+from lvlm_guard.terms import Bias, Contrast, Mix, Plausible, Restrict, Source, Term, Weight
 
 
 class ForwardStatistics:
@@ -84,10 +85,10 @@ def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
     statistics = ForwardStatistics(gen)
     for term in terms:
         if isinstance(term, (Mix, Contrast)):
-            for mix in term.mixes() if isinstance(term, Contrast) else (term,):
-                weight = _weight(mix.weight, gen, statistics)
-                key = _key(mix.source)
-                weights[key] = weights[key] + weight if key in weights else weight
+            weight = _weight(term.weight, gen, statistics)
+            if isinstance(term, Contrast):
+                _add(weights, MAIN, weight)
+            _add(weights, _key(term.source), -weight if isinstance(term, Contrast) else weight)
         else:
             _bound(total, term, gen)
     total.main_weight = 1.0 + weights.pop(MAIN, 0.0)
@@ -96,6 +97,10 @@ def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
             total.sources.append(gen.logits(key))
             total.weights.append(weight)
     return None if _is_neutral(total) else total
+
+
+def _add(weights: dict[Any, float | Tensor], key: Any, weight: float | Tensor) -> None:
+    weights[key] = weights[key] + weight if key in weights else weight
 
 
 def _bound(total: Sum, term: Term, gen: Generation) -> None:
@@ -123,8 +128,10 @@ def _key(source: Source) -> Any:
 def _weight(weight: Weight, gen: Generation, statistics: ForwardStatistics) -> float | Tensor:
     if callable(weight) and not isinstance(weight, Tensor):
         weight = weight(statistics)
-    if not isinstance(weight, Tensor):
+    if isinstance(weight, (int, float)):
         return float(weight)
+    if not isinstance(weight, Tensor):
+        raise InputError(f"A weight is a number, a tensor or a function that returns one, got {weight!r}.")
     shape = gen.logits().shape[:2]
     value = weight.to(gen.logits().device, torch.float32)
     value = value[:, None] if value.ndim == 1 else value

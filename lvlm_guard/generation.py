@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.edits import MAIN
 from lvlm_guard.errors import InputError, ProcessorNeeded
-from lvlm_guard.terms import MAIN, Source
+from lvlm_guard.terms import Source
 
 
 class Rows:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from torch import Tensor
 
 from lvlm_guard import conversation, requests
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
@@ -56,6 +59,9 @@ class Guard:
         self._calls = StrategyCalls(self.stack.strategies)
         self._memory = conversation.PictureMemory()
         self._last: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        return Guard(copy.deepcopy(self.model, memo), self.processor, self.stack, executor=self.executor)
 
     @property
     def report(self) -> Report:
@@ -143,13 +149,15 @@ class Guard:
         return attached
 
     def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self._last.set(None)
         arguments = requests.bind(plain, args, kwargs)
         if not len(self.stack):
             return self._unguarded(plain, arguments)
         _refuse_arguments(arguments)
         inputs, settings = requests.split(arguments)
         pictures = self._memory.find(inputs)
-        request = Request(inputs, settings, self.model.config, self.processor, pictures)
+        defaults = getattr(self.model, "generation_config", None)
+        request = Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
         output, report = Session(plain, request, self._calls, self.executor).run()
         self._last.set(report)
         return output
@@ -159,7 +167,8 @@ class Guard:
         started = time.perf_counter()
         output = plain(**arguments)
         ids = requests.split(arguments)[0].get("input_ids")
-        self._last.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
+        if isinstance(output, Tensor) or hasattr(output, "sequences"):
+            self._last.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
         return output
 
 

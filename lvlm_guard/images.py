@@ -41,7 +41,8 @@ def edit_pixels(name: str, pixels: Tensor, grid: Tensor | None, config: Any, edi
     """
     if pixels.ndim > CHANNELS:
         tiles = pixels.flatten(0, -4)
-        return torch.stack([_edit(tile, edit, seed) for tile in tiles]).reshape(pixels.shape)
+        edited = [tile if _is_padding(tile) else _edit(tile, edit, seed) for tile in tiles]
+        return torch.stack(edited).reshape(pixels.shape)
     if grid is None or pixels.ndim != 2:  # noqa: PLR2004 - a matrix of patches
         raise StrategyRefused(f"The layout of {name} {tuple(pixels.shape)} is unknown, so its images cannot be edited.")
     per_image = grid.prod(-1).tolist()
@@ -57,6 +58,11 @@ def _edit_packed(patches: Tensor, config: Any, edit: PixelEdit, seed: int) -> Te
     still = bool((frames == frames[:, :, :1]).all())
     edited = _edit(frames[:, :, :1] if still else frames, edit, seed)
     return edited.expand_as(frames).reshape(patches.shape)
+
+
+def _is_padding(tile: Tensor) -> bool:
+    """Whether a tile only fills up a batch; models know such tiles by being zero throughout."""
+    return not bool(tile.any())
 
 
 def _edit(tile: Tensor, edit: PixelEdit, seed: int) -> Tensor:
@@ -108,12 +114,17 @@ def edit_recovered(pixels: Tensor, processor: Any, edit: PictureEdit, seed: int)
             "guard.inputs(images=..., text=...), which remembers the pictures."
         )
     mean, deviation = _normalisation(processor, pixels)
-    tiles = (pixels.float() * deviation + mean).clamp(0, 1).flatten(0, -4)
-    edited = [_through_picture(tile, edit, seed) for tile in tiles]
-    return ((torch.stack(edited).to(pixels.device).reshape(pixels.shape) - mean) / deviation).to(pixels.dtype)
+
+    def through_picture(tile: Tensor) -> Tensor:
+        edited = _through_picture((tile.float() * deviation + mean).clamp(0, 1), edit, seed).to(tile.device)
+        return ((edited - mean) / deviation).to(tile.dtype)
+
+    edited = [tile if _is_padding(tile) else through_picture(tile) for tile in pixels.flatten(0, -4)]
+    return torch.stack(edited).reshape(pixels.shape)
 
 
 def _through_picture(tile: Tensor, edit: PictureEdit, seed: int) -> Tensor:
+    """Edit one tile `[3, height, width]` in 0..1 as a picture."""
     array = (tile.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
     picture = Image.fromarray(array)
     edited = edit(picture, generator_for(tile, seed)).convert("RGB").resize(picture.size)

@@ -6,13 +6,13 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
-from pydantic import TypeAdapter
+from pydantic import PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from lvlm_guard.errors import GuardWarning, PluginError, PluginRejected, nearest
@@ -168,6 +168,8 @@ def _check_hook(name: str, hook: str, function: Callable[..., Any], known: Seque
     if hook not in IMPLEMENTED:
         raise PluginRejected(f"{name}.{hook}: this hook is specified but does not run yet, so it would be ignored.")
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
+        if parameter.name != "gen":
+            raise PluginRejected(f"{name}.{hook}: no such hook parameter, {parameter.name!r}; it is {hook}(self, gen).")
         if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
             raise PluginRejected(
                 f"{name}.{hook}{inspect.signature(function)}: the hook parameter {parameter.name!r} must be plain, "
@@ -175,17 +177,25 @@ def _check_hook(name: str, hook: str, function: Callable[..., Any], known: Seque
             )
 
 
-def validate_parameters(strategy: object) -> None:
-    """Check the field values of a strategy against its own annotations.
+def validated(strategy: object) -> object:
+    """Return a strategy whose field values are checked against, and converted to, its own annotations.
 
     Raises:
-        PluginRejected: With one line for each wrong parameter.
+        PluginRejected: With each wrong parameter, or an annotation that cannot be checked.
     """
-    values = {one.name: getattr(strategy, one.name) for one in dataclasses.fields(strategy)}  # type: ignore[arg-type]
+    fields = [one for one in dataclasses.fields(strategy) if one.init]  # type: ignore[arg-type]
     try:
-        TypeAdapter(type(strategy)).validate_python(values)
+        return build(type(strategy), {one.name: getattr(strategy, one.name) for one in fields})
     except PydanticError as error:
         raise PluginRejected(f"{strategy_name(strategy)}: {problems(error)}") from None
+
+
+def build(strategy: type, parameters: Mapping[str, Any]) -> object:
+    """Build a strategy of checked parameters; raises pydantic's error for wrong values."""
+    try:
+        return TypeAdapter(strategy).validate_python(dict(parameters))
+    except PydanticUserError as error:
+        raise PluginRejected(f"{strategy_name(strategy)}: an annotation cannot be checked: {error.message}") from None
 
 
 def problems(error: PydanticError) -> str:
@@ -218,7 +228,7 @@ class StrategyCalls:
 
     def call(self, hook: str, gen: Any) -> dict[str, list[Any]]:
         """Call `hook` on every strategy in stack order; per strategy, the values it yielded or returned."""
-        return {name: _collect(caller(gen=gen)) for name, caller in self._callers[hook].items()}
+        return {name: _collect(f"{name}.{hook}", caller(gen=gen)) for name, caller in self._callers[hook].items()}
 
     def _implements(self, hook: str, name: str) -> bool:
         return is_marked(getattr(self._manager.get_plugin(name), hook, None))
@@ -228,7 +238,10 @@ class StrategyCalls:
         return self._manager.subset_hook_caller(hook, others)
 
 
-def _collect(results: list[Any]) -> list[Any]:
+def _collect(hook: str, results: list[Any]) -> list[Any]:
+    for result in results:
+        if result is not None and not isinstance(result, Iterable):
+            raise PluginRejected(f"{hook} must return a list, or yield, or return nothing; it returned {result!r}.")
     return [value for result in results if result is not None for value in result]
 
 

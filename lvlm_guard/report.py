@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def sequences(output: Any) -> Tensor:
-    """Token ids `[rows, length]` of whatever generate returned."""
+    """Token ids `[rows, length]` of what generate returned."""
     found: Tensor = output if isinstance(output, Tensor) else output.sequences
     return found
 
@@ -50,7 +50,7 @@ class Report:
 
     Args:
         strategies: One entry per strategy, in stack order.
-        executor: `batched`, `sequential`, or `none` without branches.
+        executor: `batched`, `sequential`, `prefill only` when one token was enough, or `none` without branches.
         reason: Why that executor.
         forwards: Forwards per token, prefill and decode apart.
         rows_per_forward: Rows of a decode forward over rows of plain generate.

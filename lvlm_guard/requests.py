@@ -33,6 +33,7 @@ class Request:
         config: The model's config.
         processor: The processor, or None.
         pictures: The pictures that the inputs were made of and how to process pictures like them, if remembered.
+        defaults: The model's own generation config.
     """
 
     inputs: dict[str, Any]
@@ -40,6 +41,7 @@ class Request:
     config: Any
     processor: Any = None
     pictures: Pictures | None = None
+    defaults: Any = None
     input_ids: Tensor = field(init=False)
     attention_mask: Tensor = field(init=False)
 
@@ -54,6 +56,12 @@ class Request:
         self.attention_mask = _inferred_mask(ids, self.config) if mask is None else mask
         if bool((self.attention_mask[:, -1] == 0).any()):
             raise InputError("The batch is padded on the right. Set processor.tokenizer.padding_side = 'left'.")
+
+    def setting(self, name: str) -> Any:
+        """A setting of the loop as generate resolves it: keyword, given config, the model's config."""
+        sources = (self.settings.get("generation_config"), self.defaults)
+        found = (self.settings.get(name), *(getattr(source, name, None) for source in sources))
+        return next((value for value in found if value is not None), None)
 
     @property
     def without_cache(self) -> dict[str, Any]:

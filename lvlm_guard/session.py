@@ -22,6 +22,7 @@ from lvlm_guard.plugins import StrategyCalls
 from lvlm_guard.report import Forwards, Report, sequences
 from lvlm_guard.requests import Request
 
+SAME_MODULE_DRAFTS = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
@@ -86,7 +87,7 @@ class Session:
         main, inputs, prepared = self._prepare()
         scope = Scope(main, prepared, self.gen, self._combine, self._executor)
         settings = self._request.settings
-        if settings.get("assistant_model") is not None or settings.get("assistant_early_exit"):
+        if any(self._request.setting(name) for name in SAME_MODULE_DRAFTS):
             scope.main_cache = inputs.setdefault("past_key_values", main.cache)
         with guarded(scope):
             output = self._generate(**inputs, **settings)
@@ -100,7 +101,7 @@ class Session:
         for branch in self._plan.branches.values():
             requests.refuse_missing_image(self._request, branch)
         main = capture(self._generate, self._request.without_cache, self._request.settings)
-        _refuse_modes(main, self._request.settings)
+        _refuse_modes(main, self._request)
         encoded = self._encoded(main)
         inputs = dict(self._request.inputs)
         if encoded is not None:
@@ -192,10 +193,10 @@ def _new_tokens(main: Prepared) -> int:
     return max(int(main.settings.max_length) - main.input_ids.shape[1], 1)
 
 
-def _refuse_modes(main: Prepared, settings: Mapping[str, Any]) -> None:
+def _refuse_modes(main: Prepared, request: Request) -> None:
     if getattr(main.settings, "prefill_chunk_size", None) is not None:
         raise ModeRefused("Chunked prefill cannot be guarded: drop prefill_chunk_size.")
-    assisted = settings.get("assistant_model") is not None or settings.get("prompt_lookup_num_tokens")
+    assisted = any(request.setting(name) for name in (*SAME_MODULE_DRAFTS, "prompt_lookup_num_tokens"))
     if assisted and not caches.can_roll_back(main.cache):
         raise ModeRefused(
             "This version of transformers cannot take rejected candidates back out of sliding-window layers: "
@@ -220,5 +221,5 @@ def _unfinished(main: Prepared, output: Any) -> Tensor | None:
     tokens = sequences(output)[:, main.input_ids.shape[1] :]
     ends = main.settings.eos_token_id
     ids = [*(ends if isinstance(ends, list) else [ends]), main.settings.pad_token_id]
-    ended = torch.isin(tokens, torch.tensor([one for one in ids if one is not None], device=tokens.device))
+    ended = torch.isin(tokens, torch.tensor([one for one in ids if one is not None], device=tokens.device).long())
     return (ended.long().cumsum(1) - ended.long()) == 0

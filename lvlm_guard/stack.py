@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from lvlm_guard.errors import PluginError, StackError, nearest
-from lvlm_guard.plugins import catalogue, check_strategy, problems, strategy_name, validate_parameters
+from lvlm_guard.plugins import build, catalogue, check_strategy, problems, strategy_name, validated
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,8 +115,7 @@ def _strategy(entry: Any, path: str) -> object:
             return _from_mapping(entry, path)
         if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
             check_strategy(type(entry))
-            validate_parameters(entry)
-            return entry
+            return validated(entry)
     except PluginError as error:
         raise StackError(f"{path}: {error}") from None
     raise StackError(f"{path}: expected a strategy, a name or a mapping with a name, got {entry!r}.")
@@ -141,7 +139,7 @@ def _built(name: str, parameters: Mapping[str, Any], path: str) -> object:
             hint = nearest(str(parameter), known)
             raise StackError(f"{path}.params.{parameter}: {name!r} has no such parameter.{hint}")
     try:
-        return TypeAdapter(strategy).validate_python(dict(parameters))
+        return build(strategy, parameters)
     except PydanticError as error:
         raise StackError(f"{path}.params: {problems(error)}") from None
 

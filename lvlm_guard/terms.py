@@ -15,7 +15,6 @@ from torch import Tensor
 from lvlm_guard.edits import Branch
 from lvlm_guard.errors import InputError
 
-MAIN = "main"
 Source: TypeAlias = Branch | Hashable
 
 
@@ -63,10 +62,6 @@ class Contrast:
     source: Source
     weight: Weight
 
-    def mixes(self) -> tuple[Mix, Mix]:
-        """Spell the contrast out as two mixes."""
-        return Mix(MAIN, self.weight), Mix(self.source, _negated(self.weight))
-
 
 @dataclass(frozen=True)
 class Plausible:
@@ -102,9 +97,3 @@ class Bias:
 
 
 Term: TypeAlias = Mix | Contrast | Plausible | Restrict | Bias
-
-
-def _negated(weight: Weight) -> Weight:
-    if callable(weight) and not isinstance(weight, Tensor):
-        return lambda statistics: -weight(statistics)
-    return -weight

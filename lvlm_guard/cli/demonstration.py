@@ -30,3 +30,4 @@ def demo(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         testbed_demo.render(result, Console())
+        typer.echo("More scenes narrow the intervals: --scenes 300.")

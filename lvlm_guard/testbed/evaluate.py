@@ -110,7 +110,7 @@ def evaluate(
         batches += [(part, CAPTION_TOKENS) for part in _parts([_describe(scene) for scene in scenes], batch)]
     answers: list[Answer] = []
     seconds, tokens = 0.0, 0
-    for part, limit in tqdm(batches, desc="asking", unit="batch", disable=not progress):
+    for part, limit in tqdm(batches, desc="asking", unit="batch", disable=None if progress else True):
         inputs = _inputs(part, processor).to(device)
         begun = time.perf_counter()
         said = _said(generate(**inputs, max_new_tokens=limit, do_sample=False, **options), inputs["input_ids"])

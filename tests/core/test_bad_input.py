@@ -164,6 +164,7 @@ def strategy(branch=None, terms=()):
         (strategy(terms=[lg.Mix("main", torch.ones(5))]), lg.InputError, "does not fit the logits"),
         (strategy(terms=[lg.Bias(torch.ones(7))]), lg.InputError, "does not fit the logits"),
         (strategy(terms=[lg.Restrict(torch.zeros(128))]), lg.NonFiniteLogits, "all removed"),
+        (strategy(terms=[lg.Mix("main", None)]), lg.InputError, "A weight is a number"),
         (strategy(branch="noise"), lg.InputError, "must yield Branch"),
         (strategy(branch=Branch("x", pixels=lambda p, g: p[:1])), lg.InputError, "the shape it got"),
         (strategy(branch=Branch("x", pixels=lambda p, g: None)), lg.InputError, "NoneType"),
@@ -187,6 +188,54 @@ def test_what_a_strategy_may_get_wrong(llava, odd, error, words):
 def test_branches_that_contradict_themselves(fields):
     with pytest.raises(lg.InputError, match="x"):
         Branch("x", **fields)
+
+
+@pytest.mark.parametrize("key", ["main", ["a", "list"]])
+def test_keys_that_cannot_name_a_branch(key):
+    with pytest.raises(lg.InputError, match="key is hashable and not 'main'"):
+        Branch(key, image="removed")
+
+
+def test_a_hook_that_returns_a_single_value(llava):
+    model, inputs = llava
+
+    @dataclass(frozen=True)
+    class Single:
+        name: ClassVar[str] = "single"
+
+        @hookimpl
+        def terms(self, gen: lg.Generation) -> lg.Term:
+            return lg.Mix("main", 1.0)
+
+    with pytest.raises(lg.PluginRejected, match=r"single.terms must return a list, or yield"):
+        Guard(model, None, [Single()]).generate(**inputs, **SETTINGS)
+
+
+def test_an_annotation_that_cannot_be_checked(llava):
+    @dataclass(frozen=True)
+    class Holding:
+        name: ClassVar[str] = "holding"
+        tensor: torch.Tensor | None = None
+
+    with pytest.raises(lg.StackError, match="holding: an annotation cannot be checked"):
+        Guard(llava[0], None, [Holding()])
+
+
+def test_values_that_mean_a_number_are_taken_as_one(llava):
+    model, inputs = llava
+    guard = Guard(model, None, [VCD(alpha="1")])
+    assert guard.stack.strategies == (VCD(alpha=1.0),)
+    guard.generate(**inputs, **SETTINGS)
+
+
+def test_a_failed_call_leaves_no_report(llava):
+    model, inputs = llava
+    guard = Guard(model, None, "vcd")
+    guard.generate(**inputs, **SETTINGS)
+    with pytest.raises(lg.StrategyRefused):
+        guard.generate(input_ids=inputs["input_ids"][:, -3:], **SETTINGS)
+    with pytest.raises(lg.InputError, match="No guarded call"):
+        _ = guard.report
 
 
 def test_one_key_for_two_different_branches(llava):

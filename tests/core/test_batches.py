@@ -84,3 +84,24 @@ def test_a_still_image_gets_the_same_noise_in_every_repeated_frame():
     moving = edit_pixels("pixel_values", inputs["pixel_values"], inputs["image_grid_thw"], model.config, noise, 0)
     draws = (moving - inputs["pixel_values"]).reshape(16, 3, 2, 16)
     assert not torch.allclose(draws[:, :, 0], draws[:, :, 1])
+
+
+def test_tiles_that_only_fill_up_a_batch_stay_empty():
+    """idefics3 knows them by being zero; noise on them would be a picture more than there are placeholders."""
+    model, inputs = tiny("idefics3", 2)
+    ids, single = inputs["input_ids"], {}
+    keep = torch.ones(ids.shape[1], dtype=torch.bool)
+    keep[(ids[1] == IMAGE_TOKEN).nonzero().flatten()[4:]] = False
+    single["input_ids"] = ids[1:, keep]
+    single["attention_mask"] = torch.ones_like(single["input_ids"])
+    for name in ("pixel_values", "pixel_attention_mask"):
+        single[name] = inputs[name][1:, :1]
+    padding = ids.shape[1] - int(keep.sum())
+    batch = {name: value.clone() for name, value in inputs.items()}
+    batch["input_ids"][1] = torch.cat([torch.zeros(padding, dtype=torch.long), single["input_ids"][0]])
+    batch["attention_mask"][1, :padding] = 0
+    batch["pixel_values"][1, 1], batch["pixel_attention_mask"][1, 1] = 0, 0
+    for stack in ("vcd", [Against("noised")]):
+        guard = Guard(model, None, stack)
+        together, alone = logits(guard, batch), logits(guard, single)
+        assert float((together[:, 1:] - alone).abs().max()) <= TOLERANCE

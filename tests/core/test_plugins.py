@@ -23,6 +23,7 @@ def made(name="odd", frozen=True, **members):
         ({"terms": lambda self, gen: []}, "without its marker"),
         ({"terms": hookimpl(lambda self, gen=None: [])}, "'gen' must be plain"),
         ({"terms": hookimpl(lambda self, *, gen: [])}, "'gen' must be plain"),
+        ({"terms": hookimpl(lambda self, generation: [])}, "no such hook parameter, 'generation'"),
         *[
             ({name: hookimpl(lambda self, gen: [])}, "does not run yet")
             for name in hook_names(Strategy)

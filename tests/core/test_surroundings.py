@@ -133,6 +133,13 @@ def test_a_copy_made_while_attached_runs_its_own_weights(llava):
     assert not torch.equal(changed, model.generate(**inputs, **SETTINGS))
 
 
+def test_a_copied_guard_guards_its_own_copy_of_the_model(answers):
+    model, inputs = tiny("llava")
+    twin = copy.deepcopy(Guard(model, None, [Against("noised")]))
+    assert twin.model is not model
+    assert torch.equal(twin.generate(**inputs, **SETTINGS), answers[1])
+
+
 def test_a_copy_made_inside_a_forward_runs_its_own_weights(llava):
     model, inputs = llava
     copies = []
