@@ -28,7 +28,18 @@ def example():
 def wheels(tmp_path_factory):
     """Wheels by distribution."""
     folder = tmp_path_factory.mktemp("wheels")
-    run(*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, CHECKOUT, EXAMPLE)
+    run(
+        *PIP,
+        "wheel",
+        "--no-cache-dir",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        folder,
+        CHECKOUT,
+        EXAMPLE,
+    )
     return {wheel.name.split("-")[0]: wheel for wheel in folder.glob("*.whl")}
 
 
