@@ -69,6 +69,11 @@ class Request:
         return {name: value for name, value in self.inputs.items() if name != "past_key_values"}
 
     @property
+    def has_image(self) -> bool:
+        """Whether the request brings pixels or already encoded images."""
+        return any(anatomy.is_pixels(*item) or item[0] == "mm_encoder_outputs" for item in self.inputs.items())
+
+    @property
     def image_mask(self) -> Tensor:
         """True at image placeholders `[batch, length]`."""
         return anatomy.image_mask(self.config, self.input_ids)
@@ -117,7 +122,6 @@ def branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] |
     Returns:
         Inputs for `generate`, left-padded anew when the prompt changed.
     """
-    refuse_missing_image(request, branch)
     inputs = {**request.without_cache, "attention_mask": request.attention_mask}
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edited_pixels(request, branch))
@@ -136,9 +140,7 @@ def branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] |
 
 def refuse_missing_image(request: Request, branch: Branch) -> None:
     """Raise `StrategyRefused` when a branch of images meets a request without any."""
-    if branch.needs_image and not any(
-        anatomy.is_pixels(*item) or item[0] == "mm_encoder_outputs" for item in request.inputs.items()
-    ):
+    if branch.needs_image and not request.has_image:
         raise StrategyRefused(
             f"Branch {branch.key!r} needs an image, but generate() got no pixel_values. "
             "Pass the processor's full output: guard.generate(**inputs)."

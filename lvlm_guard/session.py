@@ -174,7 +174,7 @@ def _generation(request: Request) -> Generation:
         input_ids=request.input_ids,
         attention_mask=request.attention_mask,
         image_mask=request.image_mask,
-        has_image=any(anatomy.is_pixels(*item) or item[0] == "mm_encoder_outputs" for item in request.inputs.items()),
+        has_image=request.has_image,
         tokenizer=getattr(processor, "tokenizer", processor),
     )
 

@@ -29,7 +29,7 @@ LOOP_ONLY = frozenset(
 ALIGNED_LAST = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
-@dataclass
+@dataclass(eq=False)
 class Prepared:
     """A decode as generate hands it to its loop: rows expanded, images encoded, cache made, nothing run.
 

@@ -85,10 +85,16 @@ class Scope:
         """Whether a forward call belongs to this decode: the module, and the cache that its first call carried."""
         if module is not self.module:
             return False
-        cache = inputs.get("past_key_values")
         if not self._started and self.main_cache is None:
             return True
-        return cache is self.main_cache
+        return inputs.get("past_key_values") is self.main_cache and (self._cached or self._continues_prompt(inputs))
+
+    def _continues_prompt(self, inputs: Mapping[str, Any]) -> bool:
+        """Without a cache, main's calls are known by the prompt they begin with."""
+        ids, prompt = inputs.get(self._ids_name), self.main.input_ids
+        if not isinstance(ids, Tensor) or ids.shape[0] != prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
+            return False
+        return torch.equal(ids[:, : prompt.shape[1]], prompt)
 
     def run(self, forward: Run, inputs: dict[str, Any]) -> Any:
         """Answer one forward call of generate with main's rows of combined logits."""
@@ -148,11 +154,6 @@ class Scope:
     def _adopt(self, cache: Any) -> None:
         """Take the cache of the first call as main's, and follow its beams."""
         self._started = True
-        if caches.length_of(cache):
-            raise ModeRefused(
-                "generate() got a cache that already holds tokens; branches have no matching one. "
-                "Pass the whole conversation without past_key_values."
-            )
         self.main_cache = cache
         if cache is None or not hasattr(cache, "reorder_cache"):
             return
@@ -191,6 +192,8 @@ class Scope:
         self.used, self.reason = "batched", "exact here" if self.executor == "auto" else "asked for"
         runs = list(self._runs.values())
         self._decoder = BatchedDecode(self.module, self.main_cache, self.main.length, runs, inputs)
+        for run in runs:
+            run.release()
 
     def _reorder(self, index: Tensor) -> None:
         if self._decoder is not None:

@@ -72,6 +72,11 @@ class BranchRun:
         if self.cache is not None and caches.length_of(self.cache):
             caches.crop(self.cache, self.length + tokens)
 
+    def release(self) -> None:
+        """Let go of cache and inputs, once the rows live in a joined cache."""
+        self._kwargs = {}
+        self._prepared.kwargs = {}
+
     def reorder(self, index: Tensor) -> None:
         """Follow a reordering of generate's rows."""
         self.cache.reorder_cache(index)

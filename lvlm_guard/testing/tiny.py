@@ -256,6 +256,18 @@ def _instructblip() -> Any:
     )
 
 
+def _qwen3_5() -> Any:
+    kinds = {"num_hidden_layers": 4, "layer_types": ["linear_attention"] * 3 + ["full_attention"]}
+    heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+    rope = _rope([2, 1, 1], mrope_interleaved=True, partial_rotary_factor=1.0)
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 4}
+    return transformers.Qwen3_5Config(
+        text_config={**TEXT, "head_dim": 8, "linear_value_head_dim": 8, **kinds, **heads, **rope},
+        vision_config={**vision, "num_position_embeddings": 16, **_PATCHES},
+        **QWEN_TOKENS,
+    )
+
+
 _GRID = {"image_grid_thw": [1, 4, 4], "mm_token_type_ids": "image types"}
 
 ARCHITECTURES: dict[str, Tiny] = {
@@ -294,3 +306,5 @@ ARCHITECTURES: dict[str, Tiny] = {
         {"qformer_input_ids": [7, 8, 9], "qformer_attention_mask": [1, 1, 1]},
     ),
 }
+if hasattr(transformers, "Qwen3_5Config"):  # linear attention; newer than the oldest supported release
+    ARCHITECTURES["qwen3_5"] = Tiny(_qwen3_5, "Qwen3_5ForConditionalGeneration", 4, (16, 96), _GRID, fenced=True)

@@ -80,6 +80,16 @@ def test_when_every_survivor_is_forbidden_main_decides_among_the_demoted(mode):
         assert token == wanted
 
 
+def test_guidance_without_a_cache_is_the_same_guidance():
+    """Its own forwards carry no cache either, and must not be taken for main's."""
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, "vcd", executor="sequential")
+    settings = {"max_new_tokens": 4, "do_sample": False, "guidance_scale": 1.5, "suppress_tokens": SUPPRESSED}
+    cached, bare = guard.generate(**inputs, **settings), guard.generate(**inputs, **settings, use_cache=False)
+    assert torch.equal(cached, bare)
+    assert not torch.equal(cached, model.generate(**inputs, **settings)), "no power"
+
+
 def test_guidance_is_plain_guidance_on_combined_logits():
     """The guidance processor runs the model itself; its own forwards stay unguarded."""
     model, inputs = tiny("llava")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import transformers
 from gold import SUPPRESSED, Against
 from PIL import Image
 from toy_processor import toy_processor
@@ -13,7 +14,8 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, p
 from transformers.generation.streamers import BaseStreamer
 
 from lvlm_guard import Guard, hookimpl
-from lvlm_guard.testing import tiny
+from lvlm_guard.testing import ARCHITECTURES, tiny
+from lvlm_guard.testing.tiny import boost
 
 SETTINGS = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": SUPPRESSED}
 
@@ -289,13 +291,50 @@ def test_stop_strings_end_a_guarded_call(llava):
     assert new == free[: len(new)]
 
 
-@pytest.mark.parametrize("architecture", ["mllama", "instructblip", "paligemma", "llava_onevision"])
-def test_further_architectures_run_and_fall_back_where_one_batch_is_not_exact(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "executor"),
+    [
+        ("mllama", "sequential"),
+        ("qwen3_5", "sequential"),
+        ("instructblip", "batched"),
+        ("paligemma", "batched"),
+        ("llava_onevision", "batched"),
+    ],
+)
+def test_further_architectures_run_and_fall_back_where_one_batch_is_not_exact(architecture, executor):
+    if architecture not in ARCHITECTURES:
+        pytest.skip(f"this transformers has no {architecture}")
     model, inputs = tiny(architecture)
     guard = Guard(model, None, [Against("noised")])
     guarded = guard.generate(**inputs, **SETTINGS)
     assert guard.report.strategies[0].touched
-    executor = "sequential" if architecture == "mllama" else "batched"
     assert guard.report.executor == executor, guard.report.reason
-    alone = Guard(model, None, [Against("noised")], executor="sequential").generate(**inputs, **SETTINGS)
-    assert torch.equal(guarded, alone)
+    one_by_one = Guard(model, None, [Against("noised")], executor="sequential")
+    assert torch.equal(guarded, one_by_one.generate(**inputs, **SETTINGS))
+    if architecture != "instructblip":  # decodes from embeddings, which generate does only with a cache
+        assert torch.equal(guarded, one_by_one.generate(**inputs, **SETTINGS, use_cache=False))
+
+
+def test_an_encoder_decoder_runs_one_by_one():
+    text = {
+        "model_type": "bart", "vocab_size": 128, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+    }  # fmt: skip
+    vision = {
+        "embed_dim": [16, 16], "depths": [1, 1], "num_heads": [2, 2], "num_groups": [2, 2], "patch_size": [7, 3],
+        "patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True], "projection_dim": 32,
+        "window_size": 2, "max_temporal_embeddings": 10, "max_position_embeddings": 10,
+    }  # fmt: skip
+    config = transformers.Florence2Config(text_config=text, vision_config=vision, image_token_id=100)
+    torch.manual_seed(0)
+    model = transformers.Florence2ForConditionalGeneration(config).eval()
+    boost(model)
+    pixels = torch.randn(1, 3, 16, 16)
+    ids = torch.tensor([[100] * 5 + [5, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    guard = Guard(model, None, [Against("noised")])
+    guarded = guard.generate(**inputs, **settings)
+    assert (guard.report.executor, guard.report.strategies[0].touched) == ("sequential", True)
+    assert torch.equal(guarded, guard.generate(**inputs, **settings, use_cache=False))
