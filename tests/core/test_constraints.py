@@ -80,14 +80,28 @@ def test_when_every_survivor_is_forbidden_main_decides_among_the_demoted(mode):
         assert token == wanted
 
 
-def test_guidance_without_a_cache_is_the_same_guidance():
-    """Its own forwards carry no cache either, and must not be taken for main's."""
+class _Asking(LogitsProcessor):
+    """Runs the model itself, without a cache, on a short text of its own."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, []
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(self.model(input_ids=input_ids[:, -2:], use_cache=False).logits)
+        return scores
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_processor_that_runs_the_model_gets_the_plain_model(use_cache):
     model, inputs = tiny("llava")
+    asking = _Asking(model)
     guard = Guard(model, None, "vcd", executor="sequential")
-    settings = {"max_new_tokens": 4, "do_sample": False, "guidance_scale": 1.5, "suppress_tokens": SUPPRESSED}
-    cached, bare = guard.generate(**inputs, **settings), guard.generate(**inputs, **settings, use_cache=False)
-    assert torch.equal(cached, bare)
-    assert not torch.equal(cached, model.generate(**inputs, **settings)), "no power"
+    settings = {"max_new_tokens": 3, "do_sample": False, "use_cache": use_cache}
+    output = guard.generate(**inputs, **settings, logits_processor=[asking])
+    for step, seen in enumerate(asking.seen):
+        end = inputs["input_ids"].shape[1] + step
+        with torch.no_grad():
+            assert torch.equal(seen, model(input_ids=output[:, end - 2 : end], use_cache=False).logits)
 
 
 def test_guidance_is_plain_guidance_on_combined_logits():
