@@ -132,6 +132,7 @@ class Guard:
             return plain(*args, **kwargs) if inside_scope() else self._generate(plain, args, kwargs)
 
         generate.__wrapped__ = type(model).generate  # type: ignore[attr-defined]
+        generate.is_guarded = True  # type: ignore[attr-defined]
         model.generate = types.MethodType(generate, model)
         try:
             yield self
@@ -144,7 +145,7 @@ class Guard:
     def _plain(self) -> Any:
         """The model's own generate, also while a guard is attached to it."""
         attached = vars(self.model).get("generate")
-        if attached is None or hasattr(getattr(attached, "__func__", None), "__wrapped__"):
+        if attached is None or hasattr(getattr(attached, "__func__", None), "is_guarded"):
             return types.MethodType(type(self.model).generate, self.model)
         return attached
 

@@ -21,7 +21,7 @@ CHANNELS = 3
 def generator_for(content: Tensor, seed: int) -> Generator:
     """Return a CPU generator seeded by (`seed`, digest of `content`), so that equal images draw equal numbers."""
     raw = content.detach().float().cpu().contiguous().numpy().tobytes()
-    digest = hashlib.blake2b(raw, digest_size=7, salt=seed.to_bytes(8, "little", signed=True)).digest()
+    digest = hashlib.blake2b(f"{seed}:".encode() + raw, digest_size=7).digest()
     return Generator().manual_seed(int.from_bytes(digest, "little"))
 
 

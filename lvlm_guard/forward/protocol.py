@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +29,7 @@ LOOP_ONLY = frozenset(
         "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     }
 )  # fmt: skip
+_capturing: ContextVar[bool] = ContextVar("lvlm_guard_capturing", default=False)
 ALIGNED_LAST = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 
 
@@ -75,17 +79,35 @@ def capture(generate: Callable[..., Any], inputs: Mapping[str, Any], settings: M
             kwargs.pop(name, None)
         resolved = kwargs.pop("generation_config")
         if (kept := vars(model).get("_cache")) is not None and kept is kwargs.get("past_key_values"):
-            del model._cache  # noqa: SLF001 - older versions reuse a static cache between calls: it must not be shared by branches
+            del model._cache  # noqa: SLF001 - older versions would hand this static cache to the branches too
         found.append(Prepared(model, input_ids, kwargs, resolved))
         return input_ids
 
     quiet = {name: value for name, value in settings.items() if name not in LOOP_ONLY}
     if (given := quiet.get("generation_config")) is not None:
         quiet["generation_config"] = _without_loop(given)
-    generate(**inputs, **quiet, custom_generate=grab)
+    with _unlogged():
+        generate(**inputs, **quiet, custom_generate=grab)
     if not found:
         raise ModelRefused("The model's generate did not reach a decode loop, so there is nothing to guard.")
     return found[0]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """What generate logs about its arguments it will log again in the real call; once is enough."""
+    logger = logging.getLogger("transformers.generation.utils")
+    token = _capturing.set(True)
+    logger.addFilter(_outside_captures)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_outside_captures)
+        _capturing.reset(token)
+
+
+def _outside_captures(_: logging.LogRecord) -> bool:
+    return not _capturing.get()
 
 
 def _without_loop(config: GenerationConfig) -> GenerationConfig:

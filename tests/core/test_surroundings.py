@@ -1,6 +1,7 @@
 """What a drop-in guard must survive: threads, streams, pipelines, copies, adapters, offloading, compilation, errors."""
 
 import copy
+import logging
 import threading
 from dataclasses import dataclass
 
@@ -338,3 +339,32 @@ def test_an_encoder_decoder_runs_one_by_one():
     guarded = guard.generate(**inputs, **settings)
     assert (guard.report.executor, guard.report.strategies[0].touched) == ("sequential", True)
     assert torch.equal(guarded, guard.generate(**inputs, **settings, use_cache=False))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch announces the end of this quantisation; users still have it
+def test_dynamic_int8_decodes_one_by_one_because_rows_would_see_each_other(llava):
+    quantisation = pytest.importorskip("torch.ao.quantization")
+    model, inputs = llava
+    small = quantisation.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    guard = Guard(small, None, [Against("noised")])
+    guard.generate(**inputs, **SETTINGS)
+    assert (guard.report.executor, guard.report.strategies[0].touched) == ("sequential", True)
+    assert "quantised" in guard.report.reason
+
+
+def test_generate_logs_no_more_than_once_about_its_arguments(llava):
+    model, inputs = llava
+    logger, records = logging.getLogger("transformers.generation.utils"), []
+
+    class Keeping(logging.Handler):
+        def emit(self, record):
+            records.append(record.getMessage())
+
+    handler = Keeping()
+    logger.addHandler(handler)
+    try:
+        Guard(model, None, [Against("noised")]).generate(**inputs, max_length=40, max_new_tokens=2, do_sample=False)
+    finally:
+        logger.removeHandler(handler)
+    assert len([text for text in records if "max_new_tokens" in text]) == 1
+    assert logger.filters == []
