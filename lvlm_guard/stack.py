@@ -98,9 +98,9 @@ def _entries(value: Any) -> tuple[Sequence[Any], str]:
     if value is None:
         return (), "stack"
     if isinstance(value, Mapping) and "name" not in value:
-        unknown = sorted(set(value) - {"stack"})
+        unknown = [str(key) for key in value if key != "stack"]
         if unknown:
-            raise StackError(f"{unknown[0]}: unknown key.{nearest(str(unknown[0]), ['stack'])}")
+            raise StackError(f"{unknown[0]}: unknown key.{nearest(unknown[0], ['stack'])}")
         return _entries(value.get("stack"))
     if isinstance(value, (list, tuple)):
         return value, "stack"

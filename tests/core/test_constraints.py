@@ -35,8 +35,13 @@ def test_constraints_are_kept_and_choose_by_the_formula(strategy, constraint, mo
         **inputs, **settings, logits_processor=[before, after], num_return_sequences=2 if mode == "beams" else 1
     )
     new = output[:, inputs["input_ids"].shape[1] :]
-    plain = Recorder()
-    model.generate(**inputs, max_new_tokens=1, do_sample=False, logits_processor=[plain])
+    free = Recorder()
+    guard.generate(**inputs, max_new_tokens=1, do_sample=False, logits_processor=[free])
+    wanted = by_hand(constraint, free.seen[0][1], model, inputs, beams=mode == "beams")
+    seen = before.seen[0][1][:1]
+    open_ = wanted > -1e3
+    assert torch.equal(open_, seen > -1e3), "other tokens are open than the constraint and the formula leave"
+    assert float((wanted - seen)[open_].abs().max()) <= TOLERANCE
     _kept(constraint, new)
     assert torch.equal(before.seen[0][1], after.seen[0][1])
     if mode == "beams":
@@ -45,6 +50,21 @@ def test_constraints_are_kept_and_choose_by_the_formula(strategy, constraint, mo
         for (_, scores), token in zip(before.seen, new[0], strict=False):
             assert scores[0, token] > -1e3, "an implausible token by accident"
             assert mode == "sampling" or int(scores[0].argmax()) == int(token)
+
+
+def by_hand(constraint, combined, model, inputs, *, beams):
+    """Combined logits of the first step under a constraint; with beams, log-probabilities."""
+    scores = combined.log_softmax(-1) if beams else combined.clone()
+    if constraint == "guidance_scale":
+        with torch.no_grad():
+            alone = model(input_ids=inputs["input_ids"][:, -1:], use_cache=False).logits[:, -1].float().log_softmax(-1)
+        scores = 1.5 * (scores.log_softmax(-1) - alone) + alone
+    closed = set(SUPPRESSED)
+    closed |= {END} if constraint == "min_new_tokens" else set()
+    closed |= set(range(60, 98)) if constraint == "bad_words_ids" else set()
+    closed |= set(range(128)) - set(ALLOWED) if constraint == "prefix_allowed_tokens_fn" else set()
+    scores[:, list(closed)] = -torch.inf
+    return scores
 
 
 def _kept(constraint, new):
