@@ -36,6 +36,22 @@ def test_a_ragged_batch_equals_its_rows(architecture, kind):
     assert effect > 0.1
 
 
+@pytest.mark.parametrize("kind", ["noised", "longer", "blind"])
+@pytest.mark.parametrize("architecture", CORE)
+def test_beams_of_a_ragged_batch_are_those_of_its_rows(architecture, kind):
+    model, _ = tiny(architecture)
+    singles, batch = ragged(architecture, model)
+    settings = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3, "suppress_tokens": SUPPRESSED}
+    length = batch["input_ids"].shape[1]
+    for executor in ("auto", "sequential"):
+        guard = Guard(model, None, [Against(kind)], executor=executor)
+        together = guard.generate(**batch, **settings)[:, length:]
+        assert guard.report.executor != "none"
+        for row, one in enumerate(singles):
+            alone = guard.generate(**one, **settings)[0, one["input_ids"].shape[1] :]
+            assert torch.equal(together[row], alone), f"{executor}: row {row}"
+
+
 def two_images(architecture, model):
     """A prompt with two images, beside one with a single image, and both as a batch."""
     one, _, _ = ragged(architecture, model)[0]
