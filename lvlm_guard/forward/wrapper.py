@@ -79,7 +79,7 @@ def _install(module: nn.Module) -> Callable[[], None]:
             return plain(*args, **kwargs)
         return scope.run(plain, kwargs)
 
-    function = _outside_graphs(functools.update_wrapper(forward, original))
+    function = _outside_graphs(functools.update_wrapper(forward, original, updated=()))
     function.__signature__ = _with_self(original, bound=saved is not None)
     module.forward = types.MethodType(function, module)
     return functools.partial(_uninstall, module, saved, module.forward)
