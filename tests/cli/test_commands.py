@@ -61,7 +61,7 @@ def test_stack_validate_accepts_and_names_what_is_wrong(tmp_path, monkeypatch, c
 def test_generate_streams_the_guarded_answer(picture):
     result = run("generate", "--model", "testbed", "--image", picture, "--prompt", "describe this image .", "--report")
     assert result.stdout.strip().startswith("in this")
-    assert json.loads(result.stderr)["strategies"][0]["name"] == "vcd"
+    assert json.loads(result.output.strip().split("\n")[-1])["strategies"][0]["name"] == "vcd"
 
 
 def test_generate_puts_plain_and_guarded_side_by_side(picture):
