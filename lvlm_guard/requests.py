@@ -54,7 +54,8 @@ class Request:
         self.input_ids = ids
         mask = self.inputs.get("attention_mask")
         self.attention_mask = _inferred_mask(ids, self.config) if mask is None else mask
-        if bool((self.attention_mask[:, -1] == 0).any()):
+        decoder_only = not getattr(self.config, "is_encoder_decoder", False)
+        if decoder_only and bool((self.attention_mask[:, -1] == 0).any()):
             raise InputError("The batch is padded on the right. Set processor.tokenizer.padding_side = 'left'.")
 
     def setting(self, name: str) -> Any:
