@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from lvlm_guard.cli import answering, demonstration, listing, stacks
+from lvlm_guard.cli import answering, demonstration, listing, stacks, testing_ground
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("strategies")(listing.strategies)
 app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
 app.add_typer(stacks.app, name="stack")
+app.add_typer(testing_ground.app, name="testbed")
 
 USAGE_ERROR = 2
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from lvlm_guard.cli import loading
+from lvlm_guard.errors import InputError
 from lvlm_guard.guard import DEFAULT_STACK, Guard
+
+PAGE = Path("demo.html")
 
 
 def demo(
@@ -19,15 +23,38 @@ def demo(
     stack: Annotated[str, typer.Option(help="A strategy's name or a .toml, .yaml file.")] = DEFAULT_STACK,
     scenes: Annotated[int, typer.Option(min=2, max=2000, help="Scenes of each split.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="The HTML page to write.  [default: demo.html, none with --json]")
+    ] = None,
+    no_page: Annotated[bool, typer.Option("--no-page", help="Write no HTML page.")] = False,
 ) -> None:
-    """Answer and caption held-out scenes plain and guarded; print scores with intervals, and the cost."""
+    """Answer and caption held-out scenes plain and guarded; show scores with intervals, the cost, and examples."""
     from lvlm_guard.testbed import demo as testbed_demo  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import page as testbed_page  # noqa: PLC0415 - as above
 
+    destination = _destination(page, skip=no_page, as_json=as_json)
     loaded, processor = loading.load(model)
     guard = Guard(loaded, processor, stack)
     result = testbed_demo.run(loaded, processor, guard, scenes)
+    if destination is not None:
+        testbed_page.write(result, destination)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
-    else:
-        testbed_demo.render(result, Console())
-        typer.echo("More scenes narrow the intervals: --scenes 300.")
+        return
+    testbed_demo.render(result, Console())
+    typer.echo("More scenes narrow the intervals: --scenes 300.")
+    if destination is not None:
+        typer.echo(f"The same with pictures and captions: {destination}")
+
+
+def _destination(page: Path | None, *, skip: bool, as_json: bool) -> Path | None:
+    """Where the page goes, checked before any work; None where no page is wanted."""
+    from lvlm_guard.testbed.sheet import check_destination  # noqa: PLC0415 - only when it is asked for
+
+    if skip and page is not None:
+        raise InputError("--page and --no-page exclude each other. Leave one out.")
+    if skip or (as_json and page is None):
+        return None
+    destination = page or PAGE
+    check_destination(destination, PAGE.name)
+    return destination

@@ -12,6 +12,9 @@ import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,6 +54,29 @@ class Plan:
 
 def run(plan: Plan) -> None:
     """Trains what is not trained yet and writes the finished model to `plan.out`."""
+    with _orderly():
+        _run(plan)
+
+
+@contextmanager
+def _orderly() -> Iterator[None]:
+    """Lets the started processes end with this one, and keeps their idle threads off the cores; undone afterwards."""
+    policy = os.environ.get("OMP_WAIT_POLICY")
+    # Idle threads that spin take the core away from the process that has work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    here = threading.current_thread() is threading.main_thread()
+    # Turned into an exit, so that the processes started here end with this one.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) if here else None
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)
+        if policy is None:
+            del os.environ["OMP_WAIT_POLICY"]
+
+
+def _run(plan: Plan) -> None:
     (plan.out / "training").mkdir(parents=True, exist_ok=True)
     if plan.processes == 1:
         _work(0, plan, 0)
@@ -116,10 +142,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=NOMINAL_MINUTES, help="length on two cores; scales the steps")
     parser.add_argument("--processes", type=int, default=2, help="one thread each")
     asked = parser.parse_args()
-    # Turned into an exit, so that the processes started here end with this one.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # Idle threads that spin take the core away from the process that has work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(Plan(asked.out, asked.seed, asked.minutes, asked.processes))
 
 

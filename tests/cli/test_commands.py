@@ -112,7 +112,7 @@ def test_demo_measures_both_sides():
             for side in ("plain", "guarded"):
                 assert sides[side]["low"] <= sides[side]["value"] <= sides[side]["high"]
     assert result["cost"]["guarded"]["forwards_per_token"]["prefill"] == 2.0
-    assert "caption" in run("demo", "--scenes", 2).stdout
+    assert "caption" in run("demo", "--scenes", 2, "--no-page").stdout
 
 
 def test_demo_refuses_too_few_scenes():

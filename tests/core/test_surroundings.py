@@ -360,11 +360,13 @@ def test_generate_logs_no_more_than_once_about_its_arguments(llava):
         def emit(self, record):
             records.append(record.getMessage())
 
-    handler = Keeping()
+    handler, level = Keeping(), logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
     try:
         Guard(model, None, [Against("noised")]).generate(**inputs, max_length=40, max_new_tokens=2, do_sample=False)
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
     assert len([text for text in records if "max_new_tokens" in text]) == 1
     assert logger.filters == []

@@ -1,0 +1,75 @@
+"""`lvlm-guard testbed`: look at the drawn scenes, train their model again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lvlm_guard.errors import InputError, nearest
+
+MOST_SCENES = 200
+DEVICE = "cpu"
+
+app = typer.Typer(help="Work with the bundled testbed.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Work with the bundled testbed: its drawn scenes and the small model trained on them."""
+
+
+@app.command("show")
+def show(
+    split: Annotated[str, typer.Option(help="train, calibration, iid, counterfactual or flat.")] = "counterfactual",
+    count: Annotated[int, typer.Option(help=f"How many scenes, 1 to {MOST_SCENES}.")] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+) -> None:
+    """Draw scenes of a split on one sheet, enlarged, each over its true caption."""
+    from lvlm_guard.testbed import scenes, sheet  # noqa: PLC0415 - only when it is asked for
+
+    if split not in scenes.SPLITS:
+        raise InputError(f"no split named {split!r}.{nearest(split, scenes.SPLITS)}")
+    if not 1 <= count <= MOST_SCENES:
+        raise InputError(f"count must be from 1 to {MOST_SCENES}, got {count}.")
+    _check_seed(seed)
+    if out.suffix.lower() != ".png":
+        raise InputError(f"a sheet is a PNG, but --out is {out}. Name it {out.with_suffix('.png')}.")
+    sheet.check_destination(out, "sheet.png")
+    sheet.write_whole(out, sheet.png(sheet.draw_sheet(scenes.scenes(split, count, seed))))
+    typer.echo(f"{out}: {count} scenes of {split}, seed {seed}")
+
+
+@app.command("train")
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    seed: Annotated[int, typer.Option(help="The same seed, length and processes give the same weights.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Length on two CPU cores; scales the number of steps.  [default: 30]")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="One thread each.")] = 2,
+    device: Annotated[str, typer.Option(help="Only 'cpu': the recipe is for CPU cores.")] = DEVICE,
+) -> None:
+    """Train the testbed's model from scratch: about 30 minutes on two CPU cores.
+
+    Stopped half-way, the same command resumes from the last checkpoint in the folder.
+    """
+    from lvlm_guard.testbed import train as training  # noqa: PLC0415 - only when it is asked for
+
+    length = training.NOMINAL_MINUTES if minutes is None else minutes
+    _check_seed(seed)
+    if not length > 0:
+        raise InputError(f"minutes must be more than 0, got {length:g}.")
+    if device != DEVICE:
+        raise InputError(f"the testbed is trained on the CPU; device must be {DEVICE!r}, got {device!r}.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out must be a folder, but {out} is a file.")
+    training.run(training.Plan(out, seed, length, processes))
+    typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise InputError(f"seed must not be negative, got {seed}.")

@@ -1,0 +1,226 @@
+"""What a demo measured as one HTML page that needs nothing else: no network, no script, no other file."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import isnan
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from lvlm_guard.bench.intervals import Interval
+
+from .demo import DemoResult
+from .evaluate import Answer, is_right
+from .language import mentions
+from .measures import DEMO_MEASURES, Comparison, Measure
+from .scenes import Scene, scene
+from .sheet import png, write_whole
+from .world import CATEGORIES, COLOUR_NAMES
+
+EXAMPLES = 12
+"""Scenes of each split that are shown."""
+
+QUESTIONS = 4
+"""Questions shown with each of them."""
+
+_NAMED = re.compile(rf"\b(?:(?:{'|'.join(COLOUR_NAMES)})\s+)?({'|'.join(CATEGORIES)})\b", re.IGNORECASE)
+
+_LEFT, _RIGHT, _TOP, _ROW = 300.0, 740.0, 34.0, 50.0
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """One score in the chart; positions are in the chart's own units, `bounds` is None where they are not known."""
+
+    side: str
+    y: float
+    at: float
+    bounds: tuple[float, float] | None
+    label: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure: its line in the table and its place in the chart. `verdict` is better, worse or unclear."""
+
+    title: str
+    aim: str
+    plain: str
+    guarded: str
+    difference: str
+    verdict: str
+    n: int
+    y: float
+    whiskers: tuple[Whisker, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of a caption's text; `invented` where it names an object that is not in the picture."""
+
+    text: str
+    invented: bool
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One question answered twice."""
+
+    question: str
+    truth: str
+    plain: str
+    guarded: str
+    plain_right: bool
+    guarded_right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One scene with what was said about it; `picture` is a PNG in base64."""
+
+    name: str
+    picture: str
+    truth: str
+    plain: tuple[Piece, ...]
+    guarded: tuple[Piece, ...]
+    replies: tuple[Reply, ...]
+    change: str
+
+
+def render(result: DemoResult) -> str:
+    """The whole page; the same result gives the same text."""
+    rows = {split: _rows(levels) for split, levels in result.splits.items()}
+    return _template().render(
+        result=result,
+        rows=rows,
+        ticks=[(f"{tenth / 10:.1f}", _across(tenth / 10)) for tenth in range(0, 11, 2)],
+        examples={split: examples(result, split) for split in result.splits},
+        shown=EXAMPLES,
+        costs=(("plain", result.plain_cost), ("guarded", result.guarded_cost)),
+    )
+
+
+def write(result: DemoResult, path: Path) -> None:
+    """Renders the page into a file, which is replaced as a whole or not at all."""
+    write_whole(path, render(result).encode("utf-8"))
+
+
+@cache
+def _template() -> Template:
+    loader = PackageLoader("lvlm_guard.testbed", "templates")
+    # Answers are text of a model, so everything is escaped, whatever a template is called.
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja")
+
+
+def _across(value: float) -> float:
+    return round(_LEFT + value * (_RIGHT - _LEFT), 1)
+
+
+def _rows(levels: Mapping[str, Comparison]) -> list[Row]:
+    return [_row(DEMO_MEASURES[name], compared, place) for place, (name, compared) in enumerate(levels.items())]
+
+
+def _row(measure: Measure, compared: Comparison, place: int) -> Row:
+    change = compared.difference
+    y = _TOP + _ROW * (place + 0.5)
+    sides = (("plain", compared.plain, y - 8), ("guarded", compared.guarded, y + 8))
+    return Row(
+        title=measure.title,
+        aim="higher is better" if measure.higher_is_better else "lower is better",
+        plain=_told(compared.plain),
+        guarded=_told(compared.guarded),
+        difference=f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
+        verdict=_verdict(change, higher_is_better=measure.higher_is_better),
+        n=compared.n,
+        y=y,
+        whiskers=tuple(_whisker(*side) for side in sides if not isnan(side[1].value)),
+    )
+
+
+def _told(score: Interval) -> str:
+    return f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
+def _whisker(side: str, score: Interval, y: float) -> Whisker:
+    known = not (isnan(score.low) or isnan(score.high))
+    bounds = (_across(score.low), _across(score.high)) if known else None
+    return Whisker(side, y, _across(score.value), bounds, f"{side}: {_told(score)}")
+
+
+def _verdict(change: Interval, *, higher_is_better: bool) -> str:
+    if change.low > 0:
+        return "better" if higher_is_better else "worse"
+    if change.high < 0:
+        return "worse" if higher_is_better else "better"
+    return "unclear"
+
+
+def examples(result: DemoResult, split: str, count: int = EXAMPLES) -> list[Example]:
+    """Scenes of a split: first those whose two captions name different things, then other wordings, then the rest."""
+    pairs = [pair for pair in _pairs(result) if pair[0].split == split]
+    described = [pair for pair in pairs if pair[0].level == "caption"]
+    described.sort(key=lambda pair: _ORDER.index(_change(*pair)))
+    return [
+        _example(pair, [other for other in pairs if other[0].scene == pair[0].scene and other[0].level != "caption"])
+        for pair in described[:count]
+    ]
+
+
+_ORDER = ("names other things", "says it differently", "same caption")
+
+
+def _pairs(result: DemoResult) -> Iterator[tuple[Answer, Answer]]:
+    guarded = {(answer.scene, answer.prompt): answer for answer in result.answers.get("guarded", ())}
+    for plain in result.answers.get("plain", ()):
+        if (plain.scene, plain.prompt) in guarded:
+            yield plain, guarded[plain.scene, plain.prompt]
+
+
+def _change(plain: Answer, guarded: Answer) -> str:
+    if plain.text == guarded.text:
+        return _ORDER[2]
+    return _ORDER[sorted(mentions(plain.text)) == sorted(mentions(guarded.text))]
+
+
+def _example(captions: tuple[Answer, Answer], asked: Sequence[tuple[Answer, Answer]]) -> Example:
+    plain, guarded = captions
+    present = {category for _, category in mentions(plain.truth)}
+    telling = sorted(asked, key=lambda pair: (pair[0].text == pair[1].text, is_right(pair[0])))
+    return Example(
+        name=plain.scene,
+        picture=b64encode(png(_drawn(plain.scene).picture)).decode("ascii"),
+        truth=plain.truth,
+        plain=marked(plain.text, present),
+        guarded=marked(guarded.text, present),
+        replies=tuple(_reply(*pair) for pair in telling[:QUESTIONS]),
+        change=_change(plain, guarded),
+    )
+
+
+def _drawn(name: str) -> Scene:
+    """The scene that answers are about, drawn again from its name."""
+    split, seed, index = name.rsplit("-", 2)
+    return scene(split, int(index), int(seed))
+
+
+def _reply(plain: Answer, guarded: Answer) -> Reply:
+    return Reply(plain.prompt, plain.truth, plain.text, guarded.text, is_right(plain), is_right(guarded))
+
+
+def marked(text: str, present: set[str]) -> tuple[Piece, ...]:
+    """Cuts a caption so that every object that is not in `present` is a piece of its own, its colour included."""
+    pieces, end = [], 0
+    for named in _NAMED.finditer(text):
+        if named[1].lower() not in present:
+            pieces += [Piece(text[end : named.start()], invented=False), Piece(named[0], invented=True)]
+            end = named.end()
+    pieces.append(Piece(text[end:], invented=False))
+    return tuple(piece for piece in pieces if piece.text)

@@ -1,0 +1,32 @@
+"""The command-line page names every command and every option, and no others."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from lvlm_guard.cli import app
+
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## lvlm-guard ([\w -]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+
+
+def commands(command, name=""):
+    """(full name, command) of every leaf."""
+    for word, inner in getattr(command, "commands", {}).items():
+        full = f"{name} {word}".strip()
+        yield from commands(inner, full) if hasattr(inner, "commands") else [(full, inner)]
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+def test_every_command_has_a_section():
+    assert sorted(SECTIONS) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_section_lists_exactly_the_options(name):
+    options = {option for one in COMMANDS[name].params for option in one.opts if option.startswith("--")} - {"--help"}
+    assert set(re.findall(r"^\| `(--[\w-]+)`", SECTIONS[name], flags=re.MULTILINE)) == options

@@ -1,0 +1,48 @@
+"""The picture sheet."""
+
+import numpy as np
+import pytest
+
+from lvlm_guard.errors import InputError
+from lvlm_guard.testbed import sheet
+from lvlm_guard.testbed.scenes import scenes
+
+
+@pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (6, 6, 1), (8, 6, 2)])
+def test_a_sheet_holds_six_in_a_row(count, columns, rows):
+    drawn = sheet.draw_sheet(scenes("iid", count))
+    assert drawn.width == sheet.GAP + columns * (sheet.TILE + sheet.GAP)
+    assert rows * sheet.TILE < drawn.height < rows * 2 * sheet.TILE
+
+
+def test_the_same_scenes_give_the_same_sheet():
+    first, again = (sheet.png(sheet.draw_sheet(scenes("counterfactual", 4))) for _ in range(2))
+    assert first == again
+    assert first != sheet.png(sheet.draw_sheet(scenes("counterfactual", 4, seed=1)))
+
+
+def test_scenes_are_enlarged_exactly_and_captioned():
+    scene = scenes("flat", 1)[0]
+    pixels = np.asarray(sheet.draw_sheet([scene]))
+    tile = pixels[sheet.GAP : sheet.GAP + sheet.TILE, sheet.GAP : sheet.GAP + sheet.TILE]
+    assert np.array_equal(tile[:: sheet.SCALE, :: sheet.SCALE], scene.pixels)
+    assert pixels[sheet.GAP + sheet.TILE :].min() < 60
+
+
+def test_no_scenes_are_refused():
+    with pytest.raises(InputError, match="at least one scene"):
+        sheet.draw_sheet([])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "sheet.png"
+    sheet.write_whole(path, b"old")
+    with pytest.raises(TypeError):
+        sheet.write_whole(path, "not bytes")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_no_destination(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        sheet.check_destination(tmp_path, "sheet.png")
