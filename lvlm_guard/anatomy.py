@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -83,8 +82,6 @@ def maximum_length(config: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def feature_tensors(encoded: Any) -> Iterator[tuple[Any, str]]:
+def feature_names(encoded: Any) -> list[str]:
     """Attributes of an image encoder output that hold per-image features the decoder reads."""
-    for name in ("pooler_output", "deepstack_features"):
-        if getattr(encoded, name, None) is not None:
-            yield encoded, name
+    return [name for name in ("pooler_output", "deepstack_features") if getattr(encoded, name, None) is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import pluggy
 
@@ -12,7 +12,6 @@ from lvlm_guard.generation import Generation
 from lvlm_guard.terms import Term
 
 PROJECT = "lvlm_guard"
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)

@@ -78,9 +78,9 @@ def _edit(tile: Tensor, edit: PixelEdit, seed: int) -> Tensor:
 def edit_features(encoded: Mapping[str, Any], edit: FeatureEdit, seed: int) -> dict[str, Any]:
     """Apply `edit` to the encoded features `[tokens, hidden]` of every image; the input is left as it is."""
     copied = copy_encoded(encoded)
-    for owner, name in anatomy.feature_tensors(copied.get("image")):
-        value = getattr(owner, name)
-        setattr(owner, name, _map_images(value, lambda one: _edit(one, edit, seed)))
+    image = copied.get("image")
+    for name in anatomy.feature_names(image):
+        setattr(image, name, _map_images(getattr(image, name), lambda one: _edit(one, edit, seed)))
     return copied
 
 

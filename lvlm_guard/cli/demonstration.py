@@ -49,7 +49,7 @@ def demo(
 
 def _destination(page: Path | None, *, skip: bool, as_json: bool) -> Path | None:
     """Where the page goes, checked before any work; None where no page is wanted."""
-    from lvlm_guard.testbed.sheet import check_destination  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.files import check_destination  # noqa: PLC0415 - only when it is asked for
 
     if skip and page is not None:
         raise InputError("--page and --no-page exclude each other. Leave one out.")

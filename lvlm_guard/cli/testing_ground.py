@@ -28,7 +28,7 @@ def show(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
 ) -> None:
     """Draw scenes of a split on one sheet, enlarged, each over its true caption."""
-    from lvlm_guard.testbed import scenes, sheet  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import files, scenes, sheet  # noqa: PLC0415 - only when it is asked for
 
     if split not in scenes.SPLITS:
         raise InputError(f"no split named {split!r}.{nearest(split, scenes.SPLITS)}")
@@ -37,8 +37,8 @@ def show(
     _check_seed(seed)
     if out.suffix.lower() != ".png":
         raise InputError(f"a sheet is a PNG, but --out is {out}. Name it {out.with_suffix('.png')}.")
-    sheet.check_destination(out, "sheet.png")
-    sheet.write_whole(out, sheet.png(sheet.draw_sheet(scenes.scenes(split, count, seed))))
+    files.check_destination(out, "sheet.png")
+    files.write_whole(out, sheet.png(sheet.draw_sheet(scenes.scenes(split, count, seed))))
     typer.echo(f"{out}: {count} scenes of {split}, seed {seed}")
 
 

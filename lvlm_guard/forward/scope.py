@@ -112,8 +112,8 @@ class Scope:
     def _prefill(self, forward: Run, inputs: dict[str, Any]) -> Any:
         self._adopt(inputs.get("past_key_values"))
         output = forward(**inputs)
-        ids = inputs.get(self._ids_name)
-        self._generated = self._main_ids(ids)[:, self.main.input_ids.shape[1] :]
+        ids, prompt = inputs.get(self._ids_name), self.main.input_ids
+        self._generated = (prompt if ids is None else ids)[:, prompt.shape[1] :]
         keep = self._generated.shape[1] + 1
         logits = {
             key: run.feed(forward, self._generated, self._generated.shape[1], keep, first=True)
@@ -160,9 +160,6 @@ class Scope:
         cache.reorder_cache = types.MethodType(lambda _, index: self._reorder(index), cache)
         for run in self._runs.values():
             caches.record_past_like(run.cache, cache)
-
-    def _main_ids(self, ids: Tensor | None) -> Tensor:
-        return self.main.input_ids if ids is None else ids
 
     def _advance(self, ids: Tensor) -> tuple[int, int]:
         """Bring the generated tokens up to date; how many were cached before this call, and how many are new."""

@@ -15,6 +15,7 @@ from lvlm_guard.bench.intervals import interval
 
 from .card_text import markdown
 from .evaluate import Answer, Generate, evaluate
+from .files import write_whole
 from .language import DESCRIBE, mentions
 from .measures import CARD_MEASURES, NATURAL, Measure
 from .model import WEIGHTS, load
@@ -112,8 +113,8 @@ def main() -> None:
     card["training"] = json.loads((asked.weights / "training.json").read_text(encoding="utf-8"))
     card["megabytes"] = round((asked.weights / "model.safetensors").stat().st_size / 1e6, 2)
     text = json.dumps(card, indent=2) + "\n"
-    (asked.weights / "card.json").write_text(text, encoding="utf-8")
-    (asked.weights / "MODEL_CARD.md").write_text(markdown(card), encoding="utf-8")
+    write_whole(asked.weights / "card.json", text.encode("utf-8"))
+    write_whole(asked.weights / "MODEL_CARD.md", markdown(card).encode("utf-8"))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def run(
     guarded = evaluate(guard.generate, processor, asked, after_batch=forwards.add, **ask)
     return DemoResult(
         model=type(model).__name__,
-        stack=stack_name(guard),
+        stack="+".join(guard.stack.names),
         scenes=scenes,
         splits={split: compare(_of(plain, split), _of(guarded, split), seed) for split in splits},
         plain_cost=GenerationCost(plain.cost.ms_per_token, plain.cost.tokens),
@@ -119,14 +119,6 @@ class _Forwards:
         tokens = sum(weight for *_, weight in self.seen)
         prefill, decode, rows = (sum(row[at] * row[3] for row in self.seen) / max(tokens, 1) for at in range(3))
         return prefill, decode, rows
-
-
-def stack_name(guard: Any) -> str:
-    """The strategies of a guard, in order, as one word."""
-    strategies = getattr(guard.stack, "strategies", None)
-    if strategies is None:
-        return str(guard.stack)
-    return "+".join(getattr(one, "name", type(one).__name__.lower()) for one in strategies)
 
 
 def _of(evaluation: Evaluation, split: str) -> list[Answer]:

@@ -20,6 +20,7 @@ from lvlm_guard.bench.scores import (
     parse_yes_no,
     yes_no_scores,
 )
+from lvlm_guard.report import sequences
 
 from .language import DESCRIBE, caption, mentions
 from .questions import NEGATIVES, Question, scored_questions
@@ -147,8 +148,7 @@ def _message(prompt: str) -> list[dict[str, Any]]:
 
 def _said(output: Any, prompt: Tensor) -> Tensor:
     """The new tokens alone, whether `generate` returned ids or an output object."""
-    ids: Tensor = output if isinstance(output, Tensor) else output.sequences
-    return ids[:, prompt.shape[1] :]
+    return sequences(output)[:, prompt.shape[1] :]
 
 
 def _answers(part: Sequence[_Ask], texts: Sequence[str]) -> list[Answer]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from .files import write_whole
 from .language import IMAGE
 from .model import build_processor
 
@@ -29,9 +30,7 @@ _PUBLISHED_NAMES = (
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Writes weights in half precision, both configurations, tokenizer, picture preparation and chat template."""
     weights = {_published(name): value.half().contiguous() for name, value in _weights(model).items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    # It is written for its owner alone, which an installed package must not be.
-    (folder / "model.safetensors").chmod(0o644)
+    write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     config = model.config.to_dict()
     config.update(architectures=["LlavaForConditionalGeneration"], dtype="float16")
     _write(folder / "config.json", config)
@@ -70,7 +69,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n"
+    write_whole(path, text.encode("utf-8"))
 
 
 def _plain(value: Any) -> Any:

@@ -16,10 +16,11 @@ from lvlm_guard.bench.intervals import Interval
 
 from .demo import DemoResult
 from .evaluate import Answer, is_right
+from .files import write_whole
 from .language import mentions
 from .measures import DEMO_MEASURES, Comparison, Measure
 from .scenes import Scene, scene
-from .sheet import png, write_whole
+from .sheet import png
 from .world import CATEGORIES, COLOUR_NAMES
 
 EXAMPLES = 12

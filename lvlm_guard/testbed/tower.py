@@ -115,26 +115,6 @@ class TowerStage(nn.Module):
         return self.readout(features.float(), truth), {}
 
 
-@torch.no_grad()
-def tower_scores(tower: nn.Module, readout: Readout, batch: Sequence[Scene]) -> dict[str, float]:
-    """How well the readout does on scenes: patch recall and false alarms at probability 0.5, colour accuracy.
-
-    `clear_` figures are over objects of contrast at least 0.7 in pictures with noise of at most 0.08.
-    """
-    truth = labels(batch)
-    features = readout.norm(tower(pixel_batch(batch)).last_hidden_state)[:, 1:]
-    hit = readout.category(features) > 0
-    true = truth.category.bool()
-    right = (readout.colour(features).argmax(-1) == truth.colour)[truth.colour != NO_COLOUR]
-    clear = clear_patches(batch)
-    return {
-        "category_recall": hit[true].float().mean().item(),
-        "clear_category_recall": hit[true & clear[..., None]].float().mean().item(),
-        "false_alarms_per_picture": (hit & ~true).float().sum((1, 2)).mean().item(),
-        "colour_accuracy": right.float().mean().item(),
-    }
-
-
 def clear_patches(batch: Sequence[Scene]) -> Tensor:
     """Which patches hold a clearly visible object: bool, shape (batch, patches)."""
     clear = torch.zeros(len(batch), ACROSS, ACROSS, dtype=torch.bool)

@@ -24,6 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlavaForConditionalGeneration
 
 from .export import export
+from .files import write_whole
 from .model import build_config, build_model
 from .speaking import SpeakingStage
 from .tower import TowerStage
@@ -124,7 +125,7 @@ def finish(model: LlavaForConditionalGeneration, plan: Plan) -> None:
     record["measured_minutes"] = {
         stage: round(logged_minutes(plan.out / "training" / f"{stage}.jsonl"), 1) for stage in ("tower", "speaking")
     }
-    (plan.out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_whole(plan.out / "training.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
 
 
 def logged_minutes(log: Path) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import sheet
+from lvlm_guard.testbed import files, sheet
 from lvlm_guard.testbed.scenes import scenes
 
 
@@ -36,13 +36,13 @@ def test_no_scenes_are_refused():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "sheet.png"
-    sheet.write_whole(path, b"old")
+    files.write_whole(path, b"old")
     with pytest.raises(TypeError):
-        sheet.write_whole(path, "not bytes")
+        files.write_whole(path, "not bytes")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_no_destination(tmp_path):
     with pytest.raises(InputError, match="is a folder"):
-        sheet.check_destination(tmp_path, "sheet.png")
+        files.check_destination(tmp_path, "sheet.png")

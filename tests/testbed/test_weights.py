@@ -70,7 +70,7 @@ def test_batch_size_does_not_change_the_answers(bundled) -> None:
 def test_a_guard_that_changes_nothing_shows_no_difference(bundled) -> None:
     model, processor = bundled
     report = SimpleNamespace(forwards=SimpleNamespace(prefill=1.0, decode=1.0), rows_per_forward=1)
-    guard = SimpleNamespace(generate=model.generate, report=report, stack="nothing")
+    guard = SimpleNamespace(generate=model.generate, report=report, stack=SimpleNamespace(names=("nothing",)))
     result = demo.run(model, processor, guard, 4, progress=False)
     for levels in result.to_dict()["splits"].values():
         assert set(levels) == set(DEMO_MEASURES)
