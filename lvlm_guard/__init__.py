@@ -10,10 +10,16 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
 if TYPE_CHECKING:
     from lvlm_guard.edits import AttentionEdit as AttentionEdit
     from lvlm_guard.edits import Branch as Branch
+    from lvlm_guard.edits import Decoder as Decoder
     from lvlm_guard.edits import HiddenEdit as HiddenEdit
+    from lvlm_guard.edits import InputEdit as InputEdit
     from lvlm_guard.edits import Insert as Insert
+    from lvlm_guard.edits import Probe as Probe
     from lvlm_guard.edits import Readout as Readout
     from lvlm_guard.edits import Replace as Replace
+    from lvlm_guard.edits import Revision as Revision
+    from lvlm_guard.edits import Search as Search
+    from lvlm_guard.edits import View as View
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
     from lvlm_guard.errors import InputError as InputError
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import StackError as StackError
     from lvlm_guard.errors import StrategyRefused as StrategyRefused
     from lvlm_guard.generation import Generation as Generation
+    from lvlm_guard.generation import Prefix as Prefix
     from lvlm_guard.guard import Guard as Guard
     from lvlm_guard.hookspecs import hookimpl as hookimpl
     from lvlm_guard.report import Report as Report
@@ -44,13 +51,16 @@ __version__ = "0.1.0"
 
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
-    "edits": ("AttentionEdit", "Branch", "HiddenEdit", "Insert", "Readout", "Replace"),
+    "edits": (
+        "AttentionEdit", "Branch", "Decoder", "HiddenEdit", "InputEdit", "Insert", "Probe", "Readout", "Replace",
+        "Revision", "Search", "View",
+    ),
     "errors": (
         "GuardError", "GuardWarning", "InputError", "ModeRefused", "ModelRefused", "NoEffectWarning",
         "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused",
     ),
-    "generation": ("Generation",),
+    "generation": ("Generation", "Prefix"),
     "guard": ("Guard",),
     "hookspecs": ("hookimpl",),
     "report": ("Report",),

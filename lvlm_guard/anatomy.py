@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lvlm_guard.errors import ModelRefused
+
 FENCES = (
     "vision_start_token_id",
     "vision_end_token_id",
@@ -85,3 +87,98 @@ def maximum_length(config: Any) -> int | None:
 def feature_names(encoded: Any) -> list[str]:
     """Attributes of an image encoder output that hold per-image features the decoder reads."""
     return [name for name in ("pooler_output", "deepstack_features") if getattr(encoded, name, None) is not None]
+
+
+def decoder(module: Any) -> nn.Module:
+    """The text model inside the module that decodes: the one that holds the layers.
+
+    Raises:
+        ModelRefused: No decoder layers can be found.
+    """
+    found = module.get_decoder() if hasattr(module, "get_decoder") else module
+    for _ in range(3):
+        if isinstance(getattr(found, "layers", None), nn.ModuleList):
+            return found
+        found = next((part for name in ("model", "decoder") if (part := getattr(found, name, None)) is not None), None)
+    raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
+
+
+def decoder_layers(module: Any) -> nn.ModuleList:
+    """The layers of the decoder, first to last."""
+    layers = decoder(module).layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def final_norm(module: Any) -> nn.Module | None:
+    """The norm between the last layer and the head, or None."""
+    names = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm")
+    return next((part for name in names if (part := getattr(decoder(module), name, None)) is not None), None)
+
+
+def layer_part(layer: nn.Module, site: str) -> nn.Module:
+    """The layer itself (`residual`), its attention block or its feed-forward block.
+
+    Raises:
+        ModelRefused: The layer has no such block as a module of its own.
+    """
+    if site == "residual":
+        return layer
+    marks = {"attention": ("Attention", "Mixer", "DeltaNet"), "mlp": ("MLP", "FeedForward", "Moe", "MoE", "FFN")}[site]
+    for part in layer.children():
+        if any(mark in type(part).__name__ for mark in marks):
+            return part
+    raise ModelRefused(f"{type(layer).__name__} has no {site} block as a module of its own, so it cannot be edited.")
+
+
+def attention_configs(module: Any) -> list[Any]:
+    """The configs that name the attention of the decoder's layers, each once."""
+    found = {
+        id(part.config): part.config
+        for part in decoder(module).modules()
+        if getattr(part, "layer_idx", None) is not None
+        and hasattr(getattr(part, "config", None), "_attn_implementation")
+    }
+    return list(found.values())
+
+
+def head_count(layers: nn.ModuleList) -> int:
+    """Query heads of the decoder's attention."""
+    owners = (part for part in layers.modules() if hasattr(getattr(part, "config", None), "num_attention_heads"))
+    return int(getattr(getattr(next(owners, None), "config", None), "num_attention_heads", 0))
+
+
+def vision_layers(module: Any) -> list[nn.Module]:
+    """The layers of the vision tower, first to last.
+
+    Raises:
+        ModelRefused: No vision tower can be found.
+    """
+    names = ("vision_tower", "visual", "vision_model", "image_tower")
+    owners = [module, getattr(module, "model", None), getattr(module, "base_model", None)]
+    towers = [getattr(owner, name) for owner in owners if owner is not None for name in names if hasattr(owner, name)]
+    for tower in towers:
+        stacks = [
+            part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) and _attends(part[0])
+        ]
+        if stacks:
+            return max((list(stack) for stack in stacks), key=len)
+    raise ModelRefused(f"{type(module).__name__} shows no vision tower, so nothing can be done inside it.")
+
+
+def _attends(layer: nn.Module) -> bool:
+    return any("Attention" in type(part).__name__ for part in layer.modules())
+
+
+def depth_and_heads(module: Any) -> tuple[int, int]:
+    """Layers of the decoder and query heads of a layer; 0 where they cannot be found."""
+    try:
+        layers = decoder_layers(module)
+    except ModelRefused:
+        return 0, 0
+    return len(layers), head_count(layers)
+
+
+def attends_across(module: Any) -> bool:
+    """Whether some decoder layers attend to the image beside the prompt, by cross-attention."""
+    return any("Cross" in type(part).__name__ for part in decoder_layers(module).modules())

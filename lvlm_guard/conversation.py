@@ -190,3 +190,8 @@ def answers(processor: Any, batch: Mapping[str, Any], output: Any, *, many: bool
     texts = processor.batch_decode(sequences(output)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     texts = [one.strip() for one in texts]
     return texts if many or len(texts) != 1 else texts[0]
+
+
+def question(text: str, picture: Any) -> dict[str, Any]:
+    """One message of a user: a picture and a question about it."""
+    return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}

@@ -1,10 +1,10 @@
-"""What a strategy may ask of the forward passes, as values: branches now, edits inside the layers to come."""
+"""What a strategy may ask of the forward passes, as values: branches, and edits and observations inside the layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Generator, Tensor
 
@@ -25,10 +25,12 @@ class Insert:
         ids: Token ids; empty is neutral.
         place: `start` is after leading special tokens; `before_image` and `after_image` keep clear of the tokens that
             fence the image; `end` is the last position of the prompt.
+        per_row: Token ids for each row of the batch instead of `ids`.
     """
 
-    ids: tuple[int, ...]
+    ids: tuple[int, ...] = ()
     place: Place = "after_image"
+    per_row: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Branch:
         image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
         tokens: Token ids inserted into or put in place of parts of the prompt.
         seed: Seed of the generators handed to the edits.
+        inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `rows` is its key.
+        after_prefill: Builds the branch once main's prefill has run: gets the `Generation`, returns a `Branch` with
+            the same key.
 
     Raises:
         InputError: The edits contradict each other, or none is given.
@@ -71,6 +76,8 @@ class Branch:
     image: Literal["kept", "removed", "masked"] = "kept"
     tokens: tuple[TokenEdit, ...] = ()
     seed: int = 0
+    inside: bool = False
+    after_prefill: Callable[[Any], Branch] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, Hashable) or self.key == MAIN:
@@ -79,7 +86,8 @@ class Branch:
             raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
         if self.pixels is not None and self.picture is not None:
             raise InputError(f"Branch {self.key!r} edits pixels and picture; choose one.")
-        if not (self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
+        deferred = self.inside or self.after_prefill is not None
+        if not (deferred or self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
             raise InputError(f"Branch {self.key!r} changes nothing; give it an edit or leave it out.")
 
     @property
@@ -98,36 +106,302 @@ class Branch:
         return self.edits_image or self.drops_image or self.image == "masked"
 
 
+Depth: TypeAlias = "tuple[float, float]"
+Rows: TypeAlias = Hashable
+
+
+@dataclass(frozen=True)
+class InputEdit:
+    """A change of main's own prompt or pictures, made before anything is encoded.
+
+    Returned sequences still begin with the prompt the user passed.
+
+    Args:
+        pixels: As in `Branch`.
+        picture: As in `Branch`.
+        tokens: As in `Branch`; `Insert.per_row` gives each row its own text.
+        seed: Seed of the generators handed to the edits.
+    """
+
+    pixels: PixelEdit | None = None
+    picture: PictureEdit | None = None
+    tokens: tuple[Insert, ...] = ()
+    seed: int = 0
+
+
+class Decoder(Protocol):
+    """What a decoding loop drives: rows of candidates, fed token by token, combined logits back.
+
+    Rows are grouped by request: `rows_per_request` candidates of the first request, then of the second.
+    """
+
+    gen: Any
+    """The `Generation`: observations of the last forward, `gen.rows`."""
+    requests: int
+    rows_per_request: int
+    settings: Any
+    """The resolved generation config of the call: lengths, end and padding tokens, temperature."""
+
+    @property
+    def generated(self) -> Tensor:
+        """Tokens generated so far `[rows, tokens]`."""
+        ...
+
+    @property
+    def limit(self) -> int:
+        """How many tokens may be generated."""
+        ...
+
+    def logits(self) -> Tensor:
+        """Logits `[rows, vocab]` of the next token: combined, then through the call's own logits processors."""
+        ...
+
+    def append(self, tokens: Tensor) -> None:
+        """Choose the next token of every row `[rows]`."""
+        ...
+
+    def select(self, index: Tensor) -> None:
+        """Continue row `index[i]` in row i, within the same request."""
+        ...
+
+    def rewind(self, tokens: int) -> None:
+        """Forget what was generated from token number `tokens` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """A decoding loop that replaces generate's own.
+
+    Args:
+        run: Drives a `Decoder` and returns the generated tokens `[requests, tokens]`, padded on the right.
+        rows_per_request: Candidates kept side by side.
+    """
+
+    run: Callable[[Decoder], Tensor]
+    rows_per_request: int = 1
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A revised answer in place of what was generated.
+
+    Args:
+        row: Index of the request.
+        text: The answer as text.
+    """
+
+    row: int
+    text: str
+
+
+class View(Protocol):
+    """What an edit inside a layer may look at; every tensor holds the rows of the edit's own block."""
+
+    @property
+    def gen(self) -> Any:
+        """The `Generation`: `gen.rows`, `gen.observations`, `gen.state`."""
+        ...
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer."""
+        ...
+
+    @property
+    def keys(self) -> Tensor:
+        """Bool `[rows, keys]`: the edit's key set in this layer (attention edits and probes)."""
+        ...
+
+    @property
+    def positions(self) -> Tensor:
+        """Bool `[rows, positions]`: where the edit applies among the positions handed over."""
+        ...
+
+    @property
+    def image(self) -> Tensor:
+        """Bool `[rows, positions]`: which positions of this forward are image tokens."""
+        ...
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool `[rows, positions]`: which positions of this forward are not padding."""
+        ...
+
+    @property
+    def predicting(self) -> int:
+        """How many of the last positions predict generated tokens: 1 in a prefill and in plain decoding."""
+        ...
+
+    @property
+    def input(self) -> Tensor | None:
+        """Input of the module whose output is edited (hidden edits)."""
+        ...
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Values `[rows, predicting, ...]` for all positions: those of the prompt get what its last one has."""
+        ...
+
+    def fit(self, values: Tensor) -> Tensor:
+        """Values over every position so far `[..., positions]`, cut to the keys that this layer holds."""
+        ...
+
+    def observed(self, key: Hashable, layer: int) -> Tensor:
+        """What a probe observed in an earlier layer of this forward, or in main's forward before a branch's."""
+        ...
+
+    def readout(self, layer: int) -> Tensor:
+        """Next-token logits `[rows, predicting, vocab]` of an online readout of an earlier layer of this forward."""
+        ...
+
+
+Operation: TypeAlias = "Callable[[Tensor, View], Tensor]"
+
+
 @dataclass(frozen=True)
 class AttentionEdit:
-    """An edit of attention inside main's or a branch's forward (specified; the hook is refused until it is built)."""
+    """An edit of attention inside main's or a branch's forward.
 
-    layers: tuple[float, float]
-    operation: Literal["add", "scale", "add_abs", "mask", "scale_probabilities", "gate_heads"]
-    amount: float
-    keys: Literal["image", "system", "text", "own"] = "image"
+    Args:
+        layers: Half-open range of decoder layers: floats are fractions of the depth, whole numbers count layers; at
+            least one layer is taken.
+        operation: On scaled scores before the softmax: `add` an amount, `scale` by it, `add_abs` (`s + amount |s|`),
+            `mask`. On probabilities: `scale_probabilities`. On head outputs: `gate_heads`. Or a function of a tensor
+            and a `View`, at the `stage` given: scores and probabilities are `[rows, heads, queries, keys]`, outputs
+            `[rows, heads, queries, size]`, in fp32; all queries are handed over, only those of the edit are kept.
+        amount: What the operation adds or multiplies by; 0 for `add` and `add_abs`, 1 for the scales is neutral.
+        keys: Key set: `image`, `system` (before the image), `text` (after it, generated tokens included), `own`
+            (generated tokens), `all`. In cross-attention layers every key is an image key.
+        queries: `decode`, the positions that predict generated tokens (the last of the prompt and every generated
+            one), `after_image`, or `all`.
+        heads: The heads edited; None is all of them.
+        rows: `"main"` or the key of a branch.
+        when: `prefill` edits prompt positions, `decode` generated ones.
+        stage: Where a function operates.
+        renormalise: Whether edited probabilities are divided by their sum.
+
+    Raises:
+        InputError: An unknown operation.
+    """
+
+    layers: Depth
+    operation: Literal["add", "scale", "add_abs", "mask", "scale_probabilities", "gate_heads"] | Operation
+    amount: float = 1.0
+    keys: Literal["image", "system", "text", "own", "all"] = "image"
     queries: Literal["decode", "after_image", "all"] = "decode"
     heads: tuple[int, ...] | None = None
-    rows: Hashable = "main"
+    rows: Rows = MAIN
+    when: Literal["prefill", "decode", "both"] = "both"
+    stage: Literal["scores", "probabilities", "outputs"] = "scores"
+    renormalise: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.operation) and self.operation not in STAGES:
+            raise InputError(f"No attention operation {self.operation!r}. Known: {', '.join(STAGES)}.")
+        if not callable(self.operation):
+            object.__setattr__(self, "stage", STAGES[self.operation])
+
+
+STAGES = {
+    "add": "scores",
+    "scale": "scores",
+    "add_abs": "scores",
+    "mask": "scores",
+    "scale_probabilities": "probabilities",
+    "gate_heads": "outputs",
+}
+"""The named operations of attention edits, and where each operates."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """An observation of attention, for later layers of the same forward, for branches, and for `terms`.
+
+    Args:
+        key: Name of the observation; found as `gen.observations[key, layer]`.
+        layers: As in `AttentionEdit`.
+        reduce: Turns probabilities `[rows, heads, predicting, keys]`, fp32, of the positions that predict generated
+            tokens into what is kept. Keys are every position so far; those outside a layer's window have 0.
+        keys: Key set handed to `reduce` as `view.keys`; nothing is masked.
+        rows: `"main"` or the key of a branch.
+        when: `prefill`, `decode` or `both`.
+    """
+
+    key: Hashable
+    layers: Depth
+    reduce: Operation
+    keys: Literal["image", "system", "text", "own", "all"] = "image"
+    rows: Rows = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
 
 
 @dataclass(frozen=True)
 class HiddenEdit:
-    """An edit of hidden states (specified; the hook is refused until it is built)."""
+    """An edit of hidden states.
 
-    site: Literal["mlp", "attention", "residual"]
-    edit: Callable[[Tensor, Any], Tensor]
-    layers: tuple[float, float] = (0.0, 1.0)
+    Args:
+        site: Output of a layer's feed-forward (`mlp`) or attention block (`attention`) before it joins the residual
+            stream, the layer's output (`residual`), or the token embeddings before the first layer (`embedding`).
+        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder;
+            in the vision tower whatever it works on, images or packed patches first.
+        layers: As in `AttentionEdit`; ignored at `embedding`.
+        tower: `decoder` or `vision`.
+        positions: `all`, `image`, `after_image` or `decode`, as the queries of `AttentionEdit`.
+        rows: `"main"` or the key of a branch.
+        when: `prefill`, `decode` or `both`.
+    """
+
+    site: Literal["mlp", "attention", "residual", "embedding"]
+    edit: Operation
+    layers: Depth = (0.0, 1.0)
     tower: Literal["decoder", "vision"] = "decoder"
-    rows: Hashable = "main"
+    positions: Literal["all", "image", "after_image", "decode"] = "all"
+    rows: Rows = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Next-token logits of chosen layers (specified; the hook is refused until it is built)."""
+    """Next-token logits of chosen layers of main; all of a forward in one stacked head product.
+
+    Args:
+        layers: Which layers' outputs: floats are fractions of the depth, whole numbers count outputs from 1 to the
+            depth. Equal layers are read once.
+        final_norm: Whether the model's final norm is applied first.
+        online: Compute each as soon as its layer has run, for edits of later layers (`view.readout`).
+    """
 
     layers: tuple[float, ...]
     final_norm: bool = True
     online: bool = False
+
+
+def layer_range(layers: Depth, depth: int) -> range:
+    """Indices of the layers in a half-open range of fractions or counts; at least one.
+
+    Raises:
+        InputError: The range lies outside the model.
+    """
+    start, stop = (layer_index(one, depth) for one in layers)
+    if not 0 <= start <= stop <= depth or (start == depth and not isinstance(layers[0], float)):
+        raise InputError(f"Layers {tuple(layers)} lie outside a decoder of {depth} layers.")
+    start = min(start, depth - 1)
+    return range(start, max(stop, start + 1))
+
+
+def layer_index(layer: float, depth: int) -> int:
+    """A layer as a count: floats are fractions of the depth."""
+    return round(layer * depth) if isinstance(layer, float) else int(layer)
+
+
+def readout_layers(readout: Readout, depth: int) -> tuple[int, ...]:
+    """Layer outputs (1 to the depth) that a readout names, each once, in its order.
+
+    Raises:
+        InputError: A layer outside the model.
+    """
+    indices = [layer_index(one, depth) for one in readout.layers]
+    for index, given in zip(indices, readout.layers, strict=True):
+        if not 0 <= index <= depth or (index == 0 and not isinstance(given, float)):
+            raise InputError(f"Readout of layer {given} lies outside a decoder of {depth} layers (1 to {depth}).")
+    return tuple(dict.fromkeys(max(index, 1) for index in indices))

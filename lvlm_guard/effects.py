@@ -33,6 +33,7 @@ class Effects:
         self._touched: dict[str, Tensor] = {}
         self._same_image: dict[Hashable, Tensor] = {}
         self._unfit: Tensor | None = None
+        self._edited: dict[str, bool | None] = {}
 
     def note(self, gen: Generation, terms: Mapping[str, list[Any]], combined: Tensor | None) -> None:
         """Take notes of one forward: main's logits, each strategy's terms, and what came of all of them."""
@@ -75,22 +76,36 @@ class Effects:
                 difference = (gen.logits(key).float() - main).abs().amax()
                 self._same_image[key] = difference <= main.abs().amax() * SAME_IMAGE_TOLERANCE
 
-    def report(self, gen: Generation, name: str, keys: Sequence[Hashable], unfinished: Tensor | None) -> StrategyReport:
-        """Report of one strategy; positions outside `unfinished` `[rows, tokens]` do not count."""
+    def report(
+        self,
+        gen: Generation,
+        name: str,
+        keys: Sequence[Hashable],
+        unfinished: Tensor | None,
+        *,
+        edited: bool | None = None,
+    ) -> StrategyReport:
+        """Report of one strategy; positions outside `unfinished` `[rows, tokens]` do not count.
+
+        `edited` tells whether its edits inside the layers changed anything, None where it has none; which tokens
+        changed for them is not known without a run that lacks them.
+        """
         texts = tuple(key_text(key) for key in keys)
+        self._edited[name] = edited
         if _history(name) not in gen.rows:
-            return StrategyReport(name, 0, 0, touched=False, branches=texts)
+            return StrategyReport(name, 0, 0, touched=bool(edited), branches=texts)
         changed = gen.rows[_history(name)]
         counted = torch.ones_like(changed) if unfinished is None else unfinished.to(changed.device)
         length = min(changed.shape[1], counted.shape[1])
         changed, counted = changed[:, :length], counted[:, :length]
-        touched = name in self._touched and bool(self._touched[name])
+        touched = bool(edited) or (name in self._touched and bool(self._touched[name]))
         return StrategyReport(name, int((changed & counted).sum()), int(counted.sum()), touched, texts)
 
     def warn(self, strategies: Sequence[StrategyReport]) -> None:
         """Warn about strategies that changed no logit, and about a model that does not see the image."""
         for one in strategies:
-            if one.name in self._strategies and not one.touched:
+            answers = one.name in self._strategies or self._edited.get(one.name) is not None
+            if answers and not one.touched:
                 message = f"{one.name!r} changed no logit of this call: is it at its neutral value?"
                 warnings.warn(message, NoEffectWarning, stacklevel=CALLER)
         for key, same in self._same_image.items():

@@ -86,9 +86,14 @@ def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
     for term in terms:
         if isinstance(term, (Mix, Contrast)):
             weight = _weight(term.weight, gen, statistics)
-            if isinstance(term, Contrast):
+            contrast = isinstance(term, Contrast)
+            if contrast:
                 _add(weights, MAIN, weight)
-            _add(weights, _key(term.source), -weight if isinstance(term, Contrast) else weight)
+            if isinstance(term.source, Tensor):
+                total.sources.append(_of_forward(term.source, gen))
+                total.weights.append(-weight if contrast else weight)
+            else:
+                _add(weights, _key(term.source), -weight if contrast else weight)
         else:
             _bound(total, term, gen)
     total.main_weight = 1.0 + weights.pop(MAIN, 0.0)
@@ -97,6 +102,12 @@ def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
             total.sources.append(gen.logits(key))
             total.weights.append(weight)
     return None if _is_neutral(total) else total
+
+
+def _of_forward(source: Tensor, gen: Generation) -> Tensor:
+    """Logits that a strategy made itself, of main's shape."""
+    shape = gen.logits().shape
+    return source.to(gen.logits().device) if source.shape == shape else _misfit("A source", source.shape, shape)
 
 
 def _add(weights: dict[Any, float | Tensor], key: Any, weight: float | Tensor) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.edits import MAIN
+from lvlm_guard.edits import MAIN, Readout, readout_layers
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.terms import Source
 
@@ -64,12 +64,27 @@ class Forward:
         main: Raw logits of main `[rows, positions, vocab]`.
         branches: Raw logits of each branch by key, same shape.
         first_position: Index among the generated tokens that position 0 predicts; 0 in the prefill.
+        readouts: Logits of inner layers of main by (layer, whether normed), same shape.
     """
 
     main: Tensor
     branches: Mapping[Hashable, Tensor]
     first_position: int
     combined: Tensor | None = None
+    readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt run once.
+
+    Args:
+        hidden: Residual stream at the last position after each layer `[rows, layers, hidden]`, in fp32.
+        logits: Next-token logits `[rows, vocab]`, in fp32.
+    """
+
+    hidden: Tensor
+    logits: Tensor
 
 
 @dataclass
@@ -83,8 +98,17 @@ class Generation:
         image_mask: Bool `[batch, length]`, true at image placeholders.
         has_image: Whether the request brings pixels or already encoded images.
         tokenizer: The tokenizer, or None.
+        image_token: Id of the image placeholder, or None.
+        depth: Layers of the decoder.
+        heads: Query heads of a decoder layer.
+        expansion: Rows of generate per request: beams or returned sequences.
+        pictures: The picture of each request where the guard knows them, else None.
         rows: Per-row tensors that follow beams and rejected candidates.
         state: Anything else a strategy keeps for this call, by its name.
+        observations: What probes observed last, by (key of the probe, layer).
+        prefix: Runs the prompt of main (None) or of a branch once, with no edit inside; known from `start` on.
+        ask: Asks the guarded model about the picture of a request; known in `finish`.
+        output_ids: Generated ids `[batch, tokens]`; known in `finish`.
     """
 
     inputs: Mapping[str, Any]
@@ -93,8 +117,17 @@ class Generation:
     image_mask: Tensor
     has_image: bool = False
     tokenizer: Any = None
+    image_token: int | None = None
+    depth: int = 0
+    heads: int = 0
+    expansion: int = 1
+    pictures: tuple[Any, ...] | None = None
+    prefix: Callable[[Any], Prefix] | None = None
+    ask: Callable[[Sequence[str], int], list[str]] | None = None
+    output_ids: Tensor | None = None
     rows: Rows = field(default_factory=Rows)
     state: dict[str, Any] = field(default_factory=dict)
+    observations: dict[tuple[Hashable, int], Tensor] = field(default_factory=dict)
     forward: Forward | None = None
 
     @property
@@ -124,6 +157,14 @@ class Generation:
             known = ", ".join(repr(name) for name in self._current.branches) or "none"
             raise InputError(f"No branch has the key {key!r}. Branches of this call: {known}.")
         return self._current.branches[key]
+
+    def readouts(self, readout: Readout) -> Tensor:
+        """Logits `[layers, rows, positions, vocab]` of a readout that this strategy asked for, in its order."""
+        found = self._current.readouts
+        layers = readout_layers(readout, self.depth)
+        if any((layer, readout.final_norm) not in found for layer in layers):
+            raise InputError(f"{readout} was not asked for: yield it in the readouts hook.")
+        return torch.stack([found[layer, readout.final_norm] for layer in layers])
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` without special tokens.

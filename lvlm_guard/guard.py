@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from lvlm_guard import conversation, requests
-from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.forward.wrapper import inside_scope
-from lvlm_guard.plugins import StrategyCalls
+from lvlm_guard.plugins import StrategyCalls, is_marked
 from lvlm_guard.report import Report, sequences
 from lvlm_guard.requests import Request
 from lvlm_guard.session import Session
@@ -24,6 +25,8 @@ from lvlm_guard.stack import Stack
 
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
+ANSWER_TOKENS = 16
+"""Tokens a question about a picture may be answered with."""
 
 
 class Guard:
@@ -159,9 +162,21 @@ class Guard:
         pictures = self._memory.find(inputs)
         defaults = getattr(self.model, "generation_config", None)
         request = Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
-        output, report = Session(plain, request, self._calls, self.executor).run()
+        ask = functools.partial(self._ask, request)
+        output, report = Session(plain, request, self._calls, self.executor, ask).run()
         self._last.set(report)
         return output
+
+    def _ask(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
+        """Answers to questions about the picture of one request, by the stack without searches and revisions."""
+        pictures = request.pictures.pictures if request.pictures is not None else ()
+        if len(pictures) != request.input_ids.shape[0]:
+            raise ProcessorNeeded("Asking about the picture needs it: make the inputs with guard.inputs or guard.chat.")
+        kept = [one for one in self.stack if not _takes_over(one)]
+        asker = Guard(self.model, self.processor, kept, executor=self.executor)
+        ask = [[conversation.question(text, pictures[row])] for text in questions]
+        found: list[str] = asker.chat(ask, max_new_tokens=ANSWER_TOKENS, do_sample=False) if ask else []
+        return found
 
     def _unguarded(self, plain: Any, arguments: Mapping[str, Any]) -> Any:
         """Plain generate, and a report that says so."""
@@ -171,6 +186,10 @@ class Guard:
         if isinstance(output, Tensor) or hasattr(output, "sequences"):
             self._last.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
         return output
+
+
+def _takes_over(strategy: object) -> bool:
+    return any(is_marked(getattr(strategy, hook, None)) for hook in ("search", "finish", "edit_inputs"))
 
 
 def _can_generate(model: Any) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pluggy
 
-from lvlm_guard.edits import AttentionEdit, Branch, HiddenEdit, Readout
+from lvlm_guard.edits import AttentionEdit, Branch, HiddenEdit, InputEdit, Probe, Readout, Revision, Search
 from lvlm_guard.generation import Generation
 from lvlm_guard.terms import Term
 
@@ -30,11 +29,12 @@ class Strategy:
 
     @hookspec
     def start(self, gen: Generation) -> None:
-        """Once, before anything runs: refuse early by raising `StrategyRefused`."""
+        """Once, before any token is generated: refuse by raising `StrategyRefused`, run prefixes, keep directions."""
 
     @hookspec
-    def edit_inputs(self, gen: Generation) -> Any:
-        """Once: change main's prompt or pictures before they are encoded."""
+    def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
+        """Once, before everything else: changes of main's prompt or pictures; none at the neutral value."""
+        raise NotImplementedError
 
     @hookspec
     def branches(self, gen: Generation) -> Iterable[Branch]:
@@ -42,8 +42,8 @@ class Strategy:
         raise NotImplementedError
 
     @hookspec
-    def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
-        """Once: edits of attention."""
+    def attention(self, gen: Generation) -> Iterable[AttentionEdit | Probe]:
+        """Once: edits and observations of attention."""
         raise NotImplementedError
 
     @hookspec
@@ -62,19 +62,18 @@ class Strategy:
         raise NotImplementedError
 
     @hookspec
-    def search(self, gen: Generation) -> Any:
+    def search(self, gen: Generation) -> Iterable[Search]:
         """Once: a decoding loop of its own; at most one in a stack."""
+        raise NotImplementedError
 
     @hookspec
-    def finish(self, gen: Generation) -> Any:
-        """Once, after decoding: revised text or sequences."""
+    def finish(self, gen: Generation) -> Iterable[Revision]:
+        """Once, after decoding: revised answers; none where nothing is to be revised."""
+        raise NotImplementedError
 
     @hookspec
     def observe(self, gen: Generation) -> None:
         """Each forward, after the terms were added: look, change nothing."""
-
-
-IMPLEMENTED = frozenset({"start", "branches", "terms", "observe"})
 
 
 def hook_names(space: type) -> tuple[str, ...]:

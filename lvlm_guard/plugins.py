@@ -16,7 +16,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from lvlm_guard.errors import GuardWarning, PluginError, PluginRejected, nearest
-from lvlm_guard.hookspecs import IMPLEMENTED, PROJECT, Discovery, Strategy, hook_names
+from lvlm_guard.hookspecs import PROJECT, Discovery, Strategy, hook_names
 
 GROUP = "lvlm_guard"
 
@@ -165,8 +165,6 @@ def check_strategy(strategy: type) -> None:
 def _check_hook(name: str, hook: str, function: Callable[..., Any], known: Sequence[str]) -> None:
     if hook not in known:
         raise PluginRejected(f"{name}.{hook}: no hook is called {hook!r}.{nearest(hook, known)}")
-    if hook not in IMPLEMENTED:
-        raise PluginRejected(f"{name}.{hook}: this hook is specified but does not run yet, so it would be ignored.")
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.name != "gen":
             raise PluginRejected(f"{name}.{hook}: no such hook parameter, {parameter.name!r}; it is {hook}(self, gen).")
@@ -219,7 +217,7 @@ class StrategyCalls:
         self._manager.check_pending()
         self._callers: Mapping[str, Mapping[str, Any]] = {
             hook: {name: self._only(hook, name) for name in self.names if self._implements(hook, name)}
-            for hook in sorted(IMPLEMENTED)
+            for hook in hook_names(Strategy)
         }
 
     def implements(self, hook: str, name: str) -> bool:

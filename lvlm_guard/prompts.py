@@ -38,13 +38,13 @@ def edit(request: PromptRequest, branch: Branch, inputs: Mapping[str, Any]) -> d
     rows: dict[str, list[Tensor]] = {name: [] for name in aligned}
     for row in range(request.input_ids.shape[0]):
         real = request.attention_mask[row].bool()
-        source = _edit_row(request.input_ids[row][real], request, branch, fences)
+        source = _edit_row(request.input_ids[row][real], request, branch, fences, row)
         for name in aligned:
             rows[name].append(_follow(inputs[name][row][real], source, name))
     return {name: _left_pad(values, _padding(name, request.config)) for name, values in rows.items()}
 
 
-def _edit_row(ids: Tensor, request: PromptRequest, branch: Branch, fences: frozenset[int]) -> Edited:
+def _edit_row(ids: Tensor, request: PromptRequest, branch: Branch, fences: frozenset[int], row: int) -> Edited:
     """Edit one prompt; each resulting token as (index of the old token it is, or stands behind, new id or None)."""
     token = anatomy.image_token_id(request.config)
     old = ids.tolist()
@@ -57,7 +57,7 @@ def _edit_row(ids: Tensor, request: PromptRequest, branch: Branch, fences: froze
     result: Edited = [(index, None) for index in range(len(old))]
     for one in branch.tokens:
         if isinstance(one, Insert):
-            result = _insert(result, one, _place(one, old, spans, request.config))
+            result = _insert(result, _row_ids(one, row), _place(one, old, spans, request.config))
     if branch.drops_image:
         result = _drop(result, spans, next((one.ids for one in branch.tokens if isinstance(one, Replace)), ()))
     return result
@@ -88,10 +88,18 @@ def _place(insert: Insert, old: list[int], spans: list[range], config: Any) -> i
     }[insert.place]
 
 
-def _insert(result: Edited, insert: Insert, at: int) -> Edited:
+def _row_ids(insert: Insert, row: int) -> tuple[int, ...]:
+    if insert.per_row is None:
+        return insert.ids
+    if row >= len(insert.per_row):
+        raise StrategyRefused(f"Insert.per_row has tokens for {len(insert.per_row)} rows, the batch has more.")
+    return insert.per_row[row]
+
+
+def _insert(result: Edited, ids: tuple[int, ...], at: int) -> Edited:
     place = next((index for index, (position, new) in enumerate(result) if position >= at and new is None), len(result))
     neighbour = max(at - 1, 0)
-    return result[:place] + [(neighbour, new) for new in insert.ids] + result[place:]
+    return result[:place] + [(neighbour, new) for new in ids] + result[place:]
 
 
 def _drop(result: Edited, spans: list[range], ids: tuple[int, ...]) -> Edited:

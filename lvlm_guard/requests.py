@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 
 from lvlm_guard import anatomy, images, prompts
-from lvlm_guard.edits import Branch
+from lvlm_guard.edits import Branch, InputEdit
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused
 
 SETTINGS = (
@@ -137,6 +137,21 @@ def branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] |
     if branch.drops_image or branch.tokens:
         inputs.update(prompts.edit(request, branch, inputs))
     return inputs
+
+
+def edited(request: Request, edits: Sequence[InputEdit]) -> Request:
+    """The request after edits of main's own prompt and pictures, in their order."""
+    for edit in edits:
+        key = ("edited input", id(edit))
+        branch = Branch(key, pixels=edit.pixels, picture=edit.picture, tokens=edit.tokens, seed=edit.seed, inside=True)
+        refuse_missing_image(request, branch)
+        inputs = branch_inputs(request, branch, None)
+        if request.inputs.get("past_key_values") is not None:
+            inputs["past_key_values"] = request.inputs["past_key_values"]
+        request = Request(
+            inputs, request.settings, request.config, request.processor, request.pictures, request.defaults
+        )
+    return request
 
 
 def refuse_missing_image(request: Request, branch: Branch) -> None:

@@ -3,56 +3,28 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lvlm_guard import anatomy, fusion, requests
-from lvlm_guard.edits import Branch
+from lvlm_guard import anatomy, finishing, fusion, requests
+from lvlm_guard.edits import MAIN, AttentionEdit, Branch, HiddenEdit, Probe, Readout, Search
 from lvlm_guard.effects import Effects
-from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused
-from lvlm_guard.forward import Prepared, Scope, caches, capture, guarded, protocol
+from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, StrategyRefused
+from lvlm_guard.forward import Driver, Inside, Prepared, Scope, caches, capture, guarded, prefixes, protocol, vision
 from lvlm_guard.forward.scope import ExecutorName
-from lvlm_guard.generation import Generation
+from lvlm_guard.generation import Generation, Prefix
+from lvlm_guard.plan import Plan, checked
 from lvlm_guard.plugins import StrategyCalls
 from lvlm_guard.report import Forwards, Report, sequences
 from lvlm_guard.requests import Request
 
 SAME_MODULE_DRAFTS = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
-
-
-@dataclass
-class Plan:
-    """The branches of a call: each key once, and who asked for it."""
-
-    branches: dict[Hashable, Branch] = field(default_factory=dict)
-    owners: dict[str, tuple[Hashable, ...]] = field(default_factory=dict)
-
-    def add(self, strategy: str, branches: list[Any]) -> None:
-        """Take up the branches of one strategy.
-
-        Raises:
-            InputError: Something other than a branch, or one key for two different branches.
-        """
-        for branch in branches:
-            if not isinstance(branch, Branch):
-                raise InputError(f"{strategy}.branches must yield Branch values, got {branch!r}.")
-            known = self.branches.setdefault(branch.key, branch)
-            if _kind(known) != _kind(branch):
-                raise InputError(
-                    f"Two different branches share the key {branch.key!r}; put what tells them apart into it."
-                )
-        self.owners[strategy] = tuple(branch.key for branch in branches)
-
-
-def _kind(branch: Branch) -> tuple[Any, ...]:
-    edits = tuple(edit is None for edit in (branch.pixels, branch.picture, branch.features))
-    return (*edits, branch.image, branch.tokens, branch.seed)
 
 
 class Session:
@@ -66,48 +38,141 @@ class Session:
     """
 
     def __init__(
-        self, generate: Callable[..., Any], request: Request, calls: StrategyCalls, executor: ExecutorName
+        self,
+        generate: Callable[..., Any],
+        request: Request,
+        calls: StrategyCalls,
+        executor: ExecutorName,
+        ask: Callable[[Sequence[str], int], list[str]] | None = None,
     ) -> None:
         self._generate = generate
+        self._asked = request
         self._request = request
         self._calls = calls
         self._executor = executor
         self._plan = Plan()
-        answering = [name for name in calls.names if calls.implements("terms", name)]
-        self._effects = Effects(answering, self._plan.branches)
+        self._search: Search | None = None
         self.gen = _generation(request)
+        self._ask = ask
 
     @torch.no_grad()
     def run(self) -> tuple[Any, Report]:
         """Run the call; generate's output and the report."""
         started = time.perf_counter()
+        self._begin()
+        main = capture(self._generate, self._request.without_cache, self._settings)
+        _refuse_modes(main, self._request)
+        self._describe(main)
         self._calls.call("start", self.gen)
-        for strategy, branches in self._calls.call("branches", self.gen).items():
-            self._plan.add(strategy, branches)
-        main, inputs, prepared = self._prepare()
-        scope = Scope(main, prepared, self.gen, self._combine, self._executor)
-        settings = self._request.settings
+        self._plan = Plan.of(self._call)
+        answering = [name for name in self._calls.names if self._calls.implements("terms", name)]
+        self._effects = Effects(answering, self._plan.branches)
+        inside = self._inside(main)
+        tower = [edit for edit in self._plan.all_of(HiddenEdit) if edit.tower == "vision"]
+        with inside.installed(), vision.installed(main.module, tower, self.gen):
+            scope, output = self._decode(main, inside, edited=bool(tower))
+        self._effects.check_finite()
+        report = self._report(scope, output, inside, time.perf_counter() - started)
+        self._effects.warn(report.strategies)
+        return self._finished(main, output), report
+
+    def _call(self, hook: str) -> dict[str, list[Any]]:
+        return self._calls.call(hook, self.gen)
+
+    def _begin(self) -> None:
+        """Edit the request, and see whether a search takes over."""
+        edits = [edit for found in checked(self._call, "edit_inputs").values() for edit in found]
+        if edits:
+            self._request = requests.edited(self._request, edits)
+            _describe_request(self.gen, self._request)
+        found = [search for values in checked(self._call, "search").values() for search in values]
+        self._search = found[0] if found else None
+        if self._search is not None:
+            _refuse_search_modes(self._request)
+        self._settings = _search_settings(self._request.settings, self._search)
+        if any(self._calls.implements("finish", name) for name in self._calls.names):
+            finishing.refuse_partial_answers(self._request, "A revision")
+
+    def _describe(self, main: Prepared) -> None:
+        """What strategies may know once main is prepared."""
+        self.gen.expansion = main.expansion
+        self.gen.depth, self.gen.heads = anatomy.depth_and_heads(main.module)
+        self.gen.prefix = self._prefix
+
+    def _prefix(self, branch: Branch | None) -> Prefix:
+        """Run the prompt of main or of a branch once, nothing edited inside."""
+        main = capture(self._generate, self._request.without_cache, self._settings)
+        prepared = main if branch is None else self._prepare_branch(branch, main, self._encoded(main))
+        return prefixes.run(prepared)
+
+    def _inside(self, main: Prepared) -> Inside:
+        plan = self._plan
+        hidden = [edit for edit in plan.all_of(HiddenEdit) if edit.tower == "decoder"]
+        attention = plan.all_of(AttentionEdit)
+        _refuse_without_image(attention, self.gen, main)
+        return Inside(main.module, attention, plan.all_of(Probe), hidden, plan.all_of(Readout))
+
+    def _decode(self, main: Prepared, inside: Inside, *, edited: bool) -> tuple[Scope, Any]:
+        main, inputs, prepared, late = self._prepare(main, edited=edited)
+        owner = None if inside.is_empty else inside
+        scope = Scope(main, prepared, self.gen, self._combine, self._executor, owner, late)
         if any(self._request.setting(name) for name in SAME_MODULE_DRAFTS):
             scope.main_cache = inputs.setdefault("past_key_values", main.cache)
-        with guarded(scope):
-            output = self._generate(**inputs, **settings)
-        self._effects.check_finite()
-        report = self._report(scope, output, time.perf_counter() - started)
-        self._effects.warn(report.strategies)
-        return output, report
+        with guarded(scope), vision.encoding(self.gen, MAIN):
+            if self._search is None:
+                return scope, self._generate(**inputs, **self._settings)
+            loop = functools.partial(self._searched, search=self._search)
+            return scope, self._generate(**inputs, **self._settings, custom_generate=loop)
 
-    def _prepare(self) -> tuple[Prepared, dict[str, Any], dict[Hashable, Prepared]]:
-        """Capture main, encode its images once, and prepare every branch on what it shares."""
+    def _searched(self, model: Any, input_ids: Tensor, *, search: Search, **kwargs: Any) -> Tensor:
+        """Let a search drive the decode in place of generate's loop."""
+        processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
+        prepared = Prepared(model, input_ids, kwargs, kwargs.pop("generation_config"))
+        driver = Driver(prepared, self.gen, self._request.input_ids.shape[0], processors, criteria)
+        tokens = search.run(driver)
+        return torch.cat([input_ids[:: driver.rows_per_request], tokens.to(input_ids)], dim=1)
+
+    def _finished(self, main: Prepared, output: Any) -> Any:
+        """The user's own prompt in front, and revised answers."""
+        if self._request is not self._asked:
+            output = finishing.with_prompt(output, self._request.input_ids.shape[1], self._asked.input_ids)
+        if not any(self._calls.implements("finish", name) for name in self._calls.names):
+            return output
+        length = self._asked.input_ids.shape[1]
+        self.gen.output_ids, self.gen.ask = output[:, length:], self._ask
+        found = [one for values in checked(self._call, "finish").values() for one in values]
+        return finishing.revised(output, length, found, self.gen.tokenizer, main.settings) if found else output
+
+    def _prepare(
+        self, main: Prepared, *, edited: bool
+    ) -> tuple[Prepared, dict[str, Any], dict[Hashable, Prepared], dict[Hashable, Callable[[], Prepared]]]:
+        """Encode main's images once, and prepare every branch on what it shares."""
         for branch in self._plan.branches.values():
             requests.refuse_missing_image(self._request, branch)
-        main = capture(self._generate, self._request.without_cache, self._request.settings)
-        _refuse_modes(main, self._request)
         encoded = self._encoded(main)
         inputs = dict(self._request.inputs)
+        branches = {key: one for key, one in self._plan.branches.items() if one.after_prefill is None}
+        prepared = {key: self._prepare_branch(branch, main, encoded) for key, branch in branches.items()}
+        late: dict[Hashable, Callable[[], Prepared]] = {
+            key: functools.partial(self._prepare_late, branch, main, encoded)
+            for key, branch in self._plan.branches.items()
+            if key not in branches
+        }
+        if edited:
+            with vision.encoding(self.gen, MAIN):
+                main = capture(self._generate, self._request.without_cache, self._settings)
+                encoded = self._encoded(main)
         if encoded is not None:
             inputs = requests.share_encoded(inputs, encoded)
-        prepared = {key: self._prepare_branch(branch, main, encoded) for key, branch in self._plan.branches.items()}
-        return main, inputs, prepared
+        return main, inputs, prepared, late
+
+    def _prepare_late(self, branch: Branch, main: Prepared, encoded: Mapping[str, Any] | None) -> Prepared:
+        """Prepare a branch that is built from main's prefill."""
+        assert branch.after_prefill is not None
+        made = branch.after_prefill(self.gen)
+        if not isinstance(made, Branch) or made.key != branch.key or made.after_prefill is not None:
+            raise InputError(f"after_prefill of branch {branch.key!r} must return a Branch with the same key.")
+        return self._prepare_branch(made, main, encoded)
 
     def _encoded(self, main: Prepared) -> Mapping[str, Any] | None:
         """Main's encoded images before any expansion; None where the model encodes inside its forward."""
@@ -116,16 +181,17 @@ class Session:
         if main.expansion > 1:
             if not self._plan.branches:
                 return None
-            single = {**self._request.settings, "num_beams": 1, "num_return_sequences": 1}
+            single = {**self._settings, "num_beams": 1, "num_return_sequences": 1}
             main = capture(self._generate, self._request.without_cache, single)
         encoded = main.kwargs.get("mm_encoder_outputs")
         return encoded if encoded and encoded.get("image") is not None else None
 
     def _prepare_branch(self, branch: Branch, main: Prepared, encoded: Mapping[str, Any] | None) -> Prepared:
         inputs = requests.branch_inputs(self._request, branch, encoded)
-        settings = _branch_settings(self._request.settings, main)
+        settings = _branch_settings(self._settings, main)
         try:
-            prepared = capture(self._generate, inputs, settings)
+            with vision.encoding(self.gen, branch.key):
+                prepared = capture(self._generate, inputs, settings)
         except GuardError:
             raise
         except Exception as error:
@@ -148,13 +214,19 @@ class Session:
         self._calls.call("observe", gen)
         return combined
 
-    def _report(self, scope: Scope, output: Any, seconds: float) -> Report:
+    def _report(self, scope: Scope, output: Any, inside: Inside, seconds: float) -> Report:
         unfinished = _unfinished(scope.main, output)
         counts, prompt = scope.counts, scope.main.input_ids
         generated = sequences(output).shape[-1] - prompt.shape[1] if unfinished is not None else counts.positions
         return Report(
             strategies=tuple(
-                self._effects.report(self.gen, name, self._plan.owners.get(name, ()), unfinished)
+                self._effects.report(
+                    self.gen,
+                    name,
+                    self._plan.owners.get(name, ()),
+                    unfinished,
+                    edited=inside.touched(self._plan.edits.get(name, ())),
+                )
                 for name in self._calls.names
             ),
             executor=scope.used if counts.steps else ("none" if not self._plan.branches else "prefill only"),
@@ -169,6 +241,7 @@ class Session:
 
 def _generation(request: Request) -> Generation:
     processor = request.processor
+    pictures = request.pictures.pictures if request.pictures is not None else ()
     return Generation(
         inputs=dict(request.inputs),
         input_ids=request.input_ids,
@@ -176,7 +249,39 @@ def _generation(request: Request) -> Generation:
         image_mask=request.image_mask,
         has_image=request.has_image,
         tokenizer=getattr(processor, "tokenizer", processor),
+        image_token=anatomy.image_token_id(request.config),
+        pictures=tuple(pictures) if len(pictures) == request.input_ids.shape[0] else None,
     )
+
+
+def _describe_request(gen: Generation, request: Request) -> None:
+    """Let the travelling object describe an edited request."""
+    fresh = _generation(request)
+    for name in ("inputs", "input_ids", "attention_mask", "image_mask"):
+        setattr(gen, name, getattr(fresh, name))
+
+
+def _search_settings(settings: Mapping[str, Any], search: Search | None) -> dict[str, Any]:
+    """Settings that make generate prepare a row for every candidate of a search."""
+    return dict(settings) if search is None else {**settings, "num_beams": search.rows_per_request, "do_sample": False}
+
+
+def _refuse_search_modes(request: Request) -> None:
+    finishing.refuse_partial_answers(request, "A search")
+    for name in (*SAME_MODULE_DRAFTS, "prompt_lookup_num_tokens", "stop_strings"):
+        if request.setting(name):
+            raise ModeRefused(f"A search owns the decoding loop, which {name} needs: drop one of them.")
+    if (request.setting("num_beams") or 1) > 1:
+        raise ModeRefused("A search keeps its own candidates: drop num_beams.")
+    if request.setting("use_cache") is False:
+        raise ModeRefused("A search needs a cache: drop use_cache=False.")
+
+
+def _refuse_without_image(edits: Sequence[AttentionEdit], gen: Generation, main: Prepared) -> None:
+    if any(edit.keys in ("image", "system") for edit in edits):
+        in_prompt = bool(gen.image_mask.any())
+        if not in_prompt and not anatomy.attends_across(main.module):
+            raise StrategyRefused("Attention to the image is to be edited, but the prompt holds no image.")
 
 
 def _branch_settings(settings: Mapping[str, Any], main: Prepared) -> dict[str, Any]:

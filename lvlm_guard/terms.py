@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_guard.edits import Branch
 from lvlm_guard.errors import InputError
 
-Source: TypeAlias = Branch | Hashable
+Source: TypeAlias = Branch | Hashable | Tensor
 
 
 class Statistics(Protocol):
@@ -46,7 +46,7 @@ class Mix:
     """Add `weight` times the logits of `source`.
 
     Args:
-        source: `"main"`, a `Branch`, or the key of one.
+        source: `"main"`, a `Branch`, the key of one, or logits `[rows, positions, vocab]` such as a readout's.
         weight: A number; a tensor `[rows]` or `[rows, positions]`; or a function of the forward's `Statistics` that
             returns such a tensor without leaving the device. 0 is neutral.
     """

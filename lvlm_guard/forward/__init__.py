@@ -1,8 +1,10 @@
 """The gated forward wrapper and the two executors; with `protocol`, the only code that knows generate's internals."""
 
+from lvlm_guard.forward.driving import Driver as Driver
+from lvlm_guard.forward.inside import Inside as Inside
 from lvlm_guard.forward.protocol import Prepared as Prepared
 from lvlm_guard.forward.protocol import capture as capture
 from lvlm_guard.forward.scope import Scope as Scope
 from lvlm_guard.forward.wrapper import guarded as guarded
 
-__all__ = ["Prepared", "Scope", "capture", "guarded"]
+__all__ = ["Driver", "Inside", "Prepared", "Scope", "capture", "guarded"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from lvlm_guard.edits import MAIN
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import batched, caches, protocol
 from lvlm_guard.forward.batched import BatchedDecode
+from lvlm_guard.forward.inside import Inside
+from lvlm_guard.forward.passes import Pass, Prompt, during
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
 from lvlm_guard.generation import Forward, Generation
@@ -49,6 +52,8 @@ class Scope:
         gen: The travelling object.
         combine: Turns a `Forward` into the logits generate receives, or None to leave main's as they are.
         executor: What the user asked for.
+        inside: Edits, probes and readouts inside the layers.
+        late: Branches that are prepared once main's prefill has run.
     """
 
     main: Prepared
@@ -56,6 +61,8 @@ class Scope:
     gen: Generation
     combine: Callable[[Generation], Tensor | None]
     executor: ExecutorName = "auto"
+    inside: Inside | None = None
+    late: Mapping[Hashable, Callable[[], Prepared]] = field(default_factory=dict)
     main_cache: Any = None
     used: str = "none"
     reason: str = ""
@@ -66,9 +73,12 @@ class Scope:
         self._ids_name = protocol.ids_name(self.module)
         self._cached = bool(self.main.settings.use_cache is not False)
         self._runs = {key: BranchRun(prepared) for key, prepared in self.branches.items()}
+        self._prompts: dict[Hashable, Prompt] = {MAIN: self._prompt(self.main)}
+        self._prompts.update({key: self._prompt(prepared) for key, prepared in self.branches.items()})
         self._generated = torch.empty(0, 0, dtype=torch.long)
         self._decoder: BatchedDecode | None = None
         self._started = False
+        self._readouts: dict[tuple[int, bool], Tensor] = {}
         self._refuse_by_name()
 
     def _refuse_by_name(self) -> None:
@@ -76,7 +86,7 @@ class Scope:
             raise ModeRefused(
                 "The batched executor needs a cache: drop use_cache=False or choose executor='sequential'."
             )
-        if not self.branches:
+        if not self.branches and not self.late:
             self.used, self.reason = "none", "no branch to run"
         elif self.executor == "sequential":
             self.used, self.reason = "sequential", "asked for"
@@ -109,18 +119,66 @@ class Scope:
         if self.main_cache is not None:
             vars(self.main_cache).pop("reorder_cache", None)
 
+    def _prompt(self, prepared: Prepared) -> Prompt:
+        """Where the image and the padding of a prompt are."""
+        ids, length = prepared.input_ids, prepared.length
+        rows = int(prepared.kwargs["inputs_embeds"].shape[0]) if "inputs_embeds" in prepared.kwargs else ids.shape[0]
+        image = torch.zeros(rows, length, dtype=torch.bool, device=ids.device)
+        given = self.gen.image_mask.repeat_interleave(rows // max(self.gen.image_mask.shape[0], 1), dim=0)
+        if ids.shape[1] == length and self.gen.image_token is not None:
+            image = ids == self.gen.image_token
+        elif given.shape == image.shape:
+            image = given
+        mask = prepared.kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.shape != image.shape:
+            mask = torch.ones_like(image)
+        return Prompt(image, mask.bool())
+
+    def _pass(self, keys: Sequence[Hashable], new: int) -> Pass:
+        """The forward about to run: the rows it holds, and how many new positions of the longest prompt."""
+        prompts = {key: self._prompts[key] for key in keys}
+        return Pass(self.gen, prompts, self._generated.shape[1], new, self.inside)
+
+    def _main_forward(self, forward: Run, inputs: dict[str, Any], new: int, keep: int) -> Any:
+        now = self._pass([MAIN], new)
+        with during(now):
+            output = forward(**inputs)
+        self._read(now, output.logits, keep)
+        return output
+
+    def _read(self, now: Pass, logits: Tensor, keep: int) -> None:
+        self._readouts = {} if self.inside is None else self.inside.read(now, logits, min(keep, logits.shape[1]))
+
+    def _feed(self, forward: Run, new: int, keep: int, *, first: bool = False) -> dict[Hashable, Tensor]:
+        """Run every branch by itself over the last `new` generated tokens."""
+        logits = {}
+        for key, run in self._runs.items():
+            whole = first or not self._cached
+            now = self._pass([key], run.length + self._generated.shape[1] if whole else new)
+            with during(now):
+                logits[key] = run.feed(forward, self._generated, new, keep, first=first)
+        return logits
+
     def _prefill(self, forward: Run, inputs: dict[str, Any]) -> Any:
         self._adopt(inputs.get("past_key_values"))
-        output = forward(**inputs)
         ids, prompt = inputs.get(self._ids_name), self.main.input_ids
         self._generated = (prompt if ids is None else ids)[:, prompt.shape[1] :]
-        keep = self._generated.shape[1] + 1
-        logits = {
-            key: run.feed(forward, self._generated, self._generated.shape[1], keep, first=True)
-            for key, run in self._runs.items()
-        }
+        new = self._generated.shape[1]
+        output = self._main_forward(forward, inputs, self.main.length + new, new + 1)
+        self._prepare_late(output.logits)
+        logits = self._feed(forward, new, new + 1, first=True)
         self.counts.prefill += 1 + len(self._runs)
-        return self._answer(output, output.logits, logits, keep, first_position=0)
+        return self._answer(output, output.logits, logits, new + 1, first_position=0)
+
+    def _prepare_late(self, logits: Tensor) -> None:
+        """Prepare the branches that are built from main's prefill."""
+        self.gen.forward = Forward(logits[:, -1:], {}, 0)
+        for key, prepare in self.late.items():
+            prepared = prepare()
+            self._runs[key] = BranchRun(prepared)
+            self._prompts[key] = self._prompt(prepared)
+            if self.main_cache is not None:
+                caches.record_past_like(self._runs[key].cache, self.main_cache)
 
     def _decode(self, forward: Run, inputs: dict[str, Any]) -> Any:
         ids = inputs[self._ids_name]
@@ -131,16 +189,19 @@ class Scope:
         if self._decoder is not None:
             return self._decode_batched(forward, inputs, past, new)
         self.counts.decode += 1 + len(self._runs)
-        output = forward(**inputs)
-        logits = {key: run.feed(forward, self._generated, new, self._keep(new)) for key, run in self._runs.items()}
+        output = self._main_forward(forward, inputs, int(ids.shape[1]), self._keep(new))
+        logits = self._feed(forward, new, self._keep(new))
         return self._answer(output, output.logits, logits, self._keep(new), first_position=self._first(past))
 
     def _decode_batched(self, forward: Run, inputs: dict[str, Any], past: int, new: int) -> Any:
         assert self._decoder is not None
         self.counts.decode += 1
-        output = self._decoder.feed(forward, inputs, past)
+        now = self._pass([MAIN, *self._runs], new)
+        with during(now):
+            output = self._decoder.feed(forward, inputs, past)
         rows = inputs[self._ids_name].shape[0]
         main, *others = output.logits[:, -new:].split(rows)
+        self._read(now, main, new)
         output = _main_rows(output, rows, self.main_cache)
         logits = dict(zip(self._runs, others, strict=True))
         return self._answer(output, main, logits, new, first_position=past + 1)
@@ -210,7 +271,7 @@ class Scope:
         self.gen.rows.crop(first_position)
         self.counts.positions = first_position + keep
         moved = {key: value[:, -keep:].to(logits.device) for key, value in branches.items()}
-        self.gen.forward = Forward(logits[:, -keep:], moved, first_position)
+        self.gen.forward = Forward(logits[:, -keep:], moved, first_position, readouts=self._readouts)
         combined = self.combine(self.gen)
         if combined is not None:
             rest = logits[:, :-keep]

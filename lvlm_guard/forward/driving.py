@@ -1,0 +1,116 @@
+"""A guarded decode driven by a search instead of generate's loop: feed, reorder, rewind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.errors import InputError, ModeRefused
+from lvlm_guard.forward import caches
+from lvlm_guard.forward.protocol import Prepared
+from lvlm_guard.forward.sequential import BranchRun
+from lvlm_guard.generation import Generation
+
+
+class Driver:
+    """The `Decoder` of one search.
+
+    Args:
+        prepared: Main as generate prepared it, rows expanded to the candidates.
+        gen: The travelling object.
+        requests: Prompts of the call.
+        processors: The call's own logits processors, or None.
+        criteria: The call's own stopping criteria, or None.
+    """
+
+    def __init__(self, prepared: Prepared, gen: Generation, requests: int, processors: Any, criteria: Any) -> None:
+        self.gen = gen
+        self.requests = requests
+        self.rows_per_request = prepared.input_ids.shape[0] // requests
+        self.settings = prepared.settings
+        self._prepared = prepared
+        self._run = BranchRun(prepared)
+        self._processors = processors
+        self._criteria = criteria
+        self._generated = prepared.input_ids.new_empty(prepared.input_ids.shape[0], 0)
+        self._fed = -1
+        self._raw: Tensor | None = None
+        self._first: Tensor | None = None
+        _record_past(self._run.cache)
+
+    @property
+    def generated(self) -> Tensor:
+        """Tokens generated so far `[rows, tokens]`."""
+        return self._generated
+
+    @property
+    def limit(self) -> int:
+        """How many tokens may be generated."""
+        return max(int(self.settings.max_length) - self._prepared.input_ids.shape[1], 1)
+
+    @property
+    def ids(self) -> Tensor:
+        """Prompt and generated tokens `[rows, length]`."""
+        return torch.cat([self._prepared.input_ids, self._generated], dim=1)
+
+    def logits(self) -> Tensor:
+        """Logits `[rows, vocab]` of the next token, through the call's own processors."""
+        if self._raw is None:
+            self._raw = self._forward()
+        return self._processors(self.ids, self._raw.clone()) if self._processors else self._raw
+
+    def append(self, tokens: Tensor) -> None:
+        """Choose the next token of every row `[rows]`."""
+        if tokens.shape != self._generated.shape[:1]:
+            raise InputError(f"append takes one token a row, {self._generated.shape[0]}, got {tuple(tokens.shape)}.")
+        self.logits()
+        self._generated = torch.cat([self._generated, tokens.to(self._generated)[:, None]], dim=1)
+        self._raw = None
+
+    def select(self, index: Tensor) -> None:
+        """Continue row `index[i]` in row i, within the same request."""
+        rows = torch.arange(len(index), device=index.device) // self.rows_per_request
+        if not torch.equal(index // self.rows_per_request, rows):
+            raise InputError("select may move candidates within one request only.")
+        if self._fed >= 0:
+            self._run.reorder(index)
+        self._generated = self._generated[index]
+        self._raw = None if self._raw is None else self._raw[index]
+        self._first = None if self._first is None else self._first[index]
+
+    def rewind(self, tokens: int) -> None:
+        """Forget what was generated from token number `tokens` on."""
+        if not 0 <= tokens <= self._generated.shape[1]:
+            raise InputError(f"rewind to {tokens} of {self._generated.shape[1]} tokens.")
+        if tokens == self._generated.shape[1]:
+            return
+        if not caches.can_roll_back(self._run.cache):
+            raise ModeRefused("This version of transformers cannot take tokens back out of sliding-window layers.")
+        self._generated = self._generated[:, :tokens]
+        self._raw = self._first if tokens == 0 else None
+        self._fed = min(self._fed, max(tokens - 1, 0))
+
+    def finished(self) -> Tensor:
+        """Rows that the call's own stopping criteria end here, bool `[rows]`."""
+        if not self._criteria or self._generated.shape[1] == 0:
+            return self._generated.new_zeros(self._generated.shape[0], dtype=torch.bool)
+        found: Tensor = self._criteria(self.ids, None)
+        return found
+
+    def _forward(self) -> Tensor:
+        """Feed the tokens that the cache lacks; combined logits of the last position, fp32."""
+        first = self._fed < 0
+        new = self._generated.shape[1] - max(self._fed, 0)
+        logits = self._run.feed(self._prepared.module, self._generated, new, 1, first=first)[:, -1].float()
+        self._fed = self._generated.shape[1]
+        if first:
+            self._first = logits
+        return logits
+
+
+def _record_past(cache: Any) -> None:
+    """Let sliding layers keep what a rewind needs, where this version can."""
+    if cache is not None and any(hasattr(layer, "activate_past_recording") for layer in caches.layers_of(cache)):
+        cache.activate_past_recording()

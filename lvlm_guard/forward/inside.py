@@ -1,0 +1,185 @@
+"""What is done inside the layers during one guarded call: edits, probes and readouts, installed and undone together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.edits import MAIN, AttentionEdit, HiddenEdit, Probe, Readout, layer_range, readout_layers
+from lvlm_guard.errors import InputError
+from lvlm_guard.forward import attention as attending
+from lvlm_guard.forward import passes
+from lvlm_guard.forward.passes import LayerView, Pass
+from lvlm_guard.forward.readouts import Lens
+
+
+@dataclass(eq=False)
+class Inside:
+    """Edits, probes and readouts of one call, resolved for one decoder.
+
+    Args:
+        module: The module that decodes.
+        attention: Attention edits in the order of the stack.
+        probes: Observations of attention.
+        hidden: Edits of the decoder's hidden states.
+        readouts: Layers whose logits are wanted.
+
+    Raises:
+        InputError: A layer or head outside the model.
+        ModelRefused: The model has no part of the kind an edit names.
+    """
+
+    module: nn.Module
+    attention: Sequence[AttentionEdit] = ()
+    probes: Sequence[Probe] = ()
+    hidden: Sequence[HiddenEdit] = ()
+    readouts: Sequence[Readout] = ()
+    lens: Lens | None = field(default=None, init=False)
+    online: frozenset[int] = field(default=frozenset(), init=False)
+    _changed: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.is_empty:
+            return
+        self.layers = anatomy.decoder_layers(self.module)
+        depth = len(self.layers)
+        self.attention_plan = _by_layer([*self.attention, *self.probes], depth)
+        _check_heads(self.attention, self.layers)
+        wanted = {index for one in self.readouts for index in readout_layers(one, depth)}
+        self.online = frozenset(index for one in self.readouts if one.online for index in readout_layers(one, depth))
+        if wanted:
+            self.lens = Lens(self.module, frozenset(wanted))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.attention or self.probes or self.hidden or self.readouts)
+
+    def note(self, edit: Any, changed: Tensor) -> None:
+        """Remember on the device whether an edit ever changed anything."""
+        known = self._changed.get(id(edit))
+        self._changed[id(edit)] = changed if known is None else known | changed
+
+    def touched(self, edits: Sequence[Any]) -> bool | None:
+        """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
+        mine = [edit for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))]
+        return any(bool(self._changed[id(edit)]) for edit in mine if id(edit) in self._changed) if mine else None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Hooks and attention in place; all of it undone on the way out."""
+        with ExitStack() as undo:
+            if self.attention or self.probes:
+                undo.enter_context(attending.installed(self.module))
+            for handle in self._hooks():
+                undo.callback(handle.remove)
+            yield
+
+    def read(self, now: Pass, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
+        """Logits `[rows, keep, vocab]` of every layer wanted, by (layer, whether normed), after main's forward."""
+        if self.lens is None:
+            return {}
+        if (last := now.hidden.get(len(self.layers))) is not None:
+            self.lens.check(last[:, -keep:], logits[:, -keep:])
+        found: dict[tuple[int, bool], Tensor] = {}
+        for normed in {one.final_norm for one in self.readouts}:
+            asked = [one for one in self.readouts if one.final_norm is normed]
+            layers = sorted({index for one in asked for index in readout_layers(one, len(self.layers))})
+            read = self.lens.logits([now.hidden[index][:, -keep:] for index in layers], final_norm=normed)
+            found.update({(index, normed): one for index, one in zip(layers, read, strict=True)})
+        return found
+
+    def _hooks(self) -> Iterator[Any]:
+        yield from self._editing_hooks()
+        if self.lens is not None:
+            for index in self.lens.captured(len(self.layers)):
+                yield self.layers[index - 1].register_forward_hook(self._capture(index))
+
+    def _editing_hooks(self) -> Iterator[Any]:
+        for edit in self.hidden:
+            if edit.site == "embedding":
+                yield self.layers[0].register_forward_pre_hook(self._before(edit), with_kwargs=True)
+                continue
+            for index in layer_range(edit.layers, len(self.layers)):
+                part = anatomy.layer_part(self.layers[index], edit.site)
+                yield part.register_forward_hook(self._after(edit, index), with_kwargs=True)
+
+    def _after(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            now = self._mine(edit.rows)
+            if now is None:
+                return None
+            given = args[0] if args else kwargs.get("hidden_states")
+            hidden, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+            edited = edit_hidden(hidden, edit, layer, now, given)
+            return edited if rest is None else (edited, *rest)
+
+        return hook
+
+    def _before(self, edit: HiddenEdit) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            now = self._mine(edit.rows)
+            if now is None:
+                return None
+            if args:
+                return (edit_hidden(args[0], edit, 0, now, args[0]), *args[1:]), kwargs
+            hidden = kwargs["hidden_states"]
+            return args, {**kwargs, "hidden_states": edit_hidden(hidden, edit, 0, now, hidden)}
+
+        return hook
+
+    def _capture(self, layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+            now = self._mine(MAIN)
+            if now is not None and self.lens is not None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                now.hidden[layer] = hidden[now.rows(MAIN), -now.predicting :]
+                if layer in self.online:
+                    now.online[layer] = self.lens.logits([now.hidden[layer]], final_norm=True)[0]
+
+        return hook
+
+    def _mine(self, key: Hashable) -> Pass | None:
+        """The running pass, if it belongs to this call and holds the rows."""
+        now = passes.current()
+        return now if now is not None and now.owner is self and key in now.prompts else None
+
+
+def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: Any) -> Tensor:
+    """Apply a hidden edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
+    where = now.edited(edit.rows, edit.positions, edit.when)
+    if hidden.shape[-2] != now.new or not bool(where.any()):
+        return hidden
+    rows = now.rows(edit.rows)
+    before = hidden[rows]
+    view = LayerView(now, edit.rows, layer, where, where, given[rows] if isinstance(given, Tensor) else None)
+    edited = edit.edit(before, view)
+    if edited.shape != before.shape:
+        raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")
+    kept = torch.where(where[..., None].to(hidden.device), edited.to(before), before)
+    now.owner.note(edit, (kept != before).any())
+    changed = hidden.clone()
+    changed[rows] = kept
+    return changed
+
+
+def _by_layer(work: Sequence[AttentionEdit | Probe], depth: int) -> dict[int, list[AttentionEdit | Probe]]:
+    plan: dict[int, list[AttentionEdit | Probe]] = {}
+    for one in work:
+        for layer in layer_range(one.layers, depth):
+            plan.setdefault(layer, []).append(one)
+    return plan
+
+
+def _check_heads(edits: Sequence[AttentionEdit], layers: nn.ModuleList) -> None:
+    heads = anatomy.head_count(layers)
+    for edit in edits:
+        wrong = [head for head in edit.heads or () if not 0 <= head < heads]
+        if wrong:
+            raise InputError(f"Head {wrong[0]} lies outside a decoder of {heads} heads (0 to {heads - 1}).")

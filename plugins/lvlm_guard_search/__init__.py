@@ -1,0 +1,12 @@
+"""Search: strategies that own the decoding loop."""
+
+from collections.abc import Callable
+
+from lvlm_guard import hookimpl
+
+
+@hookimpl
+def register_strategies(register: Callable[[type], None]) -> None:
+    """Offer the family."""
+    for strategy in ():
+        register(strategy)

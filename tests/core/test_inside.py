@@ -1,0 +1,209 @@
+"""Edits, probes and readouts inside the layers, each against the same thing done by hand on the whole prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from against_twin import ARCHITECTURES, check
+from twin import Twin
+
+from lvlm_guard import AttentionEdit, Branch, Contrast, Guard, HiddenEdit, Mix, Readout, hookimpl
+from lvlm_guard.edits import Probe
+from lvlm_guard.testing import tiny
+
+
+@dataclass(frozen=True)
+class Does:
+    """A strategy put together from values."""
+
+    name: ClassVar[str] = "does"
+    attends: tuple[Any, ...] = ()
+    hides: tuple[Any, ...] = ()
+    reads: tuple[Any, ...] = ()
+    splits: tuple[Any, ...] = ()
+    says: Callable[..., Any] | None = None
+
+    @hookimpl
+    def attention(self, gen):
+        return self.attends
+
+    @hookimpl
+    def hidden(self, gen):
+        return self.hides
+
+    @hookimpl
+    def readouts(self, gen):
+        return self.reads
+
+    @hookimpl
+    def branches(self, gen):
+        return self.splits
+
+    @hookimpl
+    def terms(self, gen):
+        return self.says(gen) if self.says else ()
+
+
+def keys(twin, name, length):
+    image, index = twin.image[:length], torch.arange(length)
+    last = int(image.nonzero()[-1])
+    return {
+        "image": image,
+        "system": (index < int(image.nonzero()[0])),
+        "text": index > last,
+        "own": index >= twin.prompt,
+        "all": torch.ones(length, dtype=torch.bool),
+    }[name]
+
+
+def queries(twin, name, length):
+    index = torch.arange(length)
+    last = int(twin.image.nonzero()[-1])
+    return {"decode": index >= twin.prompt - 1, "after_image": index > last, "all": index >= 0}[name]
+
+
+OPERATIONS = {
+    "add": ("scores", lambda x: x + 2.0, 2.0),
+    "scale": ("scores", lambda x: x * 3.0, 3.0),
+    "add_abs": ("scores", lambda x: x + 1.5 * x.abs(), 1.5),
+    "mask": ("scores", lambda x: torch.full_like(x, -1e30), 1.0),
+    "scale_probabilities": ("probabilities", lambda x: x * 0.2, 0.2),
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("operation", "key_set", "query_set"), [
+    ("add", "image", "decode"), ("scale", "system", "after_image"), ("add_abs", "image", "decode"),
+    ("mask", "image", "after_image"), ("scale_probabilities", "text", "decode"), ("add", "own", "all"),
+])  # fmt: skip
+def test_attention_edits(architecture, operation, key_set, query_set):
+    stage, change, amount = OPERATIONS[operation]
+
+    def edited(twin):
+        def edit(layer, tensor):
+            if layer not in (1, 2):
+                return tensor
+            length = tensor.shape[-1]
+            where = queries(twin, query_set, length)[:, None] & keys(twin, key_set, length)
+            return torch.where(where, change(tensor), tensor)
+
+        return edit
+
+    def gold(model, inputs, prefix):
+        twin = Twin(model)
+        setattr(twin, stage, edited(twin))
+        return twin.next(inputs, prefix), Twin(model).next(inputs, prefix)
+
+    edit = AttentionEdit((1, 3), operation, amount, keys=key_set, queries=query_set)
+    check([Does(attends=(edit,))], gold, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_gate_gates_its_head_alone(architecture):
+    def gold(model, inputs, prefix):
+        def gate(layer, outputs):
+            if layer == 1:
+                outputs = outputs.clone()
+                outputs[:, 2, twin.prompt - 1 :] *= 0.1
+            return outputs
+
+        twin = Twin(model, outputs=gate)
+        return twin.next(inputs, prefix), Twin(model).next(inputs, prefix)
+
+    check([Does(attends=(AttentionEdit((1, 2), "gate_heads", 0.1, heads=(2,)),))], gold, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_probe_of_one_layer_steers_a_branch_in_later_ones(architecture):
+    def reduce(probabilities, view):
+        return probabilities.mean(1).masked_fill(~view.keys[:, None], 2.0)
+
+    def mask(scores, view):
+        seen = view.observed("mass", 0)
+        weakest = view.spread(seen == seen.amin(-1, keepdim=True))
+        return scores.masked_fill(view.fit(weakest)[:, None, -scores.shape[2] :], -1e30)
+
+    def gold(model, inputs, prefix):
+        def cut(layer, scores):
+            if layer == 0:
+                return scores
+            seen = twin.seen[0].mean(1)[0].masked_fill(~twin.image, 2.0)
+            weakest = seen == seen.amin(-1, keepdim=True)
+            weakest[: twin.prompt - 1] = weakest[twin.prompt - 1]
+            return scores.masked_fill(weakest, -1e30)
+
+        twin = Twin(model, scores=cut)
+        plain = Twin(model).next(inputs, prefix)
+        return 2 * plain - twin.next(inputs, prefix), plain
+
+    strategy = Does(
+        splits=(Branch("blinkered", inside=True),),
+        attends=(
+            Probe("mass", (0, 1), reduce, rows="blinkered"),
+            AttentionEdit((1, 3), mask, keys="image", queries="all", rows="blinkered"),
+        ),
+        says=lambda gen: [Contrast("blinkered", 1.0)],
+    )
+    check([strategy], gold, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("site", ["mlp", "residual", "embedding"])
+@pytest.mark.parametrize("positions", ["all", "decode", "image"])
+def test_hidden_edits(architecture, site, positions):
+    def moved(hidden):
+        return 8 * hidden.flip(-1)
+
+    def gold(model, inputs, prefix):
+        def edit(hidden):
+            length = hidden.shape[1]
+            chosen = {"all": torch.ones(length) > 0, "decode": queries(twin, "decode", length), "image": twin.image}
+            return torch.where(chosen[positions][:, None], moved(hidden), hidden)
+
+        twin = Twin(model)
+        if site == "mlp":
+            twin.mlp = lambda layer, given, out: edit(out) if layer else out
+        elif site == "residual":
+            twin.residual = lambda layer, hidden: edit(hidden) if layer else hidden
+        else:
+            twin.embedding = edit
+        return twin.next(inputs, prefix), Twin(model).next(inputs, prefix)
+
+    edit = HiddenEdit(site, lambda hidden, view: moved(hidden), layers=(1, 3), positions=positions)
+    check([Does(hides=(edit,))], gold, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("normed", [True, False])
+def test_readouts(architecture, normed):
+    readout = Readout((1, 2), final_norm=normed)
+
+    def gold(model, inputs, prefix):
+        twin = Twin(model)
+        plain = twin.next(inputs, prefix)
+        return plain + 0.5 * twin.lens(1, normed=normed) - 0.25 * twin.lens(2, normed=normed), plain
+
+    def says(gen):
+        first, second = gen.readouts(readout)
+        return [Mix(first, 0.5), Mix(second, -0.25)]
+
+    check([Does(reads=(readout,), says=says)], gold, architecture)
+
+
+def test_nothing_is_left_of_any_of_it():
+    model, inputs = tiny("llava")
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    readout = Readout((1,))
+    strategy = Does(
+        attends=(AttentionEdit((0, 3), "add", 1.0),),
+        hides=(HiddenEdit("mlp", lambda hidden, view: hidden * 2),),
+        reads=(readout,),
+    )
+    Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert config._attn_implementation == before
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.get_decoder().layers.modules())
