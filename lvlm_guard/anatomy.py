@@ -142,6 +142,13 @@ def attention_configs(module: Any) -> list[Any]:
     return list(found.values())
 
 
+def attends(layer: nn.Module) -> bool:
+    """Whether a decoder layer runs attention through transformers' interface."""
+    return any(
+        getattr(part, "layer_idx", None) is not None and "Attention" in type(part).__name__ for part in layer.modules()
+    )
+
+
 def head_count(layers: nn.ModuleList) -> int:
     """Query heads of the decoder's attention."""
     owners = (part for part in layers.modules() if hasattr(getattr(part, "config", None), "num_attention_heads"))

@@ -156,7 +156,8 @@ def _redone(call: _Call, block: Any, work: list[AttentionEdit | Probe], output: 
     queries = [(one, now.edited(block, one.queries, one.when).to(output.device)) for one in edits]
     probed = [one for one in work if isinstance(one, Probe) and _is_due(one, now)]
     masks = [where for _, where in queries]
-    start = _first_query(masks, now, probing=bool(probed))
+    starts = [now.first(block, edit.queries, edit.when) for edit in edits]
+    start = min([*starts, now.new - now.predicting if probed else now.new])
     if start == now.new:
         return output
     scores = _scores(call, rows, start)
@@ -188,11 +189,6 @@ def _observe(call: _Call, block: Any, probe: Probe, probabilities: Tensor) -> No
 def _is_due(probe: Probe, now: Pass) -> bool:
     prefilling = now.new > now.generated
     return probe.when == "both" or (probe.when == "prefill") == prefilling
-
-
-def _first_query(masks: list[Tensor], now: Pass, *, probing: bool) -> int:
-    starts = [int(mask.any(0).nonzero()[0]) for mask in masks if bool(mask.any())]
-    return min([*starts, now.new - now.predicting if probing else now.new])
 
 
 def _scores(call: _Call, rows: slice, start: int) -> Tensor:

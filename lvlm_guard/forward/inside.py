@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.edits import MAIN, AttentionEdit, HiddenEdit, Probe, Readout, layer_range, readout_layers
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward import attention as attending
 from lvlm_guard.forward import passes
 from lvlm_guard.forward.passes import LayerView, Pass
@@ -51,6 +51,7 @@ class Inside:
         depth = len(self.layers)
         self.attention_plan = _by_layer([*self.attention, *self.probes], depth)
         _check_heads(self.attention, self.layers)
+        _check_attending(self.attention_plan, self.layers)
         wanted = {index for one in self.readouts for index in readout_layers(one, depth)}
         self.online = frozenset(index for one in self.readouts if one.online for index in readout_layers(one, depth))
         if wanted:
@@ -153,9 +154,9 @@ class Inside:
 
 def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: Any) -> Tensor:
     """Apply a hidden edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
-    where = now.edited(edit.rows, edit.positions, edit.when)
-    if hidden.shape[-2] != now.new or not bool(where.any()):
+    if hidden.shape[-2] != now.new or now.first(edit.rows, edit.positions, edit.when) == now.new:
         return hidden
+    where = now.edited(edit.rows, edit.positions, edit.when)
     rows = now.rows(edit.rows)
     before = hidden[rows]
     view = LayerView(now, edit.rows, layer, where, where, given[rows] if isinstance(given, Tensor) else None)
@@ -175,6 +176,15 @@ def _by_layer(work: Sequence[AttentionEdit | Probe], depth: int) -> dict[int, li
         for layer in layer_range(one.layers, depth):
             plan.setdefault(layer, []).append(one)
     return plan
+
+
+def _check_attending(plan: dict[int, list[Any]], layers: nn.ModuleList) -> None:
+    """Refuse layers that mix tokens without attention scores: an edit there would silently do nothing."""
+    blind = [layer for layer in plan if not anatomy.attends(layers[layer])]
+    if blind:
+        raise ModelRefused(
+            f"Layers {blind} of this model have no attention that can be edited. Choose layers of the other kind."
+        )
 
 
 def _check_heads(edits: Sequence[AttentionEdit], layers: nn.ModuleList) -> None:

@@ -50,6 +50,7 @@ class Pass:
     owner: Any = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     online: dict[int, Tensor] = field(default_factory=dict)
+    _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict)
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict)
 
     @property
@@ -114,6 +115,23 @@ class Pass:
 
     def _aligned(self, mask: Tensor) -> Tensor:
         return pad(mask, (self.prompt_length - mask.shape[1], self.generated), value=False)
+
+    def first(self, key: Hashable, positions: str, when: str) -> int:
+        """Index of the first position of this forward where an edit may apply; `new` where it applies nowhere.
+
+        Known without looking at the device but for one look in a prefill.
+        """
+        decoding = self.new <= self.generated
+        if when == ("prefill" if decoding else "decode") and (decoding or self.generated == 0):
+            return self.new
+        if decoding or positions == "all":
+            return 0
+        if positions == "decode":
+            return self.new - self.predicting
+        if (key, positions, when) not in self._first:
+            found = self.edited(key, positions, when).any(0).nonzero()
+            self._first[key, positions, when] = int(found[0]) if len(found) else self.new
+        return self._first[key, positions, when]
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""

@@ -11,8 +11,22 @@ import torch
 from against_twin import ARCHITECTURES, check
 from twin import Twin
 
-from lvlm_guard import AttentionEdit, Branch, Contrast, Guard, HiddenEdit, Mix, Readout, hookimpl
+from lvlm_guard import (
+    AttentionEdit,
+    Branch,
+    Contrast,
+    Guard,
+    HiddenEdit,
+    InputError,
+    Mix,
+    ModelRefused,
+    NoEffectWarning,
+    Readout,
+    StrategyRefused,
+    hookimpl,
+)
 from lvlm_guard.edits import Probe
+from lvlm_guard.testing import ARCHITECTURES as ALL
 from lvlm_guard.testing import tiny
 
 
@@ -207,3 +221,60 @@ def test_nothing_is_left_of_any_of_it():
     Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=3, do_sample=False)
     assert config._attn_implementation == before
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.get_decoder().layers.modules())
+
+
+def test_layers_without_attention_scores_are_refused():
+    model, inputs = tiny("qwen3_5") if "qwen3_5" in ALL else (None, None)
+    if model is None:
+        pytest.skip("this version of transformers has no qwen3_5")
+    linear = [index for index, layer in enumerate(model.get_decoder().layers) if not hasattr(layer, "self_attn")]
+    edit = AttentionEdit((linear[0], linear[0] + 1), "add", 1.0)
+    with pytest.raises(ModelRefused, match="no attention that can be edited"):
+        Guard(model, None, [Does(attends=(edit,))]).generate(**inputs, max_new_tokens=2, do_sample=False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (Does(attends=(AttentionEdit((0, 9), "add", 1.0),)), "outside a decoder of 3 layers"),
+        (Does(attends=(AttentionEdit((0, 1), "add", 1.0, heads=(4,)),)), "Head 4 lies outside a decoder of 4 heads"),
+        (Does(reads=(Readout((4,)),)), "outside a decoder of 3 layers"),
+        (Does(hides=(HiddenEdit("mlp", lambda hidden, view: hidden[:, :1, :3]),)), "returned"),
+        (Does(attends=(AttentionEdit((0, 1), lambda scores, view: scores[:, :1]),)), "returned"),
+        (Does(attends=(AttentionEdit((0, 1), "add", rows="nobody"),)), "no branch has that key"),
+    ],
+)
+def test_bad_values_are_named_and_leave_nothing(strategy, words):
+    model, inputs = tiny("llava")
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    with pytest.raises(InputError, match=words):
+        Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert config._attn_implementation == before
+    assert not any(part._forward_hooks for part in model.get_decoder().layers.modules())
+
+
+def test_attention_that_cannot_be_delegated_to_is_refused():
+    model, inputs = tiny("llava")
+    model.get_decoder().config._attn_implementation = "flex_attention"
+    with pytest.raises(ModelRefused, match="attn_implementation='sdpa'"):
+        Guard(model, None, [Does(attends=(AttentionEdit((0, 1), "add", 1.0),))]).generate(**inputs, max_new_tokens=2)
+
+
+def test_the_image_must_be_there():
+    model, inputs = tiny("llava")
+    text = {name: value[:, -6:] for name, value in inputs.items() if name != "pixel_values"}
+    with pytest.raises(StrategyRefused, match="holds no image"):
+        Guard(model, None, [Does(attends=(AttentionEdit((0, 1), "add", 1.0),))]).generate(**text, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_neutral_edit_is_what_the_models_own_attention_gives(implementation):
+    model, inputs = tiny("gemma3")
+    model.set_attn_implementation(implementation)
+    settings = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    plain = model.generate(**inputs, **settings).logits
+    edit = AttentionEdit((0.0, 1.0), "scale", 1.0, queries="all")
+    with pytest.warns(NoEffectWarning):
+        guarded = Guard(model, None, [Does(attends=(edit,))]).generate(**inputs, **settings).logits
+    assert max(float((a - b).abs().max()) for a, b in zip(plain, guarded, strict=True)) <= 1e-5
