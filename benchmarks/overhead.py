@@ -1,8 +1,9 @@
 """Decode overhead of a guard on the CPU: `python benchmarks/overhead.py --out results`.
 
 A random LLaVA of 0.4 billion parameters in bf16. Plain generate, the empty stack, a noise branch (batched and
-sequential), an image-free branch, transformers' own classifier-free guidance and plain generate of twice the rows take
-turns in interleaved rounds of one process; every ratio is taken within one round.
+sequential), an image-free branch, readouts, attention edits, hidden edits, transformers' own classifier-free guidance
+and plain generate of twice the rows take turns in interleaved rounds of one process; every ratio is taken within one
+round.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from typing import Any
 import torch
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_SMALL, LLAVA_TINY, Shape
-from variants import Race, Variant, guarded
+from variants import Race, Variant, guarded, inside
 
 BATCHES = (1, 4)
 GUIDANCE = 1.5
-GOALS = {"noise branch, batched": 1.25, "image-free branch, batched": 1.25, "empty stack": 1.005}
+GOALS = {
+    "noise branch, batched": 1.25,
+    "image-free branch, batched": 1.25,
+    "empty stack": 1.005,
+    "readouts (dola)": 1.05,
+    "readouts (deco)": 1.05,
+    "attention edits (vaf)": 1.15,
+    "hidden edits (vsv)": 1.02,
+}
 SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms", "prefill_ratio", "goal", "verdict")
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
@@ -46,6 +55,7 @@ def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
     guidance["negative_prompt_attention_mask"] = torch.ones_like(negative)
     return [
         *guarded(model, inputs),
+        *inside(model, inputs),
         Variant(AGAIN, model.generate, inputs),
         Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
         Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from lvlm_guard_contrastive import M3ID, VCD
+from lvlm_guard_layers import DeCo, DoLa
+from lvlm_guard_reweighting import VAF
+from lvlm_guard_steering import VSV, MemVR
 from measuring import Budget, Clock, Row, spread
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -95,6 +98,19 @@ def guarded(model: Any, inputs: Mapping[str, Tensor], *, sequential: bool = True
         del guards["noise branch, sequential"]
     named = [Variant(name, guard.generate, inputs, guard=guard) for name, guard in guards.items()]
     return [Variant(PLAIN, model.generate, inputs), *named]
+
+
+def inside(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
+    """Work inside main's own layers, no branch: readouts after the forward and online, attention edits, hidden edits."""
+    strategies = {
+        "readouts (dola)": DoLa(),
+        "readouts (deco)": DeCo(),
+        "online readouts (memvr)": MemVR(),
+        "attention edits (vaf)": VAF(),
+        "hidden edits (vsv)": VSV(),
+    }
+    guards = {name: Guard(model, stack=[strategy]) for name, strategy in strategies.items()}
+    return [Variant(name, guard.generate, inputs, guard=guard) for name, guard in guards.items()]
 
 
 def timed(variant: Variant, new_tokens: int, device: torch.device) -> Timing:

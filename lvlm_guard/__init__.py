@@ -8,6 +8,7 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
     raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
 
 if TYPE_CHECKING:
+    from lvlm_guard.artefacts import Artefact as Artefact
     from lvlm_guard.edits import AttentionEdit as AttentionEdit
     from lvlm_guard.edits import Branch as Branch
     from lvlm_guard.edits import Decoder as Decoder
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
+    "artefacts": ("Artefact",),
     "edits": (
         "AttentionEdit", "Branch", "Decoder", "HiddenEdit", "InputEdit", "Insert", "Probe", "Readout", "Replace",
         "Revision", "Search", "View",

@@ -116,6 +116,16 @@ def final_norm(module: Any) -> nn.Module | None:
     return next((part for name in names if (part := getattr(decoder(module), name, None)) is not None), None)
 
 
+def ties_embeddings(module: Any) -> bool:
+    """Whether the head reads with the weights that embed the tokens."""
+    try:
+        head, embeddings = module.get_output_embeddings(), module.get_input_embeddings()
+    except NotImplementedError:
+        return False
+    weight = getattr(head, "weight", None)
+    return weight is not None and weight is getattr(embeddings, "weight", None)
+
+
 def layer_part(layer: nn.Module, site: str) -> nn.Module:
     """The layer itself (`residual`), its attention block or its feed-forward block.
 
@@ -124,7 +134,10 @@ def layer_part(layer: nn.Module, site: str) -> nn.Module:
     """
     if site == "residual":
         return layer
-    marks = {"attention": ("Attention", "Mixer", "DeltaNet"), "mlp": ("MLP", "FeedForward", "Moe", "MoE", "FFN")}[site]
+    marks = {
+        "attention": ("Attention", "Mixer", "DeltaNet"),
+        "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
+    }[site]
     for part in layer.children():
         if any(mark in type(part).__name__ for mark in marks):
             return part

@@ -107,7 +107,6 @@ class Branch:
 
 
 Depth: TypeAlias = "tuple[float, float]"
-Rows: TypeAlias = Hashable
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,10 @@ class Decoder(Protocol):
 
     def append(self, tokens: Tensor) -> None:
         """Choose the next token of every row `[rows]`."""
+        ...
+
+    def finished(self) -> Tensor:
+        """Rows that end here by the call's own criteria (end token, length, the user's), bool `[rows]`."""
         ...
 
     def select(self, index: Tensor) -> None:
@@ -290,7 +293,7 @@ class AttentionEdit:
     keys: Literal["image", "system", "text", "own", "all"] = "image"
     queries: Literal["decode", "after_image", "all"] = "decode"
     heads: tuple[int, ...] | None = None
-    rows: Rows = MAIN
+    rows: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
     stage: Literal["scores", "probabilities", "outputs"] = "scores"
     renormalise: bool = False
@@ -331,7 +334,7 @@ class Probe:
     layers: Depth
     reduce: Operation
     keys: Literal["image", "system", "text", "own", "all"] = "image"
-    rows: Rows = MAIN
+    rows: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
 
 
@@ -356,7 +359,7 @@ class HiddenEdit:
     layers: Depth = (0.0, 1.0)
     tower: Literal["decoder", "vision"] = "decoder"
     positions: Literal["all", "image", "after_image", "decode"] = "all"
-    rows: Rows = MAIN
+    rows: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
 
 
@@ -366,7 +369,7 @@ class Readout:
 
     Args:
         layers: Which layers' outputs: floats are fractions of the depth, whole numbers count outputs from 1 to the
-            depth. Equal layers are read once.
+            depth; 0 is the token embeddings, any other fraction at least the first layer. Equal layers are read once.
         final_norm: Whether the model's final norm is applied first.
         online: Compute each as soon as its layer has run, for edits of later layers (`view.readout`).
     """
@@ -395,13 +398,14 @@ def layer_index(layer: float, depth: int) -> int:
 
 
 def readout_layers(readout: Readout, depth: int) -> tuple[int, ...]:
-    """Layer outputs (1 to the depth) that a readout names, each once, in its order.
+    """Layer outputs (1 to the depth, 0 the embeddings) that a readout names, each once, in its order.
 
     Raises:
         InputError: A layer outside the model.
     """
     indices = [layer_index(one, depth) for one in readout.layers]
     for index, given in zip(indices, readout.layers, strict=True):
-        if not 0 <= index <= depth or (index == 0 and not isinstance(given, float)):
-            raise InputError(f"Readout of layer {given} lies outside a decoder of {depth} layers (1 to {depth}).")
-    return tuple(dict.fromkeys(max(index, 1) for index in indices))
+        if not 0 <= index <= depth:
+            raise InputError(f"Readout of layer {given} lies outside a decoder of {depth} layers (0 to {depth}).")
+    named = zip(indices, readout.layers, strict=True)
+    return tuple(dict.fromkeys(max(index, 1) if given else 0 for index, given in named))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard import outside
 from lvlm_guard.edits import MAIN, Readout, readout_layers
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.terms import Source
@@ -99,8 +100,10 @@ class Generation:
         has_image: Whether the request brings pixels or already encoded images.
         tokenizer: The tokenizer, or None.
         image_token: Id of the image placeholder, or None.
+        config: The model's config; what was fitted offline is checked against it.
         depth: Layers of the decoder.
         heads: Query heads of a decoder layer.
+        tied: Whether the head shares the weights of the token embeddings, so that their readout is the token itself.
         expansion: Rows of generate per request: beams or returned sequences.
         pictures: The picture of each request where the guard knows them, else None.
         rows: Per-row tensors that follow beams and rejected candidates.
@@ -118,8 +121,10 @@ class Generation:
     has_image: bool = False
     tokenizer: Any = None
     image_token: int | None = None
+    config: Any = None
     depth: int = 0
     heads: int = 0
+    tied: bool = False
     expansion: int = 1
     pictures: tuple[Any, ...] | None = None
     prefix: Callable[[Any], Prefix] | None = None
@@ -177,6 +182,14 @@ class Generation:
                 f"Text must be tokenized ({text[:40]!r}), so give the guard the processor: Guard(model, processor)."
             )
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def consult(self, function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+        """What a callable of the user's returns, given itself or as "package.module:function".
+
+        Raises:
+            InputError: It cannot be imported, raises, or takes longer than `timeout` seconds; named as `what`.
+        """
+        return outside.call(function, *arguments, what=what, timeout=timeout)
 
     @property
     def _current(self) -> Forward:

@@ -142,16 +142,34 @@ def branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] |
 def edited(request: Request, edits: Sequence[InputEdit]) -> Request:
     """The request after edits of main's own prompt and pictures, in their order."""
     for edit in edits:
-        key = ("edited input", id(edit))
-        branch = Branch(key, pixels=edit.pixels, picture=edit.picture, tokens=edit.tokens, seed=edit.seed, inside=True)
+        branch = Branch("edited input", edit.pixels, edit.picture, tokens=edit.tokens, seed=edit.seed, inside=True)
         refuse_missing_image(request, branch)
         inputs = branch_inputs(request, branch, None)
         if request.inputs.get("past_key_values") is not None:
             inputs["past_key_values"] = request.inputs["past_key_values"]
-        request = Request(
-            inputs, request.settings, request.config, request.processor, request.pictures, request.defaults
-        )
+        settings = _longer(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
+        pictures = _pictures_after(request.pictures, edit)
+        request = Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
     return request
+
+
+def _pictures_after(pictures: Pictures | None, edit: InputEdit) -> Pictures | None:
+    """What later edits of pictures start from; pictures whose pixels were edited are recovered from those."""
+    if pictures is None or edit.pixels is not None:
+        return None
+    if edit.picture is None:
+        return pictures
+    return Pictures(tuple(images.edit_pictures(pictures.pictures, edit.picture, edit.seed)), pictures.process)
+
+
+def _longer(request: Request, tokens: int) -> dict[str, Any]:
+    """Settings whose total lengths count a prompt that grew by some tokens."""
+    changed = dict(request.settings)
+    for name in ("max_length", "min_length"):
+        value, unset = request.setting(name), getattr(GenerationConfig(), name)
+        if name in request.settings or value not in (None, unset):
+            changed[name] = None if value is None else value + tokens
+    return changed
 
 
 def refuse_missing_image(request: Request, branch: Branch) -> None:

@@ -97,6 +97,7 @@ class Session:
         """What strategies may know once main is prepared."""
         self.gen.expansion = main.expansion
         self.gen.depth, self.gen.heads = anatomy.depth_and_heads(main.module)
+        self.gen.tied = anatomy.ties_embeddings(main.module)
         self.gen.prefix = self._prefix
 
     def _prefix(self, branch: Branch | None) -> Prefix:
@@ -129,7 +130,9 @@ class Session:
         processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
         prepared = Prepared(model, input_ids, kwargs, kwargs.pop("generation_config"))
         driver = Driver(prepared, self.gen, self._request.input_ids.shape[0], processors, criteria)
-        tokens = search.run(driver)
+        tokens: Any = search.run(driver)
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[:-1] != (driver.requests,):
+            raise InputError(f"A search must return token ids [{driver.requests}, tokens], got {_kind(tokens)}.")
         return torch.cat([input_ids[:: driver.rows_per_request], tokens.to(input_ids)], dim=1)
 
     def _finished(self, main: Prepared, output: Any) -> Any:
@@ -217,7 +220,8 @@ class Session:
     def _report(self, scope: Scope, output: Any, inside: Inside, seconds: float) -> Report:
         unfinished = _unfinished(scope.main, output)
         counts, prompt = scope.counts, scope.main.input_ids
-        generated = sequences(output).shape[-1] - prompt.shape[1] if unfinished is not None else counts.positions
+        whole = unfinished is not None or self._search is not None
+        generated = sequences(output).shape[-1] - prompt.shape[1] if whole else counts.positions
         return Report(
             strategies=tuple(
                 self._effects.report(
@@ -250,6 +254,7 @@ def _generation(request: Request) -> Generation:
         has_image=request.has_image,
         tokenizer=getattr(processor, "tokenizer", processor),
         image_token=anatomy.image_token_id(request.config),
+        config=request.config,
         pictures=tuple(pictures) if len(pictures) == request.input_ids.shape[0] else None,
     )
 
@@ -266,9 +271,17 @@ def _search_settings(settings: Mapping[str, Any], search: Search | None) -> dict
     return dict(settings) if search is None else {**settings, "num_beams": search.rows_per_request, "do_sample": False}
 
 
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def _refuse_search_modes(request: Request) -> None:
     finishing.refuse_partial_answers(request, "A search")
-    for name in (*SAME_MODULE_DRAFTS, "prompt_lookup_num_tokens", "stop_strings"):
+    if request.inputs.get("past_key_values") is not None:
+        raise ModeRefused("A search would leave its candidates in the cache: drop past_key_values.")
+    if request.settings.get("do_sample"):
+        raise ModeRefused("A search chooses the tokens itself: drop do_sample.")
+    for name in (*SAME_MODULE_DRAFTS, "prompt_lookup_num_tokens", "stop_strings", "guidance_scale"):
         if request.setting(name):
             raise ModeRefused(f"A search owns the decoding loop, which {name} needs: drop one of them.")
     if (request.setting("num_beams") or 1) > 1:

@@ -6,8 +6,9 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from lvlm_guard.cli import answering, demonstration, listing, stacks, testing_ground
+from lvlm_guard.cli import answering, demonstration, fitting, listing, stacks, testing_ground
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("strategies")(listing.strategies)
 app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
+app.command("fit")(fitting.fit)
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testing_ground.app, name="testbed")
 
@@ -31,5 +33,7 @@ def main() -> None:
     try:
         app()
     except GuardError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(USAGE_ERROR)

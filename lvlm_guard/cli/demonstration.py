@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lvlm_guard.cli import loading
 from lvlm_guard.errors import InputError
-from lvlm_guard.guard import DEFAULT_STACK, Guard
+from lvlm_guard.guard import Guard
 
 PAGE = Path("demo.html")
 
@@ -20,21 +20,29 @@ def demo(
     model: Annotated[
         str, typer.Option(help="'testbed', or the folder of a model trained on its scenes.")
     ] = loading.BUNDLED,
-    stack: Annotated[str, typer.Option(help="A strategy's name or a .toml, .yaml file.")] = DEFAULT_STACK,
-    scenes: Annotated[int, typer.Option(min=2, max=2000, help="Scenes of each split.")] = 50,
+    stack: Annotated[
+        str | None,
+        typer.Option(help="A strategy's name or a .toml, .yaml file; by default what did best on calibration scenes."),
+    ] = None,
+    scenes: Annotated[
+        int, typer.Option(min=2, max=2000, help="Scenes of each split; a third of the first breaks each habit.")
+    ] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     page: Annotated[
-        Path | None, typer.Option(help="The HTML page to write.  [default: demo.html, none with --json]")
+        Path | None, typer.Option(help="The HTML page to write, by default demo.html, with --json none.")
     ] = None,
     no_page: Annotated[bool, typer.Option("--no-page", help="Write no HTML page.")] = False,
 ) -> None:
     """Answer and caption held-out scenes plain and guarded; show scores with intervals, the cost, and examples."""
+    loading.quieten()
     from lvlm_guard.testbed import demo as testbed_demo  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.testbed import page as testbed_page  # noqa: PLC0415 - as above
 
     destination = _destination(page, skip=no_page, as_json=as_json)
     loaded, processor = loading.load(model)
-    guard = Guard(loaded, processor, stack)
+    if not getattr(processor, "chat_template", None):
+        raise InputError(f"{model!r} has no chat template, so the demo cannot ask it anything.")
+    guard = Guard(loaded, processor, testbed_demo.STACK if stack is None else stack)
     result = testbed_demo.run(loaded, processor, guard, scenes)
     if destination is not None:
         testbed_page.write(result, destination)

@@ -23,7 +23,7 @@ def length_of(cache: Any) -> int:
 def crop(cache: Any, length: int) -> None:
     """Forget positions from `length` on; layers that record their past are put back to their window even at 0."""
     surplus = length_of(cache) - length
-    recording = any(getattr(layer, "record_past", False) for layer in layers_of(cache))
+    recording = any(getattr(layer, "record_past", False) and not _is_whole(layer) for layer in layers_of(cache))
     if surplus > 0 or recording:
         cache.crop(-surplus)
 
@@ -39,9 +39,38 @@ def can_roll_back(cache: Any) -> bool:
     return all(hasattr(layer, "activate_past_recording") for layer in windows)
 
 
+def keep_whole(cache: Any) -> None:
+    """Let sliding layers keep every position, so that tokens can be taken out again however many they are."""
+    for layer in layers_of(cache):
+        if hasattr(layer, "sliding_window") and hasattr(layer, "activate_past_recording"):
+            layer.activate_past_recording()
+            layer.crop = types.MethodType(_cut, layer)
+
+
+def _cut(layer: Any, amount: int) -> None:
+    """Take `-amount` positions out; the layer's own crop would forget those outside the window, too."""
+    if amount < 0:
+        layer.keys, layer.values = layer.keys[..., :amount, :], layer.values[..., :amount, :]
+        layer.cumulative_length += amount
+
+
+def _is_whole(layer: Any) -> bool:
+    return "crop" in vars(layer)
+
+
+def irreversible(cache: Any) -> str | None:
+    """Name of a kind of layer that tokens cannot be taken out of again, or None where there is none."""
+    for layer in layers_of(cache):
+        if type(layer) not in JOINABLE or (hasattr(layer, "sliding_window") and not _is_whole(layer)):
+            return type(layer).__name__
+    return None
+
+
 def record_past_like(cache: Any, main: Any) -> None:
-    """Let sliding layers keep rejected candidates when main's do (assisted decoding)."""
-    if any(getattr(layer, "record_past", False) for layer in layers_of(main)):
+    """Let sliding layers keep what main's keep: rejected candidates, or every position."""
+    if any(_is_whole(layer) for layer in layers_of(main)):
+        keep_whole(cache)
+    elif any(getattr(layer, "record_past", False) for layer in layers_of(main)):
         cache.activate_past_recording()
 
 
@@ -59,7 +88,8 @@ def obstacle(caches: Sequence[Any]) -> str | None:
 
 
 def _stored(layer: Any, length: int) -> int:
-    return min(length, layer.sliding_window - 1) if isinstance(layer, DynamicSlidingWindowLayer) else length
+    windowed = isinstance(layer, DynamicSlidingWindowLayer) and not _is_whole(layer)
+    return min(length, layer.sliding_window - 1) if windowed else length
 
 
 class JoinedCache:

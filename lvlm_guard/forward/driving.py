@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.protocol import Prepared
@@ -38,7 +39,7 @@ class Driver:
         self._fed = -1
         self._raw: Tensor | None = None
         self._first: Tensor | None = None
-        _record_past(self._run.cache)
+        caches.keep_whole(self._run.cache)
 
     @property
     def generated(self) -> Tensor:
@@ -57,15 +58,14 @@ class Driver:
 
     def logits(self) -> Tensor:
         """Logits `[rows, vocab]` of the next token, through the call's own processors."""
-        if self._raw is None:
-            self._raw = self._forward()
-        return self._processors(self.ids, self._raw.clone()) if self._processors else self._raw
+        raw = self._next()
+        return self._processors(self.ids, raw.clone()) if self._processors else raw
 
     def append(self, tokens: Tensor) -> None:
         """Choose the next token of every row `[rows]`."""
         if tokens.shape != self._generated.shape[:1]:
             raise InputError(f"append takes one token a row, {self._generated.shape[0]}, got {tuple(tokens.shape)}.")
-        self.logits()
+        self._next()
         self._generated = torch.cat([self._generated, tokens.to(self._generated)[:, None]], dim=1)
         self._raw = None
 
@@ -86,18 +86,29 @@ class Driver:
             raise InputError(f"rewind to {tokens} of {self._generated.shape[1]} tokens.")
         if tokens == self._generated.shape[1]:
             return
-        if not caches.can_roll_back(self._run.cache):
-            raise ModeRefused("This version of transformers cannot take tokens back out of sliding-window layers.")
+        if (obstacle := self._obstacle()) is not None:
+            raise ModeRefused(f"This search goes back, but {obstacle} of this model and version cannot forget tokens.")
         self._generated = self._generated[:, :tokens]
         self._raw = self._first if tokens == 0 else None
         self._fed = min(self._fed, max(tokens - 1, 0))
 
     def finished(self) -> Tensor:
-        """Rows that the call's own stopping criteria end here, bool `[rows]`."""
+        """Rows that end here by the call's own criteria, bool `[rows]`."""
         if not self._criteria or self._generated.shape[1] == 0:
             return self._generated.new_zeros(self._generated.shape[0], dtype=torch.bool)
         found: Tensor = self._criteria(self.ids, None)
         return found
+
+    def _next(self) -> Tensor:
+        """Combined logits of the next token, fp32."""
+        if self._raw is None:
+            self._raw = self._forward()
+        return self._raw
+
+    def _obstacle(self) -> str | None:
+        """What keeps tokens from being forgotten."""
+        across = anatomy.attends_across(self._prepared.module)
+        return "the cross-attention" if across else caches.irreversible(self._run.cache)
 
     def _forward(self) -> Tensor:
         """Feed the tokens that the cache lacks; combined logits of the last position, fp32."""
@@ -108,9 +119,3 @@ class Driver:
         if first:
             self._first = logits
         return logits
-
-
-def _record_past(cache: Any) -> None:
-    """Let sliding layers keep what a rewind needs, where this version can."""
-    if cache is not None and any(hasattr(layer, "activate_past_recording") for layer in caches.layers_of(cache)):
-        cache.activate_past_recording()

@@ -91,7 +91,12 @@ class Inside:
         found: dict[tuple[int, bool], Tensor] = {}
         for normed in {one.final_norm for one in self.readouts}:
             asked = [one for one in self.readouts if one.final_norm is normed]
-            layers = sorted({index for one in asked for index in readout_layers(one, len(self.layers))})
+            wanted = {index for one in asked for index in readout_layers(one, len(self.layers))}
+            if normed:
+                found.update({(index, True): now.online[index][:, -keep:] for index in wanted & now.online.keys()})
+            layers = sorted(index for index in wanted if (index, normed) not in found)
+            if not layers:
+                continue
             read = self.lens.logits([now.hidden[index][:, -keep:] for index in layers], final_norm=normed)
             found.update({(index, normed): one for index, one in zip(layers, read, strict=True)})
         return found
@@ -100,7 +105,10 @@ class Inside:
         yield from self._editing_hooks()
         if self.lens is not None:
             for index in self.lens.captured(len(self.layers)):
-                yield self.layers[index - 1].register_forward_hook(self._capture(index))
+                if index:
+                    yield self.layers[index - 1].register_forward_hook(self._capture(index))
+                else:
+                    yield self.layers[0].register_forward_pre_hook(self._capture_embeddings(), with_kwargs=True)
 
     def _editing_hooks(self) -> Iterator[Any]:
         for edit in self.hidden:
@@ -145,6 +153,10 @@ class Inside:
                     now.online[layer] = self.lens.logits([now.hidden[layer]], final_norm=True)[0]
 
         return hook
+
+    def _capture_embeddings(self) -> Callable[..., None]:
+        keep = self._capture(0)
+        return lambda part, args, kwargs: keep(part, args, args[0] if args else kwargs["hidden_states"])
 
     def _mine(self, key: Hashable) -> Pass | None:
         """The running pass, if it belongs to this call and holds the rows."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,20 +14,31 @@ from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
 from lvlm_guard.generation import Prefix
 
+_seeing: ContextVar[dict[int, Tensor] | None] = ContextVar("lvlm_guard_seeing", default=None)
+
 
 def run(prepared: Prepared) -> Prefix:
     """Run a prepared prompt with nothing edited inside."""
-    seen: list[Tensor] = []
+    layers = anatomy.decoder_layers(prepared.module)
+    seen: dict[int, Tensor] = {}
+    token = _seeing.set(seen)
 
-    def keep(_: nn.Module, _args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        seen.append(hidden[:, -1].float())
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+            if _seeing.get() is seen:  # other threads run the same layers
+                hidden = output[0] if isinstance(output, tuple) else output
+                seen[index] = hidden[:, -1].float()
 
-    handles = [layer.register_forward_hook(keep) for layer in anatomy.decoder_layers(prepared.module)]
+        return hook
+
+    handles = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
         nothing = prepared.input_ids[:, :0]
         logits = BranchRun(prepared).feed(prepared.module, nothing, 0, 1, first=True)
     finally:
+        _seeing.reset(token)
         for handle in handles:
             handle.remove()
-    return Prefix(torch.stack(seen, dim=1), logits[:, -1].float())
+    for index in range(1, len(layers)):
+        seen.setdefault(index, seen[index - 1])  # a prompt without image skips layers of cross-attention
+    return Prefix(torch.stack([seen[index] for index in range(len(layers))], dim=1), logits[:, -1].float())

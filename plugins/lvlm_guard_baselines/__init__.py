@@ -3,10 +3,17 @@
 from collections.abc import Callable
 
 from lvlm_guard import hookimpl
+from lvlm_guard_baselines.mask_only import MaskOnly as MaskOnly
+from lvlm_guard_baselines.olm import OLM as OLM
+from lvlm_guard_baselines.pba import PBA as PBA
+from lvlm_guard_baselines.temperature import Temperature as Temperature
+from lvlm_guard_baselines.yes_bias import YesBias as YesBias
+
+__all__ = ["OLM", "PBA", "MaskOnly", "Temperature", "YesBias"]
 
 
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the family."""
-    for strategy in ():
+    for strategy in (MaskOnly, Temperature, YesBias, OLM, PBA):
         register(strategy)

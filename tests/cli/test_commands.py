@@ -37,9 +37,11 @@ def fails(monkeypatch, capsys, *arguments):
 
 def test_strategies_lists_what_is_installed():
     listed = json.loads(run("strategies", "--json").stdout)
-    assert [one["name"] for one in listed] == ["icd", "m3id", "vcd", "vdd"]
+    names = [one["name"] for one in listed]
+    assert names == sorted(names)
+    assert {"icd", "m3id", "vcd", "vdd"} <= set(names)
     assert all(set(one) >= KEYS for one in listed)
-    alpha = next(one for one in listed[2]["parameters"] if one["name"] == "alpha")
+    alpha = next(one for one in listed[names.index("vcd")]["parameters"] if one["name"] == "alpha")
     assert alpha == {
         "name": "alpha", "type": "number", "default": 1.0, "min": 0, "neutral": 0.0,
         "description": "strength of the contrast",
@@ -56,6 +58,11 @@ def test_stack_validate_accepts_and_names_what_is_wrong(tmp_path, monkeypatch, c
     assert code == 2
     assert "stack[0].params.alpah" in printed
     assert "Did you mean 'alpha'" in printed
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "[bold]stack.toml"
+    assert str(path) in fails(monkeypatch, capsys, "stack", "validate", path)[1].replace("\n", "")
 
 
 def test_generate_streams_the_guarded_answer(picture):
@@ -105,14 +112,28 @@ def test_a_folder_without_a_model(monkeypatch, capsys, tmp_path):
 
 
 def test_demo_measures_both_sides():
-    result = json.loads(run("demo", "--scenes", 4, "--json").stdout)
+    """The shape is a promise to whoever reads the JSON."""
+    result = json.loads(run("demo", "--scenes", 6, "--stack", "vcd", "--json").stdout)
+    assert list(result) == ["model", "stack", "scenes", "splits", "cost"]
+    assert (result["model"], result["stack"], result["scenes"]) == ("LlavaForConditionalGeneration", "vcd", 6)
     assert set(result["splits"]) == {"counterfactual", "iid"}
     for levels in result["splits"].values():
+        assert set(levels) >= {"object", "attribute", "relation", "caption"}
         for sides in levels.values():
+            assert set(sides) == {"plain", "guarded", "difference"}
+            for side in sides.values():
+                assert set(side) == {"value", "low", "high", "n"}
             for side in ("plain", "guarded"):
                 assert sides[side]["low"] <= sides[side]["value"] <= sides[side]["high"]
+            assert len({side["n"] for side in sides.values()}) == 1
+            assert sides["plain"]["n"] > 0
+    assert set(result["cost"]) == {"plain", "guarded"}
     assert result["cost"]["guarded"]["forwards_per_token"]["prefill"] == 2.0
-    assert "caption" in run("demo", "--scenes", 2, "--no-page").stdout
+
+
+def test_demo_shows_a_table():
+    told = run("demo", "--scenes", 3, "--no-page").stdout
+    assert all(level in told for level in ("object", "attribute", "relation", "caption"))
 
 
 def test_demo_refuses_too_few_scenes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,28 @@ def wheels(tmp_path_factory):
         EXAMPLE,
     )
     return {wheel.name.split("-")[0]: wheel for wheel in folder.glob("*.whl")}
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """A function from wheels to a new environment that holds them and nothing of the checkout: (home, python)."""
+
+    def make(*wheels):
+        home = tmp_path / "environment"
+        venv.EnvBuilder(with_pip=False, symlinks=True).create(home)
+        python = home / "bin" / "python"
+        run(*PIP, "--python", python, "install", "--no-deps", "--no-index", "--no-compile", *wheels)
+        purelib = run(python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        lend_dependencies(Path(purelib))
+        return home, python
+
+    return make
+
+
+def lend_dependencies(site_packages):
+    """Put this environment's third-party packages behind the new one's; the `.pth` files among them stay asleep."""
+    lent = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+    (site_packages / "lent.pth").write_text("\n".join(lent) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import lvlm_guard
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
-OUTER_ROOMS = ("cli", "bench", "testbed", "testing", "diagnosis", "serving")
+OUTER_ROOMS = ("cli", "bench", "fitting", "testbed", "testing", "diagnosis", "serving")
 KNOWS_TRANSFORMERS = ("forward", "anatomy", "requests", "testing", "testbed", "cli")
 
 

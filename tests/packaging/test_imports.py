@@ -18,6 +18,7 @@ from lvlm_guard.plugins import discover
 
 BUDGET = 0.05
 PUBLIC = [
+    "Artefact",
     "AttentionEdit",
     "Bias",
     "Branch",

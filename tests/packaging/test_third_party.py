@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
@@ -44,26 +43,13 @@ print(json.dumps({
 
 
 @pytest.fixture
-def outside(tmp_path, wheels, quietly, example):
+def outside(tmp_path, wheels, environment, example):
     """An environment with both wheels, and an empty folder with nothing but the stack file."""
-    home = tmp_path / "environment"
-    venv.EnvBuilder(with_pip=False, symlinks=True).create(home)
-    python = home / "bin" / "python"
-    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--python", python)
-    quietly(*pip, "install", "--no-deps", "--no-index", "--no-compile", *wheels.values())
-    lend_dependencies(
-        Path(quietly(python, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    )
+    home, python = environment(*wheels.values())
     work = tmp_path / "empty"
     work.mkdir()
     shutil.copy(example / "stack.toml", work)
     return python, home, work
-
-
-def lend_dependencies(site_packages: Path) -> None:
-    """Put this environment's third-party packages behind the new one's; the `.pth` files among them stay asleep."""
-    lent = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    (site_packages / "lent.pth").write_text("\n".join(lent) + "\n", encoding="utf-8")
 
 
 def test_an_outside_strategy_runs_from_wheels_alone(outside, quietly, example, checkout):

@@ -62,7 +62,7 @@ def _run(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoEffectWarning)
         guard.generate(**batch, **base, **settings, logits_processor=[recorder])
-    start, beams = batch["input_ids"].shape[1], settings.get("num_beams", 1)
+    start, beams = recorder.seen[0][0].shape[1], settings.get("num_beams", 1)
     return [
         (row // beams, ids[row, start:].tolist(), scores[row])
         for ids, scores in recorder.seen

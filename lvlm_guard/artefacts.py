@@ -1,0 +1,137 @@
+"""What is fitted offline, as files: safetensors whose manifest says what they are, and of which model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from lvlm_guard.errors import InputError, StrategyRefused
+
+MANIFEST = "lvlm_guard"
+_TEXT = {
+    "hidden": ("hidden_size",),
+    "depth": ("num_hidden_layers",),
+    "heads": ("num_attention_heads",),
+    "vocabulary": ("vocab_size",),
+}
+_VISION = {
+    "hidden": ("embed_dim", "hidden_size"),
+    "depth": ("num_hidden_layers", "depth"),
+    "heads": ("num_attention_heads", "num_heads", "attention_heads"),
+}
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """Tensors fitted offline for one strategy and one model.
+
+    ```python
+    directions = Artefact.load(self.artefact, "vti", gen.config)["decoder"]
+    ```
+
+    Args:
+        kind: Name of the strategy they were fitted for.
+        tensors: Tensors by name, on the CPU.
+        manifest: What else there is to know: `model` (its id), `config` (its hash), `split` (the data fitted on),
+            `settings` of the fitter, `lvlm_guard` (the version). Plain values that JSON holds.
+        path: The file it was read from.
+    """
+
+    kind: str
+    tensors: Mapping[str, Tensor]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str, config: Any) -> Artefact:
+        """Read an artefact, and check that it is one of this kind and of this model.
+
+        Args:
+            path: The file.
+            kind: What it must be fitted for.
+            config: The config of the model it is for: `gen.config`.
+
+        Raises:
+            InputError: No such file, a file that is no artefact, or one of another kind.
+            StrategyRefused: It was fitted on another model.
+        """
+        found = _read(Path(path), kind)
+        if found.kind != kind:
+            raise InputError(f"{path} was fitted for {found.kind!r}, not for {kind!r}. {_refit(kind)}")
+        if found.manifest.get("config") != config_hash(config):
+            model = found.manifest.get("model", "another model")
+            raise StrategyRefused(
+                f"{kind}: {path} was fitted on {model}, whose layers or sizes are not those of this model "
+                f"({config.model_type}). {_refit(kind)}"
+            )
+        return found
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise InputError(f"{self.path or 'The artefact'} holds no {name!r}. {_refit(self.kind)}")
+        return self.tensors[name]
+
+    def save(self, path: str | Path) -> None:
+        """Write the file whole and rename it, so that `path` is never half an artefact.
+
+        Raises:
+            InputError: It cannot be written; `path` is as it was.
+        """
+        told = {MANIFEST: json.dumps({**self.manifest, "kind": self.kind}, sort_keys=True)}
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        _write_whole(Path(path), safetensors.torch.save(kept, told))
+
+
+def config_hash(config: Any) -> str:
+    """Hash of what makes a model's hidden states its own: architecture and sizes, not the names of versions."""
+    text, vision = config.get_text_config(decoder=True), getattr(config, "vision_config", None)
+    told = {"model_type": config.model_type, "text": _sizes(text, _TEXT), "vision": _sizes(vision, _VISION)}
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _sizes(config: Any, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, int | None]:
+    known = {name: [getattr(config, one, None) for one in names] for name, names in wanted.items()}
+    return {name: next((one for one in values if isinstance(one, int)), None) for name, values in known.items()}
+
+
+def _refit(kind: str) -> str:
+    return f"Fit one: lvlm-guard fit {kind} --model MODEL --data DATA --out FILE."
+
+
+def _read(path: Path, kind: str) -> Artefact:
+    if not path.is_file():
+        raise InputError(f"There is no artefact {path}. {_refit(kind)}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            manifest = json.loads((file.metadata() or {})[MANIFEST])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return Artefact(manifest.pop("kind"), tensors, manifest, path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error} in its metadata" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is not an artefact of lvlm_guard: {reason}. {_refit(kind)}") from error
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    draft = None
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        draft = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        draft.chmod(0o644)  # a temporary file is made for its owner alone
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error.strerror or error}. Nothing of it was kept.") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""`lvlm-guard fit`: what strategies need to know about a model beforehand, fitted and kept in a file."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tqdm import tqdm
+
+from lvlm_guard import fitting
+from lvlm_guard.cli import loading
+from lvlm_guard.errors import InputError
+
+DEMONSTRATIONS = 50
+
+
+def fit(
+    kind: Annotated[str, typer.Argument(help=f"The strategy to fit for: {', '.join(fitting.KINDS)}.")],
+    model: Annotated[str, typer.Option(help="A local folder, a hub id, or 'testbed' for the bundled model.")],
+    data: Annotated[str, typer.Option(help="A JSONL file, or 'testbed' for captions of the bundled training scenes.")],
+    out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
+    count: Annotated[
+        int | None, typer.Option(min=2, help=f"Demonstrations: all of a file, {DEMONSTRATIONS} of the testbed.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which scenes of the testbed, and what is invented.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Fit what the strategy KIND needs of one model, on answers with and without hallucinations.
+
+    A line of the JSONL file is an object with image (a path, beside the file), prompt, correct and hallucinated.
+    """
+    loading.quieten()
+    from lvlm_guard.testbed import files  # noqa: PLC0415 - only when it is asked for
+
+    fitting.check_kind(kind)
+    files.check_destination(out, f"{kind}.safetensors")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists. Name another file, or replace it with --force.")
+    demonstrations, split = _demonstrations(data, count, seed)
+    loaded, processor = loading.load(model, device, dtype)
+    track = functools.partial(tqdm, desc=f"fit {kind}", unit="demonstration")
+    artefact = fitting.fit(kind, loaded, processor, demonstrations, model_id=model, split=split, track=track)
+    artefact.save(out)
+    typer.echo(f"{out}: {kind} fitted on {model}, {len(demonstrations)} demonstrations of {split}. In a stack file:")
+    typer.echo(f'[[stack]]\nname = "{kind}"\nparams = {{artefact = "{out}"}}')
+
+
+def _demonstrations(data: str, count: int | None, seed: int) -> tuple[list[fitting.Demonstration], str]:
+    """Demonstrations, and what to call the data they are from."""
+    from lvlm_guard.fitting import demonstrations  # noqa: PLC0415 - only when it is asked for
+
+    if data == loading.BUNDLED:
+        return demonstrations.of_testbed(count or DEMONSTRATIONS, seed), f"testbed {demonstrations.SPLIT}, seed {seed}"
+    found = demonstrations.read(Path(data))
+    if count is not None and count > len(found):
+        raise InputError(f"--count {count} is more than the {len(found)} demonstrations in {data}.")
+    return found[:count], Path(data).name

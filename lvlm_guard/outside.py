@@ -1,0 +1,64 @@
+"""Callables that users bring along: found by import path, given a time limit, blamed by name."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lvlm_guard.errors import InputError
+
+
+def resolved(function: str | Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The function behind an import path "package.module:function"; functions pass.
+
+    Raises:
+        InputError: There is no such function.
+    """
+    if callable(function):
+        return function
+    module, _, name = function.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The {what} {function!r} cannot be imported: {error}. Name it package.module:function."
+        ) from error
+    if not callable(found):
+        raise InputError(f"The {what} {function!r} is not a function but {found!r}.")
+    return found
+
+
+def call(function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+    """What the function returns, if it does so in time.
+
+    Raises:
+        InputError: It raised, or did not return within `timeout` seconds; its thread dies with the process then.
+    """
+    ready, name = resolved(function, what), named(function)
+    outcome: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            with torch.no_grad():
+                outcome.append((ready(*arguments), None))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised again where the user sees it
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=work, name=f"lvlm_guard {what}", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise InputError(f"The {what} {name} did not answer within {timeout:g} s. Raise its timeout, or mend it.")
+    value, error = outcome[0]
+    if error is not None:
+        raise InputError(f"The {what} {name} raised {type(error).__name__}: {error}.") from error
+    return value
+
+
+def named(function: str | Callable[..., Any]) -> str:
+    """A callable for people."""
+    return repr(function) if isinstance(function, str) else getattr(function, "__qualname__", repr(function))

@@ -1,0 +1,97 @@
+"""Attentional vision calibration: subtract what the model says from the image tokens it stares at."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lvlm_guard import Branch, Contrast, Generation, HiddenEdit, Plausible, Probe, StrategyRefused, Term, View, hookimpl
+
+LOOK = ("attention of the prompt's last position",)
+
+
+@dataclass(frozen=True)
+class AvisC:
+    """Contrast with a branch that keeps blind image tokens only: `(1 + alpha) z - alpha z'` on plausible tokens.
+
+    Woo et al., arXiv 2405.17820. From main's prefill: head-mean attention of the last prompt position to the image
+    tokens; the fewest layers whose shares of it add up to gamma; their mean w. Tokens with
+    `w < mean(w) + lambda std(w)` are not blind: their input embeddings are 0 in the branch's prompt, chosen once, row
+    by row (std of a sample, as released). Models that add image features again in later layers keep those. Published
+    alphas: 2.5 for LLaVA and AMBER, 3 for InstructBLIP, 1 in the POPE script; lambda 1, though the parser says 0.99.
+    `alpha = 0` is neutral.
+    """
+
+    name: ClassVar[str] = "avisc"
+    family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "arXiv 2405.17820"
+    cost: ClassVar[str] = "one branch, attention of the prefill's last row observed"
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 2.5
+    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    gamma: Annotated[float, Field(gt=0, le=1, description="share of image attention that layers must reach")] = 0.5
+    lam: Annotated[float, Field(allow_inf_nan=False, description="deviations above the mean of a blind token")] = 1.0
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        """Refuse where there is nothing to choose from."""
+        if self.alpha and not bool((gen.image_mask.sum(-1) > 1).any()):
+            raise StrategyRefused("'avisc' needs several image tokens in a prompt.")
+
+    @hookimpl
+    def branches(self, gen: Generation) -> Iterable[Branch]:
+        """One branch with the same inputs."""
+        if self.alpha:
+            yield Branch(self._key, inside=True)
+
+    @hookimpl
+    def attention(self, gen: Generation) -> Iterable[Probe]:
+        """Where main looks from the end of its prompt."""
+        if self.alpha:
+            yield Probe(LOOK, (0, gen.depth), look, when="prefill")
+
+    @hookimpl
+    def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
+        """Embeddings of the branch's prompt."""
+        if self.alpha:
+            yield HiddenEdit("embedding", self._blanked, positions="image", rows=self._key, when="prefill")
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        """Contrast with the blind branch, on plausible tokens."""
+        if self.alpha:
+            yield Contrast(self._key, self.alpha)
+            yield Plausible(self.beta)
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return ("blind image tokens", self.gamma, self.lam)
+
+    def _blanked(self, hidden: Tensor, view: View) -> Tensor:
+        if self.name not in view.gen.rows:  # without a cache the prompt runs again: what was chosen stays
+            seen = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.depth)], dim=1)
+            view.gen.rows.put(self.name, self._seeing(seen, view.image))
+        chosen = view.gen.rows[self.name]
+        return hidden.masked_fill(pad(chosen, (0, hidden.shape[1] - chosen.shape[1]))[..., None], 0)
+
+    def _seeing(self, attention: Tensor, image: Tensor) -> Tensor:
+        """Image tokens that are not blind `[rows, positions]`, from attention `[rows, layers, positions]`."""
+        share = attention.sum(-1) / attention.sum((-2, -1))[:, None]
+        ordered, order = share.sort(dim=-1, descending=True, stable=True)
+        reached = torch.zeros_like(share, dtype=torch.bool)
+        reached.scatter_(1, order, ordered.cumsum(-1) - ordered < self.gamma)
+        weight = (attention * reached[..., None]).sum(1) / reached.sum(-1, keepdim=True)
+        count = image.sum(-1, keepdim=True)
+        mean = weight.sum(-1, keepdim=True) / count
+        deviation = (((weight - mean) ** 2 * image).sum(-1, keepdim=True) / (count - 1)).sqrt()
+        return image & (weight < mean + self.lam * deviation)
+
+
+def look(probabilities: Tensor, view: View) -> Tensor:
+    """Head-mean attention of the prompt's last position to image tokens `[rows, positions]`, 0 elsewhere."""
+    return probabilities[:, :, 0].mean(1) * view.keys

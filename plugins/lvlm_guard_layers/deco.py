@@ -1,0 +1,61 @@
+"""Dynamic correction decoding: add what the inner layer says that is surest of a likely token."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lvlm_guard import Generation, Mix, Readout, Restrict, Term, hookimpl
+
+LAYERS = tuple(layer / 32 for layer in range(20, 29))
+
+
+@dataclass(frozen=True)
+class DeCo:
+    """Add the surest inner layer: `z + alpha m z_i`, over candidate tokens only.
+
+    Wang et al., arXiv 2410.11779, after the released code: candidates are the tokens that make up `top_p` of the last layer's
+    distribution, the one that crosses it included, at most `top_k`; over inner layers and candidates, the most likely
+    pair names the layer `i` and its probability `m`. Inner layers are read with the final norm; published are 20 to 28
+    of 32 and alpha 0.6. Tokens that are no candidates are removed, as in the released code. The released code reads
+    every position of the prompt; here only those that predict. `alpha = 0` is neutral.
+    """
+
+    name: ClassVar[str] = "deco"
+    family: ClassVar[str] = "layers"
+    paper: ClassVar[str] = "arXiv 2410.11779"
+    cost: ClassVar[str] = "one head product over nine layers"
+    neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the correction")] = 0.6
+    top_p: Annotated[float, Field(gt=0, le=1, description="probability that the candidates make up")] = 0.9
+    top_k: Annotated[int, Field(ge=1, description="most candidates")] = 20
+    layers: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, description="fractions of the depth")
+    ] = LAYERS
+
+    @hookimpl
+    def readouts(self, gen: Generation) -> Iterable[Readout]:
+        """The inner layers."""
+        if self.alpha:
+            yield Readout(self.layers)
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        """The surest layer's logits, weighed by how sure it is, and the candidates."""
+        if self.alpha:
+            inner, keep = gen.readouts(Readout(self.layers)), self._candidates(gen.logits())
+            surest, layer = inner.float().softmax(-1).where(keep, 0.0).amax(-1).max(0)
+            index = layer[None, ..., None].expand_as(inner[:1])
+            yield Mix(inner.gather(0, index)[0], self.alpha * surest)
+            yield Restrict(keep)
+
+    def _candidates(self, logits: Tensor) -> Tensor:
+        """Bool `[rows, positions, vocab]`."""
+        best = logits.float().softmax(-1).topk(min(self.top_k, logits.shape[-1]), dim=-1)
+        before = best.values.cumsum(-1) - best.values
+        keep = torch.zeros_like(logits, dtype=torch.bool)
+        return keep.scatter(-1, best.indices, before < self.top_p)

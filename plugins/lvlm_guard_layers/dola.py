@@ -1,0 +1,86 @@
+"""Decoding by contrasting layers: subtract what the most different earlier layer says."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lvlm_guard import Generation, Mix, Plausible, Readout, StrategyRefused, Term, hookimpl
+
+MOST = 20  # layers that `low` and `high` reach from either end of a deep decoder
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class DoLa:
+    """Contrast with the earlier layer that differs most: `z - weight z_j`, `j = argmax JSD(z, z_j)`, if plausible.
+
+    Chuang et al., arXiv 2309.03883, sections 2.2 and 2.3; the published weight is 1, and 0 is neutral. `layers`: `all` is every
+    second output, {0, 2, ..., 30} of 32, as in papers on vision-language models, 0 being the embeddings; `low` and
+    `high` are every second one of either half, as in transformers up to 4.55. Where head and embeddings share their
+    weights, `all` and `low` start at 2. The last layer is never a candidate.
+
+    The layer is chosen for each row and position; the released code and transformers average over the batch. Both read
+    inner layers without the final norm, and so does the default here. Both also compute `KL(m | p) + KL(m | q)` with
+    the mean `m` where the paper has `KL(p | m) + KL(q | m)`: `divergence="released"` is theirs. The published
+    `repetition_penalty=1.2` is generate's own argument.
+    """
+
+    name: ClassVar[str] = "dola"
+    family: ClassVar[str] = "layers"
+    paper: ClassVar[str] = "arXiv 2309.03883"
+    cost: ClassVar[str] = "one head product over the candidate layers"
+    neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
+
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
+    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    layers: Annotated[
+        Literal["all", "low", "high"] | tuple[Fraction, ...], Field(description="candidates, or fractions of the depth")
+    ] = "all"
+    final_norm: Annotated[bool, Field(description="apply the final norm to inner layers")] = False
+    divergence: Annotated[
+        Literal["jensen_shannon", "released"], Field(description="the paper's or the released code's")
+    ] = "jensen_shannon"
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        """Refuse a decoder that has none of the candidates."""
+        if self.weight and (gen.depth <= 1 or not self._candidates(gen)):
+            raise StrategyRefused(f"dola: of layers={self.layers!r}, none is an earlier one of {gen.depth} layers.")
+
+    @hookimpl
+    def readouts(self, gen: Generation) -> Iterable[Readout]:
+        """The candidates."""
+        if self.weight:
+            yield Readout(self._candidates(gen), self.final_norm)
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Term]:
+        """Contrast with the chosen layer, on plausible tokens."""
+        if self.weight:
+            early = gen.readouts(Readout(self._candidates(gen), self.final_norm))
+            chosen = self._distance(gen.logits(), early).argmax(0, keepdim=True)[..., None]
+            yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
+            yield Plausible(self.beta)
+
+    def _candidates(self, gen: Generation) -> tuple[float, ...]:
+        depth, first = gen.depth, min(2, gen.depth - 1) if gen.tied else 0
+        if self.layers == "all":
+            return tuple(range(first, depth, 2))
+        if self.layers == "low":
+            return tuple(range(first, min(depth // 2, MOST), 2)) or (first,)
+        if self.layers == "high":
+            return tuple(range(max(depth // 2, depth - MOST), depth, 2))
+        return tuple(one for one in self.layers if round(one * depth) < depth)
+
+    def _distance(self, final: Tensor, early: Tensor) -> Tensor:
+        """Divergence `[layers, rows, positions]` of each layer's distribution from the last one's."""
+        p, q = final.float().log_softmax(-1), early.float().log_softmax(-1)
+        mean = torch.logaddexp(p, q) - math.log(2)
+        if self.divergence == "released":
+            return (mean.exp() * (2 * mean - p - q)).sum(-1)
+        return (p.exp() * (p - mean) + q.exp() * (q - mean)).sum(-1)

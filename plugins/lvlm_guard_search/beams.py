@@ -1,0 +1,169 @@
+"""Beam search of one request whose candidates are scored one forward later, and which can go back."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a search branches and goes back; the fields are those of `OPERA`."""
+
+    beams: int
+    candidates: int
+    threshold: int
+    rollbacks: int
+    opening: int
+    window: int
+
+
+@dataclass(frozen=True)
+class State:
+    """Beams after some tokens: tokens and winners `[beams, tokens]`, summed log-probabilities `[beams]`."""
+
+    tokens: Tensor
+    winners: Tensor
+    scores: Tensor
+
+    @property
+    def length(self) -> int:
+        """How many tokens each beam has."""
+        return int(self.tokens.shape[1])
+
+
+@dataclass(frozen=True)
+class Return:
+    """A way back: rows to continue in, and how many of their tokens are still right."""
+
+    index: Tensor
+    shared: int
+
+
+class Beams:
+    """One request. Its rows are `candidates` copies of each beam.
+
+    Args:
+        rules: Width, candidates and when to go back.
+        settings: The generation config: length penalty and early stopping.
+    """
+
+    def __init__(self, rules: Rules, settings: Any) -> None:
+        self._rules = rules
+        self._power = 1.0 if settings.length_penalty is None else float(settings.length_penalty)
+        self._early = settings.early_stopping is True
+        nothing = torch.zeros(rules.beams, 0, dtype=torch.long)
+        self._state = State(nothing, nothing, torch.tensor([0.0] + [-torch.inf] * (rules.beams - 1)))
+        self._past: list[State] = []
+        self._banned: dict[int, set[tuple[int, int]]] = {}
+        self._returns: Counter[int] = Counter()
+        self._answers: list[tuple[float, Tensor]] = []
+        self.done = False
+
+    def propose(self, step: int, logits: Tensor) -> Tensor:
+        """The token each row tries next `[rows]`: new candidates, or what was decided before others went back.
+
+        Args:
+            step: Tokens that the rows have.
+            logits: Of the next token `[rows, vocab]`.
+        """
+        rules = self._rules
+        if self.done:
+            return logits.new_zeros(len(logits), dtype=torch.long)
+        if step < self._state.length:
+            return self._state.tokens[:, step].repeat_interleave(rules.candidates).to(logits.device)
+        logits = logits[:: rules.candidates].clone()
+        for beam, token in self._banned.get(step, ()):
+            logits[beam, token] = -torch.inf
+        if step == 0:
+            values, tokens = logits[0].topk(max(rules.beams, rules.candidates))
+            spare = rules.beams * rules.candidates - len(tokens)
+            values = torch.nn.functional.pad(values, (0, spare), value=-torch.inf)
+            tokens = torch.cat([tokens, tokens[:1].expand(spare)])
+        else:
+            values, tokens = (one.flatten() for one in logits.topk(rules.candidates))
+        self._values, self._tokens = values.cpu(), tokens.cpu()
+        return tokens
+
+    def choose(self, step: int, penalty: Tensor, winner: Tensor, ended: Tensor) -> Tensor:
+        """The row each row goes on in; all arguments `[rows]`, of the tokens just tried."""
+        width, rows = self._rules.candidates, torch.arange(len(penalty))
+        if self.done or step < self._state.length:
+            return rows
+        scores = self._scores(step, penalty)
+        order = [row for row in scores.argsort(descending=True, stable=True).tolist() if scores[row] > -torch.inf]
+        for row in order[: self._rules.beams]:
+            if ended[row]:
+                self._answers.append((float(scores[row]) / (step + 1) ** self._power, self._grown(row)))
+        going = [row for row in order if not ended[row]][: self._rules.beams]
+        self._banned.setdefault(step, set()).update(
+            (row // width if step else 0, int(self._tokens[row])) for row in going
+        )
+        self._past = [*self._past[:step], self._state]
+        self._advance(going, scores, winner)
+        kept = torch.tensor(going + going[:1] * (self._rules.beams - len(going)) or [0] * self._rules.beams)
+        return kept.repeat_interleave(width)
+
+    def retrospect(self, length: int) -> Return | None:
+        """Go back if the beams, of `length` tokens by now, agree on what they keep summing up; how to, or None."""
+        place = None if self.done or self._state.length != length else self._place()
+        if place is None:
+            return None
+        current, self._state = self._state, self._past[place]
+        self._returns[place] += 1
+        self._answers = [one for one in self._answers if len(one[1]) <= place]
+        self._banned = {step: pairs for step, pairs in self._banned.items() if step <= place}
+        common = _common(self._state.tokens, current.tokens)  # [beams, current beams]
+        shared, nearest = common.max(1)
+        index = (nearest * self._rules.candidates).repeat_interleave(self._rules.candidates)
+        return Return(index, int(shared.min()))
+
+    def answer(self) -> Tensor:
+        """Tokens of the best finished beam, or of the best one where none could finish."""
+        return max(self._answers, key=lambda one: one[0])[1] if self._answers else self._state.tokens[0]
+
+    def _scores(self, step: int, penalty: Tensor) -> Tensor:
+        """Summed log-probability of every candidate, which compete within their beam; `[rows]`."""
+        penalised = self._values.float() - penalty.float()
+        if step == 0:
+            return penalised.log_softmax(0).nan_to_num(nan=-torch.inf)
+        within = penalised.view(self._rules.beams, -1).log_softmax(-1)
+        return (within + self._state.scores[:, None]).flatten().nan_to_num(nan=-torch.inf)
+
+    def _grown(self, row: int) -> Tensor:
+        return torch.cat([self._state.tokens[row // self._rules.candidates], self._tokens[row : row + 1]])
+
+    def _advance(self, going: list[int], scores: Tensor, winner: Tensor) -> None:
+        """Beams for the rows that go on; missing ones are copies that cannot win."""
+        if not going:
+            self.done = True
+            return
+        rows = torch.tensor(going + going[:1] * (self._rules.beams - len(going)))
+        parents = rows // self._rules.candidates
+        kept = scores[rows]
+        kept[len(going) :] = -torch.inf
+        tokens = torch.cat([self._state.tokens[parents], self._tokens[rows, None]], dim=1)
+        winners = torch.cat([self._state.winners[parents], winner[rows, None].long()], dim=1)
+        self._state = State(tokens, winners, kept)
+        best = sorted((score for score, _ in self._answers), reverse=True)[: self._rules.beams]
+        hopeless = float(kept[0]) / self._state.length**self._power <= best[-1] if best else False
+        self.done = len(best) == self._rules.beams and (self._early or hopeless)
+
+    def _place(self) -> int | None:
+        """How many tokens to keep, or None to go on."""
+        alive = self._state.winners[self._state.scores > -torch.inf, -self._rules.window :]
+        modes = [Counter(row.tolist()).most_common(1)[0][0] for row in alive]
+        token = Counter(modes).most_common(1)[0][0]
+        if token < self._rules.opening or bool(((alive == token).sum(1) < self._rules.threshold).any()):
+            return None
+        places = [one for one in (token + 1, token) if self._rules.opening <= one < self._state.length]
+        return next((one for one in places if self._returns[one] < self._rules.rollbacks), None)
+
+
+def _common(wanted: Tensor, current: Tensor) -> Tensor:
+    """Length of the common beginning of every wanted and every current sequence `[wanted, current]`."""
+    length = min(wanted.shape[1], current.shape[1])
+    same = wanted[:, None, :length] == current[None, :, :length]
+    return same.long().cumprod(-1).sum(-1)

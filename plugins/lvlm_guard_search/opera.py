@@ -1,0 +1,136 @@
+"""Over-trust penalty and retrospection: beams that keep summing up one token are penalised, then taken back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lvlm_guard import Decoder, Generation, Probe, Search, View, hookimpl
+from lvlm_guard_search.beams import Beams, Rules
+
+KEY = "last attention"
+FLOOR = 1e-7
+
+
+@dataclass(frozen=True)
+class OPERA:
+    """Beam search on `log softmax(z - weight phi)` over each beam's candidates, with rollback.
+
+    Huang et al., arXiv 2311.17911, eq. 2-6, constants of the released code. A is the last layer's attention, greatest
+    head, each row divided by its sum; `phi = max_j 1e-7 prod_{i >= j} scale A_ij` over generated tokens i, j, the
+    candidate as the newest query. Up to `opening` tokens phi is minus the attention to the image. Where the j that won
+    most often is the same in all beams and won `threshold` times in each, the search returns to just behind it and
+    chooses otherwise; after `rollbacks` returns to one place it tries one place earlier, then goes on.
+
+    Every candidate is a row of the batch, so its own forward yields both its attention and the logits behind it. The
+    released code shares rollbacks across a batch, swallows every error in them, and scores in half precision; here
+    each request goes back alone while others replay their tokens, products are taken as fp32 logarithms, and a beam
+    counts the winners of its own tokens. The first step has at least as many candidates as beams. Needs a cache that
+    can forget tokens. `weight = 0` is neutral: generate's own loop.
+    """
+
+    name: ClassVar[str] = "opera"
+    family: ClassVar[str] = "search"
+    paper: ClassVar[str] = "arXiv 2311.17911"
+    cost: ClassVar[str] = "beams times candidates rows, and repeated steps"
+    neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
+
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the penalty")] = 1.0
+    beams: Annotated[int, Field(ge=1, description="beams kept")] = 5
+    candidates: Annotated[int, Field(ge=1, description="candidates of a beam at each step")] = 5
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor of attention in the product")] = 50.0
+    threshold: Annotated[int, Field(ge=1, description="wins of one token that send the beams back")] = 15
+    rollbacks: Annotated[int, Field(ge=0, description="most returns to one place; 0 never returns")] = 5
+    opening: Annotated[int, Field(ge=0, description="tokens rewarded for image attention and never taken back")] = 10
+    window: Annotated[int, Field(ge=1, description="newest tokens that are looked at")] = 512
+
+    @hookimpl
+    def attention(self, gen: Generation) -> Iterable[Probe]:
+        """The last layer's attention of the newest token."""
+        if self.weight:
+            yield Probe(KEY, (1.0, 1.0), newest)
+
+    @hookimpl
+    def search(self, gen: Generation) -> Iterable[Search]:
+        """Beam search with penalty and rollback."""
+        if self.weight:
+            yield Search(self._run, self.beams * self.candidates)
+
+    def _run(self, decoder: Decoder) -> Tensor:
+        rules = Rules(self.beams, self.candidates, self.threshold, self.rollbacks, self.opening, self.window)
+        requests = [Beams(rules, decoder.settings) for _ in range(decoder.requests)]
+        while not all(request.done for request in requests):
+            logits = seen(decoder).float().view(decoder.requests, decoder.rows_per_request, -1)
+            step = decoder.generated.shape[1]
+            chosen = [request.propose(step, own) for request, own in zip(requests, logits, strict=True)]
+            decoder.append(torch.cat(chosen))
+            seen(decoder)
+            penalty, winner = self._penalty(decoder)
+            facts = torch.stack([self.weight * penalty, winner.float(), decoder.finished().float()], dim=-1)
+            own = facts.view(decoder.requests, decoder.rows_per_request, -1).cpu()
+            index = [request.choose(step, *one.unbind(-1)) for request, one in zip(requests, own, strict=True)]
+            decoder.select(within(decoder, index))
+            go_back(decoder, requests)
+        return torch.nn.utils.rnn.pad_sequence(
+            [request.answer() for request in requests],
+            batch_first=True,
+            padding_value=decoder.settings.pad_token_id or 0,
+        )
+
+    def _penalty(self, decoder: Decoder) -> tuple[Tensor, Tensor]:
+        """Penalty of every row's newest token, and the token that won; `[rows]` each."""
+        tokens = decoder.generated.shape[1]
+        kept = decoder.gen.rows[KEY]
+        phi, winner = over_trust(kept[:, 1:, 1 : tokens + 1], self.scale, self.window)
+        return (-kept[:, -1, 0] if tokens <= self.opening else phi), winner
+
+
+def newest(probabilities: Tensor, view: View) -> Tensor:
+    """Attention of the last position `[rows, 1 + keys]`, greatest head, of sum 1; in front, its share on the image."""
+    row = probabilities[:, :, -1].amax(1)
+    row = row / row.sum(-1, keepdim=True)
+    return torch.cat([(row * view.keys).sum(-1, keepdim=True), row], dim=-1)
+
+
+def over_trust(attention: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+    """The greatest column product of lower-triangular maps `[rows, tokens, tokens]`, and its column; `[rows]` each."""
+    tokens = attention.shape[-1]
+    local = attention[:, -window:, -window:].float()
+    columns = (local * scale).log().masked_fill(torch.ones_like(local[0]).tril() == 0, 0.0).sum(1)
+    best, winner = columns.max(-1)
+    logarithm = best + torch.tensor(FLOOR, device=best.device).log()
+    return logarithm.clamp(max=80.0).exp(), winner + max(tokens - window, 0)
+
+
+def seen(decoder: Decoder) -> Tensor:
+    """Logits of the next token, with the attention behind them kept by row; one entry for each forward so far."""
+    logits = decoder.logits()
+    tokens, rows = decoder.generated.shape[1], decoder.gen.rows
+    if KEY not in rows or rows[KEY].shape[1] == tokens:
+        row = decoder.gen.observations[KEY, decoder.gen.depth - 1]
+        own = row[:, row.shape[1] - tokens :]
+        rows.append(
+            KEY, torch.nn.functional.pad(torch.cat([row[:, :1], own], -1), (0, decoder.limit - tokens))[:, None]
+        )
+    return logits
+
+
+def within(decoder: Decoder, index: Iterable[Tensor]) -> Tensor:
+    """Row indices within requests as indices of all rows."""
+    width = decoder.rows_per_request
+    moved = [one + number * width for number, one in enumerate(index)]
+    return torch.cat(moved).to(decoder.generated.device)
+
+
+def go_back(decoder: Decoder, requests: Iterable[Beams]) -> None:
+    """Take back what some requests want undone; the others will replay their own tokens."""
+    returns = [request.retrospect(decoder.generated.shape[1]) for request in requests]
+    if any(one is not None for one in returns):
+        identity = torch.arange(decoder.rows_per_request)
+        decoder.select(within(decoder, [identity if one is None else one.index for one in returns]))
+        shared = min(one.shared for one in returns if one is not None)
+        decoder.rewind(shared)
+        decoder.gen.rows.crop(max(shared, 1))

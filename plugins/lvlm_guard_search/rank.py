@@ -1,0 +1,161 @@
+"""Sentence by sentence: say it several ways, keep what an outside scorer finds closest to the picture."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+from torch import Generator, Tensor
+
+from lvlm_guard import Decoder, Generation, InputError, ProcessorNeeded, Search, hookimpl
+
+STOPS = (".", "!", "?")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Sample sentences, keep the one with the greatest `beta mean(score) + alpha log p(answer) / tokens`.
+
+    Deng et al., CLIP-guided decoding, arXiv 2402.15300, settings of the released code; the mean is over the sentences
+    of the answer so far, log p is main's own, before temperature. The release keeps several answers side by side and
+    uses SigLIP; here the best sentence is kept each time, and the scorer is whatever is given: `(picture, sentences)
+    -> scores`. A sentence ends with . ! ? or where the call ends. Each candidate draws from its own generator, so
+    neither the batch nor its order matters. Needs pictures, a tokenizer, and a cache that can forget tokens.
+    `max_candidates = 0` is neutral.
+    """
+
+    name: ClassVar[str] = "rank"
+    family: ClassVar[str] = "search"
+    paper: ClassVar[str] = "arXiv 2402.15300"
+    cost: ClassVar[str] = "a row for each candidate, repeated tokens, the scorer"
+    neutral: ClassVar[dict[str, int]] = {"max_candidates": 0}
+
+    scorer: Annotated[
+        str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
+    ] = None
+    beta: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the score")] = 1.0
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the log-probability")] = 0.01
+    max_candidates: Annotated[int, Field(ge=0, description="sentences to choose from; 0 is off")] = 3
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of the sampling")] = 0.2
+    top_k: Annotated[int, Field(ge=1, description="tokens to sample from")] = 5
+    seed: Annotated[int, Field(description="seed of the sampling")] = 0
+    timeout: Annotated[float, Field(gt=0, description="seconds the scorer may take")] = 60.0
+
+    @hookimpl
+    def search(self, gen: Generation) -> Iterable[Search]:
+        """Sample and choose, sentence by sentence."""
+        if self.max_candidates:
+            if self.scorer is None:
+                raise InputError(
+                    "'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path."
+                )
+            if gen.pictures is None or gen.tokenizer is None:
+                raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
+            yield Search(self._run, self.max_candidates)
+
+    def _run(self, decoder: Decoder) -> Tensor:
+        answers = [self._new() for _ in range(decoder.requests)]
+        while not all(answer.done for answer in answers):
+            samples = self._round(decoder, answers)
+            best = [self._choose(decoder.gen, row, one, samples) for row, one in enumerate(answers)]
+            decoder.select(torch.tensor(best, device=decoder.generated.device).repeat_interleave(self.max_candidates))
+            going = [len(answer.tokens) for answer in answers if not answer.done]
+            if going:
+                decoder.rewind(min(going))
+        return torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(answer.tokens) for answer in answers],
+            batch_first=True,
+            padding_value=decoder.settings.pad_token_id or 0,
+        )
+
+    def _new(self) -> "Answer":
+        return Answer([Generator().manual_seed(self.seed + row) for row in range(self.max_candidates)])
+
+    def _round(self, decoder: Decoder, answers: "list[Answer]") -> "list[Sample]":
+        """One sentence for every row; rows wait for the longest."""
+        samples = [
+            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), draw, over=answer.done)
+            for answer in answers
+            for draw in answer.generators
+        ]
+        while not all(sample.over for sample in samples):
+            step = decoder.generated.shape[1]
+            logarithms = decoder.logits().float().log_softmax(-1).cpu()
+            for row, sample in enumerate(samples):
+                if step >= len(sample.tokens) and not sample.over:
+                    sample.draw(logarithms[row], self.temperature, self.top_k)
+            fed = [sample.tokens[step] if step < len(sample.tokens) else 0 for sample in samples]
+            decoder.append(torch.tensor(fed))
+            ends = decoder.finished().tolist()
+            for sample, end in zip(samples, ends, strict=True):
+                sample.close(decoder.gen.tokenizer, step, end=end)
+        return samples
+
+    def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
+        """Take the best sentence of a request over into its answer; the row it stands in."""
+        first = row * self.max_candidates
+        if answer.done or gen.pictures is None:
+            return first
+        own = samples[first : first + self.max_candidates]
+        scores = self._scores(gen, row, answer, [sample.text for sample in own])
+        values = [
+            self.beta * sum(score) / max(len(score), 1) + self.alpha * sample.logarithm / len(sample.tokens)
+            for score, sample in zip(scores, own, strict=True)
+        ]
+        best = values.index(max(values))
+        answer.tokens, answer.logarithm, answer.done = own[best].tokens, own[best].logarithm, own[best].ended
+        answer.scores = scores[best]
+        return first + best
+
+    def _scores(self, gen: Generation, row: int, answer: "Answer", texts: list[str]) -> list[list[float]]:
+        """Scores of the answer's sentences with each candidate in the end; an empty one adds none."""
+        pictures, said = gen.pictures or (), [text for text in texts if text]
+        if not said:
+            return [answer.scores for _ in texts]
+        assert self.scorer is not None
+        found = gen.consult(self.scorer, pictures[row], said, what="scorer", timeout=self.timeout)
+        numbers = [float(one) for one in found]
+        if len(numbers) != len(said) or not all(abs(one) < float("inf") for one in numbers):
+            raise InputError(f"The scorer must return a finite score for each of {len(said)} sentences, got {found!r}.")
+        waiting = iter(numbers)
+        return [[*answer.scores, next(waiting)] if text else answer.scores for text in texts]
+
+
+@dataclass
+class Answer:
+    """What is decided of one request's answer."""
+
+    generators: list[Generator]
+    tokens: list[int] = field(default_factory=list)
+    logarithm: float = 0.0
+    scores: list[float] = field(default_factory=list)
+    done: bool = False
+
+
+@dataclass
+class Sample:
+    """One row: the answer so far and a sentence that is being sampled behind it."""
+
+    tokens: list[int]
+    logarithm: float
+    start: int
+    generator: Generator
+    over: bool
+    ended: bool = False
+    text: str = ""
+
+    def draw(self, logarithms: Tensor, temperature: float, top_k: int) -> None:
+        """Sample one more token from log-probabilities `[vocab]`."""
+        best, ids = logarithms.topk(min(top_k, len(logarithms)))
+        chosen = torch.multinomial((best / temperature).softmax(-1), 1, generator=self.generator)
+        self.tokens.append(int(ids[chosen]))
+        self.logarithm += float(best[chosen])
+
+    def close(self, tokenizer: Any, step: int, *, end: bool) -> None:
+        """Stop once the token fed at this step ended the call or the sentence."""
+        if self.over or step < self.start or step != len(self.tokens) - 1:
+            return
+        self.text = tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True).strip()
+        self.ended, self.over = end, end or self.text.endswith(STOPS)

@@ -1,0 +1,52 @@
+"""Null-space projection: take the directions of hallucination out of what feed-forward blocks say."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, View, hookimpl
+
+
+@dataclass(frozen=True)
+class Nullu:
+    """Remove the span of `k` fitted directions from feed-forward outputs: `y - strength * P y`, every position.
+
+    Yang et al., arXiv 2412.13817: `P` is the sum of `v v^T` over the first `k` right singular vectors of truthful minus
+    hallucinated hidden states, and the paper multiplies the last weight of the block by `I - P`. Where that layer has
+    no bias this is the same, with the weights untouched. Layers are the published 16 to 31 of 32; `k` is that of the
+    released instructions, whose argument parser says 8. `strength = 0` is neutral, 1 is published.
+    """
+
+    name: ClassVar[str] = "nullu"
+    family: ClassVar[str] = "steering"
+    paper: ClassVar[str] = "arXiv 2412.13817"
+    cost: ClassVar[str] = "none per token; fitted offline"
+    neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
+
+    artefact: Annotated[Path, Field(description="file made by lvlm-guard fit nullu")]
+    strength: Annotated[float, Field(ge=0, le=1, description="share of the projection that is removed")] = 1.0
+    k: Annotated[int, Field(ge=1, description="how many directions are removed")] = 4
+    layers: Annotated[tuple[float, float], Field(description="decoder layers, as fractions of the depth")] = (0.5, 1.0)
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        """Read the directions."""
+        if self.strength:
+            found = Artefact.load(self.artefact, self.name, gen.config)["directions"]
+            if self.k > found.shape[1]:
+                raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
+            gen.state[self.name] = found[:, : self.k].to(gen.input_ids.device)
+
+    @hookimpl
+    def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
+        """Project feed-forward outputs."""
+        if self.strength:
+            yield HiddenEdit("mlp", self._projected, self.layers)
+
+    def _projected(self, hidden: Tensor, view: View) -> Tensor:
+        directions: Tensor = view.gen.state[self.name][view.layer]  # [k, hidden]
+        return hidden - self.strength * (hidden.float() @ directions.T) @ directions

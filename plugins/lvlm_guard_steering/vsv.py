@@ -1,0 +1,60 @@
+"""Visual steering vector: steer towards what the image adds to the prompt."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
+
+NO_IMAGE = Branch(("no image",), image="removed")
+FAINT = 1e-3
+"""A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
+
+
+@dataclass(frozen=True)
+class VSV:
+    """Turn feed-forward outputs towards the image: `|x| norm(norm(x) + w norm(d))`, every position and layer.
+
+    Li et al. (VISTA), arXiv 2502.03628: `d` is the hidden state of the prompt's last token after the layer, with the
+    image minus without it, found anew for every request; `w = strength (1 + max(0, cos(x, -d)))` is larger where `x`
+    points away. The released code asserts one row; here every row has its own `d`. It takes the first principal
+    component of the single difference, which is the difference. The default is the published CHAIR setting of
+    LLaVA-1.5; POPE has 0.01. Layers that the image has not reached yet are left alone. `strength = 0` is neutral.
+    """
+
+    name: ClassVar[str] = "vsv"
+    family: ClassVar[str] = "steering"
+    paper: ClassVar[str] = "arXiv 2502.03628"
+    cost: ClassVar[str] = "two prefills per request"
+    neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
+
+    strength: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the turn (lambda)")] = 0.17
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        """Run the prompt with and without the image."""
+        if not self.strength:
+            return
+        if not gen.has_image or gen.prefix is None:
+            raise StrategyRefused("vsv steers towards the image, but the request brings none.")
+        with_image = gen.prefix(None).hidden
+        added = with_image - gen.prefix(NO_IMAGE).hidden
+        felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
+        gen.rows.put(self.name, added * felt)
+
+    @hookimpl
+    def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
+        """Turn every layer's feed-forward output."""
+        if self.strength:
+            yield HiddenEdit("mlp", self._turned)
+
+    def _turned(self, hidden: Tensor, view: View) -> Tensor:
+        hidden, direction = hidden.float(), view.gen.rows[self.name][:, view.layer, None]
+        weight = self.strength * (1 + cosine_similarity(hidden, -direction, dim=-1).clamp(min=0))
+        moved = normalize(hidden, dim=-1) + weight[..., None] * normalize(direction, dim=-1)
+        kept: Tensor = hidden.norm(dim=-1, keepdim=True) * normalize(moved, dim=-1)
+        return kept

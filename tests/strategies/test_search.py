@@ -1,0 +1,325 @@
+"""Strategies that own the loop, against searches written naively that run the whole prompt for every candidate."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from against_twin import ARCHITECTURES
+from gold import SUPPRESSED
+from lvlm_guard_search import OPERA, Rank
+from lvlm_guard_search.opera import over_trust
+from PIL import Image
+from toy_processor import toy_processor
+from twin import Twin
+
+from lvlm_guard import Guard, InputError, ModeRefused, ProcessorNeeded
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.contract import Words, left_padded
+from lvlm_guard.testing.tiny import inputs_for
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*changed no logit.*")
+
+
+def ragged(architecture):
+    model, _ = tiny(architecture)
+    singles = [inputs_for(architecture, model, 1, text=text, seed=text) for text in (3, 6, 11)]
+    return model, singles, left_padded(singles)
+
+
+def generate(model, inputs, strategy, tokens=5, executor="auto", **settings):
+    guard = Guard(model, Words(), [strategy], executor=executor)
+    base = {"max_new_tokens": tokens, "do_sample": False, "suppress_tokens": SUPPRESSED}
+    return guard.generate(**inputs, **(base | settings))
+
+
+def naive_over_trust(attention, scale, window):
+    """Column products with plain loops; `attention[i][j]` of one row."""
+    tokens = len(attention)
+    best, winner = -1.0, 0
+    for column in range(max(tokens - window, 0), tokens):
+        product = 1e-7
+        for row in range(column, tokens):
+            product *= scale * attention[row][column]
+        if product > best:
+            best, winner = product, column
+    return best, winner
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(1, 9), (5, 9), (7, 3), (12, 12)])
+def test_the_over_trust_score(tokens, window):
+    attention = torch.rand(6, tokens, tokens, generator=torch.Generator().manual_seed(tokens)).tril()
+    attention[0, -1, -1] = 0.0
+    phi, winner = over_trust(attention, 4.0, window)
+    for row in range(6):
+        wanted = naive_over_trust(attention[row].double().tolist(), 4.0, window)
+        assert float(phi[row]) == pytest.approx(wanted[0], rel=1e-4)
+        assert int(winner[row]) == wanted[1]
+
+
+def test_long_answers_do_not_overflow():
+    phi, winner = over_trust(torch.full((1, 400, 400), 0.9).tril(), 50.0, 512)
+    assert bool(phi.isfinite().all())
+    assert int(winner) == 0
+
+
+@dataclass
+class Naive:
+    """OPERA for one prompt: lists of tokens, the whole prompt run for each candidate, no cache anywhere."""
+
+    model: object
+    inputs: dict
+    rules: OPERA
+    ends: int | None = None
+    returned: list = field(default_factory=list)
+    known: dict = field(default_factory=dict)
+
+    def look(self, tokens):
+        """Next-token logits, penalty and winner of the newest token."""
+        if tokens not in self.known:
+            twin = Twin(self.model)
+            logits = twin.next(self.inputs, tokens)
+            logits[SUPPRESSED] = -math.inf
+            self.known[tokens] = (logits, *(self.penalty(twin, len(tokens)) if tokens else (0.0, 0)))
+        return self.known[tokens]
+
+    def penalty(self, twin, tokens):
+        maps = twin.seen[twin.depth - 1][0].amax(0)
+        maps = maps / maps.sum(-1, keepdim=True)
+        own = maps[-tokens:, -tokens:].double().tolist()
+        phi, winner = naive_over_trust(own, self.rules.scale, self.rules.window)
+        return -float(maps[-1][twin.image].sum()) if tokens <= self.rules.opening else phi, winner
+
+    def run(self, limit):
+        rules = self.rules
+        states, banned, answers = {0: [((), (), 0.0)]}, {}, []
+        step, returns = 0, Counter()
+        while True:
+            options = []
+            for beam, (tokens, _, score) in enumerate(states[step]):
+                logits = self.look(tokens)[0].clone()
+                for token in banned.get((step, beam), ()):
+                    logits[token] = -math.inf
+                count = max(rules.beams, rules.candidates) if step == 0 else rules.candidates
+                values, candidates = logits.topk(count)
+                looked = [self.look((*tokens, int(token)))[1:] for token in candidates]
+                values = values - rules.weight * torch.tensor([phi for phi, _ in looked])
+                for value, token, (_, winner) in zip(values.log_softmax(0), candidates, looked, strict=True):
+                    options.append((score + float(value), beam, int(token), winner))
+            options.sort(key=lambda option: -option[0])
+            over = step + 1 == limit
+            for score, beam, token, _ in options[: rules.beams]:
+                if over or token == self.ends:
+                    answers.append((score / (step + 1), (*states[step][beam][0], token)))
+            if over:
+                break
+            going = [option for option in options if option[2] != self.ends][: rules.beams]
+            following = []
+            for score, beam, token, winner in going:
+                tokens, winners, _ = states[step][beam]
+                following.append(((*tokens, token), (*winners, winner), score))
+                banned.setdefault((step, beam), set()).add(token)
+            step += 1
+            states[step] = following
+            best = sorted((score for score, _ in answers), reverse=True)[: rules.beams]
+            if len(best) == rules.beams and following[0][2] / step <= best[-1]:
+                break
+            place = self.place(following, step, returns)
+            if place is not None:
+                returns[place] += 1
+                self.returned.append((step, place))
+                banned = {key: tokens for key, tokens in banned.items() if key[0] <= place}
+                answers = [one for one in answers if len(one[1]) <= place]
+                step = place
+        return max(answers)[1]
+
+    def place(self, beams, step, returns):
+        rules = self.rules
+        windows = [winners[-rules.window :] for _, winners, _ in beams]
+        token = Counter(Counter(one).most_common(1)[0][0] for one in windows).most_common(1)[0][0]
+        if token < rules.opening or any(one.count(token) < rules.threshold for one in windows):
+            return None
+        places = [one for one in (token + 1, token) if rules.opening <= one < step]
+        return next((one for one in places if returns[one] < rules.rollbacks), None)
+
+
+SETTINGS = {
+    "penalty": OPERA(beams=3, candidates=2, weight=2.0, opening=2, threshold=99, scale=2000.0),
+    "rollback": OPERA(beams=2, candidates=3, weight=1e6, opening=1, threshold=1, rollbacks=2, scale=30.0),
+    "narrow": OPERA(beams=3, candidates=1, weight=1e6, opening=0, threshold=2, rollbacks=1, scale=60.0, window=3),
+}
+
+
+PAIRS = [(one, kind) for one in ARCHITECTURES for kind in SETTINGS if kind != "rollback" or one == "llava"]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), PAIRS)
+def test_opera_is_its_twin(architecture, kind):
+    model, singles, batch = ragged(architecture)
+    got = generate(model, batch, SETTINGS[kind], tokens=5)[:, batch["input_ids"].shape[1] :]
+    twins = [Naive(model, one, SETTINGS[kind]) for one in singles]
+    assert got.tolist() == [list(twin.run(5)) for twin in twins]
+    returned = [twin.returned for twin in twins]
+    assert any(returned) == (kind != "penalty")
+    phi = [
+        SETTINGS[kind].weight * abs(look[1]) for twin in twins for tokens, look in twin.known.items() if len(tokens) > 2
+    ]
+    print(f"{architecture} {kind}: penalties up to {max(phi):.3g}, returns {list(map(len, returned))}")
+    assert max(phi) > 0.1
+    plain = generate(model, batch, OPERA(weight=0.0), tokens=5, num_beams=SETTINGS[kind].beams)
+    assert not torch.equal(got, plain[:, batch["input_ids"].shape[1] :])
+
+
+def test_with_every_token_a_candidate_and_no_weight_opera_is_plain_beam_search():
+    model, _, batch = ragged("llava")
+    for ends in ({}, {"eos_token_id": [73, 27, 17, 30], "pad_token_id": 5}):
+        wide = OPERA(weight=1e-9, beams=3, candidates=121, opening=0, rollbacks=0)
+        got = generate(model, batch, wide, tokens=3, **ends)
+        assert torch.equal(got, generate(model, batch, OPERA(weight=0.0), tokens=3, num_beams=3, **ends))
+
+
+@pytest.mark.parametrize("strategy", [OPERA(weight=0.0), Rank(max_candidates=0)])
+def test_neutral_runs_generates_own_loop(strategy):
+    model, _, batch = ragged("llava")
+    settings = {"max_new_tokens": 4, "output_scores": True, "return_dict_in_generate": True, "num_beams": 2}
+    plain = model.generate(**batch, **settings)
+    got = Guard(model, Words(), [strategy]).generate(**batch, **settings)
+    assert torch.equal(got.sequences, plain.sequences)
+    assert all(torch.equal(*pair) for pair in zip(got.scores, plain.scores, strict=True))
+
+
+def test_opera_needs_a_cache_that_forgets():
+    model, inputs = tiny("llava")
+    with pytest.raises(ModeRefused, match="drop use_cache"):
+        generate(model, inputs, OPERA(), use_cache=False)
+    assert "forward" not in vars(model)
+
+
+def pictures():
+    draw = np.random.default_rng(0)
+    return [Image.fromarray(draw.integers(0, 255, (30, 30, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+STOP = (17, 27, 30, 73, 112, 86)
+
+
+def sentences():
+    """A processor in which some tokens end a sentence."""
+    processor = toy_processor()
+    decode = processor.tokenizer.decode
+    ids = {f"w{token}": f"w{token}." for token in STOP}
+
+    def stopped(tokens, **options):
+        words = decode(tokens, **options).split()
+        return " ".join(ids.get(word, word) for word in words)
+
+    processor.tokenizer.decode = stopped
+    return processor
+
+
+def liked(picture, texts):
+    """A score that depends on picture and words alone."""
+    shade = float(np.asarray(picture).mean())
+    return [math.sin(shade + sum(map(ord, text))) for text in texts]
+
+
+RANK = Rank(scorer=liked, temperature=2.0, top_k=8, max_candidates=3, alpha=0.3, seed=5)
+PROMPTS = ["a <image> b", "a b c <image> d e f", "<image> a"]
+
+
+def ranked(strategy, shown, prompts, tokens=8, **settings):
+    model, _ = tiny("llava")
+    guard = Guard(model, sentences(), [strategy])
+    inputs = guard.inputs(images=shown, text=prompts)
+    base = {"max_new_tokens": tokens, "suppress_tokens": SUPPRESSED, "eos_token_id": 59, "pad_token_id": 0}
+    output = guard.generate(**inputs, **(base | settings))
+    return model, inputs, output[:, inputs["input_ids"].shape[1] :]
+
+
+def naive_rank(model, inputs, picture, tokenizer, limit):
+    """One prompt: whole prompts, one candidate after the other."""
+    draws = [torch.Generator().manual_seed(RANK.seed + row) for row in range(RANK.max_candidates)]
+    answer, total, scores = [], 0.0, []
+    while len(answer) < limit and answer[-1:] != [59]:
+        options = []
+        for draw in draws:
+            tokens, logarithm = list(answer), total
+            while True:
+                logits = Twin(model).next(inputs, tokens)
+                logits[SUPPRESSED] = -math.inf
+                best, ids = logits.log_softmax(-1).topk(RANK.top_k)
+                chosen = torch.multinomial((best / RANK.temperature).softmax(-1), 1, generator=draw)
+                tokens.append(int(ids[chosen]))
+                logarithm += float(best[chosen])
+                text = tokenizer.decode(tokens[len(answer) :], skip_special_tokens=True)
+                if tokens[-1] == 59 or len(tokens) == limit or text.endswith("."):
+                    break
+            now = [*scores, *(liked(picture, [text]) if text else [])]
+            value = RANK.beta * sum(now) / max(len(now), 1) + RANK.alpha * logarithm / len(tokens)
+            options.append((value, tokens, logarithm, now))
+        _, answer, total, scores = max(options, key=lambda option: option[0])
+    return answer, len(scores)
+
+
+def test_rank_is_its_twin():
+    shown = pictures()
+    model, _, got = ranked(RANK, shown, PROMPTS)
+    processor, rounds = sentences(), []
+    for row in range(3):
+        single = processor(images=[shown[row]], text=[PROMPTS[row]], return_tensors="pt")
+        wanted, said = naive_rank(model, single, shown[row], processor.tokenizer, 8)
+        rounds.append(said)
+        assert got[row].tolist() == (wanted + [0] * 8)[: got.shape[1]]
+        alone = ranked(RANK, shown[row : row + 1], PROMPTS[row : row + 1])[2][0]
+        assert alone.tolist() == wanted
+    print(f"sentences: {rounds}")
+    assert max(rounds) > 1
+    other = ranked(Rank(**{**vars(RANK), "beta": 0.0}), shown, PROMPTS)[2]
+    assert got.shape != other.shape or not torch.equal(got, other)
+
+
+def hanging(picture, texts):
+    time.sleep(3)
+
+
+def raising(picture, texts):
+    raise RuntimeError("no weights")
+
+
+@pytest.mark.parametrize(("scorer", "message"), [
+    (hanging, "scorer hanging did not answer within 0.1 s"),
+    (raising, "scorer raising raised RuntimeError: no weights"),
+    (lambda picture, texts: [1.0], "a finite score for each of 3 sentences"),
+    (lambda picture, texts: [float("nan")] * 3, "a finite score for each of 3 sentences"),
+    ("nowhere.at:all", "'nowhere.at:all' cannot be imported"),
+    ("math:pi", "is not a function"),
+    (None, "needs a scorer"),
+])  # fmt: skip
+def test_a_bad_scorer_is_named(scorer, message):
+    begun = time.monotonic()
+    model, _ = tiny("llava")
+    guard = Guard(model, sentences(), [Rank(scorer=scorer, timeout=0.1)])
+    inputs = guard.inputs(images=pictures()[0], text="a <image> b")
+    with pytest.raises(InputError, match=message):
+        guard.generate(**inputs, max_new_tokens=3, suppress_tokens=SUPPRESSED)
+    assert time.monotonic() - begun < 2.5
+    assert "forward" not in vars(model)
+    plain = {"max_new_tokens": 3, "suppress_tokens": SUPPRESSED}
+    assert torch.equal(model.generate(**inputs, **plain), Guard(model, None, []).generate(**inputs, **plain))
+
+
+def test_a_scorer_may_be_an_import_path():
+    for scorer in ("builtins:zip", "nowhere"):
+        with pytest.raises(InputError):
+            ranked(Rank(scorer=scorer), pictures(), PROMPTS)
+
+
+def test_rank_needs_pictures():
+    model, inputs = tiny("llava")
+    with pytest.raises(ProcessorNeeded, match=r"guard\.inputs"):
+        Guard(model, sentences(), [RANK]).generate(**inputs, max_new_tokens=2)
