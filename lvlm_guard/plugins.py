@@ -140,6 +140,12 @@ def strategy_name(strategy: type | object) -> str:
     return str(getattr(strategy, "name", owner.__name__.lower()))
 
 
+def is_neutral(strategy: object) -> bool:
+    """Whether a strategy that states a neutral value is at it."""
+    neutral = getattr(strategy, "neutral", None) or {}
+    return bool(neutral) and all(getattr(strategy, name) == value for name, value in neutral.items())
+
+
 def is_marked(function: object) -> bool:
     """Whether a function carries the `hookimpl` marker."""
     return hasattr(function, f"{PROJECT}_impl")
@@ -223,6 +229,10 @@ class StrategyCalls:
     def implements(self, hook: str, name: str) -> bool:
         """Whether the strategy called `name` implements `hook`."""
         return name in self._callers[hook]
+
+    def active(self, hook: str) -> tuple[str, ...]:
+        """Names of the strategies that implement `hook` and are not at their neutral value."""
+        return tuple(name for name in self._callers[hook] if not is_neutral(self._manager.get_plugin(name)))
 
     def call(self, hook: str, gen: Any) -> dict[str, list[Any]]:
         """Call `hook` on every strategy in stack order; per strategy, the values it yielded or returned."""

@@ -90,7 +90,7 @@ class Session:
         if self._search is not None:
             _refuse_search_modes(self._request)
         self._settings = _search_settings(self._request.settings, self._search)
-        if any(self._calls.implements("finish", name) for name in self._calls.names):
+        if self._calls.active("finish"):
             finishing.refuse_partial_answers(self._request, "A revision")
 
     def _describe(self, main: Prepared) -> None:
@@ -139,7 +139,7 @@ class Session:
         """The user's own prompt in front, and revised answers."""
         if self._request is not self._asked:
             output = finishing.with_prompt(output, self._request.input_ids.shape[1], self._asked.input_ids)
-        if not any(self._calls.implements("finish", name) for name in self._calls.names):
+        if not self._calls.active("finish"):
             return output
         length = self._asked.input_ids.shape[1]
         self.gen.output_ids, self.gen.ask = output[:, length:], self._ask

@@ -14,7 +14,10 @@ EVERY_ROW = {"gpu_name", "torch", "transformers", "triton", "status"}
 WAYS = {
     "plain", "empty stack", "noise branch, batched", "noise branch, sequential", "image-free branch, batched",
 }  # fmt: skip
-OTHERS = {"plain, again", "plain, twice the rows", "classifier-free guidance (transformers)"}
+INSIDE = {
+    "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", "hidden edits (vsv)",
+}  # fmt: skip
+OTHERS = {"plain, again", "plain, twice the rows", "classifier-free guidance (transformers)", *INSIDE}
 
 
 def run(script, *arguments):
@@ -73,6 +76,10 @@ def test_overhead_prints_its_goals_beside_the_result(overhead):
     assert goals == {
         (1, "noise branch, batched"): 1.25,
         (1, "image-free branch, batched"): 1.25,
+        (1, "readouts (dola)"): 1.05,
+        (1, "readouts (deco)"): 1.05,
+        (1, "attention edits (vaf)"): 1.15,
+        (1, "hidden edits (vsv)"): 1.02,
         (1, "empty stack"): 1.005,
         (4, "empty stack"): 1.005,
     }

@@ -79,6 +79,9 @@ def test_neutral_is_plain(strategy):
 
 def test_revise_is_neutral_without_rounds():
     model, inputs = tiny("llava")
+    settings = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    whole = Guard(model, Words(), [Revise(rounds=0)]).generate(**inputs, **settings)
+    assert len(whole.logits) == 4  # what a revision refuses, a neutral one does not
     got = Guard(model, Words(), [Revise(rounds=0)]).generate(**inputs, max_new_tokens=4, do_sample=False)
     assert torch.equal(got, model.generate(**inputs, max_new_tokens=4, do_sample=False))
 

@@ -1,0 +1,122 @@
+"""The choice of the demo's stack: what is dropped, what wins, and that nothing but calibration scenes is seen."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvlm_guard import Stack
+from lvlm_guard.bench.intervals import Interval
+from lvlm_guard.plugins import catalogue
+from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "choose_stack.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("choose_stack", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["choose_stack"] = module  # where dataclasses look their annotations up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["choose_stack"]
+
+
+@pytest.fixture
+def result(script):
+    """A function from differences by measure to a result; half a point of interval on each side."""
+
+    def make(*entries, **changes):
+        def compared(change):
+            score = Interval(0.5, 0.4, 0.6)
+            return Comparison(score, score, Interval(change, change - 0.005, change + 0.005), 100)
+
+        measured = {name: compared(changes.get(name, 0.0)) for name in DEMO_MEASURES}
+        return script.Result(tuple({"name": name, "params": {}} for name in entries), measured, 1.0)
+
+    return make
+
+
+def test_gain_is_the_mean_over_the_levels_and_fewer_inventions_are_a_gain(result):
+    assert result("vcd", object=0.04, attribute=0.02, relation=-0.002, caption=-0.06).gain == pytest.approx(0.118 / 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"object": -0.004}, ""),
+        ({"object": -0.006}, "worse: object"),
+        ({"caption": 0.006}, "worse: caption"),
+        ({"caption": -0.2, "relation": -0.1}, "worse: relation"),
+        ({"caption_recall": -0.03}, ""),
+        ({"caption_recall": -0.031}, "names less"),
+        ({"caption_spoilt": 0.3}, ""),
+    ],
+)
+def test_a_candidate_that_costs_something_is_dropped(result, changes, why):
+    assert result("vcd", **changes).dropped == why
+
+
+def test_the_largest_gain_of_those_left_wins(script, result):
+    nothing, some = result(), result("vcd", object=0.02)
+    much = result("vdd", object=0.2, caption_recall=-0.1)
+    refused = script.Result(({"name": "icd"},), {}, 0.0, "Refused: no")
+    assert script.choose([nothing, some, much, refused]) is some
+    assert script.choose([nothing, much, refused, result("m3id", object=-0.001)]) is nothing
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [{"name": "vcd", "params": {}}],
+        [{"name": "vcd", "params": {"alpha": 0.5, "noise_step": 700}}, {"name": "vdd", "params": {"blank": "none"}}],
+    ],
+)
+def test_the_stack_file_reads_back(script, tmp_path, entries):
+    path = tmp_path / "stack.toml"
+    path.write_text(script.toml(script.Result(tuple(entries), {}, 1.0)))
+    assert Stack.read(path) == Stack.of(list(entries))
+
+
+def test_every_bundled_mitigation_and_none_at_all_are_candidates(script):
+    found = script.candidates()
+    assert found[0] == ()
+    alone = {one[0]["name"] for one in found if len(one) == 1 and not one[0]["params"]}
+    offers = [offer.describe() for offer in catalogue() if offer.distribution == "lvlm-guard"]
+    assert alone == {one["name"] for one in offers if one["family"] not in ("control", "search")}
+    assert all(len(Stack.of(list(one))) == len(one) for one in script.SETTINGS)
+
+
+def test_a_run_writes_both_files_and_sees_calibration_scenes_only(script, tmp_path, monkeypatch, capsys):
+    seen = []
+    draw = script.scenes
+
+    def drawing(split, *more):
+        seen.append(split)
+        return draw(split, *more)
+
+    refused = {"name": "icd", "params": {"place": "nowhere"}}
+    monkeypatch.setattr(script, "scenes", drawing)
+    monkeypatch.setattr(script, "candidates", lambda: [(), ({"name": "m3id", "params": {}},), (refused,)])
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--scenes", "8", "--stack", str(tmp_path / "s.toml"), "--table", str(tmp_path / "t.md")]
+    )
+    script.main()
+    assert seen == ["calibration"]
+    assert Stack.read(tmp_path / "s.toml").names in ((), ("m3id",))
+    told = (tmp_path / "t.md").read_text()
+    for words in (
+        "--scenes 8 --seed 17",
+        "Nothing was\nchosen on evaluation scenes",
+        "torch ",
+        "transformers ",
+        "**chosen**",
+    ):
+        assert words in told
+    assert "| m3id |" in told
+    assert "icd (place nowhere): StackError" in told
+    assert json.dumps(str(tmp_path / "t.md")).strip('"') in capsys.readouterr().out
