@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,18 @@ def caption_scores(counts: Sequence[CaptionCounts]) -> CaptionScores:
         length=_share(sum(count.words for count in counts), len(counts)),
         n=len(counts),
     )
+
+
+def auc(scores: Sequence[float], positive: Sequence[bool]) -> float:
+    """The chance that a positive scores higher than a negative, ties counting half; nan without both kinds."""
+    ranked = sorted(zip(scores, positive, strict=True))
+    values = [score for score, _ in ranked]
+    wins = sum(bisect_left(values, s) + bisect_right(values, s) for s, is_positive in ranked if is_positive) / 2
+    positives = sum(positive)
+    negatives = len(ranked) - positives
+    if not positives or not negatives:
+        return float("nan")
+    return (wins - positives**2 / 2) / (positives * negatives)
 
 
 def _share(part: float, whole: float) -> float:

@@ -13,16 +13,18 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from lvlm_guard.bench.intervals import interval
 
+from . import origins
 from .card_text import markdown
 from .evaluate import Answer, Generate, evaluate
 from .files import write_whole
-from .language import DESCRIBE, mentions
+from .language import DESCRIBE
+from .lessons import natural_questions
 from .measures import CARD_MEASURES, NATURAL, Measure
 from .model import WEIGHTS, load
 from .probe import probe
-from .questions import existence, natural_questions
-from .scenes import Scene, absent_partners, scenes
-from .world import CATEGORIES, TYPICAL_COLOUR, residents
+from .questions import existence
+from .scenes import scene, scenes
+from .world import CATEGORIES, CLEAR, residents
 
 CARD_SPLITS = ("counterfactual", "iid")
 CARD_SEED = 31
@@ -44,7 +46,9 @@ def measure_card(model: LlavaForConditionalGeneration, processor: LlavaProcessor
         natural = evaluate(model.generate, processor, given, questions=natural_questions, captions=False).answers
         figures["scores"][split] = {name: _measured(one, answers) for name, one in CARD_MEASURES.items()}
         figures["scores"][split]["natural"] = _measured(NATURAL, natural)
-        figures["scores"][split]["habit"] = _habits(answers, given)
+        if split == "counterfactual":
+            figures["origins"] = origins.measure(model, processor, given, answers)
+    figures["clear"] = _clear(model, processor, count)
     figures["probe"] = probe(model, scenes("calibration", 600, CARD_SEED), scenes("counterfactual", 300, CARD_SEED))
     figures["without_image"] = blind(model.generate, processor)
     return figures
@@ -55,26 +59,11 @@ def _measured(measure: Measure, answers: Sequence[Answer]) -> dict[str, float]:
     return {**asdict(found), "n": sum(measure.chosen(answer) for answer in answers)}
 
 
-def _habits(answers: Sequence[Answer], given: Sequence[Scene]) -> dict[str, float]:
-    """How much errors follow habit: rates at which captions name absent objects, and wrong colours that are habitual."""
-    by_name = {scene.name: scene for scene in given}
-    named = {"partner": [0, 0], "resident": [0, 0], "stranger": [0, 0]}
-    for answer in answers:
-        if answer.level == "caption":
-            _count_named(by_name[answer.scene], {category for _, category in mentions(answer.text)}, named)
-    wrong = [answer for answer in answers if answer.kind == "colour" and answer.text != answer.truth]
-    typical = sum(answer.text == TYPICAL_COLOUR[answer.prompt.split()[-2]] for answer in wrong)
-    rates = {f"caption_names_absent_{kind}": hits / max(1, chances) for kind, (hits, chances) in named.items()}
-    return {**rates, "wrong_colours": len(wrong), "wrong_colours_habitual": typical / max(1, len(wrong))}
-
-
-def _count_named(scene: Scene, said: set[str], named: dict[str, list[int]]) -> None:
-    partners, here = absent_partners(scene), residents(scene.background)
-    for category in CATEGORIES:
-        if category not in scene.present:
-            kind = "partner" if category in partners else "resident" if category in here else "stranger"
-            named[kind][0] += category in said
-            named[kind][1] += 1
+def _clear(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
+    """Accuracy on broken colours and orders where nothing about the picture is weak: the habit has no excuse."""
+    drawn = [scene("counterfactual", index, CARD_SEED, evidence=CLEAR) for index in range(count)]
+    answers = evaluate(model.generate, processor, drawn, captions=False).answers
+    return {name: _measured(CARD_MEASURES[name], answers)["value"] for name in ("object", "attribute", "relation")}
 
 
 def blind(generate: Generate, processor: LlavaProcessor) -> dict[str, Any]:
@@ -106,7 +95,7 @@ def main() -> None:
         description="Measures a trained model and writes card.json and MODEL_CARD.md beside it."
     )
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--scenes", type=int, default=300, help="of each split")
+    parser.add_argument("--scenes", type=int, default=600, help="of each split")
     asked = parser.parse_args()
     model, processor = load(folder=asked.weights)
     card = measure_card(model, processor, asked.scenes)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +17,13 @@ from .measures import DEMO_MEASURES, Comparison, Measure, compare
 from .scenes import scenes as drawn
 
 DEMO_SPLITS = ("counterfactual", "iid")
+SCENES = 60
+"""Of each split: a third of the counterfactual ones for each habit."""
+
+STACK = Path(__file__).parent / "demo_stack.toml"
+"""The stack where nobody names one. `benchmarks/choose_stack.py` chose it on calibration scenes."""
+
+_STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +74,16 @@ class DemoResult:
 
 
 def _plain_values(compared: Comparison) -> dict[str, Any]:
-    values = {**asdict(compared)}
+    values = asdict(compared)
     n = values.pop("n")
-    return {name: {**measured, "n": n} if name != "difference" else measured for name, measured in values.items()}
+    return {name: {**measured, "n": n} for name, measured in values.items()}
 
 
 def run(
     model: Any,
     processor: Any,
     guard: Any,
-    scenes: int = 50,
+    scenes: int = SCENES,
     *,
     splits: Sequence[str] = DEMO_SPLITS,
     seed: int = 0,
@@ -87,21 +97,33 @@ def run(
     chosen = {split: drawn(split, scenes, seed) for split in splits}
     asked = [scene for part in chosen.values() for scene in part]
     forwards = _Forwards(guard)
-    # The first calls pay for warming up, which would be charged to whichever goes first.
-    for generate in (model.generate, guard.generate):
-        evaluate(generate, processor, asked[:2], batch=2, device=model.device, progress=False)
     ask = {"batch": batch, "device": model.device, "progress": progress}
-    plain = evaluate(model.generate, processor, asked, **ask)
-    guarded = evaluate(guard.generate, processor, asked, after_batch=forwards.add, **ask)
+    with _one_thread():
+        # The first calls pay for warming up, which would be charged to whichever goes first.
+        for generate in (model.generate, guard.generate):
+            evaluate(generate, processor, asked[:2], batch=2, device=model.device, progress=False)
+        plain = evaluate(model.generate, processor, asked, **ask)
+        guarded = evaluate(guard.generate, processor, asked, after_batch=forwards.add, **ask)
     return DemoResult(
         model=type(model).__name__,
-        stack="+".join(guard.stack.names),
+        stack="+".join(guard.stack.names) or "no strategy",
         scenes=scenes,
         splits={split: compare(_of(plain, split), _of(guarded, split), seed) for split in splits},
         plain_cost=GenerationCost(plain.cost.ms_per_token, plain.cost.tokens),
         guarded_cost=GenerationCost(guarded.cost.ms_per_token, guarded.cost.tokens, *forwards.mean()),
         answers={"plain": plain.answers, "guarded": guarded.answers},
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread while it lasts: in a model this small, threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Forwards:
@@ -126,38 +148,37 @@ def _of(evaluation: Evaluation, split: str) -> list[Answer]:
 
 
 def render(result: DemoResult, console: Console) -> None:
-    """Prints one table per split and one of the cost."""
+    """Prints one table per split, its rows by level, and one of the cost."""
     for split, levels in result.splits.items():
-        title = f"{split}: {result.scenes} scenes, {result.stack} against plain"
-        table = Table("measure", "plain", "guarded", "difference [95 %]", "n", title=title)
-        for name, compared in levels.items():
-            table.add_row(*_row(DEMO_MEASURES[name], compared))
-        console.print(table)
-    table = Table(
-        "",
-        "ms per token",
-        "prefill forwards",
-        "decode forwards",
-        "rows per forward",
-        title="cost, measured in this run",
-    )
-    for name, cost in (("plain", result.plain_cost), ("guarded", result.guarded_cost)):
-        table.add_row(name, f"{cost.ms_per_token:.2f}", f"{cost.prefill:.2f}", f"{cost.decode:.2f}", f"{cost.rows:.2f}")
-    console.print(table)
+        console.print(_figures(f"{split}: {result.scenes} scenes, {result.stack} against plain", levels))
+    console.print(_cost(result))
     console.print("Figures of a small model on drawn scenes: they say nothing about other models.")
 
 
+def _figures(title: str, levels: Mapping[str, Comparison]) -> Table:
+    table = Table("measure", "plain", "guarded", "difference [95 %]", "n", title=title)
+    measures = [DEMO_MEASURES[name] for name in levels]
+    follow = [*(measure.level for measure in measures[1:]), None]
+    for measure, compared, after in zip(measures, levels.values(), follow, strict=True):
+        table.add_row(*_row(measure, compared), end_section=measure.level != after)
+    return table
+
+
+def _cost(result: DemoResult) -> Table:
+    columns = ("", "ms per token", "prefill forwards", "decode forwards", "rows per forward")
+    table = Table(*columns, title="cost, measured in this run")
+    for name, cost in (("plain", result.plain_cost), ("guarded", result.guarded_cost)):
+        table.add_row(name, f"{cost.ms_per_token:.2f}", f"{cost.prefill:.2f}", f"{cost.decode:.2f}", f"{cost.rows:.2f}")
+    return table
+
+
 def _row(measure: Measure, compared: Comparison) -> tuple[str, ...]:
-    change = compared.difference
-    good = change.low > 0 if measure.higher_is_better else change.high < 0
-    bad = change.high < 0 if measure.higher_is_better else change.low > 0
-    style = "green" if good else "red" if bad else "dim"
-    difference = f"[{style}]{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}][/{style}]"
-    arrow = "higher is better" if measure.higher_is_better else "lower is better"
+    change, style = compared.difference, _STYLES[measure.verdict(compared.difference)]
+    aim = "higher is better" if measure.higher_is_better else "lower is better"
     return (
-        f"{measure.title} ({arrow})",
+        f"{measure.title} ({aim})",
         f"{compared.plain.value:.3f}",
         f"{compared.guarded.value:.3f}",
-        difference,
+        f"[{style}]{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}][/{style}]",
         str(compared.n),
     )

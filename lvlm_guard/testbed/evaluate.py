@@ -30,13 +30,21 @@ from .world import COLOUR_NAMES
 Generate = Callable[..., Any]
 """Anything called like `model.generate`."""
 
+_KINDS = {"attribute": ("colour", "is_colour"), "relation": ("relation", "choice", "vertical")}
+_WORDS = {"colour": COLOUR_NAMES, "choice": ("left", "right")}
+"""The answers of the questions that are not yes/no."""
+
 SHORT_TOKENS = 3
 CAPTION_TOKENS = 44
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt, what is true and what was said. `level` is "object", "attribute" or "caption"."""
+    """One prompt, what is true and what was said. `level` is "object", "attribute", "relation" or "caption".
+
+    `habit` is what the habits of the training scenes would have one say, None where there is none; `broken` is the
+    level of the habit that the scene breaks.
+    """
 
     scene: str
     split: str
@@ -46,6 +54,8 @@ class Answer:
     truth: str
     text: str
     negative: str | None = None
+    habit: str | None = None
+    broken: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,16 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Ask:
+class Ask:
+    """One prompt about one scene, before it is answered; the fields are those of `Answer`."""
+
     scene: Scene
     level: str
     kind: str
     prompt: str
     truth: str
     negative: str | None = None
+    habit: str | None = None
 
 
 Choose = Callable[[Scene], Sequence[Question]]
@@ -99,20 +112,20 @@ def evaluate(
     after_batch: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Answers all questions about the scenes and captions them.
+    """Answers all questions about the scenes and captions them; scenes that break a relation are not captioned.
 
     `generate` is called like `model.generate`; `options` are handed on to it. `questions` chooses what a scene is
     asked. `after_batch` is called after every call with the number of tokens it generated.
     """
-    asks = [_ask(scene, question) for scene in scenes for question in questions(scene)]
-    asks.sort(key=lambda ask: len(ask.prompt.split()))
-    batches = [(part, SHORT_TOKENS) for part in _parts(asks, batch)]
+    asks = asked_about(scenes, questions)
+    batches = [(part, SHORT_TOKENS) for part in batched(asks, batch)]
     if captions:
-        batches += [(part, CAPTION_TOKENS) for part in _parts([_describe(scene) for scene in scenes], batch)]
+        told = [_describe(scene) for scene in scenes if scene.broken is None or scene.broken.level != "relation"]
+        batches += [(part, CAPTION_TOKENS) for part in batched(told, batch)]
     answers: list[Answer] = []
     seconds, tokens = 0.0, 0
     for part, limit in tqdm(batches, desc="asking", unit="batch", disable=None if progress else True):
-        inputs = _inputs(part, processor).to(device)
+        inputs = prompts(part, processor).to(device)
         begun = time.perf_counter()
         said = _said(generate(**inputs, max_new_tokens=limit, do_sample=False, **options), inputs["input_ids"])
         seconds += time.perf_counter() - begun
@@ -124,19 +137,27 @@ def evaluate(
     return Evaluation(tuple(answers), Cost(seconds, tokens))
 
 
-def _ask(scene: Scene, question: Question) -> _Ask:
-    return _Ask(scene, question.level, question.kind, question.text, question.answer, question.negative)
+def asked_about(scenes: Sequence[Scene], questions: Choose = scored_questions) -> list[Ask]:
+    """Every question about every scene, short ones first, so that batches pad little."""
+    asks = [_ask(scene, question) for scene in scenes for question in questions(scene)]
+    return sorted(asks, key=lambda ask: len(ask.prompt.split()))
 
 
-def _describe(scene: Scene) -> _Ask:
-    return _Ask(scene, "caption", "caption", DESCRIBE[0], caption(scene))
+def _ask(scene: Scene, asked: Question) -> Ask:
+    return Ask(scene, asked.level, asked.kind, asked.text, asked.answer, asked.negative, asked.habit)
 
 
-def _parts(asks: Sequence[_Ask], batch: int) -> Iterator[Sequence[_Ask]]:
+def _describe(scene: Scene) -> Ask:
+    return Ask(scene, "caption", "caption", DESCRIBE[0], caption(scene))
+
+
+def batched(asks: Sequence[Ask], batch: int) -> Iterator[Sequence[Ask]]:
+    """The prompts in groups of at most `batch`."""
     return (asks[start : start + batch] for start in range(0, len(asks), batch))
 
 
-def _inputs(part: Sequence[_Ask], processor: LlavaProcessor) -> Any:
+def prompts(part: Sequence[Ask], processor: LlavaProcessor) -> Any:
+    """The processor's batch for some prompts with their pictures, left-padded."""
     texts = [processor.apply_chat_template(_message(ask.prompt), add_generation_prompt=True) for ask in part]
     pictures = [ask.scene.picture for ask in part]
     return processor(text=texts, images=pictures, padding=True, return_tensors="pt")
@@ -151,17 +172,23 @@ def _said(output: Any, prompt: Tensor) -> Tensor:
     return sequences(output)[:, prompt.shape[1] :]
 
 
-def _answers(part: Sequence[_Ask], texts: Sequence[str]) -> list[Answer]:
+def _answers(part: Sequence[Ask], texts: Sequence[str]) -> list[Answer]:
     return [
-        Answer(ask.scene.name, ask.scene.split, ask.level, ask.kind, ask.prompt, ask.truth, text.strip(), ask.negative)
+        Answer(
+            scene=ask.scene.name,
+            split=ask.scene.split,
+            text=text.strip(),
+            broken=ask.scene.broken.level if ask.scene.broken else None,
+            **{name: getattr(ask, name) for name in ("level", "kind", "prompt", "truth", "negative", "habit")},
+        )
         for ask, text in zip(part, texts, strict=True)
     ]
 
 
 def is_right(answer: Answer) -> bool:
     """Whether a short answer says what is true."""
-    if answer.kind == "colour":
-        return parse_word(answer.text, COLOUR_NAMES) == answer.truth
+    if answer.kind in _WORDS:
+        return parse_word(answer.text, _WORDS[answer.kind]) == answer.truth
     return parse_yes_no(answer.text) == (answer.truth == "yes")
 
 
@@ -172,7 +199,7 @@ def caption_counts(answer: Answer) -> CaptionCounts:
 
 
 def score(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Scores raw answers: {"object": {negative: ...}, "attribute": {kind: ...}, "caption": ...}, empty levels left out.
+    """Scores raw answers: {"object": {negative: ...}, level: {kind: ...}, "caption": ...}, empty levels left out.
 
     Each kind of negative is scored together with all positives; read `balanced_accuracy` there.
     """
@@ -183,11 +210,14 @@ def score(answers: Sequence[Answer]) -> dict[str, Any]:
         scores["object"] = {
             name: _score_existence(existence, wanted) for name, wanted in (*((n, n) for n in NEGATIVES), ("all", None))
         }
-    if any(answer.level == "attribute" for answer in answers):
-        scores["attribute"] = {kind: _accuracy(answers, kind) for kind in ("colour", "is_colour")}
+    for level, kinds in _KINDS.items():
+        if any(answer.level == level for answer in answers):
+            scores[level] = {kind: _accuracy(answers, kind) for kind in kinds}
     if described:
         scores["caption"] = asdict(caption_scores([caption_counts(answer) for answer in described]))
-        scores["caption"]["coloured_right"] = _caption_colours(described)
+        colours = [caption_colours(answer) for answer in described]
+        named = sum(one.coloured for one in colours)
+        scores["caption"]["miscoloured"] = sum(one.wrong for one in colours) / named if named else 0.0
     return scores
 
 
@@ -201,12 +231,16 @@ def _accuracy(answers: Sequence[Answer], kind: str) -> dict[str, float]:
     return {"accuracy": sum(right) / len(right) if right else 0.0, "n": len(right)}
 
 
-def _caption_colours(described: Sequence[Answer]) -> float:
-    """Share of the truly present objects a caption names that get their true colour."""
-    right = named = 0
-    for answer in described:
-        true = {category: colour for colour, category in mentions(answer.truth)}
-        told = [(colour, category) for colour, category in mentions(answer.text) if category in true]
-        named += len(told)
-        right += sum(true[category] == colour for colour, category in told)
-    return right / named if named else 0.0
+@dataclass(frozen=True)
+class ColourCounts:
+    """Of the truly present objects a caption names with a colour: how many, and how many in a wrong one."""
+
+    coloured: int
+    wrong: int
+
+
+def caption_colours(answer: Answer) -> ColourCounts:
+    """Counts the colours of a caption; objects that are not there have no true colour and are left out."""
+    true = {category: colour for colour, category in mentions(answer.truth)}
+    told = [(colour, category) for colour, category in mentions(answer.text) if category in true]
+    return ColourCounts(len(told), sum(true[category] != colour for colour, category in told))

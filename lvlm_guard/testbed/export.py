@@ -6,6 +6,7 @@ What `save_pretrained` of version 5 writes, version 4 loads with a fresh, untrai
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from .files import write_whole
+from .files import clear_failure, write_whole
 from .language import IMAGE
 from .model import build_processor
 
@@ -28,7 +29,21 @@ _PUBLISHED_NAMES = (
 
 
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Writes weights in half precision, both configurations, tokenizer, picture preparation and chat template."""
+    """Writes weights in half precision, both configurations, tokenizer, picture preparation and chat template.
+
+    The files are written beside their places and moved there once all of them are whole.
+
+    Raises:
+        TestbedError: They could not be written; what was in the folder before is still there.
+    """
+    with clear_failure(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
+        draft = Path(name)
+        _export(model, draft)
+        for file in sorted(draft.iterdir()):
+            file.replace(folder / file.name)
+
+
+def _export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     weights = {_published(name): value.half().contiguous() for name, value in _weights(model).items()}
     write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     config = model.config.to_dict()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lvlm_guard.errors import InputError
+
+from .errors import TestbedError
 
 
 def check_destination(path: Path, what: str) -> None:
@@ -23,14 +27,49 @@ def check_destination(path: Path, what: str) -> None:
         raise InputError(f"{what}: the folder {path.parent} cannot be written to. Name another one.")
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside `path` under a temporary name and renames, so that `path` is never half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    draft = Path(name)
+def check_folder(path: Path, what: str) -> None:
+    """Refuses a folder that is not there and cannot be made, or that cannot be written to.
+
+    Raises:
+        InputError: `path` is a file, its parent does not exist, or one of the two is not ours to write to.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{what} must be a folder, but {path} is a file. Name another one.")
+    if not path.exists() and not path.parent.is_dir():
+        raise InputError(f"{what}: the folder {path.parent} does not exist. Create it first, or name another one.")
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{what}: the folder {place} cannot be written to. Name another one.")
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Writes beside `path` under a temporary name and renames, so that `path` is never half a file.
+
+    Raises:
+        TestbedError: It could not be written, because there is no space left, for example; `path` is as it was.
+    """
+    draft = None
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        draft.chmod(0o644)  # a temporary file is made for its owner alone
-        draft.replace(path)
+        with clear_failure(path):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            draft = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            draft.chmod(0o644)  # a temporary file is made for its owner alone
+            draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def clear_failure(path: Path) -> Iterator[None]:
+    """Turns what the system says when `path` cannot be written into an error that names it and the way out."""
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise TestbedError(
+            f"{path} could not be written: {reason}. Nothing of it was kept. Make room or name another place, then run "
+            "the same command again."
+        ) from problem

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .scenes import Scene, SceneObject
+from .compose import SceneObject
+from .scenes import Scene
 from .world import BACKGROUNDS, CATEGORIES, COLOUR_NAMES, PARTNER
 
 DESCRIBE = ("describe this image .", "describe this {background} .")
@@ -28,7 +29,8 @@ UNKNOWN, PAD, START, END, IMAGE = SPECIAL = ("<unk>", "<pad>", "<bos>", "<eos>",
 
 _OTHER_WORDS = (
     "in this there is a an and the are no not do you see colour what of it , . ? yes no only with to please question "
-    "answer describe image picture short detail one word overview provide fuzzy objects impression"
+    "answer describe image picture short detail one word overview provide fuzzy objects impression "
+    "left right above below or where row1 row2 row3 row4 column1 column2 column3 column4"
 )
 
 _MENTION = re.compile(rf"\b({'|'.join(COLOUR_NAMES)})\s+({'|'.join(CATEGORIES)})\b")

@@ -19,7 +19,7 @@ from lvlm_guard.bench.intervals import (
     share,
 )
 
-from .evaluate import Answer, caption_counts, is_right
+from .evaluate import Answer, caption_colours, caption_counts, is_right
 from .questions import NEGATIVES
 
 Counts = tuple[float, ...]
@@ -34,6 +34,19 @@ class Measure:
     count: Callable[[Answer], Counts]
     statistic: Statistic = share
     higher_is_better: bool = True
+
+    @property
+    def level(self) -> str:
+        """The level it belongs to: the first word of the title."""
+        return self.title.split(",")[0]
+
+    def verdict(self, change: Interval) -> str:
+        """What a difference shows: "better" or "worse" where its interval leaves out zero, else "unclear"."""
+        if change.low > 0:
+            return "better" if self.higher_is_better else "worse"
+        if change.high < 0:
+            return "worse" if self.higher_is_better else "better"
+        return "unclear"
 
     def totals(self, answers: Sequence[Answer]) -> Totals:
         """Summed counts, one row per scene; no rows where nothing is chosen."""
@@ -52,11 +65,20 @@ def _has_kind(kind: str, answer: Answer) -> bool:
 
 
 def _is_yes_no(answer: Answer) -> bool:
-    return answer.kind in ("existence", "is_colour")
+    return answer.truth in ("yes", "no")
 
 
 def _asks_with(negative: str, answer: Answer) -> bool:
     return answer.kind == "existence" and (answer.truth == "yes" or answer.negative == negative)
+
+
+def _asks_sideways(answer: Answer) -> bool:
+    return answer.kind in ("relation", "choice")
+
+
+def _tells(level: str, answer: Answer) -> bool:
+    """Whether it is a caption of a scene that breaks a habit of this level, or none."""
+    return answer.level == "caption" and answer.broken in (None, level)
 
 
 def _sides(answer: Answer) -> Counts:
@@ -82,15 +104,24 @@ def _found(answer: Answer) -> Counts:
     return counts.found, counts.present
 
 
+def _miscoloured(answer: Answer) -> Counts:
+    counts = caption_colours(answer)
+    return counts.wrong, counts.coloured
+
+
 _OBJECT = Measure("object, balanced accuracy", partial(_has_level, "object"), _sides, mean_share)
-_CAPTION = partial(_has_level, "caption")
+_NAMED = partial(_tells, "object")
 
 DEMO_MEASURES: Mapping[str, Measure] = {
     "object": _OBJECT,
     "attribute": Measure("attribute, accuracy", partial(_has_level, "attribute"), _right),
-    "caption": Measure("caption, named objects that are absent", _CAPTION, _absent, higher_is_better=False),
-    "caption_spoilt": Measure("caption, captions with an absent object", _CAPTION, _spoilt, higher_is_better=False),
-    "caption_recall": Measure("caption, present objects that are named", _CAPTION, _found),
+    "relation": Measure("relation, left or right, accuracy", _asks_sideways, _right),
+    "caption": Measure("caption, named objects that are absent", _NAMED, _absent, higher_is_better=False),
+    "caption_spoilt": Measure("caption, captions with an absent object", _NAMED, _spoilt, higher_is_better=False),
+    "caption_recall": Measure("caption, present objects that are named", _NAMED, _found),
+    "caption_colour": Measure(
+        "caption, named objects in a wrong colour", partial(_tells, "attribute"), _miscoloured, higher_is_better=False
+    ),
 }
 """One row per level; `caption` is CHAIR_i and `caption_spoilt` CHAIR_s. Recall is beside them: silence is easy."""
 
@@ -104,6 +135,9 @@ CARD_MEASURES: Mapping[str, Measure] = {
     },
     "colour": Measure("what colour, accuracy", partial(_has_kind, "colour"), _right),
     "is_colour": Measure("is it this colour, accuracy", partial(_has_kind, "is_colour"), _right),
+    "left_right": Measure("left or right of, yes/no, accuracy", partial(_has_kind, "relation"), _right),
+    "choice": Measure("left or right, to choose, accuracy", partial(_has_kind, "choice"), _right),
+    "vertical": Measure("above or below (no habit), accuracy", partial(_has_kind, "vertical"), _right),
 }
 
 NATURAL = Measure("yes/no in training proportions, accuracy", _is_yes_no, _right)

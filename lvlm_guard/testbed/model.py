@@ -95,7 +95,7 @@ def build_processor() -> LlavaProcessor:
     )
 
 
-def build_config(*, hidden: int = 128, layers: int = 6, heads: int = 2, tower_layers: int = 4) -> LlavaConfig:
+def build_config(*, hidden: int = 128, layers: int = 8, heads: int = 2, tower_layers: int = 4) -> LlavaConfig:
     """The model's shape; the arguments exist for tests that want it smaller."""
     words = vocabulary()
     vision = CLIPVisionConfig(
@@ -134,10 +134,12 @@ def build_config(*, hidden: int = 128, layers: int = 6, heads: int = 2, tower_la
 
 
 def build_model(config: LlavaConfig, seed: int) -> LlavaForConditionalGeneration:
-    """An untrained model; branches that write to the residual stream start small, which speeds learning up."""
+    """An untrained model: branches that write to the residual stream start small, the projector loses nothing."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
+        for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
+            torch.nn.init.orthogonal_(layer.weight)
         for layer in model.model.language_model.layers:
             layer.self_attn.o_proj.weight.mul_(0.4)
             layer.mlp.down_proj.weight.mul_(0.4)

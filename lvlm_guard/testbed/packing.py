@@ -86,6 +86,10 @@ class Packed:
     weights: Tensor
     visible: Tensor
 
+    def to(self, device: torch.device) -> Packed:
+        """The same batch on a device."""
+        return Packed(*(part.to(device) for part in vars(self).values()))
+
 
 EOS_WEIGHT = 0.5
 

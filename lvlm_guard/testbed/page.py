@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby, zip_longest
 from math import isnan
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lvlm_guard.bench.intervals import Interval
 
 from .demo import DemoResult
 from .evaluate import Answer, is_right
 from .files import write_whole
-from .language import mentions
+from .language import caption, mentions
 from .measures import DEMO_MEASURES, Comparison, Measure
 from .scenes import Scene, scene
-from .sheet import png
+from .sheet import oddity, png
 from .world import CATEGORIES, COLOUR_NAMES
 
 EXAMPLES = 12
-"""Scenes of each split that are shown."""
+"""Scenes of each split that are shown, the same number of each broken habit."""
 
 QUESTIONS = 4
 """Questions shown with each of them."""
@@ -49,6 +50,7 @@ class Whisker:
 class Row:
     """One measure: its line in the table and its place in the chart. `verdict` is better, worse or unclear."""
 
+    level: str
     title: str
     aim: str
     plain: str
@@ -82,13 +84,17 @@ class Reply:
 
 @dataclass(frozen=True)
 class Example:
-    """One scene with what was said about it; `picture` is a PNG in base64."""
+    """One scene with what was said about it; `picture` is a PNG in base64.
+
+    `captions` are the plain and the guarded one, None for a scene that was only asked about. `oddity` says which habit
+    the scene breaks and is empty where it breaks none.
+    """
 
     name: str
     picture: str
     truth: str
-    plain: tuple[Piece, ...]
-    guarded: tuple[Piece, ...]
+    oddity: str
+    captions: tuple[tuple[Piece, ...], tuple[Piece, ...]] | None
     replies: tuple[Reply, ...]
     change: str
 
@@ -96,13 +102,18 @@ class Example:
 def render(result: DemoResult) -> str:
     """The whole page; the same result gives the same text."""
     rows = {split: _rows(levels) for split, levels in result.splits.items()}
-    return _template().render(
-        result=result,
-        rows=rows,
-        ticks=[(f"{tenth / 10:.1f}", _across(tenth / 10)) for tenth in range(0, 11, 2)],
-        examples={split: examples(result, split) for split in result.splits},
-        shown=EXAMPLES,
-        costs=(("plain", result.plain_cost), ("guarded", result.guarded_cost)),
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            result=result,
+            rows=rows,
+            levels={split: groupby(of_split, key=lambda row: row.level) for split, of_split in rows.items()},
+            ticks=[(f"{tenth / 10:.1f}", _across(tenth / 10)) for tenth in range(0, 11, 2)],
+            examples={split: examples(result, split) for split in result.splits},
+            shown=EXAMPLES,
+            costs=(("plain", result.plain_cost), ("guarded", result.guarded_cost)),
+        )
     )
 
 
@@ -112,13 +123,11 @@ def write(result: DemoResult, path: Path) -> None:
 
 
 @cache
-def _template() -> Template:
+def environment() -> Environment:
+    """Where the page's templates are; all of them can be included by name."""
     loader = PackageLoader("lvlm_guard.testbed", "templates")
     # Answers are text of a model, so everything is escaped, whatever a template is called.
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.jinja")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _across(value: float) -> float:
@@ -134,12 +143,13 @@ def _row(measure: Measure, compared: Comparison, place: int) -> Row:
     y = _TOP + _ROW * (place + 0.5)
     sides = (("plain", compared.plain, y - 8), ("guarded", compared.guarded, y + 8))
     return Row(
+        level=measure.level,
         title=measure.title,
         aim="higher is better" if measure.higher_is_better else "lower is better",
         plain=_told(compared.plain),
         guarded=_told(compared.guarded),
         difference=f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-        verdict=_verdict(change, higher_is_better=measure.higher_is_better),
+        verdict=measure.verdict(change),
         n=compared.n,
         y=y,
         whiskers=tuple(_whisker(*side) for side in sides if not isnan(side[1].value)),
@@ -156,54 +166,61 @@ def _whisker(side: str, score: Interval, y: float) -> Whisker:
     return Whisker(side, y, _across(score.value), bounds, f"{side}: {_told(score)}")
 
 
-def _verdict(change: Interval, *, higher_is_better: bool) -> str:
-    if change.low > 0:
-        return "better" if higher_is_better else "worse"
-    if change.high < 0:
-        return "worse" if higher_is_better else "better"
-    return "unclear"
-
-
 def examples(result: DemoResult, split: str, count: int = EXAMPLES) -> list[Example]:
-    """Scenes of a split: first those whose two captions name different things, then other wordings, then the rest."""
-    pairs = [pair for pair in _pairs(result) if pair[0].split == split]
-    described = [pair for pair in pairs if pair[0].level == "caption"]
-    described.sort(key=lambda pair: _ORDER.index(_change(*pair)))
-    return [
-        _example(pair, [other for other in pairs if other[0].scene == pair[0].scene and other[0].level != "caption"])
-        for pair in described[:count]
-    ]
+    """Scenes of a split, each broken habit in turn, those first that answers differ on."""
+    told: dict[str, list[Pair]] = {}
+    for pair in _pairs(result):
+        if pair[0].split == split:
+            told.setdefault(pair[0].scene, []).append(pair)
+    groups: dict[str | None, list[Example]] = {}
+    for pairs in sorted(told.values(), key=lambda pairs: _number(pairs[0][0].scene)):
+        groups.setdefault(pairs[0][0].broken, []).append(_example(pairs))
+    ordered = [sorted(group, key=lambda one: _ORDER.index(one.change)) for group in groups.values()]
+    return [one for turn in zip_longest(*ordered) for one in turn if one is not None][:count]
 
 
-_ORDER = ("names other things", "says it differently", "same caption")
+Pair = tuple[Answer, Answer]
+"""One prompt answered plain and guarded."""
+
+_ORDER = ("names other things", "answers differently", "says it differently", "same answers")
 
 
-def _pairs(result: DemoResult) -> Iterator[tuple[Answer, Answer]]:
+def _pairs(result: DemoResult) -> Iterator[Pair]:
     guarded = {(answer.scene, answer.prompt): answer for answer in result.answers.get("guarded", ())}
     for plain in result.answers.get("plain", ()):
         if (plain.scene, plain.prompt) in guarded:
             yield plain, guarded[plain.scene, plain.prompt]
 
 
-def _change(plain: Answer, guarded: Answer) -> str:
-    if plain.text == guarded.text:
-        return _ORDER[2]
-    return _ORDER[sorted(mentions(plain.text)) == sorted(mentions(guarded.text))]
+def _number(name: str) -> int:
+    return int(name.rsplit("-", 1)[1])
 
 
-def _example(captions: tuple[Answer, Answer], asked: Sequence[tuple[Answer, Answer]]) -> Example:
-    plain, guarded = captions
-    present = {category for _, category in mentions(plain.truth)}
+def _example(pairs: Sequence[Pair]) -> Example:
+    described = next((pair for pair in pairs if pair[0].level == "caption"), None)
+    asked = [pair for pair in pairs if pair[0].level != "caption"]
     telling = sorted(asked, key=lambda pair: (pair[0].text == pair[1].text, is_right(pair[0])))
+    drawn = _drawn(pairs[0][0].scene)
     return Example(
-        name=plain.scene,
-        picture=b64encode(png(_drawn(plain.scene).picture)).decode("ascii"),
-        truth=plain.truth,
-        plain=marked(plain.text, present),
-        guarded=marked(guarded.text, present),
+        name=drawn.name,
+        picture=b64encode(png(drawn.picture)).decode("ascii"),
+        truth=caption(drawn),
+        oddity=oddity(drawn.broken) if drawn.broken else "",
+        captions=(marked(described[0].text, drawn.present), marked(described[1].text, drawn.present))
+        if described
+        else None,
         replies=tuple(_reply(*pair) for pair in telling[:QUESTIONS]),
-        change=_change(plain, guarded),
+        change=_change(described, asked),
     )
+
+
+def _change(described: Pair | None, asked: Sequence[Pair]) -> str:
+    """How far the two sides are apart, in the words of `_ORDER`."""
+    if described and sorted(mentions(described[0].text)) != sorted(mentions(described[1].text)):
+        return _ORDER[0]
+    if any(plain.text != guarded.text for plain, guarded in asked):
+        return _ORDER[1]
+    return _ORDER[2 if described and described[0].text != described[1].text else 3]
 
 
 def _drawn(name: str) -> Scene:
@@ -216,7 +233,7 @@ def _reply(plain: Answer, guarded: Answer) -> Reply:
     return Reply(plain.prompt, plain.truth, plain.text, guarded.text, is_right(plain), is_right(guarded))
 
 
-def marked(text: str, present: set[str]) -> tuple[Piece, ...]:
+def marked(text: str, present: Collection[str]) -> tuple[Piece, ...]:
     """Cuts a caption so that every object that is not in `present` is a piece of its own, its colour included."""
     pieces, end = [], 0
     for named in _NAMED.finditer(text):

@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from . import drawing
+from . import compose, drawing
+from .compose import LEVELS, Broken, SceneObject
 from .errors import TestbedError
-from .world import (
-    BACKGROUNDS,
-    CATEGORIES,
-    COLOUR_NAMES,
-    COLOURS,
-    HOME,
-    MILD,
-    PAIRS,
-    PARTNER,
-    TYPICAL_COLOUR,
-    Evidence,
-    Habits,
-    residents,
-)
+from .world import BACKGROUNDS, COLOURS, MILD, PARTNER, Evidence, Habits, residents
 
 SPLITS: dict[str, int] = {"train": 1, "calibration": 2, "iid": 3, "counterfactual": 4, "flat": 5}
 """The splits and the number each puts into its random stream, which is what keeps them apart.
 
-`train`, `calibration` and `iid` follow the habits. `counterfactual` breaks one habitual pair in every scene and draws
-colours uniformly. `flat` has no habits at all: the vision tower is trained on it.
+`train` and `iid` follow the habits. Every `counterfactual` scene breaks exactly one of them, in turn a pair, a colour
+and an order, and keeps all the rest. `calibration`, on which settings are chosen, holds both kinds in turn. `flat` has
+no habits at all: seeing and naming are learnt on it.
 """
 
 HABITS = Habits()
 EVIDENCE = Evidence()
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One drawn object. `cell` is (row, column) in the 4x4 grid, `offset` (down, right) in pixels inside the cell."""
-
-    category: str
-    colour: str
-    cell: tuple[int, int]
-    offset: tuple[int, int]
-    size: int
-    contrast: float
-    saturation: float
 
 
 @dataclass(frozen=True)
@@ -60,8 +35,8 @@ class Scene:
     objects: tuple[SceneObject, ...]
     noise: float
     """Standard deviation of the pixel noise, where the pixel range is 0 to 1."""
-    broken: tuple[str, str] | None = None
-    """In a counterfactual scene, the category that is there alone and its missing partner."""
+    broken: Broken | None = None
+    """The one habit a counterfactual scene breaks."""
 
     @property
     def name(self) -> str:
@@ -108,19 +83,25 @@ def scene(split: str, index: int, seed: int = 0, *, habits: Habits = HABITS, evi
     """Scene number `index` of a split, whatever other scenes were made before it."""
     rng = np.random.default_rng(_stream(split, seed, index))
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]
-    broken = None
-    if split == "flat":
-        contents = _anything(rng)
-    elif split == "counterfactual":
-        contents, broken = _broken(rng, background)
-    else:
-        contents = _habitual(rng, background, habits)
-    typical = habits.typical_colour if split in ("train", "calibration", "iid") else 0.0
     if evidence is None:
         evidence = MILD if split == "flat" else EVIDENCE
-    objects = _placed(rng, contents, typical, evidence)
-    noise = _weakened(rng, evidence.noisy, evidence.noisy_sigma, evidence.quiet_sigma)
+    level, broken = _broken_level(split, index), None
+    if split == "flat":
+        objects = compose.flat(rng, evidence)
+    elif level:
+        objects, broken = compose.counterfactual(rng, background, level, habits, evidence)
+    else:
+        objects = compose.habitual(rng, background, habits, evidence)
+    noise = compose.weakened(rng, evidence.noisy, evidence.noisy_sigma, evidence.quiet_sigma)
     return Scene(split, seed, index, background, objects, noise, broken)
+
+
+def _broken_level(split: str, index: int) -> str | None:
+    if split == "counterfactual":
+        return LEVELS[index % len(LEVELS)]
+    if split == "calibration" and index % 2:
+        return LEVELS[index // 2 % len(LEVELS)]
+    return None
 
 
 def _stream(split: str, seed: int, index: int) -> tuple[int, int, int]:
@@ -129,85 +110,6 @@ def _stream(split: str, seed: int, index: int) -> tuple[int, int, int]:
     if seed < 0 or index < 0:
         raise TestbedError(f"scenes: seed and index must not be negative, got seed {seed}, index {index}.")
     return SPLITS[split], seed, index
-
-
-def _anything(rng: np.random.Generator) -> list[str]:
-    count = int(rng.integers(2, 8))
-    return [CATEGORIES[i] for i in rng.choice(len(CATEGORIES), count, replace=False)]
-
-
-def _habitual(rng: np.random.Generator, background: str, habits: Habits) -> list[str]:
-    while True:
-        contents: list[str] = []
-        for first, second in PAIRS[background]:
-            has_first = rng.random() < habits.first
-            has_second = rng.random() < (habits.second_with_first if has_first else habits.second_alone)
-            contents += [first] * has_first + [second] * has_second
-        if rng.random() < habits.intruder:
-            contents += _intruders(rng, background, 1)
-        if contents:
-            return contents
-
-
-def _broken(rng: np.random.Generator, background: str) -> tuple[list[str], tuple[str, str]]:
-    pairs = PAIRS[background]
-    chosen = int(rng.integers(len(pairs)))
-    alone = pairs[chosen][int(rng.integers(2))]
-    contents = [alone]
-    for number, pair in enumerate(pairs):
-        if number != chosen and rng.random() < 0.65:
-            contents += pair
-    contents += _intruders(rng, background, int(rng.integers(3)))
-    return contents, (alone, PARTNER[alone])
-
-
-def _intruders(rng: np.random.Generator, background: str, count: int) -> list[str]:
-    """Categories from elsewhere, never two of one pair: an intruding pair would be a habit of its own."""
-    strangers = [name for name in CATEGORIES if HOME[name] != background]
-    picked: list[str] = []
-    while len(picked) < count:
-        name = strangers[int(rng.integers(len(strangers)))]
-        if name not in picked and PARTNER[name] not in picked:
-            picked.append(name)
-    return picked
-
-
-def _placed(
-    rng: np.random.Generator, contents: Sequence[str], typical: float, evidence: Evidence
-) -> tuple[SceneObject, ...]:
-    cells = rng.choice(drawing.CELLS**2, len(contents), replace=False)
-    placed = []
-    for category, cell in zip(contents, cells, strict=True):
-        size = drawing.SIZES[int(rng.integers(len(drawing.SIZES)))]
-        slack = drawing.CELL - size + 1
-        placed.append(
-            SceneObject(
-                category=category,
-                colour=_colour(rng, category, typical),
-                cell=(int(cell) // drawing.CELLS, int(cell) % drawing.CELLS),
-                offset=(int(rng.integers(slack)), int(rng.integers(slack))),
-                size=size,
-                contrast=_weakened(rng, evidence.faint, evidence.faint_contrast, evidence.clear_contrast),
-                saturation=_weakened(rng, evidence.faded, evidence.faded_saturation, evidence.full_saturation),
-            )
-        )
-    return tuple(placed)
-
-
-def _colour(rng: np.random.Generator, category: str, typical: float) -> str:
-    """The habitual colour with probability `typical`, else any other; uniform over all where `typical` is 0."""
-    if typical == 0.0:
-        return COLOUR_NAMES[int(rng.integers(len(COLOUR_NAMES)))]
-    habitual = TYPICAL_COLOUR[category]
-    if rng.random() < typical:
-        return habitual
-    others = [name for name in COLOUR_NAMES if name != habitual]
-    return others[int(rng.integers(len(others)))]
-
-
-def _weakened(rng: np.random.Generator, chance: float, weak: tuple[float, float], strong: tuple[float, float]) -> float:
-    low, high = weak if rng.random() < chance else strong
-    return float(rng.uniform(low, high))
 
 
 def absent_partners(scene: Scene) -> tuple[str, ...]:

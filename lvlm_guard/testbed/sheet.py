@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lvlm_guard.errors import InputError
 
+from .compose import Broken
 from .drawing import SIDE
 from .language import caption
 from .scenes import Scene
@@ -57,12 +58,23 @@ def _place(sheet: Image.Image, scene: Scene, lines: Sequence[str], corner: tuple
 
 
 def _note(scene: Scene, pen: ImageDraw.ImageDraw) -> list[str]:
-    """The scene's name, its true caption, and which habitual partner is missing on purpose."""
+    """The scene's name, its true caption, and the habit it breaks."""
     lines = [scene.name, *_wrapped(caption(scene), pen)]
     if scene.broken is not None:
-        there, missing = scene.broken
-        lines += _wrapped(f"({there} without its {missing})", pen)
+        lines += _wrapped(f"({oddity(scene.broken)})", pen)
     return lines
+
+
+def oddity(broken: Broken) -> str:
+    """Which habit a scene breaks, in a few words."""
+    return _BREAKS[broken.level].format(broken)
+
+
+_BREAKS = {
+    "object": "{0.subject} without its {0.expected}",
+    "attribute": "{0.subject} not {0.expected}",
+    "relation": "{0.subject} right of {0.expected}",
+}
 
 
 def _wrapped(text: str, pen: ImageDraw.ImageDraw) -> list[str]:

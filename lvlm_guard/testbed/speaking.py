@@ -1,4 +1,4 @@
-"""Second stage of training: projector and language model learn to answer, on pictures full of habits."""
+"""Second stage of training: projector and language model learn to answer, in the order of the lessons."""
 
 from __future__ import annotations
 
@@ -10,48 +10,25 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from .language import DESCRIBE, SYSTEM_SENTENCES, caption, spoken_order
-from .packing import IDS, IGNORED, PACKED, Layout, Packed, Row, Turn, pack
-from .questions import natural_colours, natural_existence
-from .scenes import Scene, scenes
-from .tower import pixel_batch
-from .world import COLOUR_NAMES
+from .language import END
+from .lessons import layout, lesson_rows, lesson_scenes
+from .packing import IDS, IGNORED, PACKED, Layout, Packed, Row, pack
+from .tower import ACROSS, pixel_batch, place_loss
 
-BLIND_SHARE = 0.21
-"""Rows without image: without them the text-only branch that contrastive decoding uses would babble."""
-
-SYSTEM_SHARE = 0.20
-SHORT_ANSWER = 4.0
-CAPTION_WORD = 1.0
-COLOUR_QUESTIONS = (2, 1)
-"""How many of a row's questions ask what colour something is, and whether it has a colour."""
+PLACE_WEIGHT = 0.1
+"""What reading a token's own row and column off the projected image tokens counts: without it they are dropped."""
 
 
-def training_row(scene: Scene, layout: Layout, rng: np.random.Generator) -> Row:
-    """A scene's caption and questions, with or without system words, with or without the image."""
-    what, whether = COLOUR_QUESTIONS
-    blind = rng.random() < BLIND_SHARE
-    ask = DESCRIBE[int(rng.random() < (0.5 if blind else 0.25))].format(background=scene.background)
-    turns = [Turn(ask, caption(scene, spoken_order(scene, rng)), CAPTION_WORD)]
-    asked = natural_existence(scene, layout.questions - what - whether, rng) + natural_colours(
-        scene, what, whether, rng
-    )
-    turns += [Turn(question.text, question.answer, SHORT_ANSWER) for question in asked]
-    system = SYSTEM_SENTENCES[int(rng.integers(len(SYSTEM_SENTENCES)))] if rng.random() < SYSTEM_SHARE else ""
-    return Row(turns, system, image=not blind)
-
-
-def training_rows(batch: Sequence[Scene], layout: Layout, rng: np.random.Generator) -> list[Row]:
-    """One row per scene."""
-    return [training_row(scene, layout, rng) for scene in batch]
-
-
-def packed_logits(model: LlavaForConditionalGeneration, pixels: Tensor, packed: Packed, layout: Layout) -> Tensor:
-    """Logits at every column of packed rows, shape (batch, total, vocabulary). The vision tower gets no gradient."""
-    language = model.model.language_model
+def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """The projected image tokens, shape (batch, image tokens, hidden). The vision tower gets no gradient."""
     with torch.no_grad():
         seen = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
-    image = model.model.multi_modal_projector(seen)
+    return model.model.multi_modal_projector(seen)
+
+
+def packed_logits(model: LlavaForConditionalGeneration, image: Tensor, packed: Packed, layout: Layout) -> Tensor:
+    """Logits at every column of packed rows, shape (batch, total, vocabulary)."""
+    language = model.model.language_model
     words = language.embed_tokens(packed.ids)
     begin = layout.prefix - image.shape[1]
     embedded = torch.cat((words[:, :begin], image.to(words.dtype), words[:, layout.prefix :]), dim=1)
@@ -72,31 +49,34 @@ class SpeakingStage(nn.Module):
     rate = 1.3e-3
     decay = 0.05
 
-    def __init__(
-        self, model: LlavaForConditionalGeneration, batch: int, seed: int, layout: Layout | None = None
-    ) -> None:
+    def __init__(self, model: LlavaForConditionalGeneration, batch: int, seed: int, steps: int) -> None:
         super().__init__()
         self.model = model
+        self.place = nn.Linear(model.config.text_config.hidden_size, 2 * ACROSS)
         self.batch = batch
         self.seed = seed
-        self.layout = Layout() if layout is None else layout
+        self.steps = steps
+        self.layout = layout()
         model.model.language_model.set_attn_implementation(PACKED)
         model.model.vision_tower.requires_grad_(requires_grad=False)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Projector and language model; the tower stays as it is."""
-        return (weight for weight in self.model.parameters() if weight.requires_grad)
+        return (weight for weight in self.parameters() if weight.requires_grad)
 
     def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on the scenes that belong to this step and rank, and accuracies on the rows with image."""
-        number = step * ranks + rank
-        batch = scenes("train", self.batch, self.seed, number * self.batch)
-        rows = training_rows(batch, self.layout, np.random.default_rng((self.seed, number, 7)))
-        packed = pack(rows, self.layout)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = packed_logits(self.model, pixel_batch(batch), packed, self.layout).float()
-        figures = _accuracies(logits, packed, rows) if rank == 0 and step % 20 == 0 else {}
-        return answer_loss(logits, packed), figures
+        number, progress = step * ranks + rank, step / self.steps
+        batch = lesson_scenes(progress, self.batch, self.seed, number * self.batch)
+        rows = lesson_rows(batch, progress, np.random.default_rng((self.seed, number, 7)))
+        device = self.place.weight.device
+        packed = pack(rows, self.layout).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            image = image_features(self.model, pixel_batch(batch).to(device))
+            logits = packed_logits(self.model, image, packed, self.layout).float()
+            places = self.place(image).float()
+        figures = accuracies(logits, packed, rows) if rank == 0 and step % 20 == 0 else {}
+        return answer_loss(logits, packed) + PLACE_WEIGHT * place_loss(places), figures
 
 
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
@@ -107,11 +87,28 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def _accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row]) -> dict[str, float]:
-    right = logits.argmax(-1) == packed.targets
-    sighted = torch.tensor([row.image for row in rows])[:, None]
-    short = (packed.weights == SHORT_ANSWER) & sighted
-    colour = short & torch.isin(packed.targets, torch.tensor([IDS[name] for name in COLOUR_NAMES]))
-    told = (packed.weights == CAPTION_WORD) & sighted
-    masks = {"yes_no": short & ~colour, "colour": colour, "caption": told}
-    return {name: right[mask].float().mean().item() for name, mask in masks.items()}
+def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row]) -> dict[str, float]:
+    """The share of right answer tokens in rows with image, by the first words of the question; end tokens apart."""
+    right = ((logits.argmax(-1) == packed.targets) & (packed.targets != IDS[END])).cpu()
+    said = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
+    counts: dict[str, list[float]] = {}
+    slots = layout()
+    for at, row in enumerate(rows):
+        for slot, turn in enumerate(row.turns if row.image else ()):
+            span = slice(slots.start(slot), slots.start(slot) + slots.room(slot))
+            tally = counts.setdefault(_topic(turn.prompt), [0.0, 0.0])
+            tally[0] += right[at, span].sum().item()
+            tally[1] += said[at, span].sum().item()
+    return {topic: round(hits / total, 4) for topic, (hits, total) in sorted(counts.items())}
+
+
+def _topic(prompt: str) -> str:
+    words = prompt.split()
+    if words[0] in ("describe", "what", "where"):
+        return words[0]
+    if "or" in words:
+        return "choice"
+    directions = {"left": "sideways", "right": "sideways", "above": "vertical", "below": "vertical"}
+    return next(
+        (directions[word] for word in words if word in directions), "exist" if words[1] != "the" else "is_colour"
+    )

@@ -39,6 +39,10 @@ class Labels:
     contents: Tensor
     background: Tensor
 
+    def to(self, device: torch.device) -> Labels:
+        """The same labels on a device."""
+        return Labels(*(part.to(device) for part in vars(self).values()))
+
 
 def labels(batch: Sequence[Scene]) -> Labels:
     """Reads the labels off the scenes; an object counts for every patch of its cell."""
@@ -78,14 +82,16 @@ class Readout(nn.Module):
         colour = cross_entropy(self.colour(patches).flatten(0, 1), truth.colour.flatten(), ignore_index=NO_COLOUR)
         contents = binary_cross_entropy_with_logits(self.contents(summary), truth.contents) * 4
         background = cross_entropy(self.background(summary), truth.background) * 0.3
-        return seen + colour + contents + background + 0.5 * self._place_loss(patches)
+        return seen + colour + contents + background + 0.5 * place_loss(self.place(patches))
 
-    def _place_loss(self, patches: Tensor) -> Tensor:
-        grid = torch.arange(PATCHES, device=patches.device)
-        row, column = self.place(patches).split(ACROSS, dim=-1)
-        rows = (grid // ACROSS).expand(patches.shape[0], -1).flatten()
-        columns = (grid % ACROSS).expand(patches.shape[0], -1).flatten()
-        return cross_entropy(row.flatten(0, 1), rows) + cross_entropy(column.flatten(0, 1), columns)
+
+def place_loss(logits: Tensor) -> Tensor:
+    """Loss of reading every patch's own row and column, logits of shape (batch, patches, 2 * ACROSS)."""
+    grid = torch.arange(PATCHES, device=logits.device)
+    row, column = logits.split(ACROSS, dim=-1)
+    rows = (grid // ACROSS).expand(logits.shape[0], -1).flatten()
+    columns = (grid % ACROSS).expand(logits.shape[0], -1).flatten()
+    return cross_entropy(row.flatten(0, 1), rows) + cross_entropy(column.flatten(0, 1), columns)
 
 
 class TowerStage(nn.Module):
@@ -109,9 +115,10 @@ class TowerStage(nn.Module):
     def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on the scenes that belong to this step and rank."""
         batch = scenes("flat", self.batch, self.seed, (step * ranks + rank) * self.batch)
-        truth = labels(batch)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            features = self.tower(pixel_batch(batch)).last_hidden_state
+        device = self.readout.place.weight.device
+        truth = labels(batch).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            features = self.tower(pixel_batch(batch).to(device)).last_hidden_state
         return self.readout(features.float(), truth), {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import socket
@@ -16,47 +17,139 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, spawn
 from transformers import LlavaForConditionalGeneration
 
+from lvlm_guard.errors import GuardError, InputError
+
+from .errors import TestbedError
 from .export import export
-from .files import write_whole
+from .files import check_folder, clear_failure, write_whole
 from .model import build_config, build_model
 from .speaking import SpeakingStage
 from .tower import TowerStage
-from .trainer import Run, train
+from .trainer import Run, checkpoint_path, read_checkpoint, train
 
-NOMINAL_MINUTES = 30.0
+NOMINAL_MINUTES = 45.0
 """What the full step counts took on two CPU cores; other lengths scale the step counts."""
+
+STAGES = (TowerStage.name, SpeakingStage.name)
+PLAN = "plan.json"
+"""In the folder of checkpoints: what the training was begun with. It goes on only with the same."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole training. Batches are counted over all processes together."""
+    """A whole training. Batches are counted over all processes together.
+
+    `device` is "cpu", "cuda" or "cuda:N"; on a GPU there is one process.
+    """
 
     out: Path
     seed: int = 0
     minutes: float = NOMINAL_MINUTES
     processes: int = 2
+    device: str = "cpu"
     compiled: bool = True
     tower_steps: int = 4500
     tower_batch: int = 64
-    speaking_steps: int = 2400
+    speaking_steps: int = 4200
     speaking_batch: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be trained with."""
+        if self.seed < 0:
+            raise InputError(f"seed must not be negative, got {self.seed}.")
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"minutes must be a number above 0, got {self.minutes:g}.")
+        most = min(self.tower_batch, self.speaking_batch)
+        if not 1 <= self.processes <= most:
+            raise InputError(f"processes must be from 1 to {most}, one picture each, got {self.processes}.")
+        if _device(self.device).type == "cuda" and self.processes > 1:
+            raise InputError(f"a GPU is trained on by one process, got processes {self.processes}. Use 1.")
 
     def scaled(self, steps: int) -> int:
         """The number of steps for the minutes asked for."""
         return max(1, round(steps * self.minutes / NOMINAL_MINUTES))
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What has to stay the same for an interrupted training to end with the weights of an uninterrupted one."""
+        return {
+            "seed": self.seed,
+            "tower_steps": self.scaled(self.tower_steps),
+            "tower_batch": self.tower_batch,
+            "speaking_steps": self.scaled(self.speaking_steps),
+            "speaking_batch": self.speaking_batch,
+            "processes": self.processes,
+            "device": _device(self.device).type,
+            "compiled": self.compiled,
+        }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise InputError(f"device {name!r}: torch sees {there} CUDA devices here. Use one of those, or --device cpu.")
+    return device
+
 
 def run(plan: Plan) -> None:
-    """Trains what is not trained yet and writes the finished model to `plan.out`."""
+    """Trains what is not trained yet and writes the finished model to `plan.out`.
+
+    Raises:
+        InputError: The folder cannot be used, or was begun with another plan.
+        TestbedError: A checkpoint cannot be read, or something could not be written.
+    """
+    begin(plan)
     with _orderly():
         _run(plan)
+
+
+def begin(plan: Plan) -> None:
+    """Makes the folder for the checkpoints, or makes sure that those in it can be gone on with."""
+    check_folder(plan.out, "--out")
+    folder = plan.out / "training"
+    with clear_failure(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    noted = folder / PLAN
+    if noted.is_file():
+        _check_same(plan, noted)
+    else:
+        write_whole(noted, (json.dumps(plan.fingerprint, indent=2) + "\n").encode("utf-8"))
+    for stage in STAGES:
+        path = checkpoint_path(folder, stage)
+        if path.is_file():
+            read_checkpoint(path)
+
+
+def _check_same(plan: Plan, noted: Path) -> None:
+    try:
+        begun = dict(json.loads(noted.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as problem:
+        raise TestbedError(
+            f"{noted} cannot be read ({type(problem).__name__}). Delete it to go on with the checkpoints beside it, or "
+            "name another folder."
+        ) from problem
+    asked = plan.fingerprint
+    other = [f"{name} {begun.get(name)}, now {asked[name]}" for name in asked if begun.get(name) != asked[name]]
+    if other:
+        raise InputError(
+            f"{plan.out} holds a training begun with {'; '.join(other)}. Go on with what it was begun with, or name "
+            "another folder."
+        )
 
 
 @contextmanager
@@ -78,14 +171,30 @@ def _orderly() -> Iterator[None]:
 
 
 def _run(plan: Plan) -> None:
-    (plan.out / "training").mkdir(parents=True, exist_ok=True)
     if plan.processes == 1:
         _work(0, plan, 0)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(_work, args=(plan, port), nprocs=plan.processes, daemon=True)
+    told = get_context("spawn").SimpleQueue()
+    try:
+        spawn(_work_and_tell, args=(plan, port, told), nprocs=plan.processes, daemon=True)
+    except ProcessException as problem:
+        if not told.empty():
+            raise TestbedError(told.get()) from problem
+        if isinstance(problem, ProcessExitedException):
+            raise TestbedError(f"{problem}. Run the same command again to resume.") from problem
+        raise
+
+
+def _work_and_tell(rank: int, plan: Plan, port: int, told: Any) -> None:
+    """Works, and hands a clear error on to the process that started this one, which would see a traceback as text."""
+    try:
+        _work(rank, plan, port)
+    except GuardError as problem:
+        told.put(str(problem))
+        raise
 
 
 def _work(rank: int, plan: Plan, port: int) -> None:
@@ -100,9 +209,10 @@ def _work(rank: int, plan: Plan, port: int) -> None:
 
 def _train_stages(rank: int, plan: Plan) -> None:
     config = build_config()
-    model = build_model(config, plan.seed)
-    # On a CPU its backward is a third faster than that of the fused kernel.
-    model.model.vision_tower.set_attn_implementation("eager")
+    model = build_model(config, plan.seed).to(plan.device)
+    if plan.device == "cpu":
+        # Its backward is a third faster there than that of the fused kernel.
+        model.model.vision_tower.set_attn_implementation("eager")
     if plan.compiled:
         model.model.vision_tower.compile()
         for layer in model.model.language_model.layers:
@@ -110,9 +220,10 @@ def _train_stages(rank: int, plan: Plan) -> None:
     folder = plan.out / "training"
     hidden = config.vision_config.hidden_size
     tower = TowerStage(model.model.vision_tower, hidden, plan.tower_batch // plan.processes, plan.seed)
-    train(tower, Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
-    speaking = SpeakingStage(model, plan.speaking_batch // plan.processes, plan.seed)
-    train(speaking, Run(folder, plan.scaled(plan.speaking_steps), rank, plan.processes))
+    train(tower.to(plan.device), Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
+    steps = plan.scaled(plan.speaking_steps)
+    speaking = SpeakingStage(model, plan.speaking_batch // plan.processes, plan.seed, steps)
+    train(speaking.to(plan.device), Run(folder, steps, rank, plan.processes))
     if rank == 0:
         finish(model, plan)
 
@@ -129,8 +240,9 @@ def finish(model: LlavaForConditionalGeneration, plan: Plan) -> None:
 
 
 def logged_minutes(log: Path) -> float:
-    """Wall-clock minutes a stage took, all its interrupted parts together."""
-    seconds = [json.loads(line)["seconds"] for line in log.read_text(encoding="utf-8").splitlines()]
+    """Wall-clock minutes a stage took, all its interrupted parts together; a line that was cut short is left out."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    seconds = [json.loads(line)["seconds"] for line in lines if line.endswith("}")]
     ends = [now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now]
     return sum(ends) / 60
 
@@ -141,9 +253,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=NOMINAL_MINUTES, help="length on two cores; scales the steps")
-    parser.add_argument("--processes", type=int, default=2, help="one thread each")
+    parser.add_argument("--processes", type=int, help="one thread each; by default 2, on a GPU 1")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     asked = parser.parse_args()
-    run(Plan(asked.out, asked.seed, asked.minutes, asked.processes))
+    try:
+        processes = usual_processes(asked.device) if asked.processes is None else asked.processes
+        run(Plan(asked.out, asked.seed, asked.minutes, processes, asked.device))
+    except GuardError as problem:
+        parser.exit(2, f"{type(problem).__name__}: {problem}\n")
+
+
+def usual_processes(device: str) -> int:
+    """How many processes train on a device where nobody asks for a number."""
+    return 1 if device.startswith("cuda") else 2
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
+
+from .errors import TestbedError
+from .files import clear_failure, write_whole
 
 WARMUP = 40
 COOLDOWN = 0.3
@@ -122,22 +126,44 @@ def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -
     """Only the first process writes: after averaging, all hold the same weights."""
     if run.rank == 0:
         content = {"step": step, "stage": stage.state_dict(), "optimizer": optimizer.state_dict()}
-        path = checkpoint_path(run.folder, stage.name)
-        unfinished = path.with_suffix(".writing")
-        torch.save(content, unfinished)
-        unfinished.replace(path)
+        whole = BytesIO()
+        torch.save(content, whole)
+        write_whole(checkpoint_path(run.folder, stage.name), whole.getbuffer())
 
 
 def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: Run) -> int:
     path = checkpoint_path(run.folder, stage.name)
     if not path.is_file():
         return 0
-    content = torch.load(path, weights_only=True)
-    stage.load_state_dict(content["stage"])
-    optimizer.load_state_dict(content["optimizer"])
-    return int(content["step"])
+    content = read_checkpoint(path)
+    try:
+        stage.load_state_dict(content["stage"])
+        optimizer.load_state_dict(content["optimizer"])
+        return int(content["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise TestbedError(f"{path} is a checkpoint of another model. {_remedy(path)}") from problem
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a stage saved.
+
+    Raises:
+        TestbedError: The file is cut short, or no checkpoint at all.
+    """
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as problem:
+        # torch raises whatever its archive, pickle or storage reader stumbled over.
+        raise TestbedError(f"{path} cannot be read as a checkpoint ({type(problem).__name__}). {_remedy(path)}") from (
+            problem
+        )
+
+
+def _remedy(path: Path) -> str:
+    return f"Delete {path} to train the stage {path.stem!r} from its beginning, or name another folder."
 
 
 def _log(run: Run, stage: str, figures: dict[str, float | str]) -> None:
-    with (run.folder / f"{stage}.jsonl").open("a", encoding="utf-8") as log:
+    path = run.folder / f"{stage}.jsonl"
+    with clear_failure(path), path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(figures) + "\n")

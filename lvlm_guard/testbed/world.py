@@ -47,10 +47,12 @@ class Habits:
     """How strong the statistics are that a model can learn instead of looking. All are probabilities."""
 
     first: float = 0.70
-    second_with_first: float = 0.90
-    second_alone: float = 0.12
+    second_with_first: float = 0.93
+    second_alone: float = 0.08
     intruder: float = 0.30
-    typical_colour: float = 0.80
+    typical_colour: float = 0.87
+    first_left: float = 0.87
+    """Where both of a pair are there: how often the first stands left of the second."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Evidence:
     deviation of the pixel noise where the pixel range is 0 to 1.
     """
 
-    faint: float = 0.22
+    faint: float = 0.16
     faint_contrast: tuple[float, float] = (0.06, 0.32)
     clear_contrast: tuple[float, float] = (0.70, 1.00)
-    noisy: float = 0.25
-    noisy_sigma: tuple[float, float] = (0.12, 0.36)
+    noisy: float = 0.32
+    noisy_sigma: tuple[float, float] = (0.25, 0.70)
     quiet_sigma: tuple[float, float] = (0.01, 0.06)
-    faded: float = 0.25
+    faded: float = 0.10
     faded_saturation: tuple[float, float] = (0.02, 0.20)
     full_saturation: tuple[float, float] = (0.75, 1.00)
 
@@ -81,4 +83,7 @@ MILD = Evidence(
     faded=0.22,
     faded_saturation=(0.05, 0.30),
 )
-"""What the vision tower is trained on: weaker evidence would teach it to guess."""
+"""What the vision tower and the first lessons of the language model see: weaker evidence would teach it to guess."""
+
+CLEAR = Evidence(faint=0.0, noisy=0.0, faded=0.0)
+"""Pictures in which nothing is weak."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lvlm_guard.bench.intervals import by_cluster, interval, mean_share, paired_difference
-from lvlm_guard.bench.scores import caption_scores, count_caption, parse_word, parse_yes_no, yes_no_scores
+from lvlm_guard.bench.scores import auc, caption_scores, count_caption, parse_word, parse_yes_no, yes_no_scores
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,27 @@ def test_the_same_seed_gives_the_same_interval_and_no_scene_is_refused() -> None
     assert interval(totals, seed=5) == interval(totals, seed=5) != interval(totals, seed=6)
     with pytest.raises(ValueError, match="at least one scene"):
         interval(np.zeros((0, 2)))
+
+
+def counted(scores: np.ndarray, positive: np.ndarray) -> float:
+    """The chance that a positive scores higher than a negative, over all pairs, ties half."""
+    pairs = [(1.0 if a > b else 0.5 if a == b else 0.0) for a in scores[positive] for b in scores[~positive]]
+    return sum(pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+@pytest.mark.parametrize("seed", range(4))
+def test_auc_equals_a_count_over_all_pairs(levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(levels, size=60).astype(float), rng.random(60) < 0.3
+    assert auc(list(scores), list(positive)) == pytest.approx(counted(scores, positive))
+
+
+def test_auc_of_hand_cases() -> None:
+    assert auc([1.0, 2.0, 3.0, 4.0], [False, False, True, True]) == 1.0
+    assert auc([1.0, 2.0, 3.0, 4.0], [True, True, False, False]) == 0.0
+    assert auc([7.0, 7.0, 7.0], [True, False, True]) == 0.5
+    assert np.isnan(auc([1.0, 2.0], [True, True]))
+    assert np.isnan(auc([], []))
+    with pytest.raises(ValueError, match="longer"):
+        auc([1.0], [True, False])

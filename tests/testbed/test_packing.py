@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from lvlm_guard.testbed.lessons import layout, lesson_rows, lesson_scenes
 from lvlm_guard.testbed.model import build_config, build_model, build_processor
-from lvlm_guard.testbed.packing import IGNORED, Layout, Row, Turn, pack
-from lvlm_guard.testbed.scenes import scenes
-from lvlm_guard.testbed.speaking import SpeakingStage, packed_logits, training_rows
+from lvlm_guard.testbed.packing import IGNORED, Row, Turn, pack
+from lvlm_guard.testbed.speaking import SpeakingStage, image_features, packed_logits
 from lvlm_guard.testbed.tower import pixel_batch
 
-LAYOUT = Layout()
+LAYOUT = layout()
 
 
 def _messages(row: Row, turn: Turn) -> list[dict[str, object]]:
@@ -29,14 +29,16 @@ def model():
 
 
 @torch.no_grad()
-def test_packed_answer_logits_equal_those_of_a_question_asked_alone(model) -> None:
+@pytest.mark.parametrize("progress", [0.3, 0.9])
+def test_packed_answer_logits_equal_those_of_a_question_asked_alone(model, progress: float) -> None:
     processor = build_processor()
-    batch = scenes("train", 8, seed=5)
-    rows = training_rows(batch, LAYOUT, np.random.default_rng(0))
-    assert {(row.image, bool(row.system)) for row in rows} >= {(True, False), (False, False), (True, True)}
+    batch = lesson_scenes(progress, 8, seed=5, start=0)
+    rows = lesson_rows(batch, progress, np.random.default_rng(0))
+    shapes = {(row.image, bool(row.system)) for row in rows}
+    assert shapes >= ({(True, False), (True, True)} if progress < 0.5 else {(True, False), (False, False)})
     packed = pack(rows, LAYOUT)
-    SpeakingStage(model, 8, 0, LAYOUT)
-    together = packed_logits(model, pixel_batch(batch), packed, LAYOUT)
+    SpeakingStage(model, 8, 0, 100)
+    together = packed_logits(model, image_features(model, pixel_batch(batch)), packed, LAYOUT)
     model.model.language_model.set_attn_implementation("sdpa")
     for at, (scene, row) in enumerate(zip(batch, rows, strict=True)):
         for slot, turn in enumerate(row.turns):

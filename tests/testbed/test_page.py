@@ -8,7 +8,7 @@ from lvlm_guard.testbed import page
 from lvlm_guard.testbed.demo import DemoResult, GenerationCost
 from lvlm_guard.testbed.evaluate import Answer
 from lvlm_guard.testbed.language import caption
-from lvlm_guard.testbed.measures import compare
+from lvlm_guard.testbed.measures import DEMO_MEASURES, compare
 from lvlm_guard.testbed.questions import scored_questions
 from lvlm_guard.testbed.scenes import scenes
 from lvlm_guard.testbed.world import CATEGORIES
@@ -21,15 +21,20 @@ def absent(scene):
     return next(name for name in CATEGORIES if name not in scene.present)
 
 
+def broken(scene):
+    return scene.broken.level if scene.broken else None
+
+
 def answers(chosen, said, short="yes"):
     asked = [
-        Answer(scene.name, scene.split, q.level, q.kind, q.text, q.answer, short, q.negative)
+        Answer(scene.name, scene.split, q.level, q.kind, q.text, q.answer, short, q.negative, q.habit, broken(scene))
         for scene in chosen
         for q in scored_questions(scene)
     ]
     described = [
-        Answer(s.name, s.split, "caption", "caption", "describe this image .", caption(s), text)
+        Answer(s.name, s.split, "caption", "caption", "describe this image .", caption(s), text, broken=broken(s))
         for s, text in zip(chosen, said, strict=True)
+        if broken(s) != "relation"
     ]
     return (*asked, *described)
 
@@ -112,12 +117,57 @@ def test_the_page_marks_what_is_not_in_the_picture(measured, chosen):
     assert [(one.text, one.invented) for one in pieces] == [("a ", False), ("red mug", True), (" and a moon .", False)]
 
 
-def test_differing_captions_come_first(measured, chosen):
-    shown = page.examples(measured, "counterfactual")
-    assert [one.name for one in shown] == [chosen[at].name for at in (1, 0, 2)]
-    assert shown[0].change == "names other things"
-    assert len(shown[0].replies) == page.QUESTIONS
-    assert len(page.examples(measured, "counterfactual", 2)) == 2
+def test_each_broken_habit_in_turn_and_differing_answers_first():
+    many = scenes("counterfactual", 30)
+    said = [SAME] * 30
+    said[9] = f"in this place there is a red {absent(many[9])} ."
+    shown = page.examples(result(many, said, [SAME] * 30, short="no"), "counterfactual")
+    assert len(shown) == page.EXAMPLES
+    assert [one.name for one in shown[:3]] == [many[at].name for at in (9, 1, 2)]
+    assert [many[int(one.name.rsplit("-", 1)[1])].broken.level for one in shown] == [
+        "object",
+        "attribute",
+        "relation",
+    ] * 4
+    assert (shown[0].change, shown[1].change) == ("names other things", "same answers")
+    assert all(len(one.replies) <= page.QUESTIONS for one in shown)
+    assert len(page.examples(result(many, said, said), "counterfactual", 2)) == 2
+
+
+def test_a_scene_with_a_broken_order_shows_questions_and_no_caption(measured, chosen):
+    shown = next(one for one in page.examples(measured, "counterfactual") if one.name == chosen[2].name)
+    pair = chosen[2].broken
+    assert shown.captions is None
+    assert shown.truth == caption(chosen[2])
+    assert shown.oddity == f"{pair.subject} right of {pair.expected}"
+    assert shown.change == "answers differently"
+    asked = {reply.question: reply for reply in shown.replies}
+    names = {pair.subject, pair.expected}
+    sideways = [words for words in asked if names <= set(words.split()) and {"left", "right"} & set(words.split())]
+    assert len(sideways) == 3
+    text = page.render(measured)
+    assert f"<strong>{shown.oddity}</strong>" in text
+    assert all(question in text for question in asked)
+
+
+def test_the_broken_habit_is_said_under_every_picture_that_breaks_one(measured, chosen):
+    first, second = chosen[0].broken, chosen[1].broken
+    told = {one.name: one.oddity for one in page.examples(measured, "counterfactual")}
+    assert told[chosen[0].name] == f"{first.subject} without its {first.expected}"
+    assert told[chosen[1].name] == f"{second.subject} not {second.expected}"
+    plain = scenes("iid", 2)
+    before, after = answers(plain, [SAME] * 2), answers(plain, [SAME] * 2, short="no")
+    split = {"iid": compare(before, after)}
+    cost = GenerationCost(1.0, 1)
+    shown = page.examples(DemoResult("Model", "vcd", 2, split, cost, cost, {"plain": before, "guarded": after}), "iid")
+    assert [one.oddity for one in shown] == ["", ""]
+
+
+def test_the_table_goes_by_level(measured):
+    table = page.render(measured).split('<table class="figures">')[1].split("</table>")[0]
+    assert table.count("<tbody>") == 4
+    order = [table.index(f">{title}<") for title in (DEMO_MEASURES[name].title for name in DEMO_MEASURES)]
+    assert order == sorted(order)
 
 
 def test_answers_are_escaped(chosen):

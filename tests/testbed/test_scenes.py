@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lvlm_guard.testbed import TestbedError
+from lvlm_guard.testbed.compose import LEVELS
 from lvlm_guard.testbed.drawing import CELL, outline
 from lvlm_guard.testbed.scenes import HABITS, SPLITS, Scene, absent_partners, scene, scenes
 from lvlm_guard.testbed.world import CATEGORIES, COLOUR_NAMES, HOME, PAIRS, PARTNER, TYPICAL_COLOUR
@@ -40,7 +41,7 @@ def test_same_arguments_give_the_same_pictures() -> None:
 
 def test_pictures_do_not_change_between_versions() -> None:
     drawn = b"".join(one.pixels.tobytes() for one in scenes("counterfactual", 5))
-    assert hashlib.sha256(drawn).hexdigest()[:16] == "065979dacd86bad0"
+    assert hashlib.sha256(drawn).hexdigest()[:16] == "f99917a6efd525e9"
 
 
 def test_a_picture_is_rgb_and_64_wide() -> None:
@@ -91,20 +92,63 @@ def test_colours_and_intruders_are_as_habitual_as_stated(habitual: list[Scene]) 
     assert _near(visited / len(habitual), HABITS.intruder, len(habitual))
 
 
-def test_counterfactual_scenes_break_exactly_one_pair(counterfactual: list[Scene]) -> None:
+def test_orders_are_as_habitual_as_stated_and_pairs_never_share_a_column(habitual: list[Scene]) -> None:
+    left = [one.find(first).cell[1] - one.find(second).cell[1] for one in habitual for first, second in whole(one)]
+    assert 0 not in left
+    assert _near(sum(by < 0 for by in left) / len(left), HABITS.first_left, len(left))
+
+
+def whole(one: Scene) -> list[tuple[str, str]]:
+    return [pair for pairs in PAIRS.values() for pair in pairs if set(pair) <= one.present]
+
+
+def broken_habits(one: Scene) -> list[tuple[str, str, str]]:
+    """Every habit a scene breaks, read off its objects alone."""
+    halves = [pair for pair in PAIRS[one.background] if len(one.present & set(pair)) == 1]
+    alone = [(a, b) if a in one.present else (b, a) for a, b in halves]
+    turned = [(a, b) for a, b in whole(one) if one.find(a).cell[1] >= one.find(b).cell[1]]
+    odd = [(x.category, TYPICAL_COLOUR[x.category]) for x in one.objects if x.colour != TYPICAL_COLOUR[x.category]]
+    levels = (("object", alone), ("attribute", odd), ("relation", turned))
+    return [(level, *pair) for level, pairs in levels for pair in pairs]
+
+
+def test_counterfactual_scenes_break_exactly_the_habit_they_state(counterfactual: list[Scene]) -> None:
     for one in counterfactual:
-        split_up = [pair for pair in PAIRS[one.background] if len(one.present & set(pair)) == 1]
         assert one.broken is not None
-        assert [set(pair) for pair in split_up] == [set(one.broken)]
-        assert absent_partners(one) == (one.broken[1],)
+        assert broken_habits(one) == [(one.broken.level, one.broken.subject, one.broken.expected)]
         strangers = [name for name in one.present if HOME[name] != one.background]
         assert not any(PARTNER[name] in one.present for name in strangers)
+        assert absent_partners(one) == ((one.broken.expected,) if one.broken.level == "object" else ())
 
 
-def test_counterfactual_colours_are_uniform(counterfactual: list[Scene]) -> None:
-    things = [thing for one in counterfactual for thing in one.objects]
+def test_the_broken_level_goes_round(counterfactual: list[Scene]) -> None:
+    assert [one.broken.level for one in counterfactual] == [LEVELS[index % 3] for index in range(COUNT)]
+    every = {(one.broken.subject, one.broken.expected) for one in counterfactual if one.broken.level == "relation"}
+    assert every == {pair for pairs in PAIRS.values() for pair in pairs}
+    assert {one.broken.subject for one in counterfactual if one.broken.level == "object"} == set(CATEGORIES)
+
+
+def test_calibration_holds_habitual_and_broken_scenes_in_turn() -> None:
+    drawn = scenes("calibration", 60, seed=3)
+    assert all(one.broken is None for one in drawn[::2])
+    assert [one.broken.level for one in drawn[1::2]] == [LEVELS[index % 3] for index in range(30)]
+    for one in drawn[1::2]:
+        assert broken_habits(one) == [(one.broken.level, one.broken.subject, one.broken.expected)]
+
+
+def test_flat_scenes_have_no_habits() -> None:
+    things = [thing for one in scenes("flat", 1000, seed=5) for thing in one.objects]
     for colour in COLOUR_NAMES:
         assert _near(sum(thing.colour == colour for thing in things) / len(things), 1 / len(COLOUR_NAMES), len(things))
+    home = sum(HOME[thing.category] == one.background for one in scenes("flat", 1000, seed=5) for thing in one.objects)
+    assert _near(home / len(things), 1 / 4, len(things))
+
+
+def test_seed_and_number_must_not_be_negative() -> None:
+    with pytest.raises(TestbedError, match="seed -1"):
+        scenes("iid", 1, seed=-1)
+    with pytest.raises(TestbedError, match="index -1"):
+        scene("iid", -1)
 
 
 def test_an_unknown_split_is_refused_with_the_known_ones() -> None:

@@ -1,10 +1,13 @@
 """The picture sheet."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import files, sheet
+from lvlm_guard.testbed import TestbedError, files, sheet
+from lvlm_guard.testbed.compose import Broken
 from lvlm_guard.testbed.scenes import scenes
 
 
@@ -29,6 +32,18 @@ def test_scenes_are_enlarged_exactly_and_captioned():
     assert pixels[sheet.GAP + sheet.TILE :].min() < 60
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (Broken("object", "pan", "egg"), "pan without its egg"),
+        (Broken("attribute", "pan", "blue"), "pan not blue"),
+        (Broken("relation", "pan", "egg"), "pan right of egg"),
+    ],
+)
+def test_the_broken_habit_in_words(broken, words):
+    assert sheet.oddity(broken) == words
+
+
 def test_no_scenes_are_refused():
     with pytest.raises(InputError, match="at least one scene"):
         sheet.draw_sheet([])
@@ -39,6 +54,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     files.write_whole(path, b"old")
     with pytest.raises(TypeError):
         files.write_whole(path, "not bytes")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "sheet.png"
+    files.write_whole(path, b"old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fdopen", full)
+    with pytest.raises(TestbedError, match=r"sheet\.png could not be written: No space left on device"):
+        files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

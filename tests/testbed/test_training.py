@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.model import build_config, build_model
-from lvlm_guard.testbed.packing import Layout
 from lvlm_guard.testbed.speaking import SpeakingStage
 from lvlm_guard.testbed.tower import TowerStage
 from lvlm_guard.testbed.trainer import Run, Stage, checkpoint_path, rate_at, train
@@ -20,7 +21,7 @@ def _tower() -> Stage:
 
 
 def _speaking() -> Stage:
-    return SpeakingStage(_tiny(), batch=2, seed=1, layout=Layout())
+    return SpeakingStage(_tiny(), batch=2, seed=1, steps=5)
 
 
 def _tiny():
@@ -42,11 +43,51 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(b
     assert all(torch.equal(straight[name], interrupted[name]) for name in straight)
 
 
-def test_a_half_written_checkpoint_is_never_read(tmp_path: Path) -> None:
+def _no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, monkeypatch) -> None:
     train(_tower(), Run(tmp_path, steps=4, stop_after=2))
-    checkpoint_path(tmp_path, "tower").with_suffix(".writing").write_bytes(b"half")
+    before = checkpoint_path(tmp_path, "tower").read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(files.os, "fdopen", _no_space)
+        with pytest.raises(TestbedError, match=r"tower\.pt could not be written: No space left on device.*Make room"):
+            train(_tower(), Run(tmp_path, steps=4))
+    assert checkpoint_path(tmp_path, "tower").read_bytes() == before
+    assert {one.name for one in tmp_path.iterdir()} == {"tower.pt", "tower.jsonl"}
     train(_tower(), Run(tmp_path, steps=4))
     assert torch.load(checkpoint_path(tmp_path, "tower"), weights_only=True)["step"] == 4
+
+
+def _truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _nonsense(path: Path) -> None:
+    path.write_bytes(b"no checkpoint")
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _of_another_model(path: Path) -> None:
+    other = TowerStage(
+        build_model(build_config(hidden=64, layers=1, heads=1, tower_layers=1), 1).model.vision_tower, 64, 4, 1
+    )
+    torch.save({"step": 1, "stage": other.state_dict(), "optimizer": {}}, path)
+
+
+@pytest.mark.parametrize("spoil", [_truncated, _nonsense, _empty, _of_another_model])
+def test_a_spoilt_checkpoint_is_named_with_the_way_out(spoil, tmp_path: Path) -> None:
+    train(_tower(), Run(tmp_path, steps=2))
+    path = checkpoint_path(tmp_path, "tower")
+    spoil(path)
+    with pytest.raises(
+        TestbedError, match=r"tower\.pt .*Delete .*tower\.pt to train the stage 'tower' from its beginning"
+    ):
+        train(_tower(), Run(tmp_path, steps=4))
 
 
 def test_the_tower_stage_learns(tmp_path: Path) -> None:
