@@ -99,7 +99,8 @@ def decoder(module: Any) -> nn.Module:
     for _ in range(3):
         if isinstance(getattr(found, "layers", None), nn.ModuleList):
             return found
-        found = next((part for name in ("model", "decoder") if (part := getattr(found, name, None)) is not None), None)
+        names = ("text_model", "language_model", "model", "decoder")
+        found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
     raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
 
 

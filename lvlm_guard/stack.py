@@ -85,10 +85,15 @@ class Stack:
         """Return the stack as plain values, accepted by `Stack.of`."""
         return {
             "stack": [
-                {"name": strategy_name(one), "params": dataclasses.asdict(one)}  # type: ignore[call-overload]
+                {"name": strategy_name(one), "params": _plain(dataclasses.asdict(one))}  # type: ignore[call-overload]
                 for one in self.strategies
             ]
         }
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as stack files hold them: paths are text there."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
 
 
 _READERS: dict[str, Any] = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}

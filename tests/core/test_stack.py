@@ -1,5 +1,7 @@
 """Stacks from everything a user may write, and errors that name the path and the nearest name."""
 
+import json
+
 import pytest
 from lvlm_guard_contrastive import M3ID, VCD
 
@@ -78,3 +80,10 @@ def test_broken_files(tmp_path, name, text, words):
 def test_a_missing_file(tmp_path):
     with pytest.raises(StackError, match="cannot be read"):
         Stack.of(tmp_path / "none.toml")
+
+
+def test_paths_are_text_in_a_stack_that_is_written_down():
+    stack = Stack.of([{"name": "adhh", "params": {"artefact": "heads.safetensors"}}])
+    told = json.loads(json.dumps(stack.to_dict()))
+    assert told["stack"][0]["params"]["artefact"] == "heads.safetensors"
+    assert Stack.of(told) == stack

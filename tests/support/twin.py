@@ -82,8 +82,9 @@ class Twin:
 
     @property
     def decoder(self) -> Any:
-        """The text model."""
-        return self.model.get_decoder()
+        """The text model; some versions give what holds it."""
+        found = self.model.get_decoder()
+        return found if hasattr(found, "layers") else found.text_model
 
     @property
     def depth(self) -> int:
