@@ -52,6 +52,7 @@ class Session:
         self._executor = executor
         self._plan = Plan()
         self._search: Search | None = None
+        self._prefixes = 0
         self.gen = _generation(request)
         self._ask = ask
 
@@ -102,6 +103,7 @@ class Session:
 
     def _prefix(self, branch: Branch | None) -> Prefix:
         """Run the prompt of main or of a branch once, nothing edited inside."""
+        self._prefixes += 1
         main = capture(self._generate, self._request.without_cache, self._settings)
         prepared = main if branch is None else self._prepare_branch(branch, main, self._encoded(main))
         return prefixes.run(prepared)
@@ -235,7 +237,7 @@ class Session:
             ),
             executor=scope.used if counts.steps else ("none" if not self._plan.branches else "prefill only"),
             reason=scope.reason or "no decode step was needed",
-            forwards=Forwards(float(counts.prefill), counts.decode / counts.steps if counts.steps else 0.0),
+            forwards=Forwards(float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0),
             rows_per_forward=1 + len(self._plan.branches) if scope.used == "batched" else 1,
             rows=prompt.shape[0],
             tokens=generated,

@@ -180,3 +180,10 @@ def test_vti_steers_a_request_without_image(tmp_path):
     text = without_image(inputs)
     plain, guarded = (call(**text, **settings).logits[0] for call in (model.generate, guard.generate))
     assert float((guarded - plain).abs().max()) > 0.1
+
+
+def test_the_report_counts_the_prefixes_of_vsv():
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, [VSV()])
+    guard.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert guard.report.forwards.prefill == 3
