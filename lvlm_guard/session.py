@@ -237,7 +237,9 @@ class Session:
             ),
             executor=scope.used if counts.steps else ("none" if not self._plan.branches else "prefill only"),
             reason=scope.reason or "no decode step was needed",
-            forwards=Forwards(float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0),
+            forwards=Forwards(
+                float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0
+            ),
             rows_per_forward=1 + len(self._plan.branches) if scope.used == "batched" else 1,
             rows=prompt.shape[0],
             tokens=generated,
