@@ -45,6 +45,14 @@ def keep_whole(cache: Any) -> None:
         if hasattr(layer, "sliding_window") and hasattr(layer, "activate_past_recording"):
             layer.activate_past_recording()
             layer.crop = types.MethodType(_cut, layer)
+            layer.update = types.MethodType(_update, layer)
+
+
+def _update(layer: Any, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Store everything, hand out the window: some versions hand out all that is stored, which their masks do not fit."""
+    stored = type(layer).update(layer, keys, values, *args, **kwargs)
+    visible = layer.sliding_window - 1 + keys.shape[-2]
+    return stored[0][..., -visible:, :], stored[1][..., -visible:, :]
 
 
 def _cut(layer: Any, amount: int) -> None:
