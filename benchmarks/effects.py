@@ -39,9 +39,9 @@ class Remembering:
         self._guard = guard
         self.tokenizer = guard.processor.tokenizer
 
-    def __call__(self, text: list[str], images: list[Any], **options: Any) -> Any:
-        """Model inputs of prompts with pictures."""
-        return self._guard.inputs(images=images, text=text, **{**options, "return_tensors": "pt"})
+    def __call__(self, text: list[str], images: list[Any], **_: Any) -> Any:
+        """Model inputs of prompts with pictures, padded by the guard."""
+        return self._guard.inputs(images=images, text=text)
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
         """As the processor's own."""

@@ -175,8 +175,12 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: 
     edited = edit.edit(before, view)
     if edited.shape != before.shape:
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")
-    kept = torch.where(where[..., None].to(hidden.device), edited.to(before), before)
+    kept = edited.to(before)
+    if not now.everywhere(edit.positions, edit.when):
+        kept = torch.where(where[..., None].to(hidden.device), kept, before)
     now.owner.note(edit, (kept != before).any())
+    if before.shape == hidden.shape:
+        return kept
     changed = hidden.clone()
     changed[rows] = kept
     return changed

@@ -133,6 +133,10 @@ class Pass:
             self._first[key, positions, when] = int(found[0]) if len(found) else self.new
         return self._first[key, positions, when]
 
+    def everywhere(self, positions: str, when: str) -> bool:
+        """Whether an edit applies to all positions of this forward, known without looking at the device."""
+        return self.new <= self.generated and positions != "image" and when != "prefill"
+
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
         where = self.positions(key, positions)
