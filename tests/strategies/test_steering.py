@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import pytest
 import torch
 from against_twin import ARCHITECTURES, check
-from lvlm_guard_reweighting import PAI
 from lvlm_guard_steering import VSV, VTI, Nullu
 from twin import Twin
 
