@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from against_twin import ARCHITECTURES, check
+from lvlm_guard_reweighting import PAI
 from lvlm_guard_steering import VSV, VTI, Nullu
 from twin import Twin
 
@@ -187,3 +188,23 @@ def test_the_report_counts_the_prefixes_of_vsv():
     guard = Guard(model, None, [VSV()])
     guard.generate(**inputs, max_new_tokens=2, do_sample=False)
     assert guard.report.forwards.prefill == 3
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("turn", [1, -1])
+def test_attention_and_hidden_edits_stack(tmp_path, architecture, turn):
+    """PAI's lifted scores and VTI's turned feed-forwards in one forward; the order of the stack changes nothing."""
+    path, tensors = made(tmp_path, "vti", architecture, tiny(architecture)[0])
+
+    def gold(model, inputs, prefix):
+        def lifted(layer, scores):
+            rows = torch.arange(scores.shape[-2]) >= twin.prompt - 1
+            return torch.where(rows[:, None] & twin.image, scores + 1.5 * scores.abs(), scores)
+
+        twin = Twin(
+            model, scores=lifted, mlp=lambda layer, _, y: turned(y, 0.1 * 6.0 * unit(tensors["decoder"][layer]))
+        )
+        return twin.next(inputs, prefix), Twin(model).next(inputs, prefix)
+
+    stack = [PAI(alpha=1.5, gamma=1.0, layers=(0, 1.0)), VTI(artefact=path, alpha_text=6.0, alpha_image=0.0)]
+    check(stack[::turn], gold, architecture)
