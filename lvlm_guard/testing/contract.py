@@ -9,20 +9,18 @@ class TestMine(StrategyContract):
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import threading
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard import anatomy
 from lvlm_guard.errors import GuardError, NoEffectWarning
 from lvlm_guard.guard import Guard
 from lvlm_guard.plugins import strategy_name
+from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side
 from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.tiny import inputs_for, tiny
 
@@ -87,12 +85,12 @@ class StrategyContract:
         """Weights, hooks, instance attributes and attention stay, after a call and after an exception inside it."""
         for model, inputs in self._models():
             _run(model, inputs, self.tokens)  # transformers leaves capture hooks of its own behind a first call
-            before = _fingerprint(model)
+            before = fingerprint(model)
             self._guarded(model, inputs)
-            assert _fingerprint(model) == before, f"{self._name}: the model is not what it was after a call"
-            with _exploding(model), _expecting_boom():
+            assert fingerprint(model) == before, f"{self._name}: the model is not what it was after a call"
+            with exploding(model):
                 self._guarded(model, inputs)
-            assert _fingerprint(model) == before, f"{self._name}: the model is not what it was after an exception"
+            assert fingerprint(model) == before, f"{self._name}: the model is not what it was after an exception"
 
     def test_rows_of_a_batch_do_not_see_each_other(self) -> None:
         """A left-padded batch of three equals three single runs."""
@@ -153,27 +151,13 @@ class StrategyContract:
     def test_two_threads_get_their_own_answers(self) -> None:
         """A guarded call beside plain ones on the same model."""
         for model, inputs in self._models():
-            if _shares_positions(model):
+            if shares_positions(model):
                 continue
-            plain = _run(model, inputs, self.tokens).sequences
-            guarded = self._guarded(model, inputs).sequences
-            answers: dict[str, list[bool]] = {"plain": [], "guarded": []}
-
-            def many(kind: str, expected: Tensor, call: Any, answers: dict[str, list[bool]] = answers) -> None:
-                answers[kind] += [torch.equal(call().sequences, expected) for _ in range(3)]
-
-            calls = [
-                ("plain", plain, lambda model=model, inputs=inputs: _run(model, inputs, self.tokens)),
-                ("guarded", guarded, lambda model=model, inputs=inputs: self._guarded(model, inputs)),
-            ]
-            threads = [threading.Thread(target=many, args=call) for call in calls]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert all(answers["plain"]), f"{self._name}: plain generate in another thread was disturbed"
-            assert all(answers["guarded"]), f"{self._name}: guarded generate was disturbed by another thread"
-            assert len(answers["guarded"]) == 3, f"{self._name}: the guarded thread died"  # noqa: PLR2004
+            side_by_side(
+                self._name,
+                plain=functools.partial(_run, model, inputs, self.tokens),
+                guarded=functools.partial(self._guarded, model, inputs),
+            )
 
     @property
     def _name(self) -> str:
@@ -251,54 +235,6 @@ def _distance(one: Tensor, other: Tensor, *, floor: bool = False) -> float:
         return 1.0
     alive = here & there
     return float((one - other)[alive].abs().max()) if bool(alive.any()) else 0.0
-
-
-def _fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    weights = hashlib.blake2b()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.detach().float().numpy().tobytes())
-    instances = [sorted(set(vars(part)) & {"forward", "generate", "_forward", "__call__"}) for part in model.modules()]
-    hooks = [
-        (len(part._forward_hooks), len(part._forward_pre_hooks))  # noqa: SLF001 - torch offers no other way to count
-        for part in model.modules()
-    ]
-    config: Any = model.config
-    return weights.hexdigest(), instances, hooks, config._attn_implementation, model.training  # noqa: SLF001 - as above
-
-
-def _shares_positions(model: nn.Module) -> bool:
-    """Whether this version keeps rope state on the module, so that not even plain generate runs in two threads."""
-    return hasattr(model, "_get_initial_cache_position") and bool(anatomy.rope_owners(model))
-
-
-class _BoomError(Exception):
-    pass
-
-
-@contextmanager
-def _exploding(model: nn.Module) -> Iterator[None]:
-    """Make the model raise in its third decoder forward."""
-    calls = []
-
-    def boom(*_: Any) -> None:
-        calls.append(1)
-        if len(calls) == 3:  # noqa: PLR2004 - in the middle of the decode
-            raise _BoomError
-
-    handle = model.get_decoder().register_forward_pre_hook(boom)  # type: ignore[operator]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _expecting_boom() -> Iterator[None]:
-    try:
-        yield
-    except _BoomError:
-        return
-    raise AssertionError("the exception inside the model did not come through")
 
 
 __all__ = ["StrategyContract", "Words", "left_padded", "ragged"]

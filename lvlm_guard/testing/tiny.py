@@ -97,17 +97,29 @@ def inputs_for(name: str, model: nn.Module, batch: int = 1, *, text: int = 6, se
     entry = ARCHITECTURES[name]
     draw = torch.Generator().manual_seed(seed)
     before, after = (torch.randint(5, 60, (batch, size), generator=draw) for size in (2, text))
-    image = torch.full((batch, entry.image_tokens), IMAGE_TOKEN)
-    if entry.fenced:
-        fence = image[:, :1]
-        image = torch.cat([fence * 0 + VISION_START, image, fence * 0 + VISION_END], dim=1)
+    image = torch.tensor([placeholders(name)] * batch)
     ids = torch.cat([before, image, after], dim=1)
     packed = len(entry.pixels) == 2  # noqa: PLR2004 - a matrix of patches
     shape = (batch * entry.pixels[0], *entry.pixels[1:]) if packed else (batch, *entry.pixels)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["pixel_values"] = torch.randn(shape, generator=draw)
-    inputs |= {key: _per_prompt(value, ids, batch) for key, value in entry.extra.items()}
-    accepted = inspect.signature(model.forward).parameters
+    pixels = torch.randn(shape, generator=draw)
+    return completed(name, ids, torch.ones_like(ids), pixels, model.forward)
+
+
+def placeholders(name: str) -> list[int]:
+    """Token ids that stand for the image in a prompt, with their fences."""
+    entry = ARCHITECTURES[name]
+    image = [IMAGE_TOKEN] * entry.image_tokens
+    return [VISION_START, *image, VISION_END] if entry.fenced else image
+
+
+def completed(
+    name: str, ids: Tensor, mask: Tensor, pixels: Tensor, forward: Callable[..., Any] | None = None
+) -> dict[str, Tensor]:
+    """Model inputs of prompts `[batch, length]` with one image each: what `forward` accepts, the class's own if None."""
+    entry = ARCHITECTURES[name]
+    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+    inputs |= {key: _per_prompt(value, ids, len(ids)) for key, value in entry.extra.items()}
+    accepted = inspect.signature(forward or getattr(transformers, entry.model_class).forward).parameters
     return {key: value for key, value in inputs.items() if key in accepted}
 
 

@@ -23,7 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*changed no logit.*")
 
 class TestNoise(StrategyContract):
     strategy = Transform(strength=1.0)
-    architectures = ("llava", "qwen2_vl")
 
 
 def pictures(count=2):

@@ -15,11 +15,10 @@ from gold import OLD, SUPPRESSED
 from lvlm_guard_search import OPERA, Rank
 from lvlm_guard_search.opera import over_trust
 from PIL import Image
-from toy_processor import toy_processor
 from twin import Twin
 
 from lvlm_guard import Guard, InputError, ModeRefused, ProcessorNeeded
-from lvlm_guard.testing import tiny
+from lvlm_guard.testing import TinyProcessor, tiny
 from lvlm_guard.testing.contract import Words, left_padded
 from lvlm_guard.testing.tiny import inputs_for
 
@@ -207,23 +206,6 @@ def pictures():
     return [Image.fromarray(draw.integers(0, 255, (30, 30, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-STOP = (17, 27, 30, 73, 112, 86)
-
-
-def sentences():
-    """A processor in which some tokens end a sentence."""
-    processor = toy_processor()
-    decode = processor.tokenizer.decode
-    ids = {f"w{token}": f"w{token}." for token in STOP}
-
-    def stopped(tokens, **options):
-        words = decode(tokens, **options).split()
-        return " ".join(ids.get(word, word) for word in words)
-
-    processor.tokenizer.decode = stopped
-    return processor
-
-
 def liked(picture, texts):
     """A score that depends on picture and words alone."""
     shade = float(np.asarray(picture).mean())
@@ -234,9 +216,9 @@ RANK = Rank(scorer=liked, temperature=2.0, top_k=8, max_candidates=3, alpha=0.3,
 PROMPTS = ["a <image> b", "a b c <image> d e f", "<image> a"]
 
 
-def ranked(strategy, shown, prompts, tokens=8, **settings):
-    model, _ = tiny("llava")
-    guard = Guard(model, sentences(), [strategy])
+def ranked(strategy, shown, prompts, tokens=8, architecture="llava", **settings):
+    model, _ = tiny(architecture)
+    guard = Guard(model, TinyProcessor(architecture), [strategy])
     inputs = guard.inputs(images=shown, text=prompts)
     base = {"max_new_tokens": tokens, "suppress_tokens": SUPPRESSED, "eos_token_id": 59, "pad_token_id": 0}
     output = guard.generate(**inputs, **(base | settings))
@@ -268,20 +250,21 @@ def naive_rank(model, inputs, picture, tokenizer, limit):
     return answer, len(scores)
 
 
-def test_rank_is_its_twin():
+@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl"] if OLD else ARCHITECTURES)  # as above
+def test_rank_is_its_twin(architecture):
     shown = pictures()
-    model, _, got = ranked(RANK, shown, PROMPTS)
-    processor, rounds = sentences(), []
+    model, _, got = ranked(RANK, shown, PROMPTS, architecture=architecture)
+    processor, rounds = TinyProcessor(architecture), []
     for row in range(3):
-        single = processor(images=[shown[row]], text=[PROMPTS[row]], return_tensors="pt")
+        single = processor(images=[shown[row]], text=[PROMPTS[row]])
         wanted, said = naive_rank(model, single, shown[row], processor.tokenizer, 8)
         rounds.append(said)
         assert got[row].tolist() == (wanted + [0] * 8)[: got.shape[1]]
-        alone = ranked(RANK, shown[row : row + 1], PROMPTS[row : row + 1])[2][0]
+        alone = ranked(RANK, shown[row : row + 1], PROMPTS[row : row + 1], architecture=architecture)[2][0]
         assert alone.tolist() == wanted
-    print(f"sentences: {rounds}")
+    print(f"{architecture}: sentences {rounds}")
     assert OLD or max(rounds) > 1  # versions draw other random weights
-    other = ranked(Rank(**{**vars(RANK), "beta": 0.0}), shown, PROMPTS)[2]
+    other = ranked(Rank(**{**vars(RANK), "beta": 0.0}), shown, PROMPTS, architecture=architecture)[2]
     assert got.shape != other.shape or not torch.equal(got, other)
 
 
@@ -305,7 +288,7 @@ def raising(picture, texts):
 def test_a_bad_scorer_is_named(scorer, message):
     begun = time.monotonic()
     model, _ = tiny("llava")
-    guard = Guard(model, sentences(), [Rank(scorer=scorer, timeout=0.1)])
+    guard = Guard(model, TinyProcessor("llava"), [Rank(scorer=scorer, timeout=0.1)])
     inputs = guard.inputs(images=pictures()[0], text="a <image> b")
     with pytest.raises(InputError, match=message):
         guard.generate(**inputs, max_new_tokens=3, suppress_tokens=SUPPRESSED)
@@ -324,4 +307,4 @@ def test_a_scorer_may_be_an_import_path():
 def test_rank_needs_pictures():
     model, inputs = tiny("llava")
     with pytest.raises(ProcessorNeeded, match=r"guard\.inputs"):
-        Guard(model, sentences(), [RANK]).generate(**inputs, max_new_tokens=2)
+        Guard(model, TinyProcessor("llava"), [RANK]).generate(**inputs, max_new_tokens=2)

@@ -1,0 +1,253 @@
+"""The contract of strategies that own the loop, the prompt or the finished answer: tokens instead of logits.
+
+```python
+class TestMine(SequenceContract):
+    strategy = Mine()
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor, nn
+from transformers.generation import BaseStreamer
+
+from lvlm_guard.edits import Branch
+from lvlm_guard.errors import GuardError, NoEffectWarning
+from lvlm_guard.generation import Generation
+from lvlm_guard.guard import Guard
+from lvlm_guard.hookspecs import hookimpl
+from lvlm_guard.plugins import is_marked, strategy_name
+from lvlm_guard.report import Report, sequences
+from lvlm_guard.terms import Contrast
+from lvlm_guard.testing.contract import FORBIDDEN
+from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side
+from lvlm_guard.testing.processing import TinyProcessor
+from lvlm_guard.testing.tiny import tiny
+
+TEXTS = ("w9 <image> w21 w33", "w8 w40 <image> w7 w12 w13 w50 w51", "<image> w30")
+CELLS, SIDE = 8, 32
+END, SHORTEST = 7, 3
+ALONE = (0,)
+ALL = (0, 1, 2)
+
+
+def pictures(count: int = len(TEXTS)) -> list[Image.Image]:
+    """Pictures of coarse random cells, which stay different when they are made small."""
+    draw = np.random.default_rng(0)
+    drawn = [Image.fromarray(draw.integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)) for _ in range(count)]
+    return [one.resize((SIDE, SIDE), Image.Resampling.NEAREST) for one in drawn]
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """A contrast with the negative of the picture, to stand in a stack beside what is tested."""
+
+    name: ClassVar[str] = "beside"
+
+    weight: float = 0.7
+
+    @hookimpl
+    def branches(self, gen: Generation) -> Iterable[Branch]:  # noqa: ARG002 - a hook's signature is fixed
+        """The negative."""
+        yield Branch("negative", pixels=_negative)
+
+    @hookimpl
+    def terms(self, gen: Generation) -> Iterable[Contrast]:  # noqa: ARG002 - as above
+        """Away from it."""
+        yield Contrast("negative", self.weight)
+
+
+class SequenceContract:
+    """What holds for every strategy that searches, edits the prompt or revises, checked on tiny models in fp32.
+
+    The prompts come with pictures, through `guard.inputs`. Set `strategy`, at settings that matter on a tiny model; set
+    `neutral`, `architectures`, `baseline` (generate's settings that are plain beside it), `explosions` (decoder forwards
+    in which the model raises), or override `guard` where needed.
+    """
+
+    strategy: ClassVar[Any]
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    architectures: ClassVar[tuple[str, ...]] = ("llava", "qwen2_vl", "gemma3")
+    tokens: ClassVar[int] = 6
+    baseline: ClassVar[Mapping[str, Any]] = {}
+    explosions: ClassVar[tuple[int, ...]] = (3,)
+    companion: ClassVar[Any] = Beside()
+
+    def guard(self, architecture: str, model: nn.Module, *strategies: Any, **options: Any) -> Any:
+        """Build the guard under test."""
+        return Guard(model, TinyProcessor(architecture), list(strategies), **options)
+
+    def test_it_visibly_changes_the_tokens(self) -> None:
+        """Some token of three answers differs from plain generate's."""
+        for name, model in self._models():
+            plain = self._plain(name, model, ALL, **self.baseline)
+            guarded = self._new(name, model, ALL)
+            assert not _same(plain, guarded), f"{self._name}: {name} says the same, a test on it has no power"
+
+    def test_neutral_is_plain_and_refuses_nothing(self) -> None:
+        """At its neutral value every mode of generate works, and gives plain generate's tokens."""
+        modes: tuple[dict[str, Any], ...] = (
+            {"return_dict_in_generate": True, "output_logits": True, "output_scores": True},
+            {"num_beams": 3, "num_return_sequences": 2},
+            {"do_sample": True, "num_return_sequences": 2},
+            {"use_cache": False},
+        )
+        for name, model in self._models():
+            for mode in modes:
+                plain, guarded = self._seeded(name, model, mode)
+                assert torch.equal(plain, guarded), f"{self._name}: {name} {mode} neutral changes tokens"
+            heard = [_Heard(), _Heard()]
+            self._plain(name, model, ALONE, streamer=heard[0])
+            self._new(name, model, ALONE, self._at_neutral(), streamer=heard[1])
+            assert heard[0].tokens == heard[1].tokens, f"{self._name}: {name} neutral streams other tokens"
+
+    def test_the_model_is_left_as_it_was(self) -> None:
+        """Weights, hooks, instance attributes and attention stay, after a call and after exceptions inside it."""
+        for name, model in self._models():
+            self._plain(name, model, ALONE)  # transformers leaves capture hooks of its own behind a first call
+            before = fingerprint(model)
+            self._new(name, model, ALONE)
+            assert fingerprint(model) == before, f"{self._name}: the model is not what it was after a call"
+            for at in self.explosions:
+                with exploding(model, at):
+                    self._new(name, model, ALONE)
+                assert fingerprint(model) == before, f"{self._name}: the model is not what it was after an exception"
+
+    def test_rows_of_a_batch_do_not_see_each_other(self) -> None:
+        """A left-padded batch of three equals three single runs."""
+        for name, model in self._models():
+            together = self._new(name, model, ALL)
+            for row in ALL:
+                alone = self._new(name, model, (row,))
+                assert _same(alone, together[row : row + 1]), f"{self._name}: {name} row {row} differs inside a batch"
+
+    def test_executors_agree_beside_a_branch(self) -> None:
+        """With a branch of another strategy, one batch and a cache per branch give the same tokens."""
+        for name, model in self._models():
+            stack = (self.strategy, self.companion)
+            batched, report = self._reported(name, model, ALL, *stack)
+            assert report.executor == "batched", f"{self._name}: {name} ran {report.executor}: {report.reason}"
+            sequential = self._new(name, model, ALL, *stack, executor="sequential")
+            assert _same(batched, sequential), f"{self._name}: {name} executors give other tokens"
+            visible = not _same(batched, self._new(name, model, ALL))
+            assert visible, f"{self._name}: {name} the branch beside it does nothing, a test on it has no power"
+
+    def test_the_same_call_gives_the_same_tokens(self) -> None:
+        """Two calls are equal, whatever the global random state, which they leave alone."""
+        for name, model in self._models():
+            first = self._new(name, model, ALL)
+            torch.manual_seed(1234)
+            torch.randn(7)
+            before = torch.get_rng_state()
+            assert _same(first, self._new(name, model, ALL)), f"{self._name}: {name} a repeated call differs"
+            assert torch.equal(before, torch.get_rng_state()), f"{self._name}: {name} draws from the global generator"
+
+    def test_a_forbidden_token_stays_forbidden(self) -> None:
+        """Bad words never come; the end comes not before `min_new_tokens`, unless answers are revised."""
+        for name, model in self._models():
+            answers = self._plain(name, model, ALL), self._new(name, model, ALL)
+            banned = {0, *torch.cat([one[:, :1].flatten() for one in answers]).tolist()} - {END}
+            limits: dict[str, Any] = {"bad_words_ids": [[one] for one in banned], "min_new_tokens": SHORTEST}
+            new = self._new(name, model, ALL, eos_token_id=END, pad_token_id=END, **limits)
+            assert new.numel(), f"{self._name}: {name} says nothing at all, a test on it has no power"
+            came = banned.union(FORBIDDEN) & set(new.flatten().tolist())
+            assert not came, f"{self._name}: {name} the banned tokens {came} came"
+            if not is_marked(getattr(self.strategy, "finish", None)):
+                assert not (new[:, :SHORTEST] == END).any(), f"{self._name}: {name} ended before min_new_tokens"
+
+    def test_two_threads_get_their_own_answers(self) -> None:
+        """A guarded call beside plain ones on the same model."""
+        for name, model in self._models():
+            if not shares_positions(model):
+                side_by_side(
+                    self._name,
+                    plain=functools.partial(self._plain, name, model, ALONE),
+                    guarded=functools.partial(self._new, name, model, ALONE),
+                )
+
+    @property
+    def _name(self) -> str:
+        return strategy_name(self.strategy)
+
+    def _models(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, tiny(name)[0]) for name in self.architectures)
+
+    def _at_neutral(self) -> Any:
+        """The strategy at its neutral value."""
+        neutral = self.neutral or getattr(self.strategy, "neutral", None)
+        if not neutral:
+            raise GuardError(f"{self._name}: name the neutral values, neutral = {{'rounds': 0}}.")
+        return dataclasses.replace(self.strategy, **neutral)
+
+    def _seeded(self, name: str, model: nn.Module, mode: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Plain and neutral tokens in a mode, from the same random state."""
+        torch.manual_seed(0)
+        plain = self._plain(name, model, ALL, **mode)
+        torch.manual_seed(0)
+        return plain, self._new(name, model, ALL, self._at_neutral(), **mode)
+
+    def _plain(self, name: str, model: Any, rows: Sequence[int], **settings: Any) -> Tensor:
+        """New tokens `[rows, tokens]` of the model alone."""
+        inputs = _shown(self.guard(name, model), rows)
+        return _tokens(model.generate, inputs, self.tokens, settings)
+
+    def _new(self, name: str, model: nn.Module, rows: Sequence[int], *stack: Any, **settings: Any) -> Tensor:
+        """New tokens `[rows, tokens]` of a guarded call; without a stack, the strategy's own."""
+        return self._reported(name, model, rows, *stack, **settings)[0]
+
+    def _reported(
+        self, name: str, model: nn.Module, rows: Sequence[int], *stack: Any, executor: str = "auto", **settings: Any
+    ) -> tuple[Tensor, Report]:
+        """The same with the report."""
+        guard = self.guard(name, model, *(stack or (self.strategy,)), executor=executor)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            return _tokens(guard.generate, _shown(guard, rows), self.tokens, settings), guard.report
+
+
+class _Heard(BaseStreamer):
+    """A streamer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        """Keep tokens."""
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        """Nothing follows."""
+
+
+def _negative(pixels: Tensor, _: Generator) -> Tensor:
+    return -pixels
+
+
+def _shown(guard: Any, rows: Sequence[int]) -> Any:
+    """Inputs of some of the prompts, with their pictures."""
+    shown = pictures()
+    return guard.inputs(images=[shown[row] for row in rows], text=[TEXTS[row] for row in rows])
+
+
+def _tokens(generate: Any, inputs: Any, tokens: int, settings: Mapping[str, Any]) -> Tensor:
+    base = {"max_new_tokens": tokens, "do_sample": False, "suppress_tokens": list(FORBIDDEN), **settings}
+    return sequences(generate(**inputs, **base))[:, inputs["input_ids"].shape[1] :]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal tokens, padding behind the shorter one set aside."""
+    length = min(one.shape[1], other.shape[1])
+    rest = torch.cat([one[:, length:].flatten(), other[:, length:].flatten()])
+    return torch.equal(one[:, :length], other[:, :length]) and not bool(rest.any())
+
+
+__all__ = ["Beside", "SequenceContract", "pictures"]
