@@ -7,11 +7,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from against_twin import ARCHITECTURES, check
 from gold import SUPPRESSED
 from lvlm_guard_augmentation import Evidence, Revise, Transform
 from lvlm_guard_augmentation.revise import without
 from PIL import Image
 from toy_processor import toy_processor
+from twin import Twin
 
 from lvlm_guard import Guard, InputError, ProcessorNeeded
 from lvlm_guard.images import generator_for
@@ -196,3 +198,17 @@ def test_revise_asks_the_guarded_model_and_ends_the_answer():
     inputs = guard.inputs(images=pictures(), text=PROMPTS)
     got = guard.generate(**inputs, max_new_tokens=4, do_sample=False, suppress_tokens=SUPPRESSED)
     assert torch.equal(got, plain)  # a random model never says no
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_noise_is_noise_on_the_pixels(architecture):
+    def noised(inputs):
+        pixels = inputs["pixel_values"]
+        tile = pixels.reshape(16, 3, 2, 16) if architecture == "qwen2_vl" else pixels[0]  # patches: channels, frames
+        noise = torch.randn(tile.shape, generator=generator_for(tile, 4))
+        return {**inputs, "pixel_values": (tile + noise).reshape(pixels.shape)}
+
+    def gold(model, inputs, prefix):
+        return Twin(model).next(noised(inputs), prefix), Twin(model).next(inputs, prefix)
+
+    check([Transform(kind="noise", strength=1.0, seed=4)], gold, architecture)
