@@ -238,7 +238,7 @@ def _staged(
             chosen[list(edit.heads)] = True
             kept = kept & chosen[None, :, None, None]
         kept_or_not = torch.where(kept, edited, tensor)
-        call.now.owner.note(edit, (kept_or_not != tensor).any())
+        call.now.owner.note(edit, tensor, kept_or_not)
         tensor = kept_or_not
     return tensor
 

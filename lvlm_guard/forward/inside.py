@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,10 +62,12 @@ class Inside:
         """Whether there is nothing to do."""
         return not (self.attention or self.probes or self.hidden or self.readouts)
 
-    def note(self, edit: Any, changed: Tensor) -> None:
-        """Remember on the device whether an edit ever changed anything."""
+    def note(self, edit: Any, before: Tensor, after: Tensor) -> None:
+        """Remember on the device whether an edit ever changed anything; a CPU is asked no more once it did."""
         known = self._changed.get(id(edit))
-        self._changed[id(edit)] = changed if known is None else known | changed
+        if known is None or known.device.type != "cpu" or not known:
+            changed = (after != before).any()
+            self._changed[id(edit)] = changed if known is None else known | changed
 
     def touched(self, edits: Sequence[Any]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
@@ -88,18 +90,21 @@ class Inside:
             return {}
         if (last := now.hidden.get(len(self.layers))) is not None:
             self.lens.check(last[:, -keep:], logits[:, -keep:])
-        found: dict[tuple[int, bool], Tensor] = {}
-        for normed in {one.final_norm for one in self.readouts}:
-            asked = [one for one in self.readouts if one.final_norm is normed]
-            wanted = {index for one in asked for index in readout_layers(one, len(self.layers))}
-            if normed:
-                found.update({(index, True): now.online[index][:, -keep:] for index in wanted & now.online.keys()})
-            layers = sorted(index for index in wanted if (index, normed) not in found)
-            if not layers:
-                continue
+        found = {key: logits[:, -keep:] for key, logits in now.beside.items()}
+        found.update({(index, True): one[:, -keep:] for index, one in now.online.items()})
+        for normed, layers in self._unread(found):
             read = self.lens.logits([now.hidden[index][:, -keep:] for index in layers], final_norm=normed)
             found.update({(index, normed): one for index, one in zip(layers, read, strict=True)})
         return found
+
+    def _unread(self, found: Container[tuple[int, bool]]) -> Iterator[tuple[bool, list[int]]]:
+        """Layers wanted that are not among what was found, apart with and without the final norm."""
+        for normed in (False, True):
+            asked = [one for one in self.readouts if one.final_norm is normed]
+            wanted = {index for one in asked for index in readout_layers(one, len(self.layers))}
+            layers = sorted(index for index in wanted if (index, normed) not in found)
+            if layers:
+                yield normed, layers
 
     def _hooks(self) -> Iterator[Any]:
         yield from self._editing_hooks()
@@ -109,6 +114,38 @@ class Inside:
                     yield self.layers[index - 1].register_forward_hook(self._capture(index))
                 else:
                     yield self.layers[0].register_forward_pre_hook(self._capture_embeddings(), with_kwargs=True)
+            yield self.lens.head.register_forward_pre_hook(self._join_head)
+            yield self.lens.head.register_forward_hook(self._split_head)
+
+    def _join_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Let the head read inner layers along with the last one: its weights are read once, not twice."""
+        now, given = self._mine(MAIN), args[0] if args else None
+        if now is None or self.lens is None or not isinstance(given, Tensor) or given.ndim != 3:  # noqa: PLR2004
+            return None  # the lens itself asks with four dimensions
+        if now.joined or given.shape[1] != now.predicting or not self.lens.layers <= now.hidden.keys():
+            return None
+        inner = [
+            self.lens.stacked([now.hidden[index] for index in layers], final_norm=normed).flatten(0, 1)
+            for normed, layers in self._unread({(index, True) for index in now.online})
+        ]
+        if not inner:
+            return None
+        now.joined = given.shape[0]
+        return (torch.cat([given, *(one.to(given) for one in inner)]), *args[1:])
+
+    def _split_head(self, _: nn.Module, __: Any, logits: Tensor) -> Any:
+        """Give the model its own rows back and keep those of inner layers."""
+        now = self._mine(MAIN)
+        if now is None or self.lens is None or not now.joined or now.beside:
+            return None
+        keys = [
+            (index, normed)
+            for normed, layers in self._unread({(index, True) for index in now.online})
+            for index in layers
+        ]
+        inner = self.lens.scaled(logits[now.joined :]).unflatten(0, (len(keys), -1))
+        now.beside.update(zip(keys, inner, strict=True))
+        return logits[: now.joined]
 
     def _editing_hooks(self) -> Iterator[Any]:
         for edit in self.hidden:
@@ -178,7 +215,7 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: 
     kept = edited.to(before)
     if not now.everywhere(edit.positions, edit.when):
         kept = torch.where(where[..., None].to(hidden.device), kept, before)
-    now.owner.note(edit, (kept != before).any())
+    now.owner.note(edit, before, kept)
     if before.shape == hidden.shape:
         return kept
     changed = hidden.clone()

@@ -50,8 +50,11 @@ class Pass:
     owner: Any = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     online: dict[int, Tensor] = field(default_factory=dict)
+    beside: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    joined: int = 0
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict)
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict)
+    _edited: dict[tuple[Hashable, str, str], Tensor] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:
@@ -139,10 +142,12 @@ class Pass:
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
-        where = self.positions(key, positions)
-        if when != "both":
-            where = where & self.positions(key, "prompt" if when == "prefill" else "own")
-        return where[:, -self.new :]
+        if (key, positions, when) not in self._edited:
+            where = self.positions(key, positions)
+            if when != "both":
+                where = where & self.positions(key, "prompt" if when == "prefill" else "own")
+            self._edited[key, positions, when] = where[:, -self.new :]
+        return self._edited[key, positions, when]
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class Lens:
         norm = anatomy.final_norm(module)
         if head is None or norm is None:
             raise ModelRefused(f"{type(module).__name__} shows no head or no final norm, so layers cannot be read out.")
-        self._head: nn.Module = head
+        self.head: nn.Module = head
         self._norm: nn.Module = norm
 
     def captured(self, depth: int) -> list[int]:
@@ -43,9 +43,12 @@ class Lens:
 
     def logits(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """Logits `[layers, rows, positions, vocab]` of hidden states `[rows, positions, hidden]`, one head product."""
+        return self.scaled(self.head(self.stacked(hidden, final_norm=final_norm)))
+
+    def stacked(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
+        """What the head reads, `[layers, rows, positions, hidden]`."""
         stacked = torch.stack(list(hidden))
-        stacked = self._norm(stacked) if final_norm else stacked
-        return self._scaled(self._head(stacked))
+        return self._norm(stacked) if final_norm else stacked
 
     def check(self, last: Tensor, logits: Tensor) -> None:
         """Refuse a model whose last layer, read this way, is not what it says itself; once for each model.
@@ -62,7 +65,7 @@ class Lens:
             )
         _checked.add(self._module)
 
-    def _scaled(self, logits: Tensor) -> Tensor:
+    def scaled(self, logits: Tensor) -> Tensor:
         """What some models do between head and logits, by the names their configs give it."""
         config: Any = self._module.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
         if (scale := getattr(config, "logit_scale", None)) is not None:

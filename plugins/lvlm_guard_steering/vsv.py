@@ -6,13 +6,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
 
 NO_IMAGE = Branch(("no image",), image="removed")
 FAINT = 1e-3
 """A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class VSV:
         with_image = gen.prefix(None).hidden
         added = with_image - gen.prefix(NO_IMAGE).hidden
         felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
-        gen.rows.put(self.name, added * felt)
+        gen.rows.put(self.name, normalize(added, dim=-1) * felt)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -53,8 +54,10 @@ class VSV:
             yield HiddenEdit("mlp", self._turned)
 
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
-        hidden, direction = hidden.float(), view.gen.rows[self.name][:, view.layer, None]
-        weight = self.strength * (1 + cosine_similarity(hidden, -direction, dim=-1).clamp(min=0))
-        moved = normalize(hidden, dim=-1) + weight[..., None] * normalize(direction, dim=-1)
-        kept: Tensor = hidden.norm(dim=-1, keepdim=True) * normalize(moved, dim=-1)
+        """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
+        hidden, unit = hidden.float(), view.gen.rows[self.name][:, view.layer, None]
+        size = hidden.norm(dim=-1, keepdim=True)
+        pull = size - (hidden @ unit.mT).clamp(max=0)
+        moved = hidden + self.strength * pull * unit
+        kept: Tensor = moved * (size / moved.norm(dim=-1, keepdim=True).clamp(min=TINY))
         return kept

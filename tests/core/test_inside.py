@@ -208,6 +208,25 @@ def test_readouts(architecture, normed):
     check([Does(reads=(readout,), says=says)], gold, architecture)
 
 
+@pytest.mark.parametrize("branches", [(), (Branch("no image", image="removed"),)])
+def test_inner_layers_are_read_along_with_the_last_one(branches):
+    """One head product per decode step: a second one would read its weights again."""
+    model, inputs = tiny("llava")
+    readouts = (Readout((1, 2)), Readout((0, 2), final_norm=False))
+
+    def says(gen):
+        return [Mix(one, 0.1) for readout in readouts for one in gen.readouts(readout)]
+
+    guard = Guard(model, None, [Does(reads=readouts, says=says, splits=branches)])
+    guard.generate(**inputs, max_new_tokens=2, do_sample=False)
+    rows = []
+    with model.get_output_embeddings().register_forward_hook(lambda _, args, __: rows.append(args[0].shape[0])):
+        guard.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    batch = inputs["input_ids"].shape[0]
+    decode = batch * (1 + len(branches)) + 4 * batch
+    assert rows[-3:] == [decode] * 3
+
+
 def test_nothing_is_left_of_any_of_it():
     model, inputs = tiny("llava")
     config = model.get_decoder().config
