@@ -30,6 +30,8 @@ from lvlm_guard.testbed.scenes import Scene, scenes
 DISTRIBUTION = "lvlm-guard"
 SHOWN = ("object", "attribute", "relation", "caption", "caption_recall")
 DEMONSTRATIONS = 50
+SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
+"""The bundled model itself says how much the picture speaks for a sentence."""
 
 
 class Remembering:
@@ -60,7 +62,7 @@ class Effect:
 def fitted(model: Any, processor: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     """Parameters of the strategies that need an artefact, fitted on training scenes."""
     demonstrations = of_testbed(DEMONSTRATIONS)
-    parameters = {}
+    parameters: dict[str, Mapping[str, Any]] = dict(SCORER)
     for kind in fitting.KINDS:
         artefact = fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train")
         artefact.save(folder / f"{kind}.safetensors")
