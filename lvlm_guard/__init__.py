@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
     from lvlm_guard.errors import InputError as InputError
+    from lvlm_guard.errors import KernelsRefused as KernelsRefused
     from lvlm_guard.errors import ModelRefused as ModelRefused
     from lvlm_guard.errors import ModeRefused as ModeRefused
     from lvlm_guard.errors import NoEffectWarning as NoEffectWarning
@@ -58,8 +59,8 @@ _OWNERS = {
         "Revision", "Search", "View",
     ),
     "errors": (
-        "GuardError", "GuardWarning", "InputError", "ModeRefused", "ModelRefused", "NoEffectWarning",
-        "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
+        "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
+        "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused",
     ),
     "generation": ("Generation", "Prefix"),

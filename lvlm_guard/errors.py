@@ -9,7 +9,8 @@ GuardError
 ├── Refused              this combination cannot be guarded exactly      (also a RuntimeError)
 │   ├── StrategyRefused  a strategy cannot work on this request
 │   ├── ModelRefused     the model lacks what the plan needs
-│   └── ModeRefused      a mode of generate that cannot be guarded
+│   ├── ModeRefused      a mode of generate that cannot be guarded
+│   └── KernelsRefused   kernels asked for by name that cannot run here
 └── NonFiniteLogits      the model or a branch produced NaN
 
 GuardWarning
@@ -58,6 +59,10 @@ class ModelRefused(Refused):
 
 class ModeRefused(Refused):
     """A mode of ``generate`` that cannot be guarded."""
+
+
+class KernelsRefused(Refused):
+    """``LVLM_GUARD_KERNELS`` asks for kernels that cannot run here."""
 
 
 class NonFiniteLogits(GuardError, ArithmeticError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,10 @@ import lvlm_guard_kernels as kernels
 import torch
 from torch import Tensor
 
-from lvlm_guard.edits import MAIN
-from lvlm_guard.errors import InputError
+from lvlm_guard.edits import MAIN, Readout
+from lvlm_guard.errors import InputError, KernelsRefused
 from lvlm_guard.generation import Generation
-from lvlm_guard.terms import Bias, Contrast, Mix, Plausible, Restrict, Source, Term, Weight
+from lvlm_guard.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
 
 
 class ForwardStatistics:
@@ -25,24 +26,44 @@ class ForwardStatistics:
 
     def logits(self, source: Source) -> Tensor:
         """Raw logits `[rows, positions, vocab]` in fp32."""
-        return self._gen.logits(source).float()
+        return self._raw(source).float()
+
+    def log_sum_exp(self, source: Source) -> Tensor:
+        """Logarithm of the sum of exponentials `[rows, positions]`."""
+        return self._once("log_sum_exp", kernels.log_sum_exp, source)
 
     def entropy(self, source: Source) -> Tensor:
         """Entropy in nats `[rows, positions]`."""
-        return self._once(("entropy", _key(source)), kernels.entropy, source)
+        return self._once("entropy", kernels.entropy, source)
 
     def max_probability(self, source: Source) -> Tensor:
         """Probability of the best token `[rows, positions]`."""
-        return self._once(("max", _key(source)), kernels.max_probability, source)
+        return self._once("max_probability", kernels.max_probability, source)
 
     def divergence(self, one: Source, other: Source) -> Tensor:
         """Jensen-Shannon divergence in nats `[rows, positions]`."""
-        return self._once(("divergence", _key(one), _key(other)), kernels.jensen_shannon, one, other)
+        return self._once("divergence", kernels.jensen_shannon, one, other)
 
-    def _once(self, key: Any, function: Any, *sources: Source) -> Tensor:
+    def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
+        """Divergence of main from each layer `[layers, rows, positions]`."""
+        key = ("layers", readout, mode)
         if key not in self._known:
-            self._known[key] = function(*(self._gen.logits(source) for source in sources))
+            layers = self._gen.readouts(readout)
+            with _as_errors():
+                self._known[key] = kernels.layer_divergence(self._gen.logits(), layers, mode)
         return self._known[key]
+
+    def _raw(self, source: Source) -> Tensor:
+        return source if isinstance(source, Tensor) else self._gen.logits(source)
+
+    def _once(self, name: str, function: Any, *sources: Source) -> Tensor:
+        with _as_errors():
+            if any(isinstance(source, Tensor) for source in sources):
+                return function(*map(self._raw, sources))
+            key = (name, *map(_key, sources))
+            if key not in self._known:
+                self._known[key] = function(*map(self._raw, sources))
+            return self._known[key]
 
 
 @dataclass
@@ -62,11 +83,12 @@ def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
 
     Raises:
         InputError: A weight, bias or restriction has a shape that does not fit, or a source is unknown.
+        KernelsRefused: `LVLM_GUARD_KERNELS` asks for what cannot run here.
     """
     gathered = gather(gen, terms)
     if gathered is None:
         return None
-    with torch.autocast(gen.logits().device.type, enabled=False):
+    with torch.autocast(gen.logits().device.type, enabled=False), _as_errors():
         return kernels.combine(
             gen.logits(),
             gathered.sources,
@@ -78,14 +100,24 @@ def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
         )
 
 
+@contextmanager
+def _as_errors() -> Iterator[None]:
+    """Errors of the kernel room in the library's own tree."""
+    try:
+        yield
+    except kernels.KernelsUnavailable as error:
+        raise KernelsRefused(str(error)) from error
+    except ValueError as error:
+        raise InputError(f"Row statistics cannot be computed: {error}") from error
+
+
 def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
     """Gather terms into one weighted sum; None when every term is neutral."""
     total = Sum()
     weights: dict[Any, float | Tensor] = {}
-    statistics = ForwardStatistics(gen)
     for term in terms:
         if isinstance(term, (Mix, Contrast)):
-            weight = _weight(term.weight, gen, statistics)
+            weight = _weight(term.weight, gen)
             contrast = isinstance(term, Contrast)
             if contrast:
                 _add(weights, MAIN, weight)
@@ -136,9 +168,9 @@ def _key(source: Source) -> Any:
     return getattr(source, "key", source)
 
 
-def _weight(weight: Weight, gen: Generation, statistics: ForwardStatistics) -> float | Tensor:
+def _weight(weight: Weight, gen: Generation) -> float | Tensor:
     if callable(weight) and not isinstance(weight, Tensor):
-        weight = weight(statistics)
+        weight = weight(gen.statistics)
     if isinstance(weight, (int, float)):
         return float(weight)
     if not isinstance(weight, Tensor):

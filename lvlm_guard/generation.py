@@ -12,7 +12,7 @@ from torch import Tensor
 from lvlm_guard import outside
 from lvlm_guard.edits import MAIN, Readout, readout_layers
 from lvlm_guard.errors import InputError, ProcessorNeeded
-from lvlm_guard.terms import Source
+from lvlm_guard.terms import Source, Statistics
 
 
 class Rows:
@@ -65,6 +65,8 @@ class Forward:
         main: Raw logits of main `[rows, positions, vocab]`.
         branches: Raw logits of each branch by key, same shape.
         first_position: Index among the generated tokens that position 0 predicts; 0 in the prefill.
+        combined: Logits that generate receives, once the terms were added.
+        statistics: Row statistics, once somebody asked for them.
         readouts: Logits of inner layers of main by (layer, whether normed), same shape.
     """
 
@@ -72,6 +74,7 @@ class Forward:
     branches: Mapping[Hashable, Tensor]
     first_position: int
     combined: Tensor | None = None
+    statistics: Statistics | None = None
     readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
 
 
@@ -109,6 +112,7 @@ class Generation:
         rows: Per-row tensors that follow beams and rejected candidates.
         state: Anything else a strategy keeps for this call, by its name.
         observations: What probes observed last, by (key of the probe, layer).
+        measure: Makes the row statistics of a forward.
         prefix: Runs the prompt of main (None) or of a branch once, with no edit inside; known from `start` on.
         ask: Asks the guarded model about the picture of a request; known in `finish`.
         output_ids: Generated ids `[batch, tokens]`; known in `finish`.
@@ -127,6 +131,7 @@ class Generation:
     tied: bool = False
     expansion: int = 1
     pictures: tuple[Any, ...] | None = None
+    measure: Callable[[Generation], Statistics] | None = None
     prefix: Callable[[Any], Prefix] | None = None
     ask: Callable[[Sequence[str], int], list[str]] | None = None
     output_ids: Tensor | None = None
@@ -152,6 +157,16 @@ class Generation:
         if self._current.combined is None:
             raise InputError("gen.combined is known only in observe, after the terms were added.")
         return self._current.combined
+
+    @property
+    def statistics(self) -> Statistics:
+        """Row statistics of this forward; known in `terms` and `observe`."""
+        now = self._current
+        if now.statistics is None:
+            if self.measure is None:
+                raise InputError("This generation was made without row statistics.")
+            now.statistics = self.measure(self)
+        return now.statistics
 
     def logits(self, source: Source = MAIN) -> Tensor:
         """Raw logits `[rows, positions, vocab]` of main or a branch in this forward."""

@@ -219,6 +219,11 @@ class Session:
         self._calls.call("observe", gen)
         return combined
 
+    @property
+    def _candidates(self) -> int:
+        """Rows that a search keeps of each request."""
+        return 1 if self._search is None else self._search.rows_per_request
+
     def _report(self, scope: Scope, output: Any, inside: Inside, seconds: float) -> Report:
         unfinished = _unfinished(scope.main, output)
         counts, prompt = scope.counts, scope.main.input_ids
@@ -240,7 +245,7 @@ class Session:
             forwards=Forwards(
                 float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0
             ),
-            rows_per_forward=1 + len(self._plan.branches) if scope.used == "batched" else 1,
+            rows_per_forward=(1 + len(self._plan.branches) if scope.used == "batched" else 1) * self._candidates,
             rows=prompt.shape[0],
             tokens=generated,
             seconds=seconds,
@@ -259,6 +264,7 @@ def _generation(request: Request) -> Generation:
         tokenizer=getattr(processor, "tokenizer", processor),
         image_token=anatomy.image_token_id(request.config),
         config=request.config,
+        measure=fusion.ForwardStatistics,
         pictures=tuple(pictures) if len(pictures) == request.input_ids.shape[0] else None,
     )
 

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from lvlm_guard.edits import Branch
+from lvlm_guard.edits import Branch, Readout
 from lvlm_guard.errors import InputError
 
 Source: TypeAlias = Branch | Hashable | Tensor
 
 
+LayerDivergence: TypeAlias = Literal["jensen_shannon", "released"]
+
+
 class Statistics(Protocol):
-    """Row statistics of the current forward, computed on the device; every result is `[rows, positions]`."""
+    """Row statistics of the current forward, fp32 `[rows, positions]`, computed on the device and once.
+
+    A source is main, a branch, the key of one, or logits `[..., vocab]`, whose results are `[...]`.
+    """
 
     def logits(self, source: Source) -> Tensor:
-        """Raw logits `[rows, positions, vocab]` of main or a branch, in fp32."""
+        """Raw logits `[rows, positions, vocab]` of a source, in fp32."""
+        ...
+
+    def log_sum_exp(self, source: Source) -> Tensor:
+        """Logarithm of the sum of exponentials: a logit minus it is a log-probability."""
         ...
 
     def entropy(self, source: Source) -> Tensor:
@@ -35,6 +45,13 @@ class Statistics(Protocol):
 
     def divergence(self, one: Source, other: Source) -> Tensor:
         """Jensen-Shannon divergence between two next-token distributions in nats (at most ln 2)."""
+        ...
+
+    def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
+        """Divergence `[layers, rows, positions]` of main from each layer of a readout.
+
+        `jensen_shannon` is in nats; `released` is what DoLa's code computes, `KL(m | p) + KL(m | q)` with the mean `m`.
+        """
         ...
 
 

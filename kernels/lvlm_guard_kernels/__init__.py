@@ -1,9 +1,33 @@
 """Arithmetic on logits: tensors in, tensors out; knows no strategy and no model."""
 
-from lvlm_guard_kernels.reference import DEMOTION as DEMOTION
-from lvlm_guard_kernels.reference import combine as combine
-from lvlm_guard_kernels.reference import entropy as entropy
-from lvlm_guard_kernels.reference import jensen_shannon as jensen_shannon
-from lvlm_guard_kernels.reference import max_probability as max_probability
+from lvlm_guard_kernels.combine import combine as combine
+from lvlm_guard_kernels.combine.reference import DEMOTION as DEMOTION
+from lvlm_guard_kernels.dispatch import KernelsUnavailable as KernelsUnavailable
+from lvlm_guard_kernels.dispatch import paths as paths
+from lvlm_guard_kernels.divergence import RowStatistics as RowStatistics
+from lvlm_guard_kernels.divergence import entropy as entropy
+from lvlm_guard_kernels.divergence import jensen_shannon as jensen_shannon
+from lvlm_guard_kernels.divergence import kl as kl
+from lvlm_guard_kernels.divergence import layer_divergence as layer_divergence
+from lvlm_guard_kernels.divergence import log_sum_exp as log_sum_exp
+from lvlm_guard_kernels.divergence import max_probability as max_probability
+from lvlm_guard_kernels.divergence import statistics as statistics
+from lvlm_guard_kernels.select import Selected as Selected
+from lvlm_guard_kernels.select import select as select
 
-__all__ = ["DEMOTION", "combine", "entropy", "jensen_shannon", "max_probability"]
+__all__ = [
+    "DEMOTION",
+    "KernelsUnavailable",
+    "RowStatistics",
+    "Selected",
+    "combine",
+    "entropy",
+    "jensen_shannon",
+    "kl",
+    "layer_divergence",
+    "log_sum_exp",
+    "max_probability",
+    "paths",
+    "select",
+    "statistics",
+]

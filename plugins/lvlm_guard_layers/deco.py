@@ -47,15 +47,18 @@ class DeCo:
     def terms(self, gen: Generation) -> Iterable[Term]:
         """The surest layer's logits, weighed by how sure it is, and the candidates."""
         if self.alpha:
-            inner, keep = gen.readouts(Readout(self.layers)), self._candidates(gen.logits())
-            surest, layer = inner.float().softmax(-1).where(keep, 0.0).amax(-1).max(0)
+            inner, (ids, chosen) = gen.readouts(Readout(self.layers)), self._candidates(gen)
+            likely = (
+                inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float()
+                - gen.statistics.log_sum_exp(inner)[..., None]
+            )
+            surest, layer = likely.exp().where(chosen, 0.0).amax(-1).max(0)
             index = layer[None, ..., None].expand_as(inner[:1])
             yield Mix(inner.gather(0, index)[0], self.alpha * surest)
-            yield Restrict(keep)
+            yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, chosen))
 
-    def _candidates(self, logits: Tensor) -> Tensor:
-        """Bool `[rows, positions, vocab]`."""
-        best = logits.float().softmax(-1).topk(min(self.top_k, logits.shape[-1]), dim=-1)
-        before = best.values.cumsum(-1) - best.values
-        keep = torch.zeros_like(logits, dtype=torch.bool)
-        return keep.scatter(-1, best.indices, before < self.top_p)
+    def _candidates(self, gen: Generation) -> tuple[Tensor, Tensor]:
+        """The best tokens and which of them are candidates, `[rows, positions, top_k]` each."""
+        best = gen.logits().float().topk(min(self.top_k, gen.logits().shape[-1]), dim=-1)
+        mass = (best.values - gen.statistics.log_sum_exp("main")[..., None]).exp()
+        return best.indices, mass.cumsum(-1) - mass < self.top_p

@@ -1,13 +1,10 @@
 """Decoding by contrasting layers: subtract what the most different earlier layer says."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from lvlm_guard import Generation, Mix, Plausible, Readout, StrategyRefused, Term, hookimpl
 
@@ -62,8 +59,9 @@ class DoLa:
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the chosen layer, on plausible tokens."""
         if self.weight:
-            early = gen.readouts(Readout(self._candidates(gen), self.final_norm))
-            chosen = self._distance(gen.logits(), early).argmax(0, keepdim=True)[..., None]
+            candidates = Readout(self._candidates(gen), self.final_norm)
+            early = gen.readouts(candidates)
+            chosen = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
             yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
             yield Plausible(self.beta)
 
@@ -76,11 +74,3 @@ class DoLa:
         if self.layers == "high":
             return tuple(range(max(depth // 2, depth - MOST), depth, 2))
         return tuple(one for one in self.layers if round(one * depth) < depth)
-
-    def _distance(self, final: Tensor, early: Tensor) -> Tensor:
-        """Divergence `[layers, rows, positions]` of each layer's distribution from the last one's."""
-        p, q = final.float().log_softmax(-1), early.float().log_softmax(-1)
-        mean = torch.logaddexp(p, q) - math.log(2)
-        if self.divergence == "released":
-            return (mean.exp() * (2 * mean - p - q)).sum(-1)
-        return (p.exp() * (p - mean) + q.exp() * (q - mean)).sum(-1)

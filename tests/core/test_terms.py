@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lvlm_guard import Bias, Contrast, InputError, Mix, Plausible, Restrict
-from lvlm_guard.fusion import combine
+from lvlm_guard.fusion import ForwardStatistics, combine
 from lvlm_guard.generation import Forward, Generation
 
 VOCABULARY = 11
@@ -17,7 +17,7 @@ def gen():
     draw = torch.Generator().manual_seed(0)
     main, one, two = (torch.randn(2, 3, VOCABULARY, generator=draw) * 3 for _ in range(3))
     ids = torch.ones(2, 4, dtype=torch.long)
-    generation = Generation({}, ids, ids, ids.bool())
+    generation = Generation({}, ids, ids, ids.bool(), measure=ForwardStatistics)
     generation.forward = Forward(main, {"one": one, "two": two}, first_position=5)
     return generation
 

@@ -51,6 +51,12 @@ def guarded(names, stack="vcd", **changed):
     return Guard(names["model"], stack=stack).generate(**inputs, max_new_tokens=2)
 
 
+def fast_kernels(names):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LVLM_GUARD_KERNELS", "fast")
+        guarded(names)
+
+
 CAUSES = {
     "GuardError": lambda names: Unspecified()._at(1.0),
     "InputError": lambda names: Plausible(2),
@@ -61,6 +67,7 @@ CAUSES = {
     "StrategyRefused": lambda names: guarded(names, pixel_values=None),
     "ModelRefused": lambda names: Guard(torch.nn.Linear(2, 2)),
     "ModeRefused": lambda names: guarded(names, prefill_chunk_size=4),
+    "KernelsRefused": fast_kernels,
     "NonFiniteLogits": lambda names: guarded(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
     "GuardWarning": lambda names: discover([EntryPoint("absent", "no_such_package_anywhere", "lvlm_guard")]),
     "NoEffectWarning": lambda names: guarded(names, stack={"name": "vcd", "params": {"alpha": 0.0}}),

@@ -32,6 +32,7 @@ PUBLIC = [
     "InputEdit",
     "InputError",
     "Insert",
+    "KernelsRefused",
     "Mix",
     "ModeRefused",
     "ModelRefused",

@@ -1,0 +1,45 @@
+"""How a token is drawn from scores: its settings, checked once."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Settings of `lvlm_guard_kernels.select` behind the combined logits, named as there.
+
+    Raises:
+        ValueError: A setting is outside its range.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    step: int
+    greedy: bool
+    rows: Tensor | None
+
+    def __post_init__(self) -> None:
+        if not LEAST_TEMPERATURE <= self.temperature < sys.float_info.max:
+            raise ValueError(f"The temperature must be positive, got {self.temperature}. Use greedy=True for zero.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 1, or 0 for all tokens, got {self.top_k}.")
+        if not 0.0 <= self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}.")
+
+    @property
+    def rest(self) -> float:
+        """Share of the mass that top-p may remove, as fp32 holds it."""
+        return float(torch.tensor(1.0 - self.top_p, dtype=torch.float32))
+
+    def names(self, rows: int, device: torch.device) -> Tensor:
+        """Row ids `[rows]`, int64."""
+        return torch.arange(rows, device=device) if self.rows is None else self.rows
