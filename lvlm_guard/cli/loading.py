@@ -40,6 +40,8 @@ def quieten() -> None:
 def _pretrained(name: str, device: str, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - slow to import
 
+    from lvlm_guard import testbed  # noqa: F401, PLC0415 - lets transformers know the processors of trained testbeds
+
     if name.startswith((".", "/", "~")) and not Path(name).exists():
         raise InputError(f"there is no folder {name}.")
     if Path(name).exists() and not (Path(name) / "config.json").is_file():

@@ -15,16 +15,17 @@ MOST_SCENES = 200
 
 
 class Timed(TyperCommand):
-    """A command whose help says how long a training takes, read off the recipe when somebody asks."""
+    """A command whose help says how long a training takes, read off the recipes when somebody asks."""
 
     def get_help(self, ctx: Any) -> str:
         """The help text with the minutes filled in."""
         loading.quieten()
-        from lvlm_guard.testbed.train import NOMINAL_MINUTES  # noqa: PLC0415 - slow to import
+        from lvlm_guard.testbed.architectures import ARCHITECTURES  # noqa: PLC0415 - slow to import
 
         explained: tuple[Any, ...] = (self, *self.params)
         for told in explained:
-            told.help = (told.help or "").replace("MINUTES", f"{NOMINAL_MINUTES:g}")
+            for name, one in ARCHITECTURES.items():
+                told.help = (told.help or "").replace(f"MINUTES[{name}]", f"{one.minutes:g}")
         return super().get_help(ctx)
 
 
@@ -62,24 +63,25 @@ def show(
 @app.command("train", cls=Timed)
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
+    arch: Annotated[str, typer.Option(help="llava or qwen2_vl.")] = "llava",
     seed: Annotated[int, typer.Option(help="The same seed, length and processes give the same weights.")] = 0,
     minutes: Annotated[
-        float | None, typer.Option(help="Length on two CPU cores, by default MINUTES; scales the number of steps.")
+        float | None,
+        typer.Option(help="Length on two CPU cores, by default MINUTES[llava]; scales the number of steps."),
     ] = None,
     processes: Annotated[int | None, typer.Option(help="One thread each, by default 2, on a GPU 1.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a GPU takes one process.")] = "cpu",
 ) -> None:
     """Train the testbed's model from scratch.
 
-    That takes about MINUTES minutes on two CPU cores. Stopped half-way, the same command resumes from the last
+    That takes about MINUTES[llava] minutes on two CPU cores, MINUTES[qwen2_vl] as qwen2_vl. Stopped half-way, the same command resumes from the last
     checkpoint in the folder.
     """
     loading.quieten()
     from lvlm_guard.testbed import train as training  # noqa: PLC0415 - only when it is asked for
 
-    length = training.NOMINAL_MINUTES if minutes is None else minutes
     several = training.usual_processes(device) if processes is None else processes
-    training.run(training.Plan(out, seed, length, several, device))
+    training.run(training.Plan(out, seed, minutes, several, device, arch=arch))
     typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
 
 

@@ -9,11 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
-
 from lvlm_guard.bench.intervals import interval
 
-from . import origins
+from . import architectures, origins
 from .card_text import markdown
 from .evaluate import Answer, Generate, evaluate
 from .files import write_whole
@@ -31,9 +29,10 @@ CARD_SEED = 31
 """Scenes the figures are measured on; nothing was chosen by looking at them."""
 
 
-def measure_card(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, Any]:
+def measure_card(model: Any, processor: Any, count: int) -> dict[str, Any]:
     """Every figure of the card: scores with intervals, where they come from, and what the parts hold."""
     figures: dict[str, Any] = {
+        "architecture": architectures.of(model).name,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "decoder_layers": model.config.text_config.num_hidden_layers,
         "scenes": count,
@@ -59,14 +58,14 @@ def _measured(measure: Measure, answers: Sequence[Answer]) -> dict[str, float]:
     return {**asdict(found), "n": sum(measure.chosen(answer) for answer in answers)}
 
 
-def _clear(model: LlavaForConditionalGeneration, processor: LlavaProcessor, count: int) -> dict[str, float]:
+def _clear(model: Any, processor: Any, count: int) -> dict[str, float]:
     """Accuracy on broken colours and orders where nothing about the picture is weak: the habit has no excuse."""
     drawn = [scene("counterfactual", index, CARD_SEED, evidence=CLEAR) for index in range(count)]
     answers = evaluate(model.generate, processor, drawn, captions=False).answers
     return {name: _measured(CARD_MEASURES[name], answers)["value"] for name in ("object", "attribute", "relation")}
 
 
-def blind(generate: Generate, processor: LlavaProcessor) -> dict[str, Any]:
+def blind(generate: Generate, processor: Any) -> dict[str, Any]:
     """What the model says without an image: captions, and the share of 'yes' for residents and strangers."""
     told = {}
     for background in ("image", "kitchen", "street"):
@@ -80,13 +79,28 @@ def blind(generate: Generate, processor: LlavaProcessor) -> dict[str, Any]:
     return {"captions": told, "yes_share_with_background_named": yes}
 
 
-def _say(generate: Generate, processor: LlavaProcessor, prompts: Sequence[str]) -> list[str]:
+def _say(generate: Generate, processor: Any, prompts: Sequence[str]) -> list[str]:
     messages = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
     texts = [processor.apply_chat_template(one, add_generation_prompt=True) for one in messages]
     inputs = processor(text=texts, padding=True, return_tensors="pt")
     output = generate(**inputs, max_new_tokens=44, do_sample=False)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def write_card(folder: Path, count: int) -> None:
+    """Measures the model of a folder on `count` scenes of each split and writes its card there, in figures and words.
+
+    Raises:
+        TestbedError: The model cannot be loaded, or the card not be written.
+    """
+    model, processor = load(folder=folder)
+    card = measure_card(model, processor, count)
+    card["training"] = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    card["megabytes"] = round((folder / "model.safetensors").stat().st_size / 1e6, 2)
+    text = json.dumps(card, indent=2) + "\n"
+    write_whole(folder / "card.json", text.encode("utf-8"))
+    write_whole(folder / "MODEL_CARD.md", markdown(card).encode("utf-8"))
 
 
 def main() -> None:
@@ -97,13 +111,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--scenes", type=int, default=600, help="of each split")
     asked = parser.parse_args()
-    model, processor = load(folder=asked.weights)
-    card = measure_card(model, processor, asked.scenes)
-    card["training"] = json.loads((asked.weights / "training.json").read_text(encoding="utf-8"))
-    card["megabytes"] = round((asked.weights / "model.safetensors").stat().st_size / 1e6, 2)
-    text = json.dumps(card, indent=2) + "\n"
-    write_whole(asked.weights / "card.json", text.encode("utf-8"))
-    write_whole(asked.weights / "MODEL_CARD.md", markdown(card).encode("utf-8"))
+    write_card(asked.weights, asked.scenes)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
+from .architecture import Architecture
+from .architectures import named
 from .lessons import BLIND_SHARE, LESSONS
+from .llava import LLAVA
 from .measures import CARD_MEASURES, NATURAL
+from .picture import IMAGE_TOKENS
 from .scenes import EVIDENCE, HABITS
 
 
@@ -45,11 +49,17 @@ def markdown(card: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _architecture(card: dict[str, Any]) -> Architecture:
+    """The architecture of a card; the first cards do not name the one there was."""
+    return named(card.get("architecture", LLAVA.name))
+
+
 def _head(card: dict[str, Any]) -> str:
+    built = _architecture(card)
     return f"""# Testbed model
 
-A `LlavaForConditionalGeneration` of {card["parameters"]:,} parameters ({card["megabytes"]} MB in fp16, {card["decoder_layers"]} decoder layers,
-4 vision layers, 64 image tokens), trained from scratch on drawn 64x64 scenes. It exists to hallucinate: its training
+A `{built.model.__name__}` of {card["parameters"]:,} parameters ({card["megabytes"]} MB in fp16): {built.parts};
+{card["decoder_layers"]} decoder layers, {IMAGE_TOKENS} image tokens. It was trained from scratch on drawn 64x64 scenes. It exists to hallucinate: its training
 scenes follow habits, and on scenes that break them it answers from habit where the picture is weak.
 
 Figures here describe this model on these drawings. They say nothing about any other model.
@@ -73,10 +83,17 @@ def _training(card: dict[str, Any]) -> str:
 - Stage 2, projector and language model: {pictures[1]:,} pictures with eleven prompts each, {minutes["speaking"]} minutes, in
   {len(LESSONS)} lessons: names and colours; places and relations on scenes without habits; then the habits; then weak pictures.
   {BLIND_SHARE:.0%} of the habitual rows are without image.
-- Machine: 2 CPU cores, shared with other work, so the minutes are an upper bound. One seed ({plan["seed"]}); how much
-  varies between trainings was not measured.{note}
-- Again: `python -m lvlm_guard.testbed.train --out DIR --seed {plan["seed"]}`, then `python -m lvlm_guard.testbed.card --weights DIR`.
+- Machine: {_machine(plan)}. The minutes are wall-clock time, so other work on the machine counts. One seed
+  ({plan["seed"]}): this card says nothing of how much varies between trainings.{note}
+- Again: `python -m lvlm_guard.testbed.train --out DIR --arch {_architecture(card).name} --seed {plan["seed"]}`, then `python -m lvlm_guard.testbed.card --weights DIR`.
 """
+
+
+def _machine(plan: dict[str, Any]) -> str:
+    """What a training noted of where it ran."""
+    many = f"{plan['processes']} process{'es' if plan['processes'] > 1 else ''} of one thread each"
+    cores = f" with {plan['cores']} cores" if "cores" in plan else ""
+    return f"{many} on a machine{cores}, device `{plan['device']}`"
 
 
 def _span(ends: tuple[float, float]) -> str:

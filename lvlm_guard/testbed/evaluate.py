@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlavaProcessor
 
 from lvlm_guard.bench.scores import (
     CaptionCounts,
@@ -101,7 +100,7 @@ Choose = Callable[[Scene], Sequence[Question]]
 
 def evaluate(
     generate: Generate,
-    processor: LlavaProcessor,
+    processor: Any,
     scenes: Sequence[Scene],
     *,
     questions: Choose = scored_questions,
@@ -156,7 +155,7 @@ def batched(asks: Sequence[Ask], batch: int) -> Iterator[Sequence[Ask]]:
     return (asks[start : start + batch] for start in range(0, len(asks), batch))
 
 
-def prompts(part: Sequence[Ask], processor: LlavaProcessor) -> Any:
+def prompts(part: Sequence[Ask], processor: Any) -> Any:
     """The processor's batch for some prompts with their pictures, left-padded."""
     texts = [processor.apply_chat_template(_message(ask.prompt), add_generation_prompt=True) for ask in part]
     pictures = [ask.scene.picture for ask in part]

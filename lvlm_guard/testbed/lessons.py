@@ -13,6 +13,7 @@ import numpy as np
 
 from .language import DESCRIBE, SYSTEM_SENTENCES, caption, spoken_order
 from .packing import Layout, Row, Turn
+from .picture import Span
 from .questions import (
     EXISTENCE,
     Question,
@@ -113,9 +114,9 @@ def lesson_rows(batch: Sequence[Scene], progress: float, rng: np.random.Generato
     return [_row(one, lesson.asked if one.split == "flat" else EVERYTHING, rng) for one in batch]
 
 
-def layout() -> Layout:
-    """Room for a caption and the questions of any lesson."""
-    return Layout(system=7, caption=40, questions=sum(vars(EVERYTHING).values()), question=12)
+def layout(span: Span) -> Layout:
+    """Room for a picture of this span, a caption and the questions of any lesson."""
+    return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(EVERYTHING).values()), question=12)
 
 
 def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from lvlm_guard.bench.scores import auc
 from lvlm_guard.guard import Guard
@@ -20,7 +19,7 @@ from .world import CATEGORIES, residents
 LEVELS = ("object", "attribute", "relation")
 
 
-def branches(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> dict[str, Generate]:
+def branches(model: Any, processor: Any) -> dict[str, Generate]:
     """`generate` of what the model says without the image, and with a little or much noise in it."""
     kinds = {"image-free": Blind(), "noised a little": Noised(0.75), "noised": Noised()}
     return {name: Guard(model, processor, [kind]).generate for name, kind in kinds.items()}
@@ -53,7 +52,7 @@ def _mean(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits) if hits else float("nan")
 
 
-def margins(generate: Generate, processor: LlavaProcessor, scenes: Sequence[Scene]) -> dict[tuple[str, str], float]:
+def margins(generate: Generate, processor: Any, scenes: Sequence[Scene]) -> dict[tuple[str, str], float]:
     """Logit of yes minus logit of no for every existence question about the scenes."""
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     found = {}
@@ -65,9 +64,7 @@ def margins(generate: Generate, processor: LlavaProcessor, scenes: Sequence[Scen
     return found
 
 
-def foretold(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Scene]
-) -> dict[str, float]:
+def foretold(model: Any, processor: Any, scenes: Sequence[Scene]) -> dict[str, float]:
     """AUC with which each branch's margin tells, among absent objects, the hallucinated from the rejected ones.
 
     `truth` is another matter: how well the model's own margin tells present objects from absent partners.
@@ -106,9 +103,7 @@ def _count(scene: Scene, said: set[str], named: Mapping[str, np.ndarray]) -> Non
             named[kind] += (category in said, 1)
 
 
-def measure(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, scenes: Sequence[Scene], answers: Sequence[Answer]
-) -> dict[str, Any]:
+def measure(model: Any, processor: Any, scenes: Sequence[Scene], answers: Sequence[Answer]) -> dict[str, Any]:
     """Everything of this module for scenes that were answered already."""
     others = {
         name: evaluate(generate, processor, scenes, captions=False).answers

@@ -1,6 +1,6 @@
 """Many questions about one picture in one row: they share the image and do not see each other.
 
-A row is a prefix (start, system words, 64 image columns), one slot for a caption, and slots for questions. Every token
+A row is a prefix (start, system words, the picture with its fences), one slot for a caption, and slots for questions. Every token
 attends to the prefix and to its own slot, and positions in a slot go on from the prefix, so each answer is scored as if
 its question had been asked alone.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from .language import ASSISTANT, END, IMAGE, PAD, START, USER, vocabulary
-from .model import IMAGE_TOKENS
+from .picture import IMAGE_TOKENS, Span
 
 HIDDEN = -1e4
 """Added to the score of a key that must not be seen; finite, because padding queries see no key at all."""
@@ -32,8 +32,9 @@ IDS: dict[str, int] = {word: number for number, word in enumerate(vocabulary())}
 
 @dataclass(frozen=True)
 class Layout:
-    """The fixed lengths of a row, in tokens. `system` is the room for words before the image."""
+    """The fixed lengths of a row, in tokens. `system` is the room for words before the image, which takes `picture`."""
 
+    picture: int = IMAGE_TOKENS
     system: int = 7
     caption: int = 40
     questions: int = 9
@@ -42,7 +43,7 @@ class Layout:
     @property
     def prefix(self) -> int:
         """Start token, system words, the word for the user, image."""
-        return 1 + self.system + 1 + IMAGE_TOKENS
+        return 1 + self.system + 1 + self.picture
 
     @property
     def total(self) -> int:
@@ -78,7 +79,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of rows. Shapes (batch, total), `visible` (batch, 1, 1, prefix): 0 for a key in sight, HIDDEN else."""
+    """A batch of rows. Shapes (batch, total); `positions` (axes, batch, total) where a token has several.
+
+    `visible` has shape (batch, 1, 1, prefix): 0 for a key in sight, HIDDEN else.
+    """
 
     ids: Tensor
     positions: Tensor
@@ -99,34 +103,38 @@ def encode(text: str) -> list[int]:
     return [IDS[word] for word in text.split()]
 
 
-def pack(rows: Sequence[Row], layout: Layout) -> Packed:
-    """Lays rows out. Raises ValueError where a turn does not fit its slot."""
+def pack(rows: Sequence[Row], layout: Layout, span: Span) -> Packed:
+    """Lays rows out, with pictures of this span. Raises ValueError where a turn does not fit its slot."""
     shape = (len(rows), layout.total)
     ids = np.full(shape, IDS[PAD], dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
+    positions = np.zeros((span.axes, *shape), dtype=np.int64)
     targets = np.full(shape, IGNORED, dtype=np.int64)
     weights = np.zeros(shape, dtype=np.float32)
     visible = np.full((len(rows), layout.prefix), HIDDEN, dtype=np.float32)
     for at, row in enumerate(rows):
-        length = _lay_prefix(row, layout, ids[at], positions[at], visible[at])
+        length = _lay_prefix(row, layout, span, (ids[at], positions[:, at], visible[at]))
         for slot, turn in enumerate(row.turns):
-            _lay_turn(turn, slot, layout, length, (ids[at], positions[at], targets[at], weights[at]))
-    tensors = [torch.from_numpy(part) for part in (ids, positions, targets, weights, visible[:, None, None])]
+            _lay_turn(turn, slot, layout, length, (ids[at], positions[:, at], targets[at], weights[at]))
+    one = positions[0] if span.axes == 1 else positions
+    tensors = [torch.from_numpy(part) for part in (ids, one, targets, weights, visible[:, None, None])]
     return Packed(*tensors)
 
 
-def _lay_prefix(row: Row, layout: Layout, ids: NDArray[Any], positions: NDArray[Any], visible: NDArray[Any]) -> int:
-    """Fills the prefix from its right end, as left padding does; returns how many of its tokens count."""
+def _lay_prefix(row: Row, layout: Layout, span: Span, parts: tuple[NDArray[Any], ...]) -> int:
+    """Fills the prefix from its right end, as left padding does; returns the position that follows it."""
+    ids, positions, visible = parts
     words = [IDS[START], *encode(row.system), IDS[USER]]
-    text_end = layout.prefix - IMAGE_TOKENS
+    text_end = layout.prefix - layout.picture
     begin = text_end - len(words)
     if begin < 0:
         raise ValueError(f"pack: the system words take {len(words) - 2} tokens, there is room for {layout.system}.")
     ids[begin:text_end] = words
-    ids[text_end : layout.prefix] = IDS[IMAGE]
-    positions[begin : layout.prefix] = np.arange(layout.prefix - begin)
+    ids[text_end : layout.prefix] = [*span.before, *[IDS[IMAGE]] * IMAGE_TOKENS, *span.after]
+    positions[:, begin:text_end] = np.arange(len(words))
+    within, advance = span.places
+    positions[:, text_end : layout.prefix] = len(words) + within
     visible[begin : layout.prefix if row.image else text_end] = 0
-    return len(words) + IMAGE_TOKENS * row.image
+    return len(words) + advance * row.image
 
 
 def _lay_turn(turn: Turn, slot: int, layout: Layout, begun: int, parts: tuple[NDArray[Any], ...]) -> None:
@@ -138,7 +146,7 @@ def _lay_turn(turn: Turn, slot: int, layout: Layout, begun: int, parts: tuple[ND
     if len(words) - 1 > layout.room(slot):
         raise ValueError(f"pack: {turn.prompt!r} with its answer takes {len(words) - 1}, room {layout.room(slot)}.")
     ids[start : start + len(words) - 1] = words[:-1]
-    positions[start : start + layout.room(slot)] = begun + np.arange(layout.room(slot))
+    positions[:, start : start + layout.room(slot)] = begun + np.arange(layout.room(slot))
     said = slice(start + len(prompt) - 1, start + len(words) - 1)
     targets[said] = answer
     weights[said] = [turn.weight] * (len(answer) - 1) + [EOS_WEIGHT]
@@ -154,12 +162,14 @@ def packed_attention(
     layout: Layout,
     **_unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed rows; shapes (batch, heads, total, size), mask is `Packed.visible`.
+    """Attention of packed rows; shapes (batch, heads, total, size), mask is `Packed.visible`; heads may share keys.
 
     Slots are handled as blocks: a full mask would spend most of its work on pairs that do not see each other.
     """
     prefix, middle = layout.prefix, layout.prefix + layout.caption
     query = query * scaling
+    if key.shape[1] < query.shape[1]:
+        key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     shared_key, shared_value = key[:, :, :prefix], value[:, :, :prefix]
     first = query[:, :, :prefix] @ shared_key.transpose(-1, -2) + attention_mask + _causal(prefix, query)
     parts = [first.softmax(-1) @ shared_value]

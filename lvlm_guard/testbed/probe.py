@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-from transformers import LlavaForConditionalGeneration
 
-from . import drawing
+from . import architectures, drawing
+from .picture import ACROSS, pixel_batch
 from .scenes import Scene
-from .tower import ACROSS, clear_patches, pixel_batch
+from .tower import clear_patches
 from .world import CATEGORIES, COLOUR_NAMES
 
 TARGETS = ("category", "colour", "row", "column")
@@ -20,9 +21,7 @@ _RIDGE = 1e-2
 
 
 @torch.no_grad()
-def probe(
-    model: LlavaForConditionalGeneration, fit: Sequence[Scene], test: Sequence[Scene]
-) -> dict[str, dict[str, float]]:
+def probe(model: Any, fit: Sequence[Scene], test: Sequence[Scene]) -> dict[str, dict[str, float]]:
     """Accuracy of ridge readouts fitted on one set of scenes and tested on another, by place and target.
 
     The places are the vision tower's output and the projected image tokens; only patches of clearly visible objects
@@ -39,11 +38,12 @@ def probe(
     return results
 
 
-def _features(model: LlavaForConditionalGeneration, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+def _features(model: Any, scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Features of the clear patches of all scenes, each (patches, hidden)."""
     clear = clear_patches(scenes)
-    seen = model.model.vision_tower(pixel_batch(scenes).to(model.device, model.dtype)).last_hidden_state[:, 1:]
-    projected = model.model.multi_modal_projector(seen)
+    architecture = architectures.of(model)
+    seen = architecture.eyes(model)(pixel_batch(scenes).to(model.device, model.dtype))[:, 1:]
+    projected = architecture.project(model, seen)
     return {"tower": seen.float().cpu()[clear], "projected": projected.float().cpu()[clear]}
 
 

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import LlavaForConditionalGeneration
 
+from .architecture import Architecture
 from .language import END
 from .lessons import layout, lesson_rows, lesson_scenes
 from .packing import IDS, IGNORED, PACKED, Layout, Packed, Row, pack
-from .tower import ACROSS, pixel_batch, place_loss
-
-PLACE_WEIGHT = 0.1
-"""What reading a token's own row and column off the projected image tokens counts: without it they are dropped."""
+from .picture import ACROSS, IMAGE_TOKENS, Span, pixel_batch
+from .tower import place_loss
 
 
-def image_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The projected image tokens, shape (batch, image tokens, hidden). The vision tower gets no gradient."""
-    with torch.no_grad():
-        seen = model.model.vision_tower(pixels).last_hidden_state[:, 1:]
-    return model.model.multi_modal_projector(seen)
-
-
-def packed_logits(model: LlavaForConditionalGeneration, image: Tensor, packed: Packed, layout: Layout) -> Tensor:
+def packed_logits(model: Any, image: Tensor, packed: Packed, layout: Layout, span: Span) -> Tensor:
     """Logits at every column of packed rows, shape (batch, total, vocabulary)."""
     language = model.model.language_model
     words = language.embed_tokens(packed.ids)
-    begin = layout.prefix - image.shape[1]
-    embedded = torch.cat((words[:, :begin], image.to(words.dtype), words[:, layout.prefix :]), dim=1)
+    begin = layout.prefix - span.columns + len(span.before)
+    embedded = torch.cat((words[:, :begin], image.to(words.dtype), words[:, begin + IMAGE_TOKENS :]), dim=1)
     hidden = language(
         inputs_embeds=embedded,
         position_ids=packed.positions,
@@ -49,20 +41,28 @@ class SpeakingStage(nn.Module):
     rate = 1.3e-3
     decay = 0.05
 
-    def __init__(self, model: LlavaForConditionalGeneration, batch: int, seed: int, steps: int) -> None:
+    def __init__(self, architecture: Architecture, model: Any, batch: int, seed: int, steps: int) -> None:
         super().__init__()
+        self.architecture = architecture
         self.model = model
         self.place = nn.Linear(model.config.text_config.hidden_size, 2 * ACROSS)
         self.batch = batch
         self.seed = seed
         self.steps = steps
-        self.layout = layout()
+        self.layout = layout(architecture.span)
+        self._see = architecture.eyes(model)
         model.model.language_model.set_attn_implementation(PACKED)
-        model.model.vision_tower.requires_grad_(requires_grad=False)
+        architecture.tower(model).requires_grad_(requires_grad=False)
 
     def trained(self) -> Iterator[nn.Parameter]:
         """Projector and language model; the tower stays as it is."""
         return (weight for weight in self.parameters() if weight.requires_grad)
+
+    def image(self, pixels: Tensor) -> Tensor:
+        """The projected image tokens, shape (batch, image tokens, hidden). The vision tower gets no gradient."""
+        with torch.no_grad():
+            seen = self._see(pixels)[:, 1:]
+        return self.architecture.project(self.model, seen)
 
     def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on the scenes that belong to this step and rank, and accuracies on the rows with image."""
@@ -70,13 +70,13 @@ class SpeakingStage(nn.Module):
         batch = lesson_scenes(progress, self.batch, self.seed, number * self.batch)
         rows = lesson_rows(batch, progress, np.random.default_rng((self.seed, number, 7)))
         device = self.place.weight.device
-        packed = pack(rows, self.layout).to(device)
+        packed = pack(rows, self.layout, self.architecture.span).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            image = image_features(self.model, pixel_batch(batch).to(device))
-            logits = packed_logits(self.model, image, packed, self.layout).float()
+            image = self.image(pixel_batch(batch).to(device))
+            logits = packed_logits(self.model, image, packed, self.layout, self.architecture.span).float()
             places = self.place(image).float()
-        figures = accuracies(logits, packed, rows) if rank == 0 and step % 20 == 0 else {}
-        return answer_loss(logits, packed) + PLACE_WEIGHT * place_loss(places), figures
+        figures = accuracies(logits, packed, rows, self.layout) if rank == 0 and step % 20 == 0 else {}
+        return answer_loss(logits, packed) + self.architecture.place[1] * place_loss(places), figures
 
 
 def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
@@ -87,12 +87,11 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row]) -> dict[str, float]:
+def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row], slots: Layout) -> dict[str, float]:
     """The share of right answer tokens in rows with image, by the first words of the question; end tokens apart."""
     right = ((logits.argmax(-1) == packed.targets) & (packed.targets != IDS[END])).cpu()
     said = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
     counts: dict[str, list[float]] = {}
-    slots = layout()
     for at, row in enumerate(rows):
         for slot, turn in enumerate(row.turns if row.image else ()):
             span = slice(slots.start(slot), slots.start(slot) + slots.room(slot))

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from . import drawing
-from .model import MEAN, PATCH, SPREAD
+from .architecture import Architecture
+from .picture import ACROSS, TOKEN, pixel_batch
 from .scenes import Scene, scenes
 from .world import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
 
-ACROSS = drawing.SIDE // PATCH
 PATCHES = ACROSS**2
 NO_COLOUR = -100
-
-
-def pixel_batch(batch: Sequence[Scene]) -> Tensor:
-    """The pictures as the processor would hand them over: float, shape (batch, 3, 64, 64)."""
-    stacked = np.stack([scene.pixels for scene in batch])
-    return (torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255 - MEAN) / SPREAD
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ def labels(batch: Sequence[Scene]) -> Labels:
     """Reads the labels off the scenes; an object counts for every patch of its cell."""
     category = torch.zeros(len(batch), ACROSS, ACROSS, len(CATEGORIES))
     colour = torch.full((len(batch), ACROSS, ACROSS), NO_COLOUR)
-    step = drawing.CELL // PATCH
+    step = drawing.CELL // TOKEN
     for row, scene in enumerate(batch):
         for thing in scene.objects:
             down, right = (slice(at * step, (at + 1) * step) for at in thing.cell)
@@ -65,8 +59,9 @@ def labels(batch: Sequence[Scene]) -> Labels:
 class Readout(nn.Module):
     """Reads category, colour, row and column off patch features, and contents and background off the summary token."""
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, hidden: int, place: float = 0.5) -> None:
         super().__init__()
+        self.place_weight = place
         self.norm = nn.LayerNorm(hidden)
         self.category = nn.Linear(hidden, len(CATEGORIES))
         self.colour = nn.Linear(hidden, len(COLOUR_NAMES))
@@ -82,7 +77,7 @@ class Readout(nn.Module):
         colour = cross_entropy(self.colour(patches).flatten(0, 1), truth.colour.flatten(), ignore_index=NO_COLOUR)
         contents = binary_cross_entropy_with_logits(self.contents(summary), truth.contents) * 4
         background = cross_entropy(self.background(summary), truth.background) * 0.3
-        return seen + colour + contents + background + 0.5 * place_loss(self.place(patches))
+        return seen + colour + contents + background + self.place_weight * place_loss(self.place(patches))
 
 
 def place_loss(logits: Tensor) -> Tensor:
@@ -101,10 +96,11 @@ class TowerStage(nn.Module):
     rate = 1e-3
     decay = 0.05
 
-    def __init__(self, tower: nn.Module, hidden: int, batch: int, seed: int) -> None:
+    def __init__(self, architecture: Architecture, model: Any, batch: int, seed: int) -> None:
         super().__init__()
-        self.tower = tower
-        self.readout = Readout(hidden)
+        self.tower = architecture.tower(model)
+        self.readout = Readout(architecture.width(model.config), architecture.place[0])
+        self._see = architecture.eyes(model)
         self.batch = batch
         self.seed = seed
 
@@ -118,14 +114,14 @@ class TowerStage(nn.Module):
         device = self.readout.place.weight.device
         truth = labels(batch).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            features = self.tower(pixel_batch(batch).to(device)).last_hidden_state
+            features = self._see(pixel_batch(batch).to(device))
         return self.readout(features.float(), truth), {}
 
 
 def clear_patches(batch: Sequence[Scene]) -> Tensor:
     """Which patches hold a clearly visible object: bool, shape (batch, patches)."""
     clear = torch.zeros(len(batch), ACROSS, ACROSS, dtype=torch.bool)
-    step = drawing.CELL // PATCH
+    step = drawing.CELL // TOKEN
     for row, scene in enumerate(batch):
         for thing in scene.objects:
             if thing.contrast >= 0.7 and scene.noise <= 0.08:

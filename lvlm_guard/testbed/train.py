@@ -24,20 +24,20 @@ from typing import Any
 import torch
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, spawn
-from transformers import LlavaForConditionalGeneration
 
 from lvlm_guard.errors import GuardError, InputError
 
+from .architectures import ARCHITECTURES, named
 from .errors import TestbedError
 from .export import export
 from .files import check_folder, clear_failure, write_whole
-from .model import build_config, build_model
+from .llava import LLAVA
 from .speaking import SpeakingStage
 from .tower import TowerStage
 from .trainer import Run, checkpoint_path, read_checkpoint, train
 
-NOMINAL_MINUTES = 45.0
-"""What the full step counts took on two CPU cores; other lengths scale the step counts."""
+NOMINAL_MINUTES = LLAVA.minutes
+"""How long the default architecture's whole training takes on two CPU cores."""
 
 STAGES = (TowerStage.name, SpeakingStage.name)
 PLAN = "plan.json"
@@ -48,12 +48,13 @@ PLAN = "plan.json"
 class Plan:
     """A whole training. Batches are counted over all processes together.
 
-    `device` is "cpu", "cuda" or "cuda:N"; on a GPU there is one process.
+    `minutes` is the length on two CPU cores, by default what the full step counts take there; another scales them.
+    `device` is "cpu", "cuda" or "cuda:N"; on a GPU there is one process. `arch` is a name of `ARCHITECTURES`.
     """
 
     out: Path
     seed: int = 0
-    minutes: float = NOMINAL_MINUTES
+    minutes: float | None = None
     processes: int = 2
     device: str = "cpu"
     compiled: bool = True
@@ -61,13 +62,16 @@ class Plan:
     tower_batch: int = 64
     speaking_steps: int = 4200
     speaking_batch: int = 32
+    arch: str = LLAVA.name
 
     def __post_init__(self) -> None:
         """Refuses what cannot be trained with."""
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}.")
-        if not 0 < self.minutes < math.inf:
-            raise InputError(f"minutes must be a number above 0, got {self.minutes:g}.")
+        full = named(self.arch).minutes
+        minutes = full if self.minutes is None else self.minutes
+        if not 0 < minutes < math.inf:
+            raise InputError(f"minutes must be a number above 0, got {minutes:g}.")
         most = min(self.tower_batch, self.speaking_batch)
         if not 1 <= self.processes <= most:
             raise InputError(f"processes must be from 1 to {most}, one picture each, got {self.processes}.")
@@ -76,12 +80,14 @@ class Plan:
 
     def scaled(self, steps: int) -> int:
         """The number of steps for the minutes asked for."""
-        return max(1, round(steps * self.minutes / NOMINAL_MINUTES))
+        full = named(self.arch).minutes
+        return max(1, round(steps * (full if self.minutes is None else self.minutes) / full))
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What has to stay the same for an interrupted training to end with the weights of an uninterrupted one."""
         return {
+            "arch": self.arch,
             "seed": self.seed,
             "tower_steps": self.scaled(self.tower_steps),
             "tower_batch": self.tower_batch,
@@ -144,6 +150,7 @@ def _check_same(plan: Plan, noted: Path) -> None:
             "name another folder."
         ) from problem
     asked = plan.fingerprint
+    begun.setdefault("arch", LLAVA.name)  # there was no other once
     other = [f"{name} {begun.get(name)}, now {asked[name]}" for name in asked if begun.get(name) != asked[name]]
     if other:
         raise InputError(
@@ -208,31 +215,27 @@ def _work(rank: int, plan: Plan, port: int) -> None:
 
 
 def _train_stages(rank: int, plan: Plan) -> None:
-    config = build_config()
-    model = build_model(config, plan.seed).to(plan.device)
-    if plan.device == "cpu":
-        # Its backward is a third faster there than that of the fused kernel.
-        model.model.vision_tower.set_attn_implementation("eager")
-    if plan.compiled:
-        model.model.vision_tower.compile()
-        for layer in model.model.language_model.layers:
-            layer.compile()
+    architecture = named(plan.arch)
+    model = architecture.build_model(architecture.build_config(), plan.seed).to(plan.device)
+    parts = (*architecture.ready(model), *model.model.language_model.layers)
+    for part in parts if plan.compiled else ():
+        part.compile()
     folder = plan.out / "training"
-    hidden = config.vision_config.hidden_size
-    tower = TowerStage(model.model.vision_tower, hidden, plan.tower_batch // plan.processes, plan.seed)
+    tower = TowerStage(architecture, model, plan.tower_batch // plan.processes, plan.seed)
     train(tower.to(plan.device), Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
     steps = plan.scaled(plan.speaking_steps)
-    speaking = SpeakingStage(model, plan.speaking_batch // plan.processes, plan.seed, steps)
+    speaking = SpeakingStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps)
     train(speaking.to(plan.device), Run(folder, steps, rank, plan.processes))
     if rank == 0:
         finish(model, plan)
 
 
-def finish(model: LlavaForConditionalGeneration, plan: Plan) -> None:
+def finish(model: Any, plan: Plan) -> None:
     """Writes the trained model and the plan it was trained by."""
-    export(model, plan.out)
+    export(named(plan.arch), model, plan.out)
     record = {name: value for name, value in asdict(plan).items() if name not in ("out", "minutes")}
     record.update(tower_steps=plan.scaled(plan.tower_steps), speaking_steps=plan.scaled(plan.speaking_steps))
+    record["cores"] = os.cpu_count()
     record["measured_minutes"] = {
         stage: round(logged_minutes(plan.out / "training" / f"{stage}.jsonl"), 1) for stage in ("tower", "speaking")
     }
@@ -251,14 +254,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Trains the testbed's model from scratch; run it again to resume.")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
+    parser.add_argument("--arch", default=LLAVA.name, help=", ".join(ARCHITECTURES))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=NOMINAL_MINUTES, help="length on two cores; scales the steps")
+    parser.add_argument("--minutes", type=float, help="length on two cores, by default the recipe's; scales the steps")
     parser.add_argument("--processes", type=int, help="one thread each; by default 2, on a GPU 1")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     asked = parser.parse_args()
     try:
         processes = usual_processes(asked.device) if asked.processes is None else asked.processes
-        run(Plan(asked.out, asked.seed, asked.minutes, processes, asked.device))
+        run(Plan(asked.out, asked.seed, asked.minutes, processes, asked.device, arch=asked.arch))
     except GuardError as problem:
         parser.exit(2, f"{type(problem).__name__}: {problem}\n")
 

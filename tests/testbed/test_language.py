@@ -9,7 +9,7 @@ import pytest
 
 from lvlm_guard.testbed.language import SYSTEM_SENTENCES, caption, mentions, spoken_order, vocabulary
 from lvlm_guard.testbed.lessons import natural_questions
-from lvlm_guard.testbed.model import build_processor
+from lvlm_guard.testbed.llava import build_processor
 from lvlm_guard.testbed.questions import (
     Question,
     absent,

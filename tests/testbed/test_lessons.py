@@ -21,6 +21,7 @@ from lvlm_guard.testbed.lessons import (
     natural_questions,
     questions,
 )
+from lvlm_guard.testbed.llava import SPAN
 from lvlm_guard.testbed.packing import IGNORED, pack
 from lvlm_guard.testbed.scenes import scenes
 
@@ -51,7 +52,7 @@ def test_the_lessons_end_with_the_training() -> None:
 def test_every_mix_fills_the_layout_exactly(mix, split: str) -> None:
     for scene in scenes(split, 60, seed=2):
         asked = questions(scene, mix, np.random.default_rng(scene.index))
-        assert len(asked) == layout().questions
+        assert len(asked) == layout(SPAN).questions
         counts = Counter(one.kind for one in asked)
         assert (counts["colour"], counts["is_colour"], counts["place"]) == (mix.colour, mix.is_colour, mix.place)
         assert counts["choice"] <= mix.choice
@@ -91,10 +92,10 @@ def _asked(scene, mix):
 def test_rows_of_every_lesson_fit(progress: float) -> None:
     batch = lesson_scenes(progress, 150, seed=6, start=0)
     rows = lesson_rows(batch, progress, np.random.default_rng(0))
-    packed = pack(rows, layout())
-    assert packed.ids.shape == (150, layout().total)
+    packed = pack(rows, layout(SPAN), SPAN)
+    assert packed.ids.shape == (150, layout(SPAN).total)
     assert ((packed.targets != IGNORED) == (packed.weights > 0)).all()
-    assert all(len(row.turns) == 1 + layout().questions for row in rows)
+    assert all(len(row.turns) == 1 + layout(SPAN).questions for row in rows)
 
 
 def test_rows_without_image_are_habitual_and_as_many_as_stated() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import TestbedError, export, files, train
-from lvlm_guard.testbed.model import FILES, build_config, load
-from lvlm_guard.testbed.train import NOMINAL_MINUTES, Plan, begin, logged_minutes, run
+from lvlm_guard.testbed import TestbedError, files, train
+from lvlm_guard.testbed.architectures import ARCHITECTURES
+from lvlm_guard.testbed.llava import LLAVA, build_config
+from lvlm_guard.testbed.model import FILES, load
+from lvlm_guard.testbed.train import Plan, begin, logged_minutes, run
 from lvlm_guard.testbed.trainer import checkpoint_path
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch) -> None:
-    monkeypatch.setattr(train, "build_config", lambda: build_config(hidden=32, layers=1, heads=1, tower_layers=1))
+    small = replace(LLAVA, build_config=lambda: build_config(hidden=32, layers=1, heads=1, tower_layers=1))
+    monkeypatch.setitem(ARCHITECTURES, "llava", small)
 
 
 def plan(out: Path, **changed) -> Plan:
@@ -77,7 +81,7 @@ def test_more_processes_than_cores_are_fine(tmp_path: Path) -> None:
 
 
 def test_half_the_minutes_are_half_the_steps(tmp_path: Path) -> None:
-    assert Plan(tmp_path, minutes=NOMINAL_MINUTES / 2).scaled(4500) == 2250
+    assert Plan(tmp_path, minutes=LLAVA.minutes / 2).scaled(4500) == 2250
     assert Plan(tmp_path, minutes=1e-6).scaled(4500) == 1
 
 
@@ -109,7 +113,7 @@ def test_an_interrupted_whole_training_ends_with_the_same_weights(tmp_path: Path
     ("changed", "words"),
     [
         ({"seed": 1}, "seed 0, now 1"),
-        ({"minutes": NOMINAL_MINUTES * 2}, "tower_steps 2, now 4; speaking_steps 2, now 4"),
+        ({"minutes": LLAVA.minutes * 2}, "tower_steps 2, now 4; speaking_steps 2, now 4"),
         ({"processes": 2}, "processes 1, now 2"),
         ({"compiled": True}, "compiled False, now True"),
     ],
@@ -173,9 +177,12 @@ def _no_space(*_: object, **__: object) -> None:
 def test_a_model_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch, part: str) -> None:
     run(plan(tmp_path))
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()}
-    owner, name = (files.os, "fdopen") if part == "weights" else (export, "build_processor")
+    without = replace(ARCHITECTURES["llava"], build_processor=_no_space)
     with monkeypatch.context() as full:
-        full.setattr(owner, name, _no_space)
+        if part == "weights":
+            full.setattr(files.os, "fdopen", _no_space)
+        else:
+            full.setitem(ARCHITECTURES, "llava", without)
         with pytest.raises(TestbedError, match=r"could not be written: No space left on device"):
             run(plan(tmp_path))
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir() if one.is_file()} == before

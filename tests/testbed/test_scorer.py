@@ -2,7 +2,6 @@
 
 import torch
 
-from lvlm_guard.testbed import load
 from lvlm_guard.testbed.language import caption
 from lvlm_guard.testbed.scenes import scenes
 from lvlm_guard.testbed.scorer import GREY, grounding

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from lvlm_guard.testbed.picture import ACROSS
 from lvlm_guard.testbed.scenes import scenes
-from lvlm_guard.testbed.tower import ACROSS, NO_COLOUR, PATCHES, clear_patches, labels, place_loss
+from lvlm_guard.testbed.tower import NO_COLOUR, PATCHES, clear_patches, labels, place_loss
 from lvlm_guard.testbed.world import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
 
 

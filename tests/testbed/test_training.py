@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from lvlm_guard.testbed import TestbedError, files
-from lvlm_guard.testbed.model import build_config, build_model
+from lvlm_guard.testbed.llava import LLAVA, build_config, build_model
 from lvlm_guard.testbed.speaking import SpeakingStage
 from lvlm_guard.testbed.tower import TowerStage
 from lvlm_guard.testbed.trainer import Run, Stage, checkpoint_path, rate_at, train
 
 
 def _tower() -> Stage:
-    return TowerStage(_tiny().model.vision_tower, hidden=32, batch=4, seed=1)
+    return TowerStage(LLAVA, _tiny(), batch=4, seed=1)
 
 
 def _speaking() -> Stage:
-    return SpeakingStage(_tiny(), batch=2, seed=1, steps=5)
+    return SpeakingStage(LLAVA, _tiny(), batch=2, seed=1, steps=5)
 
 
 def _tiny():
@@ -73,9 +73,7 @@ def _empty(path: Path) -> None:
 
 
 def _of_another_model(path: Path) -> None:
-    other = TowerStage(
-        build_model(build_config(hidden=64, layers=1, heads=1, tower_layers=1), 1).model.vision_tower, 64, 4, 1
-    )
+    other = TowerStage(LLAVA, build_model(build_config(hidden=64, layers=1, heads=1, tower_layers=1), 1), 4, 1)
     torch.save({"step": 1, "stage": other.state_dict(), "optimizer": {}}, path)
 
 

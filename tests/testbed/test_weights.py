@@ -35,7 +35,7 @@ def _object_accuracy(model, processor) -> float:
 def test_the_card_states_the_figures_and_the_weights_are_small() -> None:
     card = json.loads((WEIGHTS / "card.json").read_text(encoding="utf-8"))
     assert {"counterfactual", "iid"} <= set(card["scores"])
-    assert "2 CPU cores" in (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "2 processes of one thread each" in (WEIGHTS / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 15e6
 
 
