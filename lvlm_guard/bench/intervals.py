@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 Totals = NDArray[np.float64]
 Statistic = Callable[[Totals], Totals]
 """Maps summed counts of shape (..., counts) to scores of shape (...)."""
+
+_ENTRIES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,27 @@ def by_cluster(clusters: Sequence[str], counts: ArrayLike) -> Totals:
     return totals
 
 
-def share(totals: Totals) -> Totals:
-    """First count over second: the statistic of an accuracy or a rate. Nothing over nothing is nan."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(totals[..., 0] / totals[..., 1])
+@dataclass(frozen=True)
+class Share:
+    """A sum of some counts over a sum of others: the statistic of an accuracy or a rate. Nothing over nothing is nan.
+
+    Args:
+        part: Columns added up above the line.
+        whole: Columns added up below it.
+    """
+
+    part: tuple[int, ...]
+    whole: tuple[int, ...]
+
+    def __call__(self, totals: Totals) -> Totals:
+        """Scores of shape (...) from totals of shape (..., counts)."""
+        part, whole = (totals[..., list(columns)].sum(-1) for columns in (self.part, self.whole))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(part / whole)
+
+
+share = Share((0,), (1,))
+"""First count over second."""
 
 
 def mean_share(totals: Totals) -> Totals:
@@ -44,12 +63,45 @@ def mean_share(totals: Totals) -> Totals:
     return (share(totals[..., 0:2]) + share(totals[..., 2:4])) / 2
 
 
+def yes_no_counts(said: Sequence[bool | None], true: Sequence[bool]) -> Totals:
+    """Counts of yes/no answers, one row each: (right yes, all yes, right no, all no, said yes), float64 (n, 5).
+
+    An answer that says neither (None) is wrong, and not a yes. `mean_share`, `harmonic_share`, `accuracy`, `f1` and
+    `yes_ratio` read sums of such rows. Raises ValueError where the lengths differ.
+    """
+    rows = [(s is True and t, t, s is False and not t, not t, s is True) for s, t in zip(said, true, strict=True)]
+    return np.array(rows, dtype=np.float64).reshape(-1, 5)
+
+
+accuracy = Share((0, 2), (1, 3))
+"""Share of right answers, from `yes_no_counts`."""
+
+yes_ratio = Share((4,), (1, 3))
+"""Share of answers that say yes, from `yes_no_counts`."""
+
+
+def f1(totals: Totals) -> Totals:
+    """F1 of "yes" from `yes_no_counts`: twice the hits over said yes and true yes together; nan without either."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(2 * totals[..., 0] / (totals[..., 4] + totals[..., 1]))
+
+
+def harmonic_share(totals: Totals) -> Totals:
+    """Harmonic mean of the shares 0/1 and 2/3: the index of PhD (arXiv 2403.11116) from the recalls of yes and of no.
+
+    Zero where one side is never right, so an answer that is always "yes" earns nothing; nan where a side is empty.
+    """
+    yes, no = share(totals[..., 0:2]), share(totals[..., 2:4])
+    together = np.where(yes + no == 0, 1.0, yes + no)  # nan stays nan; zero over one is the limit
+    return np.asarray(2 * yes * no / together)
+
+
 def interval(
     totals: Totals, statistic: Statistic = share, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """The score over all scenes and its bootstrap interval; `totals` has one row per scene."""
-    drawn = statistic(_weights(len(totals), resamples, seed) @ totals)
-    return _bounds(float(statistic(totals.sum(0))), drawn, level)
+    drawn = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
+    return bounds(float(statistic(totals.sum(0))), drawn, level)
 
 
 def paired_difference(
@@ -62,24 +114,35 @@ def paired_difference(
     seed: int = 0,
 ) -> Interval:
     """`after` minus `before` where row i of both is the same scene; each resample takes the same scenes for both."""
+    drawn = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
+    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), drawn, level)
+
+
+def paired_draws(
+    before: Totals, after: Totals, statistic: Statistic = share, *, resamples: int = 1000, seed: int = 0
+) -> Totals:
+    """Bootstrap draws of `after` minus `before`, shape (resamples,); nan where a draw leaves the score undefined."""
     if before.shape != after.shape:
         raise ValueError(f"paired_difference: the shapes differ, {before.shape} and {after.shape}.")
-    weights = _weights(len(before), resamples, seed)
-    drawn = statistic(weights @ after) - statistic(weights @ before)
-    return _bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), drawn, level)
+    parts = [statistic(one @ after) - statistic(one @ before) for one in _weights(len(before), resamples, seed)]
+    return np.concatenate(parts)
 
 
-def _weights(clusters: int, resamples: int, seed: int) -> Totals:
-    """How often each scene is in each resample, shape (resamples, clusters)."""
-    if clusters == 0:
-        raise ValueError("a bootstrap needs at least one scene.")
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.float64)
-
-
-def _bounds(value: float, drawn: Totals, level: float) -> Interval:
+def bounds(value: float, drawn: Totals, level: float) -> Interval:
+    """A score between the percentiles of its draws that hold `level` of them; undefined draws are left out."""
     known = drawn[~np.isnan(drawn)]
     if known.size == 0:
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(known, ((1 - level) / 2, (1 + level) / 2))
     return Interval(value, float(low), float(high))
+
+
+def _weights(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:
+    """How often each scene is in each resample, in blocks of shape (some resamples, clusters)."""
+    if clusters == 0:
+        raise ValueError("a bootstrap needs at least one scene.")
+    rng = np.random.default_rng(seed)
+    block = max(_ENTRIES_AT_ONCE // clusters, 1)
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        yield rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=size).astype(np.float64)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lvlm_guard.cli import answering, demonstration, fitting, listing, stacks, testing_ground
+from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, stacks, testing_ground
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("strategies")(listing.strategies)
 app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
+app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testing_ground.app, name="testbed")
 

@@ -1,0 +1,137 @@
+"""Files of a run: written whole or grown by whole pieces, and one process at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lvlm_guard.errors import InputError
+
+DRAFT = ".draft"
+"""How the name of an unfinished file ends."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside `path` under a temporary name and rename, so that `path` is never half a file.
+
+    Raises:
+        InputError: It could not be written; `path` is as it was.
+    """
+    draft = None
+    try:
+        with _told(path):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=DRAFT)
+            draft = Path(name)
+            try:
+                _put(handle, content)
+            finally:
+                os.close(handle)
+            draft.chmod(0o644)  # a temporary file is made for its owner alone
+            draft.replace(path)
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Put content behind what the file holds, on the disk when this returns.
+
+    Raises:
+        InputError: It could not be written; a piece of it may stand at the end of the file.
+    """
+    with _told(path):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            _put(handle, content)
+        finally:
+            os.close(handle)
+
+
+def cut(path: Path, size: int) -> None:
+    """Drop what stands behind `size` bytes; a file that is no longer than that stays as it is."""
+    if path.exists() and path.stat().st_size > size:
+        with _told(path):
+            os.truncate(path, size)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines that end in a line break, break included; a torn last line is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _put(handle: int, content: bytes) -> None:
+    """Everything that a run keeps passes here."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+    os.fsync(handle)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}. Make room or name another folder, then run the "
+            "same command again."
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which names the process, until the end of the block.
+
+    The system lets go of the lock when a process dies, however it dies, so a file left behind is taken over.
+
+    Raises:
+        InputError: Another process holds it, or the folder cannot be written to.
+    """
+    with _told(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with _told(path):
+            _take(handle, path.parent)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, folder: Path) -> None:
+    if not _taken(handle):
+        holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+        raise InputError(f"{folder} is in use by process {holder}. Wait until it has ended, or name another folder.")
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode("ascii"))
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _taken(handle: int) -> bool:
+        """Lock the byte far behind the process id, which others may still read."""
+        try:
+            os.lseek(handle, 1 << 20, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(handle, 0, os.SEEK_SET)
+        return True
+
+else:
+    import fcntl
+
+    def _taken(handle: int) -> bool:
+        """Lock the file unless somebody has."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

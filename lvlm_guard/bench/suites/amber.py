@@ -1,0 +1,298 @@
+"""AMBER: descriptions and yes/no questions on the same 1004 images, at the level of objects, attributes and relations.
+
+Wang et al., AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation (2023), arXiv 2311.07397.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+
+from lvlm_guard.bench.files import write_whole
+from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.measures import Counts, Measure, each
+from lvlm_guard.bench.nouns import amber_nouns
+from lvlm_guard.bench.parsers import COMMON, Parser, named, official_amber
+from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.errors import InputError
+
+from .amber_script import Coverage, coverage, printed_figures, script_figures
+from .arguments import at_least, is_text, one_of
+from .files import BadRow, Row, found, loaded, picture, read_document, read_rows, read_text
+from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, of_level, yes_no_measures
+
+LEVEL_OF: Mapping[str, Level] = {
+    "discriminative-hallucination": "object",
+    "discriminative-attribute-state": "attribute",
+    "discriminative-attribute-number": "attribute",
+    "discriminative-attribute-action": "attribute",
+    "discriminative-relation": "relation",
+    "relation": "relation",
+}
+"""The six types of question by their names in the file. The two of relations are one set: all yes, and all no."""
+GENERATIVE = "generative"
+PARTS = ("all", GENERATIVE, "discriminative")
+_LEVEL_NAMES: Mapping[Level, str] = {"object": "existence", "attribute": "attribute", "relation": "relation"}
+_ANNOTATIONS = Required(
+    path="annotations.json",
+    what="the truths of AMBER",
+    source="github.com/junyangwang0410/AMBER, data",
+    layout='an array of objects: {"id": 1, "type": "generative", "truth": ["sky"], "hallu": ["sun"]} or {"id": 1005, "type": '
+    '"discriminative-attribute-state", "truth": "yes"}',
+)
+_QUERIES = Required(
+    path="query/query_all.json",
+    what="the questions of AMBER",
+    source="github.com/junyangwang0410/AMBER, data/query",
+    layout='an array of objects: {"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}',
+)
+_RELATION = Required(
+    path="relation.json",
+    what="the words of AMBER and those that go with them",
+    source="github.com/junyangwang0410/AMBER, data",
+    layout='one object: {"road": ["path", "street", "ground"], "sky": []}',
+)
+_SAFE_WORDS = Required(
+    path="safe_words.txt",
+    what="the words that AMBER never counts as wrong",
+    source="github.com/junyangwang0410/AMBER, data",
+    layout="a word a line",
+)
+_IMAGES = Required(
+    path="image/*.jpg",
+    what="the images of AMBER",
+    source="the download named on the page of the repository",
+    layout="image/AMBER_1.jpg",
+)
+_REMEMBERED = 2**13
+_FOLDERS = ("image", "images", "data/image", "")
+
+
+@dataclass(frozen=True)
+class Amber:
+    """AMBER. Scores of descriptions end in `_ours`: they need no tagger, and are not the official ones.
+
+    The official ones come from its own script: `export` writes what it reads, `import_scores` reads what it prints. Answers to
+    existence questions are all "no", those to relation questions of one type all "yes", of the other all "no"; an answer that
+    is always "no" gets F1 79.7 from the script, so the yes-ratio stands beside every score.
+
+    Args:
+        part: "all", "generative" (descriptions) or "discriminative" (questions).
+        prompt_suffix: Put behind every question, not behind the request for a description.
+        max_new_tokens: Length of a description.
+    """
+
+    part: str = "all"
+    prompt_suffix: str = ""
+    max_new_tokens: int = 512
+
+    name: ClassVar[str] = "amber"
+    title: ClassVar[str] = "AMBER"
+    levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
+    licence: ClassVar[str] = "Apache-2.0"
+    homepage: ClassVar[str] = "https://github.com/junyangwang0410/AMBER"
+    required: ClassVar[tuple[Required, ...]] = (_ANNOTATIONS, _QUERIES, _RELATION, _SAFE_WORDS, _IMAGES)
+    parsers: ClassVar[tuple[str, ...]] = ("ours", "official", "lmms_eval", "vlmevalkit")
+    _words: ClassVar[_Words | None] = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        one_of(self.name, "part", self.part, PARTS)
+        is_text(self.name, "prompt_suffix", self.prompt_suffix)
+        at_least(self.name, "max_new_tokens", self.max_new_tokens, 1)
+
+    def load(self, data: Path | None) -> Loaded:
+        """Read the part that is wanted, from the data folder or data in it; word lists only where descriptions are scored."""
+        queries = found(self.name, data, _QUERIES, "data")
+        annotations = read_rows(found(self.name, data, _ANNOTATIONS, "data"))
+        truths = {str(row.values.get("id")): row for row in annotations.rows}
+        if self.part != "discriminative":
+            words = _Words.read(found(self.name, data, _RELATION, "data"), found(self.name, data, _SAFE_WORDS, "data"))
+            object.__setattr__(self, "_words", words)
+
+        def items(row: Row) -> list[Item]:
+            return [item for item in [self._item(row, truths)] if self._wanted(item)]
+
+        read = loaded(read_rows(queries), _QUERIES, items)
+        return Loaded(read.items, (*annotations.problems, *read.problems))
+
+    def _wanted(self, item: Item) -> bool:
+        return self.part == "all" or (item.kind == GENERATIVE) == (self.part == GENERATIVE)
+
+    def _item(self, row: Row, truths: Mapping[str, Row]) -> Item:
+        name, image, query = str(row.number("id")), row.text("image"), row.text("query")
+        if name not in truths:
+            raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")
+        kind = truths[name].word("type", (GENERATIVE, *LEVEL_OF))
+        if kind == GENERATIVE:
+            told = {key: truths[name].names(key) for key in ("truth", "hallu")}
+            return Item(name, image, query, told, "object", kind, max_new_tokens=self.max_new_tokens)
+        truth = truths[name].word("truth", TRUTHS)
+        return Item(name, image, query + self.prompt_suffix, truth, LEVEL_OF[kind], kind, max_new_tokens=YES_NO_TOKENS)
+
+    def picture(self, data: Path | None, image: str) -> Image.Image:
+        """The picture, from image, images, data/image or the data folder itself."""
+        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+
+    def measures(self, parser: str) -> Sequence[Measure]:
+        """F1 of "no" over all questions first, then the rest of them, the levels, the types, descriptions last.
+
+        Where only descriptions are loaded, theirs come alone.
+
+        Raises:
+            InputError: Descriptions are wanted and nothing was loaded by this object, or the parser is unknown.
+        """
+        answer = _parser(parser)
+        described = self._of_descriptions() if self.part != "discriminative" else []
+        if self.part == GENERATIVE:
+            return described
+        levels = [Part(level, name, of_level(level), positive_no=True) for level, name in _LEVEL_NAMES.items()]
+        whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda one: one.name != "f1")
+        of_levels = [measure for part in levels for measure in yes_no_measures(answer, part)]
+        return [*whole, *of_levels, *_of_types(answer), *described]
+
+    def _of_descriptions(self) -> list[Measure]:
+        if self._words is None:
+            raise InputError(f"{self.name}: the words are not known yet. Call load(data) on the same object first.")
+        cover = self._words.counter()
+        return [
+            _measure("chair_ours", "nouns that are absent", cover, lambda one: (one.bad, one.nouns), better=False),
+            _measure("cover_ours", "objects present that are named", cover, lambda one: (one.covered, one.truths)),
+            _measure("hal_ours", "descriptions with an absent noun", cover, _hallucinates, better=False, binary=True),
+            _measure(
+                "cog_ours", "expected absent objects named", cover, lambda one: (one.expected, one.hallus), better=False
+            ),
+            _measure("length", "words per description", cover, lambda one: (one.words, 1), better=None),
+        ]
+
+    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+        """What the official script prints for the questions: percent to one place, positive class "no".
+
+        Its counters begin at 0.001, so it never divides by zero. `official` takes `Yes` and `No` alone as answers, any other
+        parser hands over what it reads. Figures of descriptions need the script itself.
+        """
+        answer = _parser(parser)
+        return script_figures([(one.item.kind, str(one.item.truth), answer(one.text)) for one in judged(said)])
+
+    def export(self, said: Sequence[Said], path: Path, parser: str = "ours") -> None:
+        """Write the response file of the official script, by id: descriptions raw, answers as `Yes` or `No`.
+
+        An answer that the parser reads as neither is written raw, and the script counts it as wrong.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        answer = _parser(parser)
+        by_id = sorted(said, key=lambda one: int(one.item.id))
+        rows = [{"id": int(one.item.id), "response": _response(one, answer)} for one in by_id]
+        write_whole(path, json.dumps(rows, indent=1).encode())
+
+    def import_scores(self, path: Path) -> Mapping[str, float]:
+        """Read what the official script printed, by names like "generative/CHAIR" and "existence/F1".
+
+        Raises:
+            InputError: The file cannot be read, or holds no such figures.
+        """
+        figures = printed_figures(read_text(path, _PRINTED))
+        if not figures:
+            raise InputError(f"{path} holds no figures of the official script. Expected layout: {_PRINTED.layout}")
+        return figures
+
+
+_PRINTED = Required(
+    path="(the argument path)",
+    what="the output of AMBER's script",
+    source="python inference.py ... > FILE",
+    layout="a line Generative Task:, then lines like CHAIR:, a tab and a number",
+)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Words that go with an object, the vocabulary they make, and words that are never wrong; all in lower case."""
+
+    associated: Mapping[str, Sequence[str]]
+    vocabulary: Collection[str]
+    safe: Collection[str]
+
+    @classmethod
+    def read(cls, relation: Path, safe_words: Path) -> _Words:
+        """Read both lists.
+
+        Raises:
+            InputError: One of them cannot be read, or is not of its layout.
+        """
+        told = read_document(relation, _RELATION)
+        if not isinstance(told, dict) or not told or not all(_is_list_of_words(value) for value in told.values()):
+            raise InputError(f"{relation} is not {_RELATION.what}. Expected layout: {_RELATION.layout}")
+        associated = {key.lower(): [word.lower() for word in words] for key, words in told.items()}
+        safe = {line.strip().lower() for line in read_text(safe_words, _SAFE_WORDS).splitlines()} - {""}
+        return cls(associated, {*associated, *(word for words in associated.values() for word in words)}, safe)
+
+    def counter(self) -> Callable[[Said], Coverage]:
+        """Compares descriptions with the truth of their items; it remembers the nouns, since every measure asks for them."""
+
+        @lru_cache(maxsize=_REMEMBERED)
+        def nouns(text: str) -> list[str]:
+            return amber_nouns(text, self.vocabulary)
+
+        def covered(said: Said) -> Coverage:
+            truth, hallu = (list(map(str.lower, said.item.truth[key])) for key in ("truth", "hallu"))
+            return coverage(nouns(said.text), truth, hallu, self.associated, self.safe, len(said.text.split()))
+
+        return covered
+
+
+def _is_list_of_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+def _parser(name: str) -> Parser:
+    return named(Amber.name, {**COMMON, "official": official_amber}, name)
+
+
+def _of_types(answer: Parser) -> list[Measure]:
+    """Accuracy, yes-ratio and unparsed share of each type; two have a single truth, so F1 would say little."""
+    parts = [Part(level, _short(kind), of_kind(kind)) for kind, level in LEVEL_OF.items()]
+    kept = ("accuracy", "yes_ratio", "unparsed")
+    return [one for part in parts for one in yes_no_measures(answer, part) if one.name.startswith(kept)]
+
+
+def _short(kind: str) -> str:
+    """The end of a measure's name for a type of question."""
+    names = {
+        "discriminative-hallucination": "hallucination",
+        "discriminative-relation": "relation_yes",
+        "relation": "relation_no",
+    }
+    return names.get(kind) or kind.rpartition("-")[2]
+
+
+def _response(one: Said, answer: Parser) -> str:
+    heard = None if one.item.kind == GENERATIVE else answer(one.text)
+    return one.text if heard is None else "Yes" if heard else "No"
+
+
+def _hallucinates(one: Coverage) -> Counts:
+    return float(one.bad > 0), 1.0
+
+
+def _measure(
+    name: str,
+    title: str,
+    cover: Callable[[Said], Coverage],
+    pick: Callable[[Coverage], Counts],
+    *,
+    better: bool | None = True,
+    binary: bool = False,
+) -> Measure:
+    def count(one: Said) -> Counts | None:
+        return pick(cover(one)) if one.item.kind == GENERATIVE else None
+
+    return Measure(name, "object", title, each(count), higher_is_better=better, binary=binary)

@@ -1,0 +1,308 @@
+"""CHAIR: which of the objects that a caption names are not in the image, counted against COCO's instances and captions.
+
+Rohrbach et al., Object Hallucination in Image Captioning (EMNLP 2018), arXiv 1809.02156. Recall and length are reported
+beside it: a caption that names nothing hallucinates nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.measures import Counts, Measure, each
+from lvlm_guard.bench.nouns import Reading, Vocabulary
+from lvlm_guard.bench.parsers import unknown_parser
+from lvlm_guard.bench.scores import CaptionCounts, count_caption
+from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.errors import InputError
+
+from .arguments import at_least, is_switch, is_text
+from .files import BadRow, Row, found, picture, read_document, read_text, records
+
+_REMEMBERED = 2**13
+_FOLDERS = ("val2014", "images/val2014", "images", "")
+_END = re.compile(r"[.!?][\"'\u201d\u2019)]*\s*$")
+_LAST_END = re.compile(r"(?s).*[.!?][\"'\u201d\u2019)]*(?=\s)")
+_SYNONYMS = Required(
+    path="synonyms.txt",
+    what="the objects of CHAIR and their synonyms",
+    source="github.com/LisaAnne/Hallucination, data",
+    layout="a line for each of the 80 classes, its name first: bench, pew",
+)
+_INSTANCES = Required(
+    path="instances_val2014.json",
+    what="the objects in COCO's images",
+    source="cocodataset.org, 2014 train/val annotations",
+    layout='{"images": [{"id": 42, "file_name": "COCO_val2014_000000000042.jpg"}], "categories": [{"id": 1, "name": "person"}], '
+    '"annotations": [{"image_id": 42, "category_id": 1}]}',
+)
+_CAPTIONS = Required(
+    path="captions_val2014.json",
+    what="the reference captions of COCO's images",
+    source="cocodataset.org, 2014 train/val annotations",
+    layout='{"annotations": [{"image_id": 42, "caption": "A dog."}]}',
+)
+_IDS = Required(
+    path="(the argument ids)",
+    what="a list of image ids",
+    source="whoever fixed the subset",
+    layout="a number a line, or a JSON array of numbers",
+)
+_IMAGES = Required(
+    path="val2014/*.jpg",
+    what="COCO's images",
+    source="cocodataset.org, 2014 validation images",
+    layout="val2014/COCO_val2014_000000000042.jpg",
+)
+
+
+@dataclass(frozen=True)
+class Chair:
+    """CHAIR over images of COCO's 2014 validation set. `measures` and `official` need the `load` of the same object.
+
+    `truth` of an item is {parser: classes in the image}: annotated instances, and what the same reading of the five reference
+    captions finds. Parser `official` keeps the artefacts of the official vocabulary and its singulars, `ours` repairs them.
+
+    Args:
+        images: How many images are drawn; 0 for all.
+        seed: Of the draw.
+        ids: File of image ids to take instead of a draw, in its order; relative to the data folder.
+        prompt: What is asked.
+        max_new_tokens: Length of a caption. CHAIR grows with it, so it belongs to the result.
+        drop_unfinished: Leave out what follows the last full stop before objects are counted, where there is one.
+    """
+
+    images: int = 500
+    seed: int = 0
+    ids: str = ""
+    prompt: str = "Please describe this image in detail."
+    max_new_tokens: int = 512
+    drop_unfinished: bool = False
+
+    name: ClassVar[str] = "chair"
+    title: ClassVar[str] = "CHAIR"
+    levels: ClassVar[tuple[Level, ...]] = ("object",)
+    licence: ClassVar[str] = "BSD-2-Clause; images and annotations under the terms of COCO"
+    homepage: ClassVar[str] = "https://github.com/LisaAnne/Hallucination"
+    required: ClassVar[tuple[Required, ...]] = (_SYNONYMS, _INSTANCES, _CAPTIONS, _IMAGES)
+    parsers: ClassVar[tuple[str, ...]] = ("ours", "official")
+    _vocabulary: ClassVar[Vocabulary | None] = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        at_least(self.name, "images", self.images, 0)
+        at_least(self.name, "seed", self.seed, 0)
+        at_least(self.name, "max_new_tokens", self.max_new_tokens, 1)
+        is_text(self.name, "ids", self.ids)
+        is_text(self.name, "prompt", self.prompt)
+        is_switch(self.name, "drop_unfinished", self.drop_unfinished)
+
+    def load(self, data: Path | None) -> Loaded:
+        """Read the vocabulary, the annotations and the images chosen."""
+        vocabulary = _read_vocabulary(found(self.name, data, _SYNONYMS, "data", "annotations"))
+        object.__setattr__(self, "_vocabulary", vocabulary)
+        path = found(self.name, data, _INSTANCES, "annotations")
+        told = found(self.name, data, _CAPTIONS, "annotations")
+        instances = read_document(path, _INSTANCES)
+        listed, problems = _listed(records(instances, path, _INSTANCES, "images"), path)
+        chosen = self._chosen(data, listed)
+        names = _class_names(records(instances, path, _INSTANCES, "categories"), vocabulary, path)
+        present = _Present(vocabulary, names, {image: {one: set() for one in self.parsers} for image in chosen})
+        for row in records(instances, path, _INSTANCES, "annotations"):
+            problems += present.with_instance(row)
+        for row in records(read_document(told, _CAPTIONS), told, _CAPTIONS, "annotations"):
+            problems += present.with_caption(row)
+        return Loaded(
+            tuple(self._item(image, listed[image], present.classes[image]) for image in chosen), tuple(problems)
+        )
+
+    def _chosen(self, data: Path | None, listed: Mapping[int, str]) -> list[int]:
+        """Ids of the images to caption: those of the file, or a draw without replacement from all, in order."""
+        if self.ids:
+            return _read_ids((data or Path()) / self.ids, listed)
+        every = np.array(sorted(listed))
+        if not self.images or self.images >= len(every):
+            return [int(one) for one in every]
+        drawn = np.random.default_rng(self.seed).choice(every, self.images, replace=False)
+        return sorted(int(one) for one in drawn)
+
+    def _item(self, image: int, file: str, present: Mapping[str, Collection[str]]) -> Item:
+        return Item(
+            id=str(image),
+            image=file,
+            prompt=self.prompt,
+            truth={parser: sorted(present[parser]) for parser in self.parsers},
+            level="object",
+            kind="caption",
+            max_new_tokens=self.max_new_tokens,
+        )
+
+    def picture(self, data: Path | None, image: str) -> Image.Image:
+        """The picture, from val2014, images/val2014, images or the data folder itself."""
+        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+
+    def measures(self, parser: str) -> Sequence[Measure]:
+        """CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
+
+        Raises:
+            InputError: Nothing was loaded by this object, or the parser is unknown.
+        """
+        count = self._counter(parser)
+        return [
+            _measure(
+                "chair_i", "objects named that are absent", count, lambda one: (one.absent, one.named), better=False
+            ),
+            _measure("chair_s", "captions that name an absent object", count, _captions, better=False, binary=True),
+            _measure("recall", "objects present that are named", count, lambda one: (one.found, one.present)),
+            _measure("named", "objects named per caption", count, lambda one: (one.named, 1), better=None),
+            _measure("length", "words per caption", count, lambda one: (one.words, 1), better=None),
+        ]
+
+    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+        """CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
+        count = self._counter(parser)
+        every = [count(one) for one in said]
+        named = sum(one.named for one in every)
+        return {
+            "CHAIRs": round(100 * sum(one.absent > 0 for one in every) / len(every), 1) if every else None,
+            "CHAIRi": round(100 * sum(one.absent for one in every) / named, 1) if named else None,
+        }
+
+    def _counter(self, parser: str) -> Callable[[Said], CaptionCounts]:
+        read = self._reading(parser)
+
+        def count(one: Said) -> CaptionCounts:
+            caption = finished(one.text) if self.drop_unfinished else one.text
+            return count_caption(read(caption), set(one.item.truth[parser]), len(caption.split()))
+
+        return count
+
+    def _reading(self, parser: str) -> Reading:
+        if parser not in self.parsers:
+            raise unknown_parser(self.name, dict.fromkeys(self.parsers), parser)
+        if self._vocabulary is None:
+            raise InputError(f"{self.name}: the objects are not known yet. Call load(data) on the same object first.")
+        return lru_cache(maxsize=_REMEMBERED)(_readings(self._vocabulary)[parser])
+
+
+def finished(caption: str) -> str:
+    """A caption without an unfinished last sentence; whole where it ends with one, or has no end of a sentence."""
+    if _END.search(caption):
+        return caption
+    kept = _LAST_END.match(caption)
+    return kept[0] if kept else caption
+
+
+def _readings(vocabulary: Vocabulary) -> Mapping[str, Reading]:
+    return {"official": vocabulary.official, "ours": vocabulary.ours}
+
+
+def _read_vocabulary(path: Path) -> Vocabulary:
+    vocabulary = Vocabulary(read_text(path, _SYNONYMS).splitlines())
+    if not vocabulary.classes:
+        raise InputError(f"{path} is empty. It should be {_SYNONYMS.what}. Expected layout: {_SYNONYMS.layout}")
+    return vocabulary
+
+
+def _listed(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
+    """File names by image id, and the records that could not be used."""
+    listed: dict[int, str] = {}
+    problems = [problem for row in rows for problem in _list(row, listed)]
+    if not listed:
+        raise InputError(f"{path} lists no usable image. Expected layout: {_INSTANCES.layout}")
+    return listed, problems
+
+
+def _list(row: Row, listed: dict[int, str]) -> list[Problem]:
+    """Add the file name of one image; the problem if the record cannot be used."""
+    try:
+        listed[row.number("id")] = row.text("file_name")
+    except BadRow as error:
+        return [row.problem(error)]
+    return []
+
+
+def _read_ids(path: Path, listed: Mapping[int, str]) -> list[int]:
+    text = read_text(path, _IDS)
+    try:
+        told = json.loads(text) if text.lstrip().startswith("[") else text.split()
+        ids = list(dict.fromkeys(int(one) for one in told))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is not {_IDS.what}: {error}. Expected layout: {_IDS.layout}") from error
+    unknown = [one for one in ids if one not in listed]
+    if unknown or not ids:
+        what = f"the id {unknown[0]}, which {_INSTANCES.path} does not have" if unknown else "no id"
+        raise InputError(f"{path} names {what}. Expected layout: {_IDS.layout}")
+    return ids
+
+
+@dataclass(frozen=True)
+class _Present:
+    """Classes in each chosen image by parser: annotated ones, and those that the reference captions name."""
+
+    vocabulary: Vocabulary
+    names: Mapping[int, str]
+    classes: Mapping[int, Mapping[str, set[str]]]
+
+    def with_instance(self, row: Row) -> list[Problem]:
+        """Add one annotated object; the problem if the record cannot be used."""
+        try:
+            image, category = row.number("image_id"), row.number("category_id")
+        except BadRow as error:
+            return [row.problem(error)]
+        if category not in self.names:
+            return [row.problem(f"'category_id' {category} is not among the categories")]
+        for found_ones in self.classes.get(image, {}).values():
+            found_ones.add(self.names[category])
+        return []
+
+    def with_caption(self, row: Row) -> list[Problem]:
+        """Add what one reference caption names; the problem if the record cannot be used."""
+        try:
+            image, caption = row.number("image_id"), row.text("caption")
+        except BadRow as error:
+            return [row.problem(error)]
+        for parser, found_ones in self.classes.get(image, {}).items():
+            found_ones.update(_readings(self.vocabulary)[parser](caption))
+        return []
+
+
+def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
+    """Classes of CHAIR by category id; an unusable category makes problems of its annotations."""
+    names: dict[int, str] = {}
+    for row in rows:
+        try:
+            number, name = row.number("id"), row.text("name").strip()
+        except BadRow:
+            continue
+        if name.lower() not in vocabulary.repaired:
+            raise InputError(
+                f"{path}: the category {name!r:.60} is not in {_SYNONYMS.path}. Take both from their sources."
+            )
+        names[number] = vocabulary.repaired[name.lower()]
+    return names
+
+
+def _captions(one: CaptionCounts) -> tuple[float, float]:
+    return float(one.absent > 0), 1.0
+
+
+def _measure(
+    name: str,
+    title: str,
+    count: Callable[[Said], CaptionCounts],
+    pick: Callable[[CaptionCounts], Counts],
+    *,
+    better: bool | None = True,
+    binary: bool = False,
+) -> Measure:
+    return Measure(name, "object", title, each(lambda one: pick(count(one))), higher_is_better=better, binary=binary)

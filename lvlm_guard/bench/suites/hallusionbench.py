@@ -1,0 +1,166 @@
+"""HallusionBench: yes/no questions on edited and misleading figures, with and without them, scored question by question and in groups.
+
+Guan et al., HallusionBench (CVPR 2024), arXiv 2310.14566. The official grader is a language model; here answers are read as yes or no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+
+from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.measures import Counts, Group, Measure
+from lvlm_guard.bench.parsers import COMMON, Parser, named
+from lvlm_guard.bench.suite import Loaded, Required
+
+from .arguments import at_least, is_switch, is_text
+from .files import BadRow, Row, found, loaded, picture, read_rows
+from .yes_no import Part, judged, of_kind, yes_no_measures
+
+KINDS = ("VD", "VS")
+_RELATIONS = ("video", "map")
+_PICTURES = ("", "hallusion_bench", "images")
+_ROWS = Required(
+    path="HallusionBench.json",
+    what="the questions of HallusionBench",
+    source="github.com/tianyi-lab/HallusionBench",
+    layout='an array of objects: {"category": "VD", "subcategory": "illusion", "visual_input": "1", "set_id": "0", '
+    '"figure_id": "0", "question_id": "0", "question": "Is ...?", "gt_answer": "1", '
+    '"filename": "./hallusion_bench/VD/illusion/0_0.png" or null}',
+)
+_IMAGES = Required(
+    path="hallusion_bench/*/*/*.png",
+    what="the pictures of HallusionBench",
+    source="the download named on the page of the repository",
+    layout="hallusion_bench/VD/illusion/0_0.png",
+)
+
+
+@dataclass(frozen=True)
+class HallusionBench:
+    """HallusionBench read by rule: aAcc per question, qAcc per question over all its figures, fAcc per figure.
+
+    The file names no level: questions on videos and maps (the order of events, where places lie) count as relations, all
+    others as attributes.
+
+    Args:
+        text_only: Whether rows without a figure are asked too; VLMEvalKit leaves them out.
+        prompt_suffix: Put behind every question, such as " Please answer yes or no.".
+        max_new_tokens: Length of an answer; the questions do not ask for a short one.
+    """
+
+    text_only: bool = True
+    prompt_suffix: str = ""
+    max_new_tokens: int = 64
+
+    name: ClassVar[str] = "hallusionbench"
+    title: ClassVar[str] = "HallusionBench"
+    levels: ClassVar[tuple[Level, ...]] = ("attribute", "relation")
+    licence: ClassVar[str] = "BSD-3-Clause"
+    homepage: ClassVar[str] = "https://github.com/tianyi-lab/HallusionBench"
+    required: ClassVar[tuple[Required, ...]] = (_ROWS, _IMAGES)
+    parsers: ClassVar[tuple[str, ...]] = ("ours", "vlmevalkit", "lmms_eval")
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        is_switch(self.name, "text_only", self.text_only)
+        is_text(self.name, "prompt_suffix", self.prompt_suffix)
+        at_least(self.name, "max_new_tokens", self.max_new_tokens, 1)
+
+    def load(self, data: Path | None) -> Loaded:
+        """Read all rows; those without a figure where they are wanted."""
+        return loaded(read_rows(found(self.name, data, _ROWS)), _ROWS, self._items)
+
+    def _items(self, row: Row) -> list[Item]:
+        part = {key: row.name(key) for key in ("category", "subcategory", "set_id", "figure_id", "question_id")}
+        if part["category"] not in KINDS:
+            raise BadRow(f"'category' should be VD or VS, and is {part['category']!r}")
+        seen = row.word("visual_input", ("0", "1", "2")) != "0"
+        question = [part[key] for key in ("category", "subcategory", "set_id", "question_id")]
+        figure = [part[key] for key in ("category", "subcategory", "set_id", "figure_id")]
+        if not seen and not self.text_only:
+            return []
+        return [
+            Item(
+                id="/".join([*figure, part["question_id"]]),
+                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if seen else None,
+                prompt=row.text("question") + self.prompt_suffix,
+                truth="yes" if row.word("gt_answer", ("0", "1")) == "1" else "no",
+                level="relation" if part["subcategory"] in _RELATIONS else "attribute",
+                kind=part["category"],
+                max_new_tokens=self.max_new_tokens,
+                cluster="/".join(question[:3]),
+                extra={"question": "/".join(question), "figure": "/".join(figure), "figure_id": part["figure_id"]},
+            )
+        ]
+
+    def picture(self, data: Path | None, image: str) -> Image.Image:
+        """The picture, from hallusion_bench, images or the data folder itself."""
+        return picture(self.name, data, _IMAGES, image, _PICTURES)
+
+    def measures(self, parser: str) -> Sequence[Measure]:
+        """Accuracy per question (aAcc) first, then per question group and figure, then the rest; over all and by category."""
+        answer = _parser(parser)
+        parts = [Part("all"), *(Part("all", kind, of_kind(kind)) for kind in KINDS)]
+        every = [measure for part in parts for measure in yes_no_measures(answer, part)]
+        return [every[0], _grouped("question", answer), _grouped("figure", answer), *every[1:]]
+
+    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+        """The figures of the official leaderboard, percent to four places, None where nothing of the kind was asked.
+
+        The grades are ours (right, wrong, unclear); the arithmetic is the script's: unclear counts as right where there is
+        no figure to a question that one would supplement; easy questions are those of figure 0, hard ones the others, both
+        grouped as for qAcc.
+        """
+        answer, asked = _parser(parser), judged(said)
+        easy = [one for one in asked if one.item.extra["figure_id"] == "0"]
+        hard = [one for one in asked if one.item.extra["figure_id"] != "0"]
+        figures = [one for one in asked if not _without_figure(one.item)]
+        return {
+            "aAcc": _all_right(asked, lambda item: item.id, answer),
+            "qAcc": _all_right(asked, _named("question"), answer),
+            "fAcc": _all_right(figures, _named("figure"), answer),
+            "easy": _all_right(easy, _named("question"), answer),
+            "hard": _all_right(hard, _named("question"), answer),
+        }
+
+
+def _parser(name: str) -> Parser:
+    known = {one: COMMON[one] for one in HallusionBench.parsers}
+    return named(HallusionBench.name, known, name)
+
+
+def _named(key: str) -> Callable[[Item], str]:
+    return lambda item: str(item.extra[key])
+
+
+def _without_figure(item: Item) -> bool:
+    return item.kind == "VS" and item.extra["figure_id"] == "0"
+
+
+def _is_right(one: Said, answer: Parser) -> bool:
+    heard = answer(one.text)
+    return _without_figure(one.item) if heard is None else heard is (one.item.truth == "yes")
+
+
+def _all_right(said: Sequence[Said], group: Callable[[Item], str], answer: Parser) -> float | None:
+    """Percent of groups whose every answer is right."""
+    groups: dict[str, bool] = {}
+    for one in said:
+        groups[group(one.item)] = groups.get(group(one.item), True) and _is_right(one, answer)
+    return round(100 * sum(groups.values()) / len(groups), 4) if groups else None
+
+
+def _grouped(key: str, answer: Parser) -> Measure:
+    """Share of groups whose every answer is right; figures leave the questions without one out, as the official script."""
+
+    def count(group: Group) -> Counts | None:
+        if key == "figure" and _without_figure(group[0].item):
+            return None
+        return (float(all(_is_right(one, answer) for one in group)), 1.0)
+
+    return Measure(f"{key}_accuracy", "all", f"{key}s with every answer right", count, group=_named(key), binary=True)

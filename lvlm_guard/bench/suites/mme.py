@@ -1,0 +1,206 @@
+"""MME, the four coarse perception tasks that are used against hallucination: existence, count, position, color.
+
+Fu et al., MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models, arXiv 2306.13394.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from lvlm_guard.bench.intervals import Statistic, Totals
+from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.measures import Counts, Group, Measure
+from lvlm_guard.bench.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
+from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.errors import InputError
+
+from .arguments import is_text
+from .files import Read, Row, joined, loaded, missing, picture, read_bytes
+from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, right, yes_no_measures
+
+LEVEL_OF: Mapping[str, Level] = {
+    "existence": "object",
+    "count": "attribute",
+    "position": "relation",
+    "color": "attribute",
+}
+_QUESTIONS_OF_A_PICTURE = 2
+_FOLDERS = ("", "MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark_release_version/MME_Benchmark")
+_SUFFIXES = (".jpg", ".png", ".jpeg")
+_QUESTIONS = Required(
+    path="{existence,count,position,color}/*.txt",
+    what="the questions of MME, one file a picture",
+    source="the authors, on request: github.com/BradyFU/Awesome-Multimodal-Large-Language-Models",
+    layout="existence/000000006040.txt, or existence/questions_answers_YN/000000006040.txt, with two lines: the question, "
+    "a tab, Yes or No",
+)
+_IMAGES = Required(
+    path="{existence,count,position,color}/*.jpg",
+    what="the pictures of MME",
+    source="the same download as the questions",
+    layout="existence/000000006040.jpg beside the questions, or existence/images/000000006040.jpg",
+)
+
+
+@dataclass(frozen=True)
+class Mme:
+    """The hallucination subset of MME: two questions a picture, one to be affirmed and one to be denied.
+
+    A score is accuracy plus acc+ (the share of pictures with both answers right), each times 100: at most 200 a task and
+    800 together.
+
+    Args:
+        prompt_suffix: Put behind every question; the files' own ends in "Please answer yes or no.".
+    """
+
+    prompt_suffix: str = ""
+
+    name: ClassVar[str] = "mme"
+    title: ClassVar[str] = "MME, hallucination subset"
+    levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
+    licence: ClassVar[str] = "research only"
+    homepage: ClassVar[str] = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
+    required: ClassVar[tuple[Required, ...]] = (_QUESTIONS, _IMAGES)
+    parsers: ClassVar[tuple[str, ...]] = ("official", *COMMON)
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        is_text(self.name, "prompt_suffix", self.prompt_suffix)
+
+    def load(self, data: Path | None) -> Loaded:
+        """Read the questions of all four tasks, by task and file name."""
+        parts = [part for kind in LEVEL_OF for part in self._task(data, kind)]
+        if not any(part.items for part in parts):
+            raise missing(self.name, data, _QUESTIONS)
+        return joined(parts)
+
+    def _task(self, data: Path | None, kind: str) -> Iterator[Loaded]:
+        if data is None:
+            raise missing(self.name, data, _QUESTIONS)
+        for root in (data / folder / kind for folder in _FOLDERS):
+            files = sorted(chain(root.glob("*.txt"), root.glob("questions_answers_YN/*.txt")))
+            if files:
+                yield from (self._picture_of(path, kind, root) for path in files)
+                return
+
+    def _picture_of(self, path: Path, kind: str, root: Path) -> Loaded:
+        """The questions about one picture; a file without a usable line is a problem, and stops nothing."""
+        image = _beside(path, kind, root)
+
+        def item(row: Row) -> list[Item]:
+            return [
+                Item(
+                    id=f"{kind}/{path.stem}/{row.line}",
+                    image=image,
+                    prompt=row.text("question") + self.prompt_suffix,
+                    truth=row.word("answer", TRUTHS),
+                    level=LEVEL_OF[kind],
+                    kind=kind,
+                    max_new_tokens=YES_NO_TOKENS,
+                )
+            ]
+
+        read = _read(path, kind)
+        try:
+            return loaded(read, _QUESTIONS, item)
+        except InputError as error:
+            return Loaded((), (Problem(f"{kind}/{path.name}", 0, str(error)),))
+
+    def picture(self, data: Path | None, image: str) -> Image.Image:
+        """The picture, from the folder of its task."""
+        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+
+    def measures(self, parser: str) -> Sequence[Measure]:
+        """The summed score first (0 to 800), then the score of each task (0 to 200), then what all yes/no suites have."""
+        answer = _parser(parser)
+        parts = [Part("all"), *(Part(level, kind, of_kind(kind)) for kind, level in LEVEL_OF.items())]
+        rest = [measure for part in parts for measure in yes_no_measures(answer, part)]
+        return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest]
+
+    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+        """Score of each task and their sum; None where a picture has not exactly two answers, on which the tool stops."""
+        answer = _parser(parser)
+        scores = {
+            kind: _official_score([one for one in judged(said) if one.item.kind == kind], answer) for kind in LEVEL_OF
+        }
+        known = [score for score in scores.values() if score is not None]
+        return {**scores, "total": sum(known) if len(known) == len(LEVEL_OF) else None}
+
+
+def _parser(name: str) -> Parser:
+    return named(Mme.name, {"official": official_mme, **COMMON, "lmms_eval": lmms_eval_mme}, name)
+
+
+def _beside(path: Path, kind: str, root: Path) -> str:
+    """Name of the picture that belongs to a file of questions; that of a .jpg where there is none yet."""
+    folder = "images" if path.parent != root else "."
+    names = [Path(kind, folder, path.stem + suffix) for suffix in _SUFFIXES]
+    return next((name for name in names if (root.parent / name).is_file()), names[0]).as_posix()
+
+
+def _read(path: Path, kind: str) -> Read:
+    """The lines of a file; question and answer are parted by a tab."""
+    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
+    parted = [(number, line.strip().rpartition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [
+        Row(f"{kind}/{path.name}", number, {"question": question, "answer": truth})
+        for number, (question, _, truth) in parted
+    ]
+    return Read(path, rows, ())
+
+
+def _official_score(said: Sequence[Said], answer: Parser) -> float | None:
+    pictures: dict[str | None, list[bool]] = {}
+    for one in said:
+        pictures.setdefault(one.item.image, []).append(right(one, answer))
+    if not pictures or any(len(both) != _QUESTIONS_OF_A_PICTURE for both in pictures.values()):
+        return None
+    accuracy = sum(map(sum, pictures.values())) / len(said)
+    return 100 * accuracy + 100 * sum(map(all, pictures.values())) / len(pictures)
+
+
+def _picture_counts(group: Group, kind: str, answer: Parser) -> Counts:
+    """Right answers, answers, whether all are right, one picture; zeros for a picture of another task."""
+    if group[0].item.kind != kind:
+        return (0.0, 0.0, 0.0, 0.0)
+    results = [right(one, answer) for one in group]
+    return (float(sum(results)), float(len(results)), float(all(results)), 1.0)
+
+
+def _of_task(place: int) -> Statistic:
+    def score(totals: Totals) -> Totals:
+        good, asked, both, pictures = (totals[..., 4 * place + at] for at in range(4))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(100 * good / asked + 100 * both / pictures)
+
+    return score
+
+
+def _all_tasks(totals: Totals) -> Totals:
+    return np.asarray(sum(_of_task(place)(totals) for place in range(len(LEVEL_OF))))
+
+
+def _score(kind: str, answer: Parser) -> Measure:
+    def count(group: Group) -> Counts | None:
+        return _picture_counts(group, kind, answer) if group[0].item.kind == kind else None
+
+    title = f"accuracy plus acc+, {kind}"
+    return Measure(f"score_{kind}", LEVEL_OF[kind], title, count, _of_task(0), group=_of_picture)
+
+
+def _total(answer: Parser) -> Measure:
+    def count(group: Group) -> Counts | None:
+        return tuple(chain.from_iterable(_picture_counts(group, kind, answer) for kind in LEVEL_OF))
+
+    return Measure("score", "all", "accuracy plus acc+, four tasks summed", count, _all_tasks, group=_of_picture)
+
+
+def _of_picture(item: Item) -> str:
+    return item.image or item.id

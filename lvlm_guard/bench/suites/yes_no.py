@@ -1,0 +1,122 @@
+"""The measures that all yes/no suites share; the truth of an item is "yes" or "no", of others nothing is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lvlm_guard.bench.intervals import Share, Statistic, f1, harmonic_share, mean_share, share, yes_ratio
+from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.measures import Counts, Measure, each
+from lvlm_guard.bench.parsers import Parser
+
+TRUTHS = ("no", "yes")
+YES_NO_TOKENS = 16
+_UNPARSED = Share((5,), (1, 3))
+
+
+def everything(item: Item) -> bool:
+    """Leaves no item out."""
+    del item
+    return True
+
+
+@dataclass(frozen=True)
+class Part:
+    """The items that a set of measures is about.
+
+    Args:
+        level: The level they belong to, "all" where they span several.
+        name: Ends the names of the measures; empty for the whole suite.
+        keep: Whether an item belongs to it.
+        positive_no: Precision, recall and F1 are those of "no".
+    """
+
+    level: str
+    name: str = ""
+    keep: Callable[[Item], bool] = everything
+    positive_no: bool = False
+
+
+def right(said: Said, answer: Parser) -> bool:
+    """Whether an answer says what is true; one that says neither does not."""
+    return answer(said.text) is (said.item.truth == "yes")
+
+
+def counts(said: Said, answer: Parser, *, positive_no: bool = False) -> Counts:
+    """Right yes, all yes, right no, all no, said yes, said neither; yes and no change places where "no" is positive."""
+    heard, true = answer(said.text), said.item.truth == "yes"
+    if positive_no:
+        heard, true = None if heard is None else not heard, not true
+    return (
+        float(heard is True and true),
+        float(true),
+        float(heard is False and not true),
+        float(not true),
+        float(heard is True),
+        float(heard is None),
+    )
+
+
+def yes_no_measures(answer: Parser, part: Part) -> list[Measure]:
+    """Accuracy, F1, precision, recall, balanced accuracy, harmonic mean of the recalls, yes-ratio and unparsed share."""
+
+    def belongs(said: Said) -> bool:
+        return said.item.truth in TRUTHS and part.keep(said.item)
+
+    def is_right(said: Said) -> Counts | None:
+        return (float(right(said, answer)), 1.0) if belongs(said) else None
+
+    def of_positive(said: Said) -> Counts | None:
+        return counts(said, answer, positive_no=part.positive_no) if belongs(said) else None
+
+    def of_yes(said: Said) -> Counts | None:
+        return counts(said, answer) if belongs(said) else None
+
+    positive = "no" if part.positive_no else "yes"
+    return [
+        _measure(part, "accuracy", "right answers", is_right, share, binary=True),
+        _measure(part, "f1", f"F1 of {positive}", of_positive, f1),
+        _measure(part, "precision", f"precision of {positive}", of_positive, Share((0,), (4,))),
+        _measure(part, "recall", f"recall of {positive}", of_positive, Share((0,), (1,))),
+        _measure(part, "balanced_accuracy", "mean of the recalls of yes and no", of_yes, mean_share),
+        _measure(part, "harmonic_recall", "harmonic mean of the recalls of yes and no", of_yes, harmonic_share),
+        _measure(part, "yes_ratio", "answers that say yes", of_yes, yes_ratio, better=None),
+        _measure(part, "unparsed", "answers that say neither", of_yes, _UNPARSED, better=False),
+    ]
+
+
+def _measure(
+    part: Part,
+    name: str,
+    title: str,
+    count: Callable[[Said], Counts | None],
+    statistic: Statistic,
+    *,
+    better: bool | None = True,
+    binary: bool = False,
+) -> Measure:
+    return Measure(
+        name=f"{name}_{part.name}" if part.name else name,
+        level=part.level,
+        title=f"{title}, {part.name}" if part.name else title,
+        count=each(count),
+        statistic=statistic,
+        higher_is_better=better,
+        binary=binary,
+    )
+
+
+def of_kind(kind: str) -> Callable[[Item], bool]:
+    """Keeps the items of one kind."""
+    return lambda item: item.kind == kind
+
+
+def of_level(level: str) -> Callable[[Item], bool]:
+    """Keeps the items of one level."""
+    return lambda item: item.level == level
+
+
+def judged(said: Sequence[Said]) -> list[Said]:
+    """The answers to yes/no questions."""
+    return [one for one in said if one.item.truth in TRUTHS]

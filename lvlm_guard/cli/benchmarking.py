@@ -1,0 +1,167 @@
+"""`lvlm-guard bench`: run benchmarks over stacks and controls, score them, compare runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lvlm_guard.cli import loading
+
+if TYPE_CHECKING:
+    from lvlm_guard.bench.results import Results
+    from lvlm_guard.bench.store import Record
+
+PAGE = "lvlm_guard.bench.page"
+app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
+
+Data = Annotated[
+    Path | None, typer.Option(help="Where the suites' files lie now, if elsewhere than the run found them.")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+
+
+@app.callback()
+def group() -> None:
+    """Run benchmarks over stacks and the controls that a gain must beat, score and compare them."""
+
+
+@app.command("list")
+def list_suites(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+) -> None:
+    """List the suites: what they test, which files they need, under which licence."""
+    loading.quieten()
+    from lvlm_guard.bench import suites  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
+
+    described = [_described(name, suites.suite(name)) for name in suites.suites()]
+    if as_json:
+        typer.echo(json.dumps(described, indent=2))
+        return
+    Console().print(bench_tables.of_suites(described))
+
+
+def _described(name: str, kind: Any) -> dict[str, Any]:
+    arguments = {field.name: field.default for field in dataclasses.fields(kind) if field.init}
+    return {
+        "name": name,
+        "title": kind.title,
+        "levels": list(kind.levels),
+        "parsers": list(kind.parsers),
+        "required": [dataclasses.asdict(one) for one in kind.required],
+        "arguments": arguments,
+        "licence": kind.licence,
+        "homepage": kind.homepage,
+    }
+
+
+@app.command("run")
+def run(
+    suite: Annotated[list[str], typer.Argument(help="A suite, or one with arguments: scenes:count=100,split=iid.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes there.")],
+    stack: Annotated[
+        list[str] | None, typer.Option(help="A strategy's name or a .toml, .yaml file; repeat for several.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A local folder, a hub id, or 'testbed' for the bundled model.")
+    ] = loading.BUNDLED,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items a suite, whole pictures.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the suites' files; nothing is downloaded.")] = None,
+    parser: Annotated[str | None, typer.Option(help="How answers are read; by default each suite's first way.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A control to switch off; repeat for several.")] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Let the stacks sample instead of answering greedily.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that is sampled.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
+    device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Answer SUITEs with stacks and controls, keep every raw answer, then score.
+
+    Stopped half-way, the same command goes on where it was.
+    """
+    loading.quieten()
+    from lvlm_guard.bench import choosing, runner, systems  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.manifest import Plan  # noqa: PLC0415 - as above
+
+    off = tuple(without or ())
+    lined_up = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
+    plan = Plan(choosing.chosen(suite, parser), lined_up, off, data, limit, batch, seed)
+    gathered = runner.gather(plan)
+    loaded, processor = loading.load(model, device, dtype)
+    record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
+    _report(record, None, data)
+
+
+@app.command("report")
+def report(folder: Folder, data: Data = None) -> None:
+    """Score the run in DIR as it was begun; write results.json and results.csv there."""
+    loading.quieten()
+    from lvlm_guard.bench import store  # noqa: PLC0415 - only when it is asked for
+
+    _report(store.read(folder), None, data)
+
+
+@app.command("rescore")
+def rescore(
+    folder: Folder,
+    parser: Annotated[
+        str | None, typer.Option(help="How to read the answers; as the run was begun unless told.")
+    ] = None,
+    data: Data = None,
+) -> None:
+    """Score the raw answers in DIR again, with another parser if wanted; no model is needed."""
+    loading.quieten()
+    from lvlm_guard.bench import store  # noqa: PLC0415 - only when it is asked for
+
+    _report(store.read(folder), parser, data)
+
+
+def _report(record: Record, parser: str | None, data: Path | None) -> None:
+    """Figures as tables and files; those of another parser than the run's get a name of their own."""
+    from lvlm_guard.bench import export, results  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
+
+    scored = results.score(record, parser, data)
+    begun_with = {name: told["parser"] for name, told in record.manifest["suites"].items()}
+    name = "results" if dict(scored.parsers) == begun_with else f"results-{parser}"
+    written = [*export.write(scored, record.folder, name)]
+    bench_tables.show(scored, Console())
+    written += _page(record, scored, name)
+    typer.echo(f"Raw answers and figures: {', '.join(str(one) for one in written)}")
+
+
+def _page(record: Record, scored: Results, name: str) -> list[Path]:
+    """The HTML report beside the figures, where there is something that writes one."""
+    if importlib.util.find_spec(PAGE) is None:
+        return []
+    path = record.folder / name.replace("results", "report")
+    path = path.with_name(f"{path.name}.html")
+    importlib.import_module(PAGE).write(record, scored, path)
+    return [path]
+
+
+@app.command("compare")
+def compare(
+    before: Folder,
+    after: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of another run of the same items.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compare the runs in two folders stack by stack, answer by answer."""
+    loading.quieten()
+    from lvlm_guard.bench import comparing, results, store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
+
+    found = comparing.compare(store.read(before), store.read(after))
+    if as_json:
+        typer.echo(json.dumps(results.to_plain(found), indent=2))
+        return
+    bench_tables.show_comparison(found, Console())

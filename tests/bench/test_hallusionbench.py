@@ -1,0 +1,67 @@
+"""HallusionBench's groups, against a case worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.suites.hallusionbench import HallusionBench
+
+DATA = Path(__file__).parent / "data" / "hallusionbench"
+
+
+@pytest.fixture
+def perfect():
+    return [Said(item, item.truth) for item in HallusionBench().load(DATA).items]
+
+
+def changed(said, at, text):
+    return [Said(one.item, text) if place == at else one for place, one in enumerate(said)]
+
+
+def scores(said, parser="ours"):
+    return {measure.name: measure.value(said) for measure in HallusionBench().measures(parser)}
+
+
+def test_rows_without_a_figure_have_no_picture_and_can_be_left_out():
+    items = HallusionBench().load(DATA).items
+    assert [item.image for item in items if item.kind == "VS"][:3] == [None, None, "VS/chart/1_1.png"]
+    assert len(items) == 12
+    assert len(HallusionBench(text_only=False).load(DATA).items) == 10
+    assert {item.level for item in items} == {"attribute", "relation"}
+    assert {item.cluster for item in items} == {"VD/illusion/0", "VS/chart/1", "VD/video/3"}
+
+
+def test_all_right_is_a_hundred_in_every_group(perfect):
+    official = HallusionBench().official(perfect, "ours")
+    assert official == dict.fromkeys(("aAcc", "qAcc", "fAcc", "easy", "hard"), 100.0)
+
+
+def test_one_wrong_answer_costs_its_question_and_its_figure(perfect):
+    # 12 answers; 5 questions; figures: illusion 0 and 1, chart 1 and 2, video 0 and 1
+    said = changed(perfect, 2, "No" if perfect[2].item.truth == "yes" else "Yes")
+    official = HallusionBench().official(said, "ours")
+    assert official["aAcc"] == round(100 * 11 / 12, 4)
+    assert official["qAcc"] == round(100 * 4 / 5, 4)
+    assert official["fAcc"] == round(100 * 5 / 6, 4)
+    assert (official["easy"], official["hard"]) == (100.0, round(100 * 4 / 5, 4))
+    measured = scores(said)
+    assert measured["question_accuracy"] == pytest.approx(4 / 5)
+    assert measured["figure_accuracy"] == pytest.approx(5 / 6)
+    assert measured["accuracy"] == pytest.approx(11 / 12)
+
+
+def test_not_knowing_is_right_only_where_a_missing_figure_would_tell(perfect):
+    assert perfect[4].item.image is None
+    unsure_without = HallusionBench().official(changed(perfect, 4, "I cannot tell"), "ours")
+    unsure_with = HallusionBench().official(changed(perfect, 6, "I cannot tell"), "ours")
+    assert unsure_without["aAcc"] == 100.0
+    assert unsure_with["aAcc"] == round(100 * 11 / 12, 4)
+    wrong_without = HallusionBench().official(changed(perfect, 4, "No"), "ours")
+    assert (wrong_without["aAcc"], wrong_without["fAcc"]) == (round(100 * 11 / 12, 4), 100.0)
+
+
+def test_nothing_asked_has_no_figures():
+    assert set(HallusionBench().official([], "ours").values()) == {None}

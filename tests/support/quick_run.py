@@ -1,0 +1,177 @@
+"""A run of the benchmark room that takes milliseconds: a model that answers by arithmetic, and a suite without files.
+
+As a script it does the run once, then again and again in processes of their own that kill themselves in the middle of
+a write, each time taking the run up afterwards: `quick_run.py FOLDER KILLS`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from lvlm_guard.bench import files, runner, systems
+from lvlm_guard.bench.items import Item
+from lvlm_guard.bench.manifest import Chosen, Plan
+from lvlm_guard.bench.suite import Loaded
+from lvlm_guard.stack import Stack
+
+WORDS = ("<pad>", "<eos>", "yes", "no", *(f"word{number}" for number in range(20)))
+PAD, END, YES, NO = range(4)
+
+
+class Arithmetic(torch.nn.Module):
+    """Answers with tokens counted on from the prompt, or drawn if asked to; row by row, whatever the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.config = SimpleNamespace(to_dict=lambda: {"model_type": "arithmetic"})
+        self.generation_config = SimpleNamespace(eos_token_id=END, to_dict=dict)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def generate(self, input_ids=None, attention_mask=None, max_new_tokens=4, do_sample=False, **kwargs):
+        first = (input_ids * attention_mask).sum(1) % len(WORDS)
+        answers = first[:, None] + torch.arange(max_new_tokens)
+        if do_sample:
+            answers = torch.randint(2, 1000, answers.shape)
+        scores = torch.nn.functional.one_hot(answers[:, 0] % len(WORDS), len(WORDS)).float()
+        for processor in kwargs.get("logits_processor", ()):
+            processor(input_ids, scores)
+        return torch.cat([input_ids, 2 + answers % (len(WORDS) - 2)], 1)
+
+
+class Letters:
+    """A processor and tokenizer: a prompt's letters are its ids."""
+
+    chat_template = "text"
+    padding_side = "left"
+    pad_token_id, unk_token_id = PAD, None
+
+    def apply_chat_template(self, messages, **_):
+        return "".join(item.get("text", "") for one in messages for item in one["content"])
+
+    def __call__(self, text=None, images=None, add_special_tokens=True, **_):
+        if isinstance(text, str):
+            return {"input_ids": [WORDS.index(text)] if text in WORDS else [4, 5]}
+        longest = max(map(len, text))
+        ids = [[PAD] * (longest - len(one)) + [ord(letter) for letter in one] for one in text]
+        ids = torch.tensor(ids)
+        return BatchFeature({"input_ids": ids, "attention_mask": (ids != PAD).long()})
+
+    def batch_decode(self, rows, **_):
+        return [" ".join(WORDS[one] for one in row if one not in (PAD, END)) for row in rows.tolist()]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Three items about each of some pictures, one of them longer; one item without picture."""
+
+    pictures: int = 5
+
+    name: ClassVar[str] = "toy"
+    title: ClassVar[str] = "Toy"
+    levels: ClassVar[tuple] = ("object",)
+    licence: ClassVar[str] = "none"
+    homepage: ClassVar[str] = ""
+    required: ClassVar[tuple] = ()
+    parsers: ClassVar[tuple] = ("ours",)
+
+    def load(self, data):
+        items = [
+            Item(f"{image}/{kind}", f"p{image}", f"{kind} {image}?", truth, "object", kind, max_new_tokens=tokens)
+            for image in range(self.pictures)
+            for kind, truth, tokens in (("is", "yes", 2), ("was", "no", 2), ("tell", ["a"], 5))
+        ]
+        return Loaded([*items, Item("alone", None, "hello", "yes", "object", "is", max_new_tokens=2)])
+
+    def picture(self, data, image):
+        return Image.new("RGB", (4, 4), (int(image[1:]) * 20, 0, 0))
+
+    def measures(self, parser):
+        return ()
+
+    def official(self, said, parser):
+        return {}
+
+
+def plan(pictures=5, seed=0, batch=4, stacks=None, without=systems.CONTROLS[2:], **changed):
+    """Greedy and sampling over two toys, unless told otherwise."""
+    toys = {name: Chosen(Toy(count), "ours", {"pictures": count}) for name, count in (("toy", pictures), ("small", 2))}
+    lined_up = systems.line_up({name: Stack.of(one) for name, one in (stacks or {}).items()}, without)
+    return Plan(toys, lined_up, tuple(without), batch=batch, seed=seed, **changed)
+
+
+def run(folder, asked=None, model=None):
+    """Do it, without a word."""
+    return runner.run(asked or plan(), model or Arithmetic(), Letters(), Path(folder), model_id="toy", progress=False)
+
+
+def kept(folder):
+    """What a run must have written, but for measured times, by path."""
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if "costs" not in path.parts}
+
+
+def writes(folder):
+    """Sizes of everything that a whole run writes, in order."""
+    sizes, put = [], files._put
+    files._put = lambda handle, content: (sizes.append(len(content)), put(handle, content))
+    try:
+        run(folder)
+    finally:
+        files._put = put
+    return sizes
+
+
+def run_and_die(folder, at, size):
+    """Run until write number `at`, of which `size` bytes reach the file; then there is no more process."""
+    put, count = files._put, iter(range(10**9))
+
+    def last(handle, content):
+        if next(count) == at:
+            os.write(handle, content[:size])
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(handle, content)
+
+    files._put = last
+    run(folder)
+
+
+def killed(folder, at, size):
+    """How a process ended that ran so."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run_and_die(folder, at, size)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder, kills):
+    torch.set_num_threads(1)
+    sizes = writes(folder / "whole")
+    draw = random.Random(0)
+    points = [0, 1, *draw.sample(range(2, len(sizes)), kills - 2)]  # items and manifest come first
+    for number, at in enumerate(points):
+        size = draw.choice([0, draw.randrange(sizes[at]), sizes[at]]) if at > 1 else sizes[at] // 2
+        assert killed(folder / str(number), at, size) == -signal.SIGKILL
+        if number % 3 == 0:  # killed again while taking the run up
+            again = killed(folder / str(number), draw.randrange(len(sizes) - at), 1)
+            assert again in (0, -signal.SIGKILL)
+        run(folder / str(number))
+    sys.stdout.write(f"{len(sizes)}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
