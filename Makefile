@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check test-oldest test-slow clean
+.PHONY: setup test demo lint type check test-oldest test-slow test-harnesses clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,19 @@ test-oldest:
 	test -x .venvs/oldest/bin/python || $(PYTHON) -m venv .venvs/oldest
 	.venvs/oldest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==$(OLDEST) -e '.[dev]'
 	OMP_NUM_THREADS=1 .venvs/oldest/bin/python -m pytest -n 2 -q
+
+# Both evaluation harnesses, run as users run them, in an environment of their own. Their torchvision does not fit a CPU
+# build of torch, so it is installed for pip's sake and removed.
+HARNESSES := .venvs/harnesses
+$(HARNESSES)/.installed: pyproject.toml constraints.txt
+	test -x $(HARNESSES)/bin/python || $(PYTHON) -m venv $(HARNESSES)
+	$(HARNESSES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
+		torchvision==0.28.0 lmms-eval==0.7.3 lm-eval==0.4.13 pytest pytest-timeout
+	$(HARNESSES)/bin/pip uninstall --quiet --yes torchvision timm
+	touch $@
+
+test-harnesses: $(HARNESSES)/.installed
+	OMP_NUM_THREADS=1 $(HARNESSES)/bin/python -m pytest -q -m 'harness or not harness' tests/harness
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

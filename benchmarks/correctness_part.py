@@ -1,4 +1,4 @@
-"""Guarded logits against a recompute from scratch, for every tiny architecture of the test kit, on the chosen device."""
+"""On the chosen device: every kernel against its reference, and guarded logits against a recompute from scratch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kernel_checks
 import torch
 from lvlm_guard_contrastive import M3ID, VCD
 from measuring import Budget, Results, Row, machine, versions
@@ -24,7 +25,7 @@ ALPHA, DECAY = 1.0, 0.3
 IMAGE_TOKEN, FENCES = 100, (102, 103)
 SPECIAL = [98, 99, 100, 101, 102, 103, 104]
 SHOWN = (
-    "architecture", "strategy", "executor", "mode", "ran", "steps", "largest_difference", "plain_difference", "smallest_effect",
+    "kernel", "case", "architecture", "strategy", "executor", "mode", "ran", "steps", "largest_difference", "plain_difference", "smallest_effect",
     "largest_effect", "status",
 )  # fmt: skip
 NOTES = (
@@ -39,6 +40,11 @@ NOTES = (
         "appending tokens to the prompt (attention within the prompt is bidirectional), so its rows are not comparable."
     ),
     "`refused` is the library's own answer where a mode cannot be exact.",
+    (
+        f"Rows with a kernel compare it with its fp32 reference: relative to what is wanted, at most {kernel_checks.TOLERANCE:g}; "
+        "NaN and infinities are equal; greedy ids are equal, and of drawn ids, where one rounding of an exponential may move "
+        f"a draw, at most {kernel_checks.OTHER_IDS:g} differ. Repeats are equal to the bit."
+    ),
 )
 MODES: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 3}}
 STRATEGIES: dict[str, Any] = {"vcd": VCD(alpha=ALPHA, beta=0.0), "m3id": M3ID(decay=DECAY, beta=0.0)}
@@ -175,9 +181,10 @@ def run(out: Path, device: torch.device, *, tiny: bool, seconds: float) -> Resul
     torch.backends.cudnn.allow_tf32 = False
     budget = Budget(seconds)
     every = {"gpu_name": machine(device)["gpu_name"], **versions(), "dtype": "float32"}
-    results = Results(
-        out, "correctness", "Guarded logits against a recompute", machine(device), SHOWN, every, notes=[*NOTES]
-    )
+    results = Results(out, "correctness", "Kernels and guarded logits", machine(device), SHOWN, every, notes=[*NOTES])
+    for row in kernel_checks.rows(device, budget.share(2), tiny=tiny):
+        results.add(**row)
+    results.write()
     architectures = ("llava", "qwen2_5_vl") if tiny else tuple(ARCHITECTURES)
     for architecture, strategy in itertools.product(architectures, STRATEGIES):
         for row in _rows(architecture, strategy, device, 3 if tiny else 6, budget):

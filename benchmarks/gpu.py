@@ -1,7 +1,8 @@
 """Benchmarks and checks for a GPU: `python benchmarks/gpu.py --part guard --out results`.
 
-Parts: `guard` times generate with and without a guard on random weights in the shapes of LLaVA-1.5-7B and
-Qwen2.5-VL-7B; `kernels` times the combine step; `correctness` compares guarded logits with a recompute from scratch.
+Parts: `guard` times generate with and without each mechanism on random weights in the shapes of LLaVA-1.5-7B and
+Qwen2.5-VL-7B; `kernels` times the kernels of the logit path; `correctness` compares these with their references, and
+guarded logits with a recompute from scratch.
 Each ends within its time; what was not reached is recorded as skipped. `--tiny --device cpu` runs any part in seconds.
 In a checkout that is not installed, set `PYTHONPATH=.:kernels:plugins`.
 """

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lvlm_guard_search import OPERA
 from measuring import Budget, Results, Row, copy_bandwidth, machine, versions
 from shapes import LLAVA_7B, LLAVA_TINY, QWEN_7B, QWEN_TINY, Shape
-from variants import OUT_OF_MEMORY, OUT_OF_TIME, PLAIN, Race, Variant, guarded
+from torch import Tensor
+from variants import OUT_OF_MEMORY, OUT_OF_TIME, PLAIN, Race, Variant, guarded, inside
 
-BATCHES = (1, 8)
-ROUNDS, NEW_TOKENS = 7, 33
+from lvlm_guard import Guard
+
 COPIED = 2**30
 SHOWN = (
     "model", "batch", "variant", "rounds", "decode_ms", "decode_ratio", "floor_ms", "decode_over_floor", "prefill_ms",
@@ -29,8 +32,28 @@ NOTES = (
         "The floor is arithmetic on a measurement: bytes a decode step must read (weights of the decoder and the head once "
         "per forward, keys and values of every row at its unpadded length half way) over the copy bandwidth measured here."
     ),
+    (
+        "The search is OPERA's, 5 beams of 5 candidates without returns: 25 rows where plain has one. It is the only one "
+        "whose own loop takes as many steps as plain generate; what ranks sentences depends on where they end."
+    ),
     "Weights are random, so what is generated means nothing; speed does not depend on it.",
 )
+SEARCH = "search (opera)"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is timed: models, batch sizes, rounds, tokens per call, whether every variant runs once before."""
+
+    shapes: tuple[Shape, ...]
+    batches: tuple[int, ...]
+    rounds: int
+    new_tokens: int
+    warm_up: bool
+
+
+FULL = Plan((LLAVA_7B, QWEN_7B), (1, 8), 7, 33, warm_up=True)
+TINY = Plan((LLAVA_TINY, QWEN_TINY), (1, 2), 1, 3, warm_up=False)
 
 
 @dataclass(frozen=True)
@@ -67,14 +90,13 @@ def _size(module: Any) -> int:
 def run(out: Path, device: torch.device, *, tiny: bool, seconds: float) -> Results:
     """Time all variants of all models and batch sizes."""
     budget = Budget(seconds)
-    shapes = (LLAVA_TINY, QWEN_TINY) if tiny else (LLAVA_7B, QWEN_7B)
+    plan = TINY if tiny else FULL
     bandwidth = copy_bandwidth(device, COPIED // 64 if tiny else COPIED)
     every = {"gpu_name": machine(device)["gpu_name"], **versions(), "dtype": "bfloat16"}
     about = {**machine(device), "dtype": "bfloat16", "copy_bandwidth_gb_per_s": bandwidth / 1e9}
     results = Results(out, "guard", "Guarded generate on a GPU", about, SHOWN, every, notes=[*NOTES])
-    for index, shape in enumerate(shapes):
-        share = budget.share(len(shapes) - index)
-        _measure_model(results, shape, device, share, (2, 4) if tiny else (ROUNDS, NEW_TOKENS), bandwidth)
+    for index, shape in enumerate(plan.shapes):
+        _measure_model(results, shape, device, budget.share(len(plan.shapes) - index), plan, bandwidth)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -82,7 +104,7 @@ def run(out: Path, device: torch.device, *, tiny: bool, seconds: float) -> Resul
 
 
 def _measure_model(
-    results: Results, shape: Shape, device: torch.device, budget: Budget, size: tuple[int, int], bandwidth: float
+    results: Results, shape: Shape, device: torch.device, budget: Budget, plan: Plan, bandwidth: float
 ) -> None:
     """Add the rows of one model."""
     if not budget.left:
@@ -93,19 +115,25 @@ def _measure_model(
     except torch.OutOfMemoryError:
         results.add(model=shape.name, batch=None, variant=PLAIN, rounds=0, status=OUT_OF_MEMORY)
         return
-    for index, batch in enumerate(BATCHES):
-        race = _race(shape, model, batch, device, budget.share(len(BATCHES) - index), size)
+    for index, batch in enumerate(plan.batches):
+        race = _race(shape, model, batch, device, budget.share(len(plan.batches) - index), plan)
         for variant in race.variants:
-            row = {"model": shape.name, "batch": batch, **race.row(variant), **_facts(shape, size[1])}
-            results.add(**row, **_floor(shape, variant, row, Traffic.of(model), bandwidth, size[1]))
+            row = {"model": shape.name, "batch": batch, **race.row(variant), **_facts(shape, plan.new_tokens)}
+            results.add(**row, **_floor(shape, variant, row, Traffic.of(model), bandwidth, plan.new_tokens))
         results.write()
 
 
-def _race(shape: Shape, model: Any, batch: int, device: torch.device, budget: Budget, size: tuple[int, int]) -> Race:
-    rounds, new_tokens = size
-    race = Race(guarded(model, shape.inputs(model, batch)), new_tokens, device)
-    race.warm_up(budget)
-    for number in range(rounds):
+def ways(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
+    """Plain generate and every mechanism: branches, work inside the layers, a search that owns the loop."""
+    search = Guard(model, stack=[OPERA(rollbacks=0)])
+    return [*guarded(model, inputs), *inside(model, inputs), Variant(SEARCH, search.generate, inputs, guard=search)]
+
+
+def _race(shape: Shape, model: Any, batch: int, device: torch.device, budget: Budget, plan: Plan) -> Race:
+    race = Race(ways(model, shape.inputs(model, batch)), plan.new_tokens, device)
+    if plan.warm_up:
+        race.warm_up(budget)
+    for number in range(plan.rounds):
         race.run(number, budget)
     return race
 
@@ -124,6 +152,8 @@ def _floor(shape: Shape, variant: Variant, row: Row, traffic: Traffic, bandwidth
         contexts.append(shape.prompt_tokens + grown)
     elif "image-free" in variant.name:
         contexts.append(shape.prompt_tokens - shape.image_tokens - len(shape.fences) + grown)
+    elif variant.name == SEARCH:
+        contexts *= row["rows"] // row["batch"]
     needed = traffic.step(row["decode_forwards_per_token"] or 1.0, row["batch"] * sum(contexts))
     floor = needed / bandwidth * 1e3
     return {"floor_ms": floor, "floor_bytes": round(needed), "decode_over_floor": row["decode_ms_p50"] / floor}

@@ -1,6 +1,9 @@
 """The benchmark scripts run from a checkout, write whole files, and say what they cannot do."""
 
 import csv
+import dataclasses
+import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 EVERY_ROW = {"gpu_name", "torch", "transformers", "triton", "status"}
@@ -17,11 +21,13 @@ WAYS = {
 INSIDE = {
     "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", "hidden edits (vsv)",
 }  # fmt: skip
+MECHANISMS = WAYS | INSIDE | {"search (opera)"}
 OTHERS = {"plain, again", "plain, twice the rows", "classifier-free guidance (transformers)", *INSIDE}
 
 
 def run(script, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    kept = {name: value for name, value in os.environ.items() if name not in ("LVLM_GUARD_KERNELS", "TRITON_INTERPRET")}
+    environment = {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
@@ -45,6 +51,16 @@ def run_part(part, out, *more):
 def ascending(row, name):
     low, middle, high = (row[f"{name}_p{percentile}"] for percentile in (20, 50, 80))
     return 0 < low <= middle <= high
+
+
+@pytest.fixture(scope="module")
+def correctness(tmp_path_factory):
+    return run_part("correctness", tmp_path_factory.mktemp("correctness"))
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return run_part("kernels", tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture(scope="module")
@@ -87,51 +103,132 @@ def test_overhead_prints_its_goals_beside_the_result(overhead):
         assert told in printed
 
 
-def test_guard_part_has_times_ratios_and_the_floor_of_every_variant(tmp_path):
+def test_guard_part_has_times_ratios_and_the_floor_of_every_mechanism(tmp_path):
     rows = run_part("guard", tmp_path)
     names = {"tiny LLaVA", "tiny Qwen2.5-VL"}
     assert {(row["model"], row["batch"], row["variant"]) for row in rows} == {
-        (model, batch, way) for model in names for batch in (1, 8) for way in WAYS
+        (model, batch, way) for model in names for batch in (1, 2) for way in MECHANISMS
     }
+    assert all(row["status"] == "ok" for row in rows)
     assert all(ascending(row, name) for row in rows for name in ("decode_ms", "prefill_ms", "decode_ratio"))
     floors = {(row["model"], row["batch"], row["variant"]): row["floor_bytes"] for row in rows}
     for model in names:
-        plain, batched = floors[model, 8, "plain"], floors[model, 8, "noise branch, batched"]
-        blind, sequential = floors[model, 8, "image-free branch, batched"], floors[model, 8, "noise branch, sequential"]
+        plain, batched = floors[model, 2, "plain"], floors[model, 2, "noise branch, batched"]
+        blind, sequential = floors[model, 2, "image-free branch, batched"], floors[model, 2, "noise branch, sequential"]
         assert plain < blind < batched < sequential == 2 * plain
+        assert floors[model, 2, "search (opera)"] > 5 * (batched - plain) + plain
+        assert all(floors[model, 2, way] == plain for way in INSIDE)
+    assert {row["rows"] for row in rows if row["variant"] == "search (opera)"} == {25, 50}
     assert all(row["peak_memory_gib"] is None for row in rows)
 
 
-def test_kernels_part_times_each_provider_at_each_size(tmp_path):
-    rows = run_part("kernels", tmp_path)
-    providers = {row["provider"] for row in rows}
-    assert {"published chain (VCD)", "reference"} < providers
-    assert any("torch.compile" in name for name in providers)
-    assert len(rows) == 4 * len(providers)
-    assert all(ascending(row, "time_us") for row in rows)
-    exact = [row["largest_error"] for row in rows if row["provider"] == "reference"]
-    rounded = [row["largest_error"] for row in rows if row["provider"] == "published chain (VCD)"]
-    assert max(exact) < 1e-5 < max(rounded)
+def test_kernels_part_times_each_provider_of_each_kernel_at_each_size(kernels):
+    rows = kernels
+    every = {row["kernel"] for row in rows}
+    assert {"combine", "layer_divergence", "select", "select, top-k 50"} < every
+    for kernel in every:
+        own = [row for row in rows if row["kernel"] == kernel]
+        providers = {row["provider"] for row in own}
+        assert {"torch", "triton"} < providers
+        assert any(name.startswith("published chain") for name in providers)
+        assert len(own) == 4 * len(providers)
+        assert {(row["rows"], row["vocabulary"]) for row in own} == {(1, 512), (1, 1000), (8, 512), (8, 1000)}
+    timed = [row for row in rows if row["provider"] != "triton"]
+    assert all(row["status"] == "ok" and ascending(row, "time_us") for row in timed)
+    assert all("TRITON_INTERPRET is not set" in row["status"] for row in rows if row["provider"] == "triton")
+    assert any("torch.compile" in row["provider"] for row in timed)
+    assert {row["ran"] for row in rows if row["provider"] == "torch"} == {
+        f"{name}:torch" for name in ("combine", "layer_divergence", "select")
+    }
 
 
-def test_correctness_part_compares_every_executor_and_mode(tmp_path):
-    rows = run_part("correctness", tmp_path)
-    assert {(row["executor"], row["mode"], row["strategy"]) for row in rows} == {
+def test_kernels_part_holds_results_to_float64_and_shows_how_far_the_published_chains_are(kernels):
+    rows = kernels
+    ours = [row["largest_error"] for row in rows if row["provider"] == "torch"]
+    rounded = [
+        row["largest_error"]
+        for row in rows
+        if row["provider"].startswith("published") and not row["kernel"].startswith("select")
+    ]
+    assert max(ours) < 1e-5 < 1e-3 < min(rounded)
+
+
+def test_correctness_part_compares_every_executor_and_mode(correctness):
+    guarded = [row for row in correctness if "architecture" in row]
+    assert {(row["executor"], row["mode"], row["strategy"]) for row in guarded} == {
         (executor, mode, strategy)
         for executor in ("batched", "sequential")
         for mode in ("greedy", "beams")
         for strategy in ("vcd", "m3id")
     }
-    for row in rows:
+    for row in guarded:
         assert row["ran"] == row["executor"]
         assert row["largest_difference"] <= 1e-3
         assert row["smallest_effect"] > 0.1
         assert row["status"] == "ok"
 
 
+def test_correctness_part_holds_every_kernel_to_its_reference_and_to_itself(correctness):
+    checked = [row for row in correctness if "kernel" in row]
+    assert {row["kernel"].partition(",")[0] for row in checked} == {
+        "combine",
+        "statistics",
+        "layer_divergence",
+        "select",
+    }
+    assert {"1 x 1, float32", "3 x 1000, bfloat16", "20 repeats"} < {row["case"] for row in checked}
+    assert all(row["ran"] == "torch" and row["status"] == "ok" for row in checked)
+    assert all(row["largest_difference"] <= 2e-5 for row in checked)
+
+
+@pytest.fixture
+def kernel_checks(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("kernel_checks")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda result: result * (1 + 1e-4), "failed: difference 0.0001"),
+        (lambda result: result.masked_fill(result == result.amax(), float("nan")), "failed: difference inf"),
+        (lambda result: result.masked_fill(result == -float("inf"), -1e30), "failed: difference inf"),
+        (lambda result: result, "ok"),
+    ],
+)
+def test_a_kernel_that_errs_fails_its_check(kernel_checks, monkeypatch, spoil, told):
+    right = kernel_checks.KERNELS[1]
+    wrong = dataclasses.replace(right, run=lambda given: spoil(right.run(given)))
+    monkeypatch.setattr(kernel_checks, "KERNELS", (wrong,))
+    rows = list(kernel_checks.rows(torch.device("cpu"), kernel_checks.Budget(60), tiny=True))
+    status = next(row["status"] for row in rows if row["case"] == "3 x 1000, bfloat16")
+    assert status.startswith(told)
+
+
+def test_a_kernel_that_gives_something_else_each_time_fails_its_repeats(kernel_checks, monkeypatch):
+    right = kernel_checks.KERNELS[1]
+    tiny = (1e-7 * number for number in itertools.count())
+    wrong = dataclasses.replace(right, run=lambda given: right.run(given) * (1 + next(tiny)))
+    monkeypatch.setattr(kernel_checks, "KERNELS", (wrong,))
+    rows = list(kernel_checks.rows(torch.device("cpu"), kernel_checks.Budget(60), tiny=True))
+    assert {row["case"] for row in rows if row["status"] != "ok"} == {"20 repeats"}
+
+
 def test_what_the_time_did_not_suffice_for_is_recorded_as_skipped(tmp_path):
     rows = run_part("correctness", tmp_path, "--seconds", 0)
     assert {row["status"] for row in rows} == {"skipped: time"}
+
+
+def test_kernels_cpu_has_paired_ratios_of_every_step(tmp_path):
+    done = run("kernels_cpu.py", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == ["kernels_cpu.json", "kernels_cpu.md"]
+    assert (tmp_path / "kernels_cpu.md").read_text().strip() == done.stdout.strip()
+    rows = json.loads((tmp_path / "kernels_cpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == ["combine"] * 4 + ["layer_divergence"] * 4 + ["readouts"] * 8
+    assert all(row["status"] == "ok" and row["rounds"] >= 5 for row in rows)
+    assert all(ascending(row, name) for row in rows for name in ("ours_ms", "published_ms", "ratio"))
+    assert all(row["verdict"] == ("met" if row["ratio_p50"] <= 1 else "missed") for row in rows)
 
 
 def test_a_wrong_part_names_the_known_ones(tmp_path):

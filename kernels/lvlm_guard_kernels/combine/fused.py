@@ -46,9 +46,9 @@ def combined(
 ):  # fmt: skip
     """Combined logits of some tokens of one row; `top` is its best eligible logit, NaN if it holds one."""
     logits, eligible = eligible_at(main, keep, token, vocabulary, HAS_KEEP)
-    survives = eligible != -float("inf")
+    survives = token < vocabulary
     if PLAUSIBLE:
-        survives = survives & (eligible >= top + log_beta)
+        survives = (eligible != -float("inf")) & (eligible >= top + log_beta)
     total = logits * main_weight
     if SOURCES > 0:
         total += _weighted(weight0, source0, token, survives)

@@ -186,7 +186,9 @@ def statistics(logits: Tensor) -> RowStatistics:
             partials = out if plan.parts == 1 else out.new_empty((3, plan.programs, plan.parts))
             _measure(viewed, None, partials, plan)
             if plan.parts > 1:
-                finish_rows[plan.programs,](partials, out, plan.parts, PARTS=triton.next_power_of_2(plan.parts))
+                finish_rows[plan.programs,](
+                    partials, out, plan.parts, PARTS=triton.next_power_of_2(plan.parts), enable_fp_fusion=False
+                )
     return RowStatistics(*out.view(4, *logits.shape[:-1]))
 
 
@@ -256,6 +258,7 @@ def _diverge(main: Tensor, layers: Tensor, kind: str) -> Tensor:
                 PARTS=triton.next_power_of_2(plan.parts),
                 WIDTH=plan.width,
                 num_warps=launching.warps(plan.width),
+                enable_fp_fusion=False,
             )
     return (out[..., 0] if plan.parts == 1 else out.sum(-1)).view(layers.shape[:-1])
 
@@ -277,6 +280,7 @@ def _measure(main: Tensor, layers: Tensor | None, out: Tensor, plan: _Plan) -> N
         WHOLE=layers is None and plan.parts == 1,
         WIDTH=plan.width,
         num_warps=launching.warps(plan.width),
+        enable_fp_fusion=False,
     )
 
 

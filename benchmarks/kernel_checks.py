@@ -1,0 +1,247 @@
+"""Every kernel on the device against its fp32 reference: values, far offsets, CUDA graphs, repeats."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from kernels_part import asking
+from lvlm_guard_kernels import paths
+from lvlm_guard_kernels.combine import combine
+from lvlm_guard_kernels.combine import reference as of_combine
+from lvlm_guard_kernels.divergence import layer_divergence, statistics
+from lvlm_guard_kernels.divergence import reference as of_divergence
+from lvlm_guard_kernels.select import reference as of_select
+from lvlm_guard_kernels.select import select
+from lvlm_guard_kernels.select.draw import Draw
+from measuring import Budget, Row
+from torch import Tensor
+from variants import OUT_OF_MEMORY, OUT_OF_TIME
+
+TOLERANCE, OTHER_IDS = 2e-5, 0.01
+ROWS, VOCABULARIES = (1, 3, 65, 300), (1, 111, 4097, 32000, 32001, 151936)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FAR = 2**31
+CHECKED = 8
+REPEATS, LAYERS = 20, 5
+WARPING: dict[str, dict[str, Any]] = {
+    "greedy": {"greedy": True, "beta": 0.1},
+    "top-k and top-p": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "beta": 0.1},
+    "top-k and top-p over every token": {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "beta": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Logits that a kernel may need: main and branch `[rows, 1, vocab]`, layers `[layers, rows, 1, vocab]`."""
+
+    main: Tensor
+    branch: Tensor
+    layers: Tensor
+
+    @classmethod
+    def draw(cls, rows: int, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Inputs:
+        """Random logits with -inf at every third token, as masks leave them; never at the first."""
+        draw = torch.Generator(device).manual_seed(seed)
+        shape = (2 + LAYERS, rows, 1, vocabulary)
+        values = (torch.randn(shape, generator=draw, device=device) * 3).to(dtype)
+        values.index_fill_(-1, torch.arange(1, vocabulary, 3, device=device), -math.inf)
+        return cls(values[0], values[1], values[2:])
+
+    def last(self, rows: int) -> Inputs:
+        """The last rows of all."""
+        return Inputs(self.main[-rows:], self.branch[-rows:], self.layers[:, -rows:])
+
+    def copy_(self, other: Inputs) -> None:
+        """Overwrite with the values of other inputs."""
+        for one in fields(self):
+            getattr(self, one.name).copy_(getattr(other, one.name))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel beside its definition; the results of both are compared.
+
+    Args:
+        name: Of the kernel, and of the settings.
+        run: As the library runs it.
+        define: By its reference.
+        tolerance: Of the difference.
+    """
+
+    name: str
+    run: Callable[[Inputs], Tensor]
+    define: Callable[[Inputs], Tensor]
+    tolerance: float = TOLERANCE
+
+
+def _combined(beta: float, *, everything: bool) -> Kernel:
+    def call(function: Callable[..., Tensor], given: Inputs) -> Tensor:
+        tokens = torch.arange(given.main.shape[-1], device=given.main.device)
+        weight = -given.main[..., 0].float().sigmoid()
+        more = {"bias": (tokens % 7) / 7.0, "keep": tokens % 5 != 1} if everything else {}
+        return function(given.main, [given.branch], [weight], main_weight=2.0, beta=beta, **more)
+
+    name = f"combine, beta {beta:g}{', bias and keep' if everything else ''}"
+    return Kernel(name, lambda given: call(combine, given), lambda given: call(of_combine.combine, given))
+
+
+def _statistics(function: Callable[[Tensor], Any]) -> Callable[[Inputs], Tensor]:
+    names = [one.name for one in fields(of_divergence.RowStatistics)]
+
+    def call(given: Inputs) -> Tensor:
+        found = function(given.main)
+        return torch.stack([getattr(found, name) for name in names])
+
+    return call
+
+
+def _divergence(mode: Any) -> Kernel:
+    return Kernel(
+        f"layer_divergence, {mode}",
+        lambda given: layer_divergence(given.main, given.layers, mode),
+        lambda given: of_divergence.layer_divergence(given.main, given.layers, mode),
+    )
+
+
+def _selection(name: str, warping: dict[str, Any]) -> Kernel:
+    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 5, "step": 3, "greedy": False, "rows": None}
+    drawn |= {key: value for key, value in warping.items() if key in drawn}
+    more: dict[str, Any] = {"main_weight": 2.0, "beta": warping["beta"], "bias": None, "keep": None}
+
+    def define(given: Inputs) -> Tensor:
+        return of_select.select(given.main, [given.branch], [-1.0], Draw(**drawn), **more)[0]
+
+    def run(given: Inputs) -> Tensor:
+        return select(given.main, [given.branch], [-1.0], **drawn, **more).ids
+
+    return Kernel(f"select, {name}", run, define, 0.0 if drawn["greedy"] else OTHER_IDS)
+
+
+KERNELS = (
+    _combined(0.0, everything=False),
+    _combined(0.1, everything=False),
+    _combined(0.1, everything=True),
+    Kernel("statistics", _statistics(statistics), _statistics(of_divergence.statistics)),
+    _divergence("jensen_shannon"),
+    _divergence("released"),
+    *itertools.starmap(_selection, WARPING.items()),
+)
+
+
+def difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative above 1, infinite where NaN or infinities differ; of ids the share that differs."""
+    if not got.is_floating_point():
+        return float((got != wanted).double().mean())
+    if not torch.equal(got.isnan(), wanted.isnan()):
+        return math.inf
+    apart = ((got - wanted).abs() / wanted.abs().clamp_min(1.0)).masked_fill((got == wanted) | got.isnan(), 0.0)
+    return float(apart.nan_to_num(math.inf, math.inf).max())
+
+
+def values(kernel: Kernel, given: Inputs) -> float:
+    """Against the reference."""
+    return difference(kernel.run(given), kernel.define(given))
+
+
+def repeats(kernel: Kernel, given: Inputs) -> float:
+    """Against itself: whichever program finishes first, the result is the same."""
+    first = kernel.run(given)
+    return max(difference(kernel.run(given), first) for _ in range(REPEATS))
+
+
+def graph(kernel: Kernel, given: Inputs) -> float:
+    """Captured in a CUDA graph and replayed on other values."""
+    kernel.run(given)
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        result = kernel.run(given)
+    given.copy_(Inputs(given.branch.clone(), given.main.clone(), given.layers.flip(0)))
+    captured.replay()
+    return difference(result, kernel.define(given))
+
+
+def far_results(kernel: Kernel, given: Inputs) -> float:
+    """The last rows of a result that 32 bits do not index."""
+    result = kernel.run(given)
+    assert result.numel() > FAR
+    return difference(result[-CHECKED:], kernel.define(given.last(CHECKED)))
+
+
+Case = tuple[str, Callable[[Kernel, Inputs], float], Callable[[], Inputs], Sequence[Kernel]]
+
+
+def cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
+    """What is checked: a name, how, on which inputs, of which kernels; the dear ones come last."""
+    sizes = itertools.product((1, 3), (1, 111, 1000)) if tiny else itertools.product(ROWS, VOCABULARIES)
+    for number, (rows, vocabulary) in enumerate(sizes):
+        dtype = DTYPES[number % len(DTYPES)]
+        name = f"{rows} x {vocabulary}, {str(dtype).removeprefix('torch.')}"
+        yield name, values, _drawing(rows, vocabulary, device, dtype), KERNELS
+    common = _drawing(3 if tiny else 65, 1000 if tiny else 151936, device, torch.bfloat16)
+    yield f"{REPEATS} repeats", repeats, common, KERNELS
+    if device.type == "cuda":
+        yield "CUDA graph", graph, common, KERNELS
+        yield "strides beyond 2^31", values, lambda: _strided(device), KERNELS
+        yield "results beyond 2^31", far_results, lambda: _many(device), KERNELS[:3]
+
+
+def _drawing(rows: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> Callable[[], Inputs]:
+    return lambda: Inputs.draw(rows, vocabulary, device, dtype)
+
+
+def _strided(device: torch.device) -> Inputs:
+    """The last of so many positions that the last row lies beyond 2^31 entries, 34 GB in all."""
+    few = Inputs.draw(8, 151936, device, torch.bfloat16)
+    room = torch.empty(2 + LAYERS, 8, FAR // (7 * 151936) + 2, 151936, dtype=torch.bfloat16, device=device)[:, :, -1:]
+    far = Inputs(room[0], room[1], room[2:])
+    far.copy_(few)
+    assert far.main.stride(0) * 7 > FAR
+    return far
+
+
+def _many(device: torch.device) -> Inputs:
+    """More than 2^31 logits of main in rows that repeat; one branch row for all."""
+    few = Inputs.draw(64, 151936, device, torch.bfloat16)
+    main = few.main.repeat(FAR // few.main.numel() + 1, 1, 1)
+    return Inputs(main, few.branch[:1].expand_as(main), main[None])
+
+
+def rows(device: torch.device, budget: Budget, *, tiny: bool) -> Iterator[Row]:
+    """A row for every check; a GPU that did not run Triton has failed."""
+    with asking("auto"):
+        for case, check, draw, kernels in cases(device, tiny=tiny):
+            given = _attempt(draw) if budget.left else {"status": OUT_OF_TIME}
+            for kernel in kernels:
+                facts = {"kernel": kernel.name, "case": case}
+                yield facts | (given if isinstance(given, dict) else _checked(check, kernel, given, budget))
+
+
+def _checked(check: Callable[[Kernel, Inputs], float], kernel: Kernel, given: Inputs, budget: Budget) -> Row:
+    if not budget.left:
+        return {"status": OUT_OF_TIME}
+    with paths() as seen:
+        found = _attempt(lambda: check(kernel, given))
+    ran = ", ".join(dict.fromkeys(path.partition(":")[2] for path in seen))
+    if isinstance(found, dict):
+        return {"ran": ran, **found}
+    most = 0.0 if check is repeats else kernel.tolerance
+    wrong = f"failed: difference {found:.3g}" if not found <= most else None
+    elsewhere = "failed: Triton did not run" if given.main.is_cuda and ran != "triton" else None
+    return {"ran": ran, "largest_difference": found, "status": wrong or elsewhere or "ok"}
+
+
+def _attempt(call: Callable[[], Any]) -> Any:
+    """What a call returns, or the status that says why it did not."""
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {"status": OUT_OF_MEMORY}
+    except Exception as problem:  # noqa: BLE001 - one check must not hide the others
+        return {"status": f"failed: {type(problem).__name__}: {problem}"}

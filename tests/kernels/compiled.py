@@ -1,0 +1,176 @@
+"""Compiles every kernel that some calls would launch, for GPUs that are not here, and prints what came out as JSON.
+
+The calls get tensors without data; what they would launch is compiled instead. Needs no GPU and no CUDA toolkit, but
+a process of its own in which Triton does not interpret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lvlm_guard_kernels as kernels
+import torch
+import triton
+from lvlm_guard_kernels import dispatch
+from lvlm_guard_kernels.select import select
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def logits(rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Logits of one position without data; their address counts as aligned."""
+    return torch.empty(rows, 1, vocabulary, dtype=dtype, device="meta")
+
+
+def contrast(rows: int, vocabulary: int, **more: Any) -> Callable[[], object]:
+    """VCD's step."""
+    main, branch = logits(rows, vocabulary), logits(rows, vocabulary)
+    return lambda: kernels.combine(main, [branch], [-1.0], main_weight=2.0, beta=0.1, **more)
+
+
+def everything(rows: int, vocabulary: int) -> Callable[[], object]:
+    """All that `combine` can take at once: four sources, weights of rows, bias and restriction."""
+    weights = [torch.empty(rows, 1, device="meta") for _ in range(4)]
+    sources = [logits(rows, vocabulary) for _ in range(4)]
+    keep = torch.empty(vocabulary, dtype=torch.bool, device="meta")
+    bias = torch.empty(vocabulary, device="meta")
+    return lambda: kernels.combine(logits(rows, vocabulary), sources, weights, beta=0.1, bias=bias, keep=keep)
+
+
+def layers(rows: int, vocabulary: int) -> Callable[[], object]:
+    """DoLa's divergence of 16 layers."""
+    stacked = torch.empty(16, rows, 1, vocabulary, dtype=torch.bfloat16, device="meta")
+    return lambda: kernels.layer_divergence(logits(rows, vocabulary), stacked)
+
+
+def draw(rows: int, vocabulary: int, **warping: Any) -> Callable[[], object]:
+    """VCD's step to the token."""
+    main, branch = logits(rows, vocabulary), logits(rows, vocabulary)
+    return lambda: select(main, [branch], [-1.0], main_weight=2.0, beta=0.1, **warping)
+
+
+SPECIMENS: dict[str, Callable[[], object]] = {
+    "contrast, 1 x 151936": contrast(1, 151936),
+    "contrast, 8 x 32000": contrast(8, 32000),
+    "contrast, 512 x 151936": contrast(512, 151936),
+    "contrast, 8 x 32001": contrast(8, 32001),
+    "sum, 8 x 32000": lambda: kernels.combine(logits(8, 32000), [logits(8, 32000)], [0.5]),
+    "everything, 8 x 151936": everything(8, 151936),
+    "everything, 512 x 151936": everything(512, 151936),
+    "statistics, 1 x 151936": lambda: kernels.statistics(logits(1, 151936)),
+    "statistics, 512 x 151936": lambda: kernels.statistics(logits(512, 151936)),
+    "layers, 1 x 151936": layers(1, 151936),
+    "layers, 64 x 32000": layers(64, 32000),
+    "draw, 1 x 151936": draw(1, 151936, temperature=0.8, top_k=50, top_p=0.9),
+    "draw, 64 x 32000": draw(64, 32000, temperature=0.8, top_k=50, top_p=0.9),
+    "greedy, 8 x 151936": draw(8, 151936, greedy=True),
+}
+
+
+class Driver:
+    """As much of a driver as compiling asks for.
+
+    Args:
+        number: Of the target among all; what is compiled is kept apart by it.
+        target: The GPU to compile for.
+    """
+
+    def __init__(self, number: int, target: GPUTarget) -> None:
+        self._number = number
+        self._target = target
+
+    def get_current_target(self) -> GPUTarget:
+        """The GPU to compile for."""
+        return self._target
+
+    def get_current_device(self) -> int:
+        """The number."""
+        return self._number
+
+    def get_current_stream(self, _: int = 0) -> int:
+        """The default stream."""
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        """Where torch's tensors would be."""
+        return torch.device("meta")
+
+
+def launches(call: Callable[[], object]) -> list[tuple[str, Any]]:
+    """Name and binary of each kernel that a call launches; they are compiled and not run."""
+    run = JITFunction.run
+    made: list[tuple[str, Any]] = []
+
+    def compile_only(kernel: Any, *values: Any, warmup: bool, **settings: Any) -> Any:
+        del warmup
+        made.append((kernel.fn.__name__, run(kernel, *values, warmup=True, **settings)))
+        return made[-1][1]
+
+    JITFunction.run = compile_only
+    try:
+        call()
+    finally:
+        JITFunction.run = run
+    return made
+
+
+def facts(binary: Any) -> dict[str, Any]:
+    """Registers, bytes of stack per thread (anything spilt is there), and loads by width."""
+    return of_amd(binary) if "amdgcn" in binary.asm else of_nvidia(binary)
+
+
+def of_amd(binary: Any) -> dict[str, Any]:
+    """From the metadata in the assembly."""
+    known = {name: int(value) for name, value in re.findall(r"\.(\w+): +(\d+)$", binary.asm["amdgcn"], re.MULTILINE)}
+    stack = known["private_segment_fixed_size"]
+    return {"registers": known["vgpr_count"], "stack": stack, "spilt": known["vgpr_spill_count"]}
+
+
+def of_nvidia(binary: Any) -> dict[str, Any]:
+    """From the binary and its PTX."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary.asm["cubin"])
+        command = [CUOBJDUMP, "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK"))
+    return {"registers": registers, "stack": stack, "loads": loads(binary.asm["ptx"])}
+
+
+def loads(ptx: str) -> dict[str, int]:
+    """How many loads from global memory are as wide as `v4` or `v8` says; `scalar` are single ones."""
+    found = re.findall(r"ld\.global\S*", ptx)
+    widths = [match[0] if (match := re.findall(r"v\d", one)) else "scalar" for one in found]
+    return {width: widths.count(width) for width in sorted(set(widths))}
+
+
+def main() -> None:
+    """Compile all specimens for all targets."""
+    dispatch.obstacle = lambda _: None  # nothing is run, so nothing stands in the way
+    os.environ[dispatch.ENVIRONMENT] = "triton"
+    rows = []
+    for number, (name, target) in enumerate(TARGETS.items()):
+        triton.runtime.driver.set_active(Driver(number, target))
+        for specimen, call in SPECIMENS.items():
+            made = launches(call)
+            rows += [{"target": name, "specimen": specimen, "kernel": kernel, **facts(one)} for kernel, one in made]
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Triton kernels on the CPU: its interpreter runs them, and what they leave unwritten is NaN."""
+
+import importlib
+import os
+from contextlib import contextmanager
+
+os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is decorated, so before any of them is imported
+
+import numpy as np
+import pytest
+import torch
+import triton.language as tl
+from lvlm_guard_kernels import paths
+from triton.runtime import JITFunction
+
+if isinstance(tl.max, JITFunction):  # another test module has imported Triton, for compiling
+    for module in (tl.standard, tl.random, tl):
+        importlib.reload(module)
+
+
+@contextmanager
+def all_triton():
+    """Fail unless kernels run inside, and every one of them in Triton."""
+    with paths() as ran:
+        yield ran
+    assert ran, "no kernel ran"
+    assert all(path.endswith(":triton") for path in ran), f"not every kernel ran in Triton: {ran}"
+
+
+@contextmanager
+def poisoned():
+    """New tensors hold NaN (integers their largest value), so an entry that nothing writes shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def on_triton(monkeypatch):
+    """Run the test's kernels in Triton, in poisoned memory, and fail if one ran elsewhere.
+
+    The interpreter computes with NumPy, whose warnings about infinities and NaN a GPU does not know.
+    """
+    monkeypatch.setenv("LVLM_GUARD_KERNELS", "triton")
+    with all_triton() as ran, poisoned(), np.errstate(all="ignore"):
+        yield ran
+
+
+@pytest.fixture(name="all_triton")
+def all_triton_():
+    """The check behind `on_triton`, for tests of itself."""
+    return all_triton
