@@ -9,7 +9,7 @@ round.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ GOALS = {
 SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms", "prefill_ratio", "goal", "verdict")
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
+HOOKED = "plain, idle hooks"
 NOTES = (
     "Times are medians over rounds with the 20th and 80th percentile; decode is per token after the first.",
     (
@@ -39,6 +40,7 @@ NOTES = (
         "the error of every other ratio."
     ),
     "`plain, twice the rows` is the floor of a noise branch: the same rows with no guard around them.",
+    "`plain, idle hooks` is the floor of hidden edits: a forward hook on every layer that does nothing.",
     (
         "Classifier-free guidance runs the prompt without the image as its negative prompt, so it has the rows and "
         "contexts of the image-free branch."
@@ -58,8 +60,23 @@ def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
         *inside(model, inputs),
         Variant(AGAIN, model.generate, inputs),
         Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
+        Variant(HOOKED, hooked(model), inputs),
         Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),
     ]
+
+
+def hooked(model: Any) -> Callable[..., Any]:
+    """Plain generate with a forward hook that does nothing on every layer of the decoder."""
+
+    def generate(**settings: Any) -> Any:
+        handles = [layer.register_forward_hook(lambda *_: None) for layer in model.get_decoder().layers]
+        try:
+            return model.generate(**settings)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return generate
 
 
 def judge(row: Row, again: Row) -> Row:
@@ -119,7 +136,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     return [
         f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal {row['goal']}x: "
         f"{row['verdict']} (plain against itself {_ratio(known[row['batch'], AGAIN])}, "
-        f"twice the rows {_ratio(known[row['batch'], TWICE])})"
+        f"twice the rows {_ratio(known[row['batch'], TWICE])}, idle hooks {_ratio(known[row['batch'], HOOKED])})"
         for row in rows
         if row["verdict"] is not None
     ]

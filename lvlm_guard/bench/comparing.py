@@ -11,8 +11,8 @@ from .choosing import checked_parser, made_suite, measures
 from .items import Said
 from .measures import Measure
 from .results import compared
+from .significance import Changes, Significance, adjusted, changes
 from .store import Record
-from .testing import Changes, Significance, adjusted, changes
 
 
 @dataclass(frozen=True)

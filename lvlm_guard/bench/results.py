@@ -18,10 +18,10 @@ from .margins import says_yes
 from .measures import Measure
 from .parsers import ours
 from .scores import auc
+from .significance import Changes, Significance, adjusted, changes, significance
 from .store import Record, Refusal
 from .suite import Suite
 from .systems import GREEDY
-from .testing import Changes, Significance, adjusted, changes, significance
 
 
 @dataclass(frozen=True)

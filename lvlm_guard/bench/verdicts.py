@@ -10,8 +10,8 @@ from typing import Literal
 from .items import Said
 from .measures import Measure
 from .results import Outcome, Results, Score, compared
+from .significance import Significance
 from .systems import GREEDY, SAMPLING
-from .testing import Significance
 
 SURE = 0.05
 """A difference counts where its p value, corrected where it is one of several, is below this."""

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lvlm_guard.bench.comparing import Comparison
 from lvlm_guard.bench.results import Outcome, Results, Score
-from lvlm_guard.bench.testing import Significance
+from lvlm_guard.bench.significance import Significance
 
 LEVEL = 0.05
 MOST = 4

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +13,8 @@ from rich.console import Console
 from lvlm_guard.cli import loading
 
 if TYPE_CHECKING:
-    from lvlm_guard.bench.results import Results
     from lvlm_guard.bench.store import Record
 
-PAGE = "lvlm_guard.bench.page"
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
 
 Data = Annotated[
@@ -127,7 +123,7 @@ def rescore(
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
     """Figures as tables and files; those of another parser than the run's get a name of their own."""
-    from lvlm_guard.bench import export, results  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench import export, page, results  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = results.score(record, parser, data)
@@ -135,18 +131,10 @@ def _report(record: Record, parser: str | None, data: Path | None) -> None:
     name = "results" if dict(scored.parsers) == begun_with else f"results-{parser}"
     written = [*export.write(scored, record.folder, name)]
     bench_tables.show(scored, Console())
-    written += _page(record, scored, name)
+    page_path = record.folder / f"{name.replace('results', 'report')}.html"
+    page.write(record, scored, page_path, data)
+    written.append(page_path)
     typer.echo(f"Raw answers and figures: {', '.join(str(one) for one in written)}")
-
-
-def _page(record: Record, scored: Results, name: str) -> list[Path]:
-    """The HTML report beside the figures, where there is something that writes one."""
-    if importlib.util.find_spec(PAGE) is None:
-        return []
-    path = record.folder / name.replace("results", "report")
-    path = path.with_name(f"{path.name}.html")
-    importlib.import_module(PAGE).write(record, scored, path)
-    return [path]
 
 
 @app.command("compare")

@@ -33,6 +33,9 @@ _OTHER_WORDS = (
     "left right above below or where row1 row2 row3 row4 column1 column2 column3 column4"
 )
 
+NAMED = re.compile(rf"\b(?:(?:{'|'.join(COLOUR_NAMES)})\s+)?({'|'.join(CATEGORIES)})\b", re.IGNORECASE)
+"""An object named in a text, its colour included where it has one; group 1 is the object."""
+
 _MENTION = re.compile(rf"\b({'|'.join(COLOUR_NAMES)})\s+({'|'.join(CATEGORIES)})\b")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,19 +17,16 @@ from lvlm_guard.bench.intervals import Interval
 from .demo import DemoResult
 from .evaluate import Answer, is_right
 from .files import write_whole
-from .language import caption, mentions
+from .language import NAMED, caption, mentions
 from .measures import DEMO_MEASURES, Comparison, Measure
 from .scenes import Scene, scene
 from .sheet import oddity, png
-from .world import CATEGORIES, COLOUR_NAMES
 
 EXAMPLES = 12
 """Scenes of each split that are shown, the same number of each broken habit."""
 
 QUESTIONS = 4
 """Questions shown with each of them."""
-
-_NAMED = re.compile(rf"\b(?:(?:{'|'.join(COLOUR_NAMES)})\s+)?({'|'.join(CATEGORIES)})\b", re.IGNORECASE)
 
 _LEFT, _RIGHT, _TOP, _ROW = 300.0, 740.0, 34.0, 50.0
 
@@ -236,7 +232,7 @@ def _reply(plain: Answer, guarded: Answer) -> Reply:
 def marked(text: str, present: Collection[str]) -> tuple[Piece, ...]:
     """Cuts a caption so that every object that is not in `present` is a piece of its own, its colour included."""
     pieces, end = [], 0
-    for named in _NAMED.finditer(text):
+    for named in NAMED.finditer(text):
         if named[1].lower() not in present:
             pieces += [Piece(text[end : named.start()], invented=False), Piece(named[0], invented=True)]
             end = named.end()

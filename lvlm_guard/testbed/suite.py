@@ -27,7 +27,7 @@ from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.errors import InputError, nearest
 
 from .evaluate import CAPTION_TOKENS, SHORT_TOKENS, Answer, caption_colours, caption_counts, is_right
-from .language import DESCRIBE, caption
+from .language import DESCRIBE, NAMED, caption, mentions
 from .questions import NEGATIVES, Question, scored_questions
 from .scenes import Scene, scene, scenes
 
@@ -104,6 +104,13 @@ class Scenes:
         if parser not in self.parsers:
             raise InputError(f"scenes: no parser is called {parser!r}.{nearest(parser, self.parsers)}")
         return (*_of_objects(), *_of_captions(), *_of_attributes(), *_of_relations(), *_of_all())
+
+    def invented(self, item: Item, text: str) -> tuple[tuple[int, int], ...]:
+        """Where a caption names an object that is not in the picture, its colour included; nothing in short answers."""
+        if item.kind != CAPTION:
+            return ()
+        present = {category for _, category in mentions(item.truth)}
+        return tuple(one.span() for one in NAMED.finditer(text) if one[1].lower() not in present)
 
     def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
         """Nothing: there is no other script than this one."""

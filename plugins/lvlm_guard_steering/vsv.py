@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
@@ -56,8 +58,7 @@ class VSV:
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
         hidden, unit = hidden.float(), view.gen.rows[self.name][:, view.layer, None]
-        size = hidden.norm(dim=-1, keepdim=True)
+        size = vector_norm(hidden, dim=-1, keepdim=True)
         pull = size - (hidden @ unit.mT).clamp(max=0)
-        moved = hidden + self.strength * pull * unit
-        kept: Tensor = moved * (size / moved.norm(dim=-1, keepdim=True).clamp(min=TINY))
-        return kept
+        moved = torch.addcmul(hidden, pull, unit, value=self.strength)
+        return moved * (size / vector_norm(moved, dim=-1, keepdim=True).clamp(min=TINY))

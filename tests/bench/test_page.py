@@ -19,9 +19,9 @@ from lvlm_guard.bench.intervals import Interval, share
 from lvlm_guard.bench.items import LEVELS, Item, Said
 from lvlm_guard.bench.measures import Measure, each
 from lvlm_guard.bench.results import Outcome, Results, Score, Spent, score
+from lvlm_guard.bench.significance import Changes, Significance
 from lvlm_guard.bench.store import Refusal
 from lvlm_guard.bench.systems import CONTROLS
-from lvlm_guard.bench.testing import Changes, Significance
 from lvlm_guard.bench.verdicts import Case, Rival
 from lvlm_guard.errors import InputError
 

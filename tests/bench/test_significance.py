@@ -22,7 +22,7 @@ from lvlm_guard.bench.intervals import (
     yes_ratio,
 )
 from lvlm_guard.bench.scores import yes_no_scores
-from lvlm_guard.bench.testing import (
+from lvlm_guard.bench.significance import (
     BOOTSTRAP,
     MCNEMAR,
     SIGN_FLIP,

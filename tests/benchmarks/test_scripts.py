@@ -22,7 +22,13 @@ INSIDE = {
     "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", "hidden edits (vsv)",
 }  # fmt: skip
 MECHANISMS = WAYS | INSIDE | {"search (opera)"}
-OTHERS = {"plain, again", "plain, twice the rows", "classifier-free guidance (transformers)", *INSIDE}
+OTHERS = {
+    "plain, again",
+    "plain, idle hooks",
+    "plain, twice the rows",
+    "classifier-free guidance (transformers)",
+    *INSIDE,
+}
 
 
 def run(script, *arguments):

@@ -26,6 +26,13 @@ def test_the_wheel_holds_what_the_demo_needs(wheels):
     assert [name for name in needed if f"lvlm_guard/testbed/{name}" not in names] == []
 
 
+def test_the_wheel_holds_what_reports_are_made_of(wheels, checkout):
+    names = zipfile.ZipFile(wheels["lvlm_guard"]).namelist()
+    needed = [path.name for path in (checkout / "lvlm_guard" / "bench" / "templates").iterdir()]
+    assert len(needed) > 3
+    assert [name for name in needed if f"lvlm_guard/bench/templates/{name}" not in names] == []
+
+
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path, wheels, environment, quietly, checkout):
     home, python = environment(wheels["lvlm_guard"])
     empty = tmp_path / "empty"

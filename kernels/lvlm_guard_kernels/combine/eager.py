@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from lvlm_guard_kernels.combine import reference
 from lvlm_guard_kernels.combine.reference import DEMOTION
 
-FEW = 1 / 16
-"""Share of tokens above which indexing costs more than reading everything."""
 PIECES = 64
 """A row is cut into so many pieces that lie beside each other; only columns whose best token survives are looked into."""
+FEW = {PIECES: 1 / 3, 1: 1 / 16}
+"""Share of columns, or of tokens where a row cannot be cut, above which indexing costs more than reading everything."""
 
 
 def combine(
@@ -34,33 +33,38 @@ def combine(
     survivors = _survivors(eligible.reshape(-1, main.shape[-1]), math.log(beta))
     if survivors is None:
         return reference.combine(main, sources, weights, main_weight=main_weight, beta=beta, bias=bias, keep=keep)
-    rows = survivors.div(main.shape[-1], rounding_mode="floor")
-    standing = eligible.take(survivors)
-    total = standing * _at(main_weight, rows)
+    total = eligible.take(survivors) * _at(main_weight, survivors, main)
     for source, weight in zip(sources, weights, strict=True):
-        total = total + source.take(survivors).float() * _at(weight, rows)
+        total += source.take(survivors).float() * _at(weight, survivors, main)
     if bias is not None:
-        total = total + bias.expand_as(main).take(survivors).float()
-    combined = (eligible - DEMOTION).contiguous()
-    return combined.put_(survivors, torch.where(standing == -math.inf, standing, total))
+        total += bias.expand_as(main).take(survivors).float()
+    return (eligible - DEMOTION).contiguous().put_(survivors, total)
 
 
 def _survivors(rows: Tensor, distance: float) -> Tensor | None:
-    """Flat indices of tokens at most `distance` (negative) from the best of their row; None where that does not pay."""
+    """Flat indices of tokens at most `distance` (negative) from the best of their row.
+
+    None where that does not pay, and where a row has no finite best token.
+    """
     count, vocabulary = rows.shape
     pieces = PIECES if vocabulary % PIECES == 0 else 1
-    pieced = rows.view(count, pieces, vocabulary // pieces)
+    width = vocabulary // pieces
+    pieced = rows.view(count, pieces, width)
     best = pieced.amax(1)
-    threshold = best.amax(-1, keepdim=True) + distance
-    columns = (best >= threshold).nonzero()
-    row, column = columns.unbind(1)
-    if len(columns) > FEW * best.numel() or bool(threshold.sum().isnan()):
+    threshold = best.amax(-1, keepdim=True).add_(distance)
+    columns = (best >= threshold).view(-1).nonzero().view(-1)
+    if len(columns) > FEW[pieces] * best.numel() or not math.isfinite(threshold.sum()):
         return None
-    inside = (pieced[row, :, column] >= threshold[row]).nonzero()
-    which, piece = inside.unbind(1)
-    return (row * vocabulary + column)[which] + piece * (vocabulary // pieces)
+    if count == 1:
+        piece, which = (pieced[0].index_select(1, columns) >= threshold).nonzero().unbind(1)
+        return columns[which] + piece * width
+    row, column = columns.div(width, rounding_mode="floor"), columns % width
+    which, piece = (pieced[row, :, column] >= threshold[row]).nonzero().unbind(1)
+    return (row * vocabulary + column)[which] + piece * width
 
 
-def _at(weight: float | Tensor, rows: Tensor) -> float | Tensor:
+def _at(weight: float | Tensor, tokens: Tensor, main: Tensor) -> float | Tensor:
     """A weight `[rows, positions]` at the rows of chosen tokens."""
-    return weight.take(rows).float() if isinstance(weight, Tensor) else weight
+    if not isinstance(weight, Tensor):
+        return weight
+    return weight.take(tokens.div(main.shape[-1], rounding_mode="floor")).float()
