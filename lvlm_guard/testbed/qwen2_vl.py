@@ -12,7 +12,6 @@ from transformers import (
     AutoProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
 )
 
 from . import drawing
@@ -49,6 +48,8 @@ SPAN = Span(
 
 def build_processor() -> PictureProcessor:
     """Tokenizer, picture preparation and chat template in one; no picture is resized."""
+    from transformers import Qwen2VLImageProcessor  # noqa: PLC0415 - it says at once that torchvision is not here
+
     pictures = Qwen2VLImageProcessor(
         do_resize=False,
         min_pixels=drawing.SIDE**2,

@@ -61,4 +61,5 @@ class VSV:
         size = vector_norm(hidden, dim=-1, keepdim=True)
         pull = size - (hidden @ unit.mT).clamp(max=0)
         moved = torch.addcmul(hidden, pull, unit, value=self.strength)
-        return moved * (size / vector_norm(moved, dim=-1, keepdim=True).clamp(min=TINY))
+        kept: Tensor = moved * (size / vector_norm(moved, dim=-1, keepdim=True).clamp(min=TINY))
+        return kept

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from lvlm_guard_kernels.combine import reference as combining
-from lvlm_guard_kernels.combine.eager import FEW
 from lvlm_guard_kernels.select import reference
 from lvlm_guard_kernels.select.draw import Draw
+
+FEW = 1 / 16
+"""Share of tokens above which indexing costs more than reading everything."""
 
 
 def select(
