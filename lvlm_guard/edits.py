@@ -155,6 +155,22 @@ class Decoder(Protocol):
         """Logits `[rows, vocab]` of the next token: combined, then through the call's own logits processors."""
         ...
 
+    def draw(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the next token of every row from `logits`, and its log-probability before temperature, `[rows]` each.
+
+        Temperature, top-k (0 is off) and top-p (1 is off) as in transformers. A draw depends on `seed`, the number of
+        the token and the row's id in `rows` (int64 `[rows]`, by default its number), never on the other rows.
+        """
+        ...
+
     def append(self, tokens: Tensor) -> None:
         """Choose the next token of every row `[rows]`."""
         ...

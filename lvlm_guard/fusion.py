@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.edits import MAIN, Readout
-from lvlm_guard.errors import InputError, KernelsRefused
+from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
 from lvlm_guard.generation import Generation
 from lvlm_guard.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
 
@@ -98,6 +98,24 @@ def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
             bias=gathered.bias,
             keep=gathered.keep,
         )
+
+
+def draw(logits: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Tokens drawn from logits `[rows, vocab]`, and their log-probabilities before temperature, `[rows]` each.
+
+    Args:
+        logits: As they are to be drawn from.
+        settings: Those of `lvlm_guard_kernels.select`.
+
+    Raises:
+        NonFiniteLogits: A row holds NaN, or nothing that may be drawn.
+    """
+    with _as_errors():
+        drawn = kernels.select(logits, **settings)
+        if bool(drawn.broken.any()):
+            raise NonFiniteLogits("A row of logits is NaN or all removed, so no token can be drawn from it.")
+        chosen = logits.gather(-1, drawn.ids[:, None])[:, 0].float()
+        return drawn.ids, chosen - kernels.log_sum_exp(logits)
 
 
 @contextmanager

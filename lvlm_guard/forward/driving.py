@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard import anatomy
+from lvlm_guard import anatomy, fusion
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.protocol import Prepared
@@ -60,6 +60,23 @@ class Driver:
         """Logits `[rows, vocab]` of the next token, through the call's own processors."""
         raw = self._next()
         return self._processors(self.ids, raw.clone()) if self._processors else raw
+
+    def draw(
+        self,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Drawn tokens and their log-probabilities before temperature, `[rows]` each.
+
+        Raises:
+            NonFiniteLogits: A row holds NaN, or nothing that may be drawn.
+        """
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "rows": rows}
+        return fusion.draw(self.logits(), step=self._generated.shape[1], **settings)
 
     def append(self, tokens: Tensor) -> None:
         """Choose the next token of every row `[rows]`."""

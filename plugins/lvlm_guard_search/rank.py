@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
-from torch import Generator, Tensor
+from torch import Tensor
 
 from lvlm_guard import Decoder, Generation, InputError, ProcessorNeeded, Search, hookimpl
 
@@ -21,8 +21,8 @@ class Rank:
     Deng et al., CLIP-guided decoding, arXiv 2402.15300, settings of the released code; the mean is over the sentences
     of the answer so far, log p is main's own, before temperature. The release keeps several answers side by side and
     uses SigLIP; here the best sentence is kept each time, and the scorer is whatever is given: `(picture, sentences)
-    -> scores`. A sentence ends with . ! ? or where the call ends. Each candidate draws from its own generator, so
-    neither the batch nor its order matters. Needs pictures, a tokenizer, and a cache that can forget tokens.
+    -> scores`. A sentence ends with . ! ? or where the call ends. A draw depends on the seed, the candidate and the
+    number of the token alone, so neither the batch nor its order matters. Needs pictures, a tokenizer, and a cache that can forget tokens.
     `max_candidates = 0` is neutral.
     """
 
@@ -56,7 +56,7 @@ class Rank:
             yield Search(self._run, self.max_candidates)
 
     def _run(self, decoder: Decoder) -> Tensor:
-        answers = [self._new() for _ in range(decoder.requests)]
+        answers = [Answer() for _ in range(decoder.requests)]
         while not all(answer.done for answer in answers):
             samples = self._round(decoder, answers)
             best = [self._choose(decoder.gen, row, one, samples) for row, one in enumerate(answers)]
@@ -70,28 +70,34 @@ class Rank:
             padding_value=decoder.settings.pad_token_id or 0,
         )
 
-    def _new(self) -> "Answer":
-        return Answer([Generator().manual_seed(self.seed + row) for row in range(self.max_candidates)])
-
     def _round(self, decoder: Decoder, answers: "list[Answer]") -> "list[Sample]":
         """One sentence for every row; rows wait for the longest."""
         samples = [
-            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), draw, over=answer.done)
+            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.done)
             for answer in answers
-            for draw in answer.generators
+            for _ in range(self.max_candidates)
         ]
         while not all(sample.over for sample in samples):
             step = decoder.generated.shape[1]
-            logarithms = decoder.logits().float().log_softmax(-1).cpu()
+            tokens, logarithms = self._drawn(decoder)
             for row, sample in enumerate(samples):
                 if step >= len(sample.tokens) and not sample.over:
-                    sample.draw(logarithms[row], self.temperature, self.top_k)
+                    sample.tokens.append(tokens[row])
+                    sample.logarithm += logarithms[row]
             fed = [sample.tokens[step] if step < len(sample.tokens) else 0 for sample in samples]
             decoder.append(torch.tensor(fed))
             ends = decoder.finished().tolist()
             for sample, end in zip(samples, ends, strict=True):
                 sample.close(decoder.gen.tokenizer, step, end=end)
         return samples
+
+    def _drawn(self, decoder: Decoder) -> tuple[list[int], list[float]]:
+        """A token for every row, drawn by the number of the candidate, whatever request it is of."""
+        rows = torch.arange(decoder.requests * self.max_candidates, device=decoder.generated.device)
+        tokens, logarithms = decoder.draw(
+            temperature=self.temperature, top_k=self.top_k, seed=self.seed, rows=rows % self.max_candidates
+        )
+        return tokens.tolist(), logarithms.tolist()
 
     def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
         """Take the best sentence of a request over into its answer; the row it stands in."""
@@ -127,7 +133,6 @@ class Rank:
 class Answer:
     """What is decided of one request's answer."""
 
-    generators: list[Generator]
     tokens: list[int] = field(default_factory=list)
     logarithm: float = 0.0
     scores: list[float] = field(default_factory=list)
@@ -141,17 +146,9 @@ class Sample:
     tokens: list[int]
     logarithm: float
     start: int
-    generator: Generator
     over: bool
     ended: bool = False
     text: str = ""
-
-    def draw(self, logarithms: Tensor, temperature: float, top_k: int) -> None:
-        """Sample one more token from log-probabilities `[vocab]`."""
-        best, ids = logarithms.topk(min(top_k, len(logarithms)))
-        chosen = torch.multinomial((best / temperature).softmax(-1), 1, generator=self.generator)
-        self.tokens.append(int(ids[chosen]))
-        self.logarithm += float(best[chosen])
 
     def close(self, tokenizer: Any, step: int, *, end: bool) -> None:
         """Stop once the token fed at this step ended the call or the sentence."""

@@ -123,7 +123,7 @@ def test_the_page_is_written_beside_the_figures(folder):
     assert "report.html" in run("bench", "report", folder).replace("\n", "")
     page = (folder / "report.html").read_text()
     assert all(name in page for name in ("greedy", "pba", "vcd", "rank"))
-    assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
+    assert page.startswith(("<!doctype html>", "<!DOCTYPE html>"))
 
 
 def test_compare_a_run_with_itself_finds_nothing(folder):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from against_twin import ARCHITECTURES
 from gold import OLD, SUPPRESSED
+from lvlm_guard_kernels.select.noise import gumbel
 from lvlm_guard_search import OPERA, Rank
 from lvlm_guard_search.opera import over_trust
 from PIL import Image
@@ -227,17 +228,17 @@ def ranked(strategy, shown, prompts, tokens=8, architecture="llava", **settings)
 
 def naive_rank(model, inputs, picture, tokenizer, limit):
     """One prompt: whole prompts, one candidate after the other."""
-    draws = [torch.Generator().manual_seed(RANK.seed + row) for row in range(RANK.max_candidates)]
     answer, total, scores = [], 0.0, []
     while len(answer) < limit and answer[-1:] != [59]:
         options = []
-        for draw in draws:
+        for candidate in range(RANK.max_candidates):
             tokens, logarithm = list(answer), total
             while True:
                 logits = Twin(model).next(inputs, tokens)
                 logits[SUPPRESSED] = -math.inf
                 best, ids = logits.log_softmax(-1).topk(RANK.top_k)
-                chosen = torch.multinomial((best / RANK.temperature).softmax(-1), 1, generator=draw)
+                noise = gumbel(RANK.seed, len(tokens), torch.tensor([candidate]), ids[None])[0]
+                chosen = (best / RANK.temperature + noise).argmax()
                 tokens.append(int(ids[chosen]))
                 logarithm += float(best[chosen])
                 text = tokenizer.decode(tokens[len(answer) :], skip_special_tokens=True)
