@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,15 +20,22 @@ MOST = 4
 STYLES = {True: "green", False: "red", None: "dim"}
 
 
-def of_suites(described: Sequence[Mapping[str, Any]]) -> Table:
-    """What there is to run."""
-    table = Table("suite", "levels", "needs", "parsers", "arguments (default)", "licence", title="Suites")
-    for one in described:
-        needs = "\n".join(need["path"] + (" (optional)" if need["optional"] else "") for need in one["required"])
-        arguments = "\n".join(f"{name} ({value!r})" for name, value in one["arguments"].items())
-        cells = (one["name"], "\n".join(one["levels"]), needs or "nothing", "\n".join(one["parsers"]), arguments)
-        table.add_row(*map(escape, cells), escape(one["licence"]))
-    return table
+def of_suites(described: Sequence[Mapping[str, Any]]) -> str:
+    """What there is, a paragraph for each suite: nothing is cut off, however narrow the window."""
+    return "\n\n".join("\n".join(_paragraph(one)) for one in described)
+
+
+def _paragraph(one: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{one['name']}: {one['title']}"
+    yield f"  levels     {', '.join(one['levels'])}"
+    yield f"  parsers    {', '.join(one['parsers'])} (the first unless told)"
+    if one["arguments"]:
+        yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in one['arguments'].items())}"
+    yield f"  licence    {one['licence']}{', ' + one['homepage'] if one['homepage'] else ''}"
+    for need in one["required"]:
+        yield f"  needs      {need['path']}{' (optional)' if need['optional'] else ''}: {need['what']}, from {need['source']}"
+    if not one["required"]:
+        yield "  needs      nothing"
 
 
 def show(results: Results, console: Console) -> None:

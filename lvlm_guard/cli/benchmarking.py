@@ -30,7 +30,7 @@ def group() -> None:
 
 @app.command("list")
 def list_suites(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
 ) -> None:
     """List the suites: what they test, which files they need, under which licence."""
     loading.quieten()
@@ -41,7 +41,7 @@ def list_suites(
     if as_json:
         typer.echo(json.dumps(described, indent=2))
         return
-    Console().print(bench_tables.of_suites(described))
+    typer.echo(bench_tables.of_suites(described))
 
 
 def _described(name: str, kind: Any) -> dict[str, Any]:
