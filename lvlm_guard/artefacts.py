@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lvlm_guard.errors import InputError, StrategyRefused
+from lvlm_guard.files import write_whole
 
 MANIFEST = "lvlm_guard"
 _TEXT = {
@@ -89,7 +88,7 @@ class Artefact:
         """
         told = {MANIFEST: json.dumps({**self.manifest, "kind": self.kind}, sort_keys=True)}
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        _write_whole(Path(path), safetensors.torch.save(kept, told))
+        write_whole(Path(path), safetensors.torch.save(kept, told))
 
 
 def config_hash(config: Any) -> str:
@@ -119,19 +118,3 @@ def _read(path: Path, kind: str) -> Artefact:
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it has no {error} in its metadata" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path} is not an artefact of lvlm_guard: {reason}. {_refit(kind)}") from error
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    draft = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        draft = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        draft.chmod(0o644)  # a temporary file is made for its owner alone
-        draft.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror or error}. Nothing of it was kept.") from error
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)

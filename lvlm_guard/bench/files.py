@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lvlm_guard import files
 from lvlm_guard.errors import InputError
-
-DRAFT = ".draft"
-"""How the name of an unfinished file ends."""
+from lvlm_guard.files import DRAFT as DRAFT  # noqa: PLC0414 - known to the store by this room
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -21,20 +19,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: It could not be written; `path` is as it was.
     """
-    draft = None
-    try:
-        with _told(path):
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=DRAFT)
-            draft = Path(name)
-            try:
-                _put(handle, content)
-            finally:
-                os.close(handle)
-            draft.chmod(0o644)  # a temporary file is made for its owner alone
-            draft.replace(path)
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
+    files.write_whole(path, content, put=_put)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -65,12 +50,9 @@ def whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def _put(handle: int, content: bytes) -> None:
+def _put(handle: int, content: bytes | memoryview) -> None:
     """Everything that a run keeps passes here."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(handle, rest) :]
-    os.fsync(handle)
+    files.put(handle, content)
 
 
 @contextmanager
@@ -78,10 +60,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{path} could not be written: {error.strerror or error}. Make room or name another folder, then run the "
-            "same command again."
-        ) from error
+        raise files.unwritable(path, error) from error
 
 
 @contextmanager

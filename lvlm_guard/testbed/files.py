@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lvlm_guard import files
 from lvlm_guard.errors import InputError
 
 from .errors import TestbedError
@@ -48,18 +48,10 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         TestbedError: It could not be written, because there is no space left, for example; `path` is as it was.
     """
-    draft = None
     try:
-        with clear_failure(path):
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            draft = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            draft.chmod(0o644)  # a temporary file is made for its owner alone
-            draft.replace(path)
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
+        files.write_whole(path, content)
+    except InputError as problem:
+        raise TestbedError(str(problem)) from problem
 
 
 @contextmanager
@@ -68,8 +60,4 @@ def clear_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        reason = problem.strerror or str(problem)
-        raise TestbedError(
-            f"{path} could not be written: {reason}. Nothing of it was kept. Make room or name another place, then run "
-            "the same command again."
-        ) from problem
+        raise TestbedError(str(files.unwritable(path, problem))) from problem
