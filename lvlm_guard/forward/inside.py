@@ -56,6 +56,7 @@ class Inside:
         self.online = frozenset(index for one in self.readouts if one.online for index in readout_layers(one, depth))
         if wanted:
             self.lens = Lens(self.module, frozenset(wanted))
+        self._beside_last = list(self._unread({(index, True) for index in self.online}))
 
     @property
     def is_empty(self) -> bool:
@@ -126,7 +127,7 @@ class Inside:
             return None
         inner = [
             self.lens.stacked([now.hidden[index] for index in layers], final_norm=normed).flatten(0, 1)
-            for normed, layers in self._unread({(index, True) for index in now.online})
+            for normed, layers in self._beside_last
         ]
         if not inner:
             return None
@@ -138,11 +139,7 @@ class Inside:
         now = self._mine(MAIN)
         if now is None or self.lens is None or not now.joined or now.beside:
             return None
-        keys = [
-            (index, normed)
-            for normed, layers in self._unread({(index, True) for index in now.online})
-            for index in layers
-        ]
+        keys = [(index, normed) for normed, layers in self._beside_last for index in layers]
         inner = self.lens.scaled(logits[now.joined :]).unflatten(0, (len(keys), -1))
         now.beside.update(zip(keys, inner, strict=True))
         return logits[: now.joined]
