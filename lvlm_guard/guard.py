@@ -25,6 +25,7 @@ from lvlm_guard.stack import Stack
 
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
+STACK_LIKE = (str, Stack, list, tuple, Mapping)
 ANSWER_TOKENS = 16
 """Tokens a question about a picture may be answered with."""
 
@@ -45,6 +46,7 @@ class Guard:
 
     Raises:
         StackError: The stack cannot be built.
+        InputError: An executor that there is not, or a processor that cannot be called.
         ModelRefused: The model cannot generate.
     """
 
@@ -55,6 +57,9 @@ class Guard:
             raise ModelRefused(f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.")
         if executor not in EXECUTORS:
             raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
+        if processor is not None and not callable(processor):
+            hint = " Name the stack: Guard(model, stack=...)." if isinstance(processor, STACK_LIKE) else ""
+            raise InputError(f"The second argument is the model's processor, got {type(processor).__name__}.{hint}")
         self.model = model
         self.processor = processor
         self.stack = Stack.of(stack)

@@ -28,6 +28,9 @@ AUC_RISE = 0.01
 MOST = 3
 """Other measures that a reason names."""
 
+YES_SHARE = "yes_ratio"
+"""How the measures of a share of yes begin."""
+
 COVERAGE = ("recall", "cover")
 """How measures are called that fall when a caption simply names less."""
 
@@ -89,6 +92,7 @@ class Case:
         plain: What became of greedy.
         headline: Its score on the headline measure; None where it has none.
         others: Its scores on the other measures of the suite.
+        asks: Whether the headline measure is about answers of yes or no, so that more yes could be what it measures.
         rivals: Controls that it was compared with, by name.
     """
 
@@ -97,6 +101,7 @@ class Case:
     headline: Score | None = None
     others: Sequence[Score] = ()
     rivals: Mapping[str, Rival] = field(default_factory=dict)
+    asks: bool = True
 
 
 def headline(results: Results, suite: str) -> str | None:
@@ -120,6 +125,7 @@ def verdicts(
     outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
     name = headline(results, suite)
     tested = next((one for one in measures if one.name == name), None)
+    asks = tested is None or asks_yes_no(tested, measures, said.get(GREEDY, ()))
     found = []
     for outcome in outcomes.values():
         if outcome.role == "stack":
@@ -127,8 +133,15 @@ def verdicts(
             first = next((one for one in own if one.measure == name), None)
             rivals = _rivals(results, suite, first, tested, said) if first is not None and is_better(first) else {}
             others = [one for one in own if one is not first]
-            found.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals)))
+            found.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
     return found
+
+
+def asks_yes_no(headline: Measure, measures: Sequence[Measure], said: Sequence[Said]) -> bool:
+    """Whether the headline counts answers that a share of yes counts, too; taken for granted where none is measured."""
+    shares = [one for one in measures if one.name.startswith(YES_SHARE)]
+    asked = [one for one in said if any(share.count([one]) is not None for share in shares)]
+    return not shares or bool(headline.rows(asked)[0])
 
 
 def _rivals(
@@ -240,7 +253,7 @@ def _beats(score: Score, test: Significance) -> bool:
 def _only_yes_moved(case: Case, score: Score) -> str | None:
     """Says so where the share of yes moved and yes and no are told apart no better; None otherwise."""
     moved = _yes_moved(case, score.level)
-    if moved is None:
+    if moved is None or not case.asks:
         return None
     if case.plain is not None and (level := _level_of_auc(case, case.plain, score.level)):
         rise = case.outcome.auc[level] - case.plain.auc[level]
@@ -252,7 +265,7 @@ def _only_yes_moved(case: Case, score: Score) -> str | None:
 
 
 def _yes_moved(case: Case, level: str) -> str | None:
-    tested = _first(case.others, "yes_ratio", level)
+    tested = _first(case.others, YES_SHARE, level)
     if tested is not None and (test := tested.against_greedy) is not None:
         return f"The share of yes moved by {test.difference.value:+.3f}" if _is_sure(tested) else None
     before, after = None if case.plain is None else case.plain.yes_ratio, case.outcome.yes_ratio

@@ -50,9 +50,10 @@ class Scenes:
         count: Scenes.
         seed: The same seed draws the same scenes.
         captions: At most so many captions; None captions all scenes that can be, 0 none.
+        asked: Questions are put about so many scenes, the first ones; None asks about all.
 
     Raises:
-        InputError: A split, count, seed or number of captions that there cannot be.
+        InputError: A split, count, seed, number of captions or of scenes asked about that there cannot be.
     """
 
     name: ClassVar[str] = "scenes"
@@ -67,23 +68,25 @@ class Scenes:
     count: int = 60
     seed: int = 0
     captions: int | None = None
+    asked: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if self.split not in ("counterfactual", "iid"):
             raise InputError(f"scenes: no split named {self.split!r}.{nearest(self.split, ('counterfactual', 'iid'))}")
-        if self.count < 1 or self.seed < 0 or (self.captions is not None and self.captions < 0):
+        if self.count < 1 or self.seed < 0 or min(self.captions or 0, self.asked or 0) < 0:
             raise InputError(
-                f"scenes: count must be at least 1, seed and captions not negative; got count {self.count}, seed "
-                f"{self.seed}, captions {self.captions}."
+                f"scenes: count must be at least 1, seed, captions and asked not negative; got count {self.count}, seed "
+                f"{self.seed}, captions {self.captions}, asked {self.asked}."
             )
 
     def load(self, data: Path | None) -> Loaded:  # noqa: ARG002 - a suite is asked with a folder, this one needs none
         """Items of all scenes, scene after scene."""
         told = 0
         items: list[Item] = []
-        for one in scenes(self.split, self.count, self.seed):
-            items += [_item(one, number, asked) for number, asked in enumerate(scored_questions(one))]
+        for place, one in enumerate(scenes(self.split, self.count, self.seed)):
+            if self.asked is None or place < self.asked:
+                items += [_item(one, number, asked) for number, asked in enumerate(scored_questions(one))]
             can_be_told = one.broken is None or one.broken.level != "relation"
             if can_be_told and (self.captions is None or told < self.captions):
                 items.append(_caption(one))

@@ -24,6 +24,7 @@ from lvlm_guard.bench.store import Refusal
 from lvlm_guard.bench.systems import CONTROLS
 from lvlm_guard.bench.verdicts import Case, Rival
 from lvlm_guard.errors import InputError
+from lvlm_guard.testbed.suite import Scenes
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -172,6 +173,28 @@ def test_more_yes_without_telling_yes_from_no_better_only_shifts_bias():
     assert judged(others=[moved, flat]).kind == "only shifts bias"
     assert judged(others=[moved, risen]).kind == "helps"
     assert judged(yes_ratio=0.7, auc={"all": 0.8}, plain={"yes_ratio": 0.5, **level}).kind == "only shifts bias"
+
+
+def test_a_share_of_yes_says_nothing_about_captions():
+    case = Case(
+        answered("rank", auc={"all": 0.7}),
+        answered("greedy", "control", auc={"all": 0.8}),
+        scored("rank", change=-0.01, p=0.5, better=False),
+        [scored("rank", "yes_ratio", change=-0.2, better=None)],
+    )
+    assert verdicts.judge(case).kind == "only shifts bias"
+    assert verdicts.judge(replace(case, asks=False)).kind == "indistinguishable from greedy"
+
+
+def test_whether_a_headline_is_about_yes_and_no_is_read_from_what_it_counts():
+    items = Scenes(count=4).load(None).items
+    said = [Said(item, "yes" if item.kind != "caption" else "a red car .") for item in items]
+    measures = Scenes().measures("ours")
+    asks = {one.name: verdicts.asks_yes_no(one, measures, said) for one in measures}
+    assert asks["balanced_object"]
+    assert asks["accuracy_attribute"]
+    assert not asks["chair_i"]
+    assert not asks["miscoloured"]
 
 
 def test_fewer_absent_objects_by_saying_less_is_no_help():

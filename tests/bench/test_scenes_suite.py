@@ -71,8 +71,18 @@ def test_captions_may_be_limited():
     assert counts == [6, 2, 0]
 
 
+def test_questions_may_be_limited_to_the_first_scenes():
+    whole, cut = (Scenes(count=6, asked=asked).load(None).items for asked in (None, 2))
+    first = {f"counterfactual-0-{index}" for index in range(2)}
+    assert cut == [one for one in whole if one.kind == "caption" or one.image in first]
+    assert len(cut) < len(whole)
+    assert all(one.kind == "caption" for one in Scenes(count=6, asked=0).load(None).items)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}], ids=lambda one: next(iter(one))
+    "wrong",
+    [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}, {"asked": -1}],
+    ids=lambda one: next(iter(one)),
 )
 def test_scenes_that_cannot_be_drawn_are_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong.values()))}"):

@@ -11,7 +11,7 @@ from PIL import Image
 from toy_processor import toy_processor
 
 import lvlm_guard
-from lvlm_guard import Guard, InputError
+from lvlm_guard import Guard, InputError, Stack
 from lvlm_guard.testing import tiny
 
 SETTINGS = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": SUPPRESSED}
@@ -149,3 +149,14 @@ def test_unknown_public_names_say_so():
     with pytest.raises(AttributeError, match="no attribute 'Gard'"):
         _ = lvlm_guard.Gard
     assert "Guard" in dir(lvlm_guard)
+
+
+@pytest.mark.parametrize(
+    "given", ["vcd", ["vcd"], Stack.of("vcd"), {"strategies": ["vcd"]}], ids=lambda one: type(one).__name__
+)
+def test_a_stack_where_the_processor_belongs_is_told_apart(given):
+    model, _ = tiny("llava")
+    with pytest.raises(InputError, match="Name the stack: Guard\\(model, stack="):
+        Guard(model, given)
+    with pytest.raises(InputError, match="processor, got int"):
+        Guard(model, 3)

@@ -1,0 +1,225 @@
+"""The pages of `scenes.py table`: one for each run, and one that puts the runs side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from measuring import table, write_at_once
+
+from lvlm_guard.bench import choosing, export, results, store, systems, verdicts
+from lvlm_guard.bench.results import Results, Score
+from lvlm_guard.bench.verdicts import Verdict
+from lvlm_guard.testbed.suite import Scenes
+
+HEADLINES = {
+    "balanced_object": "object",
+    "accuracy_attribute": "attribute",
+    "accuracy_relation": "relation",
+    "chair_i": "caption",
+}
+"""The measure of each level that verdicts are about, and what the tables call it."""
+
+SHOWN = (
+    "system", "object", "attribute", "relation", "caption", "recall", "words", "yes", "auc", "changed", "forwards", "time",
+)  # fmt: skip
+SILENT = ("indistinguishable from greedy", "changed nothing")
+"""Verdicts that need no word in the table of all runs."""
+
+INTRODUCTION = """`python benchmarks/scenes.py table --out RUNS` writes these pages from the raw answers. Strategies stand alone, at published
+settings, greedy, fp32. **Small models on drawn scenes: nothing here says what a method does on another model.**"""
+
+LEGEND = """Differences are to `greedy` on the same items; `*` where the p value, corrected by Holm over all strategies of the measure, is below .05
+(controls are corrected apart). Intervals resample whole scenes. object: balanced accuracy of existence questions; attribute
+and relation: accuracy; caption: share of named objects that are absent (CHAIR_i, lower is better), to be read beside recall and
+words. yes: share of yes. auc: of the margin between yes and no. forwards: of a prompt + of a token, in rows of plain
+generate. time: median over batches of time in generate over greedy's, other work on the machine included."""
+
+TOGETHER = """Each cell: mean difference to greedy over the models, least and greatest, then in how many of the {count} models the strategy got which
+verdict (none where it is not told from greedy). caption: CHAIR_i, lower is better; everything else: higher is better."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's answers to one split, scored."""
+
+    model: str
+    split: str
+    scored: Results
+    judged: Mapping[str, Mapping[str, Verdict]]
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return f"{self.model}-{self.split}"
+
+    @property
+    def architecture(self) -> str:
+        """The model's class, shortened."""
+        return str(self.manifest["model"]["class"]).removesuffix("ForConditionalGeneration")
+
+    @property
+    def questions(self) -> int:
+        """Questions that headlines or the vertical accuracy count."""
+        names = ("balanced_object", "accuracy_attribute", "accuracy_relation", "accuracy_vertical")
+        return sum(one.n for one in self.scored.scores if one.system == systems.GREEDY and one.measure in names)
+
+    @property
+    def captions(self) -> int:
+        """Captions that were asked for."""
+        return sum(one["kind"] == "caption" for one in self.manifest["counted"])
+
+
+def read(folder: Path) -> Run:
+    """Score the run of a folder `MODEL/SPLIT`."""
+    record = store.read(folder)
+    scored = results.score(record)
+    kinds = [{"kind": one.item.kind} for one in record.said(systems.GREEDY, "scenes")]
+    manifest = {**record.manifest, "counted": kinds}
+    return Run(folder.parent.name, folder.name, scored, judged(record, scored), manifest)
+
+
+def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
+    """Verdicts by level and system: the rules of the report page, once for each level's headline."""
+    measures = choosing.measures(Scenes(), "ours", None)
+    said = {system: record.said(system, "scenes") for system in record.systems}
+    found = {}
+    for name, level in HEADLINES.items():
+        first = [one for one in scored.scores if one.measure == name]
+        own = dataclasses.replace(scored, scores=first + [one for one in scored.scores if one.measure != name])
+        found[level] = {one.system: one for one in verdicts.verdicts(own, "scenes", measures, said)}
+    return found
+
+
+def write(runs: Sequence[Run], out: Path) -> None:
+    """All pages, and the figures and the manifest of every run."""
+    place = out / "scenes"
+    place.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        export.write(run.scored, place, run.name)
+        (place / f"{run.name}.json").unlink()  # the rows hold it; the nested form is large
+        told = {name: value for name, value in run.manifest.items() if name != "counted"}
+        write_at_once(place / f"{run.name}.manifest.json", json.dumps(told, indent=1) + "\n")
+        write_at_once(place / f"{run.name}.md", page(run))
+    write_at_once(out / "scenes.md", overview(runs))
+
+
+def page(run: Run) -> str:
+    """What one model did on one split."""
+    parts = [
+        f"# {run.architecture} `{run.model}`, {run.split}",
+        INTRODUCTION,
+        _about(run),
+        summary(run.judged),
+        table(rows(run.scored), SHOWN),
+        LEGEND,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _about(run: Run) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in run.manifest["versions"].items())
+    refused = [
+        f"`{one.system}` refused: {one.refused.reason}" for one in run.scored.outcomes if one.refused is not None
+    ]
+    return "\n".join([f"{run.questions} questions and {run.captions} captions; {versions}.", *refused])
+
+
+def summary(found: Mapping[str, Mapping[str, Verdict]]) -> str:
+    """Which strategies do what, by level, in words."""
+    lines = []
+    for level, own in found.items():
+        lines.append(f"- **{level}**")
+        for kind, meaning in verdicts.KINDS.items():
+            if names := [f"`{name}`" for name, one in own.items() if one.kind == kind]:
+                lines.append(f"  - {kind}: {', '.join(names)}. _{meaning}_")
+    return "\n".join(lines)
+
+
+def rows(scored: Results) -> list[dict[str, Any]]:
+    """A row for every system of a run."""
+    values = {(one.system, one.measure): one for one in scored.scores}
+    found = []
+    for outcome in scored.outcomes:
+        told = {column: _cell(values.get((outcome.system, measure))) for measure, column in HEADLINES.items()}
+        row = {"system": outcome.system, **told}
+        for measure, column in (("recall", "recall"), ("length", "words"), ("yes_ratio", "yes")):
+            score = values.get((outcome.system, measure))
+            row[column] = None if score is None else f"{score.found.value:.3g}"
+        row["auc"] = f"{outcome.auc['all']:.3f}" if "all" in outcome.auc else None
+        row["changed"] = None if outcome.changed is None else f"{outcome.changed.share:.1%}"
+        if (spent := outcome.spent) is not None:
+            row["forwards"] = f"{spent.prefill:.3g} + {spent.decode * spent.rows_per_forward:.3g}"
+            row["time"] = None if spent.ratio is None else f"{spent.ratio:.2f}x"
+        found.append(row)
+    return found
+
+
+def _cell(score: Score | None) -> str | None:
+    if score is None:
+        return None
+    test = score.against_greedy
+    if test is None:
+        return f"{score.found.value:.3f} [{score.found.low:.3f}, {score.found.high:.3f}]"
+    sure = test.adjusted_p is not None and test.adjusted_p < verdicts.SURE
+    return f"{score.found.value:.3f} ({test.difference.value:+.3f}{'*' if sure else ''})"
+
+
+def overview(runs: Sequence[Run]) -> str:
+    """All runs side by side."""
+    parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, table(_models(runs), _MODEL_COLUMNS)]
+    for split in dict.fromkeys(run.split for run in runs):
+        own = [run for run in runs if run.split == split]
+        parts += [
+            f"## {split}",
+            TOGETHER.format(count=len(own)),
+            table(_side_by_side(own), ("system", *HEADLINES.values())),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+_MODEL_COLUMNS = ("architecture", "model", "split", "questions", "captions", *HEADLINES.values(), "page")
+
+
+def _models(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Greedy's own figures, run by run."""
+    found = []
+    for run in runs:
+        plain = {one.measure: _cell(one) for one in run.scored.scores if one.system == systems.GREEDY}
+        told = {column: plain.get(measure) for measure, column in HEADLINES.items()}
+        link = f"[{run.name}](scenes/{run.name}.md)"
+        about = {"architecture": run.architecture, "model": run.model, "split": run.split}
+        found.append({**about, "questions": run.questions, "captions": run.captions, **told, "page": link})
+    return found
+
+
+def _side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for every system: what it changes in each level over all models."""
+    names = dict.fromkeys(one.system for run in runs for one in run.scored.outcomes if one.system != systems.GREEDY)
+    return [
+        {"system": name, **{level: _over_runs(runs, name, measure, level) for measure, level in HEADLINES.items()}}
+        for name in names
+    ]
+
+
+def _over_runs(runs: Sequence[Run], system: str, measure: str, level: str) -> str | None:
+    tests = [
+        one.against_greedy
+        for run in runs
+        for one in run.scored.scores
+        if (one.system, one.measure) == (system, measure) and one.against_greedy is not None
+    ]
+    if not tests:
+        return None
+    changes = [one.difference.value for one in tests]
+    told = f"{mean(changes):+.3f}" + (f" ({min(changes):+.3f} to {max(changes):+.3f})" if len(changes) > 1 else "")
+    kinds = Counter(run.judged[level][system].kind for run in runs if system in run.judged[level])
+    words = [f"{kind} {kinds[kind]}" for kind in verdicts.KINDS if kinds[kind] and kind not in SILENT]
+    return ": ".join([told, ", ".join(words)]) if words else told
