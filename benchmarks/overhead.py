@@ -1,6 +1,6 @@
 """Decode overhead of a guard on the CPU: `python benchmarks/overhead.py --out results`.
 
-A random LLaVA of 0.4 billion parameters in bf16. Plain generate, the empty stack, a noise branch (batched and
+A random LLaVA in bf16, of 0.4 billion parameters unless told otherwise. Plain generate, the empty stack, a noise branch (batched and
 sequential), an image-free branch, readouts, attention edits, hidden edits, transformers' own classifier-free guidance
 and plain generate of twice the rows take turns in interleaved rounds of one process; every ratio is taken within one
 round.
@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from measuring import PERCENTILES, Budget, Results, Row, machine
-from shapes import LLAVA_SMALL, LLAVA_TINY, Shape
-from variants import Race, Variant, guarded, inside
+from shapes import LLAVA_7B, LLAVA_SMALL, LLAVA_TINY, Shape
+from variants import PLAIN, Race, Variant, guarded, inside
 
+SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B}
 BATCHES = (1, 4)
 GUIDANCE = 1.5
 GOALS = {
@@ -29,23 +30,30 @@ GOALS = {
     "attention edits (vaf)": 1.15,
     "hidden edits (vsv)": 1.02,
 }
+"""Goals of a decode step at batch 1; the empty stack has its goal at every batch size."""
+
 SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms", "prefill_ratio", "goal", "verdict")
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
 HOOKED = "plain, idle hooks"
+CORE = frozenset({PLAIN, AGAIN, HOOKED, *GOALS})
+"""What `--goals` compares: the variants with a goal, and what tells how sure their ratios are."""
+
 NOTES = (
     "Times are medians over rounds with the 20th and 80th percentile; decode is per token after the first.",
     (
         "Ratios are to plain generate in the same round; `plain, again` is the same measurement twice: its distance from 1 is "
         "the error of every other ratio."
     ),
-    "`plain, twice the rows` is the floor of a noise branch: the same rows with no guard around them.",
     "`plain, idle hooks` is the floor of hidden edits: a forward hook on every layer that does nothing.",
+    "Weights are random, so what is generated means nothing; speed does not depend on it.",
+)
+NOTES_OF_ALL = (
+    "`plain, twice the rows` is the floor of a noise branch: the same rows with no guard around them.",
     (
         "Classifier-free guidance runs the prompt without the image as its negative prompt, so it has the rows and "
         "contexts of the image-free branch."
     ),
-    "Weights are random, so what is generated means nothing; speed does not depend on it.",
 )
 
 
@@ -95,11 +103,16 @@ def judge(row: Row, again: Row) -> Row:
     return {**row, "goal": goal, "verdict": f"{verdict}, within noise" if abs(ratio - goal) < noise else verdict}
 
 
-def measure(shape: Shape, repeat: int, new_tokens: int, budget: Budget) -> tuple[list[Row], Row]:
-    """Rows of all batch sizes, and what was measured."""
+def measure(
+    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, goals: bool = False
+) -> tuple[list[Row], Row]:
+    """Rows of all batch sizes, and what was measured; with `goals`, of the variants with a goal at batch 1 only."""
     device = torch.device("cpu")
     model = shape.build(device, torch.bfloat16)
-    races = {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
+    races = {}
+    for batch in BATCHES[:1] if goals else BATCHES:
+        kept = [one for one in variants(shape, model, batch) if not goals or one.name in CORE]
+        races[batch] = Race(kept, new_tokens, device)
     for race in races.values():
         race.warm_up(budget)
     for number in range(repeat):
@@ -133,13 +146,20 @@ def _about(shape: Shape, model: Any, new_tokens: int, repeat: int) -> Row:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """One line per goal, with plain against itself and the floor of a second row beside it."""
     known = {(row["batch"], row["variant"]): row for row in rows}
-    return [
-        f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal {row['goal']}x: "
-        f"{row['verdict']} (plain against itself {_ratio(known[row['batch'], AGAIN])}, "
-        f"twice the rows {_ratio(known[row['batch'], TWICE])}, idle hooks {_ratio(known[row['batch'], HOOKED])})"
-        for row in rows
-        if row["verdict"] is not None
-    ]
+    floors = {AGAIN: "plain against itself", TWICE: "twice the rows", HOOKED: "idle hooks"}
+    found = []
+    for row in rows:
+        if row["verdict"] is not None:
+            beside = [
+                f"{told} {_ratio(known[row['batch'], name])}"
+                for name, told in floors.items()
+                if (row["batch"], name) in known
+            ]
+            found.append(
+                f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal "
+                f"{row['goal']}x: {row['verdict']} ({', '.join(beside)})"
+            )
+    return found
 
 
 def _ratio(row: Row) -> str:
@@ -151,6 +171,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Decode overhead of a guard on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
+    parser.add_argument("--shape", choices=SHAPES, default="0.4b", help="7b needs 20 GiB of memory (default 0.4b)")
+    parser.add_argument("--goals", action="store_true", help="only what has a goal, at batch 1")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
     parser.add_argument("--seconds", type=float, default=600, help="no new measurement after this (default 600)")
@@ -162,15 +184,18 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, write `overhead.json` and `overhead.md`, print the page; 1 if a variant failed."""
+    """Measure, write `overhead.json` and `overhead.md` (7b: `overhead-7b`), print the page; 1 if a variant failed."""
     asked = arguments(given)
-    shape, repeat, new_tokens = (LLAVA_TINY, 2, 4) if asked.tiny else (LLAVA_SMALL, asked.repeat, asked.new_tokens)
+    shape, repeat, new_tokens = (
+        (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
+    )
     load = machine(torch.device("cpu"))
-    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds))
+    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), goals=asked.goals)
     about = {**load, "load_average_at_the_end": machine(torch.device("cpu"))["load_average"], **about}
-    results = Results(asked.out, "overhead", "Overhead of a guard on the CPU", about, SHOWN, csv=False)
+    name = "overhead" if shape is not LLAVA_7B else "overhead-7b"
+    results = Results(asked.out, name, "Overhead of a guard on the CPU", about, SHOWN, csv=False)
     results.rows.extend(rows)
-    results.notes.extend([*verdicts(rows), *NOTES])
+    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.goals else NOTES_OF_ALL)])
     results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in rows))

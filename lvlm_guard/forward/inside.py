@@ -42,7 +42,7 @@ class Inside:
     readouts: Sequence[Readout] = ()
     lens: Lens | None = field(default=None, init=False)
     online: frozenset[int] = field(default=frozenset(), init=False)
-    _changed: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _changed: dict[int, Tensor | bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.is_empty:
@@ -64,11 +64,11 @@ class Inside:
         return not (self.attention or self.probes or self.hidden or self.readouts)
 
     def note(self, edit: Any, before: Tensor, after: Tensor) -> None:
-        """Remember on the device whether an edit ever changed anything; a CPU is asked no more once it did."""
-        known = self._changed.get(id(edit))
-        if known is None or known.device.type != "cpu" or not known:
+        """Remember whether an edit ever changed anything: on the device; a CPU is asked no more once it did."""
+        known = self._changed.get(id(edit), False)
+        if known is not True:
             changed = (after != before).any()
-            self._changed[id(edit)] = changed if known is None else known | changed
+            self._changed[id(edit)] = bool(changed) if changed.device.type == "cpu" else known | changed
 
     def touched(self, edits: Sequence[Any]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
@@ -204,8 +204,10 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: 
         return hidden
     where = now.edited(edit.rows, edit.positions, edit.when)
     rows = now.rows(edit.rows)
-    before = hidden[rows]
-    view = LayerView(now, edit.rows, layer, where, where, given[rows] if isinstance(given, Tensor) else None)
+    alone = len(now.prompts) == 1
+    before = hidden if alone else hidden[rows]
+    own = given if alone or not isinstance(given, Tensor) else given[rows]
+    view = LayerView(now, edit.rows, layer, where, where, own if isinstance(own, Tensor) else None)
     edited = edit.edit(before, view)
     if edited.shape != before.shape:
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")

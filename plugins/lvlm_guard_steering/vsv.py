@@ -57,9 +57,9 @@ class VSV:
 
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
-        hidden, unit = hidden.float(), view.gen.rows[self.name][:, view.layer, None]
+        hidden, unit = hidden.float(), view.gen.rows[self.name].narrow(1, view.layer, 1)
         size = vector_norm(hidden, dim=-1, keepdim=True)
-        pull = size - (hidden @ unit.mT).clamp(max=0)
+        pull = size - (hidden * unit).sum(-1, keepdim=True).clamp(max=0)
         moved = torch.addcmul(hidden, pull, unit, value=self.strength)
-        kept: Tensor = moved * (size / vector_norm(moved, dim=-1, keepdim=True).clamp(min=TINY))
-        return kept
+        turned: Tensor = normalize(moved, dim=-1, eps=TINY) * size
+        return turned

@@ -92,6 +92,15 @@ def test_overhead_compares_every_way_to_generate_at_both_batch_sizes(overhead):
     assert ran["noise branch, sequential"] == "sequential"
 
 
+def test_overhead_can_keep_to_what_has_a_goal(tmp_path):
+    done = run("overhead.py", "--tiny", "--goals", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    assert {row["variant"] for row in rows if row["goal"] is None} == {"plain", "plain, again", "plain, idle hooks"}
+    assert {row["batch"] for row in rows} == {1}
+    assert "twice the rows" not in done.stdout
+
+
 def test_overhead_prints_its_goals_beside_the_result(overhead):
     page, printed = overhead
     goals = {(row["batch"], row["variant"]): row["goal"] for row in page["rows"] if row["goal"]}
