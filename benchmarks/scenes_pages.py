@@ -41,8 +41,8 @@ and relation: accuracy; caption: share of named objects that are absent (CHAIR_i
 words. yes: share of yes. auc: of the margin between yes and no. forwards: of a prompt + of a token, in rows of plain
 generate. time: median over batches of time in generate over greedy's, other work on the machine included."""
 
-TOGETHER = """Each cell: mean difference to greedy over the models, least and greatest, then in how many of the {count} models the strategy got which
-verdict (none where it is not told from greedy). caption: CHAIR_i, lower is better; everything else: higher is better."""
+TOGETHER = """Each cell: mean difference to greedy over the models of an architecture ({counts}), least and greatest, then in how many of them
+the strategy got which verdict (none where it is not told from greedy). caption: CHAIR_i, lower is better; everything else: higher is better."""
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,13 @@ def overview(runs: Sequence[Run]) -> str:
     parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, table(_models(runs), _MODEL_COLUMNS)]
     for split in dict.fromkeys(run.split for run in runs):
         own = [run for run in runs if run.split == split]
+        kinds = {run.architecture: [one for one in own if one.architecture == run.architecture] for run in own}
+        counts = ", ".join(f"{name}: {len(alike)}" for name, alike in kinds.items())
+        shown = ("system", "architecture", *HEADLINES.values())
         parts += [
             f"## {split}",
-            TOGETHER.format(count=len(own)),
-            table(_side_by_side(own), ("system", *HEADLINES.values())),
+            TOGETHER.format(counts=counts),
+            table(_side_by_side(kinds), shown),
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -200,12 +203,17 @@ def _models(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for every system: what it changes in each level over all models."""
-    names = dict.fromkeys(one.system for run in runs for one in run.scored.outcomes if one.system != systems.GREEDY)
+def _side_by_side(kinds: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """A row for every system and architecture: what it changes in each level over the models."""
+    every = (one.system for runs in kinds.values() for run in runs for one in run.scored.outcomes)
     return [
-        {"system": name, **{level: _over_runs(runs, name, measure, level) for measure, level in HEADLINES.items()}}
-        for name in names
+        {
+            "system": name,
+            "architecture": architecture,
+            **{level: _over_runs(runs, name, measure, level) for measure, level in HEADLINES.items()},
+        }
+        for name in dict.fromkeys(one for one in every if one != systems.GREEDY)
+        for architecture, runs in kinds.items()
     ]
 
 

@@ -9,6 +9,7 @@ from lvlm_guard.errors import InputError
 
 from .choosing import checked_parser, made_suite, measures
 from .items import Said
+from .manifest import told_model
 from .measures import Measure
 from .results import compared
 from .significance import Changes, Significance, adjusted, changes
@@ -45,11 +46,13 @@ class Comparison:
     """Two runs side by side.
 
     Args:
+        models: The model of either run and its architecture.
         changed: Answers that differ, by suite and system.
         pairs: One per suite, measure and system.
         left_out: What could not be compared, and why, one line each.
     """
 
+    models: tuple[str, str]
     changed: Mapping[str, Mapping[str, Changes]]
     pairs: Sequence[Pair]
     left_out: Sequence[str]
@@ -78,7 +81,8 @@ def compare(before: Record, after: Record) -> Comparison:
         suite = made_suite(told["name"], told["arguments"])
         for measure in measures(suite, checked_parser(suite, told["parser"]), before.data):
             pairs += _pairs(name, measure, answers)
-    return Comparison(changed, pairs, left_out)
+    models = (told_model(before.manifest), told_model(after.manifest))
+    return Comparison(models, changed, pairs, left_out)
 
 
 def _check_items(before: Record, after: Record, suite: str) -> None:

@@ -12,7 +12,7 @@ from .files import write_whole
 from .results import Outcome, Results, Score, to_plain
 
 COLUMNS = (
-    "suite", "parser", "system", "role", "level", "measure", "value", "low", "high", "n", "clusters",
+    "model", "architecture", "suite", "parser", "system", "role", "level", "measure", "value", "low", "high", "n", "clusters",
     "difference", "difference_low", "difference_high", "p", "adjusted_p", "test",
     "changed", "yes_ratio", "auc", "ms_per_token", "time_ratio",
 )  # fmt: skip
@@ -33,11 +33,12 @@ def write(results: Results, folder: Path, name: str = "results") -> tuple[Path, 
 def to_csv(results: Results) -> str:
     """A row per score; figures of a system on a suite stand in each of its rows. What is not known is empty."""
     outcomes = {(one.suite, one.system): one for one in results.outcomes}
+    model = {"model": results.manifest["model"]["id"], "architecture": results.manifest["model"]["class"]}
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     for one in results.scores:
-        table.writerow(_row(one, outcomes[one.suite, one.system], results.parsers[one.suite]))
+        table.writerow(model | _row(one, outcomes[one.suite, one.system], results.parsers[one.suite]))
     return text.getvalue()
 
 

@@ -99,6 +99,11 @@ def describe(
     }
 
 
+def told_model(manifest: Mapping[str, Any]) -> str:
+    """The model of a run and its architecture, in words."""
+    return f"{manifest['model']['id']} ({manifest['model']['class']})"
+
+
 def _suite(chosen: Chosen, items: Sequence[Item], problems: Sequence[Problem]) -> dict[str, Any]:
     return {
         "name": chosen.suite.name,

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lvlm_guard.bench.comparing import Comparison
+from lvlm_guard.bench.manifest import told_model
 from lvlm_guard.bench.results import Outcome, Results, Score
 from lvlm_guard.bench.significance import Significance
 
@@ -63,7 +64,7 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{name} is unfinished: {one.answers} of {one.items} answers, no scores.")
         elif one.changed is not None and one.changed.is_none:
             lines.append(f"{name} changed nothing: every answer is greedy's.")
-    lines.append(f"Model: {results.manifest['model']['id']}. Figures say nothing about other models.")
+    lines.append(f"Model: {told_model(results.manifest)}. Figures say nothing about other models.")
     return lines
 
 
@@ -115,6 +116,7 @@ def _against_greedy(results: Results, outcome: Outcome) -> Table:
 
 def show_comparison(found: Comparison, console: Console) -> None:
     """Every measure of every system in both runs."""
+    console.print("Before: {}. After: {}.".format(*found.models), soft_wrap=True, highlight=False, markup=False)
     for suite, changed in found.changed.items():
         table = Table("system", "measure", "before", "after", "difference [95 %]", "p (Holm)", title=escape(suite))
         for one in found.pairs:

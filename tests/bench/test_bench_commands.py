@@ -62,7 +62,13 @@ def test_list_tells_what_every_suite_needs():
     listed = {one["name"]: one for one in json.loads(run("bench", "list", "--json"))}
     assert set(listed) == set(suites.suites())
     assert listed["scenes"]["required"] == []
-    assert listed["scenes"]["arguments"] == {"split": "counterfactual", "count": 60, "seed": 0, "captions": None}
+    assert listed["scenes"]["arguments"] == {
+        "split": "counterfactual",
+        "count": 60,
+        "seed": 0,
+        "captions": None,
+        "asked": None,
+    }
     assert all(set(need) >= {"path", "what", "source", "layout"} for need in listed["pope"]["required"])
     assert all(one["parsers"] and one["licence"] for one in listed.values())
     table = run("bench", "list")

@@ -11,7 +11,7 @@ import pytest
 import quick_run
 from quick_run import Toy
 
-from lvlm_guard.bench import comparing, export, results, suites
+from lvlm_guard.bench import comparing, export, manifest, results, suites
 from lvlm_guard.bench.intervals import share, yes_no_counts, yes_ratio
 from lvlm_guard.bench.measures import Measure, each
 from lvlm_guard.bench.parsers import ours
@@ -205,6 +205,9 @@ def test_json_and_csv_hold_the_scores(record, tmp_path):
     rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
     assert tuple(rows[0]) == export.COLUMNS
     assert len(rows) == len(told["scores"]) == len(scored.scores)
+    assert {(row["model"], row["architecture"]) for row in rows} == {
+        tuple(record.manifest["model"][name] for name in ("id", "class"))
+    }
     for row, one in zip(rows, scored.scores, strict=True):
         assert (row["system"], row["measure"], int(row["n"])) == (one.system, one.measure, one.n)
         assert float(row["value"]) == one.found.value
@@ -215,6 +218,7 @@ def test_json_and_csv_hold_the_scores(record, tmp_path):
 def test_two_runs_are_compared_answer_by_answer(record, tmp_path):
     other = quick_run.run(tmp_path / "other", quick_run.plan(pictures=30, seed=1))
     found = comparing.compare(record, other)
+    assert found.models == (manifest.told_model(record.manifest),) * 2
     assert found.changed["toy"]["greedy"].is_none
     assert found.changed["toy"]["sampling"].different > 30
     pairs = {(one.suite, one.system, one.measure): one for one in found.pairs}
