@@ -36,8 +36,10 @@ SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms"
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
 HOOKED = "plain, idle hooks"
-CORE = frozenset({PLAIN, AGAIN, HOOKED, *GOALS})
-"""What `--goals` compares: the variants with a goal, and what tells how sure their ratios are."""
+INSIDE = frozenset(
+    {PLAIN, AGAIN, HOOKED, *(name for name in GOALS if name.startswith(("readouts", "attention", "hidden")))}
+)
+"""What `--inside` compares: work inside main's layers that has a goal, and what tells how sure its ratios are."""
 
 NOTES = (
     "Times are medians over rounds with the 20th and 80th percentile; decode is per token after the first.",
@@ -104,14 +106,14 @@ def judge(row: Row, again: Row) -> Row:
 
 
 def measure(
-    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, goals: bool = False
+    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, inside_only: bool = False
 ) -> tuple[list[Row], Row]:
-    """Rows of all batch sizes, and what was measured; with `goals`, of the variants with a goal at batch 1 only."""
+    """Rows of all batch sizes, and what was measured; with `inside_only`, of `INSIDE` at batch 1."""
     device = torch.device("cpu")
     model = shape.build(device, torch.bfloat16)
     races = {}
-    for batch in BATCHES[:1] if goals else BATCHES:
-        kept = [one for one in variants(shape, model, batch) if not goals or one.name in CORE]
+    for batch in BATCHES[:1] if inside_only else BATCHES:
+        kept = [one for one in variants(shape, model, batch) if not inside_only or one.name in INSIDE]
         races[batch] = Race(kept, new_tokens, device)
     for race in races.values():
         race.warm_up(budget)
@@ -172,7 +174,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decode overhead of a guard on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--shape", choices=SHAPES, default="0.4b", help="7b needs 20 GiB of memory (default 0.4b)")
-    parser.add_argument("--goals", action="store_true", help="only what has a goal, at batch 1")
+    parser.add_argument(
+        "--inside", action="store_true", help="only readouts, attention edits and hidden edits, at batch 1"
+    )
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
     parser.add_argument("--seconds", type=float, default=600, help="no new measurement after this (default 600)")
@@ -190,12 +194,12 @@ def main(given: Sequence[str] | None = None) -> int:
         (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
     )
     load = machine(torch.device("cpu"))
-    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), goals=asked.goals)
+    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), inside_only=asked.inside)
     about = {**load, "load_average_at_the_end": machine(torch.device("cpu"))["load_average"], **about}
     name = "overhead" if shape is not LLAVA_7B else "overhead-7b"
     results = Results(asked.out, name, "Overhead of a guard on the CPU", about, SHOWN, csv=False)
     results.rows.extend(rows)
-    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.goals else NOTES_OF_ALL)])
+    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.inside else NOTES_OF_ALL)])
     results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in rows))

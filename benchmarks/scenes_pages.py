@@ -29,6 +29,11 @@ HEADLINES = {
 SHOWN = (
     "system", "object", "attribute", "relation", "caption", "recall", "words", "yes", "auc", "changed", "forwards", "time",
 )  # fmt: skip
+HELPS, MIXED, HURTS = "helps, and hurts nowhere", "helps one model and hurts another", "hurts, and helps nowhere"
+SHIFTS, SILENCE, NOTHING = "gains no more than a control", "never told from greedy", "changed no answer"
+MEANINGS = (HELPS, MIXED, SHIFTS, SILENCE, NOTHING, HURTS)
+"""What the verdicts of several models come to, best first."""
+
 SILENT = ("indistinguishable from greedy", "changed nothing")
 """Verdicts that need no word in the table of all runs."""
 
@@ -182,6 +187,7 @@ def overview(runs: Sequence[Run]) -> str:
         shown = ("system", "architecture", *HEADLINES.values())
         parts += [
             f"## {split}",
+            in_words(own),
             TOGETHER.format(counts=counts),
             table(_side_by_side(kinds), shown),
         ]
@@ -215,6 +221,35 @@ def _side_by_side(kinds: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         for name in dict.fromkeys(one for one in every if one != systems.GREEDY)
         for architecture, runs in kinds.items()
     ]
+
+
+def in_words(runs: Sequence[Run]) -> str:
+    """What all models together say of each strategy, level by level."""
+    lines = []
+    for level in HEADLINES.values():
+        groups: dict[str, list[str]] = {}
+        for name in dict.fromkeys(one for run in runs for one in run.judged[level]):
+            kinds = Counter(run.judged[level][name].kind for run in runs if name in run.judged[level])
+            groups.setdefault(_together(kinds), []).append(f"`{name}`{_counted(kinds)}")
+        lines.append(f"- **{level}**")
+        lines += [f"  - {meaning}: {', '.join(groups[meaning])}." for meaning in MEANINGS if meaning in groups]
+    return "\n".join(lines)
+
+
+def _together(kinds: Mapping[str, int]) -> str:
+    """What the verdicts of several models come to."""
+    if kinds.get("helps"):
+        return MIXED if kinds.get("hurts") else HELPS
+    if kinds.get("hurts"):
+        return HURTS
+    if set(kinds) - set(SILENT):
+        return SHIFTS
+    return NOTHING if set(kinds) == {"changed nothing"} else SILENCE
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    told = [f"{kind} {kinds[kind]}" for kind in verdicts.KINDS if kinds.get(kind) and kind not in SILENT]
+    return f" ({', '.join(told)} of {sum(kinds.values())})" if told else ""
 
 
 def _over_runs(runs: Sequence[Run], system: str, measure: str, level: str) -> str | None:

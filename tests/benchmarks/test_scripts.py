@@ -92,8 +92,8 @@ def test_overhead_compares_every_way_to_generate_at_both_batch_sizes(overhead):
     assert ran["noise branch, sequential"] == "sequential"
 
 
-def test_overhead_can_keep_to_what_has_a_goal(tmp_path):
-    done = run("overhead.py", "--tiny", "--goals", "--out", tmp_path)
+def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
+    done = run("overhead.py", "--tiny", "--inside", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
     assert {row["variant"] for row in rows if row["goal"] is None} == {"plain", "plain, again", "plain, idle hooks"}

@@ -1,0 +1,84 @@
+"""What the pages of several runs say together."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from lvlm_guard.bench.intervals import Interval
+from lvlm_guard.bench.results import Outcome, Results, Score
+from lvlm_guard.bench.significance import Significance
+from lvlm_guard.bench.verdicts import Verdict
+from lvlm_guard.errors import InputError
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+LEVELS = ("object", "attribute", "relation", "caption")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """The script, and what it imports from beside it."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("scenes")
+    sys.path.remove(str(SCRIPTS))
+    for name in set(sys.modules) - before:
+        if str(SCRIPTS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def a_run(scenes):
+    """A function from verdicts on objects to a run in which each strategy makes the same difference there."""
+
+    def make(model, change=0.1, **kinds):
+        test = Significance(Interval(change, change, change), 0.001, 40, 4, "sign flip", 0.001)
+        scores = [_score("greedy", 0.8, None), *(_score(name, 0.8 + change, test) for name in kinds)]
+        outcomes = [Outcome("scenes", name, "stack", 40, 40) for name in ("greedy", *kinds)]
+        architecture = model.split("-")[0]
+        manifest = {"model": {"class": f"{architecture}ForConditionalGeneration"}, "counted": [{"kind": "caption"}]}
+        judged = {level: {name: _verdict(name, level, kind) for name, kind in kinds.items()} for level in LEVELS}
+        scored = Results(manifest, {"scenes": "ours"}, outcomes, scores)
+        return scenes.pages.Run(model, "iid", scored, judged, manifest)
+
+    return make
+
+
+def _score(system, value, test):
+    found = Interval(value, value - 0.1, value + 0.1)
+    return Score("scenes", system, "balanced_object", "object", "balanced accuracy", True, found, 40, 4, test)
+
+
+def _verdict(name, level, kind):
+    return Verdict("scenes", name, kind if level == "object" else "changed nothing", "")
+
+
+def test_verdicts_of_several_models_are_put_together_in_words(scenes, a_run):
+    same, shift = "indistinguishable from greedy", "only shifts bias"
+    first = a_run("Llava-0", a="helps", b="helps", c=shift, d=same, e="hurts", f="changed nothing")
+    second = a_run("Llava-1", a="helps", b="hurts", c=same, d="changed nothing", e="hurts", f="changed nothing")
+    told = scenes.pages.in_words([first, second]).split("- **attribute**")[0]
+    assert "helps, and hurts nowhere: `a` (helps 2 of 2)." in told
+    assert "helps one model and hurts another: `b` (helps 1, hurts 1 of 2)." in told
+    assert "gains no more than a control: `c` (only shifts bias 1 of 2)." in told
+    assert "never told from greedy: `d`." in told
+    assert "hurts, and helps nowhere: `e` (hurts 2 of 2)." in told
+    assert "changed no answer: `f`." in told
+
+
+def test_architectures_stand_apart_and_seeds_together(scenes, a_run):
+    llavas = a_run("Llava-0", 0.1, a="helps"), a_run("Llava-1", 0.2, a="hurts")
+    text = scenes.pages.overview([*llavas, a_run("Qwen2VL-0", -0.1, a="hurts")])
+    rows = [line for line in text.splitlines() if line.startswith("| a ")]
+    assert re.search(r"Llava +\| \+0\.150 \(\+0\.100 to \+0\.200\): helps 1, hurts 1", rows[0])
+    assert re.search(r"Qwen2VL +\| -0\.100: hurts 1", rows[1])
+    assert "(Llava: 2, Qwen2VL: 1)" in text
+    assert text.count("[Llava-") == 2
+
+
+def test_no_runs_are_an_error(scenes, tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        scenes.tabulate(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
