@@ -36,10 +36,11 @@ SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms"
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
 HOOKED = "plain, idle hooks"
-INSIDE = frozenset(
-    {PLAIN, AGAIN, HOOKED, *(name for name in GOALS if name.startswith(("readouts", "attention", "hidden")))}
-)
-"""What `--inside` compares: work inside main's layers that has a goal, and what tells how sure its ratios are."""
+BESIDE = frozenset({PLAIN, AGAIN, HOOKED})
+"""What tells how sure the ratios of work inside the layers are."""
+
+KINDS = ("readouts", "attention", "hidden")
+"""Work inside main's layers that has a goal; the names of its variants begin so."""
 
 NOTES = (
     "Times are medians over rounds with the 20th and 80th percentile; decode is per token after the first.",
@@ -106,14 +107,14 @@ def judge(row: Row, again: Row) -> Row:
 
 
 def measure(
-    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, inside_only: bool = False
+    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, only: Sequence[str] = ()
 ) -> tuple[list[Row], Row]:
-    """Rows of all batch sizes, and what was measured; with `inside_only`, of `INSIDE` at batch 1."""
+    """Rows of all batch sizes, and what was measured; of some kinds alone at batch 1."""
     device = torch.device("cpu")
     model = shape.build(device, torch.bfloat16)
     races = {}
-    for batch in BATCHES[:1] if inside_only else BATCHES:
-        kept = [one for one in variants(shape, model, batch) if not inside_only or one.name in INSIDE]
+    for batch in BATCHES[:1] if only else BATCHES:
+        kept = [one for one in variants(shape, model, batch) if not only or _is_asked(one.name, only)]
         races[batch] = Race(kept, new_tokens, device)
     for race in races.values():
         race.warm_up(budget)
@@ -122,6 +123,10 @@ def measure(
             race.run(number, budget)
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
     return rows, _about(shape, model, new_tokens, repeat)
+
+
+def _is_asked(name: str, only: Sequence[str]) -> bool:
+    return name in BESIDE or (name in GOALS and name.startswith(tuple(only)))
 
 
 def _judged(batch: int, race: Race) -> list[Row]:
@@ -174,9 +179,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decode overhead of a guard on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--shape", choices=SHAPES, default="0.4b", help="7b needs 20 GiB of memory (default 0.4b)")
-    parser.add_argument(
-        "--inside", action="store_true", help="only readouts, attention edits and hidden edits, at batch 1"
-    )
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=(), help="these alone, at batch 1")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
     parser.add_argument("--seconds", type=float, default=600, help="no new measurement after this (default 600)")
@@ -188,18 +191,18 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, write `overhead.json` and `overhead.md` (7b: `overhead-7b`), print the page; 1 if a variant failed."""
+    """Measure, write `overhead.json` and `overhead.md` (or `overhead-7b-hidden`), print the page; 1 if a variant failed."""
     asked = arguments(given)
     shape, repeat, new_tokens = (
         (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
     )
     load = machine(torch.device("cpu"))
-    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), inside_only=asked.inside)
+    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), only=asked.only)
     about = {**load, "load_average_at_the_end": machine(torch.device("cpu"))["load_average"], **about}
-    name = "overhead" if shape is not LLAVA_7B else "overhead-7b"
+    name = "-".join(["overhead", *(["7b"] if shape is LLAVA_7B else []), *asked.only])
     results = Results(asked.out, name, "Overhead of a guard on the CPU", about, SHOWN, csv=False)
     results.rows.extend(rows)
-    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.inside else NOTES_OF_ALL)])
+    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.only else NOTES_OF_ALL)])
     results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in rows))

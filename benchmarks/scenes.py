@@ -25,8 +25,8 @@ from lvlm_guard.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
-SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "asked": 170}}
-"""Scenes of each split: some 1,600 questions, and 300 captions."""
+SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "asked": 108}}
+"""Scenes of each split: more than 1,000 questions, and 300 captions."""
 
 CAPTIONS = 300
 

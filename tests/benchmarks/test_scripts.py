@@ -93,9 +93,9 @@ def test_overhead_compares_every_way_to_generate_at_both_batch_sizes(overhead):
 
 
 def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
-    done = run("overhead.py", "--tiny", "--inside", "--out", tmp_path)
+    done = run("overhead.py", "--tiny", "--only", "readouts", "hidden", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "overhead-readouts-hidden.json").read_text())["rows"]
     assert {row["variant"] for row in rows if row["goal"] is None} == {"plain", "plain, again", "plain, idle hooks"}
     assert {row["batch"] for row in rows} == {1}
     assert "twice the rows" not in done.stdout
