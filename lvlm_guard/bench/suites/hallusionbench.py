@@ -17,6 +17,7 @@ from lvlm_guard.bench.measures import Counts, Group, Measure
 from lvlm_guard.bench.parsers import COMMON, Parser, named
 from lvlm_guard.bench.suite import Loaded, Required
 
+from . import hallusionbench_causes
 from .arguments import at_least, is_switch, is_text
 from .files import BadRow, Row, found, loaded, picture, read_rows
 from .yes_no import Part, judged, of_kind, yes_no_measures
@@ -42,7 +43,7 @@ _IMAGES = Required(
 
 @dataclass(frozen=True)
 class HallusionBench:
-    """HallusionBench read by rule: aAcc per question, qAcc per question over all its figures, fAcc per figure.
+    """HallusionBench read by rule: aAcc per question, qAcc per question over all its figures, fAcc per figure, causes of failure.
 
     The file names no level: questions on videos and maps (the order of events, where places lie) count as relations, all
     others as attributes.
@@ -79,7 +80,8 @@ class HallusionBench:
         part = {key: row.name(key) for key in ("category", "subcategory", "set_id", "figure_id", "question_id")}
         if part["category"] not in KINDS:
             raise BadRow(f"'category' should be VD or VS, and is {part['category']!r}")
-        seen = row.word("visual_input", ("0", "1", "2")) != "0"
+        visual = row.word("visual_input", ("0", "1", "2"))
+        seen = visual != "0"
         question = [part[key] for key in ("category", "subcategory", "set_id", "question_id")]
         figure = [part[key] for key in ("category", "subcategory", "set_id", "figure_id")]
         if not seen and not self.text_only:
@@ -94,7 +96,12 @@ class HallusionBench:
                 kind=part["category"],
                 max_new_tokens=self.max_new_tokens,
                 cluster="/".join(question[:3]),
-                extra={"question": "/".join(question), "figure": "/".join(figure), "figure_id": part["figure_id"]},
+                extra={
+                    "question": "/".join(question),
+                    "figure": "/".join(figure),
+                    "figure_id": part["figure_id"],
+                    "visual_input": visual,
+                },
             )
         ]
 
@@ -114,7 +121,7 @@ class HallusionBench:
 
         The grades are ours (right, wrong, unclear); the arithmetic is the script's: unclear counts as right where there is
         no figure to a question that one would supplement; easy questions are those of figure 0, hard ones the others, both
-        grouped as for qAcc.
+        grouped as for qAcc. LH, VI, Mixed: of the failed groups of qAcc, why they failed (`hallusionbench_causes`).
         """
         answer, asked = _parser(parser), judged(said)
         easy = [one for one in asked if one.item.extra["figure_id"] == "0"]
@@ -126,6 +133,7 @@ class HallusionBench:
             "fAcc": _all_right(figures, _named("figure"), answer),
             "easy": _all_right(easy, _named("question"), answer),
             "hard": _all_right(hard, _named("question"), answer),
+            **hallusionbench_causes.shares(asked, answer),
         }
 
 
