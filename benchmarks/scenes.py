@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import scenes_chart
 import scenes_pages as pages
 import transformers
 from effects import DISTRIBUTION, SCORER, fitted
+from measuring import write_at_once
 
 from lvlm_guard import GuardError, InputError, Stack
 from lvlm_guard.bench import runner, systems
@@ -61,7 +63,9 @@ def tabulate(runs: Path, out: Path) -> None:
     folders = [path.parent for path in sorted(runs.glob("*/*/manifest.json"))]
     if not folders:
         raise InputError(f"{runs} holds no run: expected MODEL/SPLIT/manifest.json.")
-    pages.write([pages.read(folder) for folder in folders], out)
+    runs = [pages.read(folder) for folder in folders]
+    pages.write(runs, out)
+    write_at_once(out / "scenes.svg", scenes_chart.draw(runs))
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -40,6 +40,8 @@ SILENT = ("indistinguishable from greedy", "changed nothing")
 INTRODUCTION = """`python benchmarks/scenes.py table --out RUNS` writes these pages from the raw answers. Strategies stand alone, at published
 settings, greedy, fp32. **Small models on drawn scenes: nothing here says what a method does on another model.**"""
 
+PICTURE = "![Differences to greedy by system, level, split and model](scenes.svg)"
+
 LEGEND = """Differences are to `greedy` on the same items; `*` where the p value, corrected by Holm over all strategies of the measure, is below .05
 (controls are corrected apart). Intervals resample whole scenes. object: balanced accuracy of existence questions; attribute
 and relation: accuracy; caption: share of named objects that are absent (CHAIR_i, lower is better), to be read beside recall and
@@ -179,7 +181,7 @@ def _cell(score: Score | None) -> str | None:
 
 def overview(runs: Sequence[Run]) -> str:
     """All runs side by side."""
-    parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, table(_models(runs), _MODEL_COLUMNS)]
+    parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, PICTURE, table(_models(runs), _MODEL_COLUMNS)]
     for split in dict.fromkeys(run.split for run in runs):
         own = [run for run in runs if run.split == split]
         kinds = {run.architecture: [one for one in own if one.architecture == run.architecture] for run in own}
