@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -141,6 +142,20 @@ def _weights(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:
     """How often each scene is in each resample, in blocks of shape (some resamples, clusters)."""
     if clusters == 0:
         raise ValueError("a bootstrap needs at least one scene.")
+    return (
+        iter(_few_weights(clusters, resamples, seed))
+        if clusters * resamples <= _ENTRIES_AT_ONCE
+        else _blocks(clusters, resamples, seed)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _few_weights(clusters: int, resamples: int, seed: int) -> tuple[Totals, ...]:
+    """Kept, since every measure of a suite is resampled alike and drawing takes longer than all the rest."""
+    return tuple(_blocks(clusters, resamples, seed))
+
+
+def _blocks(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:
     rng = np.random.default_rng(seed)
     block = max(_ENTRIES_AT_ONCE // clusters, 1)
     for start in range(0, resamples, block):

@@ -13,6 +13,8 @@ from .items import Item, Said
 
 Counts: TypeAlias = tuple[float, ...]
 Group: TypeAlias = Sequence[Said]
+Rows: TypeAlias = tuple[list[str], list[str], list[Counts]]
+"""Names of groups, their clusters and their counts."""
 
 
 def _alone(item: Item) -> str:
@@ -43,7 +45,7 @@ class Measure:
     group: Callable[[Item], str] = _alone
     binary: bool = False
 
-    def rows(self, said: Iterable[Said]) -> tuple[list[str], list[str], list[Counts]]:
+    def rows(self, said: Iterable[Said]) -> Rows:
         """Group names, their clusters and their counts, in the order of the answers; what is not counted is left out."""
         groups: dict[str, list[Said]] = {}
         for one in said:

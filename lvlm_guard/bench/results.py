@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from .choosing import checked_parser, made_suite, measures
-from .intervals import Interval, interval
+from .intervals import Interval, Statistic, by_cluster, interval
 from .items import Said
 from .margins import says_yes
-from .measures import Measure
+from .measures import Measure, Rows
 from .parsers import ours
 from .scores import auc
 from .significance import Changes, Significance, adjusted, changes, significance
@@ -219,22 +219,17 @@ def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]
 
 def _scores(suite: str, measure: Measure, said: Mapping[str, Sequence[Said]], roles: Mapping[str, str]) -> list[Score]:
     """One measure of all systems, compared with greedy."""
+    rows = {system: measure.rows(answers) for system, answers in said.items()}
     tests: dict[str, Significance] = {}
     for role in dict.fromkeys(roles.values()):
         others = [name for name in said if roles[name] == role and name != GREEDY and GREEDY in said]
-        found = {name: compared(measure, said[GREEDY], said[name]) for name in others}
+        found = {name: _compared(rows[GREEDY], rows[name], measure.statistic) for name in others}
         tests |= adjusted({name: one for name, one in found.items() if one is not None})
-    return [
-        one
-        for system, answers in said.items()
-        if (one := _score(suite, system, measure, answers, tests.get(system))) is not None
-    ]
+    return [_score(suite, system, measure, own, tests.get(system)) for system, own in rows.items() if own[0]]
 
 
-def _score(suite: str, system: str, measure: Measure, said: Sequence[Said], test: Significance | None) -> Score | None:
-    names, clusters, _ = measure.rows(said)
-    if not names:
-        return None
+def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Significance | None) -> Score:
+    names, clusters, counts = rows
     return Score(
         suite=suite,
         system=system,
@@ -242,7 +237,7 @@ def _score(suite: str, system: str, measure: Measure, said: Sequence[Said], test
         level=measure.level,
         title=measure.title,
         higher_is_better=measure.higher_is_better,
-        found=interval(measure.totals(said), measure.statistic),
+        found=interval(by_cluster(clusters, counts), measure.statistic),
         n=len(names),
         clusters=len(set(clusters)),
         against_greedy=test,
@@ -254,18 +249,18 @@ def compared(measure: Measure, before: Sequence[Said], after: Sequence[Said]) ->
 
     What only one side counts, such as a group that the other leaves out, is nothing on the other.
     """
-    rows = [_by_name(measure, said) for said in (before, after)]
+    return _compared(measure.rows(before), measure.rows(after), measure.statistic)
+
+
+def _compared(before: Rows, after: Rows, statistic: Statistic) -> Significance | None:
+    rows = [{name: (cluster, counts) for name, cluster, counts in zip(*one, strict=True)} for one in (before, after)]
     clusters = {name: cluster for one in rows for name, (cluster, _) in one.items()}
     if not clusters:
         return None
     width = max(len(counts) for one in rows for _, counts in one.values())
     nothing = ("", (0.0,) * width)
     old, new = ([one.get(name, nothing)[1] for name in clusters] for one in rows)
-    return significance(old, new, list(clusters.values()), measure.statistic)
-
-
-def _by_name(measure: Measure, said: Sequence[Said]) -> dict[str, tuple[str, tuple[float, ...]]]:
-    return {name: (cluster, counts) for name, cluster, counts in zip(*measure.rows(said), strict=True)}
+    return significance(old, new, list(clusters.values()), statistic)
 
 
 def to_plain(value: Any) -> Any:
