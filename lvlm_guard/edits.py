@@ -195,10 +195,13 @@ class Search:
     Args:
         run: Drives a `Decoder` and returns the generated tokens `[requests, tokens]`, padded on the right.
         rows_per_request: Candidates kept side by side.
+        alike: Whether the candidates of a request begin alike, so that its prompt is run once for all of them; False where
+            edits inside the layers tell rows apart from the start.
     """
 
     run: Callable[[Decoder], Tensor]
     rows_per_request: int = 1
+    alike: bool = True
 
 
 @dataclass(frozen=True)

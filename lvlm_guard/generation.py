@@ -77,6 +77,20 @@ class Forward:
     statistics: Statistics | None = None
     readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
 
+    def select(self, index: Tensor) -> Forward:
+        """The same of other rows; statistics are taken anew where somebody asks."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, index.to(tensor.device))
+
+        return Forward(
+            rows(self.main),
+            {key: rows(one) for key, one in self.branches.items()},
+            self.first_position,
+            None if self.combined is None else rows(self.combined),
+            readouts={key: rows(one) for key, one in self.readouts.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Prefix:

@@ -124,14 +124,18 @@ class Session:
         with guarded(scope), vision.encoding(self.gen, MAIN):
             if self._search is None:
                 return scope, self._generate(**inputs, **self._settings)
-            loop = functools.partial(self._searched, search=self._search)
-            return scope, self._generate(**inputs, **self._settings, custom_generate=loop)
+            loop = functools.partial(self._searched, search=self._search, main=main)
+            settings = {**self._settings, "num_beams": self._search.rows_per_request}
+            return scope, self._generate(**inputs, **settings, custom_generate=loop)
 
-    def _searched(self, model: Any, input_ids: Tensor, *, search: Search, **kwargs: Any) -> Tensor:
+    def _searched(self, model: Any, input_ids: Tensor, *, search: Search, main: Prepared, **kwargs: Any) -> Tensor:
         """Let a search drive the decode in place of generate's loop."""
         processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
-        prepared = Prepared(model, input_ids, kwargs, kwargs.pop("generation_config"))
-        driver = Driver(prepared, self.gen, self._request.input_ids.shape[0], processors, criteria)
+        settings, requests = kwargs.pop("generation_config"), self._request.input_ids.shape[0]
+        begun = (main.input_ids, main.kwargs) if search.alike else (input_ids, kwargs)
+        driver = Driver(
+            Prepared(model, *begun, settings), self.gen, requests, search.rows_per_request, processors, criteria
+        )
         tokens: Any = search.run(driver)
         if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[:-1] != (driver.requests,):
             raise InputError(f"A search must return token ids [{driver.requests}, tokens], got {_kind(tokens)}.")
@@ -225,7 +229,7 @@ class Session:
         return 1 if self._search is None else self._search.rows_per_request
 
     def _report(self, scope: Scope, output: Any, inside: Inside, seconds: float) -> Report:
-        unfinished = _unfinished(scope.main, output)
+        unfinished = _unfinished(scope.main, output) if self._candidates == 1 else None
         counts, prompt = scope.counts, scope.main.input_ids
         whole = unfinished is not None or self._search is not None
         generated = sequences(output).shape[-1] - prompt.shape[1] if whole else counts.positions
@@ -246,7 +250,7 @@ class Session:
                 float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0
             ),
             rows_per_forward=(1 + len(self._plan.branches) if scope.used == "batched" else 1) * self._candidates,
-            rows=prompt.shape[0],
+            rows=prompt.shape[0] if self._search is None else self._request.input_ids.shape[0] * self._candidates,
             tokens=generated,
             seconds=seconds,
         )
@@ -277,8 +281,10 @@ def _describe_request(gen: Generation, request: Request) -> None:
 
 
 def _search_settings(settings: Mapping[str, Any], search: Search | None) -> dict[str, Any]:
-    """Settings that make generate prepare a row for every candidate of a search."""
-    return dict(settings) if search is None else {**settings, "num_beams": search.rows_per_request, "do_sample": False}
+    """Settings that make generate prepare what a search begins with: a row for every request, or for every candidate."""
+    if search is None:
+        return dict(settings)
+    return {**settings, "num_beams": 1 if search.alike else search.rows_per_request, "do_sample": False}
 
 
 def _kind(value: Any) -> str:

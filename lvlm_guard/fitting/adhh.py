@@ -142,7 +142,7 @@ class Silenced:
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:  # noqa: ARG002 - the hook's signature
         """Say the words."""
-        yield Search(self._say, rows_per_request=len(self.heads) + 1)
+        yield Search(self._say, rows_per_request=len(self.heads) + 1, alike=False)
 
     def _say(self, decoder: Decoder) -> Tensor:
         probabilities = []

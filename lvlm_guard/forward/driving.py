@@ -19,23 +19,29 @@ class Driver:
     """The `Decoder` of one search.
 
     Args:
-        prepared: Main as generate prepared it, rows expanded to the candidates.
+        prepared: Main as generate prepared it, with a row for every candidate, or one for every request whose cache is
+            repeated once the prompt was run.
         gen: The travelling object.
         requests: Prompts of the call.
+        rows_per_request: Candidates of each.
         processors: The call's own logits processors, or None.
         criteria: The call's own stopping criteria, or None.
     """
 
-    def __init__(self, prepared: Prepared, gen: Generation, requests: int, processors: Any, criteria: Any) -> None:
+    def __init__(
+        self, prepared: Prepared, gen: Generation, requests: int, rows_per_request: int, processors: Any, criteria: Any
+    ) -> None:
         self.gen = gen
         self.requests = requests
-        self.rows_per_request = prepared.input_ids.shape[0] // requests
+        self.rows_per_request = rows_per_request
         self.settings = prepared.settings
-        self._prepared = prepared
+        self._module = prepared.module
+        self._alike = requests * rows_per_request // prepared.input_ids.shape[0]
+        self._prompts = prepared.input_ids.repeat_interleave(self._alike, dim=0)
         self._run = BranchRun(prepared)
         self._processors = processors
         self._criteria = criteria
-        self._generated = prepared.input_ids.new_empty(prepared.input_ids.shape[0], 0)
+        self._generated = self._prompts[:, :0]
         self._fed = -1
         self._raw: Tensor | None = None
         self._first: Tensor | None = None
@@ -49,12 +55,12 @@ class Driver:
     @property
     def limit(self) -> int:
         """How many tokens may be generated."""
-        return max(int(self.settings.max_length) - self._prepared.input_ids.shape[1], 1)
+        return max(int(self.settings.max_length) - self._prompts.shape[1], 1)
 
     @property
     def ids(self) -> Tensor:
         """Prompt and generated tokens `[rows, length]`."""
-        return torch.cat([self._prepared.input_ids, self._generated], dim=1)
+        return torch.cat([self._prompts, self._generated], dim=1)
 
     def logits(self) -> Tensor:
         """Logits `[rows, vocab]` of the next token, through the call's own processors."""
@@ -124,15 +130,26 @@ class Driver:
 
     def _obstacle(self) -> str | None:
         """What keeps tokens from being forgotten."""
-        across = anatomy.attends_across(self._prepared.module)
+        across = anatomy.attends_across(self._module)
         return "the cross-attention" if across else caches.irreversible(self._run.cache)
 
     def _forward(self) -> Tensor:
         """Feed the tokens that the cache lacks; combined logits of the last position, fp32."""
-        first = self._fed < 0
-        new = self._generated.shape[1] - max(self._fed, 0)
-        logits = self._run.feed(self._prepared.module, self._generated, new, 1, first=first)[:, -1].float()
+        if self._fed < 0:
+            self._fed, self._first = 0, self._prefill()
+            return self._first
+        new = self._generated.shape[1] - self._fed
+        logits = self._run.feed(self._module, self._generated, new, 1)[:, -1].float()
         self._fed = self._generated.shape[1]
-        if first:
-            self._first = logits
         return logits
+
+    def _prefill(self) -> Tensor:
+        """Run the prompts, once for candidates that begin alike; combined logits of every row's first token, fp32."""
+        nothing = self._generated[:: self._alike]
+        logits = self._run.feed(self._module, nothing, 0, 1, first=True)[:, -1].float()
+        if self._alike == 1:
+            return logits
+        index = torch.arange(len(logits), device=logits.device).repeat_interleave(self._alike)
+        self._run.repeat(self._alike)
+        self._run.reorder(index)
+        return logits[index]

@@ -176,6 +176,14 @@ def shortened(kwargs: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     return {**kwargs, **cut}
 
 
+def repeated(prepared: Prepared, times: int) -> Prepared:
+    """A decode with every row repeated, by the model's own means; the cache is left as it is."""
+    expand = prepared.module._expand_inputs_for_generation  # noqa: SLF001 - models override it; nothing public does
+    across = bool(prepared.module.config.is_encoder_decoder)  # type: ignore[union-attr]
+    ids, kwargs = expand(expand_size=times, is_encoder_decoder=across, input_ids=prepared.input_ids, **prepared.kwargs)  # type: ignore[operator]
+    return Prepared(prepared.module, ids, kwargs, prepared.settings)
+
+
 def next_position(
     inputs: Mapping[str, Any], rows: int, length: int, mask: Tensor | None, device: torch.device
 ) -> Tensor:

@@ -254,6 +254,9 @@ class Scope:
             run.release()
 
     def _reorder(self, index: Tensor) -> None:
+        rows = self._prompts[MAIN].image.shape[0]
+        if len(index) != rows:
+            self._repeat(index, len(index) // rows)
         if self._decoder is not None:
             self._decoder.reorder(index)
         else:
@@ -262,6 +265,21 @@ class Scope:
                 run.reorder(index)
         self._generated = self._generated.index_select(0, index.to(self._generated.device))
         self.gen.rows.select(index)
+
+    def _repeat(self, index: Tensor, times: int) -> None:
+        """Go on with every row repeated: a search ran its prompts once and now takes them apart."""
+        for run in self._runs.values():
+            run.repeat(times)
+        self._prompts = {
+            key: Prompt(one.image[index.to(one.image.device)], one.valid[index.to(one.valid.device)])
+            for key, one in self._prompts.items()
+        }
+        self.gen.expansion *= times
+        self.gen.observations = {
+            key: one.index_select(0, index.to(one.device)) for key, one in self.gen.observations.items()
+        }
+        if self.gen.forward is not None:
+            self.gen.forward = self.gen.forward.select(index)
 
     def _answer(
         self, output: Any, logits: Tensor, branches: dict[Hashable, Tensor], keep: int, *, first_position: int

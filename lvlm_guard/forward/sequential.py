@@ -72,6 +72,14 @@ class BranchRun:
         if self.cache is not None and caches.length_of(self.cache):
             caches.crop(self.cache, self.length + tokens)
 
+    def repeat(self, times: int) -> None:
+        """Go on with every row repeated, as long as nothing but the prompt was fed; `reorder` does the same to the cache."""
+        rows = self._prepared.input_ids.shape[0]
+        self._prepared = protocol.repeated(self._prepared, times)
+        self._kwargs = self._prepared.kwargs
+        self._rope_state = [_repeated(state, times, rows, 0) for state in self._rope_state]
+        self.prefill_inputs = {name: _repeated(one, times, rows, -2) for name, one in self.prefill_inputs.items()}
+
     def release(self) -> None:
         """Let go of cache and inputs, once the rows live in a joined cache."""
         self._kwargs = {}
@@ -106,3 +114,10 @@ class BranchRun:
             self._rope_state = [owner.rope_deltas for owner in self._ropes]
             for owner, state in zip(self._ropes, mains, strict=True):
                 owner.rope_deltas = state
+
+
+def _repeated(value: Any, times: int, rows: int, dimension: int) -> Any:
+    """A tensor with its rows repeated; what is no tensor, or has one row for all, as it is."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[dimension] != rows:  # noqa: PLR2004 - rows, positions
+        return value
+    return value.repeat_interleave(times, dim=dimension)

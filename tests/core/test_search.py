@@ -31,6 +31,7 @@ class Driven:
     loop: Callable[[Any], Any] | None = None
     rows: int = 1
     kinds: tuple[str, ...] = ()
+    alike: bool = True
 
     @hookimpl
     def branches(self, gen):
@@ -42,7 +43,7 @@ class Driven:
 
     @hookimpl
     def search(self, gen):
-        return [Search(self.loop, self.rows)] if self.loop else []
+        return [Search(self.loop, self.rows, self.alike)] if self.loop else []
 
 
 def greedy(decoder):
@@ -82,6 +83,28 @@ def test_a_greedy_search_is_generate(architecture, kinds, executor, rows):
     assert report.rows == 3 * rows
     if kinds:
         assert not torch.equal(got, run(model, inputs, Driven(), executor)[0])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_a_prompt_is_run_once_for_candidates_that_begin_alike(architecture, executor):
+    model, inputs = ragged(architecture)
+    seen, found = [], []
+
+    def loop(decoder):
+        decoder.append(decoder.logits().topk(4).indices[::4].flatten())
+        found.append(torch.stack([decoder.logits(), decoder.gen.logits()[:, -1]]))
+        return decoder.generated[::4]
+
+    handle = model.get_decoder().layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
+    for alike in (True, False):
+        run(model, inputs, Driven(loop, 4, ("longer", "blind"), alike), executor, tokens=2)
+    handle.remove()
+    half = len(seen) // 2
+    assert seen[:3] == [3, 3, 3]
+    assert seen[half : half + 3] == [12, 12, 12]
+    assert torch.allclose(*found, atol=1e-5)
+    assert not torch.allclose(found[0][0, 0], found[0][0, 1], atol=1e-2)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

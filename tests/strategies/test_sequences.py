@@ -110,7 +110,7 @@ class Draws:
             noise = torch.rand(logits.shape[-1], generator=chance)
             decoder.append((logits + 4 * noise).argmax(-1))
         if self.fault == "spills":
-            next(decoder._prepared.module.parameters()).add_(1e-3)
+            next(decoder._module.parameters()).add_(1e-3)
         return decoder.generated
 
 
