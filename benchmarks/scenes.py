@@ -49,7 +49,7 @@ def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
     """Answer the scenes of some splits with one model."""
     loading.quieten()
     model, processor = loading.load(name)
-    label = "testbed" if name == loading.BUNDLED else Path(name).name
+    label = loading.BUNDLED if name == loading.BUNDLED else Path(name).name
     lined_up = systems.line_up(stacks(model, processor, out / label))
     for split in splits:
         arguments = {"split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
@@ -60,12 +60,16 @@ def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
 
 def tabulate(runs: Path, out: Path) -> None:
     """Score every run and write the pages, and the figures and manifest of each run."""
-    folders = [path.parent for path in sorted(runs.glob("*/*/manifest.json"))]
+    folders = sorted({path.parent for path in runs.glob("*/*/manifest.json")}, key=_bundled_first)
     if not folders:
         raise InputError(f"{runs} holds no run: expected MODEL/SPLIT/manifest.json.")
     runs = [pages.read(folder) for folder in folders]
     pages.write(runs, out)
     write_at_once(out / "scenes.svg", scenes_chart.draw(runs))
+
+
+def _bundled_first(folder: Path) -> tuple[bool, Path]:
+    return folder.parent.name != loading.BUNDLED, folder
 
 
 def main(given: Sequence[str] | None = None) -> int:

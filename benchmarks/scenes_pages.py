@@ -30,7 +30,11 @@ SHOWN = (
     "system", "object", "attribute", "relation", "caption", "recall", "words", "yes", "auc", "changed", "forwards", "time",
 )  # fmt: skip
 HELPS, MIXED, HURTS = "helps, and hurts nowhere", "helps one model and hurts another", "hurts, and helps nowhere"
-SHIFTS, SILENCE, NOTHING = "gains no more than a control", "never told from greedy", "changed no answer"
+SHIFTS, SILENCE, NOTHING = (
+    "only shifts bias, or gains no more than a control",
+    "never told from greedy",
+    "changed no answer",
+)
 MEANINGS = (HELPS, MIXED, SHIFTS, SILENCE, NOTHING, HURTS)
 """What the verdicts of several models come to, best first."""
 

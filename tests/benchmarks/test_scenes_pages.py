@@ -62,7 +62,7 @@ def test_verdicts_of_several_models_are_put_together_in_words(scenes, a_run):
     told = scenes.pages.in_words([first, second]).split("- **attribute**")[0]
     assert "helps, and hurts nowhere: `a` (helps 2 of 2)." in told
     assert "helps one model and hurts another: `b` (helps 1, hurts 1 of 2)." in told
-    assert "gains no more than a control: `c` (only shifts bias 1 of 2)." in told
+    assert "only shifts bias, or gains no more than a control: `c` (only shifts bias 1 of 2)." in told
     assert "never told from greedy: `d`." in told
     assert "hurts, and helps nowhere: `e` (hurts 2 of 2)." in told
     assert "changed no answer: `f`." in told
