@@ -63,9 +63,9 @@ def tabulate(runs: Path, out: Path) -> None:
     folders = sorted({path.parent for path in runs.glob("*/*/manifest.json")}, key=_bundled_first)
     if not folders:
         raise InputError(f"{runs} holds no run: expected MODEL/SPLIT/manifest.json.")
-    runs = [pages.read(folder) for folder in folders]
-    pages.write(runs, out)
-    write_at_once(out / "scenes.svg", scenes_chart.draw(runs))
+    scored = [pages.read(folder) for folder in folders]
+    pages.write(scored, out)
+    write_at_once(out / "scenes.svg", scenes_chart.draw(scored))
 
 
 def _bundled_first(folder: Path) -> tuple[bool, Path]:

@@ -86,17 +86,23 @@ def _rows(
     starts: dict[tuple[str, str], int],
     width: int,
 ) -> Iterator[str]:
+    columns = list(_columns(splits, starts))
     for number, name in enumerate(names):
         y = TOP + number * ROW
         yield f'<line class="line" x1="16" x2="{width - 16}" y1="{y + ROW - 2}" y2="{y + ROW - 2}"/>'
         yield f'<text x="20" y="{y + 16}">{escape(name)}</text>'
-        for split, own in splits:
-            for measure, level in HEADLINES.items():
-                for place, run in enumerate(own):
-                    score = next(
-                        (one for one in run.scored.scores if (one.system, one.measure) == (name, measure)), None
-                    )
-                    yield from _square(score, starts[split, level] + place * (SIDE + GAP), y, run.name)
+        for x, where, scores in columns:
+            yield from _square(scores.get(name), x, y, where)
+
+
+def _columns(
+    splits: Sequence[tuple[str, Sequence[Run]]], starts: dict[tuple[str, str], int]
+) -> Iterator[tuple[int, str, dict[str, Score]]]:
+    """Where every column of squares stands, the run it is of, and its scores by system."""
+    for split, own in splits:
+        for measure, level in HEADLINES.items():
+            for place, run in enumerate(own):
+                yield starts[split, level] + place * (SIDE + GAP), run.name, run.scored.of("scenes", measure)
 
 
 def _square(score: Score | None, x: float, y: float, where: str) -> Iterator[str]:

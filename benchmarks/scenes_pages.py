@@ -16,7 +16,7 @@ from measuring import table, write_at_once
 from lvlm_guard.bench import choosing, export, results, store, systems, verdicts
 from lvlm_guard.bench.results import Results, Score
 from lvlm_guard.bench.verdicts import Verdict
-from lvlm_guard.testbed.suite import Scenes
+from lvlm_guard.testbed.suite import CAPTION, Scenes
 
 HEADLINES = {
     "balanced_object": "object",
@@ -58,13 +58,18 @@ the strategy got which verdict (none where it is not told from greedy). caption:
 
 @dataclass(frozen=True)
 class Run:
-    """One model's answers to one split, scored."""
+    """One model's answers to one split, scored; `captions` is how many it was asked for."""
 
     model: str
     split: str
     scored: Results
     judged: Mapping[str, Mapping[str, Verdict]]
-    manifest: Mapping[str, Any]
+    captions: int
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What the run is."""
+        return self.scored.manifest
 
     @property
     def name(self) -> str:
@@ -82,19 +87,13 @@ class Run:
         names = ("balanced_object", "accuracy_attribute", "accuracy_relation", "accuracy_vertical")
         return sum(one.n for one in self.scored.scores if one.system == systems.GREEDY and one.measure in names)
 
-    @property
-    def captions(self) -> int:
-        """Captions that were asked for."""
-        return sum(one["kind"] == "caption" for one in self.manifest["counted"])
-
 
 def read(folder: Path) -> Run:
     """Score the run of a folder `MODEL/SPLIT`."""
     record = store.read(folder)
     scored = results.score(record)
-    kinds = [{"kind": one.item.kind} for one in record.said(systems.GREEDY, "scenes")]
-    manifest = {**record.manifest, "counted": kinds}
-    return Run(folder.parent.name, folder.name, scored, judged(record, scored), manifest)
+    captions = sum(one.kind == CAPTION for one in record.items["scenes"])
+    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions)
 
 
 def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
@@ -116,8 +115,7 @@ def write(runs: Sequence[Run], out: Path) -> None:
     for run in runs:
         export.write(run.scored, place, run.name)
         (place / f"{run.name}.json").unlink()  # the rows hold it; the nested form is large
-        told = {name: value for name, value in run.manifest.items() if name != "counted"}
-        write_at_once(place / f"{run.name}.manifest.json", json.dumps(told, indent=1) + "\n")
+        write_at_once(place / f"{run.name}.manifest.json", json.dumps(run.manifest, indent=1) + "\n")
         write_at_once(place / f"{run.name}.md", page(run))
     write_at_once(out / "scenes.md", overview(runs))
 
@@ -235,8 +233,9 @@ def in_words(runs: Sequence[Run]) -> str:
     for level in HEADLINES.values():
         groups: dict[str, list[str]] = {}
         for name in dict.fromkeys(one for run in runs for one in run.judged[level]):
-            kinds = Counter(run.judged[level][name].kind for run in runs if name in run.judged[level])
-            groups.setdefault(_together(kinds), []).append(f"`{name}`{_counted(kinds)}")
+            kinds = _kinds(runs, level, name)
+            words = f" ({', '.join(told)} of {sum(kinds.values())})" if (told := _told(kinds)) else ""
+            groups.setdefault(_together(kinds), []).append(f"`{name}`{words}")
         lines.append(f"- **{level}**")
         lines += [f"  - {meaning}: {', '.join(groups[meaning])}." for meaning in MEANINGS if meaning in groups]
     return "\n".join(lines)
@@ -253,9 +252,12 @@ def _together(kinds: Mapping[str, int]) -> str:
     return NOTHING if set(kinds) == {"changed nothing"} else SILENCE
 
 
-def _counted(kinds: Mapping[str, int]) -> str:
-    told = [f"{kind} {kinds[kind]}" for kind in verdicts.KINDS if kinds.get(kind) and kind not in SILENT]
-    return f" ({', '.join(told)} of {sum(kinds.values())})" if told else ""
+def _kinds(runs: Sequence[Run], level: str, name: str) -> Counter[str]:
+    return Counter(run.judged[level][name].kind for run in runs if name in run.judged[level])
+
+
+def _told(kinds: Mapping[str, int]) -> list[str]:
+    return [f"{kind} {kinds[kind]}" for kind in verdicts.KINDS if kinds.get(kind) and kind not in SILENT]
 
 
 def _over_runs(runs: Sequence[Run], system: str, measure: str, level: str) -> str | None:
@@ -269,6 +271,5 @@ def _over_runs(runs: Sequence[Run], system: str, measure: str, level: str) -> st
         return None
     changes = [one.difference.value for one in tests]
     told = f"{mean(changes):+.3f}" + (f" ({min(changes):+.3f} to {max(changes):+.3f})" if len(changes) > 1 else "")
-    kinds = Counter(run.judged[level][system].kind for run in runs if system in run.judged[level])
-    words = [f"{kind} {kinds[kind]}" for kind in verdicts.KINDS if kinds[kind] and kind not in SILENT]
-    return ": ".join([told, ", ".join(words)]) if words else told
+    words = _told(_kinds(runs, level, system))
+    return f"{told}: {', '.join(words)}" if words else told

@@ -204,10 +204,10 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: 
         return hidden
     where = now.edited(edit.rows, edit.positions, edit.when)
     rows = now.rows(edit.rows)
-    alone = len(now.prompts) == 1
-    before = hidden if alone else hidden[rows]
-    own = given if alone or not isinstance(given, Tensor) else given[rows]
-    view = LayerView(now, edit.rows, layer, where, where, own if isinstance(own, Tensor) else None)
+    before, own = hidden, given if isinstance(given, Tensor) else None
+    if len(now.prompts) > 1:
+        before, own = hidden[rows], None if own is None else own[rows]
+    view = LayerView(now, edit.rows, layer, where, where, own)
     edited = edit.edit(before, view)
     if edited.shape != before.shape:
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")

@@ -38,10 +38,10 @@ def a_run(scenes):
         scores = [_score("greedy", 0.8, None), *(_score(name, 0.8 + change, test) for name in kinds)]
         outcomes = [Outcome("scenes", name, "stack", 40, 40) for name in ("greedy", *kinds)]
         architecture = model.split("-")[0]
-        manifest = {"model": {"class": f"{architecture}ForConditionalGeneration"}, "counted": [{"kind": "caption"}]}
+        manifest = {"model": {"class": f"{architecture}ForConditionalGeneration"}}
         judged = {level: {name: _verdict(name, level, kind) for name, kind in kinds.items()} for level in LEVELS}
         scored = Results(manifest, {"scenes": "ours"}, outcomes, scores)
-        return scenes.pages.Run(model, "iid", scored, judged, manifest)
+        return scenes.pages.Run(model, "iid", scored, judged, 1)
 
     return make
 
