@@ -1,7 +1,8 @@
-"""Every bundled strategy and control on the testbed's scenes: `python benchmarks/scenes.py run testbed --out RUNS`.
+"""Every bundled strategy and control on the testbed's scenes: `python benchmarks/scenes.py all --models DIR --out RUNS`.
 
-`run` answers both splits with one model (a folder that `testbed train` made, or `testbed`) and resumes where it was stopped; `table`
-scores all runs under RUNS and writes the pages and figures to commit. Strategies have their published settings, those that
+`all` answers both splits with the bundled model and every one that `seeds.py` left in DIR, then writes the tables. `run` does
+one model (a folder that `testbed train` made, or `testbed`); both resume where they were stopped. `table` scores all runs under
+RUNS and writes the pages and figures to commit. Strategies have their published settings, those that
 are fitted beforehand are fitted on training scenes of the same model. Figures of small models on drawn scenes: nothing
 about others.
 """
@@ -9,6 +10,8 @@ about others.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import scenes_pages as pages
 import transformers
 from effects import DISTRIBUTION, SCORER, fitted
 from measuring import write_at_once
+from seeds import MANIFEST
 
 from lvlm_guard import GuardError, InputError, Stack
 from lvlm_guard.bench import runner, systems
@@ -58,42 +62,75 @@ def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
         runner.run(plan, model, processor, out / label / split, model_id=label)
 
 
-def tabulate(runs: Path, out: Path) -> None:
-    """Score every run and write the pages, and the figures and manifest of each run."""
+def made(models: Path | None) -> Mapping[str, Any]:
+    """What `seeds.py` noted of the models it left in a folder, by name.
+
+    Raises:
+        InputError: The folder has no such note.
+    """
+    if models is None:
+        return {}
+    note = models / MANIFEST
+    if not note.is_file():
+        raise InputError(f"{models} has no {MANIFEST}: pass the folder that benchmarks/seeds.py filled.")
+    return dict(json.loads(note.read_text(encoding="utf-8")))
+
+
+def tabulate(runs: Path, out: Path, models: Path | None = None) -> None:
+    """Score every run and write the pages, the figures and manifest of each run, and how the models were made."""
+    noted = made(models)
     folders = sorted({path.parent for path in runs.glob("*/*/manifest.json")}, key=_bundled_first)
     if not folders:
         raise InputError(f"{runs} holds no run: expected MODEL/SPLIT/manifest.json.")
     scored = [pages.read(folder) for folder in folders]
     pages.write(scored, out)
     write_at_once(out / "scenes.svg", scenes_chart.draw(scored))
+    if noted:
+        write_at_once(out / "scenes" / "models.json", json.dumps(noted, indent=2, sort_keys=True) + "\n")
 
 
 def _bundled_first(folder: Path) -> tuple[bool, Path]:
     return folder.parent.name != loading.BUNDLED, folder
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    """The command line."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description="Every bundled strategy and control on the testbed's scenes.")
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="answer the scenes with one model; resumes")
     running.add_argument("model", help="`testbed`, or a folder that `lvlm-guard testbed train` made")
     running.add_argument("--split", choices=SPLITS, action="append", help="both unless told")
-    running.add_argument("--limit", type=int, help="at most so many items, to see that it works")
     tabling = commands.add_parser("table", help="score all runs and write the page")
-    tabling.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    for one in (running, tabling):
+    whole = commands.add_parser("all", help="both splits with the bundled model and those of --models, then the table")
+    for one in (running, whole):
+        one.add_argument("--limit", type=int, help="at most so many items, to see that it works")
+    for one in (tabling, whole):
+        one.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+        one.add_argument("--models", type=Path, required=one is whole, help="folder that seeds.py filled")
+    for one in (running, tabling, whole):
         one.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    asked = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The command line."""
+    asked = arguments(given)
     transformers.logging.set_verbosity_error()
     try:
-        if asked.command == "run":
-            run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit)
-        else:
-            tabulate(asked.out, asked.results)
+        _obey(asked)
     except GuardError as error:
-        parser.exit(1, f"{error}\n")
+        sys.exit(f"{error}")
     return 0
+
+
+def _obey(asked: argparse.Namespace) -> None:
+    if asked.command == "run":
+        run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit)
+        return
+    if asked.command == "all":
+        for name in (loading.BUNDLED, *(str(asked.models / one) for one in made(asked.models))):
+            run(name, SPLITS, asked.out, asked.limit)
+    tabulate(asked.out, asked.results, asked.models)
 
 
 if __name__ == "__main__":

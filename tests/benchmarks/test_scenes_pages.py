@@ -82,3 +82,21 @@ def test_no_runs_are_an_error(scenes, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         scenes.tabulate(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_command_runs_every_model_and_writes_the_tables(scenes, tmp_path, monkeypatch):
+    models, ran, tabled = tmp_path / "models", [], []
+    models.mkdir()
+    (models / "manifest.json").write_text('{"llava-1": {}, "llava-2": {}}')
+    monkeypatch.setattr(scenes, "run", lambda name, splits, *_: ran.append((name, tuple(splits))))
+    monkeypatch.setattr(scenes, "tabulate", lambda *given: tabled.append(given))
+    scenes.main(["all", "--models", str(models), "--out", "runs", "--results", "results"])
+    names = ("testbed", str(models / "llava-1"), str(models / "llava-2"))
+    assert ran == [(name, ("counterfactual", "iid")) for name in names]
+    assert tabled == [(Path("runs"), Path("results"), models)]
+
+
+def test_models_without_a_note_are_an_error_before_anything_runs(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "run", lambda *_: pytest.fail("it ran"))
+    with pytest.raises(SystemExit, match=r"has no manifest\.json: pass the folder"):
+        scenes.main(["all", "--models", str(tmp_path), "--out", str(tmp_path / "runs")])
