@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check test-oldest test-slow test-harnesses clean
+.PHONY: setup test demo lint type check test-oldest test-slow test-harnesses scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,14 @@ $(HARNESSES)/.installed: pyproject.toml constraints.txt
 
 test-harnesses: $(HARNESSES)/.installed
 	OMP_NUM_THREADS=1 $(HARNESSES)/bin/python -m pytest -q -m 'harness or not harness' tests/harness
+
+# The committed tables of drawn scenes, from the training of the models on: many hours of two cores. Run again to resume.
+SCENES ?= runs/scenes
+scenes: $(STAMP)
+	mkdir -p $(SCENES)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/seeds.py --out $(SCENES)/models --seeds 1 2 --second
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/seeds.py --out $(SCENES)/models --seeds --second 0 --minutes 30
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scenes.py all --models $(SCENES)/models --out $(SCENES)/runs
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
