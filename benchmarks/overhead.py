@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from edit_time import edit_ms
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_SMALL, LLAVA_TINY, Shape
 from variants import PLAIN, Race, Variant, guarded, inside
@@ -21,6 +22,7 @@ from variants import PLAIN, Race, Variant, guarded, inside
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B}
 BATCHES = (1, 4)
 GUIDANCE = 1.5
+HIDDEN = "hidden edits (vsv)"
 GOALS = {
     "noise branch, batched": 1.25,
     "image-free branch, batched": 1.25,
@@ -28,7 +30,7 @@ GOALS = {
     "readouts (dola)": 1.05,
     "readouts (deco)": 1.05,
     "attention edits (vaf)": 1.15,
-    "hidden edits (vsv)": 1.02,
+    HIDDEN: 1.02,
 }
 """Goals of a decode step at batch 1; the empty stack has its goal at every batch size."""
 
@@ -49,6 +51,10 @@ NOTES = (
         "the error of every other ratio."
     ),
     "`plain, idle hooks` is the floor of hidden edits: a forward hook on every layer that does nothing.",
+    (
+        "Timed inside the layers: from the end of each feed-forward block to the end of its layer, guarded less plain, a call of "
+        "its own each; what calling a hook at all costs is not in it."
+    ),
     "Weights are random, so what is generated means nothing; speed does not depend on it.",
 )
 NOTES_OF_ALL = (
@@ -122,7 +128,15 @@ def measure(
         for race in races.values():
             race.run(number, budget)
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
+    for row in rows:
+        if row["variant"] == HIDDEN and budget.left and not races[row["batch"]].failed:
+            row["edit_ms"] = _edit_ms(model, races[row["batch"]], new_tokens)
     return rows, _about(shape, model, new_tokens, repeat)
+
+
+def _edit_ms(model: Any, race: Race, new_tokens: int) -> float:
+    named = {one.name: one for one in race.variants}
+    return edit_ms(model, named[PLAIN], named[HIDDEN], new_tokens)
 
 
 def _is_asked(name: str, only: Sequence[str]) -> bool:
@@ -166,7 +180,15 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
                 f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal "
                 f"{row['goal']}x: {row['verdict']} ({', '.join(beside)})"
             )
-    return found
+    return [*found, *(_timed_inside(row, known[row["batch"], PLAIN]) for row in rows if "edit_ms" in row)]
+
+
+def _timed_inside(row: Row, plain: Row) -> str:
+    share = row["edit_ms"] / plain["decode_ms_p50"]
+    return (
+        f"{row['variant']}, batch {row['batch']}, timed inside the layers: {row['edit_ms']:.2f} ms of a step, "
+        f"{share:.2%} of plain's"
+    )
 
 
 def _ratio(row: Row) -> str:

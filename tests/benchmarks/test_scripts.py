@@ -101,6 +101,16 @@ def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
     assert "twice the rows" not in done.stdout
 
 
+def test_overhead_times_hidden_edits_where_they_run(overhead):
+    page, printed = overhead
+    timed = {row["batch"]: row["edit_ms"] for row in page["rows"] if "edit_ms" in row}
+    plain = {row["batch"]: row["decode_ms_p50"] for row in page["rows"] if row["variant"] == "plain"}
+    assert set(timed) == {1, 4}
+    for batch, edit in timed.items():
+        told = f"batch {batch}, timed inside the layers: {edit:.2f} ms of a step, {edit / plain[batch]:.2%} of plain's"
+        assert told in printed
+
+
 def test_overhead_prints_its_goals_beside_the_result(overhead):
     page, printed = overhead
     goals = {(row["batch"], row["variant"]): row["goal"] for row in page["rows"] if row["goal"]}
