@@ -200,22 +200,22 @@ class Inside:
 
 def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: Any) -> Tensor:
     """Apply a hidden edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
-    if hidden.shape[-2] != now.new or now.first(edit.rows, edit.positions, edit.when) == now.new:
+    place = now.place(edit.rows, edit.positions, edit.when)
+    if place is None or hidden.shape[-2] != now.new:
         return hidden
-    where = now.edited(edit.rows, edit.positions, edit.when)
-    rows = now.rows(edit.rows)
+    rows, where, everywhere = place
     before, own = hidden, given if isinstance(given, Tensor) else None
-    if len(now.prompts) > 1:
+    if rows is not None:
         before, own = hidden[rows], None if own is None else own[rows]
     view = LayerView(now, edit.rows, layer, where, where, own)
     edited = edit.edit(before, view)
     if edited.shape != before.shape:
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")
     kept = edited.to(before)
-    if not now.everywhere(edit.positions, edit.when):
+    if not everywhere:
         kept = torch.where(where[..., None].to(hidden.device), kept, before)
     now.owner.note(edit, before, kept)
-    if before.shape == hidden.shape:
+    if rows is None:
         return kept
     changed = hidden.clone()
     changed[rows] = kept

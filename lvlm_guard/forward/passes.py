@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,20 @@ class Prompt:
     def length(self) -> int:
         """Positions of the prompt, padding included."""
         return int(self.image.shape[1])
+
+
+class Place(NamedTuple):
+    """Where an edit applies in one forward, the same in every layer.
+
+    Args:
+        rows: The rows of its block; None where the forward holds no others.
+        positions: Which positions, bool `[rows, new]`.
+        everywhere: Whether these are all of them, known without looking at the device.
+    """
+
+    rows: slice | None
+    positions: Tensor
+    everywhere: bool
 
 
 @dataclass(eq=False)
@@ -55,6 +69,7 @@ class Pass:
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict)
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict)
     _edited: dict[tuple[Hashable, str, str], Tensor] = field(default_factory=dict)
+    _places: dict[tuple[Hashable, str, str], Place | None] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:
@@ -136,9 +151,17 @@ class Pass:
             self._first[key, positions, when] = int(found[0]) if len(found) else self.new
         return self._first[key, positions, when]
 
-    def everywhere(self, positions: str, when: str) -> bool:
-        """Whether an edit applies to all positions of this forward, known without looking at the device."""
-        return self.new <= self.generated and positions != "image" and when != "prefill"
+    def place(self, key: Hashable, positions: str, when: str) -> Place | None:
+        """Where an edit applies; None where it applies nowhere."""
+        asked = (key, positions, when)
+        if asked not in self._places:
+            self._places[asked] = None if self.first(*asked) == self.new else self._place(*asked)
+        return self._places[asked]
+
+    def _place(self, key: Hashable, positions: str, when: str) -> Place:
+        everywhere = self.new <= self.generated and positions != "image" and when != "prefill"
+        rows = self.rows(key) if len(self.prompts) > 1 else None
+        return Place(rows, self.edited(key, positions, when), everywhere)
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
@@ -165,8 +188,7 @@ def current() -> Pass | None:
     return _current.get()
 
 
-@dataclass(frozen=True)
-class LayerView:
+class LayerView(NamedTuple):
     """The `View` of one edit in one layer of one pass."""
 
     now: Pass

@@ -47,7 +47,8 @@ class VSV:
         with_image = gen.prefix(None).hidden
         added = with_image - gen.prefix(NO_IMAGE).hidden
         felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
-        gen.rows.put(self.name, normalize(added, dim=-1) * felt)
+        for layer, unit in enumerate((normalize(added, dim=-1) * felt).split(1, dim=1)):
+            gen.rows.put(f"{self.name} {layer}", unit)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -57,9 +58,9 @@ class VSV:
 
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
-        hidden, unit = hidden.float(), view.gen.rows[self.name].narrow(1, view.layer, 1)
+        hidden, unit = hidden.float(), view.gen.rows[f"{self.name} {view.layer}"]
         size = vector_norm(hidden, dim=-1, keepdim=True)
-        pull = size - (hidden * unit).sum(-1, keepdim=True).clamp(max=0)
-        moved = torch.addcmul(hidden, pull, unit, value=self.strength)
-        turned: Tensor = normalize(moved, dim=-1, eps=TINY) * size
+        pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
+        moved = hidden + self.strength * pull * unit
+        turned: Tensor = moved * (size / (vector_norm(moved, dim=-1, keepdim=True) + TINY))
         return turned
