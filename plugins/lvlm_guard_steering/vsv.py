@@ -7,15 +7,14 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn.functional import normalize
 
 from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
+from lvlm_guard_steering.turning import at_length, length
 
 NO_IMAGE = Branch(("no image",), image="removed")
 FAINT = 1e-3
 """A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,6 @@ class VSV:
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
         hidden, unit = hidden.float(), view.gen.rows[f"{self.name} {view.layer}"]
-        size = vector_norm(hidden, dim=-1, keepdim=True)
+        size = length(hidden)
         pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
-        moved = hidden + self.strength * pull * unit
-        turned: Tensor = moved * (size / (vector_norm(moved, dim=-1, keepdim=True) + TINY))
-        return turned
+        return at_length(hidden + self.strength * pull * unit, size)

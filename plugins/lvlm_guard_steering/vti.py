@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, View, hookimpl
+from lvlm_guard_steering.turning import at_length, length
 
 STEP = 0.1
 
@@ -39,7 +40,11 @@ class VTI:
         """Read the directions."""
         if self.alpha_text or self.alpha_image:
             found = Artefact.load(self.artefact, self.name, gen.config)
-            gen.state[self.name] = {tower: found[tower].to(gen.input_ids.device) for tower in ("decoder", "vision")}
+            device = gen.input_ids.device
+            gen.state[self.name] = {
+                "decoder": normalize(found["decoder"].to(device), dim=-1),
+                "vision": found["vision"].to(device),
+            }
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -55,11 +60,11 @@ class VTI:
     def _turn_vision(self, hidden: Tensor, view: View) -> Tensor:
         direction = view.gen.state[self.name]["vision"][view.layer]
         fits = direction.shape[0] == hidden.shape[-2]
-        return turned(hidden.float(), direction if fits else direction.mean(0), self.alpha_image)
+        unit = normalize(direction if fits else direction.mean(0), dim=-1)
+        return turned(hidden.float(), unit, self.alpha_image)
 
 
-def turned(hidden: Tensor, direction: Tensor, alpha: float) -> Tensor:
-    """Hidden states `[..., hidden]` turned towards `direction`, their norms kept."""
-    moved = normalize(hidden, dim=-1) + STEP * alpha * normalize(direction, dim=-1)
-    kept: Tensor = hidden.norm(dim=-1, keepdim=True) * normalize(moved, dim=-1)
-    return kept
+def turned(hidden: Tensor, unit: Tensor, alpha: float) -> Tensor:
+    """Hidden states `[..., hidden]` turned towards a unit vector, their norms kept: the formula times `|y|`."""
+    size = length(hidden)
+    return at_length(hidden + STEP * alpha * size * unit, size)
