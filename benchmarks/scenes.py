@@ -76,6 +76,19 @@ def made(models: Path | None) -> Mapping[str, Any]:
     return dict(json.loads(note.read_text(encoding="utf-8")))
 
 
+def folders(models: Path) -> list[Path]:
+    """The folders of all models that were noted.
+
+    Raises:
+        InputError: One of them is gone.
+    """
+    named = [models / name for name in made(models)]
+    gone = [str(one) for one in named if not one.is_dir()]
+    if gone:
+        raise InputError(f"{models / MANIFEST} names models that are not there: {', '.join(gone)}. Run seeds.py again.")
+    return named
+
+
 def tabulate(runs: Path, out: Path, models: Path | None = None) -> None:
     """Score every run and write the pages, the figures and manifest of each run, and how the models were made."""
     noted = made(models)
@@ -128,7 +141,7 @@ def _obey(asked: argparse.Namespace) -> None:
         run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit)
         return
     if asked.command == "all":
-        for name in (loading.BUNDLED, *(str(asked.models / one) for one in made(asked.models))):
+        for name in (loading.BUNDLED, *map(str, folders(asked.models))):
             run(name, SPLITS, asked.out, asked.limit)
     tabulate(asked.out, asked.results, asked.models)
 

@@ -86,7 +86,8 @@ def test_no_runs_are_an_error(scenes, tmp_path):
 
 def test_one_command_runs_every_model_and_writes_the_tables(scenes, tmp_path, monkeypatch):
     models, ran, tabled = tmp_path / "models", [], []
-    models.mkdir()
+    for name in ("llava-1", "llava-2"):
+        (models / name).mkdir(parents=True)
     (models / "manifest.json").write_text('{"llava-1": {}, "llava-2": {}}')
     monkeypatch.setattr(scenes, "run", lambda name, splits, *_: ran.append((name, tuple(splits))))
     monkeypatch.setattr(scenes, "tabulate", lambda *given: tabled.append(given))
@@ -96,7 +97,11 @@ def test_one_command_runs_every_model_and_writes_the_tables(scenes, tmp_path, mo
     assert tabled == [(Path("runs"), Path("results"), models)]
 
 
-def test_models_without_a_note_are_an_error_before_anything_runs(scenes, tmp_path, monkeypatch):
+def test_models_without_a_note_or_weights_are_an_error_before_anything_runs(scenes, tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "run", lambda *_: pytest.fail("it ran"))
+    given = ["all", "--models", str(tmp_path), "--out", str(tmp_path / "runs")]
     with pytest.raises(SystemExit, match=r"has no manifest\.json: pass the folder"):
-        scenes.main(["all", "--models", str(tmp_path), "--out", str(tmp_path / "runs")])
+        scenes.main(given)
+    (tmp_path / "manifest.json").write_text('{"llava-1": {}}')
+    with pytest.raises(SystemExit, match=r"not there: .*llava-1\. Run seeds\.py again"):
+        scenes.main(given)
