@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from variants import Variant, timed
 from lvlm_guard.anatomy import decoder_layers, layer_part
 
 SECONDS_TO_MS = 1e3
+FACTOR = 1.01
 
 
 @dataclass
@@ -55,12 +56,43 @@ class Stretches:
             self.ends.append(time.perf_counter() - self._begun)
 
 
-def edit_ms(model: Any, plain: Variant, edited: Variant, new_tokens: int) -> float:
-    """Milliseconds that edits of feed-forward outputs add to a decode step, without what calling a hook at all costs."""
-    found = []
-    for variant in (plain, edited):
-        stretches = Stretches(decoder_layers(model))
-        with stretches.watched():
-            timed(variant, new_tokens, model.device)
-        found.append(stretches.per_step())
-    return found[1] - found[0]
+@dataclass(frozen=True)
+class EditTime:
+    """Milliseconds added to a decode step between feed-forward block and layer's end; the call of a first hook is not in them.
+
+    Args:
+        guarded: By the edits of a guard.
+        multiplied: By a bare hook that multiplies each block's output by a number: no edit can cost less.
+    """
+
+    guarded: float
+    multiplied: float
+
+
+def edit_time(model: Any, plain: Variant, edited: Variant, new_tokens: int) -> EditTime:
+    """Time edits of feed-forward outputs, and the least that any edit costs, one call each."""
+    bare = Variant("one multiplication", multiplied(model), plain.inputs)
+    before, guarded, least = (_inside(model, variant, new_tokens) for variant in (plain, edited, bare))
+    return EditTime(guarded - before, least - before)
+
+
+def multiplied(model: Any) -> Callable[..., Any]:
+    """Plain generate with a forward hook on every feed-forward block that multiplies its output once."""
+
+    def generate(**settings: Any) -> Any:
+        parts = [layer_part(layer, "mlp") for layer in decoder_layers(model)]
+        handles = [part.register_forward_hook(lambda _, __, output: output * FACTOR) for part in parts]
+        try:
+            return model.generate(**settings)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return generate
+
+
+def _inside(model: Any, variant: Variant, new_tokens: int) -> float:
+    stretches = Stretches(decoder_layers(model))
+    with stretches.watched():
+        timed(variant, new_tokens, model.device)
+    return stretches.per_step()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edit_time import edit_ms
+from edit_time import edit_time
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_SMALL, LLAVA_TINY, Shape
 from variants import PLAIN, Race, Variant, guarded, inside
@@ -130,13 +130,14 @@ def measure(
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
     for row in rows:
         if row["variant"] == HIDDEN and budget.left and not races[row["batch"]].failed:
-            row["edit_ms"] = _edit_ms(model, races[row["batch"]], new_tokens)
+            row.update(_edit_time(model, races[row["batch"]], new_tokens))
     return rows, _about(shape, model, new_tokens, repeat)
 
 
-def _edit_ms(model: Any, race: Race, new_tokens: int) -> float:
+def _edit_time(model: Any, race: Race, new_tokens: int) -> Row:
     named = {one.name: one for one in race.variants}
-    return edit_ms(model, named[PLAIN], named[HIDDEN], new_tokens)
+    found = edit_time(model, named[PLAIN], named[HIDDEN], new_tokens)
+    return {"edit_ms": found.guarded, "multiplication_ms": found.multiplied}
 
 
 def _is_asked(name: str, only: Sequence[str]) -> bool:
@@ -184,10 +185,13 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _timed_inside(row: Row, plain: Row) -> str:
-    share = row["edit_ms"] / plain["decode_ms_p50"]
+    guarded, least = (
+        f"{row[name]:.2f} ms of a step, {row[name] / plain['decode_ms_p50']:.2%} of plain's"
+        for name in ("edit_ms", "multiplication_ms")
+    )
     return (
-        f"{row['variant']}, batch {row['batch']}, timed inside the layers: {row['edit_ms']:.2f} ms of a step, "
-        f"{share:.2%} of plain's"
+        f"{row['variant']}, batch {row['batch']}, timed inside the layers: {guarded}; one multiplication in a hook "
+        f"without guard: {least}"
     )
 
 

@@ -103,12 +103,15 @@ def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
 
 def test_overhead_times_hidden_edits_where_they_run(overhead):
     page, printed = overhead
-    timed = {row["batch"]: row["edit_ms"] for row in page["rows"] if "edit_ms" in row}
+    timed = {row["batch"]: (row["edit_ms"], row["multiplication_ms"]) for row in page["rows"] if "edit_ms" in row}
     plain = {row["batch"]: row["decode_ms_p50"] for row in page["rows"] if row["variant"] == "plain"}
     assert set(timed) == {1, 4}
-    for batch, edit in timed.items():
-        told = f"batch {batch}, timed inside the layers: {edit:.2f} ms of a step, {edit / plain[batch]:.2%} of plain's"
-        assert told in printed
+    for batch, found in timed.items():
+        edit, least = (f"{one:.2f} ms of a step, {one / plain[batch]:.2%} of plain's" for one in found)
+        assert (
+            f"batch {batch}, timed inside the layers: {edit}; one multiplication in a hook without guard: {least}"
+            in printed
+        )
 
 
 def test_overhead_prints_its_goals_beside_the_result(overhead):
