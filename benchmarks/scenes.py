@@ -76,7 +76,7 @@ def made(models: Path | None) -> Mapping[str, Any]:
     return dict(json.loads(note.read_text(encoding="utf-8")))
 
 
-def folders(models: Path) -> list[Path]:
+def trained(models: Path) -> list[Path]:
     """The folders of all models that were noted.
 
     Raises:
@@ -141,7 +141,7 @@ def _obey(asked: argparse.Namespace) -> None:
         run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit)
         return
     if asked.command == "all":
-        for name in (loading.BUNDLED, *map(str, folders(asked.models))):
+        for name in (loading.BUNDLED, *map(str, trained(asked.models))):
             run(name, SPLITS, asked.out, asked.limit)
     tabulate(asked.out, asked.results, asked.models)
 
