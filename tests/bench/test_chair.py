@@ -43,6 +43,7 @@ NAMED = [
 
 
 def scores(said, parser, suite=EVERY):
+    suite.load(DATA)
     return {measure.name: measure.value(said) for measure in suite.measures(parser)}
 
 
