@@ -71,17 +71,17 @@ class EditTime:
 
 def edit_time(model: Any, plain: Variant, edited: Variant, new_tokens: int) -> EditTime:
     """Time edits of feed-forward outputs, and the least that any edit costs, one call each."""
-    bare = Variant("one multiplication", multiplied(model), plain.inputs)
+    parts = [layer_part(layer, "mlp") for layer in decoder_layers(model)]
+    bare = Variant("one multiplication", hooked(model, parts, lambda _, __, output: output * FACTOR), plain.inputs)
     before, guarded, least = (_inside(model, variant, new_tokens) for variant in (plain, edited, bare))
     return EditTime(guarded - before, least - before)
 
 
-def multiplied(model: Any) -> Callable[..., Any]:
-    """Plain generate with a forward hook on every feed-forward block that multiplies its output once."""
+def hooked(model: Any, parts: Sequence[Any], hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Plain generate with one forward hook on each of some parts of the model."""
 
     def generate(**settings: Any) -> Any:
-        parts = [layer_part(layer, "mlp") for layer in decoder_layers(model)]
-        handles = [part.register_forward_hook(lambda _, __, output: output * FACTOR) for part in parts]
+        handles = [part.register_forward_hook(hook) for part in parts]
         try:
             return model.generate(**settings)
         finally:

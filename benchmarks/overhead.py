@@ -9,15 +9,17 @@ round.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from edit_time import edit_time
+from edit_time import edit_time, hooked
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_SMALL, LLAVA_TINY, Shape
 from variants import PLAIN, Race, Variant, guarded, inside
+
+from lvlm_guard.anatomy import decoder_layers
 
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B}
 BATCHES = (1, 4)
@@ -77,23 +79,9 @@ def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
         *inside(model, inputs),
         Variant(AGAIN, model.generate, inputs),
         Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
-        Variant(HOOKED, hooked(model), inputs),
+        Variant(HOOKED, hooked(model, decoder_layers(model), lambda *_: None), inputs),
         Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),
     ]
-
-
-def hooked(model: Any) -> Callable[..., Any]:
-    """Plain generate with a forward hook that does nothing on every layer of the decoder."""
-
-    def generate(**settings: Any) -> Any:
-        handles = [layer.register_forward_hook(lambda *_: None) for layer in model.get_decoder().layers]
-        try:
-            return model.generate(**settings)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    return generate
 
 
 def judge(row: Row, again: Row) -> Row:
