@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import Refused as Refused
     from lvlm_guard.errors import StackError as StackError
     from lvlm_guard.errors import StrategyRefused as StrategyRefused
+    from lvlm_guard.errors import UncompiledWarning as UncompiledWarning
     from lvlm_guard.generation import Generation as Generation
     from lvlm_guard.generation import Prefix as Prefix
     from lvlm_guard.guard import Guard as Guard
@@ -61,7 +62,7 @@ _OWNERS = {
     "errors": (
         "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
-        "StrategyRefused",
+        "StrategyRefused", "UncompiledWarning",
     ),
     "generation": ("Generation", "Prefix"),
     "guard": ("Guard",),

@@ -14,7 +14,8 @@ GuardError
 └── NonFiniteLogits      the model or a branch produced NaN
 
 GuardWarning
-└── NoEffectWarning      a strategy, or the image, changed nothing
+├── NoEffectWarning      a strategy, or the image, changed nothing
+└── UncompiledWarning    a compiled model ran uncompiled
 """
 
 import difflib
@@ -75,6 +76,10 @@ class GuardWarning(UserWarning):
 
 class NoEffectWarning(GuardWarning):
     """A strategy changed no logit of the call, or the image changed none."""
+
+
+class UncompiledWarning(GuardWarning):
+    """A compiled model ran uncompiled, for what a strategy does inside its layers."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,21 @@ from torch import Tensor
 
 from lvlm_guard import anatomy, finishing, fusion, requests
 from lvlm_guard.edits import MAIN, AttentionEdit, Branch, HiddenEdit, Probe, Readout, Search
-from lvlm_guard.effects import Effects
-from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, StrategyRefused
-from lvlm_guard.forward import Driver, Inside, Prepared, Scope, caches, capture, guarded, prefixes, protocol, vision
+from lvlm_guard.effects import CALLER, Effects
+from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, StrategyRefused, UncompiledWarning
+from lvlm_guard.forward import (
+    Driver,
+    Inside,
+    Prepared,
+    Scope,
+    caches,
+    capture,
+    guarded,
+    is_compiled,
+    prefixes,
+    protocol,
+    vision,
+)
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.generation import Generation, Prefix
 from lvlm_guard.plan import Plan, checked
@@ -70,6 +83,7 @@ class Session:
         self._effects = Effects(answering, self._plan.branches)
         inside = self._inside(main)
         tower = [edit for edit in self._plan.all_of(HiddenEdit) if edit.tower == "vision"]
+        _warn_if_uncompiled(main, hooked=not inside.is_empty or bool(tower) or self._prefixes > 0)
         with inside.installed(), vision.installed(main.module, tower, self.gen):
             scope, output = self._decode(main, inside, edited=bool(tower))
         self._effects.check_finite()
@@ -304,6 +318,20 @@ def _refuse_search_modes(request: Request) -> None:
         raise ModeRefused("A search keeps its own candidates: drop num_beams.")
     if request.setting("use_cache") is False:
         raise ModeRefused("A search needs a cache: drop use_cache=False.")
+
+
+def _warn_if_uncompiled(main: Prepared, *, hooked: bool) -> None:
+    if hooked and is_compiled(main.module):
+        message = (
+            "The stack works inside the layers, where a compiled graph would miss it, so this call ran uncompiled."
+        )
+        warnings.warn(message, UncompiledWarning, stacklevel=CALLER)
+    elif getattr(main.module, "_compiled_call_impl", None) is not None:
+        message = (
+            "A guard stands between a compiled module and its forward, so this call ran uncompiled. Compile the forward: "
+            "model.forward = torch.compile(model.forward)."
+        )
+        warnings.warn(message, UncompiledWarning, stacklevel=CALLER)
 
 
 def _refuse_without_image(edits: Sequence[AttentionEdit], gen: Generation, main: Prepared) -> None:

@@ -19,6 +19,7 @@ import lvlm_guard
 from lvlm_guard import anatomy, conversation
 from lvlm_guard.artefacts import Artefact, config_hash
 from lvlm_guard.errors import InputError, nearest
+from lvlm_guard.forward import as_written
 
 KINDS = ("adhh", "nullu", "vti")
 """The strategies there is something to fit for."""
@@ -164,7 +165,8 @@ def watching(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
-        yield seen
+        with as_written():
+            yield seen
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ from lvlm_guard.edits import MAIN, AttentionEdit, HiddenEdit, Probe, Readout, la
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward import attention as attending
 from lvlm_guard.forward import passes
+from lvlm_guard.forward.compiled import as_written
 from lvlm_guard.forward.passes import LayerView, Pass
 from lvlm_guard.forward.readouts import Lens
 
@@ -79,6 +80,8 @@ class Inside:
     def installed(self) -> Iterator[None]:
         """Hooks and attention in place; all of it undone on the way out."""
         with ExitStack() as undo:
+            if not self.is_empty:
+                undo.enter_context(as_written())
             if self.attention or self.probes:
                 undo.enter_context(attending.installed(self.module))
             for handle in self._hooks():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
+from lvlm_guard.forward.compiled import as_written
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
 from lvlm_guard.generation import Prefix
@@ -34,7 +35,8 @@ def run(prepared: Prepared) -> Prefix:
     handles = [layer.register_forward_hook(keep(index)) for index, layer in enumerate(layers)]
     try:
         nothing = prepared.input_ids[:, :0]
-        logits = BranchRun(prepared).feed(prepared.module, nothing, 0, 1, first=True)
+        with as_written():
+            logits = BranchRun(prepared).feed(prepared.module, nothing, 0, 1, first=True)
     finally:
         _seeing.reset(token)
         for handle in handles:

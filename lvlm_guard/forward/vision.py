@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.edits import HiddenEdit, layer_range
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward import passes
+from lvlm_guard.forward.compiled import as_written
 from lvlm_guard.generation import Generation
 
 _encoding: ContextVar[tuple[Generation, Hashable] | None] = ContextVar("lvlm_guard_encoding", default=None)
@@ -41,17 +42,15 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 @contextmanager
 def installed(module: nn.Module, edits: Sequence[HiddenEdit], gen: Generation) -> Iterator[None]:
     """Hooks on the layers of the vision tower, taken off on the way out."""
-    handles: list[Any] = []
-    try:
+    with ExitStack() as undo:
+        if edits:
+            undo.enter_context(as_written())
         for edit in edits:
             layers = anatomy.vision_layers(module)
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
-                handles.append(part.register_forward_hook(_after(edit, index, gen), with_kwargs=True))
+                undo.callback(part.register_forward_hook(_after(edit, index, gen), with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _after(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:

@@ -218,19 +218,6 @@ def test_offloaded_weights_are_guarded_and_the_offload_stays(answers):
     assert vars(model).get("forward") is hooked
 
 
-@pytest.mark.parametrize("how", ["forward", "module", "decoder"])
-def test_compiled_models_are_guarded(answers, how):
-    model, inputs = tiny("llava")
-    if how == "forward":
-        model.forward = torch.compile(model.forward, backend="eager")
-    elif how == "module":
-        model.compile(backend="eager")
-    else:
-        model.model.language_model = torch.compile(model.model.language_model, backend="eager")
-    guard = Guard(model, None, [Against("noised")])
-    assert torch.equal(guard.generate(**inputs, **SETTINGS), answers[1])
-
-
 def test_every_return_type_of_generate_comes_back(llava, answers):
     model, inputs = llava
     guard = Guard(model, None, [Against("noised")])

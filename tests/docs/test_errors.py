@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
@@ -57,6 +58,12 @@ def fast_kernels(names):
         guarded(names)
 
 
+def compiled_layers(names):
+    model = copy.deepcopy(names["model"])
+    model.compile(backend="eager")
+    guarded({**names, "model": model}, stack="vsv")
+
+
 CAUSES = {
     "GuardError": lambda names: Unspecified()._at(1.0),
     "InputError": lambda names: Plausible(2),
@@ -71,6 +78,7 @@ CAUSES = {
     "NonFiniteLogits": lambda names: guarded(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
     "GuardWarning": lambda names: discover([EntryPoint("absent", "no_such_package_anywhere", "lvlm_guard")]),
     "NoEffectWarning": lambda names: guarded(names, stack={"name": "vcd", "params": {"alpha": 0.0}}),
+    "UncompiledWarning": compiled_layers,
 }
 
 

@@ -56,6 +56,7 @@ PUBLIC = [
     "Statistics",
     "StrategyRefused",
     "Term",
+    "UncompiledWarning",
     "View",
     "hookimpl",
 ]

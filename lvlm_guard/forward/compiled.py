@@ -1,0 +1,66 @@
+"""Compiled models: run as written for as long as something is hooked into their layers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+_lock = threading.Lock()
+
+
+@dataclass
+class _Switch:
+    users: int = 0
+    stance: Any = field(default=None)
+
+
+_switch = _Switch()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model or a part of it was given to `torch.compile`."""
+    return "torch._dynamo" in sys.modules and any(_is_compiled(part) for part in model.modules())
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    forward = vars(part).get("forward")
+    replaced = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
+    return replaced or getattr(part, "_compiled_call_impl", None) is not None
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Run every compiled module as it was written: a graph knows nothing of hooks that came after it.
+
+    The switch is torch's own and holds for the process. Blocks that overlap, of other threads too, share it, and the last one
+    to end turns it back.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    with _lock:
+        if _switch.users == 0:
+            _switch.stance = torch.compiler.set_stance("force_eager")
+        _switch.users += 1
+
+
+def _leave() -> None:
+    with _lock:
+        _switch.users -= 1
+        if _switch.users == 0:
+            _switch.stance.__exit__(None, None, None)
