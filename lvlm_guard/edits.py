@@ -218,7 +218,7 @@ class Revision:
 
 
 class View(Protocol):
-    """What an edit inside a layer may look at; every tensor holds the rows of the edit's own block."""
+    """What an edit inside a layer may look at; every tensor holds the rows of the edit's own block, and lies where the layer is."""
 
     @property
     def gen(self) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +89,7 @@ def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
     gathered = gather(gen, terms)
     if gathered is None:
         return None
-    with torch.autocast(gen.logits().device.type, enabled=False), _as_errors():
+    with _without_autocast(gen.logits().device.type), _as_errors():
         return kernels.combine(
             gen.logits(),
             gathered.sources,
@@ -98,6 +99,11 @@ def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
             bias=gathered.bias,
             keep=gathered.keep,
         )
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def draw(logits: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:

@@ -152,16 +152,17 @@ def hidden_states(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Residual stream after each decoder layer `[layers, length, hidden]` of a batch of one row, in fp32."""
     with watching(anatomy.decoder_layers(model)) as seen:
         model(**batch, use_cache=False)
-    return torch.stack([one[0].float() for one in seen])
+    return torch.stack([one[0] for one in seen])
 
 
 @contextmanager
 def watching(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list to which every output of these modules is appended."""
+    """A list to which every output of these modules is appended, in fp32, all on the device of the first."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, _args: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+        hidden = (output[0] if isinstance(output, tuple) else output).float()
+        seen.append(hidden.to(seen[0].device) if seen else hidden)
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:

@@ -100,7 +100,7 @@ def _tower_states(model: Any, batch: Mapping[str, Any]) -> Tensor:
         pass
     finally:
         handle.remove()
-    return torch.stack([one.float() for one in seen])
+    return torch.stack(seen)
 
 
 class _EncodedError(Exception):

@@ -182,7 +182,7 @@ def _observe(call: _Call, block: Any, probe: Probe, probabilities: Tensor) -> No
     else:
         keys = now.positions(block, probe.keys).to(probabilities.device)
         probabilities = pad(probabilities, (keys.shape[1] - probabilities.shape[-1], 0))
-    view = LayerView(now, block, call.layer, now.edited(block, "decode", "both"), keys)
+    view = LayerView(now, block, call.layer, now.edited(block, "decode", "both").to(keys.device), keys)
     now.gen.observations[probe.key, call.layer] = probe.reduce(probabilities, view)
 
 

@@ -43,7 +43,7 @@ class Inside:
     readouts: Sequence[Readout] = ()
     lens: Lens | None = field(default=None, init=False)
     online: frozenset[int] = field(default=frozenset(), init=False)
-    _changed: dict[int, Tensor | bool] = field(default_factory=dict, init=False)
+    _changed: dict[tuple[int, torch.device], Tensor | bool] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.is_empty:
@@ -65,16 +65,17 @@ class Inside:
         return not (self.attention or self.probes or self.hidden or self.readouts)
 
     def note(self, edit: Any, before: Tensor, after: Tensor) -> None:
-        """Remember whether an edit ever changed anything: on the device; a CPU is asked no more once it did."""
-        known = self._changed.get(id(edit), False)
+        """Remember whether an edit ever changed anything: on each device; a CPU is asked no more once it did."""
+        place = (id(edit), after.device)
+        known = self._changed.get(place, False)
         if known is not True:
             changed = (after != before).any()
-            self._changed[id(edit)] = bool(changed) if changed.device.type == "cpu" else known | changed
+            self._changed[place] = bool(changed) if changed.device.type == "cpu" else known | changed
 
     def touched(self, edits: Sequence[Any]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
-        mine = [edit for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))]
-        return any(bool(self._changed[id(edit)]) for edit in mine if id(edit) in self._changed) if mine else None
+        mine = {id(edit) for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))}
+        return any(bool(changed) for (edit, _), changed in self._changed.items() if edit in mine) if mine else None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -94,12 +95,12 @@ class Inside:
             return {}
         if (last := now.hidden.get(len(self.layers))) is not None:
             self.lens.check(last[:, -keep:], logits[:, -keep:])
-        found = {key: logits[:, -keep:] for key, logits in now.beside.items()}
-        found.update({(index, True): one[:, -keep:] for index, one in now.online.items()})
+        found = dict(now.beside)
+        found.update({(index, True): one for index, one in now.online.items()})
         for normed, layers in self._unread(found):
             read = self.lens.logits([now.hidden[index][:, -keep:] for index in layers], final_norm=normed)
             found.update({(index, normed): one for index, one in zip(layers, read, strict=True)})
-        return found
+        return {key: one[:, -keep:].to(logits.device) for key, one in found.items()}
 
     def _unread(self, found: Container[tuple[int, bool]]) -> Iterator[tuple[bool, list[int]]]:
         """Layers wanted that are not among what was found, apart with and without the final norm."""
@@ -203,7 +204,7 @@ class Inside:
 
 def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: Any) -> Tensor:
     """Apply a hidden edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
-    place = now.place(edit.rows, edit.positions, edit.when)
+    place = now.place(edit.rows, edit.positions, edit.when, hidden.device)
     if place is None or hidden.shape[-2] != now.new:
         return hidden
     rows, where, everywhere = place
@@ -216,7 +217,7 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: 
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")
     kept = edited.to(before)
     if not everywhere:
-        kept = torch.where(where[..., None].to(hidden.device), kept, before)
+        kept = torch.where(where[..., None], kept, before)
     now.owner.note(edit, before, kept)
     if rows is None:
         return kept

@@ -69,7 +69,7 @@ class Pass:
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict)
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict)
     _edited: dict[tuple[Hashable, str, str], Tensor] = field(default_factory=dict)
-    _places: dict[tuple[Hashable, str, str], Place | None] = field(default_factory=dict)
+    _places: dict[tuple[Hashable, str, str, torch.device], Place | None] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:
@@ -151,17 +151,19 @@ class Pass:
             self._first[key, positions, when] = int(found[0]) if len(found) else self.new
         return self._first[key, positions, when]
 
-    def place(self, key: Hashable, positions: str, when: str) -> Place | None:
-        """Where an edit applies; None where it applies nowhere."""
-        asked = (key, positions, when)
+    def place(self, key: Hashable, positions: str, when: str, device: torch.device) -> Place | None:
+        """Where an edit applies, on the device of a layer; None where it applies nowhere."""
+        asked = (key, positions, when, device)
         if asked not in self._places:
-            self._places[asked] = None if self.first(*asked) == self.new else self._place(*asked)
+            self._places[asked] = self._place(*asked)
         return self._places[asked]
 
-    def _place(self, key: Hashable, positions: str, when: str) -> Place:
+    def _place(self, key: Hashable, positions: str, when: str, device: torch.device) -> Place | None:
+        if self.first(key, positions, when) == self.new:
+            return None
         everywhere = self.new <= self.generated and positions != "image" and when != "prefill"
         rows = self.rows(key) if len(self.prompts) > 1 else None
-        return Place(rows, self.edited(key, positions, when), everywhere)
+        return Place(rows, self.edited(key, positions, when).to(device), everywhere)
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
@@ -189,7 +191,7 @@ def current() -> Pass | None:
 
 
 class LayerView(NamedTuple):
-    """The `View` of one edit in one layer of one pass."""
+    """The `View` of one edit in one layer of one pass; everything it gives lies where its layer is."""
 
     now: Pass
     key: Hashable
@@ -211,12 +213,12 @@ class LayerView(NamedTuple):
     @property
     def image(self) -> Tensor:
         """Which positions of this forward are image tokens, bool `[rows, positions]`."""
-        return self.now.positions(self.key, "image")[:, -self.now.new :]
+        return self.now.positions(self.key, "image")[:, -self.now.new :].to(self.keys.device)
 
     @property
     def valid(self) -> Tensor:
         """Which positions of this forward are not padding, bool `[rows, positions]`."""
-        return self.now.positions(self.key, "valid")[:, -self.now.new :]
+        return self.now.positions(self.key, "valid")[:, -self.now.new :].to(self.keys.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """Values `[rows, predicting, ...]` for all positions; earlier ones get what the first predicting one has."""
@@ -232,10 +234,10 @@ class LayerView(NamedTuple):
         """What a probe observed."""
         if (key, layer) not in self.gen.observations:
             raise InputError(f"Nothing was observed under {key!r} in layer {layer} before this point.")
-        return self.gen.observations[key, layer]
+        return self.gen.observations[key, layer].to(self.keys.device)
 
     def readout(self, layer: int) -> Tensor:
         """Next-token logits of an online readout of an earlier layer."""
         if layer not in self.now.online:
             raise InputError(f"Layer {layer} was not read out online before this point.")
-        return self.now.online[layer]
+        return self.now.online[layer].to(self.keys.device)

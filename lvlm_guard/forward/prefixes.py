@@ -43,4 +43,6 @@ def run(prepared: Prepared) -> Prefix:
             handle.remove()
     for index in range(1, len(layers)):
         seen.setdefault(index, seen[index - 1])  # a prompt without image skips layers of cross-attention
-    return Prefix(torch.stack([seen[index] for index in range(len(layers))], dim=1), logits[:, -1].float())
+    device = prepared.input_ids.device
+    hidden = torch.stack([seen[index].to(device) for index in range(len(layers))], dim=1)
+    return Prefix(hidden, logits[:, -1].float().to(device))

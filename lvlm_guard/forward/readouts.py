@@ -46,8 +46,8 @@ class Lens:
         return self.scaled(self.head(self.stacked(hidden, final_norm=final_norm)))
 
     def stacked(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
-        """What the head reads, `[layers, rows, positions, hidden]`."""
-        stacked = torch.stack(list(hidden))
+        """What the head reads, `[layers, rows, positions, hidden]`, where the last of them lies."""
+        stacked = torch.stack([one.to(hidden[-1].device) for one in hidden])
         return self._norm(stacked) if final_norm else stacked
 
     def check(self, last: Tensor, logits: Tensor) -> None:
@@ -56,7 +56,7 @@ class Lens:
         Raises:
             ModelRefused: The lens of the last layer differs from the logits.
         """
-        read = self.logits([last], final_norm=True)[0].float()
+        read = self.logits([last], final_norm=True)[0].float().to(logits.device)
         error = float((read - logits.float()).abs().max() / logits.float().abs().max().clamp_min(1e-6))
         if not error <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
             raise ModelRefused(

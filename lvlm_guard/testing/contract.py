@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lvlm_guard.errors import GuardError, NoEffectWarning
 from lvlm_guard.guard import Guard
 from lvlm_guard.plugins import strategy_name
+from lvlm_guard.testing import devices
 from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side
 from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.tiny import inputs_for, tiny
@@ -158,6 +159,16 @@ class StrategyContract:
                 plain=functools.partial(_run, model, inputs, self.tokens),
                 guarded=functools.partial(self._guarded, model, inputs),
             )
+
+    def test_a_model_on_two_devices_says_the_same(self) -> None:
+        """Layers on two devices, as `device_map` spreads them: what is kept is brought to where a layer is."""
+        name = self.architectures[0]
+        (model, inputs), (apart, _) = tiny(name), tiny(name)
+        wanted = self._logits(model, inputs)
+        with devices.two(apart, self._name):
+            got = self._logits(apart, {key: value.to(devices.FIRST) for key, value in inputs.items()}).cpu()
+        difference = _distance(wanted, got)
+        assert difference <= TOLERANCE, f"{self._name}: {name} on two devices differs by {difference}"
 
     @property
     def _name(self) -> str:

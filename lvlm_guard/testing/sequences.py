@@ -28,6 +28,7 @@ from lvlm_guard.hookspecs import hookimpl
 from lvlm_guard.plugins import is_marked, strategy_name
 from lvlm_guard.report import Report, sequences
 from lvlm_guard.terms import Contrast
+from lvlm_guard.testing import devices
 from lvlm_guard.testing.contract import FORBIDDEN
 from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side
 from lvlm_guard.testing.processing import TinyProcessor
@@ -173,6 +174,15 @@ class SequenceContract:
                     plain=functools.partial(self._plain, name, model, ALONE),
                     guarded=functools.partial(self._new, name, model, ALONE),
                 )
+
+    def test_a_model_on_two_devices_says_the_same(self) -> None:
+        """Layers on two devices, as `device_map` spreads them: what is kept is brought to where a layer is."""
+        name = self.architectures[0]
+        wanted = self._new(name, tiny(name)[0], ALL)
+        apart = tiny(name)[0]
+        with devices.two(apart, self._name):
+            got = self._new(name, apart, ALL).cpu()
+        assert _same(wanted, got), f"{self._name}: {name} on two devices says something else"
 
     @property
     def _name(self) -> str:

@@ -83,7 +83,7 @@ class OPERA:
     def _penalty(self, decoder: Decoder) -> tuple[Tensor, Tensor]:
         """Penalty of every row's newest token, and the token that won; `[rows]` each."""
         tokens = decoder.generated.shape[1]
-        kept = decoder.gen.rows[KEY]
+        kept = decoder.gen.rows[KEY].to(decoder.generated.device)
         phi, winner = over_trust(kept[:, 1:, 1 : tokens + 1], self.scale, self.window)
         return (-kept[:, -1, 0] if tokens <= self.opening else phi), winner
 

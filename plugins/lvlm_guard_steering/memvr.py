@@ -69,7 +69,8 @@ class MemVR:
 
     def _retrace(self, output: Tensor, view: View) -> Tensor:
         unsure = _uncertainty(view.readout(view.layer)) > self.threshold
-        still = view.gen.state[OPEN] if view.layer > self._outputs(view.gen).start else unsure.new_ones(unsure.shape)
+        begun = view.layer > self._outputs(view.gen).start
+        still = view.gen.state[OPEN].to(unsure.device) if begun else unsure.new_ones(unsure.shape)
         view.gen.state[OPEN] = still & ~unsure
         assert view.input is not None
         image: Tensor = view.gen.rows[IMAGE].to(output.device)

@@ -48,5 +48,5 @@ class Nullu:
             yield HiddenEdit("mlp", self._projected, self.layers)
 
     def _projected(self, hidden: Tensor, view: View) -> Tensor:
-        directions: Tensor = view.gen.state[self.name][view.layer]  # [k, hidden]
+        directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
         return hidden - self.strength * (hidden.float() @ directions.T) @ directions

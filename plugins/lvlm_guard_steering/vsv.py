@@ -57,7 +57,8 @@ class VSV:
 
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
-        hidden, unit = hidden.float(), view.gen.rows[f"{self.name} {view.layer}"]
+        hidden = hidden.float()
+        unit = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
         size = length(hidden)
         pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
         return at_length(hidden + self.strength * pull * unit, size)

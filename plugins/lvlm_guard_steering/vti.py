@@ -55,10 +55,11 @@ class VTI:
             yield HiddenEdit("mlp", self._turn_vision, tower="vision")
 
     def _turn_decoder(self, hidden: Tensor, view: View) -> Tensor:
-        return turned(hidden.float(), view.gen.state[self.name]["decoder"][view.layer], self.alpha_text)
+        unit = view.gen.state[self.name]["decoder"][view.layer].to(hidden.device)
+        return turned(hidden.float(), unit, self.alpha_text)
 
     def _turn_vision(self, hidden: Tensor, view: View) -> Tensor:
-        direction = view.gen.state[self.name]["vision"][view.layer]
+        direction = view.gen.state[self.name]["vision"][view.layer].to(hidden.device)
         fits = direction.shape[0] == hidden.shape[-2]
         unit = normalize(direction if fits else direction.mean(0), dim=-1)
         return turned(hidden.float(), unit, self.alpha_image)

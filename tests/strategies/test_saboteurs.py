@@ -1,4 +1,4 @@
-"""The kit itself is tested: an honest strategy is green, and each of nine saboteurs turns it red."""
+"""The kit itself is tested: an honest strategy is green, and each of ten saboteurs turns it red."""
 
 import inspect
 
@@ -60,6 +60,7 @@ def test_an_honest_strategy_is_green():
         (saboteurs.MutatedWeight(), "test_the_model_is_left_as_it_was"),
         (saboteurs.UnseededDraw(), "test_the_same_seed_gives_the_same_logits"),
         (saboteurs.NoOp(), "test_it_visibly_changes_the_logits"),
+        (saboteurs.LeftBehind(), "test_a_model_on_two_devices_says_the_same"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )

@@ -1,4 +1,4 @@
-"""Nine ways to be wrong, each of which must turn the contract red."""
+"""Ten ways to be wrong, each of which must turn the contract red."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from lvlm_guard import Branch, Contrast, Generation, Guard, Term, hookimpl
+from lvlm_guard import Branch, Contrast, Generation, Guard, HiddenEdit, Term, hookimpl
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Honest:
         return self.alpha
 
     def noised(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        return pixels + torch.randn(pixels.shape, generator=generator)
+        return pixels + torch.randn(pixels.shape, generator=generator).to(pixels.device)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class UnseededDraw(Honest):
     """Draws from the global random state."""
 
     def noised(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        return pixels + torch.randn(pixels.shape)
+        return pixels + torch.randn(pixels.shape).to(pixels.device)
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,17 @@ class NoOp(Honest):
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         return []
+
+
+@dataclass(frozen=True)
+class LeftBehind(Honest):
+    """Shifts hidden states by what lies where the prompt is, wherever the layer is."""
+
+    @hookimpl
+    def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
+        if self.alpha:
+            shift = gen.input_ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
+            yield HiddenEdit("mlp", lambda hidden, view: hidden + self.alpha * shift)
 
 
 class _Late(LogitsProcessor):

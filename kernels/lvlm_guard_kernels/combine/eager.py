@@ -25,7 +25,7 @@ def combine(
     keep: Tensor | None = None,
 ) -> Tensor:
     """As `lvlm_guard_kernels.combine`."""
-    if beta <= 0.0 or main.is_cuda or main.numel() == 0:
+    if beta <= 0.0 or main.device.type != "cpu" or main.numel() == 0:
         return reference.combine(
             main, sources, weights, main_weight=main_weight, beta=beta, bias=bias, keep=keep
         )  # a GPU would have to be waited for to learn how many survive

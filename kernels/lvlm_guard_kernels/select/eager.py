@@ -26,7 +26,7 @@ def select(
     keep: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `lvlm_guard_kernels.select.reference.select`."""
-    if main.is_cuda or main.numel() == 0:  # a GPU would have to be waited for to learn how many survive
+    if main.device.type != "cpu" or main.numel() == 0:  # a GPU would have to be waited for to learn how many survive
         return reference.select(main, sources, weights, draw, main_weight=main_weight, beta=beta, bias=bias, keep=keep)
     standing = _standing(main, beta, keep)
     found = None if standing is None else _listed(main, sources, weights, main_weight, bias, standing)

@@ -1,0 +1,183 @@
+"""A model spread over devices that this machine lacks: tensors on the CPU that say they lie elsewhere.
+
+Where torch would refuse tensors of two devices, so do these; a strategy or a core that forgets to move something fails here as it
+would on two GPUs. Copies between devices cost nothing, so this tells nothing about speed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import unittest
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from typing_extensions import Self
+
+from lvlm_guard import anatomy
+
+KIND = "lazy"
+"""A kind of device whose guards every build of torch has, and whose memory none touches."""
+FIRST, SECOND = torch.device(KIND, 0), torch.device(KIND, 1)
+
+
+class DevicesApart(RuntimeError):
+    """Tensors of two devices met in one operator."""
+
+
+_aten = torch.ops.aten
+_MOVES = (_aten._to_copy.default, _aten.copy_.default)  # noqa: SLF001 - the name torch gives the operator
+_INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+
+
+class Elsewhere(Tensor):
+    """A tensor on the CPU that says it lies on another device."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls: type[Self], held: Tensor, device: torch.device) -> Self:
+        """Wrap what is really on the CPU."""
+        made: Self = Tensor._make_wrapper_subclass(  # noqa: SLF001 - torch's door for this
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            device=device,
+        )
+        made.held = held
+        return made
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        """The values, and where they say they are."""
+        return f"{self.held!r} on {self.device}"
+
+    def tolist(self) -> Any:
+        """Plain numbers."""
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        """Run an operator where all its tensors lie."""
+        return _run(func, args, kwargs or {})
+
+
+class _Pretending(TorchDispatchMode):
+    """Sends what is created on a device of this kind through the same door."""
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _run(func, args, kwargs or {})
+
+
+class _Making(TorchFunctionMode):
+    """Sees to tensors of Python values, which torch makes below every other door."""
+
+    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is Tensor.new_tensor:
+            options = {"device": args[0].device, **options}
+        lists = func is torch.tensor and isinstance(args[0], list | tuple)
+        return func(*(tree_map(_behind, args) if lists else args), **options)
+
+
+@contextmanager
+def pretended() -> Iterator[None]:
+    """Let tensors be made on and moved to `FIRST` and `SECOND`."""
+    lifted = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 - so that what is made of Python values is moved, not made, there
+    torch._C._set_only_lift_cpu_tensors(True)  # noqa: SLF001, FBT003 - as above
+    try:
+        with _Pretending(), _Making():
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(lifted)  # noqa: SLF001 - as above
+
+
+@contextmanager
+def two(model: nn.Module, whose: str) -> Iterator[None]:
+    """A model spread over two devices, and a failure where something was not brought to where a layer is.
+
+    Args:
+        model: It stays spread, so take one that nobody else uses.
+        whose: What the failure is put down to.
+
+    Raises:
+        SkipTest: accelerate, which spreads models, is not installed.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise unittest.SkipTest("accelerate, which spreads models over devices, is not installed.")
+    with pretended():
+        spread(model)
+        try:
+            yield
+        except DevicesApart as problem:
+            raise AssertionError(f"{whose}: {problem} Bring what is kept to the device of what it meets.") from problem
+
+
+def spread(model: nn.Module) -> None:
+    """Put the later half of the decoder's layers, the final norm and an untied head on the second device, by accelerate."""
+    from accelerate import dispatch_model  # noqa: PLC0415 - an optional package
+
+    layers = anatomy.decoder_layers(model)
+    behind = [anatomy.final_norm(model)]
+    if not anatomy.ties_embeddings(model):
+        behind.append(model.get_output_embeddings())  # type: ignore[operator]
+    dispatch_model(model, dict(_placed(model, "", layers, behind)), force_hooks=True)
+
+
+def _placed(module: nn.Module, prefix: str, layers: nn.ModuleList, behind: Container[Any]) -> Iterator[tuple[str, str]]:
+    for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
+        yield prefix + name, str(FIRST)
+    for name, child in module.named_children():
+        if child is layers:
+            for index in range(len(layers)):
+                yield f"{prefix}{name}.{index}", str(FIRST if index < len(layers) // 2 else SECOND)
+        elif any(part is layers for part in child.modules()):
+            yield from _placed(child, f"{prefix}{name}.", layers, behind)
+        else:
+            yield prefix + name, str(SECOND if child in behind else FIRST)
+
+
+def _run(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator on the tensors behind, and wrap what it gives for the device it would lie on."""
+    wrapped = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Elsewhere)]
+    asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    if not wrapped and (asked is None or asked.type != KIND):
+        return func(*args, **kwargs)
+    here = _device(func, args, kwargs, asked)
+    options = {**kwargs, "device": torch.device("cpu")} if asked is not None else kwargs
+    result = func(*tree_map(_behind, args), **tree_map(_behind, options))
+    known = {id(one.held): one for one in wrapped}  # what works in place gives back what it was given
+    return tree_map(lambda one: _wrapped(one, here, known), result)
+
+
+def _behind(value: Any) -> Any:
+    return value.held if isinstance(value, Elsewhere) else value
+
+
+def _wrapped(value: Any, here: torch.device, known: Mapping[int, Elsewhere]) -> Any:
+    if not isinstance(value, Tensor) or here.type != KIND:
+        return value
+    return known[id(value)] if id(value) in known else Elsewhere(value, here)
+
+
+def _device(func: Any, args: Any, kwargs: Mapping[str, Any], asked: torch.device | None) -> torch.device:
+    """Where the result lies: where it was asked for, else where all tensors lie.
+
+    Raises:
+        DevicesApart: They do not.
+    """
+    if func in _MOVES:
+        return asked if asked is not None else args[0].device
+    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    indices = tree_leaves(args[1]) if func in _INDEXED else []
+    bound = [one for one in tensors if one.ndim or one.device.type == KIND]
+    found = {one.device for one in bound if not (one.device.type == "cpu" and any(one is index for index in indices))}
+    if len(found) > 1:
+        raise DevicesApart(f"{func} met tensors on {' and '.join(sorted(map(str, found)))}.")
+    return asked if asked is not None else found.pop()
