@@ -65,8 +65,14 @@ def _is_padding(tile: Tensor) -> bool:
     return not bool(tile.any())
 
 
+def _called(edit: Callable[[Any, Generator], Any], image: Any, content: Tensor, seed: int) -> Any:
+    """Call an edit where its generator draws, whatever torch's default device is."""
+    with torch.device("cpu"):
+        return edit(image, generator_for(content, seed))
+
+
 def _edit(tile: Tensor, edit: PixelEdit, seed: int) -> Tensor:
-    edited = edit(tile, generator_for(tile, seed))
+    edited = _called(edit, tile, tile, seed)
     if not isinstance(edited, Tensor) or edited.shape != tile.shape:
         got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
         raise InputError(
@@ -98,7 +104,7 @@ def copy_encoded(encoded: Mapping[str, Any]) -> dict[str, Any]:
 
 def edit_pictures(pictures: Sequence[Any], edit: PictureEdit, seed: int) -> list[Any]:
     """Apply `edit` to PIL pictures, each with its own generator."""
-    return [edit(one, generator_for(torch.from_numpy(np.asarray(one).copy()), seed)) for one in pictures]
+    return [_called(edit, one, torch.from_numpy(np.asarray(one).copy()), seed) for one in pictures]
 
 
 def edit_recovered(pixels: Tensor, processor: Any, edit: PictureEdit, seed: int) -> Tensor:
@@ -127,7 +133,7 @@ def _through_picture(tile: Tensor, edit: PictureEdit, seed: int) -> Tensor:
     """Edit one tile `[3, height, width]` in 0..1 as a picture."""
     array = (tile.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
     picture = Image.fromarray(array)
-    edited = edit(picture, generator_for(tile, seed)).convert("RGB").resize(picture.size)
+    edited = _called(edit, picture, tile, seed).convert("RGB").resize(picture.size)
     return torch.from_numpy(np.asarray(edited).copy()).permute(2, 0, 1).float() / 255
 
 
@@ -138,5 +144,7 @@ def _normalisation(processor: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
         raise ProcessorNeeded(
             "Editing pictures needs the image processor's mean and deviation: Guard(model, processor)."
         )
-    mean, deviation = (torch.tensor(one, dtype=torch.float32).view(-1, 1, 1) for one in (mean, deviation))
-    return mean.to(pixels.device), deviation.to(pixels.device)
+    mean, deviation = (
+        torch.tensor(one, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for one in (mean, deviation)
+    )
+    return mean, deviation

@@ -160,7 +160,7 @@ def extended(module: Any, kwargs: Mapping[str, Any], tokens: int) -> dict[str, A
     """Carry `kwargs` over `tokens` generated tokens with the model's own bookkeeping (masks, positions, types)."""
     carried = dict(kwargs)
     if _positions_in_cache(module):
-        carried.setdefault("cache_position", torch.zeros(1, dtype=torch.long))
+        carried.setdefault("cache_position", torch.zeros(1, dtype=torch.long, device=module.device))
     for _ in range(tokens):
         carried = module._update_model_kwargs_for_generation(  # noqa: SLF001 - models override it; nothing public does
             ModelOutput(), carried, is_encoder_decoder=module.config.is_encoder_decoder

@@ -75,7 +75,7 @@ class Scope:
         self._runs = {key: BranchRun(prepared) for key, prepared in self.branches.items()}
         self._prompts: dict[Hashable, Prompt] = {MAIN: self._prompt(self.main)}
         self._prompts.update({key: self._prompt(prepared) for key, prepared in self.branches.items()})
-        self._generated = torch.empty(0, 0, dtype=torch.long)
+        self._generated = torch.empty(0, 0, dtype=torch.long, device=self.main.input_ids.device)
         self._decoder: BatchedDecode | None = None
         self._started = False
         self._readouts: dict[tuple[int, bool], Tensor] = {}

@@ -170,6 +170,14 @@ class StrategyContract:
         difference = _distance(wanted, got)
         assert difference <= TOLERANCE, f"{self._name}: {name} on two devices differs by {difference}"
 
+    def test_the_default_device_does_not_matter(self) -> None:
+        """Under `torch.set_default_device`, everything still says where it lies."""
+        model, inputs = tiny(self.architectures[0])
+        wanted, guard = self._logits(model, inputs), self.guard(model, self.strategy)
+        with devices.no_default(self._name):
+            got = _logits(_quiet(guard, inputs, _settings(self.tokens, {})))
+        assert torch.equal(wanted, got), f"{self._name}: another default device changes logits"
+
     @property
     def _name(self) -> str:
         return strategy_name(self.strategy)
@@ -198,9 +206,7 @@ class StrategyContract:
         **more: Any,
     ) -> Any:
         guard = self.guard(model, strategy or self.strategy, executor=executor)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)
-            return guard.generate(**inputs, **_settings(tokens or self.tokens, more))
+        return _quiet(guard, inputs, _settings(tokens or self.tokens, more))
 
     def _logits(self, model: nn.Module, inputs: Any, **more: Any) -> Tensor:
         return _logits(self._guarded(model, inputs, **more))
@@ -229,6 +235,12 @@ def _padded(value: Tensor, length: int) -> Tensor:
 def _settings(tokens: int, more: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"max_new_tokens": tokens, "do_sample": False, "suppress_tokens": list(FORBIDDEN)}
     return {**settings, "return_dict_in_generate": True, "output_logits": True, **more}
+
+
+def _quiet(guard: Any, inputs: Any, settings: Mapping[str, Any]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)
+        return guard.generate(**inputs, **settings)
 
 
 def _run(model: Any, inputs: Any, tokens: int, **more: Any) -> Any:

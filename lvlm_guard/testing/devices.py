@@ -128,6 +128,22 @@ def two(model: nn.Module, whose: str) -> Iterator[None]:
             raise AssertionError(f"{whose}: {problem} Bring what is kept to the device of what it meets.") from problem
 
 
+@contextmanager
+def no_default(whose: str) -> Iterator[None]:
+    """A default device that holds no numbers, and a failure where something was made there.
+
+    Args:
+        whose: What the failure is put down to.
+    """
+    with torch.device("meta"):
+        try:
+            yield
+        except (RuntimeError, NotImplementedError) as problem:
+            if "meta" not in str(problem):
+                raise
+            raise AssertionError(f"{whose}: {problem} Say on which device a tensor is made.") from problem
+
+
 def spread(model: nn.Module) -> None:
     """Put the later half of the decoder's layers, the final norm and an untied head on the second device, by accelerate."""
     from accelerate import dispatch_model  # noqa: PLC0415 - an optional package

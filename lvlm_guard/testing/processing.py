@@ -65,8 +65,8 @@ class TinyProcessor:
         """Inputs of a batch, padded on the left."""
         rows = [self._ids(one) for one in text]
         length = max(map(len, rows))
-        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+        ids = torch.tensor([[0] * (length - len(row)) + row for row in rows], device="cpu")
+        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device="cpu")
         if not images:
             return BatchFeature({"input_ids": ids, "attention_mask": mask})
         return BatchFeature(completed(self.architecture, ids, mask, self.pixels(images)))

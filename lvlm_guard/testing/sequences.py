@@ -184,6 +184,18 @@ class SequenceContract:
             got = self._new(name, apart, ALL).cpu()
         assert _same(wanted, got), f"{self._name}: {name} on two devices says something else"
 
+    def test_the_default_device_does_not_matter(self) -> None:
+        """Under `torch.set_default_device`, everything still says where it lies."""
+        name = self.architectures[0]
+        model, _ = tiny(name)
+        guard = self.guard(name, model, self.strategy)
+        inputs = _shown(guard, ALL)  # processors make their tensors on the default device
+        with devices.no_default(self._name), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)
+            got = _tokens(guard.generate, inputs, self.tokens, {})
+        wanted = self._new(name, model, ALL)
+        assert _same(wanted, got), f"{self._name}: another default device changes tokens"
+
     @property
     def _name(self) -> str:
         return strategy_name(self.strategy)

@@ -44,7 +44,8 @@ class Transform:
             yield InputEdit(picture=change, seed=self.seed)
 
     def _noised(self, pixels: Tensor, generator: Generator) -> Tensor:
-        return pixels + self.strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
+        noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32).to(pixels.device)
+        return pixels + self.strength * noise
 
     def _blurred(self, picture: Any, generator: Generator) -> Any:
         return picture.filter(ImageFilter.GaussianBlur(self.strength * max(picture.size) / 8))

@@ -52,7 +52,7 @@ class VCD:
 
     def _noised(self, pixels: Tensor, generator: Generator) -> Tensor:
         kept = signal_share(self.noise_step)
-        noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
+        noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32).to(pixels.device)
         return pixels.float().mul(kept**0.5).add(noise, alpha=(1 - kept) ** 0.5)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+"""Where beams are kept, whatever torch's default device is."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -54,8 +57,8 @@ class Beams:
         self._rules = rules
         self._power = 1.0 if settings.length_penalty is None else float(settings.length_penalty)
         self._early = settings.early_stopping is True
-        nothing = torch.zeros(rules.beams, 0, dtype=torch.long)
-        self._state = State(nothing, nothing, torch.tensor([0.0] + [-torch.inf] * (rules.beams - 1)))
+        nothing = torch.zeros(rules.beams, 0, dtype=torch.long, device=CPU)
+        self._state = State(nothing, nothing, torch.tensor([0.0] + [-torch.inf] * (rules.beams - 1), device=CPU))
         self._past: list[State] = []
         self._banned: dict[int, set[tuple[int, int]]] = {}
         self._returns: Counter[int] = Counter()
@@ -89,7 +92,7 @@ class Beams:
 
     def choose(self, step: int, penalty: Tensor, winner: Tensor, ended: Tensor) -> Tensor:
         """The row each row goes on in; all arguments `[rows]`, of the tokens just tried."""
-        width, rows = self._rules.candidates, torch.arange(len(penalty))
+        width, rows = self._rules.candidates, torch.arange(len(penalty), device=CPU)
         if self.done or step < self._state.length:
             return rows
         scores = self._scores(step, penalty)
@@ -103,7 +106,8 @@ class Beams:
         )
         self._past = [*self._past[:step], self._state]
         self._advance(going, scores, winner)
-        kept = torch.tensor(going + going[:1] * (self._rules.beams - len(going)) or [0] * self._rules.beams)
+        going = going + going[:1] * (self._rules.beams - len(going)) or [0] * self._rules.beams
+        kept = torch.tensor(going, device=CPU)
         return kept.repeat_interleave(width)
 
     def retrospect(self, length: int) -> Return | None:
@@ -140,7 +144,7 @@ class Beams:
         if not going:
             self.done = True
             return
-        rows = torch.tensor(going + going[:1] * (self._rules.beams - len(going)))
+        rows = torch.tensor(going + going[:1] * (self._rules.beams - len(going)), device=CPU)
         parents = rows // self._rules.candidates
         kept = scores[rows]
         kept[len(going) :] = -torch.inf

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Decoder, Generation, Probe, Search, View, hookimpl
-from lvlm_guard_search.beams import Beams, Rules
+from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
 FLOOR = 1e-7
@@ -129,7 +129,7 @@ def go_back(decoder: Decoder, requests: Iterable[Beams]) -> None:
     """Take back what some requests want undone; the others will replay their own tokens."""
     returns = [request.retrospect(decoder.generated.shape[1]) for request in requests]
     if any(one is not None for one in returns):
-        identity = torch.arange(decoder.rows_per_request)
+        identity = torch.arange(decoder.rows_per_request, device=CPU)
         decoder.select(within(decoder, [identity if one is None else one.index for one in returns]))
         shared = min(one.shared for one in returns if one is not None)
         decoder.rewind(shared)

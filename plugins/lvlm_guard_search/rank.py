@@ -65,7 +65,7 @@ class Rank:
             if going:
                 decoder.rewind(min(going))
         return torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(answer.tokens) for answer in answers],
+            [torch.tensor(answer.tokens, device=decoder.generated.device) for answer in answers],
             batch_first=True,
             padding_value=decoder.settings.pad_token_id or 0,
         )
@@ -85,7 +85,7 @@ class Rank:
                     sample.tokens.append(tokens[row])
                     sample.logarithm += logarithms[row]
             fed = [sample.tokens[step] if step < len(sample.tokens) else 0 for sample in samples]
-            decoder.append(torch.tensor(fed))
+            decoder.append(torch.tensor(fed, device=decoder.generated.device))
             ends = decoder.finished().tolist()
             for sample, end in zip(samples, ends, strict=True):
                 sample.close(decoder.gen.tokenizer, step, end=end)

@@ -38,7 +38,7 @@ class Draw:
     @property
     def rest(self) -> float:
         """Share of the mass that top-p may remove, as fp32 holds it."""
-        return float(torch.tensor(1.0 - self.top_p, dtype=torch.float32))
+        return float(torch.tensor(1.0 - self.top_p, dtype=torch.float32, device="cpu"))
 
     def names(self, rows: int, device: torch.device) -> Tensor:
         """Row ids `[rows]`, int64."""

@@ -33,7 +33,7 @@ def select(
     if found is None:
         combined = combining.combine(main, sources, weights, main_weight=main_weight, beta=beta, bias=bias, keep=keep)
         scores = reference.plausible(combined, main, beta, keep)[:, 0]
-        found = scores, torch.arange(scores.shape[-1]).expand_as(scores)
+        found = scores, torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
     scores, tokens = found
     broken = reference.no_token(scores)
     if draw.greedy:
@@ -83,7 +83,7 @@ def _at(weight: float | Tensor, rows: Tensor) -> float | Tensor:
 def _packed(values: Tensor, tokens: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Entries of `count` rows, in ascending order of rows, side by side; `-inf` fills up."""
     lengths = torch.bincount(rows, minlength=count)
-    slots = torch.arange(len(rows)) - (lengths.cumsum(0) - lengths)[rows]
+    slots = torch.arange(len(rows), device=rows.device) - (lengths.cumsum(0) - lengths)[rows]
     shape = count, max(int(lengths.max()), 1)
     packed, ids = values.new_full(shape, -math.inf), tokens.new_zeros(shape)
     packed[rows, slots], ids[rows, slots] = values, tokens
