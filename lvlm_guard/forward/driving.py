@@ -97,6 +97,7 @@ class Driver:
         rows = torch.arange(len(index), device=index.device) // self.rows_per_request
         if not torch.equal(index // self.rows_per_request, rows):
             raise InputError("select may move candidates within one request only.")
+        index = index.to(self._generated.device)
         if self._fed >= 0:
             self._run.reorder(index)
         self._generated = self._generated[index]

@@ -39,7 +39,12 @@ class Lens:
 
     def captured(self, depth: int) -> list[int]:
         """Outputs to capture: the wanted ones, and the last until the lens was checked on it."""
-        return sorted(self.layers if self._module in _checked else self.layers | {depth})
+        return sorted(self.layers if self.is_checked else self.layers | {depth})
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the last layer of this model was found to be what it says itself."""
+        return self._module in _checked
 
     def logits(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """Logits `[layers, rows, positions, vocab]` of hidden states `[rows, positions, hidden]`, one head product."""

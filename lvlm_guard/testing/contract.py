@@ -45,14 +45,16 @@ class Words:
 class StrategyContract:
     """What holds for every strategy, checked on tiny models in fp32.
 
-    Set `strategy`; set `architectures`, `neutral`, or override `guard` where needed. Each check fails with a message
-    that says which promise broke, and each first asserts that the strategy visibly changes the logits.
+    Set `strategy`; set `architectures`, `neutral`, `waits` (how often each token may wait for the device), or override
+    `guard` where needed. Each check fails with a message that says which promise broke, and each first asserts that the
+    strategy visibly changes the logits.
     """
 
     strategy: ClassVar[Any]
     neutral: ClassVar[Mapping[str, Any] | None] = None
     architectures: ClassVar[tuple[str, ...]] = ("llava", "qwen2_vl", "gemma3")
     tokens: ClassVar[int] = 4
+    waits: ClassVar[int] = 0
 
     def guard(self, model: nn.Module, *strategies: Any, **options: Any) -> Any:
         """Build the guard under test."""
@@ -169,6 +171,20 @@ class StrategyContract:
             got = self._logits(apart, {key: value.to(devices.FIRST) for key, value in inputs.items()}).cpu()
         difference = _distance(wanted, got)
         assert difference <= TOLERANCE, f"{self._name}: {name} on two devices differs by {difference}"
+
+    def test_no_token_waits_for_the_device(self) -> None:
+        """A decode step reads nothing back from the device that plain generate does not; see `waits`."""
+        name = self.architectures[0]
+        model, _ = tiny(name)
+        padded = ragged(name, model)[1]  # transformers looks at every padding mask it gets
+        with devices.two(model, self._name) as waited:
+            moved = {key: value.to(devices.FIRST) for key, value in padded.items()}
+            plain = devices.waits_per_token(waited, lambda tokens: _run(model, moved, tokens, min_new_tokens=tokens))
+            guarded = devices.waits_per_token(
+                waited, lambda tokens: self._guarded(model, moved, tokens=tokens, min_new_tokens=tokens)
+            )
+        more = len(guarded) - len(plain)
+        assert more <= self.waits, f"{self._name}: waits for the device {more} times more a token, at {set(guarded)}"
 
     def test_the_default_device_does_not_matter(self) -> None:
         """Under `torch.set_default_device`, everything still says where it lies."""

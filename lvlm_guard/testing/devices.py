@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import unittest
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,7 @@ from lvlm_guard import anatomy
 
 KIND = "lazy"
 """A kind of device whose guards every build of torch has, and whose memory none touches."""
+SHORT = 3
 NO_AUTOCAST = "unknown device type for autocast", "unsupported scalarType"
 FIRST, SECOND = torch.device(KIND, 0), torch.device(KIND, 1)
 
@@ -33,6 +35,7 @@ class DevicesApart(RuntimeError):
 
 _aten = torch.ops.aten
 _MOVES = (_aten._to_copy.default, _aten.copy_.default)  # noqa: SLF001 - the name torch gives the operator
+_READ = (_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.equal.default, _aten.masked_select.default)  # noqa: SLF001 - as above
 _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
 
 
@@ -70,9 +73,15 @@ class Elsewhere(Tensor):
 
 
 class _Pretending(TorchDispatchMode):
-    """Sends what is created on a device of this kind through the same door."""
+    """Sends what is created on a device of this kind through the same door, and writes down what would wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[str] = []
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _waits(func, args, kwargs or {}):
+            self.waited.append(str(func))
         return _run(func, args, kwargs or {})
 
 
@@ -88,8 +97,8 @@ class _Making(TorchFunctionMode):
 
 
 @contextmanager
-def pretended() -> Iterator[None]:
-    """Let tensors be made on and moved to `FIRST` and `SECOND`.
+def pretended() -> Iterator[list[str]]:
+    """Let tensors be made on and moved to `FIRST` and `SECOND`; yields the operators that waited for a device so far.
 
     Raises:
         SkipTest: Something asked for autocast there, as older transformers do in every forward; torch has none for this kind.
@@ -97,8 +106,8 @@ def pretended() -> Iterator[None]:
     lifted = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 - so that what is made of Python values is moved, not made, there
     torch._C._set_only_lift_cpu_tensors(True)  # noqa: SLF001, FBT003 - as above
     try:
-        with _Pretending(), _Making():
-            yield
+        with _Pretending() as mode, _Making():
+            yield mode.waited
     except RuntimeError as problem:
         if any(words in str(problem) for words in NO_AUTOCAST):
             raise unittest.SkipTest(f"Pretended devices have no autocast, which was asked for: {problem}") from problem
@@ -108,8 +117,10 @@ def pretended() -> Iterator[None]:
 
 
 @contextmanager
-def two(model: nn.Module, whose: str) -> Iterator[None]:
+def two(model: nn.Module, whose: str) -> Iterator[list[str]]:
     """A model spread over two devices, and a failure where something was not brought to where a layer is.
+
+    Yields what waited for a device, as `pretended` does.
 
     Args:
         model: It stays spread, so take one that nobody else uses.
@@ -120,12 +131,28 @@ def two(model: nn.Module, whose: str) -> Iterator[None]:
     """
     if importlib.util.find_spec("accelerate") is None:
         raise unittest.SkipTest("accelerate, which spreads models over devices, is not installed.")
-    with pretended():
+    with pretended() as waited:
         spread(model)
         try:
-            yield
+            yield waited
         except DevicesApart as problem:
             raise AssertionError(f"{whose}: {problem} Bring what is kept to the device of what it meets.") from problem
+
+
+def waits_per_token(waited: Sequence[str], generate: Callable[[int], Any]) -> list[str]:
+    """What each further token waits for: operators in a generation of two tokens more, counted down to one.
+
+    Args:
+        waited: What `two` yields.
+        generate: Generates so many tokens, no fewer.
+    """
+    counts = []
+    for tokens in (SHORT, SHORT + 2):
+        before = len(waited)
+        generate(tokens)
+        counts.append(Counter(waited[before:]))
+    more = counts[1] - counts[0]
+    return [name for name, count in more.items() for _ in range(count // 2)]
 
 
 @contextmanager
@@ -179,6 +206,17 @@ def _run(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
     result = func(*tree_map(_behind, args), **tree_map(_behind, options))
     known = {id(one.held): one for one in wrapped}  # what works in place gives back what it was given
     return tree_map(lambda one: _wrapped(one, here, known), result)
+
+
+def _waits(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the host has to know a number that is on a device: to read it, or to shape a result."""
+    leaves = tree_leaves((args, kwargs))
+    if not any(isinstance(one, Elsewhere) for one in leaves):
+        return False
+    if func in _INDEXED:
+        return any(one.dtype == torch.bool for one in tree_leaves(args[1]) if isinstance(one, Tensor))
+    home = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
+    return func in _READ or (func is _MOVES[0] and home)
 
 
 def _behind(value: Any) -> Any:

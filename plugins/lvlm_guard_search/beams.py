@@ -65,8 +65,8 @@ class Beams:
         self._answers: list[tuple[float, Tensor]] = []
         self.done = False
 
-    def propose(self, step: int, logits: Tensor) -> Tensor:
-        """The token each row tries next `[rows]`: new candidates, or what was decided before others went back.
+    def propose(self, step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The token each row tries next and its logit, `[rows]` each; decided ones, without it, while others go back.
 
         Args:
             step: Tokens that the rows have.
@@ -74,9 +74,9 @@ class Beams:
         """
         rules = self._rules
         if self.done:
-            return logits.new_zeros(len(logits), dtype=torch.long)
+            return logits.new_zeros(len(logits), dtype=torch.long), logits[:, 0]
         if step < self._state.length:
-            return self._state.tokens[:, step].repeat_interleave(rules.candidates).to(logits.device)
+            return self._state.tokens[:, step].repeat_interleave(rules.candidates).to(logits.device), logits[:, 0]
         logits = logits[:: rules.candidates].clone()
         for beam, token in self._banned.get(step, ()):
             logits[beam, token] = -torch.inf
@@ -87,15 +87,17 @@ class Beams:
             tokens = torch.cat([tokens, tokens[:1].expand(spare)])
         else:
             values, tokens = (one.flatten() for one in logits.topk(rules.candidates))
-        self._values, self._tokens = values.cpu(), tokens.cpu()
-        return tokens
+        return tokens, values
 
-    def choose(self, step: int, penalty: Tensor, winner: Tensor, ended: Tensor) -> Tensor:
-        """The row each row goes on in; all arguments `[rows]`, of the tokens just tried."""
+    def choose(
+        self, step: int, tokens: Tensor, values: Tensor, penalty: Tensor, winner: Tensor, ended: Tensor
+    ) -> Tensor:
+        """The row each row goes on in; all arguments `[rows]`, of the tokens just tried, on the CPU."""
         width, rows = self._rules.candidates, torch.arange(len(penalty), device=CPU)
         if self.done or step < self._state.length:
             return rows
-        scores = self._scores(step, penalty)
+        self._tokens = tokens.long()
+        scores = self._scores(step, values - penalty)
         order = [row for row in scores.argsort(descending=True, stable=True).tolist() if scores[row] > -torch.inf]
         for row in order[: self._rules.beams]:
             if ended[row]:
@@ -128,9 +130,8 @@ class Beams:
         """Tokens of the best finished beam, or of the best one where none could finish."""
         return max(self._answers, key=lambda one: one[0])[1] if self._answers else self._state.tokens[0]
 
-    def _scores(self, step: int, penalty: Tensor) -> Tensor:
+    def _scores(self, step: int, penalised: Tensor) -> Tensor:
         """Summed log-probability of every candidate, which compete within their beam; `[rows]`."""
-        penalised = self._values.float() - penalty.float()
         if step == 0:
             return penalised.log_softmax(0).nan_to_num(nan=-torch.inf)
         within = penalised.view(self._rules.beams, -1).log_softmax(-1)

@@ -65,11 +65,13 @@ class OPERA:
         while not all(request.done for request in requests):
             logits = seen(decoder).float().view(decoder.requests, decoder.rows_per_request, -1)
             step = decoder.generated.shape[1]
-            chosen = [request.propose(step, own) for request, own in zip(requests, logits, strict=True)]
-            decoder.append(torch.cat(chosen))
+            proposed = [request.propose(step, own) for request, own in zip(requests, logits, strict=True)]
+            tokens, values = (torch.cat(one) for one in zip(*proposed, strict=True))
+            decoder.append(tokens)
             seen(decoder)
             penalty, winner = self._penalty(decoder)
-            facts = torch.stack([self.weight * penalty, winner.float(), decoder.finished().float()], dim=-1)
+            told = (tokens, values, self.weight * penalty, winner, decoder.finished())
+            facts = torch.stack([one.float() for one in told], dim=-1)  # token ids are exact in fp32
             own = facts.view(decoder.requests, decoder.rows_per_request, -1).cpu()
             index = [request.choose(step, *one.unbind(-1)) for request, one in zip(requests, own, strict=True)]
             decoder.select(within(decoder, index))
@@ -122,7 +124,7 @@ def within(decoder: Decoder, index: Iterable[Tensor]) -> Tensor:
     """Row indices within requests as indices of all rows."""
     width = decoder.rows_per_request
     moved = [one + number * width for number, one in enumerate(index)]
-    return torch.cat(moved).to(decoder.generated.device)
+    return torch.cat(moved)
 
 
 def go_back(decoder: Decoder, requests: Iterable[Beams]) -> None:

@@ -1,4 +1,4 @@
-"""The kit itself is tested: an honest strategy is green, and each of ten saboteurs turns it red."""
+"""The kit itself is tested: an honest strategy is green, and each of eleven saboteurs turns it red."""
 
 import inspect
 
@@ -61,6 +61,7 @@ def test_an_honest_strategy_is_green():
         (saboteurs.UnseededDraw(), "test_the_same_seed_gives_the_same_logits"),
         (saboteurs.NoOp(), "test_it_visibly_changes_the_logits"),
         (saboteurs.LeftBehind(), "test_a_model_on_two_devices_says_the_same"),
+        (saboteurs.Waiting(), "test_no_token_waits_for_the_device"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )

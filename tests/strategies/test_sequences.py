@@ -107,7 +107,7 @@ class Draws:
                 logits = logits + logits.nan_to_num(neginf=0.0).mean(0)
             if self.fault == "allows all":
                 logits = decoder._next()
-            noise = torch.rand(logits.shape[-1], generator=chance)
+            noise = torch.rand(logits.shape[-1], generator=chance, device="cpu").to(logits.device)
             decoder.append((logits + 4 * noise).argmax(-1))
         if self.fault == "spills":
             next(decoder._module.parameters()).add_(1e-3)

@@ -1,4 +1,4 @@
-"""Ten ways to be wrong, each of which must turn the contract red."""
+"""Eleven ways to be wrong, each of which must turn the contract red."""
 
 from __future__ import annotations
 
@@ -95,6 +95,14 @@ class LeftBehind(Honest):
         if self.alpha:
             shift = gen.input_ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
             yield HiddenEdit("mlp", lambda hidden, view: hidden + self.alpha * shift)
+
+
+@dataclass(frozen=True)
+class Waiting(Honest):
+    """Reads a number back from the device in every forward."""
+
+    def weight(self, gen: Generation) -> float:
+        return self.alpha * (1 + 1e-6 * float(gen.logits()[0, -1].max()))
 
 
 class _Late(LogitsProcessor):
