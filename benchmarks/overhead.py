@@ -24,7 +24,7 @@ from lvlm_guard.anatomy import decoder_layers
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B}
 BATCHES = (1, 4)
 GUIDANCE = 1.5
-HIDDEN = "hidden edits (vsv)"
+HIDDEN = "hidden edits"
 GOALS = {
     "noise branch, batched": 1.25,
     "image-free branch, batched": 1.25,
@@ -32,7 +32,9 @@ GOALS = {
     "readouts (dola)": 1.05,
     "readouts (deco)": 1.05,
     "attention edits (vaf)": 1.15,
-    HIDDEN: 1.02,
+    "hidden edits (vsv)": 1.02,
+    "hidden edits (vti)": 1.02,
+    "hidden edits (nullu)": 1.02,
 }
 """Goals of a decode step at batch 1; the empty stack has its goal at every batch size."""
 
@@ -117,14 +119,14 @@ def measure(
             race.run(number, budget)
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
     for row in rows:
-        if row["variant"] == HIDDEN and budget.left and not races[row["batch"]].failed:
-            row.update(_edit_time(model, races[row["batch"]], new_tokens))
+        if row["variant"].startswith(HIDDEN) and budget.left and not races[row["batch"]].failed:
+            row.update(_edit_time(model, races[row["batch"]], row["variant"], new_tokens))
     return rows, _about(shape, model, new_tokens, repeat)
 
 
-def _edit_time(model: Any, race: Race, new_tokens: int) -> Row:
+def _edit_time(model: Any, race: Race, edits: str, new_tokens: int) -> Row:
     named = {one.name: one for one in race.variants}
-    found = edit_time(model, named[PLAIN], named[HIDDEN], new_tokens)
+    found = edit_time(model, named[PLAIN], named[edits], new_tokens)
     return {"edit_ms": found.guarded, "multiplication_ms": found.multiplied}
 
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from lvlm_guard_contrastive import M3ID, VCD
 from lvlm_guard_layers import DeCo, DoLa
 from lvlm_guard_reweighting import VAF
-from lvlm_guard_steering import VSV, MemVR
+from lvlm_guard_steering import VSV, VTI, MemVR, Nullu
 from measuring import Budget, Clock, Row, spread
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from lvlm_guard import Guard
+from lvlm_guard import Artefact, Guard
+from lvlm_guard.artefacts import config_hash
 
 PLAIN = "plain"
 WARM_UP_TOKENS = 3
+RANK = 8
+"""Directions in a made-up artefact; nullu takes the first four."""
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "skipped: time"
 
@@ -108,9 +114,30 @@ def inside(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
         "online readouts (memvr)": MemVR(),
         "attention edits (vaf)": VAF(),
         "hidden edits (vsv)": VSV(),
+        "hidden edits (vti)": VTI(_artefact(model, "vti"), alpha_image=0.0),
+        "hidden edits (nullu)": Nullu(_artefact(model, "nullu")),
     }
     guards = {name: Guard(model, stack=[strategy]) for name, strategy in strategies.items()}
     return [Variant(name, guard.generate, inputs, guard=guard) for name, guard in guards.items()]
+
+
+def _artefact(model: Any, kind: str) -> Path:
+    """Directions made up for a model of random weights; what is in them does not change what they cost."""
+    text = model.config.get_text_config()
+    draw = torch.Generator().manual_seed(0)
+    directions = torch.randn(text.num_hidden_layers, RANK, text.hidden_size, generator=draw)
+    tensors = {
+        "vti": {"decoder": directions[:, 0], "vision": torch.zeros(1, 1, 1)},
+        "nullu": {"directions": torch.linalg.qr(directions.mT).Q.mT},
+    }
+    path = Path(_folder().name) / f"{kind}-{config_hash(model.config)}"
+    Artefact(kind, tensors[kind], {"config": config_hash(model.config)}).save(path)
+    return path
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
 
 
 def timed(variant: Variant, new_tokens: int, device: torch.device) -> Timing:

@@ -18,8 +18,9 @@ EVERY_ROW = {"gpu_name", "torch", "transformers", "triton", "status"}
 WAYS = {
     "plain", "empty stack", "noise branch, batched", "noise branch, sequential", "image-free branch, batched",
 }  # fmt: skip
+HIDDEN = {"hidden edits (vsv)", "hidden edits (vti)", "hidden edits (nullu)"}
 INSIDE = {
-    "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", "hidden edits (vsv)",
+    "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", *HIDDEN,
 }  # fmt: skip
 MECHANISMS = WAYS | INSIDE | {"search (opera)"}
 OTHERS = {
@@ -103,13 +104,17 @@ def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
 
 def test_overhead_times_hidden_edits_where_they_run(overhead):
     page, printed = overhead
-    timed = {row["batch"]: (row["edit_ms"], row["multiplication_ms"]) for row in page["rows"] if "edit_ms" in row}
+    timed = {
+        (row["variant"], row["batch"]): (row["edit_ms"], row["multiplication_ms"])
+        for row in page["rows"]
+        if "edit_ms" in row
+    }
     plain = {row["batch"]: row["decode_ms_p50"] for row in page["rows"] if row["variant"] == "plain"}
-    assert set(timed) == {1, 4}
-    for batch, found in timed.items():
+    assert set(timed) == {(variant, batch) for variant in HIDDEN for batch in (1, 4)}
+    for (variant, batch), found in timed.items():
         edit, least = (f"{one:.2f} ms of a step, {one / plain[batch]:.2%} of plain's" for one in found)
         assert (
-            f"batch {batch}, timed inside the layers: {edit}; one multiplication in a hook without guard: {least}"
+            f"{variant}, batch {batch}, timed inside the layers: {edit}; one multiplication in a hook without guard: {least}"
             in printed
         )
 
@@ -123,7 +128,7 @@ def test_overhead_prints_its_goals_beside_the_result(overhead):
         (1, "readouts (dola)"): 1.05,
         (1, "readouts (deco)"): 1.05,
         (1, "attention edits (vaf)"): 1.15,
-        (1, "hidden edits (vsv)"): 1.02,
+        **{(1, edits): 1.02 for edits in HIDDEN},
         (1, "empty stack"): 1.005,
         (4, "empty stack"): 1.005,
     }
