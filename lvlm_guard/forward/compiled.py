@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ _lock = threading.Lock()
 @dataclass
 class _Switch:
     users: int = 0
-    stance: Any = field(default=None)
+    stance: Any = None
 
 
 _switch = _Switch()

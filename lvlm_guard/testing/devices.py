@@ -64,7 +64,7 @@ class Elsewhere(Tensor):
 
     def tolist(self) -> Any:
         """Plain numbers."""
-        return self.held.tolist()
+        return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]

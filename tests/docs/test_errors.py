@@ -58,7 +58,7 @@ def fast_kernels(names):
         guarded(names)
 
 
-def compiled_layers(names):
+def compiled_module(names):
     model = copy.deepcopy(names["model"])
     model.compile(backend="eager")
     guarded({**names, "model": model}, stack="vsv")
@@ -78,7 +78,7 @@ CAUSES = {
     "NonFiniteLogits": lambda names: guarded(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
     "GuardWarning": lambda names: discover([EntryPoint("absent", "no_such_package_anywhere", "lvlm_guard")]),
     "NoEffectWarning": lambda names: guarded(names, stack={"name": "vcd", "params": {"alpha": 0.0}}),
-    "UncompiledWarning": compiled_layers,
+    "UncompiledWarning": compiled_module,
 }
 
 
