@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lvlm_guard import conversation, requests
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded
+from lvlm_guard.forward.compiled import unwrapped
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.forward.wrapper import inside_scope
 from lvlm_guard.plugins import StrategyCalls, is_marked
@@ -53,6 +54,7 @@ class Guard:
     def __init__(
         self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
     ) -> None:
+        model = unwrapped(model)
         if not callable(getattr(model, "generate", None)) or not _can_generate(model):
             raise ModelRefused(f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.")
         if executor not in EXECUTORS:

@@ -24,6 +24,11 @@ class _Switch:
 _switch = _Switch()
 
 
+def unwrapped(model: Any) -> Any:
+    """The model inside what `torch.compile(model)` returns: its generate is called there too, and calls it uncompiled."""
+    return getattr(model, "_orig_mod", model)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether a model or a part of it was given to `torch.compile`."""
     return "torch._dynamo" in sys.modules and any(_is_compiled(part) for part in model.modules())

@@ -113,6 +113,17 @@ def test_work_inside_the_layers_is_right_on_a_model_that_ran_compiled(answers, b
     assert backend.graphs > before, "the model stayed uncompiled"
 
 
+@pytest.mark.parametrize(("stack", "wanted"), [([Against("noised")], "branch"), (INSIDE, "inside")])
+def test_what_torch_compile_returns_can_be_guarded(answers, backend, stack, wanted):
+    model, inputs = tiny("llava")
+    compiled = torch.compile(model, backend=backend)
+    guard = Guard(compiled, None, stack)
+    assert apart(guard.generate(**inputs, **SETTINGS), answers[wanted]) < TOLERANCE
+    with guard.attached():
+        assert apart(compiled.generate(**inputs, **SETTINGS), answers[wanted]) < TOLERANCE
+    assert apart(compiled.generate(**inputs, **SETTINGS), answers["plain"]) < TOLERANCE
+
+
 def test_states_that_a_fit_collects_are_those_of_the_model_as_written(backend):
     model, inputs = tiny("llava")
     batch = {name: value[:1] for name, value in inputs.items()}
