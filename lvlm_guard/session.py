@@ -321,16 +321,17 @@ def _refuse_search_modes(request: Request) -> None:
 
 
 def _warn_if_uncompiled(main: Prepared, *, hooked: bool) -> None:
+    message = ""
     if hooked and is_compiled(main.module):
         message = (
             "The stack works inside the layers, where a compiled graph would miss it, so this call ran uncompiled."
         )
-        warnings.warn(message, UncompiledWarning, stacklevel=CALLER)
     elif getattr(main.module, "_compiled_call_impl", None) is not None:
         message = (
             "A guard stands between a compiled module and its forward, so this call ran uncompiled. Compile the forward: "
             "model.forward = torch.compile(model.forward)."
         )
+    if message:
         warnings.warn(message, UncompiledWarning, stacklevel=CALLER)
 
 

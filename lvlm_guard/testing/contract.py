@@ -168,7 +168,7 @@ class StrategyContract:
         (model, inputs), (apart, _) = tiny(name), tiny(name)
         wanted = self._logits(model, inputs)
         with devices.two(apart, self._name):
-            got = self._logits(apart, {key: value.to(devices.FIRST) for key, value in inputs.items()}).cpu()
+            got = self._logits(apart, devices.moved(inputs)).cpu()
         difference = _distance(wanted, got)
         assert difference <= TOLERANCE, f"{self._name}: {name} on two devices differs by {difference}"
 
@@ -178,7 +178,7 @@ class StrategyContract:
         model, _ = tiny(name)
         padded = ragged(name, model)[1]  # transformers looks at every padding mask it gets
         with devices.two(model, self._name) as waited:
-            moved = {key: value.to(devices.FIRST) for key, value in padded.items()}
+            moved = devices.moved(padded)
             plain = devices.waits_per_token(waited, lambda tokens: _run(model, moved, tokens, min_new_tokens=tokens))
             guarded = devices.waits_per_token(
                 waited, lambda tokens: self._guarded(model, moved, tokens=tokens, min_new_tokens=tokens)

@@ -190,8 +190,7 @@ class SequenceContract:
         model, _ = tiny(name)
         guard = self.guard(name, model, self.strategy)
         inputs = _shown(guard, ALL)  # processors make their tensors on the default device
-        with devices.no_default(self._name), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)
+        with devices.no_default(self._name):
             got = _tokens(guard.generate, inputs, self.tokens, {})
         wanted = self._new(name, model, ALL)
         assert _same(wanted, got), f"{self._name}: another default device changes tokens"
@@ -231,9 +230,7 @@ class SequenceContract:
     ) -> tuple[Tensor, Report]:
         """The same with the report."""
         guard = self.guard(name, model, *(stack or (self.strategy,)), executor=executor)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)
-            return _tokens(guard.generate, _shown(guard, rows), self.tokens, settings), guard.report
+        return _tokens(guard.generate, _shown(guard, rows), self.tokens, settings), guard.report
 
 
 class _Heard(BaseStreamer):
@@ -262,7 +259,9 @@ def _shown(guard: Any, rows: Sequence[int]) -> Any:
 
 def _tokens(generate: Any, inputs: Any, tokens: int, settings: Mapping[str, Any]) -> Tensor:
     base = {"max_new_tokens": tokens, "do_sample": False, "suppress_tokens": list(FORBIDDEN), **settings}
-    return sequences(generate(**inputs, **base))[:, inputs["input_ids"].shape[1] :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)
+        return sequences(generate(**inputs, **base))[:, inputs["input_ids"].shape[1] :]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

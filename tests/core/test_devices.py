@@ -9,7 +9,7 @@ from toy_processor import toy_processor
 from lvlm_guard import Guard
 from lvlm_guard.fitting import KINDS, Demonstration, fit
 from lvlm_guard.testing import tiny
-from lvlm_guard.testing.devices import FIRST, SECOND, DevicesApart, pretended, spread
+from lvlm_guard.testing.devices import FIRST, SECOND, DevicesApart, moved, pretended, spread
 
 SETTINGS = {
     "max_new_tokens": 4, "do_sample": False, "suppress_tokens": SUPPRESSED,
@@ -23,10 +23,6 @@ STACKS = {
     "online readouts": [{"name": "memvr", "params": {"threshold": 0.0, "layers": (0.0, 1.0)}}],
 }
 TOLERANCE = 1e-3  # demoted tokens lie at 1e4, where fp32 has no finer steps
-
-
-def moved(inputs):
-    return {name: value.to(FIRST) for name, value in inputs.items()}
 
 
 def apart(one, other):
