@@ -39,12 +39,16 @@ class Effects:
         """Take notes of one forward: main's logits, each strategy's terms, and what came of all of them."""
         if gen.step == 0:
             self._compare_images(gen)
+        if self._strategies:
+            self._note_choices(gen, terms, combined)
+        if combined is not None:
+            self._note_finite(gen, combined)
+
+    def _note_choices(self, gen: Generation, terms: Mapping[str, list[Any]], combined: Tensor | None) -> None:
         best = gen.logits().argmax(-1)
         for name in self._strategies:
             alone = combined if len(terms) == 1 else fusion.combine(gen, terms.get(name, ()))
             gen.rows.append(_history(name), self._changed(gen, name, alone if name in terms else None, best))
-        if combined is not None:
-            self._note_finite(gen, combined)
 
     def _changed(self, gen: Generation, name: str, alone: Tensor | None, best: Tensor) -> Tensor:
         """True where the strategy alone prefers another token than main `[rows, positions]`."""

@@ -254,7 +254,7 @@ class Session:
                     name,
                     self._plan.owners.get(name, ()),
                     unfinished,
-                    edited=inside.touched(self._plan.edits.get(name, ())),
+                    edited=inside.changed(self._plan.edits.get(name, ())),
                 )
                 for name in self._calls.names
             ),

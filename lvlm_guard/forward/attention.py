@@ -20,7 +20,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.edits import AttentionEdit, Probe
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward import passes
-from lvlm_guard.forward.passes import LayerView, Pass
+from lvlm_guard.forward.passes import AttentionView, Pass
 
 NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
@@ -182,7 +182,8 @@ def _observe(call: _Call, block: Any, probe: Probe, probabilities: Tensor) -> No
     else:
         keys = now.positions(block, probe.keys).to(probabilities.device)
         probabilities = pad(probabilities, (keys.shape[1] - probabilities.shape[-1], 0))
-    view = LayerView(now, block, call.layer, now.edited(block, "decode", "both").to(keys.device), keys)
+    queries = now.edited(block, "decode", "both").to(keys.device)
+    view = AttentionView(now, block, call.layer, keys.device, queries, keys)
     now.gen.observations[probe.key, call.layer] = probe.reduce(probabilities, view)
 
 
@@ -215,10 +216,6 @@ def _masked(scores: Tensor, call: _Call, rows: slice, start: int) -> Tensor:
     return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
 
 
-def _view(call: _Call, block: Any, keys: str, positions: Tensor) -> LayerView:
-    return LayerView(call.now, block, call.layer, positions, call.keys(block, keys))
-
-
 def _staged(
     stage: str, tensor: Tensor, call: _Call, block: Any, queries: list[tuple[AttentionEdit, Tensor]], start: int
 ) -> Tensor:
@@ -226,7 +223,8 @@ def _staged(
     for edit, where in queries:
         if edit.stage != stage:
             continue
-        view = _view(call, block, edit.keys, where[:, start:])
+        keys = call.keys(block, edit.keys)
+        view = AttentionView(call.now, block, call.layer, keys.device, where[:, start:], keys)
         edited = _operated(edit, tensor, view)
         if edited.shape != tensor.shape:
             raise InputError(f"An attention edit returned {tuple(edited.shape)} for {tuple(tensor.shape)}.")
@@ -238,12 +236,12 @@ def _staged(
             chosen[list(edit.heads)] = True
             kept = kept & chosen[None, :, None, None]
         kept_or_not = torch.where(kept, edited, tensor)
-        call.now.owner.note(edit, tensor, kept_or_not)
+        call.now.owner.touched.note(edit, tensor, kept_or_not)
         tensor = kept_or_not
     return tensor
 
 
-def _operated(edit: AttentionEdit, tensor: Tensor, view: LayerView) -> Tensor:
+def _operated(edit: AttentionEdit, tensor: Tensor, view: AttentionView) -> Tensor:
     if callable(edit.operation):
         return edit.operation(tensor, view)
     if edit.operation == "gate_heads":

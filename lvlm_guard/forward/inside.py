@@ -16,8 +16,9 @@ from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward import attention as attending
 from lvlm_guard.forward import passes
 from lvlm_guard.forward.compiled import as_written
-from lvlm_guard.forward.passes import LayerView, Pass
+from lvlm_guard.forward.passes import HiddenView, Pass, Place
 from lvlm_guard.forward.readouts import Lens
+from lvlm_guard.forward.touched import Touched
 
 
 @dataclass(eq=False)
@@ -43,7 +44,7 @@ class Inside:
     readouts: Sequence[Readout] = ()
     lens: Lens | None = field(default=None, init=False)
     online: frozenset[int] = field(default=frozenset(), init=False)
-    _changed: dict[tuple[int, torch.device], Tensor | bool] = field(default_factory=dict, init=False)
+    touched: Touched = field(default_factory=Touched, init=False)
 
     def __post_init__(self) -> None:
         if self.is_empty:
@@ -64,18 +65,10 @@ class Inside:
         """Whether there is nothing to do."""
         return not (self.attention or self.probes or self.hidden or self.readouts)
 
-    def note(self, edit: Any, before: Tensor, after: Tensor) -> None:
-        """Remember whether an edit ever changed anything: on each device; a CPU is asked no more once it did."""
-        place = (id(edit), after.device)
-        known = self._changed.get(place, False)
-        if known is not True:
-            changed = (after != before).any()
-            self._changed[place] = bool(changed) if changed.device.type == "cpu" else known | changed
-
-    def touched(self, edits: Sequence[Any]) -> bool | None:
+    def changed(self, edits: Sequence[Any]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
-        mine = {id(edit) for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))}
-        return any(bool(changed) for (edit, _), changed in self._changed.items() if edit in mine) if mine else None
+        mine = [edit for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))]
+        return self.touched.any_of(mine) if mine else None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -159,25 +152,25 @@ class Inside:
 
     def _after(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            now = self._mine(edit.rows)
-            if now is None:
+            now = passes.current()
+            if now is None or now.owner is not self or (place := now.place(edit)) is None:
                 return None
             given = args[0] if args else kwargs.get("hidden_states")
-            hidden, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-            edited = edit_hidden(hidden, edit, layer, now, given)
-            return edited if rest is None else (edited, *rest)
+            if isinstance(output, tuple):
+                return (edit_hidden(output[0], edit, layer, now, place, given), *output[1:])
+            return edit_hidden(output, edit, layer, now, place, given)
 
         return hook
 
     def _before(self, edit: HiddenEdit) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            now = self._mine(edit.rows)
-            if now is None:
+            now = passes.current()
+            if now is None or now.owner is not self or (place := now.place(edit)) is None:
                 return None
             if args:
-                return (edit_hidden(args[0], edit, 0, now, args[0]), *args[1:]), kwargs
+                return (edit_hidden(args[0], edit, 0, now, place, args[0]), *args[1:]), kwargs
             hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": edit_hidden(hidden, edit, 0, now, hidden)}
+            return args, {**kwargs, "hidden_states": edit_hidden(hidden, edit, 0, now, place, hidden)}
 
         return hook
 
@@ -202,23 +195,23 @@ class Inside:
         return now if now is not None and now.owner is self and key in now.prompts else None
 
 
-def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, given: Any) -> Tensor:
+def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, place: Place, given: Any) -> Tensor:
     """Apply a hidden edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
-    place = now.place(edit.rows, edit.positions, edit.when, hidden.device)
-    if place is None or hidden.shape[-2] != now.new:
-        return hidden
-    rows, where, everywhere = place
+    rows, everywhere = place
     before, own = hidden, given if isinstance(given, Tensor) else None
     if rows is not None:
         before, own = hidden[rows], None if own is None else own[rows]
-    view = LayerView(now, edit.rows, layer, where, where, own)
+    shape = before.shape
+    if shape[-2] != now.new:
+        return hidden
+    view = HiddenView(now, edit.rows, layer, hidden.device, edit, own)
     edited = edit.edit(before, view)
-    if edited.shape != before.shape:
-        raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(before.shape)}.")
+    if edited.shape != shape:
+        raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(shape)}.")
     kept = edited.to(before)
     if not everywhere:
-        kept = torch.where(where[..., None], kept, before)
-    now.owner.note(edit, before, kept)
+        kept = torch.where(view.positions[..., None], kept, before)
+    now.owner.touched.note(edit, before, kept)
     if rows is None:
         return kept
     changed = hidden.clone()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lvlm_guard.edits import HiddenEdit
 from lvlm_guard.errors import InputError
 from lvlm_guard.generation import Generation
 
@@ -36,12 +37,10 @@ class Place(NamedTuple):
 
     Args:
         rows: The rows of its block; None where the forward holds no others.
-        positions: Which positions, bool `[rows, new]`.
-        everywhere: Whether these are all of them, known without looking at the device.
+        everywhere: Whether it applies at every position, known without looking at the device.
     """
 
     rows: slice | None
-    positions: Tensor
     everywhere: bool
 
 
@@ -69,7 +68,7 @@ class Pass:
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict)
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict)
     _edited: dict[tuple[Hashable, str, str], Tensor] = field(default_factory=dict)
-    _places: dict[tuple[Hashable, str, str, torch.device], Place | None] = field(default_factory=dict)
+    _places: dict[int, Place | None] = field(default_factory=dict)
 
     @property
     def prompt_length(self) -> int:
@@ -151,19 +150,17 @@ class Pass:
             self._first[key, positions, when] = int(found[0]) if len(found) else self.new
         return self._first[key, positions, when]
 
-    def place(self, key: Hashable, positions: str, when: str, device: torch.device) -> Place | None:
-        """Where an edit applies, on the device of a layer; None where it applies nowhere."""
-        asked = (key, positions, when, device)
-        if asked not in self._places:
-            self._places[asked] = self._place(*asked)
-        return self._places[asked]
+    def place(self, edit: HiddenEdit) -> Place | None:
+        """Where an edit applies; None where it applies nowhere, or the forward holds none of its rows."""
+        if id(edit) not in self._places:
+            self._places[id(edit)] = self._place(edit)
+        return self._places[id(edit)]
 
-    def _place(self, key: Hashable, positions: str, when: str, device: torch.device) -> Place | None:
-        if self.first(key, positions, when) == self.new:
+    def _place(self, edit: HiddenEdit) -> Place | None:
+        if edit.rows not in self.prompts or self.first(edit.rows, edit.positions, edit.when) == self.new:
             return None
-        everywhere = self.new <= self.generated and positions != "image" and when != "prefill"
-        rows = self.rows(key) if len(self.prompts) > 1 else None
-        return Place(rows, self.edited(key, positions, when).to(device), everywhere)
+        everywhere = self.new <= self.generated and edit.positions != "image" and edit.when != "prefill"
+        return Place(self.rows(edit.rows) if len(self.prompts) > 1 else None, everywhere)
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
@@ -190,15 +187,14 @@ def current() -> Pass | None:
     return _current.get()
 
 
-class LayerView(NamedTuple):
-    """The `View` of one edit in one layer of one pass; everything it gives lies where its layer is."""
+@dataclass(slots=True, eq=False)
+class _PassView:
+    """What a pass lets an edit in one of its layers look at; everything lies on that layer's device."""
 
     now: Pass
     key: Hashable
     layer: int
-    positions: Tensor
-    keys: Tensor
-    input: Tensor | None = None
+    device: torch.device
 
     @property
     def gen(self) -> Generation:
@@ -213,12 +209,12 @@ class LayerView(NamedTuple):
     @property
     def image(self) -> Tensor:
         """Which positions of this forward are image tokens, bool `[rows, positions]`."""
-        return self.now.positions(self.key, "image")[:, -self.now.new :].to(self.keys.device)
+        return self.now.positions(self.key, "image")[:, -self.now.new :].to(self.device)
 
     @property
     def valid(self) -> Tensor:
         """Which positions of this forward are not padding, bool `[rows, positions]`."""
-        return self.now.positions(self.key, "valid")[:, -self.now.new :].to(self.keys.device)
+        return self.now.positions(self.key, "valid")[:, -self.now.new :].to(self.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """Values `[rows, predicting, ...]` for all positions; earlier ones get what the first predicting one has."""
@@ -226,18 +222,49 @@ class LayerView(NamedTuple):
         first = values[:, :1].expand(-1, before, *values.shape[2:])
         return torch.cat([first, values], dim=1)
 
-    def fit(self, values: Tensor) -> Tensor:
-        """Values over every position so far `[..., positions]`, cut to the keys that this layer holds."""
-        return values[..., -self.keys.shape[-1] :]
-
     def observed(self, key: Hashable, layer: int) -> Tensor:
         """What a probe observed."""
         if (key, layer) not in self.gen.observations:
             raise InputError(f"Nothing was observed under {key!r} in layer {layer} before this point.")
-        return self.gen.observations[key, layer].to(self.keys.device)
+        return self.gen.observations[key, layer].to(self.device)
 
     def readout(self, layer: int) -> Tensor:
         """Next-token logits of an online readout of an earlier layer."""
         if layer not in self.now.online:
             raise InputError(f"Layer {layer} was not read out online before this point.")
-        return self.now.online[layer].to(self.keys.device)
+        return self.now.online[layer].to(self.device)
+
+
+@dataclass(slots=True, eq=False)
+class AttentionView(_PassView):
+    """The `View` of an attention edit or a probe."""
+
+    positions: Tensor
+    keys: Tensor
+    input: Tensor | None = None
+
+    def fit(self, values: Tensor) -> Tensor:
+        """Values over every position so far `[..., positions]`, cut to the keys that this layer holds."""
+        return values[..., -self.keys.shape[-1] :]
+
+
+@dataclass(slots=True, eq=False)
+class HiddenView(_PassView):
+    """The `View` of a hidden edit; masks are made when they are looked at."""
+
+    edit: HiddenEdit
+    input: Tensor | None
+
+    @property
+    def positions(self) -> Tensor:
+        """Where the edit applies among the positions handed over, bool `[rows, positions]`."""
+        return self.now.edited(self.edit.rows, self.edit.positions, self.edit.when).to(self.device)
+
+    @property
+    def keys(self) -> Tensor:
+        """The same: hidden states have no keys of their own."""
+        return self.positions
+
+    def fit(self, values: Tensor) -> Tensor:
+        """Values over every position so far `[..., positions]`, cut to the positions handed over."""
+        return values[..., -self.now.new :]

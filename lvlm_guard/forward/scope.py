@@ -184,6 +184,8 @@ class Scope:
         ids = inputs[self._ids_name]
         past, new = self._advance(ids)
         self.counts.steps += 1
+        if self.inside is not None:
+            self.inside.touched.look(self.counts.steps)
         if self._runs and self.used == "none":
             self._choose(inputs, past)
         if self._decoder is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class Nullu:
             found = Artefact.load(self.artefact, self.name, gen.config)["directions"]
             if self.k > found.shape[1]:
                 raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
-            gen.state[self.name] = found[:, : self.k].to(gen.input_ids.device)
+            gen.state[self.name] = found[:, : self.k].to(gen.input_ids.device).unbind()
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -49,4 +50,5 @@ class Nullu:
 
     def _projected(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
-        return hidden - self.strength * (hidden.float() @ directions.T) @ directions
+        hidden = hidden.float()
+        return torch.sub(hidden, hidden @ directions.T @ directions, alpha=self.strength)

@@ -61,4 +61,4 @@ class VSV:
         unit = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
         size = length(hidden)
         pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
-        return at_length(hidden + self.strength * pull * unit, size)
+        return at_length(torch.add(hidden, pull * unit, alpha=self.strength), size)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -42,7 +43,7 @@ class VTI:
             found = Artefact.load(self.artefact, self.name, gen.config)
             device = gen.input_ids.device
             gen.state[self.name] = {
-                "decoder": normalize(found["decoder"].to(device), dim=-1),
+                "decoder": normalize(found["decoder"].to(device), dim=-1).unbind(),
                 "vision": found["vision"].to(device),
             }
 
@@ -68,4 +69,4 @@ class VTI:
 def turned(hidden: Tensor, unit: Tensor, alpha: float) -> Tensor:
     """Hidden states `[..., hidden]` turned towards a unit vector, their norms kept: the formula times `|y|`."""
     size = length(hidden)
-    return at_length(hidden + STEP * alpha * size * unit, size)
+    return at_length(torch.add(hidden, size * unit, alpha=STEP * alpha), size)
