@@ -3,7 +3,7 @@
 A random LLaVA in bf16, of 0.4 billion parameters unless told otherwise. Plain generate, the empty stack, a noise branch (batched and
 sequential), an image-free branch, readouts, attention edits, hidden edits, transformers' own classifier-free guidance
 and plain generate of twice the rows take turns in interleaved rounds of one process; every ratio is taken within one
-round.
+round. With `--only`, work inside the layers alone: all of it generates side by side, taking turns token by token.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from edit_time import edit_time, hooked
+from lockstep import Lockstep, sharing
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_SMALL, LLAVA_TINY, Shape
-from variants import PLAIN, Race, Variant, guarded, inside
-
-from lvlm_guard.anatomy import decoder_layers
+from torch import nn
+from variants import PLAIN, Race, Variant, guarded, inside, multiplied
 
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B}
 BATCHES = (1, 4)
 GUIDANCE = 1.5
-HIDDEN = "hidden edits"
 GOALS = {
     "noise branch, batched": 1.25,
     "image-free branch, batched": 1.25,
@@ -41,8 +39,8 @@ GOALS = {
 SHOWN = ("batch", "variant", "rounds", "decode_ms", "decode_ratio", "prefill_ms", "prefill_ratio", "goal", "verdict")
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
-HOOKED = "plain, idle hooks"
-BESIDE = frozenset({PLAIN, AGAIN, HOOKED})
+MULTIPLIED = "plain, one multiplication a layer"
+BESIDE = frozenset({PLAIN, AGAIN, MULTIPLIED})
 """What tells how sure the ratios of work inside the layers are."""
 
 KINDS = ("readouts", "attention", "hidden")
@@ -54,12 +52,17 @@ NOTES = (
         "Ratios are to plain generate in the same round; `plain, again` is the same measurement twice: its distance from 1 is "
         "the error of every other ratio."
     ),
-    "`plain, idle hooks` is the floor of hidden edits: a forward hook on every layer that does nothing.",
     (
-        "Timed inside the layers: from the end of each feed-forward block to the end of its layer, guarded less plain, a call of "
-        "its own each; what calling a hook at all costs is not in it."
+        "`plain, one multiplication a layer` is the floor of hidden edits: a hook without a guard on every feed-forward block, "
+        "which multiplies its output by a number."
     ),
     "Weights are random, so what is generated means nothing; speed does not depend on it.",
+)
+NOTES_OF_LOCKSTEP = (
+    (
+        "All generate side by side in one thread, a token of each in turn. A token's ratio is to plain's token beside it, a "
+        "round's the median over its tokens."
+    ),
 )
 NOTES_OF_ALL = (
     "`plain, twice the rows` is the floor of a noise branch: the same rows with no guard around them.",
@@ -81,7 +84,7 @@ def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
         *inside(model, inputs),
         Variant(AGAIN, model.generate, inputs),
         Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
-        Variant(HOOKED, hooked(model, decoder_layers(model), lambda *_: None), inputs),
+        Variant(MULTIPLIED, multiplied(model), inputs),
         Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),
     ]
 
@@ -108,30 +111,25 @@ def measure(
     """Rows of all batch sizes, and what was measured; of some kinds alone at batch 1."""
     device = torch.device("cpu")
     model = shape.build(device, torch.bfloat16)
-    races = {}
-    for batch in BATCHES[:1] if only else BATCHES:
-        kept = [one for one in variants(shape, model, batch) if not only or _is_asked(one.name, only)]
-        races[batch] = Race(kept, new_tokens, device)
+    if only:
+        races: dict[int, Race] = {1: Lockstep(_apart(shape, model, only), new_tokens, device)}
+    else:
+        races = {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
     for race in races.values():
         race.warm_up(budget)
     for number in range(repeat):
         for race in races.values():
             race.run(number, budget)
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
-    for row in rows:
-        if row["variant"].startswith(HIDDEN) and budget.left and not races[row["batch"]].failed:
-            row.update(_edit_time(model, races[row["batch"]], row["variant"], new_tokens))
     return rows, _about(shape, model, new_tokens, repeat)
 
 
-def _edit_time(model: Any, race: Race, edits: str, new_tokens: int) -> Row:
-    named = {one.name: one for one in race.variants}
-    found = edit_time(model, named[PLAIN], named[edits], new_tokens)
-    return {"edit_ms": found.guarded, "multiplication_ms": found.multiplied}
-
-
-def _is_asked(name: str, only: Sequence[str]) -> bool:
-    return name in BESIDE or (name in GOALS and name.startswith(tuple(only)))
+def _apart(shape: Shape, model: nn.Module, only: Sequence[str]) -> list[Variant]:
+    """Variants of some kinds at batch 1, each on modules of its own."""
+    named = [one.name for one in variants(shape, model, 1)]
+    asked = [name for name in named if name in BESIDE or (name in GOALS and name.startswith(tuple(only)))]
+    found = [variants(shape, sharing(model), 1) for _ in asked]
+    return [next(one for one in mine if one.name == name) for name, mine in zip(asked, found, strict=True)]
 
 
 def _judged(batch: int, race: Race) -> list[Row]:
@@ -158,7 +156,7 @@ def _about(shape: Shape, model: Any, new_tokens: int, repeat: int) -> Row:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """One line per goal, with plain against itself and the floor of a second row beside it."""
     known = {(row["batch"], row["variant"]): row for row in rows}
-    floors = {AGAIN: "plain against itself", TWICE: "twice the rows", HOOKED: "idle hooks"}
+    floors = {AGAIN: "plain against itself", TWICE: "twice the rows", MULTIPLIED: "one multiplication a layer"}
     found = []
     for row in rows:
         if row["verdict"] is not None:
@@ -171,18 +169,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
                 f"{row['variant']}, batch {row['batch']}: decode {row['decode_ratio_p50']:.3f}x of plain, goal "
                 f"{row['goal']}x: {row['verdict']} ({', '.join(beside)})"
             )
-    return [*found, *(_timed_inside(row, known[row["batch"], PLAIN]) for row in rows if "edit_ms" in row)]
-
-
-def _timed_inside(row: Row, plain: Row) -> str:
-    guarded, least = (
-        f"{row[name]:.2f} ms of a step, {row[name] / plain['decode_ms_p50']:.2%} of plain's"
-        for name in ("edit_ms", "multiplication_ms")
-    )
-    return (
-        f"{row['variant']}, batch {row['batch']}, timed inside the layers: {guarded}; one multiplication in a hook "
-        f"without guard: {least}"
-    )
+    return found
 
 
 def _ratio(row: Row) -> str:
@@ -195,7 +182,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decode overhead of a guard on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--shape", choices=SHAPES, default="0.4b", help="7b needs 20 GiB of memory (default 0.4b)")
-    parser.add_argument("--only", choices=KINDS, nargs="+", default=(), help="these alone, at batch 1")
+    parser.add_argument("--only", choices=KINDS, nargs="+", default=(), help="these alone, at batch 1, token by token")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
     parser.add_argument("--seconds", type=float, default=600, help="no new measurement after this (default 600)")
@@ -218,7 +205,7 @@ def main(given: Sequence[str] | None = None) -> int:
     name = "-".join(["overhead", *(["7b"] if shape is LLAVA_7B else []), *asked.only])
     results = Results(asked.out, name, "Overhead of a guard on the CPU", about, SHOWN, csv=False)
     results.rows.extend(rows)
-    results.notes.extend([*verdicts(rows), *NOTES, *([] if asked.only else NOTES_OF_ALL)])
+    results.notes.extend([*verdicts(rows), *NOTES, *(NOTES_OF_LOCKSTEP if asked.only else NOTES_OF_ALL)])
     results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in rows))

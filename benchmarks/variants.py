@@ -21,10 +21,12 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lvlm_guard import Artefact, Guard
+from lvlm_guard.anatomy import decoder_layers, layer_part
 from lvlm_guard.artefacts import config_hash
 
 PLAIN = "plain"
 WARM_UP_TOKENS = 3
+FACTOR = 1.01
 RANK = 8
 """Directions in a made-up artefact; nullu takes the first four."""
 OUT_OF_MEMORY = "out of memory"
@@ -40,12 +42,14 @@ class Timing:
         decode: Per token after the first, mean; joining the caches and all bookkeeping included.
         step: Median of the single steps after the first token.
         total: The whole call.
+        steps: The single steps after the first token.
     """
 
     prefill: float
     decode: float
     step: float
     total: float
+    steps: tuple[float, ...] = ()
 
 
 @dataclass
@@ -65,6 +69,21 @@ class Variant:
     inputs: Mapping[str, Tensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     guard: Guard | None = None
+
+    def run(self, new_tokens: int, watch: StoppingCriteria) -> Tensor:
+        """Generate exactly `new_tokens` tokens (at least 2), greedily; `watch` is called at every token.
+
+        Raises:
+            RuntimeError: Another number of tokens came back.
+        """
+        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+        asked = {**self.inputs, **lengths, **self.settings}
+        with torch.no_grad():
+            output: Tensor = self.generate(**asked, stopping_criteria=StoppingCriteriaList([watch]))
+        made = output.shape[1] - self.inputs["input_ids"].shape[1]
+        if made != new_tokens:
+            raise RuntimeError(f"{self.name}: {made} tokens instead of {new_tokens}.")
+        return output
 
     def describe(self) -> Row:
         """What the last call ran, from the guard's own report; empty columns without branches."""
@@ -121,6 +140,21 @@ def inside(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
     return [Variant(name, guard.generate, inputs, guard=guard) for name, guard in guards.items()]
 
 
+def multiplied(model: Any) -> Callable[..., Any]:
+    """Plain generate with a hook on every feed-forward block that multiplies its output: no hidden edit costs less."""
+
+    def generate(**settings: Any) -> Any:
+        parts = [layer_part(layer, "mlp") for layer in decoder_layers(model)]
+        handles = [part.register_forward_hook(lambda _, __, output: output * FACTOR) for part in parts]
+        try:
+            return model.generate(**settings)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return generate
+
+
 def _artefact(model: Any, kind: str) -> Path:
     """Directions made up for a model of random weights; what is in them does not change what they cost."""
     text = model.config.get_text_config()
@@ -141,25 +175,14 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def timed(variant: Variant, new_tokens: int, device: torch.device) -> Timing:
-    """Time one call that generates exactly `new_tokens` tokens (at least 2), greedily.
-
-    Raises:
-        RuntimeError: Another number of tokens came back.
-    """
+    """Time one call of `Variant.run`."""
     clock = Clock(device)
     stamps = Stamps(clock)
-    lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
     clock.wait()
     start = clock.mark()
-    with torch.no_grad():
-        output = variant.generate(
-            **variant.inputs, **lengths, **variant.settings, stopping_criteria=StoppingCriteriaList([stamps])
-        )
+    variant.run(new_tokens, stamps)
     end = clock.mark()
     clock.wait()
-    made = output.shape[1] - variant.inputs["input_ids"].shape[1]
-    if made != new_tokens or len(stamps.marks) != new_tokens:
-        raise RuntimeError(f"{variant.name}: {made} tokens and {len(stamps.marks)} stamps instead of {new_tokens}.")
     return _timing(clock, start, stamps.marks, end)
 
 
@@ -170,6 +193,7 @@ def _timing(clock: Clock, start: Any, marks: Sequence[Any], end: Any) -> Timing:
         decode=clock.between(marks[0], marks[-1]) / len(steps),
         step=statistics.median(steps),
         total=clock.between(start, end),
+        steps=tuple(steps),
     )
 
 
@@ -227,17 +251,25 @@ class Race:
             self.failed[variant.name] = f"failed: {type(problem).__name__}: {problem}"
         return None
 
+    def ratios(self, name: str, variant: Variant) -> list[float]:
+        """Ratios of one of the times to plain's, one for each round."""
+        return [getattr(one, name) / getattr(base, name) for one, base in self.beside_plain(variant)]
+
+    def beside_plain(self, variant: Variant) -> list[tuple[Timing, Timing]]:
+        """Times of a variant and of plain generate, of every round that has both."""
+        plain = self.timings.get(PLAIN, {})
+        mine = self.timings.get(variant.name, {})
+        return [(one, plain[number]) for number, one in mine.items() if number in plain]
+
     def row(self, variant: Variant) -> Row:
         """Times of a variant and its ratios to plain, each ratio within one round."""
         timings = self.timings.get(variant.name, {})
         if not timings:
             return {"variant": variant.name, "rounds": 0, "status": self.failed.get(variant.name, OUT_OF_TIME)}
-        plain = self.timings.get(PLAIN, {})
-        shared = [(one, plain[number]) for number, one in timings.items() if number in plain]
         row: Row = {"variant": variant.name, "rounds": len(timings), **variant.describe()}
         for name in ("decode", "step", "prefill", "total"):
             row |= spread(f"{name}_ms", [getattr(one, name) for one in timings.values()])
-            row |= spread(f"{name}_ratio", [getattr(one, name) / getattr(base, name) for one, base in shared])
+            row |= spread(f"{name}_ratio", self.ratios(name, variant))
         peak = self.peaks.get(variant.name)
         return row | {
             "peak_memory_gib": None if peak is None else peak / 2**30,
