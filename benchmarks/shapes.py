@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,12 @@ LLAVA_7B = Shape(
     image_tokens=576,
     image_size=336,
 )
+LLAVA_7B_LAYERS = dataclasses.replace(
+    LLAVA_7B,
+    name="LLaVA-1.5-7B with 4 of its 32 layers",
+    config=lambda: _llava(_text(4096, 11008, 4, 32, 32, 32064), _clip(1024, 24, 16, 336), 32000),
+)
+"""A step seven times as short: what a layer's work adds to a layer can be told sooner."""
 QWEN_TINY = Shape(
     "tiny Qwen2.5-VL",
     "Qwen2_5_VLForConditionalGeneration",
