@@ -14,6 +14,7 @@ from lvlm_guard.edits import Branch
 from lvlm_guard.errors import NoEffectWarning, NonFiniteLogits
 from lvlm_guard.generation import Generation
 from lvlm_guard.report import StrategyReport
+from lvlm_guard.touched import Touched
 
 SAME_IMAGE_TOLERANCE = 1e-6
 CALLER = 6  # frames from warnings.warn up to whoever called Guard.generate
@@ -30,7 +31,7 @@ class Effects:
     def __init__(self, strategies: Sequence[str], branches: Mapping[Hashable, Branch]) -> None:
         self._strategies = strategies
         self._branches = branches
-        self._touched: dict[str, Tensor] = {}
+        self._touched = Touched()
         self._same_image: dict[Hashable, Tensor] = {}
         self._unfit: Tensor | None = None
         self._edited: dict[str, bool | None] = {}
@@ -45,7 +46,8 @@ class Effects:
             self._note_finite(gen, combined)
 
     def _note_choices(self, gen: Generation, terms: Mapping[str, list[Any]], combined: Tensor | None) -> None:
-        best = gen.logits().argmax(-1)
+        self._touched.look(gen.step)
+        best = gen.logits().float().argmax(-1)  # a CPU is three times as slow in half precision
         for name in self._strategies:
             alone = combined if len(terms) == 1 else fusion.combine(gen, terms.get(name, ()))
             gen.rows.append(_history(name), self._changed(gen, name, alone if name in terms else None, best))
@@ -54,8 +56,7 @@ class Effects:
         """True where the strategy alone prefers another token than main `[rows, positions]`."""
         if alone is None:
             return torch.zeros_like(best, dtype=torch.bool)
-        touched = (alone != gen.logits()).any()
-        self._touched[name] = self._touched[name] | touched if name in self._touched else touched
+        self._touched.note(name, gen.logits(), alone)
         return alone.argmax(-1) != best
 
     def _note_finite(self, gen: Generation, combined: Tensor) -> None:
@@ -102,7 +103,7 @@ class Effects:
         counted = torch.ones_like(changed) if unfinished is None else unfinished.to(changed.device)
         length = min(changed.shape[1], counted.shape[1])
         changed, counted = changed[:, :length], counted[:, :length]
-        touched = bool(edited) or (name in self._touched and bool(self._touched[name]))
+        touched = bool(edited) or self._touched.any_of([name])
         return StrategyReport(name, int((changed & counted).sum()), int(counted.sum()), touched, texts)
 
     def warn(self, strategies: Sequence[StrategyReport]) -> None:

@@ -236,7 +236,7 @@ def _staged(
             chosen[list(edit.heads)] = True
             kept = kept & chosen[None, :, None, None]
         kept_or_not = torch.where(kept, edited, tensor)
-        call.now.owner.touched.note(edit, tensor, kept_or_not)
+        call.now.owner.touched.note(id(edit), tensor, kept_or_not)
         tensor = kept_or_not
     return tensor
 

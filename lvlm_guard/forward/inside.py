@@ -18,7 +18,7 @@ from lvlm_guard.forward import passes
 from lvlm_guard.forward.compiled import as_written
 from lvlm_guard.forward.passes import HiddenView, Pass, Place
 from lvlm_guard.forward.readouts import Lens
-from lvlm_guard.forward.touched import Touched
+from lvlm_guard.touched import Touched
 
 
 @dataclass(eq=False)
@@ -67,7 +67,7 @@ class Inside:
 
     def changed(self, edits: Sequence[Any]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
-        mine = [edit for edit in edits if any(edit is one for one in (*self.attention, *self.hidden))]
+        mine = {id(edit) for edit in edits} & {id(edit) for edit in (*self.attention, *self.hidden)}
         return self.touched.any_of(mine) if mine else None
 
     @contextmanager
@@ -211,7 +211,7 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, place: 
     kept = edited.to(before)
     if not everywhere:
         kept = torch.where(view.positions[..., None], kept, before)
-    now.owner.touched.note(edit, before, kept)
+    now.owner.touched.note(id(edit), before, kept)
     if rows is None:
         return kept
     changed = hidden.clone()

@@ -2,8 +2,8 @@
 
 import torch
 
-from lvlm_guard.forward.touched import Touched
 from lvlm_guard.testing.devices import FIRST, pretended
+from lvlm_guard.touched import Touched
 
 
 class Uncomparable(torch.Tensor):
@@ -16,7 +16,7 @@ def uncomparable():
 
 
 def test_an_edit_that_changed_something_is_compared_no_more():
-    touched, edit, still = Touched(), object(), object()
+    touched, edit, still = Touched(), "edit", "still"
     touched.note(edit, torch.ones(3), torch.tensor([1.0, 1.0, 2.0]))
     touched.note(still, torch.ones(3), torch.ones(3))
     touched.note(edit, torch.ones(3), uncomparable())
@@ -27,13 +27,13 @@ def test_an_edit_that_changed_something_is_compared_no_more():
 
 
 def test_an_edit_that_hands_back_what_it_was_given_is_not_compared():
-    touched, edit, same = Touched(), object(), uncomparable()
+    touched, edit, same = Touched(), "edit", uncomparable()
     touched.note(edit, same, same)
     assert not touched.any_of([edit])
 
 
 def test_an_edit_that_starts_late_is_found():
-    touched, edit = Touched(), object()
+    touched, edit = Touched(), "edit"
     for _ in range(9):
         touched.note(edit, torch.ones(3), torch.ones(3))
     touched.note(edit, torch.ones(3), torch.zeros(3))
@@ -42,7 +42,7 @@ def test_an_edit_that_starts_late_is_found():
 
 def test_an_accelerator_is_asked_at_tokens_1_2_4_8_and_at_the_end():
     with pretended() as waited:
-        touched, edit, ones = Touched(), object(), torch.ones(3, device=FIRST)
+        touched, edit, ones = Touched(), "edit", torch.ones(3, device=FIRST)
         asked = []
         for token in range(1, 20):
             touched.note(edit, ones, ones.clone())
