@@ -1,26 +1,14 @@
 """Ways to generate side by side: whose turn it is, whom a token is compared with, and what becomes of one that fails."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 NEW_TOKENS = 4
 
 
 @pytest.fixture(scope="module")
-def lockstep():
-    """The module, and what it imports from beside it."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("lockstep")
-    sys.path.remove(str(SCRIPTS))
-    for name in set(sys.modules) - before:
-        if str(SCRIPTS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def lockstep(script):
+    return script("lockstep")
 
 
 @pytest.fixture

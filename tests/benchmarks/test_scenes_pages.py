@@ -1,8 +1,6 @@
 """What the pages of several runs say together."""
 
-import importlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,12 @@ from lvlm_guard.bench.significance import Significance
 from lvlm_guard.bench.verdicts import Verdict
 from lvlm_guard.errors import InputError
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 LEVELS = ("object", "attribute", "relation", "caption")
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    """The script, and what it imports from beside it."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("scenes")
-    sys.path.remove(str(SCRIPTS))
-    for name in set(sys.modules) - before:
-        if str(SCRIPTS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def scenes(script):
+    return script("scenes")
 
 
 @pytest.fixture
