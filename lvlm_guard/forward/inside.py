@@ -152,25 +152,23 @@ class Inside:
 
     def _after(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            now = passes.current()
-            if now is None or now.owner is not self or (place := now.place(edit)) is None:
+            if (found := self._running(edit)) is None:
                 return None
             given = args[0] if args else kwargs.get("hidden_states")
             if isinstance(output, tuple):
-                return (edit_hidden(output[0], edit, layer, now, place, given), *output[1:])
-            return edit_hidden(output, edit, layer, now, place, given)
+                return (edit_hidden(output[0], edit, layer, *found, given), *output[1:])
+            return edit_hidden(output, edit, layer, *found, given)
 
         return hook
 
     def _before(self, edit: HiddenEdit) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            now = passes.current()
-            if now is None or now.owner is not self or (place := now.place(edit)) is None:
+            if (found := self._running(edit)) is None:
                 return None
             if args:
-                return (edit_hidden(args[0], edit, 0, now, place, args[0]), *args[1:]), kwargs
+                return (edit_hidden(args[0], edit, 0, *found, args[0]), *args[1:]), kwargs
             hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": edit_hidden(hidden, edit, 0, now, place, hidden)}
+            return args, {**kwargs, "hidden_states": edit_hidden(hidden, edit, 0, *found, hidden)}
 
         return hook
 
@@ -188,6 +186,12 @@ class Inside:
     def _capture_embeddings(self) -> Callable[..., None]:
         keep = self._capture(0)
         return lambda part, args, kwargs: keep(part, args, args[0] if args else kwargs["hidden_states"])
+
+    def _running(self, edit: HiddenEdit) -> tuple[Pass, Place] | None:
+        """The running pass and where an edit applies in it; None in a pass of another call, or where it applies nowhere."""
+        now = passes.current()
+        place = now.place(edit) if now is not None and now.owner is self else None
+        return None if now is None or place is None else (now, place)
 
     def _mine(self, key: Hashable) -> Pass | None:
         """The running pass, if it belongs to this call and holds the rows."""

@@ -258,7 +258,7 @@ class HiddenView(_PassView):
     @property
     def positions(self) -> Tensor:
         """Where the edit applies among the positions handed over, bool `[rows, positions]`."""
-        return self.now.edited(self.edit.rows, self.edit.positions, self.edit.when).to(self.device)
+        return self.now.edited(self.key, self.edit.positions, self.edit.when).to(self.device)
 
     @property
     def keys(self) -> Tensor:
