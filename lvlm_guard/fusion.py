@@ -12,7 +12,7 @@ import lvlm_guard_kernels as kernels
 import torch
 from torch import Tensor
 
-from lvlm_guard.edits import MAIN, Readout
+from lvlm_guard.edits import MAIN, Readout, readout_layers
 from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
 from lvlm_guard.generation import Generation
 from lvlm_guard.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
@@ -47,7 +47,7 @@ class ForwardStatistics:
 
     def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
         """Divergence of main from each layer `[layers, rows, positions]`."""
-        key = ("layers", readout, mode)
+        key = ("layers", readout_layers(readout, self._gen.depth), readout.final_norm, mode)
         if key not in self._known:
             layers = self._gen.readouts(readout)
             with _as_errors():

@@ -208,6 +208,20 @@ def test_readouts(architecture, normed):
     check([Does(reads=(readout,), says=says)], gold, architecture)
 
 
+def test_a_count_and_a_fraction_that_are_equal_numbers_are_two_readouts():
+    first, last = Readout((1,)), Readout((1.0,))
+    seen = []
+
+    def says(gen):
+        seen.extend((gen.readouts(one), gen.statistics.layers(one)) for one in (first, last))
+        return [Mix(gen.readouts(first)[0], 0.1)]
+
+    model, inputs = tiny("llava")
+    Guard(model, None, [Does(reads=(first, last), says=says)]).generate(**inputs, max_new_tokens=1, do_sample=False)
+    for one, other in zip(*seen, strict=True):
+        assert (one - other).abs().max() > 0.001
+
+
 @pytest.mark.parametrize("branches", [(), (Branch("no image", image="removed"),)])
 def test_inner_layers_are_read_along_with_the_last_one(branches):
     """One head product per decode step: a second one would read its weights again."""
