@@ -68,6 +68,7 @@ class Forward:
         combined: Logits that generate receives, once the terms were added.
         statistics: Row statistics, once somebody asked for them.
         readouts: Logits of inner layers of main by (layer, whether normed), same shape.
+        stacked: Those of several layers in one tensor, once somebody asked for them.
     """
 
     main: Tensor
@@ -76,6 +77,7 @@ class Forward:
     combined: Tensor | None = None
     statistics: Statistics | None = None
     readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
+    stacked: dict[tuple[tuple[int, ...], bool], Tensor] = field(default_factory=dict)
 
     def select(self, index: Tensor) -> Forward:
         """The same of other rows; statistics are taken anew where somebody asks."""
@@ -198,7 +200,10 @@ class Generation:
         layers = readout_layers(readout, self.depth)
         if any((layer, readout.final_norm) not in found for layer in layers):
             raise InputError(f"{readout} was not asked for: yield it in the readouts hook.")
-        return torch.stack([found[layer, readout.final_norm] for layer in layers])
+        key, stacked = (layers, readout.final_norm), self._current.stacked
+        if key not in stacked:
+            stacked[key] = torch.stack([found[layer, readout.final_norm] for layer in layers])
+        return stacked[key]
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` without special tokens.

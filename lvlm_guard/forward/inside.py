@@ -86,12 +86,12 @@ class Inside:
         """Logits `[rows, keep, vocab]` of every layer wanted, by (layer, whether normed), after main's forward."""
         if self.lens is None:
             return {}
-        if (last := now.hidden.get(len(self.layers))) is not None and not self.lens.is_checked:
-            self.lens.check(last[:, -keep:], logits[:, -keep:])
+        if (depth := len(self.layers)) in now.hidden and not self.lens.is_checked:
+            self.lens.check(now.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
         found = dict(now.beside)
         found.update({(index, True): one for index, one in now.online.items()})
         for normed, layers in self._unread(found):
-            read = self.lens.logits([now.hidden[index][:, -keep:] for index in layers], final_norm=normed)
+            read = self.lens.logits([now.captured(index, MAIN)[:, -keep:] for index in layers], final_norm=normed)
             found.update({(index, normed): one for index, one in zip(layers, read, strict=True)})
         return {key: one[:, -keep:].to(logits.device) for key, one in found.items()}
 
@@ -123,7 +123,7 @@ class Inside:
         if now.joined or given.shape[1] != now.predicting or not self.lens.layers <= now.hidden.keys():
             return None
         inner = [
-            self.lens.stacked([now.hidden[index] for index in layers], final_norm=normed).flatten(0, 1)
+            self.lens.stacked([now.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
             for normed, layers in self._beside_last
         ]
         if not inner:
@@ -176,10 +176,9 @@ class Inside:
         def hook(_: nn.Module, _args: Any, output: Any) -> None:
             now = self._mine(MAIN)
             if now is not None and self.lens is not None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                now.hidden[layer] = hidden[now.rows(MAIN), -now.predicting :]
+                now.hidden[layer] = output[0] if isinstance(output, tuple) else output
                 if layer in self.online:
-                    now.online[layer] = self.lens.logits([now.hidden[layer]], final_norm=True)[0]
+                    now.online[layer] = self.lens.logits([now.captured(layer, MAIN)], final_norm=True)[0]
 
         return hook
 

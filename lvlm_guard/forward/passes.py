@@ -54,6 +54,7 @@ class Pass:
         generated: Generated tokens up to the end of this forward.
         new: Positions that this forward runs.
         owner: What is done inside this pass; edits of other calls leave it alone.
+        hidden: What the layers that are read out returned, all of its rows and positions.
     """
 
     gen: Generation
@@ -94,6 +95,10 @@ class Pass:
                 return slice(start, stop)
             start = stop
         raise InputError(f"This forward holds no rows of {key!r}.")
+
+    def captured(self, layer: int, key: Hashable) -> Tensor:
+        """What a layer returned for the rows of a block, where they predict generated tokens."""
+        return self.hidden[layer][self.rows(key), -self.predicting :]
 
     def positions(self, key: Hashable, name: str) -> Tensor:
         """A set of positions of one block, bool `[rows, total]`, the newest at the right end.
