@@ -185,7 +185,7 @@ class Generation:
         return now.statistics
 
     def logits(self, source: Source = MAIN) -> Tensor:
-        """Raw logits `[rows, positions, vocab]` of main or a branch in this forward."""
+        """Raw logits `[rows, positions, vocab]` of main or a branch in this forward; read only."""
         if isinstance(source, str) and source == MAIN:
             return self._current.main
         key = getattr(source, "key", source)
@@ -195,7 +195,7 @@ class Generation:
         return self._current.branches[key]
 
     def readouts(self, readout: Readout) -> Tensor:
-        """Logits `[layers, rows, positions, vocab]` of a readout that this strategy asked for, in its order."""
+        """Logits `[layers, rows, positions, vocab]` of a readout that this strategy asked for, in its order; read only."""
         found = self._current.readouts
         layers = readout_layers(readout, self.depth)
         if any((layer, readout.final_norm) not in found for layer in layers):
