@@ -68,7 +68,6 @@ class Forward:
         combined: Logits that generate receives, once the terms were added.
         statistics: Row statistics, once somebody asked for them.
         readouts: Logits of inner layers of main by (layer, whether normed), same shape.
-        stacked: Those of several layers in one tensor, once somebody asked for them.
     """
 
     main: Tensor
@@ -77,7 +76,16 @@ class Forward:
     combined: Tensor | None = None
     statistics: Statistics | None = None
     readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
-    stacked: dict[tuple[tuple[int, ...], bool], Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._stacked: dict[tuple[tuple[int, ...], bool], Tensor] = {}
+
+    def stacked(self, layers: tuple[int, ...], *, normed: bool) -> Tensor:
+        """Readouts of several layers `[layers, rows, positions, vocab]`, put together once."""
+        key = layers, normed
+        if key not in self._stacked:
+            self._stacked[key] = torch.stack([self.readouts[layer, normed] for layer in layers])
+        return self._stacked[key]
 
     def select(self, index: Tensor) -> Forward:
         """The same of other rows; statistics are taken anew where somebody asks."""
@@ -200,10 +208,7 @@ class Generation:
         layers = readout_layers(readout, self.depth)
         if any((layer, readout.final_norm) not in found for layer in layers):
             raise InputError(f"{readout} was not asked for: yield it in the readouts hook.")
-        key, stacked = (layers, readout.final_norm), self._current.stacked
-        if key not in stacked:
-            stacked[key] = torch.stack([found[layer, readout.final_norm] for layer in layers])
-        return stacked[key]
+        return self._current.stacked(layers, normed=readout.final_norm)
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of `text` without special tokens.
