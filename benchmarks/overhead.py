@@ -18,6 +18,7 @@ from lockstep import Lockstep, sharing
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_7B_LAYERS, LLAVA_SMALL, LLAVA_TINY, Shape
 from torch import nn
+from tqdm import tqdm
 from variants import PLAIN, Race, Variant, guarded, inside, multiplied
 
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B, "7b-layers": LLAVA_7B_LAYERS}
@@ -126,7 +127,7 @@ def measure(
         races = {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
     for race in races.values():
         race.warm_up(budget)
-    for number in range(repeat):
+    for number in tqdm(range(repeat), unit="round"):
         for race in races.values():
             race.run(number, budget)
     rows = [row for batch, race in races.items() for row in _judged(batch, race)]
