@@ -13,7 +13,7 @@ from lvlm_guard_search import OPERA
 from measuring import Budget, Results, Row, copy_bandwidth, machine, versions
 from shapes import LLAVA_7B, LLAVA_TINY, QWEN_7B, QWEN_TINY, Shape
 from torch import Tensor
-from variants import OUT_OF_MEMORY, OUT_OF_TIME, PLAIN, Race, Variant, guarded, inside
+from variants import IN_PLACE, OUT_OF_MEMORY, OUT_OF_TIME, PLAIN, Race, Variant, guarded, in_place, inside
 
 from lvlm_guard import Guard
 
@@ -124,9 +124,15 @@ def _measure_model(
 
 
 def ways(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
-    """Plain generate and every mechanism: branches, work inside the layers, a search that owns the loop."""
+    """Plain generate and every mechanism: branches, work inside the layers, a search that owns the loop; a cache in place alone."""
     search = Guard(model, stack=[OPERA(rollbacks=0)])
-    return [*guarded(model, inputs), *inside(model, inputs), Variant(SEARCH, search.generate, inputs, guard=search)]
+    alone = Variant(IN_PLACE, in_place(model), inputs)
+    return [
+        *guarded(model, inputs),
+        *inside(model, inputs),
+        Variant(SEARCH, search.generate, inputs, guard=search),
+        alone,
+    ]
 
 
 def _race(shape: Shape, model: Any, batch: int, device: torch.device, budget: Budget, plan: Plan) -> Race:

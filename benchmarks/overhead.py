@@ -19,7 +19,7 @@ from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_7B_LAYERS, LLAVA_SMALL, LLAVA_TINY, Shape
 from torch import nn
 from tqdm import tqdm
-from variants import PLAIN, Race, Variant, guarded, inside, multiplied
+from variants import IN_PLACE, PLAIN, Race, Variant, guarded, in_place, inside, multiplied
 
 SHAPES = {"0.4b": LLAVA_SMALL, "7b": LLAVA_7B, "7b-layers": LLAVA_7B_LAYERS}
 BATCHES = (1, 4)
@@ -42,7 +42,7 @@ SHOWN_OF_LOCKSTEP = ("variant", "rounds", "decode_ms", "decode_ratio", "ratio_in
 AGAIN = "plain, again"
 TWICE = "plain, twice the rows"
 MULTIPLIED = "plain, one multiplication a layer"
-BESIDE = frozenset({PLAIN, AGAIN, MULTIPLIED})
+BESIDE = frozenset({PLAIN, AGAIN, IN_PLACE, MULTIPLIED})
 """What tells how sure the ratios of work inside the layers are."""
 
 KINDS = ("readouts", "attention", "hidden")
@@ -55,8 +55,12 @@ NOTES = (
         "the error of every other ratio."
     ),
     (
-        "`plain, one multiplication a layer` is the floor of hidden edits: a hook without a guard on every feed-forward block, "
-        "which multiplies its output by a number."
+        "`plain, cache in place` is plain generate with a cache that grows without copying, as a guard's does: what it lies below 1 "
+        "is saved under every guard with a stack, what another row lies above it is what that row costs."
+    ),
+    (
+        "`plain, one multiplication a layer` is the least that hidden edits can add: a hook without a guard on every feed-forward "
+        "block, which multiplies its output by a number."
     ),
     "Weights are random, so what is generated means nothing; speed does not depend on it.",
 )
@@ -86,6 +90,7 @@ def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
         *inside(model, inputs),
         Variant(AGAIN, model.generate, inputs),
         Variant("classifier-free guidance (transformers)", model.generate, inputs, guidance),
+        Variant(IN_PLACE, in_place(model), inputs),
         Variant(MULTIPLIED, multiplied(model), inputs),
         Variant(TWICE, model.generate, shape.inputs(model, 2 * batch)),
     ]
@@ -166,7 +171,12 @@ def _about(shape: Shape, model: Any, new_tokens: int, repeat: int) -> Row:
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """One line per goal, with plain against itself and the floor of a second row beside it."""
     known = {(row["batch"], row["variant"]): row for row in rows}
-    floors = {AGAIN: "plain against itself", TWICE: "twice the rows", MULTIPLIED: "one multiplication a layer"}
+    floors = {
+        AGAIN: "plain against itself",
+        IN_PLACE: "plain with its cache in place",
+        TWICE: "twice the rows",
+        MULTIPLIED: "one multiplication a layer",
+    }
     found = []
     for row in rows:
         if row["verdict"] is not None:

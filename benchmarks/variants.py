@@ -18,13 +18,15 @@ from lvlm_guard_reweighting import VAF
 from lvlm_guard_steering import VSV, VTI, MemVR, Nullu
 from measuring import Budget, Clock, Row, spread
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from lvlm_guard import Artefact, Guard
 from lvlm_guard.anatomy import decoder_layers, layer_part
 from lvlm_guard.artefacts import config_hash
+from lvlm_guard.forward.growing import grow_in_place
 
 PLAIN = "plain"
+IN_PLACE = "plain, cache in place"
 WARM_UP_TOKENS = 3
 FACTOR = 1.01
 RANK = 8
@@ -151,6 +153,20 @@ def multiplied(model: Any) -> Callable[..., Any]:
         finally:
             for handle in handles:
                 handle.remove()
+
+    return generate
+
+
+def in_place(model: Any) -> Callable[..., Any]:
+    """Plain generate with a cache that grows in place, as a guard's does: what a guard saves before strategies cost anything."""
+
+    def generate(**settings: Any) -> Any:
+        cache = DynamicCache(config=model.config.get_text_config())
+        undo = grow_in_place(cache)
+        try:
+            return model.generate(**settings, past_key_values=cache)
+        finally:
+            undo()
 
     return generate
 

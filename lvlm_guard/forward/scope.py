@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from lvlm_guard.edits import MAIN
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import batched, caches, protocol
 from lvlm_guard.forward.batched import BatchedDecode
+from lvlm_guard.forward.compiled import is_compiled
+from lvlm_guard.forward.growing import grow_in_place
 from lvlm_guard.forward.inside import Inside
 from lvlm_guard.forward.passes import Pass, Prompt, during
 from lvlm_guard.forward.protocol import Prepared
@@ -79,6 +82,7 @@ class Scope:
         self._decoder: BatchedDecode | None = None
         self._started = False
         self._readouts: dict[tuple[int, bool], Tensor] = {}
+        self._undo = ExitStack()
         self._refuse_by_name()
 
     def _refuse_by_name(self) -> None:
@@ -114,6 +118,7 @@ class Scope:
 
     def close(self) -> None:
         """Leave main's cache as plain generate would have."""
+        self._undo.close()
         if self._decoder is not None:
             self._decoder.cache.release()
         if self.main_cache is not None:
@@ -188,6 +193,8 @@ class Scope:
             self.inside.touched.look(self.counts.steps)
         if self._runs and self.used == "none":
             self._choose(inputs, past)
+        if self.counts.steps == 1:
+            self._grow_in_place()
         if self._decoder is not None:
             return self._decode_batched(forward, inputs, past, new)
         self.counts.decode += 1 + len(self._runs)
@@ -254,6 +261,12 @@ class Scope:
         self._decoder = BatchedDecode(self.module, self.main_cache, self.main.length, runs, inputs)
         for run in runs:
             run.release()
+
+    def _grow_in_place(self) -> None:
+        """Let the caches that are decoded with grow in place; a compiled model has graphs of how they grow."""
+        if not is_compiled(self.module):
+            for cache in (self.main_cache, *(run.cache for run in self._runs.values())):
+                self._undo.callback(grow_in_place(cache))
 
     def _reorder(self, index: Tensor) -> None:
         rows = self._prompts[MAIN].image.shape[0]

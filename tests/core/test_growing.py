@@ -1,0 +1,162 @@
+"""Caches that grow in place hold what transformers' own would, and never change what somebody was handed."""
+
+import copy
+import random
+
+import pytest
+import torch
+from gold import Against
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from lvlm_guard import Guard
+from lvlm_guard.forward.growing import ROOM, grow_in_place
+from lvlm_guard.testing import tiny
+
+ROWS, HEADS, SIZE = 2, 3, 4
+SETTINGS = {"max_new_tokens": 6, "do_sample": False}
+
+
+def cache_of(*layers):
+    cache = DynamicCache()
+    cache.layers = list(layers)
+    return cache
+
+
+def growing():
+    layer = DynamicLayer()
+    grow_in_place(cache_of(layer))
+    return layer
+
+
+def states(positions, rows=ROWS, **options):
+    return torch.randn(rows, HEADS, positions, SIZE, **options), torch.randn(
+        rows, HEADS, positions, SIZE + 1, **options
+    )
+
+
+def cut(layer, positions):
+    layer.keys, layer.values = layer.keys[..., :-positions, :], layer.values[..., :-positions, :]
+
+
+ANYTHING = {
+    "one token": lambda layer: layer.update(*states(1)),
+    "another": lambda layer: layer.update(*states(1)),
+    "several": lambda layer: layer.update(*states(5)),
+    "more than there is room for": lambda layer: layer.update(*states(ROOM + 1)),
+    "cropped": lambda layer: cut(layer, 2),
+    "reordered": lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+    "rows taken": lambda layer: layer.batch_select_indices(torch.tensor([0, 0])),
+}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_happens_to_it_a_layer_holds_what_a_copying_one_holds(seed):
+    draw = random.Random(seed)
+    layers, handed = [growing(), DynamicLayer()], []
+    for step in range(40):
+        name = draw.choice(list(ANYTHING)) if step > 1 else "several"
+        for layer in layers:
+            torch.manual_seed(step)
+            ANYTHING[name](layer)
+        mine, wanted = layers
+        assert torch.equal(mine.keys, wanted.keys), name
+        assert torch.equal(mine.values, wanted.values), name
+        assert mine.get_seq_length() == wanted.get_seq_length()
+        handed.append((mine.keys, mine.keys.clone(), mine.values, mine.values.clone()))
+    for keys, keys_then, values, values_then in handed:
+        assert torch.equal(keys, keys_then)
+        assert torch.equal(values, values_then)
+
+
+def test_tokens_are_written_behind_the_others_until_there_is_no_room():
+    layer = growing()
+    layer.update(*states(7))
+    places = []
+    for _ in range(ROOM + 2):
+        layer.update(*states(1))
+        places.append((layer.keys.data_ptr(), layer.values.data_ptr()))
+    assert len(set(places)) == 2
+    assert places.index(places[-1]) == ROOM + 1
+
+
+def test_a_copy_of_a_cache_goes_its_own_way():
+    layer = growing()
+    for positions in (7, 1, 1):
+        layer.update(*states(positions))
+    other = copy.deepcopy(layer)
+    before = layer.keys.clone()
+    new = states(1)
+    other.update(*states(1))
+    layer.update(*new)
+    other.update(*states(1))
+    assert torch.equal(layer.keys, torch.cat([before, new[0]], dim=-2))
+    assert torch.equal(other.keys[..., :-2, :], before)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 1}, {"dtype": torch.float64}], ids=["rows that would be spread", "another dtype"]
+)
+def test_what_does_not_fit_is_left_to_transformers(wrong):
+    layer, plain = growing(), DynamicLayer()
+    first = states(3)
+    for one in (layer, plain):
+        one.update(*first)
+        one.update(*(part[..., :1, :] for part in first))
+    new = states(1, **wrong)
+    try:
+        wanted = plain.update(*new)[0]
+    except RuntimeError as error:
+        with pytest.raises(RuntimeError, match=str(error)[:20]):
+            layer.update(*new)
+    else:
+        assert torch.equal(layer.update(*new)[0], wanted)
+        assert layer.keys.dtype == wanted.dtype
+
+
+def test_other_kinds_of_caches_and_layers_are_left_alone():
+    window, offloading = DynamicSlidingWindowLayer(8), cache_of(DynamicLayer())
+    offloading.offloading = True
+    for cache in (cache_of(window), offloading, None):
+        grow_in_place(cache)()
+    assert "update" not in vars(window)
+    assert "update" not in vars(offloading.layers[0])
+
+
+def test_the_undo_leaves_a_plain_layer():
+    layer, fresh = DynamicLayer(), DynamicLayer()
+    undo = grow_in_place(cache_of(layer))
+    for one in (layer, fresh):
+        torch.manual_seed(0)
+        one.update(*states(3))
+        one.update(*states(1))
+    undo()
+    assert vars(layer).keys() == vars(fresh).keys()
+    assert torch.equal(layer.update(*states(1))[0][..., :4, :], fresh.keys)
+
+
+class Places(torch.nn.Module):
+    """A stopping criterion that notes where the first layer's keys lie."""
+
+    def __init__(self, cache):
+        super().__init__()
+        self.cache, self.seen = cache, []
+
+    def forward(self, input_ids, scores, **_):
+        self.seen.append((self.cache.layers[0].keys.data_ptr(), self.cache.layers[0].keys.shape[0]))
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("executor", ["batched", "sequential"])
+def test_a_guarded_decode_grows_in_place_and_leaves_a_plain_cache(executor):
+    model, inputs = tiny("llava")
+    cache = DynamicCache(config=model.config.get_text_config())
+    places = Places(cache)
+    guard = Guard(model, None, [Against("noised")], executor=executor)
+    wanted = guard.generate(**inputs, **SETTINGS)
+    output = guard.generate(**inputs, **SETTINGS, past_key_values=cache, stopping_criteria=[places])
+    assert torch.equal(output, wanted)
+    prefill, *decode = places.seen
+    assert len({place for place, _ in decode}) == 1
+    assert prefill[0] not in {place for place, _ in decode}
+    assert {rows for _, rows in decode} == {inputs["input_ids"].shape[0] * (2 if executor == "batched" else 1)}
+    assert not any("update" in vars(layer) for layer in cache.layers)
