@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-ROOM = 128
+ROOM = 64
 """Positions that are made room for at once: so many tokens share the cost of one copy."""
 HELD = "_lvlm_guard_held"
 
