@@ -9,7 +9,7 @@ round. With `--only`, work inside the layers alone: all of it generates side by 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +120,22 @@ def _is_open(row: Row, goal: float, again: Row) -> bool:
     return bool(abs(row["decode_ratio_p50"] - goal) < noise)
 
 
-def measure(
-    shape: Shape, repeat: int, new_tokens: int, budget: Budget, *, only: Sequence[str] = ()
-) -> tuple[list[Row], Row]:
-    """Rows of all batch sizes, and what was measured; of some kinds alone at batch 1."""
+def races(shape: Shape, model: Any, new_tokens: int, only: Sequence[str]) -> dict[int, Race]:
+    """What is measured, by batch size: some kinds alone at batch 1, token by token, or everything in rounds."""
     device = torch.device("cpu")
-    model = shape.build(device, torch.bfloat16)
     if only:
-        races: dict[int, Race] = {1: Lockstep(_apart(shape, model, only), new_tokens, device)}
-    else:
-        races = {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
-    for race in races.values():
+        return {1: Lockstep(_apart(shape, model, only), new_tokens, device)}
+    return {batch: Race(variants(shape, model, batch), new_tokens, device) for batch in BATCHES}
+
+
+def measure(running: Mapping[int, Race], repeat: int, budget: Budget) -> Iterator[list[Row]]:
+    """Rows of all batch sizes, after every round."""
+    for race in running.values():
         race.warm_up(budget)
     for number in tqdm(range(repeat), unit="round"):
-        for race in races.values():
+        for race in running.values():
             race.run(number, budget)
-    rows = [row for batch, race in races.items() for row in _judged(batch, race)]
-    return rows, _about(shape, model, new_tokens, repeat)
+        yield [row for batch, race in running.items() for row in _judged(batch, race)]
 
 
 def _apart(shape: Shape, model: nn.Module, only: Sequence[str]) -> list[Variant]:
@@ -219,23 +218,26 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Measure, write `overhead.json` and `overhead.md` (or `overhead-7b-hidden`), print the page; 1 if a variant failed."""
+    """Write `overhead.json` and `overhead.md` (or `overhead-7b-hidden`) after every round, print the page; 1 if a variant failed."""
     asked = arguments(given)
     shape, repeat, new_tokens = (
         (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
     )
-    load = machine(torch.device("cpu"))
-    rows, about = measure(shape, repeat, new_tokens, Budget(asked.seconds), only=asked.only)
-    about = {**load, "load_average_at_the_end": machine(torch.device("cpu"))["load_average"], **about}
+    about = machine(torch.device("cpu"))
+    model = shape.build(torch.device("cpu"), torch.bfloat16)
     sized = [] if asked.tiny or asked.shape == "0.4b" else [asked.shape]
     name = "-".join(["overhead", *sized, *asked.only])
     shown = SHOWN_OF_LOCKSTEP if asked.only else SHOWN
     results = Results(asked.out, name, "Overhead of a guard on the CPU", about, shown, csv=False)
-    results.rows.extend(rows)
-    results.notes.extend([*verdicts(rows), *NOTES, *(NOTES_OF_LOCKSTEP if asked.only else NOTES_OF_ALL)])
-    results.write()
+    running = races(shape, model, new_tokens, asked.only)
+    for rows in measure(running, repeat, Budget(asked.seconds)):
+        load = machine(torch.device("cpu"))["load_average"]
+        results.about = {**about, "load_average_at_the_end": load, **_about(shape, model, new_tokens, repeat)}
+        results.rows = rows
+        results.notes = [*verdicts(rows), *NOTES, *(NOTES_OF_LOCKSTEP if asked.only else NOTES_OF_ALL)]
+        results.write()
     print(results.markdown())
-    return int(any(row["status"].startswith("failed") for row in rows))
+    return int(any(row["status"].startswith("failed") for row in results.rows))
 
 
 if __name__ == "__main__":

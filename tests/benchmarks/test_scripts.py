@@ -22,9 +22,11 @@ HIDDEN = {"hidden edits (vsv)", "hidden edits (vti)", "hidden edits (nullu)"}
 INSIDE = {
     "readouts (dola)", "readouts (deco)", "online readouts (memvr)", "attention edits (vaf)", *HIDDEN,
 }  # fmt: skip
-MECHANISMS = WAYS | INSIDE | {"search (opera)"}
+IN_PLACE = "plain, cache in place"
+MECHANISMS = WAYS | INSIDE | {"search (opera)", IN_PLACE}
 OTHERS = {
     "plain, again",
+    IN_PLACE,
     "plain, one multiplication a layer",
     "plain, twice the rows",
     "classifier-free guidance (transformers)",
@@ -100,10 +102,28 @@ def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
     assert {row["variant"] for row in rows if row["goal"] is None} == {
         "plain",
         "plain, again",
+        IN_PLACE,
         "plain, one multiplication a layer",
     }
     assert {row["batch"] for row in rows} == {1}
     assert "twice the rows" not in done.stdout
+
+
+def test_overhead_writes_after_every_round(script, tmp_path, monkeypatch):
+    overhead = script("overhead")
+    judged = itertools.count()
+
+    def stopped(batch, race):
+        if next(judged) == len(overhead.BATCHES):
+            raise KeyboardInterrupt
+        return measured(batch, race)
+
+    measured = overhead._judged
+    monkeypatch.setattr(overhead, "_judged", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        overhead.main(["--tiny", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "overhead.json").read_text())["rows"]
+    assert {row["rounds"] for row in rows} == {1}
 
 
 def test_overhead_prints_its_goals_beside_the_result(overhead):
