@@ -5,10 +5,12 @@ import random
 
 import pytest
 import torch
-from gold import Against
+from gold import SUPPRESSED, Against
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_guard import Guard
+from lvlm_guard.forward import growing as growing_module
+from lvlm_guard.forward import scope
 from lvlm_guard.forward.growing import ROOM, grow_in_place
 from lvlm_guard.testing import tiny
 
@@ -160,3 +162,23 @@ def test_a_guarded_decode_grows_in_place_and_leaves_a_plain_cache(executor):
     assert prefill[0] not in {place for place, _ in decode}
     assert {rows for _, rows in decode} == {inputs["input_ids"].shape[0] * (2 if executor == "batched" else 1)}
     assert not any("update" in vars(layer) for layer in cache.layers)
+
+
+LOOKUP = {"prompt_lookup_num_tokens": 3, "eos_token_id": SUPPRESSED[-1]}  # 4.57 asks for an end token
+LONGER = [
+    *((name, 2, mode) for name in ("llava", "qwen2_vl", "gemma3") for mode in ({}, {"num_beams": 3})),
+    *((name, 1, LOOKUP) for name in ("llava", "qwen2_vl")),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "mode"), LONGER)
+def test_a_decode_that_outgrows_its_room_says_the_same_bits_as_one_that_copies(name, rows, mode, monkeypatch):
+    model, inputs = tiny(name, rows)
+    asked = {"max_new_tokens": 10, "do_sample": False, "return_dict_in_generate": True, "output_logits": True, **mode}
+    monkeypatch.setattr(growing_module, "ROOM", 2)
+    in_place = Guard(model, None, [Against("noised")]).generate(**inputs, **asked)
+    monkeypatch.setattr(scope, "grow_in_place", lambda _: lambda: None)
+    copied = Guard(model, None, [Against("noised")]).generate(**inputs, **asked)
+    assert torch.equal(in_place.sequences, copied.sequences)
+    for one, other in zip(in_place.logits, copied.logits, strict=True):
+        assert torch.equal(one, other)
