@@ -223,21 +223,26 @@ def main(given: Sequence[str] | None = None) -> int:
     shape, repeat, new_tokens = (
         (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
     )
-    about = machine(torch.device("cpu"))
+    results = _results(asked)
+    ran_on = results.about
     model = shape.build(torch.device("cpu"), torch.bfloat16)
-    sized = [] if asked.tiny or asked.shape == "0.4b" else [asked.shape]
-    name = "-".join(["overhead", *sized, *asked.only])
-    shown = SHOWN_OF_LOCKSTEP if asked.only else SHOWN
-    results = Results(asked.out, name, "Overhead of a guard on the CPU", about, shown, csv=False)
-    running = races(shape, model, new_tokens, asked.only)
-    for rows in measure(running, repeat, Budget(asked.seconds)):
+    for rows in measure(races(shape, model, new_tokens, asked.only), repeat, Budget(asked.seconds)):
         load = machine(torch.device("cpu"))["load_average"]
-        results.about = {**about, "load_average_at_the_end": load, **_about(shape, model, new_tokens, repeat)}
+        results.about = {**ran_on, "load_average_at_the_end": load, **_about(shape, model, new_tokens, repeat)}
         results.rows = rows
         results.notes = [*verdicts(rows), *NOTES, *(NOTES_OF_LOCKSTEP if asked.only else NOTES_OF_ALL)]
         results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in results.rows))
+
+
+def _results(asked: argparse.Namespace) -> Results:
+    """Where the rows go, and what they ran on."""
+    sized = [] if asked.tiny or asked.shape == "0.4b" else [asked.shape]
+    name = "-".join(["overhead", *sized, *asked.only])
+    shown = SHOWN_OF_LOCKSTEP if asked.only else SHOWN
+    about = machine(torch.device("cpu"))
+    return Results(asked.out, name, "Overhead of a guard on the CPU", about, shown, csv=False)
 
 
 if __name__ == "__main__":
