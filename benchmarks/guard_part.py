@@ -124,7 +124,7 @@ def _measure_model(
 
 
 def ways(model: Any, inputs: Mapping[str, Tensor]) -> list[Variant]:
-    """Plain generate and every mechanism: branches, work inside the layers, a search that owns the loop; a cache in place alone."""
+    """Plain generate, a cache in place alone, and every mechanism: branches, work inside the layers, a search that owns the loop."""
     search = Guard(model, stack=[OPERA(rollbacks=0)])
     alone = Variant(IN_PLACE, in_place(model), inputs)
     return [
