@@ -42,7 +42,6 @@ def cut(layer, positions):
 
 ANYTHING = {
     "one token": lambda layer: layer.update(*states(1)),
-    "another": lambda layer: layer.update(*states(1)),
     "several": lambda layer: layer.update(*states(5)),
     "more than there is room for": lambda layer: layer.update(*states(ROOM + 1)),
     "cropped": lambda layer: cut(layer, 2),
@@ -56,7 +55,7 @@ def test_whatever_happens_to_it_a_layer_holds_what_a_copying_one_holds(seed):
     draw = random.Random(seed)
     layers, handed = [growing(), DynamicLayer()], []
     for step in range(40):
-        name = draw.choice(list(ANYTHING)) if step > 1 else "several"
+        name = draw.choice([*ANYTHING, "one token"]) if step > 1 else "several"
         for layer in layers:
             torch.manual_seed(step)
             ANYTHING[name](layer)
@@ -134,6 +133,22 @@ def test_the_undo_leaves_a_plain_layer():
     undo()
     assert vars(layer).keys() == vars(fresh).keys()
     assert torch.equal(layer.update(*states(1))[0][..., :4, :], fresh.keys)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_says_the_same_bits_over_a_cache_in_place(attention, dtype):
+    model, inputs = tiny("llava", 2)
+    model.to(dtype).set_attn_implementation(attention)
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    asked = {**SETTINGS, "return_dict_in_generate": True, "output_logits": True}
+    copied = model.generate(**inputs, **asked)
+    cache = DynamicCache(config=model.config.get_text_config())
+    grow_in_place(cache)
+    in_place = model.generate(**inputs, **asked, past_key_values=cache)
+    assert not cache.layers[0].keys.is_contiguous()
+    for one, other in zip(in_place.logits, copied.logits, strict=True):
+        assert torch.equal(one, other)
 
 
 class Places(torch.nn.Module):
