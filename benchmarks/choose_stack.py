@@ -20,13 +20,13 @@ import transformers
 from tqdm import tqdm
 
 from lvlm_guard import Guard, GuardError
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed import load
 from lvlm_guard.testbed.demo import STACK
 from lvlm_guard.testbed.evaluate import Evaluation, evaluate
 from lvlm_guard.testbed.files import write_whole
 from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison, compare
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.world.scenes import scenes
 
 SPLIT = "calibration"
 SCENES = 400

@@ -17,7 +17,8 @@ from measuring import Budget, Results, Row, machine, versions
 from torch import Tensor
 from variants import OUT_OF_TIME
 
-from lvlm_guard import Guard, NoEffectWarning, Refused, images
+from lvlm_guard import Guard, NoEffectWarning, Refused
+from lvlm_guard.request import images
 from lvlm_guard.testing import ARCHITECTURES, Oracle, Recorder, tiny
 
 TOLERANCE, EFFECT = 1e-3, 0.1

@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from lvlm_guard import Guard, GuardError, fitting
 from lvlm_guard.fitting.demonstrations import of_testbed
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed import load
 from lvlm_guard.testbed.evaluate import Evaluation, evaluate
 from lvlm_guard.testbed.measures import DEMO_MEASURES, compare
-from lvlm_guard.testbed.scenes import Scene, scenes
+from lvlm_guard.testbed.world.scenes import Scene, scenes
 
 DISTRIBUTION = "lvlm-guard"
 SHOWN = ("object", "attribute", "relation", "caption", "caption_recall")

@@ -23,11 +23,10 @@ from effects import DISTRIBUTION, SCORER, fitted
 from measuring import write_at_once
 from seeds import MANIFEST
 
-from lvlm_guard import GuardError, InputError, Stack
-from lvlm_guard.bench import runner, systems
-from lvlm_guard.bench.manifest import Chosen, Plan
-from lvlm_guard.cli import loading
-from lvlm_guard.plugins import catalogue
+from lvlm_guard import GuardError, InputError, Stack, loading
+from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41

@@ -8,8 +8,9 @@ from itertools import groupby
 
 from scenes_pages import HEADLINES, Run
 
-from lvlm_guard.bench import systems, verdicts
-from lvlm_guard.bench.results import Score
+from lvlm_guard.bench.reporting import verdicts
+from lvlm_guard.bench.reporting.results import Score
+from lvlm_guard.bench.running import systems
 
 SIDE, GAP, BLOCK_GAP, ROW = 22, 3, 26, 26
 LEFT, TOP, BOTTOM = 176, 86, 78

@@ -13,9 +13,10 @@ from typing import Any
 
 from measuring import table, write_at_once
 
-from lvlm_guard.bench import choosing, export, results, store, systems, verdicts
-from lvlm_guard.bench.results import Results, Score
-from lvlm_guard.bench.verdicts import Verdict
+from lvlm_guard.bench.reporting import export, results, verdicts
+from lvlm_guard.bench.reporting.results import Results, Score
+from lvlm_guard.bench.reporting.verdicts import Verdict
+from lvlm_guard.bench.running import choosing, store, systems
 from lvlm_guard.testbed.suite import CAPTION, Scenes
 
 HEADLINES = {

@@ -21,9 +21,10 @@ import transformers
 
 import lvlm_guard
 from lvlm_guard.errors import GuardError
-from lvlm_guard.testbed import card, train
 from lvlm_guard.testbed.architectures import ARCHITECTURES
+from lvlm_guard.testbed.card import measuring as card
 from lvlm_guard.testbed.files import check_folder, clear_failure, write_whole
+from lvlm_guard.testbed.training import train
 
 MANIFEST = "manifest.json"
 FIRST, SECOND = ARCHITECTURES

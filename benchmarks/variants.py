@@ -23,8 +23,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from lvlm_guard import Artefact, Guard
 from lvlm_guard.anatomy import decoder_layers, layer_part
-from lvlm_guard.artefacts import config_hash
-from lvlm_guard.forward.growing import grow_in_place
+from lvlm_guard.forward.caches.growing import grow_in_place
+from lvlm_guard.strategy.artefacts import config_hash
 
 PLAIN = "plain"
 IN_PLACE = "plain, cache in place"

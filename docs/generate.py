@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.host.plugins import catalogue
 
 HERE = Path(__file__).resolve().parent
 DISTRIBUTION = "lvlm-guard"

@@ -8,19 +8,7 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
     raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
 
 if TYPE_CHECKING:
-    from lvlm_guard.artefacts import Artefact as Artefact
-    from lvlm_guard.edits import AttentionEdit as AttentionEdit
-    from lvlm_guard.edits import Branch as Branch
-    from lvlm_guard.edits import Decoder as Decoder
-    from lvlm_guard.edits import HiddenEdit as HiddenEdit
-    from lvlm_guard.edits import InputEdit as InputEdit
-    from lvlm_guard.edits import Insert as Insert
-    from lvlm_guard.edits import Probe as Probe
-    from lvlm_guard.edits import Readout as Readout
-    from lvlm_guard.edits import Replace as Replace
-    from lvlm_guard.edits import Revision as Revision
-    from lvlm_guard.edits import Search as Search
-    from lvlm_guard.edits import View as View
+    from lvlm_guard.call.report import Report as Report
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
     from lvlm_guard.errors import InputError as InputError
@@ -36,26 +24,38 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import StackError as StackError
     from lvlm_guard.errors import StrategyRefused as StrategyRefused
     from lvlm_guard.errors import UncompiledWarning as UncompiledWarning
-    from lvlm_guard.generation import Generation as Generation
-    from lvlm_guard.generation import Prefix as Prefix
     from lvlm_guard.guard import Guard as Guard
-    from lvlm_guard.hookspecs import hookimpl as hookimpl
-    from lvlm_guard.report import Report as Report
-    from lvlm_guard.stack import Stack as Stack
-    from lvlm_guard.terms import Bias as Bias
-    from lvlm_guard.terms import Contrast as Contrast
-    from lvlm_guard.terms import Mix as Mix
-    from lvlm_guard.terms import Plausible as Plausible
-    from lvlm_guard.terms import Restrict as Restrict
-    from lvlm_guard.terms import Statistics as Statistics
-    from lvlm_guard.terms import Term as Term
+    from lvlm_guard.host.stack import Stack as Stack
+    from lvlm_guard.strategy.artefacts import Artefact as Artefact
+    from lvlm_guard.strategy.edits import AttentionEdit as AttentionEdit
+    from lvlm_guard.strategy.edits import Branch as Branch
+    from lvlm_guard.strategy.edits import Decoder as Decoder
+    from lvlm_guard.strategy.edits import HiddenEdit as HiddenEdit
+    from lvlm_guard.strategy.edits import InputEdit as InputEdit
+    from lvlm_guard.strategy.edits import Insert as Insert
+    from lvlm_guard.strategy.edits import Probe as Probe
+    from lvlm_guard.strategy.edits import Readout as Readout
+    from lvlm_guard.strategy.edits import Replace as Replace
+    from lvlm_guard.strategy.edits import Revision as Revision
+    from lvlm_guard.strategy.edits import Search as Search
+    from lvlm_guard.strategy.edits import View as View
+    from lvlm_guard.strategy.generation import Generation as Generation
+    from lvlm_guard.strategy.generation import Prefix as Prefix
+    from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
+    from lvlm_guard.strategy.terms import Bias as Bias
+    from lvlm_guard.strategy.terms import Contrast as Contrast
+    from lvlm_guard.strategy.terms import Mix as Mix
+    from lvlm_guard.strategy.terms import Plausible as Plausible
+    from lvlm_guard.strategy.terms import Restrict as Restrict
+    from lvlm_guard.strategy.terms import Statistics as Statistics
+    from lvlm_guard.strategy.terms import Term as Term
 
 __version__ = "0.1.0"
 
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
-    "artefacts": ("Artefact",),
-    "edits": (
+    "strategy.artefacts": ("Artefact",),
+    "strategy.edits": (
         "AttentionEdit", "Branch", "Decoder", "HiddenEdit", "InputEdit", "Insert", "Probe", "Readout", "Replace",
         "Revision", "Search", "View",
     ),
@@ -64,12 +64,12 @@ _OWNERS = {
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused", "UncompiledWarning",
     ),
-    "generation": ("Generation", "Prefix"),
+    "strategy.generation": ("Generation", "Prefix"),
     "guard": ("Guard",),
-    "hookspecs": ("hookimpl",),
-    "report": ("Report",),
-    "stack": ("Stack",),
-    "terms": ("Bias", "Contrast", "Mix", "Plausible", "Restrict", "Statistics", "Term"),
+    "strategy.hookspecs": ("hookimpl",),
+    "call.report": ("Report",),
+    "host.stack": ("Stack",),
+    "strategy.terms": ("Bias", "Contrast", "Mix", "Plausible", "Restrict", "Statistics", "Term"),
 }  # fmt: skip
 _OWNER = {name: module for module, names in _OWNERS.items() for name in names}
 

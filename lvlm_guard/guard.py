@@ -13,16 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-from lvlm_guard import conversation, requests
+from lvlm_guard.call.report import Report
+from lvlm_guard.call.session import Session
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded
-from lvlm_guard.forward.compiled import unwrapped
+from lvlm_guard.forward.interventions.compiled import unwrapped
 from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.forward.wrapper import inside_scope
-from lvlm_guard.plugins import StrategyCalls, is_marked
-from lvlm_guard.report import Report, sequences
-from lvlm_guard.requests import Request
-from lvlm_guard.session import Session
-from lvlm_guard.stack import Stack
+from lvlm_guard.host.plugins import StrategyCalls, is_marked
+from lvlm_guard.host.stack import Stack
+from lvlm_guard.outputs import sequences
+from lvlm_guard.request import conversation, requests
+from lvlm_guard.request.requests import Request
 
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"

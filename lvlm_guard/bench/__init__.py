@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .intervals import Interval as Interval
-from .intervals import interval as interval
-from .intervals import paired_difference as paired_difference
-from .scores import CaptionScores as CaptionScores
-from .scores import YesNoScores as YesNoScores
-from .scores import auc as auc
-from .scores import caption_scores as caption_scores
-from .scores import parse_yes_no as parse_yes_no
-from .scores import yes_no_scores as yes_no_scores
+from lvlm_guard.bench.scoring.intervals import Interval as Interval
+from lvlm_guard.bench.scoring.intervals import interval as interval
+from lvlm_guard.bench.scoring.intervals import paired_difference as paired_difference
+from lvlm_guard.bench.scoring.scores import CaptionScores as CaptionScores
+from lvlm_guard.bench.scoring.scores import YesNoScores as YesNoScores
+from lvlm_guard.bench.scoring.scores import auc as auc
+from lvlm_guard.bench.scoring.scores import caption_scores as caption_scores
+from lvlm_guard.bench.scoring.scores import parse_yes_no as parse_yes_no
+from lvlm_guard.bench.scoring.scores import yes_no_scores as yes_no_scores
 
 __all__ = [
     "CaptionScores",

@@ -9,8 +9,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
-from .items import Item, Level, Said
-from .measures import Measure
+from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.scoring.measures import Measure
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from transformers import TextStreamer
 
-from lvlm_guard.cli import loading
+from lvlm_guard import loading
 from lvlm_guard.guard import DEFAULT_STACK, Guard
 
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.bench.comparing import Comparison
-from lvlm_guard.bench.manifest import told_model
-from lvlm_guard.bench.results import Outcome, Results, Score
-from lvlm_guard.bench.significance import Significance
+from lvlm_guard.bench.reporting.comparing import Comparison
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score
+from lvlm_guard.bench.running.manifest import told_model
+from lvlm_guard.bench.scoring.significance import Significance
 
 LEVEL = 0.05
 MOST = 4

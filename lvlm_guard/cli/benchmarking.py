@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lvlm_guard.cli import loading
+from lvlm_guard import loading
 
 if TYPE_CHECKING:
-    from lvlm_guard.bench.store import Record
+    from lvlm_guard.bench.running.store import Record
 
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
 
@@ -85,8 +85,8 @@ def run(
     Stopped half-way, the same command goes on where it was.
     """
     loading.quieten()
-    from lvlm_guard.bench import choosing, runner, systems  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.bench.manifest import Plan  # noqa: PLC0415 - as above
+    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running.manifest import Plan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
     lined_up = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
@@ -101,7 +101,7 @@ def run(
 def report(folder: Folder, data: Data = None) -> None:
     """Score the run in DIR as it was begun; write results.json and results.csv there."""
     loading.quieten()
-    from lvlm_guard.bench import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
 
     _report(store.read(folder), None, data)
 
@@ -116,14 +116,14 @@ def rescore(
 ) -> None:
     """Score the raw answers in DIR again, with another parser if wanted; no model is needed."""
     loading.quieten()
-    from lvlm_guard.bench import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
 
     _report(store.read(folder), parser, data)
 
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
     """Figures as tables and files; those of another parser than the run's get a name of their own."""
-    from lvlm_guard.bench import export, page, results  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = results.score(record, parser, data)
@@ -145,7 +145,8 @@ def compare(
 ) -> None:
     """Compare the runs in two folders stack by stack, answer by answer."""
     loading.quieten()
-    from lvlm_guard.bench import comparing, results, store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.reporting import comparing, results  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     found = comparing.compare(store.read(before), store.read(after))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from lvlm_guard.cli import loading
+from lvlm_guard import loading
 from lvlm_guard.errors import InputError
 from lvlm_guard.guard import Guard
 

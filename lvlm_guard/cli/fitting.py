@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
-from lvlm_guard import fitting
-from lvlm_guard.cli import loading
+from lvlm_guard import fitting, loading
 from lvlm_guard.errors import InputError
 
 DEMONSTRATIONS = 50

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.host.plugins import catalogue
 
 
 def strategies(

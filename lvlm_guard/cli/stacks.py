@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lvlm_guard.plugins import StrategyCalls
-from lvlm_guard.stack import Stack
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.host.stack import Stack
 
 app = typer.Typer(help="Work with stack files.", no_args_is_help=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from lvlm_guard.cli import loading
+from lvlm_guard import loading
 from lvlm_guard.errors import InputError, nearest
 
 MOST_SCENES = 200
@@ -46,7 +46,8 @@ def show(
 ) -> None:
     """Draw scenes of a split on one sheet, enlarged, each over its true caption."""
     loading.quieten()
-    from lvlm_guard.testbed import files, scenes, sheet  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import files  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.world import scenes, sheet  # noqa: PLC0415 - only when it is asked for
 
     if split not in scenes.SPLITS:
         raise InputError(f"no split named {split!r}.{nearest(split, scenes.SPLITS)}")
@@ -78,7 +79,7 @@ def train(
     checkpoint in the folder.
     """
     loading.quieten()
-    from lvlm_guard.testbed import train as training  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.training import train as training  # noqa: PLC0415 - only when it is asked for
 
     several = training.usual_processes(device) if processes is None else processes
     training.run(training.Plan(out, seed, minutes, several, device, arch=arch))

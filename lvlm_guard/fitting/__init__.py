@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import lvlm_guard
-from lvlm_guard import anatomy, conversation
-from lvlm_guard.artefacts import Artefact, config_hash
+from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.forward import as_written
+from lvlm_guard.request import conversation
+from lvlm_guard.strategy.artefacts import Artefact, config_hash
 
 KINDS = ("adhh", "nullu", "vti")
 """The strategies there is something to fit for."""

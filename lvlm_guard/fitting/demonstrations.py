@@ -13,10 +13,10 @@ from PIL import Image
 
 from lvlm_guard.errors import InputError
 from lvlm_guard.fitting import Demonstration
-from lvlm_guard.testbed import language
-from lvlm_guard.testbed.compose import SceneObject
-from lvlm_guard.testbed.scenes import Scene, absent_partners, scenes
-from lvlm_guard.testbed.world import CATEGORIES, COLOUR_NAMES, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world import language
+from lvlm_guard.testbed.world.compose import SceneObject
+from lvlm_guard.testbed.world.habits import CATEGORIES, COLOUR_NAMES, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world.scenes import Scene, absent_partners, scenes
 
 FIELDS = ("image", "prompt", "correct", "hallucinated")
 SPLIT = "train"

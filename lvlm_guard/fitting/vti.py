@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard import anatomy, images
+from lvlm_guard import anatomy
 from lvlm_guard.fitting import Demonstration, Fitted, Track, encode, encode_all, hidden_states, watching
+from lvlm_guard.request import images
 
 TRIALS = 50
 MASKED = 0.99

@@ -1,9 +1,9 @@
 """The gated forward wrapper and the two executors; with `protocol`, the only code that knows generate's internals."""
 
-from lvlm_guard.forward.compiled import as_written as as_written
-from lvlm_guard.forward.compiled import is_compiled as is_compiled
 from lvlm_guard.forward.driving import Driver as Driver
-from lvlm_guard.forward.inside import Inside as Inside
+from lvlm_guard.forward.interventions.compiled import as_written as as_written
+from lvlm_guard.forward.interventions.compiled import is_compiled as is_compiled
+from lvlm_guard.forward.interventions.inside import Inside as Inside
 from lvlm_guard.forward.protocol import Prepared as Prepared
 from lvlm_guard.forward.protocol import capture as capture
 from lvlm_guard.forward.scope import Scope as Scope

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard import anatomy, fusion
+from lvlm_guard import anatomy
+from lvlm_guard.arithmetic import fusion
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
-from lvlm_guard.generation import Generation
+from lvlm_guard.strategy.generation import Generation
 
 
 class Driver:

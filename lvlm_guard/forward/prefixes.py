@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
-from lvlm_guard.forward.compiled import as_written
+from lvlm_guard.forward.interventions.compiled import as_written
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
-from lvlm_guard.generation import Prefix
+from lvlm_guard.strategy.generation import Prefix
 
 _seeing: ContextVar[dict[int, Tensor] | None] = ContextVar("lvlm_guard_seeing", default=None)
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from lvlm_guard.edits import MAIN
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import batched, caches, protocol
 from lvlm_guard.forward.batched import BatchedDecode
-from lvlm_guard.forward.compiled import is_compiled
-from lvlm_guard.forward.growing import grow_in_place
-from lvlm_guard.forward.inside import Inside
-from lvlm_guard.forward.passes import Pass, Prompt, during
+from lvlm_guard.forward.caches.growing import grow_in_place
+from lvlm_guard.forward.interventions.compiled import is_compiled
+from lvlm_guard.forward.interventions.inside import Inside
+from lvlm_guard.forward.interventions.passes import Pass, Prompt, during
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
-from lvlm_guard.generation import Forward, Generation
+from lvlm_guard.strategy.edits import MAIN
+from lvlm_guard.strategy.generation import Forward, Generation
 
 ExecutorName = Literal["auto", "batched", "sequential"]
 Run = Callable[..., Any]

@@ -9,14 +9,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lvlm_guard import conversation
-from lvlm_guard.bench.margins import new_tokens
+from lvlm_guard.bench.scoring.margins import new_tokens
 from lvlm_guard.errors import InputError
 from lvlm_guard.guard import Guard
-from lvlm_guard.report import sequences
-
-from .asked import Asked, cut
-from .tally import Tally
+from lvlm_guard.harness.asked import Asked, cut
+from lvlm_guard.harness.tally import Tally
+from lvlm_guard.outputs import sequences
+from lvlm_guard.request import conversation
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvlm_guard.errors import GuardWarning, InputError
-from lvlm_guard.requests import SETTINGS
+from lvlm_guard.request.requests import SETTINGS
 
 BLANK_LINE = "\n\n"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")

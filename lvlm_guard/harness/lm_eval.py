@@ -9,12 +9,11 @@ from typing import Any, NoReturn
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from torch import Tensor
 
-from lvlm_guard.bench.margins import new_tokens
+from lvlm_guard.bench.scoring.margins import new_tokens
 from lvlm_guard.errors import ModeRefused, ProcessorNeeded, Refused
 from lvlm_guard.guard import Guard
-
-from .answering import end_tokens
-from .tally import Tally, described
+from lvlm_guard.harness.answering import end_tokens
+from lvlm_guard.harness.tally import Tally, described
 
 
 class GuardedLM(HFMultimodalLM):

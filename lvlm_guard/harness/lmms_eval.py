@@ -13,14 +13,13 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
-from lvlm_guard.cli import loading
+from lvlm_guard import loading
 from lvlm_guard.errors import GuardWarning, ModeRefused
 from lvlm_guard.guard import Guard
-
-from .answering import Answerer
-from .asked import Asked, unpack
-from .settings import Settings, read_stack
-from .tally import Tally
+from lvlm_guard.harness.answering import Answerer
+from lvlm_guard.harness.asked import Asked, unpack
+from lvlm_guard.harness.settings import Settings, read_stack
+from lvlm_guard.harness.tally import Tally
 
 
 class GuardedModel(lmms):

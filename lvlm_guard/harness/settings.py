@@ -12,8 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.guard import DEFAULT_STACK
-from lvlm_guard.plugins import problems
-from lvlm_guard.stack import Stack
+from lvlm_guard.host.plugins import problems
+from lvlm_guard.host.stack import Stack
 
 PLAIN = "plain"
 """The stack without strategies, for the baseline of the same adapter."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lvlm_guard.report import Report
+from lvlm_guard.call.report import Report
 
 MEGABYTE = 1e6
 

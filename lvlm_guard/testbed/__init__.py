@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .errors import TestbedError as TestbedError
-from .model import load as load
-from .scenes import Scene as Scene
+from lvlm_guard.testbed.errors import TestbedError as TestbedError
+from lvlm_guard.testbed.model import load as load
+from lvlm_guard.testbed.world.scenes import Scene as Scene
 
 __all__ = ["Scene", "TestbedError", "load"]

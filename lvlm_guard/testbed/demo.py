@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .evaluate import Answer, Evaluation, evaluate
-from .measures import DEMO_MEASURES, Comparison, Measure, compare
-from .scenes import scenes as drawn
+from lvlm_guard.testbed.evaluate import Answer, Evaluation, evaluate
+from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison, Measure, compare
+from lvlm_guard.testbed.world.scenes import scenes as drawn
 
 DEMO_SPLITS = ("counterfactual", "iid")
 SCENES = 60

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lvlm_guard.bench.scores import (
+from lvlm_guard.bench.scoring.scores import (
     CaptionCounts,
     caption_scores,
     count_caption,
@@ -19,12 +19,11 @@ from lvlm_guard.bench.scores import (
     parse_yes_no,
     yes_no_scores,
 )
-from lvlm_guard.report import sequences
-
-from .language import DESCRIBE, caption, mentions
-from .questions import NEGATIVES, Question, scored_questions
-from .scenes import Scene
-from .world import COLOUR_NAMES
+from lvlm_guard.outputs import sequences
+from lvlm_guard.testbed.world.habits import COLOUR_NAMES
+from lvlm_guard.testbed.world.language import DESCRIBE, caption, mentions
+from lvlm_guard.testbed.world.questions import NEGATIVES, Question, scored_questions
+from lvlm_guard.testbed.world.scenes import Scene
 
 Generate = Callable[..., Any]
 """Anything called like `model.generate`."""

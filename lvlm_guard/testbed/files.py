@@ -9,8 +9,7 @@ from pathlib import Path
 
 from lvlm_guard import files
 from lvlm_guard.errors import InputError
-
-from .errors import TestbedError
+from lvlm_guard.testbed.errors import TestbedError
 
 
 def check_destination(path: Path, what: str) -> None:

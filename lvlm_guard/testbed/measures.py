@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from lvlm_guard.bench.intervals import (
+from lvlm_guard.bench.scoring.intervals import (
     Interval,
     Statistic,
     Totals,
@@ -18,9 +18,8 @@ from lvlm_guard.bench.intervals import (
     paired_difference,
     share,
 )
-
-from .evaluate import Answer, caption_colours, caption_counts, is_right
-from .questions import NEGATIVES
+from lvlm_guard.testbed.evaluate import Answer, caption_colours, caption_counts, is_right
+from lvlm_guard.testbed.world.questions import NEGATIVES
 
 Counts = tuple[float, ...]
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from lvlm_guard.errors import InputError
-
-from .architecture import Architecture
-from .architectures import named
-from .errors import TestbedError
+from lvlm_guard.testbed.architectures import named
+from lvlm_guard.testbed.architectures.architecture import Architecture
+from lvlm_guard.testbed.errors import TestbedError
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = (
@@ -39,7 +38,7 @@ def load(
     if missing:
         raise TestbedError(
             f"testbed: {folder} lacks {', '.join(missing)}. Reinstall lvlm_guard, or train the weights again: "
-            f"python -m lvlm_guard.testbed.train --out {folder}"
+            f"python -m lvlm_guard.testbed.training --out {folder}"
         )
     try:
         architecture = _architecture(folder)
@@ -50,7 +49,7 @@ def load(
     except Exception as problem:
         raise TestbedError(
             f"testbed: the files in {folder} cannot be read ({type(problem).__name__}: {problem}). "
-            f"Reinstall lvlm_guard, or train them again: python -m lvlm_guard.testbed.train --out {folder}"
+            f"Reinstall lvlm_guard, or train them again: python -m lvlm_guard.testbed.training --out {folder}"
         ) from problem
     untrained = sorted(loaded["missing_keys"])
     if untrained:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lvlm_guard.bench.intervals import Interval
-
-from .demo import DemoResult
-from .evaluate import Answer, is_right
-from .files import write_whole
-from .language import NAMED, caption, mentions
-from .measures import DEMO_MEASURES, Comparison, Measure
-from .scenes import Scene, scene
-from .sheet import oddity, png
+from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.testbed.demo import DemoResult
+from lvlm_guard.testbed.evaluate import Answer, is_right
+from lvlm_guard.testbed.files import write_whole
+from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison, Measure
+from lvlm_guard.testbed.world.language import NAMED, caption, mentions
+from lvlm_guard.testbed.world.scenes import Scene, scene
+from lvlm_guard.testbed.world.sheet import oddity, png
 
 EXAMPLES = 12
 """Scenes of each split that are shown, the same number of each broken habit."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .language import DESCRIBE
-from .model import load
+from lvlm_guard.testbed.model import load
+from lvlm_guard.testbed.world.language import DESCRIBE
 
 GREY = (128, 128, 128)
 _MESSAGE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DESCRIBE[0]}]}]

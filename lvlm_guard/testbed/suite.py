@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 from PIL import Image
 
-from lvlm_guard.bench.intervals import (
+from lvlm_guard.bench.items import LEVELS, Item, Level, Said
+from lvlm_guard.bench.scoring.intervals import (
     Statistic,
     accuracy,
     f1,
@@ -20,16 +21,14 @@ from lvlm_guard.bench.intervals import (
     yes_no_counts,
     yes_ratio,
 )
-from lvlm_guard.bench.items import LEVELS, Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Measure, each
-from lvlm_guard.bench.scores import parse_yes_no
+from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.bench.scoring.scores import parse_yes_no
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.errors import InputError, nearest
-
-from .evaluate import CAPTION_TOKENS, SHORT_TOKENS, Answer, caption_colours, caption_counts, is_right
-from .language import DESCRIBE, NAMED, caption, mentions
-from .questions import NEGATIVES, Question, scored_questions
-from .scenes import Scene, scene, scenes
+from lvlm_guard.testbed.evaluate import CAPTION_TOKENS, SHORT_TOKENS, Answer, caption_colours, caption_counts, is_right
+from lvlm_guard.testbed.world.language import DESCRIBE, NAMED, caption, mentions
+from lvlm_guard.testbed.world.questions import NEGATIVES, Question, scored_questions
+from lvlm_guard.testbed.world.scenes import Scene, scene, scenes
 
 CAPTION = "caption"
 PARSER = "ours"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lvlm_guard import anatomy
-from lvlm_guard.report import sequences
+from lvlm_guard.outputs import sequences
 
 REPEATS = 3
 INSTANCE = {"forward", "generate", "_forward", "__call__"}

@@ -20,14 +20,15 @@ from PIL import Image
 from torch import Generator, Tensor, nn
 from transformers.generation import BaseStreamer
 
-from lvlm_guard.edits import Branch
+from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, NoEffectWarning
-from lvlm_guard.generation import Generation
 from lvlm_guard.guard import Guard
-from lvlm_guard.hookspecs import hookimpl
-from lvlm_guard.plugins import is_marked, strategy_name
-from lvlm_guard.report import Report, sequences
-from lvlm_guard.terms import Contrast
+from lvlm_guard.host.plugins import is_marked, strategy_name
+from lvlm_guard.outputs import sequences
+from lvlm_guard.strategy.edits import Branch
+from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.strategy.hookspecs import hookimpl
+from lvlm_guard.strategy.terms import Contrast
 from lvlm_guard.testing import devices
 from lvlm_guard.testing.contract import FORBIDDEN
 from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side

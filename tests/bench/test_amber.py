@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard.bench.items import Item, Said
-from lvlm_guard.bench.nouns import amber_nouns
+from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.suites.amber import LEVEL_OF, Amber
 from lvlm_guard.errors import InputError
 

@@ -9,9 +9,11 @@ import pytest
 import transformers
 from typer.testing import CliRunner
 
-from lvlm_guard.bench import choosing, suites
-from lvlm_guard.bench.systems import CONTROLS
-from lvlm_guard.cli import app, loading, main
+from lvlm_guard import loading
+from lvlm_guard.bench import suites
+from lvlm_guard.bench.running import choosing
+from lvlm_guard.bench.running.systems import CONTROLS
+from lvlm_guard.cli import app, main
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
 

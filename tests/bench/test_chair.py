@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.nouns import Vocabulary, official_singular, our_singular
+from lvlm_guard.bench.scoring.nouns import Vocabulary, official_singular, our_singular
 from lvlm_guard.bench.suites.chair import Chair, finished
 from lvlm_guard.errors import InputError
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lvlm_guard import Guard
-from lvlm_guard.bench import cost
-from lvlm_guard.bench.cost import CUDA_PEAK, NOT_MEASURED, RESIDENT_GROWTH, Spread, measure_costs
+from lvlm_guard.bench.running import cost
+from lvlm_guard.bench.running.cost import CUDA_PEAK, NOT_MEASURED, RESIDENT_GROWTH, Spread, measure_costs
+from lvlm_guard.call.report import Forwards
 from lvlm_guard.errors import InputError
-from lvlm_guard.report import Forwards
 from lvlm_guard.testing import tiny
 
 BATCH = {"input_ids": torch.zeros(2, 5, dtype=torch.long)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from lvlm_guard.bench.cost_model import (
+from lvlm_guard.bench.running.cost_model import (
     A100,
     H100_SXM,
     H200,
@@ -19,7 +19,7 @@ from lvlm_guard.bench.cost_model import (
     check,
     predict,
 )
-from lvlm_guard.bench.shapes import LLAVA_1_5_7B, QWEN2_5_VL_7B, Shape
+from lvlm_guard.bench.running.shapes import LLAVA_1_5_7B, QWEN2_5_VL_7B, Shape
 from lvlm_guard.errors import InputError
 from lvlm_guard.testing import tiny
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvlm_guard.bench.intervals import f1, harmonic_share, interval, paired_difference, share
-from lvlm_guard.bench.significance import BOOTSTRAP, SIGN_FLIP, mcnemar, sign_flip, significance
+from lvlm_guard.bench.scoring.intervals import f1, harmonic_share, interval, paired_difference, share
+from lvlm_guard.bench.scoring.significance import BOOTSTRAP, SIGN_FLIP, mcnemar, sign_flip, significance
 
 RUNS, IMAGES, QUESTIONS, RESAMPLES = 400, 120, 6, 300
 LEVEL = 0.05

@@ -14,15 +14,16 @@ import pytest
 import quick_run
 from PIL import Image
 
-from lvlm_guard.bench import charts, examples, labels, page, suites, tables, verdicts
-from lvlm_guard.bench.intervals import Interval, share
+from lvlm_guard.bench import suites
 from lvlm_guard.bench.items import LEVELS, Item, Said
-from lvlm_guard.bench.measures import Measure, each
-from lvlm_guard.bench.results import Outcome, Results, Score, Spent, score
-from lvlm_guard.bench.significance import Changes, Significance
-from lvlm_guard.bench.store import Refusal
-from lvlm_guard.bench.systems import CONTROLS
-from lvlm_guard.bench.verdicts import Case, Rival
+from lvlm_guard.bench.reporting import charts, examples, labels, page, tables, verdicts
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score, Spent, score
+from lvlm_guard.bench.reporting.verdicts import Case, Rival
+from lvlm_guard.bench.running.store import Refusal
+from lvlm_guard.bench.running.systems import CONTROLS
+from lvlm_guard.bench.scoring.intervals import Interval, share
+from lvlm_guard.bench.scoring.measures import Measure, each
+from lvlm_guard.bench.scoring.significance import Changes, Significance
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lvlm_guard.bench import parsers
+from lvlm_guard.bench.scoring import parsers
 from lvlm_guard.errors import InputError
 
 YES, NO, NEITHER = True, False, None

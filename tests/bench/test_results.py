@@ -11,12 +11,14 @@ import pytest
 import quick_run
 from quick_run import Toy
 
-from lvlm_guard.bench import comparing, export, manifest, results, suites
-from lvlm_guard.bench.intervals import share, yes_no_counts, yes_ratio
-from lvlm_guard.bench.measures import Measure, each
-from lvlm_guard.bench.parsers import ours
-from lvlm_guard.bench.scores import auc
-from lvlm_guard.bench.store import read
+from lvlm_guard.bench import suites
+from lvlm_guard.bench.reporting import comparing, export, results
+from lvlm_guard.bench.running import manifest
+from lvlm_guard.bench.running.store import read
+from lvlm_guard.bench.scoring.intervals import share, yes_no_counts, yes_ratio
+from lvlm_guard.bench.scoring.measures import Measure, each
+from lvlm_guard.bench.scoring.parsers import ours
+from lvlm_guard.bench.scoring.scores import auc
 from lvlm_guard.errors import InputError
 
 

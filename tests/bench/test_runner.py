@@ -10,9 +10,10 @@ from PIL import Image
 from quick_run import NO, WORDS, YES
 
 from lvlm_guard import Stack, testbed
-from lvlm_guard.bench import batches, margins, runner, systems
 from lvlm_guard.bench.items import Item
-from lvlm_guard.bench.manifest import Chosen, Plan
+from lvlm_guard.bench.running import batches, runner, systems
+from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.scoring import margins
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from lvlm_guard import testbed
-from lvlm_guard.bench import runner, store, systems
 from lvlm_guard.bench.items import LEVELS, Said
-from lvlm_guard.bench.manifest import Chosen, Plan
+from lvlm_guard.bench.running import runner, store, systems
+from lvlm_guard.bench.running.manifest import Chosen, Plan
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.evaluate import evaluate
 from lvlm_guard.testbed.measures import CARD_MEASURES, compare
-from lvlm_guard.testbed.scenes import scenes
 from lvlm_guard.testbed.suite import Scenes
+from lvlm_guard.testbed.world.scenes import scenes
 
 COUNT = 45
 SEED = 3

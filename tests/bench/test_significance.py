@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lvlm_guard.bench.intervals import (
+from lvlm_guard.bench.scoring.intervals import (
     accuracy,
     by_cluster,
     f1,
@@ -21,8 +21,8 @@ from lvlm_guard.bench.intervals import (
     yes_no_counts,
     yes_ratio,
 )
-from lvlm_guard.bench.scores import yes_no_scores
-from lvlm_guard.bench.significance import (
+from lvlm_guard.bench.scoring.scores import yes_no_scores
+from lvlm_guard.bench.scoring.significance import (
     BOOTSTRAP,
     MCNEMAR,
     SIGN_FLIP,
@@ -196,7 +196,7 @@ def test_statistics_take_many_resamples_at_once():
 def test_blocks_of_resamples_are_the_same_resamples(monkeypatch):
     totals = np.random.default_rng(5).integers(0, 9, size=(30, 2)).astype(float)
     whole = interval(totals, seed=1)
-    monkeypatch.setattr("lvlm_guard.bench.intervals._ENTRIES_AT_ONCE", 100)
+    monkeypatch.setattr("lvlm_guard.bench.scoring.intervals._ENTRIES_AT_ONCE", 100)
     assert interval(totals, seed=1) == whole
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import quick_run
 
-from lvlm_guard.bench import files, store
+from lvlm_guard.bench import files
+from lvlm_guard.bench.running import store
 from lvlm_guard.errors import InputError
 
 SCRIPT = Path(quick_run.__file__)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard import Stack
-from lvlm_guard.bench.intervals import Interval
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "choose_stack.py"

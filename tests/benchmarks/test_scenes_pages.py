@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.intervals import Interval
-from lvlm_guard.bench.results import Outcome, Results, Score
-from lvlm_guard.bench.significance import Significance
-from lvlm_guard.bench.verdicts import Verdict
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score
+from lvlm_guard.bench.reporting.verdicts import Verdict
+from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.errors import InputError
 
 LEVELS = ("object", "attribute", "relation", "caption")

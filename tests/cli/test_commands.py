@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from lvlm_guard import testbed
 from lvlm_guard.cli import app, main
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.world.scenes import scenes
 
 KEYS = {"name", "family", "distribution", "hooks", "paper", "cost", "summary", "parameters"}
 

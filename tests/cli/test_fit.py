@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from lvlm_guard import Artefact, Guard, InputError, fitting, testbed
 from lvlm_guard.cli import app, main
 from lvlm_guard.fitting import demonstrations, encode, hidden_states, nullu, vti
-from lvlm_guard.images import generator_for
-from lvlm_guard.testbed import language
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.request.images import generator_for
+from lvlm_guard.testbed.world import language
+from lvlm_guard.testbed.world.scenes import scenes
 from lvlm_guard.testing import ARCHITECTURES, tiny
 from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for

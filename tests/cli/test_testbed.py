@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from lvlm_guard.cli import app, demonstration
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed import demo as testbed_demo
-from lvlm_guard.testbed import train
 from lvlm_guard.testbed.model import WEIGHTS
+from lvlm_guard.testbed.training import train
 
 
 @pytest.fixture(autouse=True)

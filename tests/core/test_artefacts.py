@@ -9,7 +9,7 @@ from lvlm_guard_steering import VTI, Nullu
 from safetensors.torch import save_file
 
 from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
-from lvlm_guard.artefacts import config_hash
+from lvlm_guard.strategy.artefacts import config_hash
 from lvlm_guard.testing import ARCHITECTURES, tiny
 
 MANIFEST = {"model": "a tiny llava", "split": "train", "settings": {"rank": 2}, "lvlm_guard": "0.1.0"}

@@ -5,7 +5,7 @@ import torch
 from gold import CORE, SUPPRESSED, TOLERANCE, Against
 
 from lvlm_guard import Guard
-from lvlm_guard.images import edit_pixels
+from lvlm_guard.request.images import edit_pixels
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import left_padded, ragged
 from lvlm_guard.testing.tiny import IMAGE_TOKEN

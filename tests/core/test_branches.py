@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from toy_processor import toy_processor
 
 from lvlm_guard import Branch, Guard, Insert, ModelRefused, Replace
-from lvlm_guard.requests import Request, branch_inputs
+from lvlm_guard.request.requests import Request, branch_inputs
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
 

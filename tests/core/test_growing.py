@@ -9,9 +9,9 @@ from gold import SUPPRESSED, Against
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_guard import Guard
-from lvlm_guard.forward import growing as growing_module
 from lvlm_guard.forward import scope
-from lvlm_guard.forward.growing import ROOM, grow_in_place
+from lvlm_guard.forward.caches import growing as growing_module
+from lvlm_guard.forward.caches.growing import ROOM, grow_in_place
 from lvlm_guard.testing import tiny
 
 ROWS, HEADS, SIZE = 2, 3, 4

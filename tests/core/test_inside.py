@@ -25,7 +25,7 @@ from lvlm_guard import (
     StrategyRefused,
     hookimpl,
 )
-from lvlm_guard.edits import Probe
+from lvlm_guard.strategy.edits import Probe
 from lvlm_guard.testing import ARCHITECTURES as ALL
 from lvlm_guard.testing import tiny
 

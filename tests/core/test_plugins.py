@@ -7,8 +7,8 @@ import pytest
 from gold import Against
 
 from lvlm_guard import Guard, PluginRejected, hookimpl
-from lvlm_guard.hookspecs import Strategy, hook_names
-from lvlm_guard.plugins import Catalogue, StrategyCalls, check_strategy
+from lvlm_guard.host.plugins import Catalogue, StrategyCalls, check_strategy
+from lvlm_guard.strategy.hookspecs import Strategy, hook_names
 from lvlm_guard.testing import tiny
 
 

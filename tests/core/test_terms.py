@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lvlm_guard import Bias, Contrast, InputError, Mix, Plausible, Restrict
-from lvlm_guard.fusion import ForwardStatistics, combine
-from lvlm_guard.generation import Forward, Generation
+from lvlm_guard.arithmetic.fusion import ForwardStatistics, combine
+from lvlm_guard.strategy.generation import Forward, Generation
 
 VOCABULARY = 11
 

@@ -2,8 +2,8 @@
 
 import torch
 
+from lvlm_guard.arithmetic.touched import Touched
 from lvlm_guard.testing.devices import FIRST, pretended
-from lvlm_guard.touched import Touched
 
 
 class Uncomparable(torch.Tensor):

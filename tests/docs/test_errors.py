@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lvlm_guard import Guard, Plausible, Stack, errors, hookimpl
-from lvlm_guard.plugins import catalogue, check_strategy, discover
+from lvlm_guard.host.plugins import catalogue, check_strategy, discover
 from lvlm_guard.testing import StrategyContract
 
 CLASSES = {

@@ -9,10 +9,10 @@ import re
 import pytest
 
 import lvlm_guard
-from lvlm_guard.edits import TokenEdit
-from lvlm_guard.generation import Forward, Generation, Rows
-from lvlm_guard.hookspecs import Discovery, Strategy, hook_names
-from lvlm_guard.terms import Statistics, Term
+from lvlm_guard.strategy.edits import TokenEdit
+from lvlm_guard.strategy.generation import Forward, Generation, Rows
+from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
+from lvlm_guard.strategy.terms import Statistics, Term
 
 HOOKS = {name: vars(space)[name] for space in (Discovery, Strategy) for name in hook_names(space)}
 EDITS = (

@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from lvlm_guard import testbed
-from lvlm_guard.testbed.language import DESCRIBE
-from lvlm_guard.testbed.questions import scored_questions
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.world.language import DESCRIBE
+from lvlm_guard.testbed.world.questions import scored_questions
+from lvlm_guard.testbed.world.scenes import scenes
 
 LENGTH = 44
 """Long enough for a caption."""

@@ -16,8 +16,12 @@ import lvlm_guard
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
-OUTER_ROOMS = ("cli", "bench", "fitting", "harness", "testbed", "testing", "diagnosis", "serving")
-KNOWS_TRANSFORMERS = ("forward", "anatomy", "requests", "testing", "testbed", "cli")
+OUTER_ROOMS = (
+    "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+)  # fmt: skip
+KNOWS_TRANSFORMERS = ("forward", "anatomy", "request.requests", "engines", "testing", "testbed", "cli", "loading")
+BASE = ("anatomy", "errors", "files", "outputs")
+FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "host"), ("strategy",), BASE)
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,18 @@ def test_kernels_know_neither_strategies_nor_models():
     assert breaches(sources("lvlm_guard_kernels"), lambda _, one: one.package in outside) == []
 
 
-def test_only_fusion_imports_the_kernels():
+def test_only_arithmetic_imports_the_kernels():
     def forbidden(module, one):
-        return one.package == "lvlm_guard_kernels" and module != "lvlm_guard.fusion"
+        return one.package == "lvlm_guard_kernels" and module != "lvlm_guard.arithmetic.fusion"
 
     assert breaches(sources("lvlm_guard"), forbidden) == []
 
 
 def test_few_rooms_know_transformers():
     def forbidden(module, one):
-        return one.package == "transformers" and module.split(".")[1:2] not in [[room] for room in KNOWS_TRANSFORMERS]
+        return one.package == "transformers" and not any(
+            within(module, f"lvlm_guard.{room}") for room in KNOWS_TRANSFORMERS
+        )
 
     assert breaches(sources("lvlm_guard"), forbidden) == []
 
@@ -136,6 +142,24 @@ def test_the_core_imports_no_outer_room():
     def forbidden(_, one):
         target = f"{one.module}.{one.name}".split(".")
         return target[0] == "lvlm_guard" and target[1] in OUTER_ROOMS
+
+    assert breaches(CORE, forbidden) == []
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+def test_every_floor_of_the_core_imports_only_floors_below():
+    floor = {room: index for index, rooms in enumerate(FLOORS) for room in rooms}
+    assert {name.split(".")[1] for name in CORE if name != "lvlm_guard"} == set(floor)
+
+    def forbidden(module, one):
+        target = f"{one.module}.{one.name}".split(".")
+        if module == "lvlm_guard" or target[0] != "lvlm_guard" or len(target) < 2 or target[1] not in floor:
+            return False
+        here, there = module.split(".")[1], target[1]
+        return here != there and here not in BASE and floor[there] <= floor[here]
 
     assert breaches(CORE, forbidden) == []
 
@@ -160,6 +184,32 @@ def test_there_is_no_import_cycle(package):
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_there_is_no_circle_between_rooms():
+    """A room is a folder; a file that lies beside folders is a room of its own, and `__init__.py` is a room's door."""
+    modules = sources("lvlm_guard")
+    rooms: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        if path.name == "__init__.py" and is_divided(module, modules):
+            continue
+        found = {target(one, modules) for one in imports(module, path) if not one.type_checking} - {None, "lvlm_guard"}
+        rooms.setdefault(room(module, modules), set()).update(room(other, modules) for other in found)
+    try:
+        graphlib.TopologicalSorter({name: others - {name} for name, others in rooms.items()}).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def room(module: str, modules: dict[str, Path]) -> str:
+    folder = module.rpartition(".")[0]
+    whole = modules[module].name == "__init__.py" or folder == "lvlm_guard" or is_divided(folder, modules)
+    return module if whole else folder
+
+
+def is_divided(folder: str, modules: dict[str, Path]) -> bool:
+    """Whether a folder holds folders."""
+    return any(path.name == "__init__.py" and name.startswith(f"{folder}.") for name, path in modules.items())
 
 
 def target(one: Import, modules: dict[str, Path]) -> str | None:

@@ -14,7 +14,7 @@ from lvlm_guard_contrastive import VCD
 
 import lvlm_guard
 from lvlm_guard import GuardWarning, PluginError
-from lvlm_guard.plugins import discover
+from lvlm_guard.host.plugins import discover
 
 BUDGET = 0.05
 PUBLIC = [

@@ -16,7 +16,7 @@ from toy_processor import toy_processor
 from twin import Twin
 
 from lvlm_guard import Guard, InputError, ProcessorNeeded
-from lvlm_guard.images import generator_for
+from lvlm_guard.request.images import generator_for
 from lvlm_guard.testing import StrategyContract, tiny
 from lvlm_guard.testing.contract import Words
 

@@ -9,7 +9,7 @@ from lvlm_guard_contrastive import ICD, M3ID, VCD, VDD
 from lvlm_guard_contrastive.vcd import signal_share
 
 from lvlm_guard import Guard
-from lvlm_guard.images import generator_for
+from lvlm_guard.request.images import generator_for
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.recompute import next_logits

@@ -15,7 +15,7 @@ from PIL import Image
 from twin import Twin
 
 from lvlm_guard import Guard, ModelRefused, StackError, StrategyRefused
-from lvlm_guard.requests import Pictures
+from lvlm_guard.request.requests import Pictures
 from lvlm_guard.testing import StrategyContract, tiny
 from lvlm_guard.testing.contract import Words
 

@@ -17,9 +17,9 @@ from toy_processor import toy_processor
 from twin import Twin
 
 from lvlm_guard import Artefact, Guard, InputError, Stack, StrategyRefused
-from lvlm_guard.artefacts import config_hash
 from lvlm_guard.fitting import Demonstration, adhh, encode, fit
-from lvlm_guard.plugins import build
+from lvlm_guard.host.plugins import build
+from lvlm_guard.strategy.artefacts import config_hash
 from lvlm_guard.testing import StrategyContract, tiny
 
 HEADS = ((0, 1), (0, 2), (1, 0), (2, 3))

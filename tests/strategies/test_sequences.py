@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from twin import Twin
 
 from lvlm_guard import Guard, ModeRefused, Search, hookimpl
-from lvlm_guard.images import generator_for
+from lvlm_guard.request.images import generator_for
 from lvlm_guard.testing import SequenceContract, TinyProcessor, tiny
 from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.sequences import SIDE, TEXTS, pictures

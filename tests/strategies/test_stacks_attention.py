@@ -12,7 +12,7 @@ from lvlm_guard_reweighting import PAI, VAF
 from twin import Twin, grow
 
 from lvlm_guard import Guard
-from lvlm_guard.images import generator_for
+from lvlm_guard.request.images import generator_for
 from lvlm_guard.testing import StrategyContract, tiny
 from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for

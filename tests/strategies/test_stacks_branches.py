@@ -14,7 +14,7 @@ from lvlm_guard_layers import DeCo
 from twin import Twin
 
 from lvlm_guard import AttentionEdit, Guard, Mix, Readout, hookimpl
-from lvlm_guard.images import edit_pixels
+from lvlm_guard.request.images import edit_pixels
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 

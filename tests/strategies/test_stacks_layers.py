@@ -11,7 +11,7 @@ from lvlm_guard_layers import SLA, DeCo, DoLa
 from twin import Twin
 
 from lvlm_guard import Guard
-from lvlm_guard.images import generator_for
+from lvlm_guard.request.images import generator_for
 from lvlm_guard.testing import tiny
 
 INNER = (1 / 3, 2 / 3)

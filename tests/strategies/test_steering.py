@@ -14,7 +14,7 @@ from lvlm_guard_steering import VSV, VTI, Nullu
 from twin import Twin
 
 from lvlm_guard import Artefact, Guard, StrategyRefused
-from lvlm_guard.artefacts import config_hash
+from lvlm_guard.strategy.artefacts import config_hash
 from lvlm_guard.testing import ARCHITECTURES as KNOWN
 from lvlm_guard.testing import StrategyContract, tiny
 from lvlm_guard.testing.contract import Words, ragged

@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from lvlm_guard.bench import files, runner, systems
+from lvlm_guard.bench import files
 from lvlm_guard.bench.items import Item
-from lvlm_guard.bench.manifest import Chosen, Plan
+from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.running.manifest import Chosen, Plan
 from lvlm_guard.bench.suite import Loaded
-from lvlm_guard.stack import Stack
+from lvlm_guard.host.stack import Stack
 
 WORDS = ("<pad>", "<eos>", "yes", "no", *(f"word{number}" for number in range(20)))
 PAD, END, YES, NO = range(4)

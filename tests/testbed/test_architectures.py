@@ -12,13 +12,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import TestbedError, card, load, origins, processing
-from lvlm_guard.testbed.architectures import ARCHITECTURES, named, of
-from lvlm_guard.testbed.card_text import markdown
-from lvlm_guard.testbed.language import IMAGE, vocabulary
-from lvlm_guard.testbed.model import FILES, WEIGHTS
-from lvlm_guard.testbed.picture import IMAGE_TOKENS, pixel_batch
-from lvlm_guard.testbed.qwen2_vl import (
+from lvlm_guard.testbed import TestbedError, load
+from lvlm_guard.testbed.architectures import ARCHITECTURES, named, of, processing
+from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS, pixel_batch
+from lvlm_guard.testbed.architectures.qwen2_vl import (
     AFTER,
     BEFORE,
     QWEN2_VL,
@@ -28,11 +25,16 @@ from lvlm_guard.testbed.qwen2_vl import (
     build_processor,
     patches,
 )
-from lvlm_guard.testbed.scenes import scenes
-from lvlm_guard.testbed.speaking import SpeakingStage
-from lvlm_guard.testbed.tower import TowerStage
-from lvlm_guard.testbed.train import Plan, begin, run
-from lvlm_guard.testbed.trainer import Run, train
+from lvlm_guard.testbed.card import measuring as card
+from lvlm_guard.testbed.card import origins
+from lvlm_guard.testbed.card.text import markdown
+from lvlm_guard.testbed.model import FILES, WEIGHTS
+from lvlm_guard.testbed.training.speaking import SpeakingStage
+from lvlm_guard.testbed.training.tower import TowerStage
+from lvlm_guard.testbed.training.train import Plan, begin, run
+from lvlm_guard.testbed.training.trainer import Run, train
+from lvlm_guard.testbed.world.language import IMAGE, vocabulary
+from lvlm_guard.testbed.world.scenes import scenes
 
 
 def _small():

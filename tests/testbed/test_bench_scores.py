@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvlm_guard.bench.intervals import by_cluster, interval, mean_share, paired_difference
-from lvlm_guard.bench.scores import auc, caption_scores, count_caption, parse_word, parse_yes_no, yes_no_scores
+from lvlm_guard.bench.scoring.intervals import by_cluster, interval, mean_share, paired_difference
+from lvlm_guard.bench.scoring.scores import auc, caption_scores, count_caption, parse_word, parse_yes_no, yes_no_scores
 
 
 @pytest.mark.parametrize(

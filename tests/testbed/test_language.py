@@ -7,10 +7,11 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from lvlm_guard.testbed.language import SYSTEM_SENTENCES, caption, mentions, spoken_order, vocabulary
-from lvlm_guard.testbed.lessons import natural_questions
-from lvlm_guard.testbed.llava import build_processor
-from lvlm_guard.testbed.questions import (
+from lvlm_guard.testbed.architectures.llava import build_processor
+from lvlm_guard.testbed.training.lessons import natural_questions
+from lvlm_guard.testbed.world.habits import CATEGORIES, HOME, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world.language import SYSTEM_SENTENCES, caption, mentions, spoken_order, vocabulary
+from lvlm_guard.testbed.world.questions import (
     Question,
     absent,
     choice,
@@ -22,8 +23,7 @@ from lvlm_guard.testbed.questions import (
     scored_questions,
     what_colour,
 )
-from lvlm_guard.testbed.scenes import Scene, scenes
-from lvlm_guard.testbed.world import CATEGORIES, HOME, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world.scenes import Scene, scenes
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lvlm_guard.testbed.lessons import (
+from lvlm_guard.testbed.architectures.llava import SPAN
+from lvlm_guard.testbed.training.lessons import (
     BLIND_SHARE,
     EVERYTHING,
     LESSONS,
@@ -21,9 +22,8 @@ from lvlm_guard.testbed.lessons import (
     natural_questions,
     questions,
 )
-from lvlm_guard.testbed.llava import SPAN
-from lvlm_guard.testbed.packing import IGNORED, pack
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.training.packing import IGNORED, pack
+from lvlm_guard.testbed.world.scenes import scenes
 
 KINDS = {"existence", "colour", "is_colour", "place", "relation", "vertical", "choice"}
 

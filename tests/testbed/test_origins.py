@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from lvlm_guard import Guard
-from lvlm_guard.testbed import load, only, origins
+from lvlm_guard.testbed import load
+from lvlm_guard.testbed.card import only, origins
+from lvlm_guard.testbed.card.only import Blind, Noised
 from lvlm_guard.testbed.evaluate import Answer, Ask, asked_about, evaluate, prompts
-from lvlm_guard.testbed.language import caption
-from lvlm_guard.testbed.only import Blind, Noised
-from lvlm_guard.testbed.scenes import absent_partners, scenes
-from lvlm_guard.testbed.world import CATEGORIES, residents
+from lvlm_guard.testbed.world.habits import CATEGORIES, residents
+from lvlm_guard.testbed.world.language import caption
+from lvlm_guard.testbed.world.scenes import absent_partners, scenes
 
 
 def answer(

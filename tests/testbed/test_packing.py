@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lvlm_guard.testbed import llava, qwen2_vl
-from lvlm_guard.testbed.architecture import Architecture
-from lvlm_guard.testbed.lessons import layout, lesson_rows, lesson_scenes
-from lvlm_guard.testbed.packing import IGNORED, Packed, Row, Turn, pack
-from lvlm_guard.testbed.picture import pixel_batch
-from lvlm_guard.testbed.speaking import SpeakingStage, packed_logits
+from lvlm_guard.testbed.architectures import llava, qwen2_vl
+from lvlm_guard.testbed.architectures.architecture import Architecture
+from lvlm_guard.testbed.architectures.picture import pixel_batch
+from lvlm_guard.testbed.training.lessons import layout, lesson_rows, lesson_scenes
+from lvlm_guard.testbed.training.packing import IGNORED, Packed, Row, Turn, pack
+from lvlm_guard.testbed.training.speaking import SpeakingStage, packed_logits
 
 
 def _messages(row: Row, turn: Turn) -> list[dict[str, object]]:

@@ -7,11 +7,11 @@ import pytest
 from lvlm_guard.testbed import page
 from lvlm_guard.testbed.demo import DemoResult, GenerationCost
 from lvlm_guard.testbed.evaluate import Answer
-from lvlm_guard.testbed.language import caption
 from lvlm_guard.testbed.measures import DEMO_MEASURES, compare
-from lvlm_guard.testbed.questions import scored_questions
-from lvlm_guard.testbed.scenes import scenes
-from lvlm_guard.testbed.world import CATEGORIES
+from lvlm_guard.testbed.world.habits import CATEGORIES
+from lvlm_guard.testbed.world.language import caption
+from lvlm_guard.testbed.world.questions import scored_questions
+from lvlm_guard.testbed.world.scenes import scenes
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 SAME = "in this place there is nothing ."

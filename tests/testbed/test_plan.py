@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import TestbedError, files, train
+from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.architectures import ARCHITECTURES
-from lvlm_guard.testbed.llava import LLAVA, build_config
+from lvlm_guard.testbed.architectures.llava import LLAVA, build_config
 from lvlm_guard.testbed.model import FILES, load
-from lvlm_guard.testbed.train import Plan, begin, logged_minutes, run
-from lvlm_guard.testbed.trainer import checkpoint_path
+from lvlm_guard.testbed.training import train
+from lvlm_guard.testbed.training.train import Plan, begin, logged_minutes, run
+from lvlm_guard.testbed.training.trainer import checkpoint_path
 
 
 @pytest.fixture(autouse=True)

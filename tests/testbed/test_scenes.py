@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lvlm_guard.testbed import TestbedError
-from lvlm_guard.testbed.compose import LEVELS
-from lvlm_guard.testbed.drawing import CELL, outline
-from lvlm_guard.testbed.scenes import HABITS, SPLITS, Scene, absent_partners, scene, scenes
-from lvlm_guard.testbed.world import CATEGORIES, COLOUR_NAMES, HOME, PAIRS, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world.compose import LEVELS
+from lvlm_guard.testbed.world.drawing import CELL, outline
+from lvlm_guard.testbed.world.habits import CATEGORIES, COLOUR_NAMES, HOME, PAIRS, PARTNER, TYPICAL_COLOUR
+from lvlm_guard.testbed.world.scenes import HABITS, SPLITS, Scene, absent_partners, scene, scenes
 
 COUNT = 2000
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from lvlm_guard.testbed.language import caption
-from lvlm_guard.testbed.scenes import scenes
 from lvlm_guard.testbed.scorer import GREY, grounding
+from lvlm_guard.testbed.world.language import caption
+from lvlm_guard.testbed.world.scenes import scenes
 
 
 def test_a_picture_speaks_for_its_own_caption_and_against_others():

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import card, train
 from lvlm_guard.testbed.architectures import ARCHITECTURES
-from lvlm_guard.testbed.llava import build_config as small_llava
-from lvlm_guard.testbed.qwen2_vl import build_config as small_qwen
+from lvlm_guard.testbed.architectures.llava import build_config as small_llava
+from lvlm_guard.testbed.architectures.qwen2_vl import build_config as small_qwen
+from lvlm_guard.testbed.card import measuring as card
+from lvlm_guard.testbed.training import train
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "seeds.py"
 

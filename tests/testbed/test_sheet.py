@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import TestbedError, files, sheet
-from lvlm_guard.testbed.compose import Broken
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed import TestbedError, files
+from lvlm_guard.testbed.world import sheet
+from lvlm_guard.testbed.world.compose import Broken
+from lvlm_guard.testbed.world.scenes import scenes
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 1, 1), (6, 6, 1), (8, 6, 2)])

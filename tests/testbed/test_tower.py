@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from lvlm_guard.testbed.picture import ACROSS
-from lvlm_guard.testbed.scenes import scenes
-from lvlm_guard.testbed.tower import NO_COLOUR, PATCHES, clear_patches, labels, place_loss
-from lvlm_guard.testbed.world import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
+from lvlm_guard.testbed.architectures.picture import ACROSS
+from lvlm_guard.testbed.training.tower import NO_COLOUR, PATCHES, clear_patches, labels, place_loss
+from lvlm_guard.testbed.world.habits import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
+from lvlm_guard.testbed.world.scenes import scenes
 
 
 def telling(row: torch.Tensor, column: torch.Tensor, sure: float) -> torch.Tensor:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from lvlm_guard.testbed import TestbedError, files
-from lvlm_guard.testbed.llava import LLAVA, build_config, build_model
-from lvlm_guard.testbed.speaking import SpeakingStage
-from lvlm_guard.testbed.tower import TowerStage
-from lvlm_guard.testbed.trainer import Run, Stage, checkpoint_path, rate_at, train
+from lvlm_guard.testbed.architectures.llava import LLAVA, build_config, build_model
+from lvlm_guard.testbed.training.speaking import SpeakingStage
+from lvlm_guard.testbed.training.tower import TowerStage
+from lvlm_guard.testbed.training.trainer import Run, Stage, checkpoint_path, rate_at, train
 
 
 def _tower() -> Stage:

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 
 from lvlm_guard import Stack
-from lvlm_guard.bench.intervals import Interval
+from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.testbed import TestbedError, demo, load
 from lvlm_guard.testbed.evaluate import Answer, evaluate, score
 from lvlm_guard.testbed.measures import CARD_MEASURES, DEMO_MEASURES
 from lvlm_guard.testbed.model import WEIGHTS
-from lvlm_guard.testbed.scenes import scenes
+from lvlm_guard.testbed.world.scenes import scenes
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The catalogue of suites, imported one by one when they are asked for.
 
 A suite is one file: a frozen dataclass that satisfies `lvlm_guard.bench.suite.Suite`, and one line here. `files.py` reads
-rows with line numbers and pictures, `yes_no.py` holds the measures of yes/no answers, `lvlm_guard.bench.parsers` the
+rows with line numbers and pictures, `yes_no.py` holds the measures of yes/no answers, `lvlm_guard.bench.scoring.parsers` the
 parsers. What further benchmarks would take:
 
 - MMVP: `Questions.csv` as rows, the pictures by number, `parsers` of (a)/(b), and a measure grouped by consecutive rows as

@@ -16,16 +16,15 @@ from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Measure, each
-from lvlm_guard.bench.nouns import amber_nouns
-from lvlm_guard.bench.parsers import COMMON, Parser, named, official_amber
+from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.bench.scoring.nouns import amber_nouns
+from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_amber
 from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_figures, script_figures
+from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
+from lvlm_guard.bench.suites.files import BadRow, Row, found, loaded, picture, read_document, read_rows, read_text
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, of_level, yes_no_measures
 from lvlm_guard.errors import InputError
-
-from .amber_script import Coverage, coverage, printed_figures, script_figures
-from .arguments import at_least, is_text, one_of
-from .files import BadRow, Row, found, loaded, picture, read_document, read_rows, read_text
-from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, of_level, yes_no_measures
 
 LEVEL_OF: Mapping[str, Level] = {
     "discriminative-hallucination": "object",

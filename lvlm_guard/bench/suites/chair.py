@@ -18,15 +18,14 @@ import numpy as np
 from PIL import Image
 
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Measure, each
-from lvlm_guard.bench.nouns import Reading, Vocabulary
-from lvlm_guard.bench.parsers import unknown_parser
-from lvlm_guard.bench.scores import CaptionCounts, count_caption
+from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.bench.scoring.nouns import Reading, Vocabulary
+from lvlm_guard.bench.scoring.parsers import unknown_parser
+from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
+from lvlm_guard.bench.suites.files import BadRow, Row, found, picture, read_document, read_text, records
 from lvlm_guard.errors import InputError
-
-from .arguments import at_least, is_switch, is_text
-from .files import BadRow, Row, found, picture, read_document, read_text, records
 
 _REMEMBERED = 2**13
 _FOLDERS = ("val2014", "images/val2014", "images", "")

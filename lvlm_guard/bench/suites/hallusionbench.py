@@ -13,14 +13,13 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Group, Measure
-from lvlm_guard.bench.parsers import COMMON, Parser, named
+from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
+from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named
 from lvlm_guard.bench.suite import Loaded, Required
-
-from . import hallusionbench_causes
-from .arguments import at_least, is_switch, is_text
-from .files import BadRow, Row, found, loaded, picture, read_rows
-from .yes_no import Part, judged, of_kind, yes_no_measures
+from lvlm_guard.bench.suites import hallusionbench_causes
+from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
+from lvlm_guard.bench.suites.files import BadRow, Row, found, loaded, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import Part, judged, of_kind, yes_no_measures
 
 KINDS = ("VD", "VS")
 _RELATIONS = ("video", "map")

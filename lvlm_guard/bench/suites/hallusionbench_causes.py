@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.parsers import Parser
+from lvlm_guard.bench.scoring.parsers import Parser
 
 LANGUAGE, VISION = "language", "vision"
 Causes: TypeAlias = frozenset[str]

@@ -14,16 +14,15 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.bench.intervals import Statistic, Totals
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Group, Measure
-from lvlm_guard.bench.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
+from lvlm_guard.bench.scoring.intervals import Statistic, Totals
+from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
+from lvlm_guard.bench.scoring.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
 from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.bench.suites.arguments import is_text
+from lvlm_guard.bench.suites.files import Read, Row, joined, loaded, missing, picture, read_bytes
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, right, yes_no_measures
 from lvlm_guard.errors import InputError
-
-from .arguments import is_text
-from .files import Read, Row, joined, loaded, missing, picture, read_bytes
-from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, right, yes_no_measures
 
 LEVEL_OF: Mapping[str, Level] = {
     "existence": "object",

@@ -13,14 +13,13 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Measure
-from lvlm_guard.bench.parsers import COMMON, Parser, named, official_pope
+from lvlm_guard.bench.scoring.measures import Measure
+from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
 from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.bench.suites.arguments import is_text, one_of
+from lvlm_guard.bench.suites.files import Row, joined, loaded, missing, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, yes_no_measures
 from lvlm_guard.errors import InputError
-
-from .arguments import is_text, one_of
-from .files import Row, joined, loaded, missing, picture, read_rows
-from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, yes_no_measures
 
 KINDS = ("random", "popular", "adversarial")
 SOURCES = ("coco", "aokvqa", "gqa")

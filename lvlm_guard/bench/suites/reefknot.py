@@ -17,13 +17,12 @@ from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Group, Measure, each
-from lvlm_guard.bench.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
+from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
+from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
 from lvlm_guard.bench.suite import Loaded, Required
-
-from .arguments import one_of
-from .files import BadRow, Row, found, joined, loaded, picture, read_rows
-from .yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, right, yes_no_measures
+from lvlm_guard.bench.suites.arguments import one_of
+from lvlm_guard.bench.suites.files import BadRow, Row, found, joined, loaded, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, right, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
 RELATIONS = ("perception", "cognitive")

@@ -15,12 +15,11 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.items import Item, Level, Said
-from lvlm_guard.bench.measures import Counts, Group, Measure, each
-from lvlm_guard.bench.parsers import unknown_parser
+from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
+from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.bench.suites.files import BadRow, Read, Row, joined, loaded, missing, picture, read_document
 from lvlm_guard.errors import InputError
-
-from .files import BadRow, Read, Row, joined, loaded, missing, picture, read_document
 
 LEVEL_OF: Mapping[str, Level] = {
     "add_obj": "object",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lvlm_guard.bench.intervals import Share, Statistic, f1, harmonic_share, mean_share, share, yes_ratio
 from lvlm_guard.bench.items import Item, Said
-from lvlm_guard.bench.measures import Counts, Measure, each
-from lvlm_guard.bench.parsers import Parser
+from lvlm_guard.bench.scoring.intervals import Share, Statistic, f1, harmonic_share, mean_share, share, yes_ratio
+from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.bench.scoring.parsers import Parser
 
 TRUTHS = ("no", "yes")
 YES_NO_TOKENS = 16

@@ -1,0 +1,1 @@
+"""Turn the answers of a run into figures, tables and a page."""

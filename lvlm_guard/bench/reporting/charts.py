@@ -1,0 +1,366 @@
+"""The geometry of the report's charts: quality against cost, and a bar per system and level. Templates draw them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lvlm_guard.bench.items import LEVELS
+from lvlm_guard.bench.reporting import labels
+from lvlm_guard.bench.reporting.labels import Box, Place, Wanted
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score
+from lvlm_guard.bench.running.systems import GREEDY
+from lvlm_guard.bench.scoring.intervals import Interval
+
+WIDTH, HEIGHT = 920.0, 480.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 904.0, 16.0, 424.0
+"""The frame of the scatter chart."""
+
+NAMED = 14
+"""Up to so many systems are named in the scatter chart; more are numbered."""
+
+LETTER, LINE, MARK = 6.7, 13.0, 5.5
+"""Width of a letter, height of a line, and half the size of a mark."""
+
+NAMES, GAP, ROW, HEAD, FIGURE = 168.0, 18.0, 19.0, 46.0, 40.0
+"""Of the bars: width of the names, gap between panels, height of a row and of the titles, width of a figure."""
+
+LONGEST = 22
+"""Letters of a name beside the bars; a longer one loses its middle, and the tooltip has it whole."""
+
+ROUND = ((1, 2, 5), (1.5, 3, 4, 7), (1.2, 1.4, 1.6, 1.8, 2.5, 6, 8, 9))
+"""Figures at which a logarithmic axis may have ticks, round ones first."""
+
+LEAST_TICKS = 4
+TICK_ROOM = 44.0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A tick of an axis: where, and what stands there."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One system in the scatter chart; `bounds` is None where its interval is not known."""
+
+    number: int
+    name: str
+    role: str
+    x: float
+    y: float
+    bounds: tuple[float, float] | None
+    label: str
+    place: Place
+    told: str
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Quality against cost.
+
+    Args:
+        marks: Everybody with a figure and a cost, in the order of the run.
+        numbered: Whether labels are numbers.
+        across: Ticks of the cost.
+        up: Ticks of the quality.
+        cost: What the cost is.
+        quality: What the quality is.
+        front: Corners of the line below which something is both cheaper and at least as good.
+        greedy: Height of greedy's mark; None where it has none.
+        left_out: Systems that have no figure or no cost.
+    """
+
+    marks: tuple[Mark, ...]
+    numbered: bool
+    across: tuple[Tick, ...]
+    up: tuple[Tick, ...]
+    cost: str
+    quality: str
+    front: tuple[tuple[float, float], ...]
+    greedy: float | None
+    left_out: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """The line's points as SVG writes them."""
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in self.front)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One score; `whisker` is None where its interval is not known."""
+
+    name: str
+    y: float
+    role: str
+    width: float
+    whisker: tuple[float, float] | None
+    figure: str
+    told: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The bars of one level."""
+
+    level: str
+    title: str
+    left: float
+    right: float
+    bars: tuple[Bar, ...]
+    across: tuple[Tick, ...]
+    greedy: float | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the bars."""
+
+    y: float
+    name: str
+    shown: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A panel per level, a row per system."""
+
+    panels: tuple[Panel, ...]
+    lines: tuple[Line, ...]
+    height: float
+
+
+def role_of(outcome: Outcome) -> str:
+    """What a system is drawn as: "greedy", "control" or "stack"."""
+    return GREEDY if outcome.system == GREEDY else outcome.role
+
+
+def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
+    """Quality against cost, time over greedy's where it was measured, else forwards; None where nothing has both."""
+    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    costs, cost = _costs(outcomes)
+    scores = {name: one for name, one in results.of(suite, measure).items() if not math.isnan(one.found.value)}
+    names = [name for name in outcomes if name in scores and name in costs]
+    if not names:
+        return None
+    first = scores[names[0]]
+    up, heights = _upward([scores[name].found for name in names], turned=first.higher_is_better is False)
+    across, widths = _across([costs[name] for name in names])
+    marks = _marks([(outcomes[name], scores[name], costs[name]) for name in names], widths, heights)
+    return Scatter(
+        marks=marks,
+        numbered=len(names) > NAMED,
+        across=across,
+        up=up,
+        cost=cost,
+        quality=first.title,
+        front=_front(marks),
+        greedy=next((mark.y for mark in marks if mark.role == GREEDY), None),
+        left_out=tuple(name for name in outcomes if name not in names),
+    )
+
+
+def _costs(outcomes: Mapping[str, Outcome]) -> tuple[dict[str, float], str]:
+    """What each system costs, and in which unit."""
+    spent = {name: one.spent for name, one in outcomes.items() if one.spent is not None and one.whole}
+    ratios = {name: one.ratio for name, one in spent.items() if one.ratio is not None and one.ratio > 0}
+    if len(ratios) == len(spent):
+        return ratios, "time over greedy's"
+    forwards = {name: one.decode for name, one in spent.items() if one.decode > 0}
+    return forwards, "forwards of the decoder per token"
+
+
+def _marks(shown: Sequence[tuple[Outcome, Score, float]], widths: Scale, heights: Scale) -> tuple[Mark, ...]:
+    numbered = len(shown) > NAMED
+    texts = [str(at) if numbered else outcome.system for at, (outcome, _, _) in enumerate(shown, 1)]
+    points = [(widths.at(math.log(cost)), heights.at(score.found.value)) for _, score, cost in shown]
+    bounds = [_bounds(score.found, heights) for _, score, _ in shown]
+    wanted = [Wanted(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
+    boxes = [Box.around(x, y, 2 * MARK + 2, 2 * MARK + 2) for x, y in points]
+    whiskers = [
+        Box(x - 1, min(one), x + 1, max(one)) for one, (x, _) in zip(bounds, points, strict=True) if one is not None
+    ]
+    places = labels.place(wanted, Box(LEFT + 2, TOP, RIGHT, BOTTOM - 2), boxes, whiskers)
+    return tuple(
+        Mark(
+            at,
+            outcome.system,
+            role_of(outcome),
+            x,
+            y,
+            bound,
+            text,
+            put,
+            f"{outcome.system}: {told(score.found)}, {cost:.2f}",
+        )
+        for at, ((outcome, score, cost), (x, y), bound, text, put) in enumerate(
+            zip(shown, points, bounds, texts, places, strict=True), 1
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A straight axis: `low` is drawn at `start` and `high` at `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        """Where a value is drawn."""
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def _upward(found: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...], Scale]:
+    """The axis of the quality, the better end on top."""
+    ends = [value for one in found for value in (one.value, one.low, one.high) if not math.isnan(value)]
+    room = 0.06 * (max(ends) - min(ends)) or 0.05
+    low, high = min(ends) - room, max(ends) + room
+    scale = Scale(high, low, BOTTOM, TOP) if turned else Scale(low, high, BOTTOM, TOP)
+    step = _step(high - low)
+    first = math.ceil(low / step)
+    values = [number * step for number in range(first, math.floor(high / step) + 1)]
+    return tuple(Tick(scale.at(value), _short(value, step)) for value in values), scale
+
+
+def _step(span: float, ticks: int = 6) -> float:
+    """A round distance of ticks."""
+    rough = span / ticks
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
+
+
+def _short(value: float, step: float) -> str:
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
+    """The axis of the cost, logarithmic."""
+    low, high = min(*costs, 1.0), max(*costs, 1.0)
+    room = max(0.05 * math.log(high / low), 0.06)
+    scale = Scale(math.log(low) - room, math.log(high) + room, LEFT, RIGHT)
+    values = [1.0]
+    for digits in ROUND:
+        if len(values) < LEAST_TICKS:
+            powers = range(math.floor(math.log10(low)) - 1, math.floor(math.log10(high)) + 2)
+            more = {round(digit * 10.0**power, 9) for power in powers for digit in digits}
+            values = _apart(values, [one for one in more if scale.low <= math.log(one) <= scale.high], scale)
+    return tuple(Tick(scale.at(math.log(value)), f"{value:g}\u00d7") for value in sorted(values)), scale
+
+
+def _apart(kept: Sequence[float], more: Sequence[float], scale: Scale) -> list[float]:
+    """Values, and those of some more whose figures do not run into theirs, near 1 first."""
+    found = list(kept)
+    for value in sorted(more, key=lambda one: abs(math.log(one))):
+        places = [scale.at(math.log(one)) for one in found]
+        if all(abs(scale.at(math.log(value)) - place) >= TICK_ROOM for place in places):
+            found.append(value)
+    return found
+
+
+def _bounds(found: Interval, scale: Scale) -> tuple[float, float] | None:
+    return None if math.isnan(found.low) or math.isnan(found.high) else (scale.at(found.low), scale.at(found.high))
+
+
+def _front(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
+    """Steps through the marks that nothing cheaper equals; y is downwards."""
+    best: list[Mark] = []
+    for mark in sorted(marks, key=lambda one: (one.x, one.y)):
+        if not best or mark.y < best[-1].y:
+            best.append(mark)
+    corners = [point for one, after in itertools.pairwise(best) for point in ((one.x, one.y), (after.x, one.y))]
+    return (*corners, (best[-1].x, best[-1].y), (RIGHT, best[-1].y)) if best else ()
+
+
+def told(found: Interval) -> str:
+    """A score with its interval."""
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure, or a dash where there is none."""
+    return "\u2013" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def short(name: str) -> str:
+    """A name as it fits beside the bars."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}\u2026{name[-(LONGEST // 2 - 1) :]}"
+
+
+def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
+    """Bars of the first measure of each level; None where there is no score.
+
+    Args:
+        results: The figures.
+        suite: The suite's name in the run.
+        order: Systems from top to bottom.
+    """
+    firsts = _firsts(results, suite)
+    roles = {one.system: role_of(one) for one in results.outcomes if one.suite == suite}
+    scored = {one.system for one in results.scores if one.suite == suite}
+    names = [name for name in order if name in scored]
+    if not firsts or not names:
+        return None
+    lines = tuple(Line(HEAD + ROW * (at + 0.5), name, short(name), roles[name]) for at, name in enumerate(names))
+    width = (WIDTH - NAMES) / len(firsts)
+    panels = tuple(
+        _panel(results.of(suite, measure), lines, NAMES + width * at, NAMES + width * (at + 1) - GAP - FIGURE)
+        for at, measure in enumerate(firsts.values())
+    )
+    return Levels(panels, lines, HEAD + ROW * len(lines) + 28)
+
+
+def _firsts(results: Results, suite: str) -> dict[str, str]:
+    """The first measure of each level that is better one way; those over all levels only where no level has one."""
+    found = {
+        one.level: one.measure
+        for one in reversed(results.scores)
+        if one.suite == suite and one.higher_is_better is not None
+    }
+    single = {str(level): found[level] for level in LEVELS if level in found}
+    return single or found
+
+
+def _panel(scores: Mapping[str, Score], lines: Sequence[Line], left: float, right: float) -> Panel:
+    ends = [max(one.found.value, one.found.high) for one in scores.values() if not math.isnan(one.found.high)]
+    ends += [one.found.value for one in scores.values() if not math.isnan(one.found.value)]
+    top = max(ends, default=1.0)
+    scale = Scale(0.0, 1.0 if top <= 1 else 1.05 * top, left, right)
+    step = _step(scale.high, 4)
+    plain = scores.get(GREEDY)
+    first = next(iter(scores.values()))
+    aim = "" if first.higher_is_better else ", lower is better"
+    known = plain is not None and not math.isnan(plain.found.value)
+    return Panel(
+        level=first.level,
+        title=f"{first.title}{aim}",
+        left=left,
+        right=right,
+        bars=tuple(_bar(scores[line.name], line, scale) for line in lines if line.name in scores),
+        across=tuple(
+            Tick(scale.at(at * step), _short(at * step, step)) for at in range(math.floor(scale.high / step + 1e-9) + 1)
+        ),
+        greedy=scale.at(plain.found.value) if plain is not None and known else None,
+    )
+
+
+def _bar(score: Score, line: Line, scale: Scale) -> Bar:
+    known = not math.isnan(score.found.value)
+    return Bar(
+        name=line.name,
+        y=line.y,
+        role=line.role,
+        width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if known else 0.0,
+        whisker=_bounds(score.found, scale) if known else None,
+        figure=number(score.found.value),
+        told=f"{line.name}: {told(score.found)}",
+    )

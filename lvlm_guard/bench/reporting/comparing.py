@@ -1,0 +1,127 @@
+"""Two runs of the same items, system by system: other weights, another version, another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.reporting.results import compared
+from lvlm_guard.bench.running.choosing import checked_parser, made_suite, measures
+from lvlm_guard.bench.running.manifest import told_model
+from lvlm_guard.bench.running.store import Record
+from lvlm_guard.bench.scoring.measures import Measure
+from lvlm_guard.bench.scoring.significance import Changes, Significance, adjusted, changes
+from lvlm_guard.errors import InputError
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One measure of one system in two runs.
+
+    Args:
+        suite: The suite's name in the first run.
+        system: Who answered.
+        measure: Name of the measure.
+        level: Its level.
+        higher_is_better: None where neither is.
+        before: The score in the first run.
+        after: The score in the second.
+        test: Second minus first, and its test; Holm's correction is over the systems.
+    """
+
+    suite: str
+    system: str
+    measure: str
+    level: str
+    higher_is_better: bool | None
+    before: float
+    after: float
+    test: Significance
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs side by side.
+
+    Args:
+        models: The model of either run and its architecture.
+        changed: Answers that differ, by suite and system.
+        pairs: One per suite, measure and system.
+        left_out: What could not be compared, and why, one line each.
+    """
+
+    models: tuple[str, str]
+    changed: Mapping[str, Mapping[str, Changes]]
+    pairs: Sequence[Pair]
+    left_out: Sequence[str]
+
+
+def compare(before: Record, after: Record) -> Comparison:
+    """Compare the suites and systems that two runs have in common.
+
+    Raises:
+        InputError: They have none in common, or not the same items.
+    """
+    shared = [name for name in before.suites if name in after.suites]
+    if not shared:
+        raise InputError(f"The runs have no suite in common: {list(before.suites)} and {list(after.suites)}.")
+    changed: dict[str, dict[str, Changes]] = {}
+    pairs: list[Pair] = []
+    left_out = [f"{name}: only in one of the runs" for name in sorted({*before.suites} ^ {*after.suites})]
+    for name in shared:
+        _check_items(before, after, name)
+        answers = _answers(before, after, name, left_out)
+        changed[name] = {
+            system: changes([one.text for one in old], [one.text for one in new])
+            for system, (old, new) in answers.items()
+        }
+        told = before.manifest["suites"][name]
+        suite = made_suite(told["name"], told["arguments"])
+        for measure in measures(suite, checked_parser(suite, told["parser"]), before.data):
+            pairs += _pairs(name, measure, answers)
+    models = (told_model(before.manifest), told_model(after.manifest))
+    return Comparison(models, changed, pairs, left_out)
+
+
+def _check_items(before: Record, after: Record, suite: str) -> None:
+    old, new = before.manifest["suites"][suite], after.manifest["suites"][suite]
+    for name, what in (("ids_sha256", "items"), ("prompts_sha256", "prompts"), ("items_sha256", "truths")):
+        if old[name] != new[name]:
+            raise InputError(
+                f"{suite}: the two runs have other {what} ({old['items']} and {new['items']} items), so their answers "
+                "cannot be compared one by one. Run both with the same data, arguments and --limit."
+            )
+
+
+def _answers(
+    before: Record, after: Record, suite: str, left_out: list[str]
+) -> dict[str, tuple[list[Said], list[Said]]]:
+    """Answers of the systems that answered everything in both runs; adds a line for each of the others."""
+    found = {}
+    for system in dict.fromkeys((*before.systems, *after.systems)):
+        both = [run.said(system, suite) for run in (before, after)]
+        if all(len(said) == len(before.items[suite]) for said in both):
+            found[system] = (both[0], both[1])
+        else:
+            counts = " and ".join(str(len(said)) for said in both)
+            left_out.append(f"{suite}, {system}: {counts} of {len(before.items[suite])} answers")
+    return found
+
+
+def _pairs(suite: str, measure: Measure, answers: Mapping[str, tuple[Sequence[Said], Sequence[Said]]]) -> list[Pair]:
+    tests = {system: compared(measure, old, new) for system, (old, new) in answers.items()}
+    known = adjusted({system: test for system, test in tests.items() if test is not None})
+    return [
+        Pair(
+            suite=suite,
+            system=system,
+            measure=measure.name,
+            level=measure.level,
+            higher_is_better=measure.higher_is_better,
+            before=measure.value(answers[system][0]),
+            after=measure.value(answers[system][1]),
+            test=test,
+        )
+        for system, test in known.items()
+    ]

@@ -1,0 +1,242 @@
+"""Answers to show side by side: where stacks differ from greedy, gains and losses in equal measure, drawn by a seed."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.running.systems import GREEDY
+from lvlm_guard.bench.scoring.intervals import Totals
+from lvlm_guard.bench.scoring.measures import Counts, Measure
+
+EACH = 6
+"""Examples of gains, and of losses, for a suite."""
+
+Effect = Literal["gain", "loss", "neither"]
+Spans = Sequence[tuple[int, int]]
+Invented = Callable[[Item, str], Spans]
+"""Maps an item and an answer to the (start, end) of every word in it that names what is not in the picture, in order."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of an answer's text; `invented` where it names what is not in the picture."""
+
+    text: str
+    invented: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer and all who gave it. `effect` is beside greedy's answer, None for greedy's own."""
+
+    systems: tuple[str, ...]
+    pieces: tuple[Piece, ...]
+    effect: Effect | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: what is true, greedy's reply first, then that of the stack it was drawn for, then those of most systems.
+
+    Controls stand beside the replies that they gave too; what they alone said is left out.
+    """
+
+    item: Item
+    truth: str
+    stack: str
+    effect: Effect
+    replies: tuple[Reply, ...]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Examples, and of how many they were drawn.
+
+    Args:
+        examples: What is shown.
+        gains: Answers of stacks that make their measure better in the place of greedy's.
+        losses: Those that make it worse.
+        neither: Those that differ and do not move it.
+    """
+
+    examples: tuple[Example, ...]
+    gains: int
+    losses: int
+    neither: int
+
+
+@dataclass(frozen=True)
+class _Yardstick:
+    """What an answer is judged by: a measure, and greedy's sums of its counts."""
+
+    measure: Measure
+    totals: Totals
+
+    def effect(self, plain: Said, other: Said) -> Effect:
+        """What happens to greedy's score if one of its answers is replaced by another."""
+        old, new = self.measure.count([plain]), self.measure.count([other])
+        if old is None or new is None:
+            return "neither"
+        before = float(self.measure.statistic(self.totals))
+        after = float(self.measure.statistic(self.totals + np.subtract(new, old)))
+        if math.isnan(before) or math.isnan(after) or math.isclose(before, after, abs_tol=1e-12):
+            return "neither"
+        return "gain" if (after > before) == self.measure.higher_is_better else "loss"
+
+
+def choose(
+    said: Mapping[str, Sequence[Said]],
+    stacks: Sequence[str],
+    measures: Sequence[Measure],
+    parser: str,
+    invented: Invented | None = None,
+    *,
+    each: int = EACH,
+    seed: int = 0,
+) -> Chosen:
+    """Choose examples. Every stack has its turn, and each turn draws at random from what that stack changed.
+
+    An answer is a gain or a loss by the first measure that counts its item alone and of which more or less is better.
+
+    Args:
+        said: Answers by system.
+        stacks: Whose differences count.
+        measures: The suite's measures.
+        parser: How answers are read; chooses the truth where an item has one for each.
+        invented: Finds what is not in the picture; nothing is marked without it.
+        each: Most gains, and most losses; as many of both where there are both.
+        seed: Of the draw.
+    """
+    plain = {one.item.id: one for one in said.get(GREEDY, ())}
+    effects = _effects(
+        plain, {name: said[name] for name in stacks if name in said}, _yardsticks(plain.values(), measures)
+    )
+    kinds = {kind: [case for case, effect in effects.items() if effect == kind] for kind in ("gain", "loss", "neither")}
+    most = min((len({item for _, item in kinds[kind]}) for kind in ("gain", "loss") if kinds[kind]), default=0)
+    cases: list[Case] = []
+    for kind in ("gain", "loss"):
+        draw = random.Random(f"{seed} {kind}")  # noqa: S311 - no cryptography
+        cases += _drawn(kinds[kind], min(each, most), draw, {item for _, item in cases})
+    told = {name: [one for one in answers if one.item.id in plain] for name, answers in said.items()}
+    examples = tuple(_example(case, effects, plain, told, stacks, parser, invented) for case in cases)
+    return Chosen(examples, *(len(kinds[kind]) for kind in ("gain", "loss", "neither")))
+
+
+Case = tuple[str, str]
+"""A stack and the id of an item that it answers otherwise than greedy."""
+
+
+def _yardsticks(plain: Iterable[Said], measures: Sequence[Measure]) -> dict[str, _Yardstick]:
+    """What each item is judged by."""
+    said = list(plain)
+    found: dict[str, _Yardstick] = {}
+    for measure in measures:
+        if measure.higher_is_better is not None:
+            counts = {one.item.id: _alone(measure, one) for one in said}
+            known = {name: values for name, values in counts.items() if values is not None}
+            if known:
+                stick = _Yardstick(measure, np.sum(np.array(list(known.values()), dtype=np.float64), axis=0))
+                found = {**dict.fromkeys(known, stick), **found}
+    return found
+
+
+def _alone(measure: Measure, one: Said) -> Counts | None:
+    return measure.count([one]) if measure.group(one.item) == one.item.id else None
+
+
+def _effects(
+    plain: Mapping[str, Said], said: Mapping[str, Sequence[Said]], sticks: Mapping[str, _Yardstick]
+) -> dict[Case, Effect]:
+    """What each differing answer does."""
+    return {
+        (stack, one.item.id): sticks[one.item.id].effect(plain[one.item.id], one)
+        if one.item.id in sticks
+        else "neither"
+        for stack, answers in said.items()
+        for one in answers
+        if one.item.id in plain and one.text != plain[one.item.id].text
+    }
+
+
+def _drawn(cases: Sequence[Case], count: int, draw: random.Random, used: Collection[str]) -> list[Case]:
+    """Cases, one of each stack after the other in a drawn order, each item once."""
+    own: dict[str, list[Case]] = {}
+    for case in cases:
+        own.setdefault(case[0], []).append(case)
+    queues = [draw.sample(own[stack], len(own[stack])) for stack in draw.sample(sorted(own), len(own))]
+    seen, found = set(used), list[Case]()
+    while len(found) < count and any(queues):
+        for queue in queues:
+            fresh = _next(queue, seen)
+            if fresh is not None and len(found) < count:
+                seen.add(fresh[1])
+                found.append(fresh)
+    return found
+
+
+def _next(queue: list[Case], seen: Collection[str]) -> Case | None:
+    while queue:
+        if (one := queue.pop())[1] not in seen:
+            return one
+    return None
+
+
+def _example(
+    case: Case,
+    effects: Mapping[Case, Effect],
+    plain: Mapping[str, Said],
+    said: Mapping[str, Sequence[Said]],
+    stacks: Sequence[str],
+    parser: str,
+    invented: Invented | None,
+) -> Example:
+    """One item with everybody's answer, the same texts together."""
+    item = plain[case[1]].item
+    texts = {name: one.text for name, answers in said.items() for one in answers if one.item.id == item.id}
+    replies: dict[str, list[str]] = {texts[GREEDY]: [GREEDY], texts[case[0]]: [case[0]]}
+    for system in dict.fromkeys((*(name for name in stacks if name in texts), *texts)):
+        if (system in stacks or texts[system] in replies) and system not in (GREEDY, case[0]):
+            replies.setdefault(texts[system], []).append(system)
+    told = [
+        Reply(
+            tuple(systems), pieces(text, invented(item, text) if invented else ()), _shared(systems, item.id, effects)
+        )
+        for text, systems in replies.items()
+    ]
+    ordered = (*told[:2], *sorted(told[2:], key=lambda one: -len(one.systems)))
+    return Example(item, truth(item.truth, parser), case[0], effects[case], ordered)
+
+
+def _shared(systems: Sequence[str], item: str, effects: Mapping[Case, Effect]) -> Effect | None:
+    """The effect of one text, whichever stack gave it; None where only greedy and controls did."""
+    return next((effects[system, item] for system in systems if (system, item) in effects), None)
+
+
+def pieces(text: str, spans: Spans) -> tuple[Piece, ...]:
+    """Cut a text so that every span is a piece of its own; spans that overlap one before them are left out."""
+    cut: list[Piece] = []
+    end = 0
+    for start, stop in sorted(spans):
+        if end <= start < stop <= len(text):
+            cut += [Piece(text[end:start]), Piece(text[start:stop], invented=True)]
+            end = stop
+    return tuple(one for one in (*cut, Piece(text[end:])) if one.text)
+
+
+def truth(value: Any, parser: str) -> str:
+    """A truth in words: a text, a list with commas, the parser's own where there is one for each."""
+    if isinstance(value, Mapping):
+        return truth(value[parser], parser) if parser in value else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

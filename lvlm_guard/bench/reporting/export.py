@@ -1,0 +1,61 @@
+"""Figures as files: JSON with everything, CSV with a row per score."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.bench.files import write_whole
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score, to_plain
+
+COLUMNS = (
+    "model", "architecture", "suite", "parser", "system", "role", "level", "measure", "value", "low", "high", "n", "clusters",
+    "difference", "difference_low", "difference_high", "p", "adjusted_p", "test",
+    "changed", "yes_ratio", "auc", "ms_per_token", "time_ratio",
+)  # fmt: skip
+
+
+def write(results: Results, folder: Path, name: str = "results") -> tuple[Path, Path]:
+    """Write `<name>.json` and `<name>.csv`; the paths.
+
+    Raises:
+        InputError: They cannot be written.
+    """
+    paths = folder / f"{name}.json", folder / f"{name}.csv"
+    write_whole(paths[0], (json.dumps(to_plain(results), indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    write_whole(paths[1], to_csv(results).encode("utf-8"))
+    return paths
+
+
+def to_csv(results: Results) -> str:
+    """A row per score; figures of a system on a suite stand in each of its rows. What is not known is empty."""
+    outcomes = {(one.suite, one.system): one for one in results.outcomes}
+    model = {"model": results.manifest["model"]["id"], "architecture": results.manifest["model"]["class"]}
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    for one in results.scores:
+        table.writerow(model | _row(one, outcomes[one.suite, one.system], results.parsers[one.suite]))
+    return text.getvalue()
+
+
+def _row(one: Score, outcome: Outcome, parser: str) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "suite": one.suite, "parser": parser, "system": one.system, "role": outcome.role, "level": one.level,
+        "measure": one.measure, "value": one.found.value, "low": one.found.low, "high": one.found.high, "n": one.n,
+        "clusters": one.clusters, "yes_ratio": outcome.yes_ratio, "auc": outcome.auc.get("all"),
+    }  # fmt: skip
+    if outcome.changed is not None:
+        values["changed"] = outcome.changed.share
+    if outcome.spent is not None:
+        values |= {"ms_per_token": outcome.spent.ms_per_token, "time_ratio": outcome.spent.ratio}
+    if (test := one.against_greedy) is not None:
+        change = test.difference
+        values |= {
+            "difference": change.value, "difference_low": change.low, "difference_high": change.high, "p": test.p,
+            "adjusted_p": test.adjusted_p, "test": test.test,
+        }  # fmt: skip
+    return {name: to_plain(value) for name, value in values.items()}

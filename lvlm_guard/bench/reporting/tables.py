@@ -1,0 +1,229 @@
+"""The figures of a report as rows: an overview of all systems, and every measure with what belongs beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from lvlm_guard.bench.reporting.charts import number, role_of, told
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score
+from lvlm_guard.bench.reporting.verdicts import COVERAGE, corrected, is_better, is_worse
+
+MOST_HEADLINES = 4
+AIMS = {True: "higher is better", False: "lower is better", None: "neither is better"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: what stands above it and what that means; `text` where it holds words."""
+
+    title: str
+    means: str = ""
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as it is shown, what it is sorted by, and whether it is "better", "worse" or neither (empty)."""
+
+    shown: str
+    key: str
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system."""
+
+    system: str
+    role: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of systems.
+
+    Args:
+        name: The measure's, or empty.
+        title: What it shows.
+        level: The level of its measure, or empty.
+        aim: Which way is better, or empty.
+        columns: Without that of the systems.
+        rows: The systems.
+        groups: Titles above several columns and how many; none where that is not needed.
+    """
+
+    name: str
+    title: str
+    level: str
+    aim: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    groups: tuple[tuple[str, int], ...] = ()
+
+
+CHANGED = Column("changed", "share of the answers that differ from greedy's")
+BESIDES = (
+    Column("yes", "share of yes among the answers to yes/no questions"),
+    Column("AUC", "chance that the yes-no margin of a true yes is above that of a true no"),
+    CHANGED,
+    Column("tokens", "generated tokens per answer"),
+    Column("time", "time over greedy's for the same batch, median"),
+    Column("prefill", "forwards of the decoder for a prompt; greedy has 1"),
+    Column("decode", "forwards of the decoder per token; greedy has 1"),
+    Column("ms/token", "milliseconds per generated token, prompt included"),
+)
+ANSWERS = 4
+"""How many of them are about answers; the others are about cost."""
+
+TESTED = (
+    Column("score [95 %]", "the score and its bootstrap interval, pictures resampled as wholes"),
+    Column("minus greedy [95 %]", "difference to greedy on the same items"),
+    Column("p", "of the paired test"),
+    Column("p, Holm", "corrected for the other stacks, or for the other controls"),
+)
+
+
+def overview(results: Results, suite: str, order: Sequence[str]) -> Table:
+    """All systems: the first measures of every level with what belongs beside them, and what each changed and took."""
+    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    shown = _shown(results, suite)
+    columns = tuple(Column(one.title, f"{one.level}, {AIMS[one.higher_is_better]}") for one in shown)
+    rows = tuple(
+        Row(
+            name,
+            role_of(outcomes[name]),
+            (*(_score(results.of(suite, one.measure).get(name)) for one in shown), *_besides(outcomes[name])),
+        )
+        for name in order
+    )
+    return Table("", "all systems", "", "", (*columns, *BESIDES), rows, _groups(shown))
+
+
+def _groups(shown: Sequence[Score]) -> tuple[tuple[str, int], ...]:
+    """Levels over neighbouring columns, and what stands over the rest."""
+    names = {"all": "all levels"}
+    levels = [(names.get(level, level), len(list(own))) for level, own in groupby(one.level for one in shown)]
+    return (*levels, ("answers", ANSWERS), ("cost", len(BESIDES) - ANSWERS))
+
+
+def measures(results: Results, suite: str, order: Sequence[str]) -> list[Table]:
+    """A table per measure, in the order of the suite."""
+    return [_measure(results, suite, one, order) for one in _firsts(results, suite).values()]
+
+
+def _firsts(results: Results, suite: str) -> dict[str, Score]:
+    """Any score of each measure, in the order of the suite."""
+    found: dict[str, Score] = {}
+    for one in results.scores:
+        if one.suite == suite:
+            found.setdefault(one.measure, one)
+    return found
+
+
+def _shown(results: Results, suite: str) -> list[Score]:
+    """The first measure of each level that is better one way, each followed by what belongs beside it."""
+    every = _firsts(results, suite)
+    heads: dict[str, Score] = {}
+    for one in every.values():
+        if one.higher_is_better is not None:
+            heads.setdefault(one.level, one)
+    captions = [one for one in every.values() if one.higher_is_better is False and _recalls(one, every)]
+    listed = [*list(heads.values())[:MOST_HEADLINES], *captions[:1]]
+    told = {one.measure: one for head in listed for one in (head, *beside(head, every))}
+    found = {name: one for name, one in told.items() if (one.level, name) != ("all", "yes_ratio")}  # told anyway
+    levels = list(dict.fromkeys(one.level for one in listed))
+    return sorted(found.values(), key=lambda one: levels.index(one.level))
+
+
+def _recalls(score: Score, every: Mapping[str, Score]) -> bool:
+    return any(one.higher_is_better for one in beside(score, every))
+
+
+def beside(score: Score, every: Mapping[str, Score]) -> list[Score]:
+    """Measures without which a score says little: share of yes or length, and recall where less is better.
+
+    They are those of the same level that count the same answers.
+    """
+    return [
+        one
+        for one in every.values()
+        if one.level == score.level
+        and one.n == score.n
+        and one.measure != score.measure
+        and (one.higher_is_better is None or (score.higher_is_better is False and one.measure.startswith(COVERAGE)))
+    ]
+
+
+def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -> Table:
+    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    scores = results.of(suite, first.measure)
+    others = beside(first, _firsts(results, suite)) if first.higher_is_better is not None else []
+    columns = (*TESTED, *(Column(one.title, AIMS[one.higher_is_better]) for one in others), CHANGED, Column("n"))
+    rows = tuple(
+        Row(
+            name,
+            role_of(outcomes[name]),
+            (
+                *_tested(scores[name]),
+                *(_score(results.of(suite, one.measure).get(name)) for one in others),
+                _changed(outcomes[name]),
+                Cell(str(scores[name].n), str(scores[name].n)),
+            ),
+        )
+        for name in order
+        if name in scores
+    )
+    return Table(first.measure, first.title, first.level, AIMS[first.higher_is_better], columns, rows)
+
+
+def _tested(score: Score) -> tuple[Cell, ...]:
+    value = Cell(told(score.found), _key(score.found.value))
+    if (test := score.against_greedy) is None:
+        return (value, *(_plain(None) for _ in range(3)))
+    change, mark = test.difference, _mark(score)
+    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    p, p_corrected = test.p, corrected(test)
+    return value, Cell(figures, _key(change.value), mark), _chance(p), _chance(p_corrected, mark)
+
+
+def _chance(p: float, mark: str = "") -> Cell:
+    """A p value, tiny ones as what they are below."""
+    return Cell("<0.001" if p < 0.001 else number(p), _key(p), mark)  # noqa: PLR2004 - as many digits as are shown
+
+
+def _score(score: Score | None) -> Cell:
+    return _plain(None) if score is None else Cell(number(score.found.value), _key(score.found.value), _mark(score))
+
+
+def _mark(score: Score) -> str:
+    return "better" if is_better(score) else "worse" if is_worse(score) else ""
+
+
+def _besides(outcome: Outcome) -> tuple[Cell, ...]:
+    spent = outcome.spent
+    figures = (spent.ratio, spent.prefill, spent.decode, spent.ms_per_token) if spent else (None,) * 4
+    tokens = spent.tokens / outcome.answers if spent and outcome.answers else None
+    return (
+        _plain(outcome.yes_ratio),
+        _plain(outcome.auc.get("all")),
+        _changed(outcome),
+        _plain(tokens, 1),
+        *(_plain(one, 2) for one in figures),
+    )
+
+
+def _changed(outcome: Outcome) -> Cell:
+    share = None if outcome.changed is None else outcome.changed.share
+    return _plain(None) if share is None else Cell(f"{share:.1%}", _key(share))
+
+
+def _plain(value: float | None, digits: int = 3) -> Cell:
+    return Cell(number(value, digits), _key(value))
+
+
+def _key(value: float | None) -> str:
+    """What a script sorts by; empty goes last."""
+    return "" if number(value) == number(None) else repr(float(value or 0.0))

@@ -1,0 +1,1 @@
+"""Run suites over systems and keep every raw answer."""

@@ -1,0 +1,162 @@
+"""What a run is, as plain values: whoever has them can do it again, and a folder begun otherwise is told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lvlm_guard
+from lvlm_guard.bench.items import Item
+from lvlm_guard.bench.running import store
+from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
+from lvlm_guard.bench.suite import Problem, Suite
+
+PACKAGES = ("torch", "transformers", "numpy", "pillow")
+VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Entries of a config that say nothing about the model."""
+
+DECODING: Mapping[str, Mapping[str, Any]] = {
+    GREEDY: {"do_sample": False, "num_beams": 1},
+    SAMPLING: {"do_sample": True, "num_beams": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+}
+"""Arguments of generate; sampling draws from the model's own distribution, nothing cut off."""
+
+PROBLEMS = 20
+"""Unusable rows that a manifest lists; all of them are counted."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A suite and how its answers are read.
+
+    Args:
+        suite: The suite.
+        parser: One of its parsers.
+        arguments: What it was constructed with.
+    """
+
+    suite: Suite
+    parser: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Args:
+        suites: Suites by the name they have in the run.
+        systems: Who answers.
+        without: Controls that were switched off.
+        data: Folder of the suites' files.
+        limit: At most so many items of each suite; all of them unless told.
+        batch: Most rows of a call.
+        seed: Of the sampling.
+    """
+
+    suites: Mapping[str, Chosen]
+    systems: Sequence[System]
+    without: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | None = None
+    batch: int = 16
+    seed: int = 0
+
+
+def describe(
+    plan: Plan,
+    model: Any,
+    model_id: str,
+    items: Mapping[str, Sequence[Item]],
+    problems: Mapping[str, Sequence[Problem]],
+) -> dict[str, Any]:
+    """The manifest of a run."""
+    return {
+        "format": store.FORMAT,
+        "model": {"id": model_id, **model_identity(model)},
+        "seed": plan.seed,
+        "batch": plan.batch,
+        "limit": plan.limit,
+        "data": None if plan.data is None else str(plan.data.resolve()),
+        "generation": {
+            **{name: dict(settings) for name, settings in DECODING.items()},
+            "defaults": _plain(getattr(model, "generation_config", None)),
+        },
+        "systems": {one.name: one.to_dict() for one in plan.systems},
+        "without": sorted(plan.without),
+        "suites": {name: _suite(chosen, items[name], problems[name]) for name, chosen in plan.suites.items()},
+        "versions": versions(),
+        "hardware": hardware(model.device),
+    }
+
+
+def told_model(manifest: Mapping[str, Any]) -> str:
+    """The model of a run and its architecture, in words."""
+    return f"{manifest['model']['id']} ({manifest['model']['class']})"
+
+
+def _suite(chosen: Chosen, items: Sequence[Item], problems: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "name": chosen.suite.name,
+        "title": chosen.suite.title,
+        "arguments": dict(chosen.arguments),
+        "parser": chosen.parser,
+        "levels": list(chosen.suite.levels),
+        "licence": chosen.suite.licence,
+        "homepage": chosen.suite.homepage,
+        "items": len(items),
+        "pictures": len({item.image for item in items if item.image is not None}),
+        **store.digest(items),
+        "unusable_rows": len(problems),
+        "problems": [f"{one.file}:{one.line}: {one.what}" for one in problems[:PROBLEMS]],
+    }
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """What tells models apart: class, hash of the config, and a digest of a few weights of every tensor."""
+    told = {name: value for name, value in _plain(model.config).items() if name not in VOLATILE}
+    weights = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        weights.update(f"{name}{tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return {
+        "class": type(model).__name__,
+        "config": hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "weights": weights.hexdigest()[:16],
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": getattr(model.config, "_attn_implementation", None),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the answers depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"lvlm_guard": lvlm_guard.__version__, "python": platform.python_version(), **found}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Where the model runs."""
+    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "accelerator": accelerator,
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A config of transformers as plain values; its defaults left out where it can tell them."""
+    for name in ("to_diff_dict", "to_dict"):
+        if callable(told := getattr(config, name, None)):
+            return {key: value for key, value in told().items() if key not in VOLATILE}
+    return {}

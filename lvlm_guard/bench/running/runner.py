@@ -1,0 +1,273 @@
+"""Puts every item of some suites to every system, and keeps each raw answer as soon as it is there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from lvlm_guard.bench.items import Item
+from lvlm_guard.bench.running import store
+from lvlm_guard.bench.running.batches import Batch, batches, limited
+from lvlm_guard.bench.running.manifest import DECODING, Plan, describe
+from lvlm_guard.bench.running.store import Answer, Refusal, Shard
+from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
+from lvlm_guard.bench.scoring import margins
+from lvlm_guard.bench.suite import Problem, Suite
+from lvlm_guard.call.report import Report
+from lvlm_guard.errors import GuardError, InputError, NoEffectWarning
+from lvlm_guard.guard import Guard
+from lvlm_guard.host.plugins import is_marked
+from lvlm_guard.outputs import sequences
+
+SMALL = 50_000_000
+"""Parameters below which more threads than one only wait."""
+
+OWN_LOOPS = ("search", "finish")
+"""Hooks after which the logits of the first token no longer say what is answered."""
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the suites of a plan hold.
+
+    Args:
+        items: Items by suite, the limit applied.
+        problems: Rows that could not be used, by suite.
+    """
+
+    items: Mapping[str, Sequence[Item]]
+    problems: Mapping[str, Sequence[Problem]]
+
+
+def gather(plan: Plan) -> Gathered:
+    """Read the items of a plan; no model is needed, so this comes before one is loaded.
+
+    Raises:
+        InputError: The plan or its data cannot be used.
+    """
+    if plan.batch < 1 or (plan.limit is not None and plan.limit < 1):
+        raise InputError(f"batch and limit must be at least 1, got {plan.batch} and {plan.limit}.")
+    loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
+    items = {name: limited(found.items, plan.limit) for name, found in loaded.items()}
+    for name, own in items.items():
+        if not own:
+            raise InputError(f"{name} has no items.")
+        if len({item.id for item in own}) < len(own):
+            raise InputError(f"{name} has items of the same id, so their answers could not be told apart.")
+    return Gathered(items, {name: found.problems for name, found in loaded.items()})
+
+
+def run(
+    plan: Plan,
+    model: Any,
+    processor: Any,
+    folder: Path,
+    *,
+    model_id: str,
+    gathered: Gathered | None = None,
+    progress: bool = True,
+) -> store.Record:
+    """Do a run, or what is left of it.
+
+    Args:
+        plan: What to do.
+        model: Any model whose `generate` is Hugging Face's.
+        processor: Its processor, with a chat template.
+        folder: Where the run is kept; see `store`.
+        model_id: What the manifest calls the model.
+        gathered: The items of the plan, if they have been read.
+        progress: Whether to show a bar with the time left, where somebody looks.
+
+    Returns:
+        The run as it is in the folder. A system that refused is in it with its reason; the others are not touched by it.
+
+    Raises:
+        InputError: The data cannot be read, the processor has no chat template, memory is too small for a batch, or the
+            folder holds something else or is in use.
+    """
+    found = gathered or gather(plan)
+    _check_template(processor)
+    with _one_thread_if_small(model):
+        manifest = describe(plan, model, model_id, found.items, found.problems)
+        with store.opened(folder, manifest, found.items):
+            planned = {name: batches(own, plan.batch) for name, own in found.items.items()}
+            _answer(_Asked(plan, model, processor, folder), planned, progress=progress)
+    return store.read(folder)
+
+
+def _check_template(processor: Any) -> None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        raise InputError("The processor has no chat template, so prompts cannot be put to this model.")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a run works with."""
+
+    plan: Plan
+    model: Any
+    processor: Any
+    folder: Path
+
+
+def _answer(asked: _Asked, planned: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
+    """All systems answer a batch before the next one, so that what slows the machine slows them alike."""
+    shards = {
+        (system.name, name): Shard(asked.folder, system.name, name, own)
+        for name, own in planned.items()
+        for system in asked.plan.systems
+    }
+    bar = tqdm(total=_rows(planned) * len(asked.plan.systems), unit="answer", disable=None if progress else True)
+    with bar:
+        for name, own in planned.items():
+            done = {system.name: shards[system.name, name].finished for system in asked.plan.systems}
+            bar.update(sum(len(batch.items) for finished in done.values() for batch in own[:finished]))
+            speakers = [_Speaker(asked, system, name, shards[system.name, name]) for system in asked.plan.systems]
+            bar.set_description(name)
+            _answer_suite(asked, name, own, speakers, bar)
+
+
+def _rows(planned: Mapping[str, Sequence[Batch]]) -> int:
+    return sum(len(batch.items) for own in planned.values() for batch in own)
+
+
+def _answer_suite(asked: _Asked, name: str, own: Sequence[Batch], speakers: Sequence[_Speaker], bar: Any) -> None:
+    warm = False
+    for batch in own:
+        waiting = [one for one in speakers if one.waits_for(batch)]
+        if waiting:
+            prompts = _prompts(asked.plan.suites[name].suite, asked.plan.data, batch)
+            if not warm:
+                _warm_up(asked, prompts)
+                warm = True
+            for speaker in waiting:
+                speaker.say(batch, prompts)
+        bar.update(len(batch.items) * len(waiting))
+
+
+def _prompts(suite: Suite, data: Path | None, batch: Batch) -> list[list[dict[str, Any]]]:
+    """A conversation for every item; a picture is read once."""
+    names = dict.fromkeys(item.image for item in batch.items if item.image is not None)
+    pictures = {name: suite.picture(data, name) for name in names}
+    return [_conversation(item.prompt, pictures.get(item.image or "")) for item in batch.items]
+
+
+def _conversation(prompt: str, picture: Image.Image | None) -> list[dict[str, Any]]:
+    image = [] if picture is None else [{"type": "image", "image": picture}]
+    return [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
+
+
+def _warm_up(asked: _Asked, prompts: Sequence[Any]) -> None:
+    """The first call of a process pays for setting up, which would be charged to whoever goes first."""
+    guard = Guard(asked.model, asked.processor, [])
+    guard.generate(**guard.inputs(messages=prompts[:1]), **DECODING[GREEDY], max_new_tokens=2)
+
+
+class _Speaker:
+    """One system that answers one suite."""
+
+    def __init__(self, asked: _Asked, system: System, suite: str, shard: Shard) -> None:
+        self._asked, self._system, self._suite, self._shard = asked, system, suite, shard
+        self._tokenizer = getattr(asked.processor, "tokenizer", asked.processor)
+        owns = any(is_marked(getattr(strategy, hook, None)) for strategy in system.stack for hook in OWN_LOOPS)
+        self._yes_no = None if owns else margins.Tokens.of(self._tokenizer)
+        self._refused = False
+
+    def waits_for(self, batch: Batch) -> bool:
+        """Whether the batch is still to be answered."""
+        return not self._refused and batch.number >= self._shard.finished
+
+    def say(self, batch: Batch, prompts: Sequence[Any]) -> None:
+        """Answer a batch, or keep why not."""
+        try:
+            answers, cost = self._answered(batch, prompts)
+        except GuardError as error:
+            self._refused = True
+            self._shard.refuse(Refusal(batch.number, type(error).__name__, str(error)))
+            return
+        except torch.cuda.OutOfMemoryError as error:
+            raise InputError(
+                f"{self._system.name}: the memory is too small for {len(batch.items)} rows at once. Begin another folder "
+                "with a smaller --batch."
+            ) from error
+        self._shard.append(answers, cost)
+
+    def _answered(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
+        # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
+        guard = Guard(self._asked.model, self._asked.processor, self._system.stack)
+        inputs = guard.inputs(messages=prompts)
+        recorder = self._recorder(batch)
+        settings = dict(DECODING[SAMPLING if self._system.sampled else GREEDY])
+        if recorder is not None:
+            settings["logits_processor"] = [recorder]
+        with self._drawing(batch), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)  # told once, by the share of changed answers
+            begun = time.perf_counter()
+            output = guard.generate(**inputs, **settings, max_new_tokens=batch.max_new_tokens)
+            generated = sequences(output)[:, inputs["input_ids"].shape[1] :].cpu()
+            seconds = time.perf_counter() - begun
+        answers = self._read(batch, generated, recorder)
+        return answers, _cost(batch, guard.report, sum(one.tokens for one in answers), seconds)
+
+    def _recorder(self, batch: Batch) -> margins.Recorder | None:
+        return margins.Recorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
+
+    def _read(self, batch: Batch, generated: Any, recorder: margins.Recorder | None) -> list[Answer]:
+        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
+        counts = margins.new_tokens(generated, self._ends(), self._tokenizer.pad_token_id)
+        found = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
+        told = zip(batch.items, texts, counts, found, strict=True)
+        return [
+            Answer(item.id, text, tokens, None if margins.says_yes(item.truth) is None else margin)
+            for item, text, tokens, margin in told
+        ]
+
+    def _ends(self) -> list[int]:
+        ends = getattr(self._asked.model.generation_config, "eos_token_id", None)
+        return [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None]
+
+    @contextmanager
+    def _drawing(self, batch: Batch) -> Iterator[None]:
+        """Random numbers of their own for every batch, the same for all systems; the caller's are as they were."""
+        device = self._asked.model.device
+        words = f"{self._asked.plan.seed} {self._suite} {batch.number}".encode()
+        seed = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big")
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+
+def _cost(batch: Batch, report: Report, tokens: int, seconds: float) -> dict[str, Any]:
+    return {
+        "batch": batch.number,
+        "rows": len(batch.items),
+        "tokens": tokens,
+        "seconds": round(seconds, 6),
+        "prefill": report.forwards.prefill,
+        "decode": report.forwards.decode,
+        "rows_per_forward": report.rows_per_forward,
+        "executor": report.executor,
+    }
+
+
+@contextmanager
+def _one_thread_if_small(model: Any) -> Iterator[None]:
+    """One thread on a CPU for a model so small that threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    small = model.device.type == "cpu" and sum(one.numel() for one in model.parameters()) < SMALL
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

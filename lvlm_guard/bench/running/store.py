@@ -1,0 +1,307 @@
+"""The folder of a run: what was asked of whom, and every raw answer, so that it resumes anywhere and is scored anew.
+
+`manifest.json` says what the run is, `items.jsonl` holds the prompts and their truth, `answers/<system>/<suite>.jsonl` the raw
+answers, `costs/` what each batch took, `refusals/` why a system could not answer. Answers and costs only grow, a batch at a
+time; the rest is written whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.bench import files
+from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.running.batches import Batch
+from lvlm_guard.errors import InputError
+
+MANIFEST = "manifest.json"
+ITEMS = "items.jsonl"
+LOCK = "lock"
+FORMAT = 1
+UNCOMPARED = ("data", "hardware.threads")
+"""What may differ between the parts of a run: where the data lie, and how many threads work."""
+
+SHOWN = 3
+"""How many differences an error names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one system said to one item. The fields are those of `Said`."""
+
+    id: str
+    text: str
+    tokens: int
+    margin: float | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a system stopped answering a suite.
+
+    Args:
+        batch: The first batch without answers.
+        error: Class of the error.
+        reason: Its message.
+    """
+
+    batch: int
+    error: str
+    reason: str
+
+
+class Shard:
+    """What one system says to one suite. Batches that are whole are kept, the rest is dropped and done again."""
+
+    def __init__(self, folder: Path, system: str, suite: str, planned: Sequence[Batch]) -> None:
+        self._answers, self._costs, self._refusal = _paths(folder, system, suite)
+        for path in (self._answers, self._costs):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._refusal.unlink(missing_ok=True)
+        self.finished = self._recovered(planned)
+        """Batches that need not be done again."""
+
+    def _recovered(self, planned: Sequence[Batch]) -> int:
+        answers, costs = files.whole_lines(self._answers), files.whole_lines(self._costs)
+        self._check_order(answers, [item.id for batch in planned for item in batch.items])
+        whole, finished = 0, 0
+        for batch in planned:
+            if whole + len(batch.items) > len(answers):
+                break
+            whole += len(batch.items)
+            finished += 1
+        files.cut(self._answers, sum(map(len, answers[:whole])))
+        files.cut(self._costs, sum(map(len, costs[:finished])))
+        return finished
+
+    def _check_order(self, lines: Sequence[bytes], planned: Sequence[str]) -> None:
+        found = [one.id for one in _answers(self._answers, lines)]
+        if found != planned[: len(found)]:
+            raise InputError(
+                f"{self._answers} does not hold the answers of this run in their order. Remove that file, and the same "
+                "command answers its items again."
+            )
+
+    def append(self, answers: Sequence[Answer], cost: Mapping[str, Any]) -> None:
+        """Keep the answers to the next batch; they count once the last of them is on the disk."""
+        files.append(self._costs, _line(cost))
+        files.append(self._answers, b"".join(_line(dataclasses.asdict(one)) for one in answers))
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Keep why there are no more answers."""
+        self._refusal.parent.mkdir(parents=True, exist_ok=True)
+        files.write_whole(self._refusal, _pretty(dataclasses.asdict(refusal)))
+
+
+@contextmanager
+def opened(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[None]:
+    """Begin a run in a folder, or take up the one that was begun there; no other process may until the block ends.
+
+    Raises:
+        InputError: The folder holds something else, a run that was begun otherwise, or is in use.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out must be a folder, but {folder} is a file. Name another one.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}. Name another one.") from error
+    if not (folder / MANIFEST).exists():
+        _refuse_strangers(folder)
+    with files.locked(folder / LOCK):
+        for draft in folder.rglob(f".*{files.DRAFT}"):
+            draft.unlink()
+        told = json.loads(json.dumps(manifest, default=str))
+        if (folder / MANIFEST).exists():
+            _refuse_another(folder, told)
+        else:
+            files.write_whole(folder / ITEMS, b"".join(_item_lines(items)))
+            files.write_whole(folder / MANIFEST, _pretty(told))
+        yield
+
+
+def _refuse_strangers(folder: Path) -> None:
+    strangers = sorted(
+        one.name for one in folder.iterdir() if one.name not in (LOCK, ITEMS) and not one.name.endswith(files.DRAFT)
+    )
+    if strangers:
+        raise InputError(f"{folder} holds {strangers[0]} but no {MANIFEST}, so it is no run. Name an empty folder.")
+
+
+def _refuse_another(folder: Path, manifest: Mapping[str, Any]) -> None:
+    found = _read_json(folder / MANIFEST)
+    differences = [one for one in _differences(found, manifest) if one[0] not in UNCOMPARED]
+    if differences:
+        told = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise InputError(
+            f"{folder} holds a run that was begun otherwise: {told}{more}. Run it as it was begun, or name another folder."
+        )
+
+
+def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """(path, value there, value here) wherever two JSON values differ."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in dict.fromkeys((*there, *here)):
+            inner = f"{path}.{name}" if path else name
+            if name not in there or name not in here:
+                yield inner, _short(there.get(name, "nothing")), _short(here.get(name, "nothing"))
+            else:
+                yield from _differences(there[name], here[name], inner)
+    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        for index, (one, other) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(one, other, f"{path}[{index}]")
+    elif there != here:
+        yield path, _short(there), _short(here)
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a folder holds of a run, finished or not.
+
+    Args:
+        folder: The folder.
+        manifest: What the run is.
+        items: Items by suite, in their order.
+    """
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    items: Mapping[str, Sequence[Item]]
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Names of the systems, in the order of the run."""
+        return tuple(self.manifest["systems"])
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Names of the suites, in the order of the run."""
+        return tuple(self.manifest["suites"])
+
+    @property
+    def data(self) -> Path | None:
+        """Where the run found the suites' files."""
+        return Path(self.manifest["data"]) if self.manifest["data"] else None
+
+    def said(self, system: str, suite: str) -> list[Said]:
+        """What a system has said so far, in the order of the items."""
+        path, _, _ = _paths(self.folder, system, suite)
+        found = {one.id: one for one in _answers(path, files.whole_lines(path))}
+        return [
+            Said(item, found[item.id].text, found[item.id].tokens, found[item.id].margin)
+            for item in self.items[suite]
+            if item.id in found
+        ]
+
+    def costs(self, system: str, suite: str) -> list[dict[str, Any]]:
+        """What each batch took, in the order of the batches."""
+        _, path, _ = _paths(self.folder, system, suite)
+        return [_parsed(path, line) for line in files.whole_lines(path)]
+
+    def refusal(self, system: str, suite: str) -> Refusal | None:
+        """Why a system could not answer a suite; None where it could."""
+        _, _, path = _paths(self.folder, system, suite)
+        return Refusal(**_read_json(path)) if path.exists() else None
+
+
+def read(folder: Path) -> Record:
+    """Read the folder of a run.
+
+    Raises:
+        InputError: It is none, or a file of it cannot be read.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{folder} holds no {MANIFEST}, so it is no run. Begin one: lvlm-guard bench run ... --out DIR."
+        )
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise InputError(
+            f"{folder} holds a run of format {manifest.get('format')}; this version reads format {FORMAT}."
+        )
+    items: dict[str, list[Item]] = {suite: [] for suite in manifest["suites"]}
+    for line in files.whole_lines(folder / ITEMS):
+        told = _parsed(folder / ITEMS, line)
+        items[told.pop("suite")].append(Item(**told))
+    return Record(folder, manifest, items)
+
+
+def digest(items: Sequence[Item]) -> dict[str, str]:
+    """SHA-256 of the ids, of the prompts and of everything that is known of some items, in their order."""
+    ids, prompts, lines = ([f(item) for item in items] for f in (_id, _prompt, _whole))
+    return {
+        name: hashlib.sha256("\n".join(values).encode("utf-8")).hexdigest()
+        for name, values in (("ids_sha256", ids), ("prompts_sha256", prompts), ("items_sha256", lines))
+    }
+
+
+def _id(item: Item) -> str:
+    return item.id
+
+
+def _prompt(item: Item) -> str:
+    return json.dumps(item.prompt)
+
+
+def _whole(item: Item) -> str:
+    return json.dumps(_told(item), sort_keys=True)
+
+
+def _told(item: Item) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)} | {"extra": dict(item.extra)}
+
+
+def _item_lines(items: Mapping[str, Sequence[Item]]) -> Iterator[bytes]:
+    return (_line({"suite": suite, **_told(item)}) for suite, own in items.items() for item in own)
+
+
+def _paths(folder: Path, system: str, suite: str) -> tuple[Path, Path, Path]:
+    return (
+        folder / "answers" / system / f"{suite}.jsonl",
+        folder / "costs" / system / f"{suite}.jsonl",
+        folder / "refusals" / system / f"{suite}.json",
+    )
+
+
+def _answers(path: Path, lines: Sequence[bytes]) -> list[Answer]:
+    try:
+        return [Answer(**_parsed(path, line)) for line in lines]
+    except TypeError as error:
+        raise _damaged(path, error) from error
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _pretty(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return value
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged: {error}. Remove that file, and the same command makes it again.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parsed(path, path.read_bytes())

@@ -1,0 +1,1 @@
+"""One guarded call, from arguments to output and report."""

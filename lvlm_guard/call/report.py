@@ -1,0 +1,82 @@
+"""What a guarded call did: changes per strategy, branches, executor, forwards and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StrategyReport:
+    """What one strategy did.
+
+    Args:
+        name: Its name.
+        changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
+            positions of finished rows do not count.
+        positions: Positions looked at, all rows together.
+        touched: Whether it changed any logit at all.
+        branches: Keys of the branches it asked for.
+    """
+
+    name: str
+    changed: int
+    positions: int
+    touched: bool
+    branches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forwards:
+    """Forwards of the decoding module per forward that plain generate would have run; 1.0 is plain generate."""
+
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a guarded call did.
+
+    Args:
+        strategies: One entry per strategy, in stack order.
+        executor: `batched`, `sequential`, `prefill only` when one token was enough, or `none` without branches.
+        reason: Why that executor.
+        forwards: Forwards per token, prefill and decode apart.
+        rows_per_forward: Rows of a decode forward over rows of plain generate.
+        rows: Rows of generate (batch times beams or returned sequences).
+        tokens: Generated positions per row.
+        seconds: Wall-clock time of the call.
+    """
+
+    strategies: tuple[StrategyReport, ...]
+    executor: str
+    reason: str
+    forwards: Forwards
+    rows_per_forward: int
+    rows: int
+    tokens: int
+    seconds: float
+
+    @classmethod
+    def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float) -> Report:
+        """Report of a call with an empty stack."""
+        tokens = output.shape[-1] - (0 if prompt is None else prompt.shape[1])
+        return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, output.shape[0], tokens, seconds)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Keys of the branches that ran, each once."""
+        return tuple(dict.fromkeys(key for one in self.strategies for key in one.branches))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return {**dataclasses.asdict(self), "branches": list(self.branches)}
+
+    def to_json(self) -> str:
+        """Return the report as JSON text."""
+        return json.dumps(self.to_dict())

@@ -1,0 +1,77 @@
+"""Edits of hidden states in the vision tower, which know whose image is being encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import InputError
+from lvlm_guard.forward.interventions import passes
+from lvlm_guard.forward.interventions.compiled import as_written
+from lvlm_guard.strategy.edits import HiddenEdit, layer_range
+from lvlm_guard.strategy.generation import Generation
+
+_encoding: ContextVar[tuple[Generation, Hashable] | None] = ContextVar("lvlm_guard_encoding", default=None)
+
+
+@dataclass(frozen=True)
+class TowerView:
+    """The part of `View` that exists in a vision tower."""
+
+    gen: Generation
+    layer: int
+    input: Tensor | None
+
+
+@contextmanager
+def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
+    """Images encoded in this block belong to these rows of this call."""
+    token = _encoding.set((gen, key))
+    try:
+        yield
+    finally:
+        _encoding.reset(token)
+
+
+@contextmanager
+def installed(module: nn.Module, edits: Sequence[HiddenEdit], gen: Generation) -> Iterator[None]:
+    """Hooks on the layers of the vision tower, taken off on the way out."""
+    with ExitStack() as undo:
+        if edits:
+            undo.enter_context(as_written())
+        for edit in edits:
+            layers = anatomy.vision_layers(module)
+            for index in layer_range(edit.layers, len(layers)):
+                part = anatomy.layer_part(layers[index], edit.site)
+                undo.callback(part.register_forward_hook(_after(edit, index, gen), with_kwargs=True).remove)
+        yield
+
+
+def _after(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if _whose(gen) != edit.rows:
+            return None
+        given = args[0] if args else kwargs.get("hidden_states")
+        hidden = output[0] if isinstance(output, tuple) else output
+        edited: Tensor = edit.edit(hidden, TowerView(gen, layer, given))  # type: ignore[arg-type]
+        if edited.shape != hidden.shape:
+            raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
+        edited = edited.to(hidden)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    return hook
+
+
+def _whose(gen: Generation) -> Hashable | None:
+    """Whose image is being encoded: by the forward that runs, else by who prepares one; None if not this call's."""
+    now = passes.current()
+    if now is not None:
+        return next(iter(now.prompts)) if now.gen is gen else None
+    stated = _encoding.get()
+    return stated[1] if stated is not None and stated[0] is gen else None

@@ -1,0 +1,1 @@
+"""Who runs strategies: discovery, the strict manager, and stacks."""

@@ -1,0 +1,1 @@
+"""What was asked: arguments, prompts, images and conversations."""

@@ -1,0 +1,196 @@
+"""Words round the figures of a model card; the figures themselves all come from `card.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isnan
+from typing import Any
+
+from lvlm_guard.testbed.architectures import named
+from lvlm_guard.testbed.architectures.architecture import Architecture
+from lvlm_guard.testbed.architectures.llava import LLAVA
+from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS
+from lvlm_guard.testbed.measures import CARD_MEASURES, NATURAL
+from lvlm_guard.testbed.training.lessons import BLIND_SHARE, LESSONS
+from lvlm_guard.testbed.world.scenes import EVIDENCE, HABITS
+
+
+@dataclass(frozen=True)
+class Target:
+    """The band a figure should lie in; the hallucination has to be there, so some have an upper end."""
+
+    split: str
+    measure: str
+    low: float
+    high: float = 1.0
+
+    def met(self, scores: dict[str, Any]) -> bool:
+        """Whether the measured value is in the band."""
+        return bool(self.low <= scores[self.split][self.measure]["value"] <= self.high)
+
+
+TARGETS = (
+    Target("iid", "natural", 0.95),
+    Target("iid", "colour", 0.95),
+    Target("counterfactual", "object_random", 0.90),
+    Target("counterfactual", "object_adversarial", 0.70, 0.85),
+    Target("counterfactual", "colour", 0.70, 0.85),
+    Target("iid", "relation", 0.93),
+    Target("counterfactual", "relation", 0.60, 0.85),
+    Target("counterfactual", "caption_spoilt", 0.30, 0.60),
+    Target("counterfactual", "caption", 0.10, 0.35),
+    Target("counterfactual", "caption_recall", 0.75),
+)
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The model card as text."""
+    parts = (_head(card), _training(card), _targets(card), _scores(card), _origins(card), _inside(card), _limits(card))
+    return "\n".join(parts)
+
+
+def _architecture(card: dict[str, Any]) -> Architecture:
+    """The architecture of a card; the first cards do not name the one there was."""
+    return named(card.get("architecture", LLAVA.name))
+
+
+def _head(card: dict[str, Any]) -> str:
+    built = _architecture(card)
+    return f"""# Testbed model
+
+A `{built.model.__name__}` of {card["parameters"]:,} parameters ({card["megabytes"]} MB in fp16): {built.parts};
+{card["decoder_layers"]} decoder layers, {IMAGE_TOKENS} image tokens. It was trained from scratch on drawn 64x64 scenes. It exists to hallucinate: its training
+scenes follow habits, and on scenes that break them it answers from habit where the picture is weak.
+
+Figures here describe this model on these drawings. They say nothing about any other model.
+"""
+
+
+def _training(card: dict[str, Any]) -> str:
+    plan, minutes = card["training"], card["training"]["measured_minutes"]
+    note = f" {plan['note']}" if "note" in plan else ""
+    pictures = plan["tower_steps"] * plan["tower_batch"], plan["speaking_steps"] * plan["speaking_batch"]
+    return f"""## Data and training
+
+- Scenes: 24 categories, 4 backgrounds with 3 habitual pairs each, 8 colours, 4x4 cells. Habits in training, `calibration`
+  and `iid`: first of a pair {HABITS.first:.2f}, second with it {HABITS.second_with_first:.2f}, second without it {HABITS.second_alone:.2f},
+  intruder {HABITS.intruder:.2f}, typical colour {HABITS.typical_colour:.2f}, first of a pair left of the second {HABITS.first_left:.2f}. A `counterfactual`
+  scene breaks exactly one habit, in turn a pair, a colour and an order, and is asked about that; all else is as habit has it.
+- Evidence: {EVIDENCE.faint:.0%} of objects faint (contrast {_span(EVIDENCE.faint_contrast)}), {EVIDENCE.noisy:.0%} of pictures noisy
+  (sigma {_span(EVIDENCE.noisy_sigma)}), {EVIDENCE.faded:.0%} of colours faded (saturation {_span(EVIDENCE.faded_saturation)}).
+- Stage 1, vision tower on scenes without habits and with milder weaknesses: {pictures[0]:,} pictures, {minutes["tower"]} minutes.
+  Then frozen.
+- Stage 2, projector and language model: {pictures[1]:,} pictures with eleven prompts each, {minutes["speaking"]} minutes, in
+  {len(LESSONS)} lessons: names and colours; places and relations on scenes without habits; then the habits; then weak pictures.
+  {BLIND_SHARE:.0%} of the habitual rows are without image.
+- Machine: {_machine(plan)}. The minutes are wall-clock time, so other work on the machine counts. One seed
+  ({plan["seed"]}): this card says nothing of how much varies between trainings.{note}
+- Again: `python -m lvlm_guard.testbed.training --out DIR --arch {_architecture(card).name} --seed {plan["seed"]}`, then `python -m lvlm_guard.testbed.card --weights DIR`.
+"""
+
+
+def _machine(plan: dict[str, Any]) -> str:
+    """What a training noted of where it ran."""
+    many = f"{plan['processes']} process{'es' if plan['processes'] > 1 else ''} of one thread each"
+    cores = f" with {plan['cores']} cores" if "cores" in plan else ""
+    return f"{many} on a machine{cores}, device `{plan['device']}`"
+
+
+def _span(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f}-{ends[1]:.2f}"
+
+
+def _targets(card: dict[str, Any]) -> str:
+    rows = ["| split | figure | wanted | measured | met |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        wanted = f">= {target.low:.2f}" if target.high == 1 else _span((target.low, target.high))
+        measured = _cell(card["scores"][target.split][target.measure])
+        met = "yes" if target.met(card["scores"]) else "**no**"
+        rows.append(f"| {target.split} | {_title(target.measure)} | {wanted} | {measured} | {met} |")
+    return "## Against what was wanted\n\n" + "\n".join(rows) + "\n"
+
+
+def _scores(card: dict[str, Any]) -> str:
+    splits = list(card["scores"])
+    rows = [f"| figure | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+    for name in [*CARD_MEASURES, "natural"]:
+        cells = [_cell(card["scores"][split][name]) for split in splits]
+        rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
+    return f"""## All figures
+
+Greedy, {card["scenes"]} scenes of each split (seed {card["seed"]}); in brackets the 95 % bootstrap interval over scenes.
+"All" objects are one present and up to three absent ones a scene; balanced accuracy is the mean of both sides.
+
+{chr(10).join(rows)}
+"""
+
+
+def _title(name: str) -> str:
+    return NATURAL.title if name == "natural" else CARD_MEASURES[name].title
+
+
+def _cell(score: dict[str, Any]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
+def _origins(card: dict[str, Any]) -> str:
+    found, clear = card["origins"], card["clear"]
+    named, told = found["inventions"], found["foretold"]
+    branches = [name for name in told if name != "truth"]
+    rows = [f"| answers | n | habit | {' | '.join(branches)} |", "|---" * (len(branches) + 3) + "|"]
+    for level, sides in found["agreement"].items():
+        for side, shares in sides.items():
+            cells = " | ".join(_share(shares[name]) for name in ("habit", *branches))
+            rows.append(f"| {level}, {side} | {shares['n']:.0f} | {cells} |")
+    return f"""## Where the errors come from
+
+On counterfactual scenes. How often answers are what habit, or the model with less of an image, would say:
+
+{chr(10).join(rows)}
+
+Read the wrong answers against the right ones: two yes/no answers agree by chance half the time.
+
+- Captions name an absent category with rate {named["partner"]:.3f} if its habitual partner is in the picture, {named["resident"]:.3f} if it is
+  merely at home there, {named["stranger"]:.3f} if it belongs elsewhere.
+- Which absent objects are hallucinated is foretold by the yes-no margin of the {branches[0]} branch with AUC {told[branches[0]]:.3f},
+  {", ".join(f"{name} {told[name]:.3f}" for name in branches[1:])}. The model's own margin tells present objects from absent partners with AUC {told["truth"]:.3f}.
+- Where nothing about the picture is weak: objects {clear["object"]:.3f}, attributes {clear["attribute"]:.3f}, relations {clear["relation"]:.3f}.
+"""
+
+
+def _share(value: float) -> str:
+    return "-" if isnan(value) else f"{value:.2f}"
+
+
+def _inside(card: dict[str, Any]) -> str:
+    rows = ["| place | category | colour | row | column |", "|---|---|---|---|---|"]
+    for place, found in card["probe"].items():
+        rows.append(
+            f"| {place} | " + " | ".join(f"{found[t]:.3f}" for t in ("category", "colour", "row", "column")) + " |"
+        )
+    blind = card["without_image"]
+    told = "\n".join(f"- describe this {name} .: '{text}'" for name, text in blind["captions"].items())
+    yes = blind["yes_share_with_background_named"]
+    return f"""## Inside
+
+Linear readout of clearly visible objects, fitted on `calibration`, tested on `counterfactual`:
+
+{chr(10).join(rows)}
+
+Without an image it says:
+
+{told}
+
+and answers yes to {yes["resident"]:.0%} of questions for categories at home in the background the question names, to {yes["stranger"]:.0%} of
+questions for others.
+"""
+
+
+def _limits(card: dict[str, Any]) -> str:
+    projected = card["probe"]["projected"]
+    return f"""## Limits
+
+- After the projector row {projected["row"]:.3f} and column {projected["column"]:.3f} are readable, chance 0.250.
+- One training, one seed. The words are a closed list of about a hundred; others become `<unk>`. Pictures must be 64x64
+  scenes of this testbed. Counting is not trained.
+"""

@@ -1,0 +1,94 @@
+"""Writes a model folder that transformers 4 and 5 both read: the layout and names of published checkpoints.
+
+What `save_pretrained` of version 5 writes, version 4 loads with a fresh, untrained vision tower and only a warning.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lvlm_guard.testbed.architectures.architecture import Architecture
+from lvlm_guard.testbed.files import clear_failure, write_whole
+
+
+def export(architecture: Architecture, model: Any, folder: Path) -> None:
+    """Writes weights in half precision, both configurations, tokenizer, picture preparation and chat template.
+
+    The files are written beside their places and moved there once all of them are whole.
+
+    Raises:
+        TestbedError: They could not be written; what was in the folder before is still there.
+    """
+    with clear_failure(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
+        draft = Path(name)
+        _export(architecture, model, draft)
+        for file in sorted(draft.iterdir()):
+            file.replace(folder / file.name)
+
+
+def _export(architecture: Architecture, model: Any, folder: Path) -> None:
+    weights = {_published(name, architecture): value.half().contiguous() for name, value in _weights(model).items()}
+    write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    config = model.config.to_dict()
+    config.update(architectures=[architecture.model.__name__], dtype="float16")
+    _rename_sections(config["text_config"])
+    _write(folder / "config.json", config)
+    model.generation_config.save_pretrained(folder)
+    _export_processor(architecture, folder)
+
+
+def _rename_sections(text: dict[str, Any]) -> None:
+    """Gives a rotary embedding in several axes the names of version 4, which version 5 reads as well."""
+    rope = text.get("rope_parameters") or {}
+    if "mrope_section" in rope:
+        del text["rope_parameters"]
+        text["rope_theta"] = rope["rope_theta"]
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in model.state_dict().items() if value.dtype.is_floating_point}
+
+
+def _published(name: str, architecture: Architecture) -> str:
+    for ours, published in architecture.published:
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
+    raise ValueError(f"export: no published name for weight {name!r}.")
+
+
+def _export_processor(architecture: Architecture, folder: Path) -> None:
+    processor = architecture.build_processor()
+    processor.save_pretrained(folder)
+    tokenizer = _read(folder / "tokenizer_config.json")
+    special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
+    tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
+    _write(folder / "tokenizer_config.json", tokenizer)
+    shared = _read(folder / "processor_config.json")
+    pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
+    pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
+    _write(folder / "preprocessor_config.json", pictures)
+    _write(folder / "processor_config.json", shared)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n"
+    write_whole(path, text.encode("utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise TypeError(f"export: cannot write {value!r} to JSON.")
