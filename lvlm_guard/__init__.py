@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from lvlm_guard.guard import Guard as Guard
     from lvlm_guard.host.stack import Stack as Stack
     from lvlm_guard.strategy.artefacts import Artefact as Artefact
+    from lvlm_guard.strategy.branches import Branch as Branch
+    from lvlm_guard.strategy.branches import InputEdit as InputEdit
+    from lvlm_guard.strategy.branches import Insert as Insert
+    from lvlm_guard.strategy.branches import Replace as Replace
     from lvlm_guard.strategy.edits import AttentionEdit as AttentionEdit
-    from lvlm_guard.strategy.edits import Branch as Branch
-    from lvlm_guard.strategy.edits import Decoder as Decoder
     from lvlm_guard.strategy.edits import HiddenEdit as HiddenEdit
-    from lvlm_guard.strategy.edits import InputEdit as InputEdit
-    from lvlm_guard.strategy.edits import Insert as Insert
     from lvlm_guard.strategy.edits import Probe as Probe
     from lvlm_guard.strategy.edits import Readout as Readout
-    from lvlm_guard.strategy.edits import Replace as Replace
-    from lvlm_guard.strategy.edits import Revision as Revision
-    from lvlm_guard.strategy.edits import Search as Search
     from lvlm_guard.strategy.edits import View as View
     from lvlm_guard.strategy.generation import Generation as Generation
     from lvlm_guard.strategy.generation import Prefix as Prefix
     from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
+    from lvlm_guard.strategy.loops import Decoder as Decoder
+    from lvlm_guard.strategy.loops import Revision as Revision
+    from lvlm_guard.strategy.loops import Search as Search
     from lvlm_guard.strategy.terms import Bias as Bias
     from lvlm_guard.strategy.terms import Contrast as Contrast
     from lvlm_guard.strategy.terms import Mix as Mix
@@ -55,10 +55,9 @@ __version__ = "0.1.0"
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
     "strategy.artefacts": ("Artefact",),
-    "strategy.edits": (
-        "AttentionEdit", "Branch", "Decoder", "HiddenEdit", "InputEdit", "Insert", "Probe", "Readout", "Replace",
-        "Revision", "Search", "View",
-    ),
+    "strategy.branches": ("Branch", "InputEdit", "Insert", "Replace"),
+    "strategy.edits": ("AttentionEdit", "HiddenEdit", "Probe", "Readout", "View"),
+    "strategy.loops": ("Decoder", "Revision", "Search"),
     "errors": (
         "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",

@@ -13,7 +13,7 @@ from torch import Tensor
 from lvlm_guard.arithmetic import fusion
 from lvlm_guard.arithmetic.touched import Touched
 from lvlm_guard.errors import NoEffectWarning, NonFiniteLogits
-from lvlm_guard.strategy.edits import Branch
+from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation
 
 SAME_IMAGE_TOLERANCE = 1e-6

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
-from lvlm_guard.strategy.edits import MAIN, Readout, readout_layers
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
 

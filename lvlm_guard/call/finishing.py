@@ -11,7 +11,7 @@ from torch import Tensor
 from lvlm_guard.errors import InputError, ModeRefused, ProcessorNeeded
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request.requests import Request
-from lvlm_guard.strategy.edits import Revision
+from lvlm_guard.strategy.loops import Revision
 
 WHOLE_ONLY = ("return_dict_in_generate", "output_scores", "output_logits")
 

@@ -7,17 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.errors import InputError, StackError
-from lvlm_guard.strategy.edits import (
-    MAIN,
-    AttentionEdit,
-    Branch,
-    HiddenEdit,
-    InputEdit,
-    Probe,
-    Readout,
-    Revision,
-    Search,
-)
+from lvlm_guard.strategy.branches import MAIN, Branch, InputEdit
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
+from lvlm_guard.strategy.loops import Revision, Search
 
 KINDS: Mapping[str, tuple[type, ...]] = {
     "edit_inputs": (InputEdit,),

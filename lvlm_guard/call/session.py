@@ -37,8 +37,10 @@ from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import requests
 from lvlm_guard.request.requests import Request
-from lvlm_guard.strategy.edits import MAIN, AttentionEdit, Branch, HiddenEdit, Probe, Readout, Search
+from lvlm_guard.strategy.branches import MAIN, Branch
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
 from lvlm_guard.strategy.generation import Generation, Prefix
+from lvlm_guard.strategy.loops import Search
 
 SAME_MODULE_DRAFTS = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")

@@ -21,7 +21,7 @@ from lvlm_guard.forward.interventions.inside import Inside
 from lvlm_guard.forward.interventions.passes import Pass, Prompt, during
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
-from lvlm_guard.strategy.edits import MAIN
+from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.generation import Forward, Generation
 
 ExecutorName = Literal["auto", "batched", "sequential"]

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, StrategyRefused
-from lvlm_guard.strategy.edits import FeatureEdit, PictureEdit, PixelEdit
+from lvlm_guard.strategy.branches import FeatureEdit, PictureEdit, PixelEdit
 
 CHANNELS = 3
 

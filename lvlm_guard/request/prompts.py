@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModeRefused, StrategyRefused
-from lvlm_guard.strategy.edits import Branch, Insert, Replace
+from lvlm_guard.strategy.branches import Branch, Insert, Replace
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 Edited: TypeAlias = "list[tuple[int, int | None]]"  # (old token it is or stands behind, new id or None)

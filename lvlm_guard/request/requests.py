@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
-from lvlm_guard.strategy.edits import Branch, InputEdit
+from lvlm_guard.strategy.branches import Branch, InputEdit
 
 SETTINGS = (
     frozenset(vars(GenerationConfig()))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.strategy import outside
-from lvlm_guard.strategy.edits import MAIN, Readout, readout_layers
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.terms import Source, Statistics
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 
 import pluggy
 
-from lvlm_guard.strategy.edits import AttentionEdit, Branch, HiddenEdit, InputEdit, Probe, Readout, Revision, Search
+from lvlm_guard.strategy.branches import Branch, InputEdit
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
 from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.strategy.loops import Revision, Search
 from lvlm_guard.strategy.terms import Term
 
 PROJECT = "lvlm_guard"

@@ -13,7 +13,8 @@ from typing import Literal, Protocol, TypeAlias
 from torch import Tensor
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.strategy.edits import Branch, Readout
+from lvlm_guard.strategy.branches import Branch
+from lvlm_guard.strategy.edits import Readout
 
 Source: TypeAlias = Branch | Hashable | Tensor
 

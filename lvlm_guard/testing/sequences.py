@@ -25,7 +25,7 @@ from lvlm_guard.errors import GuardError, NoEffectWarning
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.plugins import is_marked, strategy_name
 from lvlm_guard.outputs import sequences
-from lvlm_guard.strategy.edits import Branch
+from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.hookspecs import hookimpl
 from lvlm_guard.strategy.terms import Contrast

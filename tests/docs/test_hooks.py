@@ -9,7 +9,7 @@ import re
 import pytest
 
 import lvlm_guard
-from lvlm_guard.strategy.edits import TokenEdit
+from lvlm_guard.strategy.branches import TokenEdit
 from lvlm_guard.strategy.generation import Forward, Generation, Rows
 from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
 from lvlm_guard.strategy.terms import Statistics, Term

@@ -18,7 +18,8 @@ from lvlm_guard.forward.interventions import passes
 from lvlm_guard.forward.interventions.compiled import as_written
 from lvlm_guard.forward.interventions.passes import HiddenView, Pass, Place
 from lvlm_guard.forward.interventions.readouts import Lens
-from lvlm_guard.strategy.edits import MAIN, AttentionEdit, HiddenEdit, Probe, Readout, layer_range, readout_layers
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout, layer_range, readout_layers
 
 
 @dataclass(eq=False)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from lvlm_guard.strategy.edits import Branch
+from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.hookspecs import hookimpl
 from lvlm_guard.strategy.terms import Mix, Term

@@ -1,0 +1,125 @@
+"""What a strategy may change about the inputs: branches beside main, and main's own prompt and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Generator, Tensor
+
+from lvlm_guard.errors import InputError
+
+MAIN = "main"
+Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
+PixelEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+PictureEdit: TypeAlias = Callable[[Any, Generator], Any]
+FeatureEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Insert:
+    """Put token ids into the prompt of every row.
+
+    Args:
+        ids: Token ids; empty is neutral.
+        place: `start` is after leading special tokens; `before_image` and `after_image` keep clear of the tokens that
+            fence the image; `end` is the last position of the prompt.
+        per_row: Token ids for each row of the batch instead of `ids`.
+    """
+
+    ids: tuple[int, ...] = ()
+    place: Place = "after_image"
+    per_row: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put `ids` in place of every run of image placeholders; the images themselves are dropped."""
+
+    ids: tuple[int, ...]
+
+
+TokenEdit: TypeAlias = Insert | Replace
+
+
+@dataclass(frozen=True)
+class Branch:
+    """An extra forward per step that differs from main in its inputs and is fed the same chosen tokens.
+
+    Branches with equal keys are one branch: they share a forward, so a key must hold everything that tells two
+    branches apart (operation, parameters, seed). Edits of the image draw only from the generator they are given: one
+    per image, seeded by (`seed`, digest of the pixels), so that neither the batch nor its order changes a row.
+
+    Args:
+        key: What identifies the branch, for example `("diffusion noise", 500, 0)`.
+        pixels: Elementwise edit of the preprocessed pixels of one image tile, any shape, same shape back. Padding
+            tiles and repeated video frames are handled by the core.
+        picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
+            of pictures recovered from `[..., 3, height, width]` pixels.
+        features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.
+        image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
+        tokens: Token ids inserted into or put in place of parts of the prompt.
+        seed: Seed of the generators handed to the edits.
+        inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `rows` is its key.
+        after_prefill: Builds the branch once main's prefill has run: gets the `Generation`, returns a `Branch` with
+            the same key.
+
+    Raises:
+        InputError: The edits contradict each other, or none is given.
+    """
+
+    key: Hashable
+    pixels: PixelEdit | None = None
+    picture: PictureEdit | None = None
+    features: FeatureEdit | None = None
+    image: Literal["kept", "removed", "masked"] = "kept"
+    tokens: tuple[TokenEdit, ...] = ()
+    seed: int = 0
+    inside: bool = False
+    after_prefill: Callable[[Any], Branch] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, Hashable) or self.key == MAIN:
+            raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {self.key!r}.")
+        if self.drops_image and self.edits_image:
+            raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
+        if self.pixels is not None and self.picture is not None:
+            raise InputError(f"Branch {self.key!r} edits pixels and picture; choose one.")
+        deferred = self.inside or self.after_prefill is not None
+        if not (deferred or self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
+            raise InputError(f"Branch {self.key!r} changes nothing; give it an edit or leave it out.")
+
+    @property
+    def edits_image(self) -> bool:
+        """Whether pixels, picture or features are edited."""
+        return not (self.pixels is None and self.picture is None and self.features is None)
+
+    @property
+    def drops_image(self) -> bool:
+        """Whether the branch runs without the image."""
+        return self.image == "removed" or any(isinstance(edit, Replace) for edit in self.tokens)
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether the branch makes sense only for requests with an image."""
+        return self.edits_image or self.drops_image or self.image == "masked"
+
+
+@dataclass(frozen=True)
+class InputEdit:
+    """A change of main's own prompt or pictures, made before anything is encoded.
+
+    Returned sequences still begin with the prompt the user passed.
+
+    Args:
+        pixels: As in `Branch`.
+        picture: As in `Branch`.
+        tokens: As in `Branch`; `Insert.per_row` gives each row its own text.
+        seed: Seed of the generators handed to the edits.
+    """
+
+    pixels: PixelEdit | None = None
+    picture: PictureEdit | None = None
+    tokens: tuple[Insert, ...] = ()
+    seed: int = 0
