@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.branches import InputEdit as InputEdit
     from lvlm_guard.strategy.branches import Insert as Insert
     from lvlm_guard.strategy.branches import Replace as Replace
+    from lvlm_guard.strategy.edits import AttentionCapture as AttentionCapture
     from lvlm_guard.strategy.edits import AttentionEdit as AttentionEdit
     from lvlm_guard.strategy.edits import HiddenEdit as HiddenEdit
-    from lvlm_guard.strategy.edits import Probe as Probe
     from lvlm_guard.strategy.edits import Readout as Readout
     from lvlm_guard.strategy.edits import View as View
     from lvlm_guard.strategy.generation import Generation as Generation
-    from lvlm_guard.strategy.generation import Prefix as Prefix
+    from lvlm_guard.strategy.generation import PromptStates as PromptStates
     from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
-    from lvlm_guard.strategy.loops import Decoder as Decoder
+    from lvlm_guard.strategy.loops import DecodingLoop as DecodingLoop
     from lvlm_guard.strategy.loops import Revision as Revision
     from lvlm_guard.strategy.loops import Search as Search
     from lvlm_guard.strategy.terms import Bias as Bias
@@ -56,14 +56,14 @@ __version__ = "0.1.0"
 _OWNERS = {
     "strategy.artefacts": ("Artefact",),
     "strategy.branches": ("Branch", "InputEdit", "Insert", "Replace"),
-    "strategy.edits": ("AttentionEdit", "HiddenEdit", "Probe", "Readout", "View"),
-    "strategy.loops": ("Decoder", "Revision", "Search"),
+    "strategy.edits": ("AttentionEdit", "HiddenEdit", "AttentionCapture", "Readout", "View"),
+    "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (
         "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused", "UncompiledWarning",
     ),
-    "strategy.generation": ("Generation", "Prefix"),
+    "strategy.generation": ("Generation", "PromptStates"),
     "guard": ("Guard",),
     "strategy.hookspecs": ("hookimpl",),
     "call.report": ("Report",),
@@ -75,7 +75,16 @@ _OWNER = {name: module for module, names in _OWNERS.items() for name in names}
 __all__ = sorted(_OWNER)  # noqa: PLE0605 - a test pins the list
 
 
+_RENAMED = {
+    "Decoder": "lvlm_guard:DecodingLoop",
+    "Prefix": "lvlm_guard:PromptStates",
+    "Probe": "lvlm_guard:AttentionCapture",
+}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return importlib.import_module("lvlm_guard.deprecation").moved_names("lvlm_guard", _RENAMED)(name)
     if name not in _OWNER:
         raise AttributeError(f"module 'lvlm_guard' has no attribute {name!r}")
     return getattr(importlib.import_module(f"lvlm_guard.{_OWNER[name]}"), name)

@@ -26,15 +26,15 @@ class Effect:
 
     Args:
         name: Its name.
-        changed: Positions where main's logits plus this strategy's terms alone prefer another token than main.
+        tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main.
         positions: Positions looked at, all rows together.
-        touched: Whether it changed any logit at all.
+        had_effect: Whether it changed any logit at all.
     """
 
     name: str
-    changed: int
+    tokens_changed: int
     positions: int
-    touched: bool
+    had_effect: bool
 
 
 class Effects:
@@ -106,7 +106,7 @@ class Effects:
         """
         self._edited[name] = edited
         if _history(name) not in gen.rows:
-            return Effect(name, 0, 0, touched=bool(edited))
+            return Effect(name, 0, 0, had_effect=bool(edited))
         changed = gen.rows[_history(name)]
         counted = torch.ones_like(changed) if unfinished is None else unfinished.to(changed.device)
         length = min(changed.shape[1], counted.shape[1])
@@ -118,7 +118,7 @@ class Effects:
         """Warn about strategies that changed no logit, and about a model that does not see the image."""
         for one in effects:
             answers = one.name in self._strategies or self._edited.get(one.name) is not None
-            if answers and not one.touched:
+            if answers and not one.had_effect:
                 message = f"{one.name!r} changed no logit of this call: is it at its neutral value?"
                 warnings.warn(message, NoEffectWarning, stacklevel=CALLER)
         for key, same in self._same_image.items():

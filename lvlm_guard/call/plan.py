@@ -8,14 +8,14 @@ from typing import Any
 
 from lvlm_guard.errors import InputError, StackError
 from lvlm_guard.strategy.branches import MAIN, Branch, InputEdit
-from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.loops import Revision, Search
 
 KINDS: Mapping[str, tuple[type, ...]] = {
     "edit_inputs": (InputEdit,),
     "search": (Search,),
     "branches": (Branch,),
-    "attention": (AttentionEdit, Probe),
+    "attention": (AttentionEdit, AttentionCapture),
     "hidden": (HiddenEdit,),
     "readouts": (Readout,),
     "finish": (Revision,),
@@ -63,9 +63,9 @@ class Plan:
     def _check_rows(self) -> None:
         for strategy, edits in self.edits.items():
             for edit in edits:
-                rows = getattr(edit, "rows", MAIN)
-                if rows != MAIN and rows not in self.branches:
-                    raise InputError(f"{strategy} edits rows of {rows!r}, but no branch has that key.")
+                branch = getattr(edit, "branch", MAIN)
+                if branch != MAIN and branch not in self.branches:
+                    raise InputError(f"{strategy} edits branch {branch!r}, but no branch has that key.")
 
 
 def checked(call: Callable[[str], Mapping[str, list[Any]]], hook: str) -> dict[str, list[Any]]:

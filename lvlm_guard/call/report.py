@@ -9,24 +9,27 @@ from typing import Any
 
 from torch import Tensor
 
+from lvlm_guard.deprecation import renamed_fields
 
+
+@renamed_fields(changed="tokens_changed", touched="had_effect")
 @dataclass(frozen=True)
 class StrategyReport:
     """What one strategy did.
 
     Args:
         name: Its name.
-        changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
+        tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
             positions of finished rows do not count.
         positions: Positions looked at, all rows together.
-        touched: Whether it changed any logit at all.
+        had_effect: Whether it changed any logit at all.
         branches: Keys of the branches it asked for.
     """
 
     name: str
-    changed: int
+    tokens_changed: int
     positions: int
-    touched: bool
+    had_effect: bool
     branches: tuple[str, ...] = ()
 
 

@@ -20,7 +20,7 @@ from lvlm_guard.call.plan import Plan, checked
 from lvlm_guard.call.report import Forwards, Report, StrategyReport
 from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, StrategyRefused, UncompiledWarning
 from lvlm_guard.forward import (
-    Driver,
+    GuardedDecodingLoop,
     Inside,
     Prepared,
     Scope,
@@ -38,8 +38,8 @@ from lvlm_guard.outputs import sequences
 from lvlm_guard.request import requests
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
-from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
-from lvlm_guard.strategy.generation import Generation, Prefix
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.generation import Generation, PromptStates
 from lvlm_guard.strategy.loops import Search
 
 SAME_MODULE_DRAFTS = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
@@ -121,12 +121,12 @@ class Session:
 
     def _describe(self, main: Prepared) -> None:
         """What strategies may know once main is prepared."""
-        self.gen.expansion = main.expansion
+        self.gen.rows_per_request = main.rows_per_request
         self.gen.depth, self.gen.heads = anatomy.depth_and_heads(main.module)
         self.gen.tied = anatomy.ties_embeddings(main.module)
         self.gen.prefix = self._prefix
 
-    def _prefix(self, branch: Branch | None) -> Prefix:
+    def _prefix(self, branch: Branch | None) -> PromptStates:
         """Run the prompt of main or of a branch once, nothing edited inside."""
         self._prefixes += 1
         main = capture(self._generate, self._request.without_cache, self._settings)
@@ -138,7 +138,7 @@ class Session:
         hidden = [edit for edit in plan.all_of(HiddenEdit) if edit.tower == "decoder"]
         attention = plan.all_of(AttentionEdit)
         _refuse_without_image(attention, self.gen, main)
-        return Inside(main.module, attention, plan.all_of(Probe), hidden, plan.all_of(Readout))
+        return Inside(main.module, attention, plan.all_of(AttentionCapture), hidden, plan.all_of(Readout))
 
     def _decode(self, main: Prepared, inside: Inside, *, edited: bool) -> tuple[Scope, Any]:
         main, inputs, prepared, late = self._prepare(main, edited=edited)
@@ -157,8 +157,8 @@ class Session:
         """Let a search drive the decode in place of generate's loop."""
         processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
         settings, requests = kwargs.pop("generation_config"), self._request.input_ids.shape[0]
-        begun = (main.input_ids, main.kwargs) if search.alike else (input_ids, kwargs)
-        driver = Driver(
+        begun = (main.input_ids, main.kwargs) if search.shared_prompt else (input_ids, kwargs)
+        driver = GuardedDecodingLoop(
             Prepared(model, *begun, settings), self.gen, requests, search.rows_per_request, processors, criteria
         )
         tokens: Any = search.run(driver)
@@ -212,7 +212,7 @@ class Session:
         """Main's encoded images before any expansion; None where the model encodes inside its forward."""
         if not protocol.takes_encoded_images(main.module):
             return None
-        if main.expansion > 1:
+        if main.rows_per_request > 1:
             if not self._plan.branches:
                 return None
             single = {**self._settings, "num_beams": 1, "num_return_sequences": 1}
@@ -274,7 +274,7 @@ class Session:
 
     def _strategy_report(self, effect: Effect) -> StrategyReport:
         branches = tuple(key_text(key) for key in self._plan.owners.get(effect.name, ()))
-        return StrategyReport(effect.name, effect.changed, effect.positions, effect.touched, branches)
+        return StrategyReport(effect.name, effect.tokens_changed, effect.positions, effect.had_effect, branches)
 
 
 def _generation(request: Request) -> Generation:
@@ -305,7 +305,7 @@ def _search_settings(settings: Mapping[str, Any], search: Search | None) -> dict
     """Settings that make generate prepare what a search begins with: a row for every request, or for every candidate."""
     if search is None:
         return dict(settings)
-    return {**settings, "num_beams": 1 if search.alike else search.rows_per_request, "do_sample": False}
+    return {**settings, "num_beams": 1 if search.shared_prompt else search.rows_per_request, "do_sample": False}
 
 
 def _kind(value: Any) -> str:
@@ -343,7 +343,7 @@ def _warn_if_uncompiled(main: Prepared, *, hooked: bool) -> None:
 
 
 def _refuse_without_image(edits: Sequence[AttentionEdit], gen: Generation, main: Prepared) -> None:
-    if any(edit.keys in ("image", "system") for edit in edits):
+    if any(edit.keys in ("image", "before_image") for edit in edits):
         in_prompt = bool(gen.image_mask.any())
         if not in_prompt and not anatomy.attends_across(main.module):
             raise StrategyRefused("Attention to the image is to be edited, but the prompt holds no image.")

@@ -132,7 +132,7 @@ class Silenced:
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:  # noqa: ARG002 - the hook's signature
         """One edit for each layer with heads to silence."""
         for layer in sorted({layer for layer, _ in self.heads}):
-            yield AttentionEdit((layer, layer + 1), self._silence, keys="all", queries="decode", stage="outputs")
+            yield AttentionEdit((layer, layer + 1), self._silence, keys="all", queries="predicting", stage="outputs")
 
     def _silence(self, outputs: Tensor, view: View) -> Tensor:
         mine = [(row, head) for row, (layer, head) in enumerate(self.heads) if layer == view.layer]
@@ -142,7 +142,7 @@ class Silenced:
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:  # noqa: ARG002 - the hook's signature
         """Say the words."""
-        yield Search(self._say, rows_per_request=len(self.heads) + 1, alike=False)
+        yield Search(self._say, rows_per_request=len(self.heads) + 1, shared_prompt=False)
 
     def _say(self, decoder: Decoder) -> Tensor:
         probabilities = []

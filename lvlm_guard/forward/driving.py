@@ -16,8 +16,8 @@ from lvlm_guard.forward.sequential import BranchRun
 from lvlm_guard.strategy.generation import Generation
 
 
-class Driver:
-    """The `Decoder` of one search.
+class GuardedDecodingLoop:
+    """The `DecodingLoop` of one search.
 
     Args:
         prepared: Main as generate prepared it, with a row for every candidate, or one for every request whose cache is

@@ -13,12 +13,12 @@ from lvlm_guard import anatomy
 from lvlm_guard.forward.interventions.compiled import as_written
 from lvlm_guard.forward.protocol import Prepared
 from lvlm_guard.forward.sequential import BranchRun
-from lvlm_guard.strategy.generation import Prefix
+from lvlm_guard.strategy.generation import PromptStates
 
 _seeing: ContextVar[dict[int, Tensor] | None] = ContextVar("lvlm_guard_seeing", default=None)
 
 
-def run(prepared: Prepared) -> Prefix:
+def run(prepared: Prepared) -> PromptStates:
     """Run a prepared prompt with nothing edited inside."""
     layers = anatomy.decoder_layers(prepared.module)
     seen: dict[int, Tensor] = {}
@@ -45,4 +45,4 @@ def run(prepared: Prepared) -> Prefix:
         seen.setdefault(index, seen[index - 1])  # a prompt without image skips layers of cross-attention
     device = prepared.input_ids.device
     hidden = torch.stack([seen[index].to(device) for index in range(len(layers))], dim=1)
-    return Prefix(hidden, logits[:, -1].float().to(device))
+    return PromptStates(hidden, logits[:, -1].float().to(device))

@@ -56,7 +56,7 @@ class Prepared:
         return int(self.input_ids.shape[1] if embeds is None else embeds.shape[1])
 
     @property
-    def expansion(self) -> int:
+    def rows_per_request(self) -> int:
         """Rows per request: beams or returned sequences."""
         return max(self.settings.num_beams or 1, self.settings.num_return_sequences or 1)
 

@@ -289,7 +289,7 @@ class Scope:
             key: Prompt(one.image[index.to(one.image.device)], one.valid[index.to(one.valid.device)])
             for key, one in self._prompts.items()
         }
-        self.gen.expansion *= times
+        self.gen.rows_per_request *= times
         self.gen.observations = {
             key: one.index_select(0, index.to(one.device)) for key, one in self.gen.observations.items()
         }

@@ -54,7 +54,7 @@ class Tally:
         self.steps += steps
         self.step_rows += report.rows_per_forward * steps
         for one in report.strategies:
-            self.changed[one.name] += one.changed
+            self.changed[one.name] += one.tokens_changed
             self.positions[one.name] += one.positions
 
     @property

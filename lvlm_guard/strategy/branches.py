@@ -61,7 +61,7 @@ class Branch:
         image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
         tokens: Token ids inserted into or put in place of parts of the prompt.
         seed: Seed of the generators handed to the edits.
-        inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `rows` is its key.
+        inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `branch` is its key.
         after_prefill: Builds the branch once main's prefill has run: gets the `Generation`, returns a `Branch` with
             the same key.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
+from lvlm_guard.deprecation import rename_value, renamed_fields
 from lvlm_guard.errors import InputError
 from lvlm_guard.strategy.branches import MAIN
 
@@ -29,7 +30,7 @@ class View(Protocol):
 
     @property
     def keys(self) -> Tensor:
-        """Bool `[rows, keys]`: the edit's key set in this layer (attention edits and probes)."""
+        """Bool `[rows, keys]`: the edit's key set in this layer (attention edits and captures)."""
         ...
 
     @property
@@ -66,7 +67,7 @@ class View(Protocol):
         ...
 
     def observed(self, key: Hashable, layer: int) -> Tensor:
-        """What a probe observed in an earlier layer of this forward, or in main's forward before a branch's."""
+        """What a capture observed in an earlier layer of this forward, or in main's forward before a branch's."""
         ...
 
     def readout(self, layer: int) -> Tensor:
@@ -74,9 +75,13 @@ class View(Protocol):
         ...
 
 
+OLD_KEY_SETS = {"system": "before_image", "text": "after_image", "own": "generated"}
+OLD_POSITIONS = {"decode": "predicting"}
+
 Operation: TypeAlias = "Callable[[Tensor, View], Tensor]"
 
 
+@renamed_fields(rows="branch")
 @dataclass(frozen=True)
 class AttentionEdit:
     """An edit of attention inside main's or a branch's forward.
@@ -89,12 +94,12 @@ class AttentionEdit:
             and a `View`, at the `stage` given: scores and probabilities are `[rows, heads, queries, keys]`, outputs
             `[rows, heads, queries, size]`, in fp32; all queries are handed over, only those of the edit are kept.
         amount: What the operation adds or multiplies by; 0 for `add` and `add_abs`, 1 for the scales is neutral.
-        keys: Key set: `image`, `system` (before the image), `text` (after it, generated tokens included), `own`
-            (generated tokens), `all`. In cross-attention layers every key is an image key.
-        queries: `decode`, the positions that predict generated tokens (the last of the prompt and every generated
-            one), `after_image`, or `all`.
+        keys: Key set: `image`, `before_image`, `after_image` (generated tokens included), `generated`, `all`. In
+            cross-attention layers every key is an image key.
+        queries: `predicting`, the positions that predict generated tokens (the last of the prompt and every generated
+            one), `after_image` (those and the positions after the image), or `all`.
         heads: The heads edited; None is all of them.
-        rows: `"main"` or the key of a branch.
+        branch: `"main"` or the key of a branch.
         when: `prefill` edits prompt positions, `decode` generated ones.
         stage: Where a function operates.
         renormalise: Whether edited probabilities are divided by their sum.
@@ -106,15 +111,17 @@ class AttentionEdit:
     layers: Depth
     operation: Literal["add", "scale", "add_abs", "mask", "scale_probabilities", "gate_heads"] | Operation
     amount: float = 1.0
-    keys: Literal["image", "system", "text", "own", "all"] = "image"
-    queries: Literal["decode", "after_image", "all"] = "decode"
+    keys: Literal["image", "before_image", "after_image", "generated", "all"] = "image"
+    queries: Literal["predicting", "after_image", "all"] = "predicting"
     heads: tuple[int, ...] | None = None
-    rows: Hashable = MAIN
+    branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
     stage: Literal["scores", "probabilities", "outputs"] = "scores"
     renormalise: bool = False
 
     def __post_init__(self) -> None:
+        rename_value(self, "keys", OLD_KEY_SETS)
+        rename_value(self, "queries", OLD_POSITIONS)
         if not callable(self.operation) and self.operation not in STAGES:
             raise InputError(f"No attention operation {self.operation!r}. Known: {', '.join(STAGES)}.")
         if not callable(self.operation):
@@ -132,8 +139,9 @@ STAGES = {
 """The named operations of attention edits, and where each operates."""
 
 
+@renamed_fields(rows="branch")
 @dataclass(frozen=True)
-class Probe:
+class AttentionCapture:
     """An observation of attention, for later layers of the same forward, for branches, and for `terms`.
 
     Args:
@@ -142,18 +150,22 @@ class Probe:
         reduce: Turns probabilities `[rows, heads, predicting, keys]`, fp32, of the positions that predict generated
             tokens into what is kept. Keys are every position so far; those outside a layer's window have 0.
         keys: Key set handed to `reduce` as `view.keys`; nothing is masked.
-        rows: `"main"` or the key of a branch.
+        branch: `"main"` or the key of a branch.
         when: `prefill`, `decode` or `both`.
     """
 
     key: Hashable
     layers: Depth
     reduce: Operation
-    keys: Literal["image", "system", "text", "own", "all"] = "image"
-    rows: Hashable = MAIN
+    keys: Literal["image", "before_image", "after_image", "generated", "all"] = "image"
+    branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
 
+    def __post_init__(self) -> None:
+        rename_value(self, "keys", OLD_KEY_SETS)
 
+
+@renamed_fields(rows="branch")
 @dataclass(frozen=True)
 class HiddenEdit:
     """An edit of hidden states.
@@ -165,8 +177,8 @@ class HiddenEdit:
             in the vision tower whatever it works on, images or packed patches first.
         layers: As in `AttentionEdit`; ignored at `embedding`.
         tower: `decoder` or `vision`.
-        positions: `all`, `image`, `after_image` or `decode`, as the queries of `AttentionEdit`.
-        rows: `"main"` or the key of a branch.
+        positions: `all`, `image`, `after_image` or `predicting`, as the queries of `AttentionEdit`.
+        branch: `"main"` or the key of a branch.
         when: `prefill`, `decode` or `both`.
     """
 
@@ -174,9 +186,12 @@ class HiddenEdit:
     edit: Operation
     layers: Depth = (0.0, 1.0)
     tower: Literal["decoder", "vision"] = "decoder"
-    positions: Literal["all", "image", "after_image", "decode"] = "all"
-    rows: Hashable = MAIN
+    positions: Literal["all", "image", "after_image", "predicting"] = "all"
+    branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
+
+    def __post_init__(self) -> None:
+        rename_value(self, "positions", OLD_POSITIONS)
 
 
 @dataclass(frozen=True)

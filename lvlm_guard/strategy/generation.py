@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.deprecation import renamed_attribute, warn_renamed
 from lvlm_guard.errors import InputError, ProcessorNeeded
-from lvlm_guard.strategy import outside
+from lvlm_guard.strategy import user_functions
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.terms import Source, Statistics
@@ -104,7 +105,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PromptStates:
     """A prompt run once.
 
     Args:
@@ -132,11 +133,11 @@ class Generation:
         depth: Layers of the decoder.
         heads: Query heads of a decoder layer.
         tied: Whether the head shares the weights of the token embeddings, so that their readout is the token itself.
-        expansion: Rows of generate per request: beams or returned sequences.
+        rows_per_request: Rows of generate per request: beams or returned sequences.
         pictures: The picture of each request where the guard knows them, else None.
         rows: Per-row tensors that follow beams and rejected candidates.
         state: Anything else a strategy keeps for this call, by its name.
-        observations: What probes observed last, by (key of the probe, layer).
+        observations: What captures observed last, by (key of the capture, layer).
         measure: Makes the row statistics of a forward.
         prefix: Runs the prompt of main (None) or of a branch once, with no edit inside; known from `start` on.
         ask: Asks the guarded model about the picture of a request; known in `finish`.
@@ -154,10 +155,10 @@ class Generation:
     depth: int = 0
     heads: int = 0
     tied: bool = False
-    expansion: int = 1
+    rows_per_request: int = 1
     pictures: tuple[Any, ...] | None = None
     measure: Callable[[Generation], Statistics] | None = None
-    prefix: Callable[[Any], Prefix] | None = None
+    prefix: Callable[[Any], PromptStates] | None = None
     ask: Callable[[Sequence[str], int], list[str]] | None = None
     output_ids: Tensor | None = None
     rows: Rows = field(default_factory=Rows)
@@ -223,16 +224,23 @@ class Generation:
             )
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def consult(self, function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+    def call_user_function(self, function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
         """What a callable of the user's returns, given itself or as "package.module:function".
 
         Raises:
             InputError: It cannot be imported, raises, or takes longer than `timeout` seconds; named as `what`.
         """
-        return outside.call(function, *arguments, what=what, timeout=timeout)
+        return user_functions.call_user_function(function, *arguments, what=what, timeout=timeout)
+
+    def consult(self, function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+        """Deprecated: use `call_user_function`."""
+        warn_renamed("gen.consult", "gen.call_user_function")
+        return self.call_user_function(function, *arguments, what=what, timeout=timeout)
 
     @property
     def _current(self) -> Forward:
         if self.forward is None:
             raise InputError("There are no logits yet: this is known only in terms and observe.")
         return self.forward
+
+    expansion = renamed_attribute("gen.expansion", "rows_per_request")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import pluggy
 
 from lvlm_guard.strategy.branches import Branch, InputEdit
-from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.loops import Revision, Search
 from lvlm_guard.strategy.terms import Term
@@ -44,7 +44,7 @@ class Strategy:
         raise NotImplementedError
 
     @hookspec
-    def attention(self, gen: Generation) -> Iterable[AttentionEdit | Probe]:
+    def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
         """Once: edits and observations of attention."""
         raise NotImplementedError
 

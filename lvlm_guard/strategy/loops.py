@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lvlm_guard.deprecation import renamed_fields
 
-class Decoder(Protocol):
+
+class DecodingLoop(Protocol):
     """What a decoding loop drives: rows of candidates, fed token by token, combined logits back.
 
     Rows are grouped by request: `rows_per_request` candidates of the first request, then of the second.
@@ -69,20 +71,21 @@ class Decoder(Protocol):
         ...
 
 
+@renamed_fields(alike="shared_prompt")
 @dataclass(frozen=True)
 class Search:
     """A decoding loop that replaces generate's own.
 
     Args:
-        run: Drives a `Decoder` and returns the generated tokens `[requests, tokens]`, padded on the right.
+        run: Drives a `DecodingLoop` and returns the generated tokens `[requests, tokens]`, padded on the right.
         rows_per_request: Candidates kept side by side.
-        alike: Whether the candidates of a request begin alike, so that its prompt is run once for all of them; False where
+        shared_prompt: Whether the prompt of a request is run once for all of its candidates; False where
             edits inside the layers tell rows apart from the start.
     """
 
-    run: Callable[[Decoder], Tensor]
+    run: Callable[[DecodingLoop], Tensor]
     rows_per_request: int = 1
-    alike: bool = True
+    shared_prompt: bool = True
 
 
 @dataclass(frozen=True)

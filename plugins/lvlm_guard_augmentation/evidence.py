@@ -57,7 +57,7 @@ class Evidence:
 
     def _ask(self, gen: Generation, row: int, picture: Any) -> "str | list[Any]":
         assert self.source is not None
-        answer = gen.consult(self.source, picture, question(gen, row), what="source", timeout=self.timeout)
+        answer = gen.call_user_function(self.source, picture, question(gen, row), what="source", timeout=self.timeout)
         if isinstance(answer, str):
             return answer.strip()
         boxes = list(answer) if isinstance(answer, (list, tuple)) else [answer]

@@ -81,7 +81,7 @@ class Revise:
         """(piece, question) pairs of one sentence."""
         if self.splitter is None:
             return [(one[0], self.question.format(one[1].split()[-1])) for one in PHRASE.finditer(sentence)]
-        found = gen.consult(self.splitter, sentence, what="splitter", timeout=self.timeout)
+        found = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
         pairs = [(str(piece), str(asked)) for piece, asked in found]
         if any(piece not in sentence for piece, _ in pairs):
             raise InputError(f"The splitter must return pieces of {sentence!r}, got {found!r}.")

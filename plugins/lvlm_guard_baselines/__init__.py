@@ -1,19 +1,13 @@
-"""Controls: what must be beaten before a gain counts as mitigation."""
+"""The old name of `lvlm_guard_controls`; every name of it is there."""
 
-from collections.abc import Callable
-
-from lvlm_guard import hookimpl
-from lvlm_guard_baselines.mask_only import MaskOnly as MaskOnly
-from lvlm_guard_baselines.olm import OLM as OLM
-from lvlm_guard_baselines.pba import PBA as PBA
-from lvlm_guard_baselines.temperature import Temperature as Temperature
-from lvlm_guard_baselines.yes_bias import YesBias as YesBias
-
-__all__ = ["OLM", "PBA", "MaskOnly", "Temperature", "YesBias"]
+import importlib
+import warnings
+from typing import Any
 
 
-@hookimpl
-def register_strategies(register: Callable[[type], None]) -> None:
-    """Offer the family."""
-    for strategy in (MaskOnly, Temperature, YesBias, OLM, PBA):
-        register(strategy)
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    message = "lvlm_guard_baselines is deprecated and will be removed in 1.0: use lvlm_guard_controls."
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(importlib.import_module("lvlm_guard_controls"), name)

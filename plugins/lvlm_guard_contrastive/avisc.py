@@ -9,7 +9,18 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lvlm_guard import Branch, Contrast, Generation, HiddenEdit, Plausible, Probe, StrategyRefused, Term, View, hookimpl
+from lvlm_guard import (
+    AttentionCapture,
+    Branch,
+    Contrast,
+    Generation,
+    HiddenEdit,
+    Plausible,
+    StrategyRefused,
+    Term,
+    View,
+    hookimpl,
+)
 
 LOOK = ("attention of the prompt's last position",)
 
@@ -50,16 +61,16 @@ class AvisC:
             yield Branch(self._key, inside=True)
 
     @hookimpl
-    def attention(self, gen: Generation) -> Iterable[Probe]:
+    def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """Where main looks from the end of its prompt."""
         if self.alpha:
-            yield Probe(LOOK, (0, gen.depth), look, when="prefill")
+            yield AttentionCapture(LOOK, (0, gen.depth), look, when="prefill")
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Embeddings of the branch's prompt."""
         if self.alpha:
-            yield HiddenEdit("embedding", self._blanked, positions="image", rows=self._key, when="prefill")
+            yield HiddenEdit("embedding", self._blanked, positions="image", branch=self._key, when="prefill")
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import (
+    AttentionCapture,
     AttentionEdit,
     Branch,
     Contrast,
     Generation,
     Plausible,
-    Probe,
     StrategyRefused,
     Term,
     View,
@@ -59,7 +59,7 @@ class SID:
             yield Branch(self._key, inside=True)
 
     @hookimpl
-    def attention(self, gen: Generation) -> Iterable[AttentionEdit | Probe]:
+    def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
         """The choice in one layer, and the mask in all later ones."""
         if self.alpha:
             first = min(max(round(self.layer * gen.depth), 1), gen.depth - 1)
@@ -68,8 +68,8 @@ class SID:
                 unseen = view.fit(view.spread(view.observed(self._key, first - 1)))
                 return scores.masked_fill(unseen[:, None, -scores.shape[2] :], UNSEEN)
 
-            yield Probe(self._key, (first - 1, first), self._unseen, rows=self._key)
-            yield AttentionEdit((first, gen.depth), mask, queries="all", rows=self._key)
+            yield AttentionCapture(self._key, (first - 1, first), self._unseen, branch=self._key)
+            yield AttentionEdit((first, gen.depth), mask, queries="all", branch=self._key)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

@@ -61,7 +61,12 @@ class ADHH:
             return
         for layer, heads in _by_layer(gen.state[self.name]).items():
             yield AttentionEdit(
-                (layer, layer + 1), self._cut, keys="text", queries="decode", heads=heads, stage="probabilities"
+                (layer, layer + 1),
+                self._cut,
+                keys="after_image",
+                queries="predicting",
+                heads=heads,
+                stage="probabilities",
             )
 
     def _cut(self, probabilities: Tensor, view: View) -> Tensor:

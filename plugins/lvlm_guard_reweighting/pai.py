@@ -39,7 +39,7 @@ class PAI:
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
         """Lift the image's scores."""
         if self.alpha:
-            yield AttentionEdit(self.layers, "add_abs", self.alpha, keys="image", queries="decode")
+            yield AttentionEdit(self.layers, "add_abs", self.alpha, keys="image", queries="predicting")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

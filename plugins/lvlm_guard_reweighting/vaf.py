@@ -37,4 +37,4 @@ class VAF:
         if self.enhance != 1:
             yield AttentionEdit(self.layers, "scale", self.enhance, keys="image", queries="after_image")
         if self.suppress != 1:
-            yield AttentionEdit(self.layers, "scale", self.suppress, keys="system", queries="after_image")
+            yield AttentionEdit(self.layers, "scale", self.suppress, keys="before_image", queries="after_image")

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lvlm_guard import Decoder, Generation, Probe, Search, View, hookimpl
+from lvlm_guard import AttentionCapture, DecodingLoop, Generation, Search, View, hookimpl
 from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
@@ -48,10 +48,10 @@ class OPERA:
     window: Annotated[int, Field(ge=1, description="newest tokens that are looked at")] = 512
 
     @hookimpl
-    def attention(self, gen: Generation) -> Iterable[Probe]:
+    def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """The last layer's attention of the newest token."""
         if self.weight:
-            yield Probe(KEY, (1.0, 1.0), newest)
+            yield AttentionCapture(KEY, (1.0, 1.0), newest)
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
@@ -59,33 +59,33 @@ class OPERA:
         if self.weight:
             yield Search(self._run, self.beams * self.candidates)
 
-    def _run(self, decoder: Decoder) -> Tensor:
+    def _run(self, loop: DecodingLoop) -> Tensor:
         rules = Rules(self.beams, self.candidates, self.threshold, self.rollbacks, self.opening, self.window)
-        requests = [Beams(rules, decoder.settings) for _ in range(decoder.requests)]
+        requests = [Beams(rules, loop.settings) for _ in range(loop.requests)]
         while not all(request.done for request in requests):
-            logits = seen(decoder).float().view(decoder.requests, decoder.rows_per_request, -1)
-            step = decoder.generated.shape[1]
+            logits = seen(loop).float().view(loop.requests, loop.rows_per_request, -1)
+            step = loop.generated.shape[1]
             proposed = [request.propose(step, own) for request, own in zip(requests, logits, strict=True)]
             tokens, values = (torch.cat(one) for one in zip(*proposed, strict=True))
-            decoder.append(tokens)
-            seen(decoder)
-            penalty, winner = self._penalty(decoder)
-            told = (tokens, values, self.weight * penalty, winner, decoder.finished())
+            loop.append(tokens)
+            seen(loop)
+            penalty, winner = self._penalty(loop)
+            told = (tokens, values, self.weight * penalty, winner, loop.finished())
             facts = torch.stack([one.float() for one in told], dim=-1)  # token ids are exact in fp32
-            own = facts.view(decoder.requests, decoder.rows_per_request, -1).cpu()
+            own = facts.view(loop.requests, loop.rows_per_request, -1).cpu()
             index = [request.choose(step, *one.unbind(-1)) for request, one in zip(requests, own, strict=True)]
-            decoder.select(within(decoder, index))
-            go_back(decoder, requests)
+            loop.select(within(loop, index))
+            go_back(loop, requests)
         return torch.nn.utils.rnn.pad_sequence(
             [request.answer() for request in requests],
             batch_first=True,
-            padding_value=decoder.settings.pad_token_id or 0,
+            padding_value=loop.settings.pad_token_id or 0,
         )
 
-    def _penalty(self, decoder: Decoder) -> tuple[Tensor, Tensor]:
+    def _penalty(self, loop: DecodingLoop) -> tuple[Tensor, Tensor]:
         """Penalty of every row's newest token, and the token that won; `[rows]` each."""
-        tokens = decoder.generated.shape[1]
-        kept = decoder.gen.rows[KEY].to(decoder.generated.device)
+        tokens = loop.generated.shape[1]
+        kept = loop.gen.rows[KEY].to(loop.generated.device)
         phi, winner = over_trust(kept[:, 1:, 1 : tokens + 1], self.scale, self.window)
         return (-kept[:, -1, 0] if tokens <= self.opening else phi), winner
 
@@ -107,32 +107,30 @@ def over_trust(attention: Tensor, scale: float, window: int) -> tuple[Tensor, Te
     return logarithm.clamp(max=80.0).exp(), winner + max(tokens - window, 0)
 
 
-def seen(decoder: Decoder) -> Tensor:
+def seen(loop: DecodingLoop) -> Tensor:
     """Logits of the next token, with the attention behind them kept by row; one entry for each forward so far."""
-    logits = decoder.logits()
-    tokens, rows = decoder.generated.shape[1], decoder.gen.rows
+    logits = loop.logits()
+    tokens, rows = loop.generated.shape[1], loop.gen.rows
     if KEY not in rows or rows[KEY].shape[1] == tokens:
-        row = decoder.gen.observations[KEY, decoder.gen.depth - 1]
+        row = loop.gen.observations[KEY, loop.gen.depth - 1]
         own = row[:, row.shape[1] - tokens :]
-        rows.append(
-            KEY, torch.nn.functional.pad(torch.cat([row[:, :1], own], -1), (0, decoder.limit - tokens))[:, None]
-        )
+        rows.append(KEY, torch.nn.functional.pad(torch.cat([row[:, :1], own], -1), (0, loop.limit - tokens))[:, None])
     return logits
 
 
-def within(decoder: Decoder, index: Iterable[Tensor]) -> Tensor:
+def within(loop: DecodingLoop, index: Iterable[Tensor]) -> Tensor:
     """Row indices within requests as indices of all rows."""
-    width = decoder.rows_per_request
+    width = loop.rows_per_request
     moved = [one + number * width for number, one in enumerate(index)]
     return torch.cat(moved)
 
 
-def go_back(decoder: Decoder, requests: Iterable[Beams]) -> None:
+def go_back(loop: DecodingLoop, requests: Iterable[Beams]) -> None:
     """Take back what some requests want undone; the others will replay their own tokens."""
-    returns = [request.retrospect(decoder.generated.shape[1]) for request in requests]
+    returns = [request.retrospect(loop.generated.shape[1]) for request in requests]
     if any(one is not None for one in returns):
-        identity = torch.arange(decoder.rows_per_request, device=CPU)
-        decoder.select(within(decoder, [identity if one is None else one.index for one in returns]))
+        identity = torch.arange(loop.rows_per_request, device=CPU)
+        loop.select(within(loop, [identity if one is None else one.index for one in returns]))
         shared = min(one.shared for one in returns if one is not None)
-        decoder.rewind(shared)
-        decoder.gen.rows.crop(max(shared, 1))
+        loop.rewind(shared)
+        loop.gen.rows.crop(max(shared, 1))

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
-from lvlm_guard import Decoder, Generation, InputError, ProcessorNeeded, Search, hookimpl
+from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Search, hookimpl
 
 STOPS = (".", "!", "?")
 
@@ -55,22 +55,22 @@ class Rank:
                 raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
             yield Search(self._run, self.max_candidates)
 
-    def _run(self, decoder: Decoder) -> Tensor:
-        answers = [Answer() for _ in range(decoder.requests)]
+    def _run(self, loop: DecodingLoop) -> Tensor:
+        answers = [Answer() for _ in range(loop.requests)]
         while not all(answer.done for answer in answers):
-            samples = self._round(decoder, answers)
-            best = [self._choose(decoder.gen, row, one, samples) for row, one in enumerate(answers)]
-            decoder.select(torch.tensor(best, device=decoder.generated.device).repeat_interleave(self.max_candidates))
+            samples = self._round(loop, answers)
+            best = [self._choose(loop.gen, row, one, samples) for row, one in enumerate(answers)]
+            loop.select(torch.tensor(best, device=loop.generated.device).repeat_interleave(self.max_candidates))
             going = [len(answer.tokens) for answer in answers if not answer.done]
             if going:
-                decoder.rewind(min(going))
+                loop.rewind(min(going))
         return torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(answer.tokens, device=decoder.generated.device) for answer in answers],
+            [torch.tensor(answer.tokens, device=loop.generated.device) for answer in answers],
             batch_first=True,
-            padding_value=decoder.settings.pad_token_id or 0,
+            padding_value=loop.settings.pad_token_id or 0,
         )
 
-    def _round(self, decoder: Decoder, answers: "list[Answer]") -> "list[Sample]":
+    def _round(self, loop: DecodingLoop, answers: "list[Answer]") -> "list[Sample]":
         """One sentence for every row; rows wait for the longest."""
         samples = [
             Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.done)
@@ -78,23 +78,23 @@ class Rank:
             for _ in range(self.max_candidates)
         ]
         while not all(sample.over for sample in samples):
-            step = decoder.generated.shape[1]
-            tokens, logarithms = self._drawn(decoder)
+            step = loop.generated.shape[1]
+            tokens, logarithms = self._drawn(loop)
             for row, sample in enumerate(samples):
                 if step >= len(sample.tokens) and not sample.over:
                     sample.tokens.append(tokens[row])
                     sample.logarithm += logarithms[row]
             fed = [sample.tokens[step] if step < len(sample.tokens) else 0 for sample in samples]
-            decoder.append(torch.tensor(fed, device=decoder.generated.device))
-            ends = decoder.finished().tolist()
+            loop.append(torch.tensor(fed, device=loop.generated.device))
+            ends = loop.finished().tolist()
             for sample, end in zip(samples, ends, strict=True):
-                sample.close(decoder.gen.tokenizer, step, end=end)
+                sample.close(loop.gen.tokenizer, step, end=end)
         return samples
 
-    def _drawn(self, decoder: Decoder) -> tuple[list[int], list[float]]:
+    def _drawn(self, loop: DecodingLoop) -> tuple[list[int], list[float]]:
         """A token for every row, drawn by the number of the candidate, whatever request it is of."""
-        rows = torch.arange(decoder.requests * self.max_candidates, device=decoder.generated.device)
-        tokens, logarithms = decoder.draw(
+        rows = torch.arange(loop.requests * self.max_candidates, device=loop.generated.device)
+        tokens, logarithms = loop.draw(
             temperature=self.temperature, top_k=self.top_k, seed=self.seed, rows=rows % self.max_candidates
         )
         return tokens.tolist(), logarithms.tolist()
@@ -121,7 +121,7 @@ class Rank:
         if not said:
             return [answer.scores for _ in texts]
         assert self.scorer is not None
-        found = gen.consult(self.scorer, pictures[row], said, what="scorer", timeout=self.timeout)
+        found = gen.call_user_function(self.scorer, pictures[row], said, what="scorer", timeout=self.timeout)
         numbers = [float(one) for one in found]
         if len(numbers) != len(said) or not all(abs(one) < float("inf") for one in numbers):
             raise InputError(f"The scorer must return a finite score for each of {len(said)} sentences, got {found!r}.")

@@ -91,11 +91,11 @@ def test_the_report_says_what_happened(guard):
     guard.generate(**inputs, **SETTINGS)
     report = guard.report
     one = report.strategies[0]
-    assert (one.name, one.branches, one.touched) == ("against", ("noised",), True)
-    assert 0 < one.changed <= one.positions == 4
+    assert (one.name, one.branches, one.had_effect) == ("against", ("noised",), True)
+    assert 0 < one.tokens_changed <= one.positions == 4
     assert (report.executor, report.forwards.prefill, report.forwards.decode) == ("batched", 2.0, 1.0)
     assert (report.rows, report.tokens, report.rows_per_forward) == (1, 4, 2)
-    assert json.loads(report.to_json())["strategies"][0]["changed"] == one.changed
+    assert json.loads(report.to_json())["strategies"][0]["tokens_changed"] == one.tokens_changed
     sequential = Guard(guard.model, None, [Against("noised")], executor="sequential")
     sequential.generate(**inputs, **SETTINGS)
     assert sequential.report.forwards.decode == 2.0
@@ -118,7 +118,7 @@ def test_changes_are_counted_against_main_in_unfinished_rows_only(guard):
                 main = guard.model(input_ids=ids, pixel_values=single["pixel_values"]).logits[0, -1]
                 noised = guard.model(input_ids=ids, pixel_values=disturbed(single["pixel_values"])).logits[0, -1]
             plain_best += int((2.5 * main - 1.5 * noised).argmax() != main.argmax())
-    assert guard.report.strategies[0].changed == plain_best
+    assert guard.report.strategies[0].tokens_changed == plain_best
 
 
 def test_reports_belong_to_the_thread_that_made_the_call(guard):

@@ -25,7 +25,7 @@ from lvlm_guard import (
     StrategyRefused,
     hookimpl,
 )
-from lvlm_guard.strategy.edits import Probe
+from lvlm_guard.strategy.edits import AttentionCapture
 from lvlm_guard.testing import ARCHITECTURES as ALL
 from lvlm_guard.testing import tiny
 
@@ -67,9 +67,9 @@ def keys(twin, name, length):
     last = int(image.nonzero()[-1])
     return {
         "image": image,
-        "system": (index < int(image.nonzero()[0])),
-        "text": index > last,
-        "own": index >= twin.prompt,
+        "before_image": (index < int(image.nonzero()[0])),
+        "after_image": index > last,
+        "generated": index >= twin.prompt,
         "all": torch.ones(length, dtype=torch.bool),
     }[name]
 
@@ -77,7 +77,7 @@ def keys(twin, name, length):
 def queries(twin, name, length):
     index = torch.arange(length)
     last = int(twin.image.nonzero()[-1])
-    return {"decode": index >= twin.prompt - 1, "after_image": index > last, "all": index >= 0}[name]
+    return {"predicting": index >= twin.prompt - 1, "after_image": index > last, "all": index >= 0}[name]
 
 
 OPERATIONS = {
@@ -91,8 +91,8 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(("operation", "key_set", "query_set"), [
-    ("add", "image", "decode"), ("scale", "system", "after_image"), ("add_abs", "image", "decode"),
-    ("mask", "image", "after_image"), ("scale_probabilities", "text", "decode"), ("add", "own", "all"),
+    ("add", "image", "predicting"), ("scale", "before_image", "after_image"), ("add_abs", "image", "predicting"),
+    ("mask", "image", "after_image"), ("scale_probabilities", "after_image", "predicting"), ("add", "generated", "all"),
 ])  # fmt: skip
 def test_attention_edits(architecture, operation, key_set, query_set):
     stage, change, amount = OPERATIONS[operation]
@@ -157,8 +157,8 @@ def test_a_probe_of_one_layer_steers_a_branch_in_later_ones(architecture):
     strategy = Does(
         splits=(Branch("blinkered", inside=True),),
         attends=(
-            Probe("mass", (0, 1), reduce, rows="blinkered"),
-            AttentionEdit((1, 3), mask, keys="image", queries="all", rows="blinkered"),
+            AttentionCapture("mass", (0, 1), reduce, branch="blinkered"),
+            AttentionEdit((1, 3), mask, keys="image", queries="all", branch="blinkered"),
         ),
         says=lambda gen: [Contrast("blinkered", 1.0)],
     )
@@ -167,7 +167,7 @@ def test_a_probe_of_one_layer_steers_a_branch_in_later_ones(architecture):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("site", ["mlp", "residual", "embedding"])
-@pytest.mark.parametrize("positions", ["all", "decode", "image"])
+@pytest.mark.parametrize("positions", ["all", "predicting", "image"])
 def test_hidden_edits(architecture, site, positions):
     def moved(hidden):
         return 8 * hidden.flip(-1)
@@ -175,7 +175,11 @@ def test_hidden_edits(architecture, site, positions):
     def gold(model, inputs, prefix):
         def edit(hidden):
             length = hidden.shape[1]
-            chosen = {"all": torch.ones(length) > 0, "decode": queries(twin, "decode", length), "image": twin.image}
+            chosen = {
+                "all": torch.ones(length) > 0,
+                "predicting": queries(twin, "predicting", length),
+                "image": twin.image,
+            }
             return torch.where(chosen[positions][:, None], moved(hidden), hidden)
 
         twin = Twin(model)
@@ -274,7 +278,7 @@ def test_layers_without_attention_scores_are_refused():
         (Does(reads=(Readout((4,)),)), "outside a decoder of 3 layers"),
         (Does(hides=(HiddenEdit("mlp", lambda hidden, view: hidden[:, :1, :3]),)), "returned"),
         (Does(attends=(AttentionEdit((0, 1), lambda scores, view: scores[:, :1]),)), "returned"),
-        (Does(attends=(AttentionEdit((0, 1), "add", rows="nobody"),)), "no branch has that key"),
+        (Does(attends=(AttentionEdit((0, 1), "add", branch="nobody"),)), "no branch has that key"),
     ],
 )
 def test_bad_values_are_named_and_leave_nothing(strategy, words):

@@ -31,7 +31,7 @@ class Driven:
     loop: Callable[[Any], Any] | None = None
     rows: int = 1
     kinds: tuple[str, ...] = ()
-    alike: bool = True
+    shared_prompt: bool = True
 
     @hookimpl
     def branches(self, gen):
@@ -43,7 +43,7 @@ class Driven:
 
     @hookimpl
     def search(self, gen):
-        return [Search(self.loop, self.rows, self.alike)] if self.loop else []
+        return [Search(self.loop, self.rows, self.shared_prompt)] if self.loop else []
 
 
 def greedy(decoder):
@@ -97,8 +97,8 @@ def test_a_prompt_is_run_once_for_candidates_that_begin_alike(architecture, exec
         return decoder.generated[::4]
 
     handle = model.get_decoder().layers[-1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
-    for alike in (True, False):
-        run(model, inputs, Driven(loop, 4, ("longer", "blind"), alike), executor, tokens=2)
+    for shared_prompt in (True, False):
+        run(model, inputs, Driven(loop, 4, ("longer", "blind"), shared_prompt), executor, tokens=2)
     handle.remove()
     half = len(seen) // 2
     assert seen[:3] == [3, 3, 3]

@@ -295,7 +295,7 @@ def test_further_architectures_run_and_fall_back_where_one_batch_is_not_exact(ar
     model, inputs = tiny(architecture)
     guard = Guard(model, None, [Against("noised")])
     guarded = guard.generate(**inputs, **SETTINGS)
-    assert guard.report.strategies[0].touched
+    assert guard.report.strategies[0].had_effect
     assert guard.report.executor == executor, guard.report.reason
     one_by_one = Guard(model, None, [Against("noised")], executor="sequential")
     assert torch.equal(guarded, one_by_one.generate(**inputs, **SETTINGS))
@@ -324,7 +324,7 @@ def test_an_encoder_decoder_runs_one_by_one():
     settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
     guard = Guard(model, None, [Against("noised")])
     guarded = guard.generate(**inputs, **settings)
-    assert (guard.report.executor, guard.report.strategies[0].touched) == ("sequential", True)
+    assert (guard.report.executor, guard.report.strategies[0].had_effect) == ("sequential", True)
     assert torch.equal(guarded, guard.generate(**inputs, **settings, use_cache=False))
 
 
@@ -335,7 +335,7 @@ def test_dynamic_int8_decodes_one_by_one_because_rows_would_see_each_other(llava
     small = quantisation.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     guard = Guard(small, None, [Against("noised")])
     guard.generate(**inputs, **SETTINGS)
-    assert (guard.report.executor, guard.report.strategies[0].touched) == ("sequential", True)
+    assert (guard.report.executor, guard.report.strategies[0].had_effect) == ("sequential", True)
     assert "quantised" in guard.report.reason
 
 

@@ -19,19 +19,21 @@ EDITS = (
     lvlm_guard.InputEdit,
     lvlm_guard.Branch,
     lvlm_guard.AttentionEdit,
-    lvlm_guard.Probe,
+    lvlm_guard.AttentionCapture,
     lvlm_guard.HiddenEdit,
     lvlm_guard.Readout,
     lvlm_guard.Search,
     lvlm_guard.Revision,
 )
-VALUES = (*EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.Prefix)
+VALUES = (*EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
 PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
 MEMBERS = [
     (owner, name)
-    for owner in (Generation, Rows, Statistics, lvlm_guard.View, lvlm_guard.Decoder)
+    for owner in (Generation, Rows, Statistics, lvlm_guard.View, lvlm_guard.DecodingLoop)
     for name, member in vars(owner).items()
-    if not name.startswith("_") and (callable(member) or isinstance(member, property))
+    if not name.startswith("_")
+    and (callable(member) or isinstance(member, property))
+    and not (member.__doc__ or "").startswith("Deprecated")
 ]
 
 
@@ -70,7 +72,7 @@ def test_the_overview_has_every_hook(sections, docs, name):
 
 
 def test_no_hook_is_invented(sections):
-    values = {value.__name__ for value in VALUES} | {"Rows", "Statistics", "View", "Decoder"}
+    values = {value.__name__ for value in VALUES} | {"Rows", "Statistics", "View", "DecodingLoop"}
     assert set(sections) == set(HOOKS) | values
 
 

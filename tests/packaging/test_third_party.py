@@ -37,7 +37,7 @@ print(json.dumps({
     "broken": len(catalogue().broken),
     "stack": guard.stack.to_dict(),
     "effect": float((plain[0] - guarded[0])[alive].abs().max()),
-    "touched": guard.report.strategies[0].touched,
+    "had_effect": guard.report.strategies[0].had_effect,
 }))
 """
 
@@ -64,7 +64,7 @@ def test_an_outside_strategy_runs_from_wheels_alone(outside, quietly, example, c
     assert seen["broken"] == 0
     assert seen["stack"] == {"stack": [{"name": "fog", "params": {"alpha": 0.7, "beta": 0.1, "density": 0.8}}]}
     assert seen["effect"] > 0.1, "no power: the strategy changed next to nothing"
-    assert seen["touched"]
+    assert seen["had_effect"]
 
     shutil.copytree(example / "tests", work / "tests")
     shutil.copy(example / "pyproject.toml", work)

@@ -183,7 +183,7 @@ def test_revisions_of_the_rows_where_something_was_denied():
 
 def test_a_splitter_of_ones_own():
     gen = Recalling(["w9 w11 . w12"], ["eleven"])
-    gen.consult = lambda function, *arguments, what, timeout: function(*arguments)
+    gen.call_user_function = lambda function, *arguments, what, timeout: function(*arguments)
     own = Revise(splitter=lambda sentence: [("w11", "eleven?")] if "w11" in sentence else [])
     assert [one.text for one in own.finish(gen)] == ["w12"]
     with pytest.raises(InputError, match="pieces of"):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from against_twin import ARCHITECTURES, check
 from gold import SUPPRESSED
-from lvlm_guard_baselines import OLM, PBA, MaskOnly, Temperature, YesBias
 from lvlm_guard_contrastive import VCD
+from lvlm_guard_controls import OLM, PBA, MaskOnly, Temperature, YesBias
 from twin import Twin
 
 from lvlm_guard import Guard, NoEffectWarning, ProcessorNeeded, StackError, StrategyRefused

@@ -20,7 +20,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.interventions import passes
 from lvlm_guard.forward.interventions.passes import AttentionView, Pass
-from lvlm_guard.strategy.edits import AttentionEdit, Probe
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
 
 NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
@@ -103,7 +103,7 @@ def guarded_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = _Call(module, query, key, value, attention_mask, scale, kwargs.get("softcap"), now, layer)
     for block in now.prompts:
-        mine = [one for one in work if one.rows == block]
+        mine = [one for one in work if one.branch == block]
         if mine:
             output = _redone(call, block, mine, output)
     return output, weights
@@ -149,12 +149,12 @@ class _Call:
         return where[:, -length:].to(self.key.device)
 
 
-def _redone(call: _Call, block: Any, work: list[AttentionEdit | Probe], output: Tensor) -> Tensor:
+def _redone(call: _Call, block: Any, work: list[AttentionEdit | AttentionCapture], output: Tensor) -> Tensor:
     """Compute the queries that the work of one block touches again, and put the edited ones into the output."""
     now, rows = call.now, call.now.rows(block)
     edits = [one for one in work if isinstance(one, AttentionEdit)]
     queries = [(one, now.edited(block, one.queries, one.when).to(output.device)) for one in edits]
-    probed = [one for one in work if isinstance(one, Probe) and _is_due(one, now)]
+    probed = [one for one in work if isinstance(one, AttentionCapture) and _is_due(one, now)]
     masks = [where for _, where in queries]
     starts = [now.first(block, edit.queries, edit.when) for edit in edits]
     start = min([*starts, now.new - now.predicting if probed else now.new])
@@ -174,7 +174,7 @@ def _redone(call: _Call, block: Any, work: list[AttentionEdit | Probe], output: 
     return _placed(output, heads, rows, torch.stack(masks).any(0), start)
 
 
-def _observe(call: _Call, block: Any, probe: Probe, probabilities: Tensor) -> None:
+def _observe(call: _Call, block: Any, probe: AttentionCapture, probabilities: Tensor) -> None:
     """Keep what a probe makes of probabilities over every position so far; those outside a window are 0."""
     now = call.now
     if call.is_cross:
@@ -182,12 +182,12 @@ def _observe(call: _Call, block: Any, probe: Probe, probabilities: Tensor) -> No
     else:
         keys = now.positions(block, probe.keys).to(probabilities.device)
         probabilities = pad(probabilities, (keys.shape[1] - probabilities.shape[-1], 0))
-    queries = now.edited(block, "decode", "both").to(keys.device)
+    queries = now.edited(block, "predicting", "both").to(keys.device)
     view = AttentionView(now, block, call.layer, keys.device, queries, keys)
     now.gen.observations[probe.key, call.layer] = probe.reduce(probabilities, view)
 
 
-def _is_due(probe: Probe, now: Pass) -> bool:
+def _is_due(probe: AttentionCapture, now: Pass) -> bool:
     prefilling = now.new > now.generated
     return probe.when == "both" or (probe.when == "prefill") == prefilling
 

@@ -19,7 +19,7 @@ from lvlm_guard.forward.interventions.compiled import as_written
 from lvlm_guard.forward.interventions.passes import HiddenView, Pass, Place
 from lvlm_guard.forward.interventions.readouts import Lens
 from lvlm_guard.strategy.branches import MAIN
-from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Probe, Readout, layer_range, readout_layers
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, layer_range, readout_layers
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Inside:
 
     module: nn.Module
     attention: Sequence[AttentionEdit] = ()
-    probes: Sequence[Probe] = ()
+    probes: Sequence[AttentionCapture] = ()
     hidden: Sequence[HiddenEdit] = ()
     readouts: Sequence[Readout] = ()
     lens: Lens | None = field(default=None, init=False)
@@ -208,7 +208,7 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, place: 
     shape = before.shape
     if shape[-2] != now.new:
         return hidden
-    view = HiddenView(now, edit.rows, layer, hidden.device, edit, own)
+    view = HiddenView(now, edit.branch, layer, hidden.device, edit, own)
     edited = edit.edit(before, view)
     if edited.shape != shape:
         raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(shape)}.")
@@ -223,8 +223,10 @@ def edit_hidden(hidden: Tensor, edit: HiddenEdit, layer: int, now: Pass, place: 
     return changed
 
 
-def _by_layer(work: Sequence[AttentionEdit | Probe], depth: int) -> dict[int, list[AttentionEdit | Probe]]:
-    plan: dict[int, list[AttentionEdit | Probe]] = {}
+def _by_layer(
+    work: Sequence[AttentionEdit | AttentionCapture], depth: int
+) -> dict[int, list[AttentionEdit | AttentionCapture]]:
+    plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
     for one in work:
         for layer in layer_range(one.layers, depth):
             plan.setdefault(layer, []).append(one)

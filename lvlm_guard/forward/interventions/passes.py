@@ -16,6 +16,9 @@ from lvlm_guard.errors import InputError
 from lvlm_guard.strategy.edits import HiddenEdit
 from lvlm_guard.strategy.generation import Generation
 
+QUERY_SETS = {"after_image": "after_image_or_predicting"}
+"""Queries and positions of edits whose set of positions has another name than the key set that is spelt the same."""
+
 _current: ContextVar[Pass | None] = ContextVar("lvlm_guard_pass", default=None)
 
 
@@ -103,8 +106,8 @@ class Pass:
     def positions(self, key: Hashable, name: str) -> Tensor:
         """A set of positions of one block, bool `[rows, total]`, the newest at the right end.
 
-        `image`, `system` (before the image), `text` (after it), `own` (generated), `valid`, `all` (valid ones),
-        `prompt`, `decode` (those that predict generated tokens), `after_image` (those and the text).
+        `image`, `before_image`, `after_image`, `generated`, `valid`, `all` (valid ones), `prompt`, `predicting` (those
+        that predict generated tokens), `after_image_or_predicting`.
         """
         if (key, name) not in self._sets:
             self._sets[key, name] = self._positions(key, name)
@@ -116,9 +119,9 @@ class Pass:
         index = torch.arange(self.total, device=prompt.image.device).expand(rows, -1)
         own = index >= self.prompt_length
         simple = {
-            "own": lambda: own,
+            "generated": lambda: own,
             "prompt": lambda: ~own,
-            "decode": lambda: index >= self.prompt_length - 1,
+            "predicting": lambda: index >= self.prompt_length - 1,
             "image": lambda: self._aligned(prompt.image),
             "valid": lambda: self._aligned(prompt.valid) | own,
             "all": lambda: self.positions(key, "valid"),
@@ -130,10 +133,10 @@ class Pass:
         valid, image = self.positions(key, "valid"), self.positions(key, "image")
         seen = image.long().cumsum(-1)
         has_image = seen[:, -1:] > 0
-        if name == "system":
+        if name == "before_image":
             return valid & (seen == 0) & has_image
         after = valid & (seen == seen[:, -1:]) & ~image & (has_image | own)
-        return after if name == "text" else after | self.positions(key, "decode")
+        return after if name == "after_image" else after | self.positions(key, "predicting")
 
     def _aligned(self, mask: Tensor) -> Tensor:
         return pad(mask, (self.prompt_length - mask.shape[1], self.generated), value=False)
@@ -148,7 +151,7 @@ class Pass:
             return self.new
         if decoding or positions == "all":
             return 0
-        if positions == "decode":
+        if positions == "predicting":
             return self.new - self.predicting
         if (key, positions, when) not in self._first:
             found = self.edited(key, positions, when).any(0).nonzero()
@@ -162,17 +165,17 @@ class Pass:
         return self._places[id(edit)]
 
     def _place(self, edit: HiddenEdit) -> Place | None:
-        if edit.rows not in self.prompts or self.first(edit.rows, edit.positions, edit.when) == self.new:
+        if edit.branch not in self.prompts or self.first(edit.branch, edit.positions, edit.when) == self.new:
             return None
         everywhere = self.new <= self.generated and edit.positions != "image" and edit.when != "prefill"
-        return Place(self.rows(edit.rows) if len(self.prompts) > 1 else None, everywhere)
+        return Place(self.rows(edit.branch) if len(self.prompts) > 1 else None, everywhere)
 
     def edited(self, key: Hashable, positions: str, when: str) -> Tensor:
         """Where an edit applies among the positions of this forward, bool `[rows, new]`."""
         if (key, positions, when) not in self._edited:
-            where = self.positions(key, positions)
+            where = self.positions(key, QUERY_SETS.get(positions, positions))
             if when != "both":
-                where = where & self.positions(key, "prompt" if when == "prefill" else "own")
+                where = where & self.positions(key, "prompt" if when == "prefill" else "generated")
             self._edited[key, positions, when] = where[:, -self.new :]
         return self._edited[key, positions, when]
 

@@ -55,7 +55,7 @@ def installed(module: nn.Module, edits: Sequence[HiddenEdit], gen: Generation) -
 
 def _after(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if _whose(gen) != edit.rows:
+        if _whose(gen) != edit.branch:
             return None
         given = args[0] if args else kwargs.get("hidden_states")
         hidden = output[0] if isinstance(output, tuple) else output

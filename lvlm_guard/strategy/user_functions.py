@@ -12,7 +12,7 @@ import torch
 from lvlm_guard.errors import InputError
 
 
-def resolved(function: str | Callable[..., Any], what: str) -> Callable[..., Any]:
+def resolve(function: str | Callable[..., Any], what: str) -> Callable[..., Any]:
     """The function behind an import path "package.module:function"; functions pass.
 
     Raises:
@@ -32,13 +32,13 @@ def resolved(function: str | Callable[..., Any], what: str) -> Callable[..., Any
     return found
 
 
-def call(function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
+def call_user_function(function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
     """What the function returns, if it does so in time.
 
     Raises:
         InputError: It raised, or did not return within `timeout` seconds; its thread dies with the process then.
     """
-    ready, name = resolved(function, what), named(function)
+    ready, name = resolve(function, what), name_of(function)
     outcome: list[tuple[Any, BaseException | None]] = []
 
     def work() -> None:
@@ -59,6 +59,6 @@ def call(function: str | Callable[..., Any], *arguments: Any, what: str, timeout
     return value
 
 
-def named(function: str | Callable[..., Any]) -> str:
+def name_of(function: str | Callable[..., Any]) -> str:
     """A callable for people."""
     return repr(function) if isinstance(function, str) else getattr(function, "__qualname__", repr(function))

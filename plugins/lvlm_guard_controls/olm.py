@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from lvlm_guard import Bias, Generation, Term, hookimpl
-from lvlm_guard_baselines.yes_bias import NO, YES, Words, first_tokens
+from lvlm_guard_controls.yes_bias import NO, YES, Words, first_tokens
 
 DEMOTION = 1e4
 
