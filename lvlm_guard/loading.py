@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -11,60 +11,93 @@ import transformers
 from lvlm_guard.errors import InputError
 
 BUNDLED = "testbed"
-DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: dict[DtypeName, Any] = {
+    "auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
     """Load a model and its processor; `testbed` is the bundled one.
 
+    Args:
+        name: A local folder, a hub id, or `testbed`.
+        device: What torch calls the device; None is the GPU if there is one, else the CPU.
+        dtype: A key of `DTYPES`; `auto` keeps that of the checkpoint. The bundled model keeps its own.
+
     Raises:
-        InputError: The folder or id cannot be loaded as a vision-language model, or the dtype is unknown.
+        InputError: The folder or id cannot be loaded as a vision-language model, the dtype is unknown, or this machine
+            has no such device.
     """
     quieten()
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _choose_device(device)
     if name == BUNDLED:
-        from lvlm_guard import testbed  # noqa: PLC0415 - only when it is asked for
+        from lvlm_guard import testbed  # noqa: PLC0415 - slow to import
 
-        return testbed.load(chosen)
-    return _pretrained(name, chosen, DTYPES[dtype])
+        return testbed.load(place)
+    return _load_pretrained(name, place, DTYPES[dtype])
 
 
 def quieten() -> None:
-    """Let the command line speak for itself."""
+    """Switch off the progress bars and warnings of transformers."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
-def _pretrained(name: str, device: str, dtype: Any) -> tuple[Any, Any]:
+def _choose_device(name: str | None) -> str:
+    """Return the name of the device to load on, checked; without a name the GPU if there is one, else the CPU."""
+    if not name:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        count = torch.get_device_module(device).device_count()
+    except RuntimeError as error:
+        raise InputError(f"{name!r} is no device that torch can use here. Choose cpu, cuda or cuda:N.") from error
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise InputError(
+            f"there is no device {name!r}: torch finds {count} of kind {device.type}. Choose another, or cpu."
+        )
+    return name
+
+
+def _load_pretrained(name: str, device: str, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - slow to import
 
-    from lvlm_guard import testbed  # noqa: F401, PLC0415 - lets transformers know the processors of trained testbeds
+    from lvlm_guard import testbed  # noqa: F401, PLC0415 - registers the processors of trained testbeds
 
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
-        raise InputError(f"there is no folder {name}.")
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise InputError(f"{name} holds no config.json, so it is not a model folder.")
+    _check_folder(name)
     try:
-        model, loaded = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, details = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(name)
     except MemoryError:
         raise
     except Exception as error:
-        # Files of others: whatever their readers stumble over, from a missing file to a torn archive, ends up here.
-        raise InputError(f"{name!r} cannot be loaded as a vision-language model: {_reason(error)}") from error
-    untrained = sorted(loaded["missing_keys"])
-    if untrained:
-        raise InputError(
-            f"{name!r} has no weights for {', '.join(untrained[:3])} ({len(untrained)} in all), so it would answer at "
-            "random. Get its files again."
-        )
+        # The files come from elsewhere: whatever their readers raise, from a missing file to a torn archive, ends here.
+        reason = _summarise(error)
+        raise InputError(f"{name!r} cannot be loaded as a vision-language model: {reason}") from error
+    _check_weights(name, sorted(details["missing_keys"]))
     if not hasattr(processor, "image_processor"):
         raise InputError(f"{name!r} cannot be loaded as a vision-language model: its processor takes no images.")
     return model.to(device).eval(), processor
 
 
-def _reason(error: Exception) -> str:
-    """The first line of what a loader said; lists of every model there is are left out."""
+def _check_folder(name: str) -> None:
+    if name.startswith((".", "/", "~")) and not Path(name).exists():
+        raise InputError(f"there is no folder {name}.")
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise InputError(f"{name} holds no config.json, so it is not a model folder.")
+
+
+def _check_weights(name: str, missing: list[str]) -> None:
+    if missing:
+        raise InputError(
+            f"{name!r} has no weights for {', '.join(missing[:3])} ({len(missing)} in all), so it would answer at "
+            "random. Get its files again."
+        )
+
+
+def _summarise(error: Exception) -> str:
+    """Return the first line of a loader's message; the lists of all models that follow it are left out."""
     return str(error).strip().split("\n")[0] or type(error).__name__

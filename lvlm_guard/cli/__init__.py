@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
+import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from lvlm_guard import __version__
 from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, stacks, testing_ground
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
     name="lvlm-guard",
-    help="Hallucination mitigation for vision-language models at inference time.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("strategies")(listing.strategies)
@@ -29,8 +31,24 @@ app.add_typer(testing_ground.app, name="testbed")
 USAGE_ERROR = 2
 
 
+def print_version(show: bool) -> None:
+    """Print the versions that decide what an answer is, and stop, where `--version` is set."""
+    if show:
+        typer.echo(f"lvlm-guard {__version__} (torch {torch.__version__}, transformers {transformers.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Mitigate hallucinations of vision-language models at inference time."""
+
+
 def main() -> None:
-    """Run the command line; what the library raises on purpose becomes a message and exit code 2."""
+    """Run the command line; an error that the library raises on purpose becomes a message and exit code 2."""
     try:
         app()
     except GuardError as error:

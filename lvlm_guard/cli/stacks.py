@@ -10,19 +10,19 @@ import typer
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 
-app = typer.Typer(help="Work with stack files.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()
 def group() -> None:
-    """Work with stack files."""
+    """Check stack files."""
 
 
 @app.command("validate")
-def validate(file: Annotated[Path, typer.Argument(help="A .toml, .yaml or .yml file.")]) -> None:
-    """Check FILE: names, parameters, ranges; print the stack it describes."""
+def validate(file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")]) -> None:
+    """Check names, parameters and ranges of the stack in FILE, and print it."""
     stack = Stack.read(file)
     StrategyCalls(stack.strategies)
-    typer.echo(f"{file}: {len(stack)} strategies, valid")
+    typer.echo(f"{file}: valid, {len(stack)} {'strategy' if len(stack) == 1 else 'strategies'}")
     for strategy in stack:
         typer.echo(f"  {strategy}")

@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any
 
 import pluggy
@@ -34,21 +34,30 @@ class Offer:
         return strategy_name(self.strategy)
 
     def describe(self) -> dict[str, Any]:
-        """Name, family, distribution, hooks, paper, cost and parameters, as plain values for JSON."""
+        """Return everything the strategy states about itself as plain values for JSON.
+
+        `summary` is the first line of the docstring, which holds the formula, and `details` the rest. `neutral` maps
+        parameters to their neutral values and is empty where the strategy states none. `version` is the distribution's,
+        None where it is not installed as one.
+        """
         schema = TypeAdapter(self.strategy).json_schema()
-        neutral = getattr(self.strategy, "neutral", {})
+        neutral = getattr(self.strategy, "neutral", None) or {}
+        summary, _, details = (inspect.getdoc(self.strategy) or "").partition("\n")
         parameters = [
-            {"name": name, **_plain(entry), "neutral": neutral.get(name)}
+            {"name": name, **_plain(entry), "neutral": neutral.get(name)} | _state_required(name, schema)
             for name, entry in schema.get("properties", {}).items()
         ]
         return {
             "name": self.name,
             "family": getattr(self.strategy, "family", "other"),
             "distribution": self.distribution,
+            "version": _find_version(self.distribution),
             "hooks": [name for name in hook_names(Strategy) if is_marked(getattr(self.strategy, name, None))],
             "paper": getattr(self.strategy, "paper", None),
             "cost": getattr(self.strategy, "cost", None),
-            "summary": (inspect.getdoc(self.strategy) or "").split("\n")[0],
+            "summary": summary,
+            "details": details.strip(),
+            "neutral": dict(neutral),
             "parameters": parameters,
         }
 
@@ -251,6 +260,17 @@ def _collect(hook: str, results: list[Any]) -> list[Any]:
         if result is not None and not isinstance(result, Iterable):
             raise PluginRejected(f"{hook} must return a list, or yield, or return nothing; it returned {result!r}.")
     return [value for result in results if result is not None for value in result]
+
+
+def _find_version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _state_required(parameter: str, schema: Mapping[str, Any]) -> dict[str, bool]:
+    return {"required": True} if parameter in schema.get("required", ()) else {}
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,23 @@ def commands(command, name=""):
         yield from commands(inner, full) if hasattr(inner, "commands") else [(full, inner)]
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))
+PROGRAM = typer.main.get_command(app)
+COMMANDS = dict(commands(PROGRAM))
 
 
 def test_every_command_has_a_section():
     assert sorted(SECTIONS) == sorted(COMMANDS)
 
 
+def test_the_page_names_the_options_of_the_program():
+    options = {option for parameter in PROGRAM.params for option in parameter.opts}
+    assert options >= {"--version", "--install-completion"}
+    assert [option for option in options if option not in PAGE.partition("\n## ")[0]] == []
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_section_lists_exactly_the_options(name):
-    options = {option for one in COMMANDS[name].params for option in one.opts if option.startswith("--")} - {"--help"}
+    options = {
+        option for parameter in COMMANDS[name].params for option in parameter.opts if option.startswith("--")
+    } - {"--help"}
     assert set(re.findall(r"^\| `(--[\w-]+)`", SECTIONS[name], flags=re.MULTILINE)) == options
