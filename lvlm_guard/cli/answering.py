@@ -14,7 +14,7 @@ from rich.panel import Panel
 from transformers import TextStreamer
 
 from lvlm_guard import loading
-from lvlm_guard.forward.scope import ExecutorName
+from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import DEFAULT_STACK, Guard
 
 

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import torch
 import transformers
+from lvlm_guard.forward.scope import ExecutorName
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,7 +18,6 @@ import lvlm_guard
 from lvlm_guard import loading, testbed
 from lvlm_guard.cli import app, listing, main
 from lvlm_guard.errors import InputError
-from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.guard import EXECUTORS
 from lvlm_guard.host.plugins import Broken, Catalogue, Offer, catalogue
 from lvlm_guard.testbed.world.scenes import scenes
