@@ -35,26 +35,29 @@ STACKS: dict[str, list[Any]] = {
 }
 PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "model": (
-        ("lvlm_guard/forward/scope.py", ("_main_forward",)),
-        ("lvlm_guard/forward/batched.py", ("feed",)),
+        ("lvlm_guard/forward/executors/sequential.py", ("run",)),
+        ("lvlm_guard/forward/executors/batched.py", ("run",)),
     ),
-    "inside layers": (("lvlm_guard/forward/interventions/inside.py", ("hook", "_join_head", "_split_head")),),
+    "inside layers": (
+        ("lvlm_guard/forward/interventions/hidden.py", ("hook",)),
+        ("lvlm_guard/forward/interventions/readouts.py", ("hook", "_join_head", "_split_head")),
+    ),
     "attention function": (("lvlm_guard/forward/interventions/attention.py", ("guarded_attention",)),),
     "terms": (("lvlm_guard/host/plugins.py", ("call",)),),
     "combine": (("lvlm_guard/arithmetic/fusion.py", ("combine",)),),
     "notes": (("lvlm_guard/arithmetic/effects.py", ("note",)),),
-    "guard": (("lvlm_guard/forward/scope.py", ("run",)),),
+    "guard": (("lvlm_guard/forward/decode.py", ("step",)),),
 }
 """Files and functions whose cumulative time makes up a part; `guard` holds all the others."""
 NOTES = (
     "Milliseconds per decode step as the profiler counts them, the share of the whole step behind them.",
-    "model: the forward of main and of branches in its batch, with what is done inside the layers.",
+    "model: the forward of main and of branches in its batch, with masks, positions and the work inside the layers.",
     (
         "inside layers, attention function: hooks, and the registered attention function where one is; parts of model. "
         "The attention function includes the attention it delegates to."
     ),
     "terms, combine, notes: what strategies compute on logits, the one sum, and the record of what changed.",
-    "other: caches, positions and bookkeeping of the guard. generate: everything outside the guarded forward.",
+    "other: bookkeeping of the guard. generate: everything outside the guarded forward.",
 )
 
 

@@ -11,7 +11,6 @@ ALLOWED = {
     "lvlm_guard/call": 19,
     "lvlm_guard/cli": 23,
     "lvlm_guard/fitting": 24,
-    "lvlm_guard/forward": 88,
     "lvlm_guard/harness": 26,
     "lvlm_guard/host": 17,
     "lvlm_guard/request": 28,
