@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check test-oldest test-slow test-harnesses scenes clean
+.PHONY: setup test demo lint type check quick test-oldest test-lowest test-slow test-harnesses scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,12 +25,32 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m slow
 
+# A minute on two cores while you work: checks, import rules, names, kernels, terms, branches, caches, pages. No replacement for
+# `make test`.
+QUICK := \
+	tests/packaging/test_direction.py tests/packaging/test_front.py tests/packaging/test_names.py tests/packaging/test_wording.py \
+	tests/kernels/test_reference.py tests/kernels/test_dispatch.py \
+	tests/core/test_terms.py tests/core/test_stack.py tests/core/test_branches.py tests/core/test_batches.py \
+	tests/core/test_touched.py tests/core/test_plugins.py tests/core/test_artefacts.py tests/core/test_bad_input.py \
+	tests/core/test_constraints.py tests/strategies/test_formulas.py \
+	tests/docs/test_hooks.py tests/docs/test_errors.py tests/docs/test_command_line.py \
+	tests/bench/test_parsers.py tests/bench/test_significance.py tests/testbed/test_language.py
+quick: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(QUICK)
+
 # The other end of the supported range: the oldest transformers, in an environment of its own.
 OLDEST ?= 4.57.6
 test-oldest:
 	test -x .venvs/oldest/bin/python || $(PYTHON) -m venv .venvs/oldest
 	.venvs/oldest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==$(OLDEST) -e '.[dev]'
 	OMP_NUM_THREADS=1 .venvs/oldest/bin/python -m pytest -n 2 -q
+
+# Every dependency at the lowest version that pyproject.toml allows. The extra `dev` would raise some, so tools come by name.
+test-lowest:
+	test -x .venvs/lowest/bin/python || $(PYTHON) -m venv .venvs/lowest
+	.venvs/lowest/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . \
+		pytest pytest-timeout pytest-xdist greenlet hatchling peft accelerate
+	OMP_NUM_THREADS=1 .venvs/lowest/bin/python -m pytest -n 2 -q
 
 # Both evaluation harnesses, run as users run them, in an environment of their own. Their torchvision does not fit a CPU
 # build of torch, so it is installed for pip's sake and removed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lvlm_guard_kernels.combine import combine, reference
@@ -143,7 +144,7 @@ def gumbel(main: Tensor, branch: Tensor) -> Tensor:
 
 def selected(main: Tensor, branch: Tensor, *, top_k: int, top_p: float) -> Tensor:
     """The library's `select`; ids `[rows]`."""
-    warping = {"temperature": TEMPERATURE, "top_p": top_p}
+    warping: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": top_p}
     chosen = select(main, [branch], [-ALPHA], main_weight=1 + ALPHA, beta=BETA, top_k=top_k, **warping)
     return chosen.ids
 

@@ -112,7 +112,8 @@ class Subject:
     new_tokens: int
 
     def __post_init__(self) -> None:
-        self.model, self.inputs = tiny(self.architecture)
+        model, self.inputs = tiny(self.architecture)
+        self.model: Any = model
         branch = (with_noise if self.strategy == "vcd" else without_image)(self.model, self.inputs)
         self.model.to(self.device)
         self.oracle = Oracle(

@@ -74,7 +74,7 @@ def measure(name: str, parameters: Mapping[str, Any], model: Any, processor: Any
     """Answers every question and captions every scene with one strategy at its published settings."""
     try:
         guard = Guard(model, processor, [{"name": name, "params": dict(parameters)}])
-        return Effect(name, evaluate(guard.generate, Remembering(guard), given, progress=False))  # type: ignore[arg-type]
+        return Effect(name, evaluate(guard.generate, Remembering(guard), given, progress=False))
     except GuardError as refusal:
         return Effect(name, None, f"{type(refusal).__name__}: {refusal}")
 

@@ -109,7 +109,15 @@ def _divergence(mode: Any) -> Kernel:
 
 
 def _selection(name: str, warping: dict[str, Any]) -> Kernel:
-    drawn = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 5, "step": 3, "greedy": False, "rows": None}
+    drawn: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "seed": 5,
+        "step": 3,
+        "greedy": False,
+        "rows": None,
+    }
     drawn |= {key: value for key, value in warping.items() if key in drawn}
     more: dict[str, Any] = {"main_weight": 2.0, "beta": warping["beta"], "bias": None, "keep": None}
 

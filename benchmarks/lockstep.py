@@ -63,7 +63,7 @@ class Lockstep(Race):
         return row
 
 
-class _Run(StoppingCriteria):
+class _Run(StoppingCriteria):  # type: ignore[misc] # transformers is untyped here
     """One call of generate that pauses at every token, and never stops.
 
     Args:

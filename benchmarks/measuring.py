@@ -58,7 +58,7 @@ class Clock:
         """Mark the present moment of the device's work."""
         if self._device.type != "cuda":
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # untyped in torch
         event.record()
         return event
 

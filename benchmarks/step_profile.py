@@ -33,40 +33,46 @@ STACKS: dict[str, list[Any]] = {
     "attention edits (pai)": [PAI()],
     "hidden edits (vsv)": [VSV()],
 }
-PARTS = {
-    "model": ("/lvlm_guard/forward/scope.py", ("_main_forward",), "/lvlm_guard/forward/batched.py", ("feed",)),
-    "inside layers": ("/lvlm_guard/forward/inside.py", ("hook", "_join_head", "_split_head")),
-    "attention function": ("/lvlm_guard/forward/attention.py", ("guarded_attention",)),
-    "terms": ("/lvlm_guard/plugins.py", ("call",)),
-    "combine": ("/lvlm_guard/fusion.py", ("combine",)),
-    "notes": ("/lvlm_guard/effects.py", ("note",)),
-    "guard": ("/lvlm_guard/forward/scope.py", ("run",)),
+PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "model": (
+        ("lvlm_guard/forward/executors/sequential.py", ("run",)),
+        ("lvlm_guard/forward/executors/batched.py", ("run",)),
+    ),
+    "inside layers": (
+        ("lvlm_guard/forward/interventions/hidden.py", ("hook",)),
+        ("lvlm_guard/forward/interventions/readouts.py", ("hook", "_join_head", "_split_head")),
+    ),
+    "attention function": (("lvlm_guard/forward/interventions/attention.py", ("guarded_attention",)),),
+    "terms": (("lvlm_guard/host/plugins.py", ("call",)),),
+    "combine": (("lvlm_guard/arithmetic/fusion.py", ("combine",)),),
+    "notes": (("lvlm_guard/arithmetic/effects.py", ("note",)),),
+    "guard": (("lvlm_guard/forward/decode.py", ("step",)),),
 }
 """Files and functions whose cumulative time makes up a part; `guard` holds all the others."""
 NOTES = (
     "Milliseconds per decode step as the profiler counts them, the share of the whole step behind them.",
-    "model: the forward of main and of branches in its batch, with what is done inside the layers.",
+    "model: the forward of main and of branches in its batch, with masks, positions and the work inside the layers.",
     (
         "inside layers, attention function: hooks, and the registered attention function where one is; parts of model. "
         "The attention function includes the attention it delegates to."
     ),
     "terms, combine, notes: what strategies compute on logits, the one sum, and the record of what changed.",
-    "other: caches, positions and bookkeeping of the guard. generate: everything outside the guarded forward.",
+    "other: bookkeeping of the guard. generate: everything outside the guarded forward.",
 )
 
 
-class FromFirstToken(StoppingCriteria):
+class FromFirstToken(StoppingCriteria):  # type: ignore[misc] # transformers is untyped here
     """Profiles everything between the first and the last token, and never stops."""
 
     def __init__(self, profiler: cProfile.Profile, last: int) -> None:
-        self._profiler, self._last, self._seen = profiler, last, 0
+        self._profiler, self._last, self._tokens = profiler, last, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG002 - transformers passes scores
         """Switch on after the first token and off after the last."""
-        self._seen += 1
-        if self._seen == self._last:
+        self._tokens += 1
+        if self._tokens == self._last:
             self._profiler.disable()
-        if self._seen == 1:
+        if self._tokens == 1:
             self._profiler.enable()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -78,26 +84,25 @@ def profiled(guard: Guard, inputs: Any, new_tokens: int) -> dict[Any, Any]:
     profiler = cProfile.Profile()
     criteria = StoppingCriteriaList([FromFirstToken(profiler, new_tokens)])
     guard.generate(**inputs, **lengths, stopping_criteria=criteria)
-    found: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    return found
+    statistics: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    return statistics
 
 
 def cumulative(stats: dict[Any, Any], file: str, functions: Sequence[str]) -> float:
     """Seconds spent in functions of one file, what they call included."""
-    return sum(values[3] for (path, _, name), values in stats.items() if path.endswith(file) and name in functions)
+    return sum(
+        float(values[3]) for (path, _, name), values in stats.items() if path.endswith(f"/{file}") and name in functions
+    )
 
 
 def row(name: str, stats: dict[Any, Any], steps: int) -> Row:
     """One stack: milliseconds per step and shares."""
-    seconds = {
-        part: sum(cumulative(stats, where[at], where[at + 1]) for at in range(0, len(where), 2))  # type: ignore[arg-type]
-        for part, where in PARTS.items()
-    }
-    whole = sum(values[2] for values in stats.values())
+    seconds = {part: sum(cumulative(stats, *place) for place in places) for part, places in PARTS.items()}
+    total = sum(values[2] for values in stats.values())
     seconds["other"] = seconds["guard"] - sum(seconds[part] for part in ("model", "terms", "combine", "notes"))
-    seconds["generate"] = whole - seconds.pop("guard")
-    shares = {part: f"{value / steps * 1e3:.2f} ({value / whole:.1%})" for part, value in seconds.items()}
-    return {"stack": name, "step_ms": whole / steps * 1e3, **shares}
+    seconds["generate"] = total - seconds.pop("guard")
+    shares = {part: f"{value / steps * 1e3:.2f} ({value / total:.1%})" for part, value in seconds.items()}
+    return {"stack": name, "step_ms": total / steps * 1e3, **shares}
 
 
 def measure(shape: Shape, new_tokens: int) -> list[Row]:
@@ -110,14 +115,14 @@ def measure(shape: Shape, new_tokens: int) -> list[Row]:
     ]
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Profile, write `step_profile.json` and `step_profile.md`, print the page."""
     parser = argparse.ArgumentParser(description="Where the time of a guarded decode step goes, on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--new-tokens", type=int, default=41, help="tokens per call, at least 2 (default 41)")
     parser.add_argument("--tiny", action="store_true", help="a toy model, in seconds, to see that the script runs")
-    asked = parser.parse_args(given)
-    shape = LLAVA_TINY if asked.tiny else LLAVA_SMALL
+    options = parser.parse_args(arguments)
+    shape = LLAVA_TINY if options.tiny else LLAVA_SMALL
     about = {**machine(torch.device("cpu")), "model": shape.name, "dtype": "bfloat16", "batch": 1}
     shown = (
         "stack",
@@ -132,9 +137,9 @@ def main(given: Sequence[str] | None = None) -> int:
         "generate",
     )
     results = Results(
-        asked.out, "step_profile", "Where a guarded decode step goes, on the CPU", about, shown, csv=False
+        options.out, "step_profile", "Where a guarded decode step goes, on the CPU", about, shown, csv=False
     )
-    results.rows.extend(measure(shape, asked.new_tokens))
+    results.rows.extend(measure(shape, options.new_tokens))
     results.notes.extend(NOTES)
     results.write()
     print(results.markdown())

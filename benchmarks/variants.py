@@ -98,7 +98,7 @@ class Variant:
         }
 
 
-class Stamps(StoppingCriteria):
+class Stamps(StoppingCriteria):  # type: ignore[misc] # transformers is untyped here
     """Marks the moment at which every token was chosen, and never stops."""
 
     def __init__(self, clock: Clock) -> None:

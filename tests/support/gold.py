@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -19,6 +19,7 @@ FENCES = {102, 103}
 EXTRA = (7, 9, 11)
 TOLERANCE = 1e-4
 WEIGHT = 1.5
+Executor = Literal["auto", "batched", "sequential"]
 OLD = int(transformers.__version__.split(".")[0]) < 5
 CORE = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "gemma3")
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
@@ -57,7 +58,7 @@ class Against:
             yield Plausible(self.beta)
 
 
-def contrast(raw: list[Tensor], step: int) -> Tensor:
+def contrast(raw: Sequence[Tensor], step: int) -> Tensor:
     main, branch = raw
     return (1 + WEIGHT) * main - WEIGHT * branch
 
@@ -97,23 +98,23 @@ class Case:
         self.inputs = inputs_for(self.architecture, self.model, 1, text=self.text)
         self.oracle = Oracle(self.model, [self.inputs, by_hand(self.kind, self.inputs)], contrast)
 
-    def check(self, executor: str, **settings: Any) -> tuple[float, float, bool]:
+    def check(self, executor: Executor, **settings: Any) -> tuple[float, float, bool]:
         """Run guarded and compare every step that generate's loop saw; (largest error, smallest effect, any change)."""
         recorder = Recorder()
         guard = Guard(self.model, None, [Against(self.kind)], executor=executor)
         torch.manual_seed(3)
         beams = settings.get("num_beams", 1) > 1
         raw = {"logits_processor": [recorder]} if beams else {"output_logits": True, "return_dict_in_generate": True}
-        settings = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED} | settings
+        settings = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED, **settings}
         output = guard.generate(**self.inputs, **settings, **raw)
         self.check_executor(executor, guard.report)
         seen = recorder.seen if beams else _steps(output)
         return self.compare(seen, beams=beams, ends=settings.get("eos_token_id"))
 
-    def check_executor(self, asked: str, report: Any) -> None:
+    def check_executor(self, executor: str, report: Any) -> None:
         """Decoding in one batch must really have happened, but for the one model that older versions rule out."""
         hidden = OLD and self.architecture == "qwen3_vl" and "rotary" in report.reason
-        assert report.executor == ("sequential" if asked == "sequential" or hidden else "batched"), report.reason
+        assert report.executor == ("sequential" if executor == "sequential" or hidden else "batched"), report.reason
 
     def refuses(self, mode: str) -> bool:
         """Older versions cannot roll sliding windows back, so assisted modes are refused there."""
@@ -131,8 +132,8 @@ class Case:
                     continue
                 gold, main = self.oracle.logits(prefix)
                 open_ = [token for token in range(gold.shape[-1]) if token not in SUPPRESSED]
-                wanted = gold.log_softmax(-1) if beams else gold
-                errors.append(float((wanted - scores[row])[open_].abs().max()))
+                expected = gold.log_softmax(-1) if beams else gold
+                errors.append(float((expected - scores[row])[open_].abs().max()))
                 effects.append(float((gold - main).abs().max()))
                 changed |= int(gold[open_].argmax()) != int(main[open_].argmax())
         return max(errors), min(effects), changed

@@ -10,19 +10,22 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature
 
 from lvlm_guard.bench import files
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.suite import Loaded
 from lvlm_guard.host.stack import Stack
 
@@ -40,7 +43,9 @@ class Arithmetic(torch.nn.Module):
         self.generation_config = SimpleNamespace(eos_token_id=END, to_dict=dict)
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
-    def generate(self, input_ids=None, attention_mask=None, max_new_tokens=4, do_sample=False, **kwargs):
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int = 4, do_sample: bool = False, **kwargs: Any
+    ) -> Tensor:
         first = (input_ids * attention_mask).sum(1) % len(WORDS)
         answers = first[:, None] + torch.arange(max_new_tokens)
         if do_sample:
@@ -58,19 +63,18 @@ class Letters:
     padding_side = "left"
     pad_token_id, unk_token_id = PAD, None
 
-    def apply_chat_template(self, messages, **_):
-        return "".join(item.get("text", "") for one in messages for item in one["content"])
+    def apply_chat_template(self, messages: Any, **_: Any) -> str:
+        return "".join(item.get("text", "") for message in messages for item in message["content"])
 
-    def __call__(self, text=None, images=None, add_special_tokens=True, **_):
+    def __call__(self, text: str | Sequence[str], **_: Any) -> Any:
         if isinstance(text, str):
             return {"input_ids": [WORDS.index(text)] if text in WORDS else [4, 5]}
         longest = max(map(len, text))
-        ids = [[PAD] * (longest - len(one)) + [ord(letter) for letter in one] for one in text]
-        ids = torch.tensor(ids)
+        ids = torch.tensor([[PAD] * (longest - len(row)) + [ord(letter) for letter in row] for row in text])
         return BatchFeature({"input_ids": ids, "attention_mask": (ids != PAD).long()})
 
-    def batch_decode(self, rows, **_):
-        return [" ".join(WORDS[one] for one in row if one not in (PAD, END)) for row in rows.tolist()]
+    def batch_decode(self, rows: Tensor, **_: Any) -> list[str]:
+        return [" ".join(WORDS[token] for token in row if token not in (PAD, END)) for row in rows.tolist()]
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,13 @@ class Toy:
 
     name: ClassVar[str] = "toy"
     title: ClassVar[str] = "Toy"
-    levels: ClassVar[tuple] = ("object",)
+    levels: ClassVar[tuple[Any, ...]] = ("object",)
     licence: ClassVar[str] = "none"
     homepage: ClassVar[str] = ""
-    required: ClassVar[tuple] = ()
-    parsers: ClassVar[tuple] = ("ours",)
+    required: ClassVar[tuple[Any, ...]] = ()
+    parsers: ClassVar[tuple[str, ...]] = ("ours",)
 
-    def load(self, data):
+    def load(self, data: Path | None) -> Loaded:
         items = [
             Item(f"{image}/{kind}", f"p{image}", f"{kind} {image}?", truth, "object", kind, max_new_tokens=tokens)
             for image in range(self.pictures)
@@ -95,61 +99,74 @@ class Toy:
         ]
         return Loaded([*items, Item("alone", None, "hello", "yes", "object", "is", max_new_tokens=2)])
 
-    def picture(self, data, image):
+    def picture(self, data: Path | None, image: str) -> Image.Image:
         return Image.new("RGB", (4, 4), (int(image[1:]) * 20, 0, 0))
 
-    def measures(self, parser):
+    def measures(self, parser: str) -> tuple[Any, ...]:
         return ()
 
-    def official(self, said, parser):
+    def official(self, said: Sequence[Any], parser: str) -> dict[str, float | None]:
         return {}
 
 
-def plan(pictures=5, seed=0, batch=4, stacks=None, without=systems.CONTROLS[2:], **changed):
-    """Greedy and sampling over two toys, unless told otherwise."""
+def plan(
+    pictures: int = 5,
+    seed: int = 0,
+    batch: int = 4,
+    stacks: Mapping[str, Any] | None = None,
+    without: Sequence[str] = systems.CONTROLS[2:],
+    **changed: Any,
+) -> Plan:
+    """Greedy and sampling over two toys by default."""
     toys = {name: Chosen(Toy(count), "ours", {"pictures": count}) for name, count in (("toy", pictures), ("small", 2))}
-    lined_up = systems.line_up({name: Stack.of(one) for name, one in (stacks or {}).items()}, without)
+    lined_up = systems.line_up({name: Stack.of(stack) for name, stack in (stacks or {}).items()}, without)
     return Plan(toys, lined_up, tuple(without), batch=batch, seed=seed, **changed)
 
 
-def run(folder, asked=None, model=None):
+def run(folder: Path, chosen: Plan | None = None, model: Any = None) -> Record:
     """Do it, without a word."""
-    return runner.run(asked or plan(), model or Arithmetic(), Letters(), Path(folder), model_id="toy", progress=False)
+    return runner.run(chosen or plan(), model or Arithmetic(), Letters(), Path(folder), model_id="toy", progress=False)
 
 
-def kept(folder):
+def kept(folder: Path) -> dict[str, bytes]:
     """What a run must have written, but for measured times, by path."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "lock"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if "costs" not in path.parts}
 
 
-def writes(folder):
+def writes(folder: Path) -> list[int]:
     """Sizes of everything that a whole run writes, in order."""
-    sizes, put = [], files._put
-    files._put = lambda handle, content: (sizes.append(len(content)), put(handle, content))
+    sizes: list[int] = []
+    write = files._put
+
+    def measure(handle: int, content: bytes | memoryview) -> None:
+        sizes.append(len(content))
+        write(handle, content)
+
+    files._put = measure
     try:
         run(folder)
     finally:
-        files._put = put
+        files._put = write
     return sizes
 
 
-def run_and_die(folder, at, size):
+def run_and_die(folder: Path, at: int, size: int) -> None:
     """Run until write number `at`, of which `size` bytes reach the file; then there is no more process."""
-    put, count = files._put, iter(range(10**9))
+    write, count = files._put, iter(range(10**9))
 
-    def last(handle, content):
+    def last(handle: int, content: bytes | memoryview) -> None:
         if next(count) == at:
             os.write(handle, content[:size])
             os.kill(os.getpid(), signal.SIGKILL)
-        put(handle, content)
+        write(handle, content)
 
     files._put = last
     run(folder)
 
 
-def killed(folder, at, size):
-    """How a process ended that ran so."""
+def killed(folder: Path, at: int, size: int) -> int:
+    """Return the exit code of a process that ran `run_and_die`."""
     child = os.fork()
     if child == 0:
         try:
@@ -159,7 +176,7 @@ def killed(folder, at, size):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder, kills):
+def main(folder: Path, kills: int) -> None:
     torch.set_num_threads(1)
     sizes = writes(folder / "whole")
     draw = random.Random(0)

@@ -105,7 +105,7 @@ class Waiting(Honest):
         return self.alpha * (1 + 1e-6 * float(gen.logits()[0, -1].max()))
 
 
-class _Late(LogitsProcessor):
+class _Late(LogitsProcessor):  # type: ignore[misc] # transformers is untyped here
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores + torch.linspace(0, 3, scores.shape[-1])
 

@@ -1,5 +1,7 @@
 """A processor for the tiny llava: words are token ids, pictures are 30 x 30."""
 
+from typing import Any
+
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -13,7 +15,7 @@ TEMPLATE = (
 )
 
 
-def toy_processor():
+def toy_processor() -> Any:
     words = ["<pad>", "<bos>", "<eos>", "<unk>", ":", "user", "assistant", "abcdef", *"abcdefghijklmnopqrstuvwxyz"]
     vocabulary = {word: index for index, word in enumerate(words)}
     vocabulary |= {f"w{index}": index for index in range(len(words), 128) if index != 100}

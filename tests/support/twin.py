@@ -68,7 +68,8 @@ class Twin:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-        return output.logits[0].float()
+        logits: Tensor = output.logits[0].float()
+        return logits
 
     def next(self, inputs: Mapping[str, Tensor], generated: Sequence[int] = ()) -> Tensor:
         """Next-token logits `[vocab]`."""
@@ -78,13 +79,14 @@ class Twin:
         """Logits `[vocab]` that the last position of an inner layer says, 1 to the depth."""
         last = self.hidden[layer][0, -1:]
         last = self.decoder.norm(last) if normed else last
-        return self.model.get_output_embeddings()(last)[-1].float()
+        logits: Tensor = self.model.get_output_embeddings()(last)[-1].float()
+        return logits
 
     @property
     def decoder(self) -> Any:
         """The text model; some versions give what holds it."""
-        found = self.model.get_decoder()
-        return found if hasattr(found, "layers") else found.text_model
+        decoder = self.model.get_decoder()
+        return decoder if hasattr(decoder, "layers") else decoder.text_model
 
     @property
     def depth(self) -> int:
@@ -144,7 +146,7 @@ def grow(inputs: Mapping[str, Tensor], generated: Sequence[int]) -> dict[str, Te
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
