@@ -1,4 +1,4 @@
-"""Compiled models: run as written for as long as something is hooked into their layers."""
+"""Compiled models: run uncompiled for as long as something is hooked into their layers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _Switch:
 _switch = _Switch()
 
 
-def unwrapped(model: Any) -> Any:
-    """The model inside what `torch.compile(model)` returns: its generate is called there too, and calls it uncompiled."""
+def unwrap_compiled(model: Any) -> Any:
+    """Return the model inside what `torch.compile(model)` returns: its generate runs there, uncompiled."""
     return getattr(model, "_orig_mod", model)
 
 
@@ -41,8 +41,8 @@ def _is_compiled(part: nn.Module) -> bool:
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
-    """Run every compiled module as it was written: a graph knows nothing of hooks that came after it.
+def run_uncompiled() -> Iterator[None]:
+    """Run every compiled module uncompiled: a graph knows nothing of hooks that came after it.
 
     The switch is torch's own and holds for the process. Blocks that overlap, of other threads too, share it, and the last one
     to end turns it back.

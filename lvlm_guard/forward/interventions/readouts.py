@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.interventions.running import RunningForward, running_forward
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.edits import Readout, readout_layers
 
 TOLERANCE = 1e-3
 _checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -80,3 +84,108 @@ class Lens:
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+
+class ReadoutHooks:
+    """The hooks that capture what layers return, and let the model's head read them along with its last layer.
+
+    Args:
+        owner: The interventions of the call; forwards of other calls are left alone.
+        lens: Reads hidden states as logits.
+        layers: The decoder's layers.
+        readouts: What the strategies asked for.
+    """
+
+    def __init__(self, owner: object, lens: Lens, layers: nn.ModuleList, readouts: Sequence[Readout]) -> None:
+        self._owner = owner
+        self._lens = lens
+        self._layers = layers
+        self._readouts = readouts
+        self._online = frozenset(
+            index for readout in readouts if readout.online for index in readout_layers(readout, len(layers))
+        )
+        self._joined = list(self._missing({(index, True) for index in self._online}))
+
+    def register(self) -> Iterator[RemovableHandle]:
+        """Register every hook; removing what is yielded undoes it."""
+        for index in self._lens.captured(len(self._layers)):
+            if index:
+                yield self._layers[index - 1].register_forward_hook(self._capture(index))
+            else:
+                yield self._layers[0].register_forward_pre_hook(self._capture_embeddings(), with_kwargs=True)
+        yield self._lens.head.register_forward_pre_hook(self._join_head)
+        yield self._lens.head.register_forward_hook(self._split_head)
+
+    def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
+        """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""
+        captures, depth = running.captures, len(self._layers)
+        if depth in captures.hidden and not self._lens.is_checked:
+            self._lens.check(running.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
+        read = dict(captures.beside_head)
+        read.update({(index, True): logits_of_layer for index, logits_of_layer in captures.online.items()})
+        for normed, layers in self._missing(read):
+            states = [running.captured(index, MAIN)[:, -keep:] for index in layers]
+            stacked = self._lens.logits(states, final_norm=normed)
+            read.update({(index, normed): layer for index, layer in zip(layers, stacked, strict=True)})
+        return {key: layer[:, -keep:].to(logits.device) for key, layer in read.items()}
+
+    def _missing(self, read: Container[tuple[int, bool]]) -> Iterator[tuple[bool, list[int]]]:
+        """Layers asked for that were not read yet, apart with and without the final norm."""
+        for normed in (False, True):
+            readouts = [readout for readout in self._readouts if readout.final_norm is normed]
+            indices = {index for readout in readouts for index in readout_layers(readout, len(self._layers))}
+            layers = sorted(index for index in indices if (index, normed) not in read)
+            if layers:
+                yield normed, layers
+
+    def _capture(self, layer: int) -> Callable[..., None]:
+        def hook(_: nn.Module, _args: Any, output: Any) -> None:
+            if (running := self._running()) is None:
+                return
+            running.captures.hidden[layer] = output[0] if isinstance(output, tuple) else output
+            if layer in self._online:
+                states = [running.captured(layer, MAIN)]
+                running.captures.online[layer] = self._lens.logits(states, final_norm=True)[0]
+
+        return hook
+
+    def _capture_embeddings(self) -> Callable[..., None]:
+        capture = self._capture(0)
+        return lambda part, args, kwargs: capture(part, args, args[0] if args else kwargs["hidden_states"])
+
+    def _join_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Append the states of inner layers to the head's input as further rows.
+
+        The head is the largest weight of a small model: reading inner layers in the same product reads it once, not
+        twice. `_split_head` gives the model its own rows back.
+        """
+        running, given = self._running(), args[0] if args else None
+        if running is None or not isinstance(given, Tensor) or given.ndim != 3:  # noqa: PLR2004
+            return None  # the lens itself asks with four dimensions
+        captures = running.captures
+        complete = self._lens.layers <= captures.hidden.keys()
+        if captures.head_rows or given.shape[1] != running.layout.predicting or not complete or not self._joined:
+            return None
+        inner = [
+            self._lens.stacked([running.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
+            for normed, layers in self._joined
+        ]
+        captures.head_rows = given.shape[0]
+        return (torch.cat([given, *(states.to(given) for states in inner)]), *args[1:])
+
+    def _split_head(self, _: nn.Module, __: Any, logits: Tensor) -> Any:
+        """Give the model its own rows back and keep those of inner layers."""
+        running = self._running()
+        if running is None or not running.captures.head_rows or running.captures.beside_head:
+            return None
+        rows = running.captures.head_rows
+        keys = [(index, normed) for normed, layers in self._joined for index in layers]
+        inner = self._lens.scaled(logits[rows:]).unflatten(0, (len(keys), -1))
+        running.captures.beside_head.update(zip(keys, inner, strict=True))
+        return logits[:rows]
+
+    def _running(self) -> RunningForward | None:
+        """The running forward, if it belongs to this call and holds main's rows."""
+        running = running_forward()
+        holds = running is not None and running.owner is self._owner and MAIN in running.layout.prompts
+        return running if holds else None

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError
-from lvlm_guard.forward.interventions import passes
-from lvlm_guard.forward.interventions.compiled import as_written
+from lvlm_guard.forward.interventions.compiled import run_uncompiled
+from lvlm_guard.forward.interventions.running import running_forward
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 from lvlm_guard.strategy.generation import Generation
 
@@ -21,7 +21,7 @@ _encoding: ContextVar[tuple[Generation, Hashable] | None] = ContextVar("lvlm_gua
 
 
 @dataclass(frozen=True)
-class TowerView:
+class VisionView:
     """The part of `View` that exists in a vision tower."""
 
     gen: Generation
@@ -44,22 +44,22 @@ def installed(module: nn.Module, edits: Sequence[HiddenEdit], gen: Generation) -
     """Hooks on the layers of the vision tower, taken off on the way out."""
     with ExitStack() as undo:
         if edits:
-            undo.enter_context(as_written())
+            undo.enter_context(run_uncompiled())
         for edit in edits:
             layers = anatomy.vision_layers(module)
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
-                undo.callback(part.register_forward_hook(_after(edit, index, gen), with_kwargs=True).remove)
+                undo.callback(part.register_forward_hook(_edit_output(edit, index, gen), with_kwargs=True).remove)
         yield
 
 
-def _after(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
+def _edit_output(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if _whose(gen) != edit.branch:
+        if _branch_of(gen) != edit.branch:
             return None
         given = args[0] if args else kwargs.get("hidden_states")
         hidden = output[0] if isinstance(output, tuple) else output
-        edited: Tensor = edit.edit(hidden, TowerView(gen, layer, given))  # type: ignore[arg-type]
+        edited: Tensor = edit.edit(hidden, VisionView(gen, layer, given))  # type: ignore[arg-type]
         if edited.shape != hidden.shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
         edited = edited.to(hidden)
@@ -68,10 +68,10 @@ def _after(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
     return hook
 
 
-def _whose(gen: Generation) -> Hashable | None:
+def _branch_of(gen: Generation) -> Hashable | None:
     """Whose image is being encoded: by the forward that runs, else by who prepares one; None if not this call's."""
-    now = passes.current()
-    if now is not None:
-        return next(iter(now.prompts)) if now.gen is gen else None
-    stated = _encoding.get()
-    return stated[1] if stated is not None and stated[0] is gen else None
+    running = running_forward()
+    if running is not None:
+        return next(iter(running.layout.prompts)) if running.gen is gen else None
+    encoding_for = _encoding.get()
+    return encoding_for[1] if encoding_for is not None and encoding_for[0] is gen else None

@@ -1,0 +1,79 @@
+"""The forward that runs in this context: its layout, and what hooks inside its layers capture."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from lvlm_guard.arithmetic.touched import Touched
+from lvlm_guard.forward.interventions.layout import ForwardLayout
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
+from lvlm_guard.strategy.generation import Generation
+
+_running: ContextVar[RunningForward | None] = ContextVar("lvlm_guard_running_forward", default=None)
+
+
+class Owner(Protocol):
+    """The interventions of one call, as attention looks at them."""
+
+    attention_plan: Mapping[int, Sequence[AttentionEdit | AttentionCapture]]
+    """Edits and captures of every layer that has any."""
+    effects: Touched
+    """Where it is noted which edit changed anything."""
+
+
+@dataclass(eq=False)
+class Captures:
+    """What hooks capture in one forward.
+
+    Args:
+        hidden: What layers that are read out returned, all rows and positions, by count of layers.
+        online: Logits of layers that later layers read, by count of layers.
+        beside_head: Logits of inner layers that the model's own head product computed along, by (layer, whether normed).
+        head_rows: Rows of the model's own input to its head, once other rows were joined to it; 0 before.
+    """
+
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    online: dict[int, Tensor] = field(default_factory=dict)
+    beside_head: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    head_rows: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class RunningForward:
+    """One forward of the decoder.
+
+    Args:
+        gen: The generation it belongs to.
+        layout: Whose rows and which positions it holds.
+        owner: The interventions of this call; those of other calls leave the forward alone.
+        captures: What hooks capture.
+    """
+
+    gen: Generation
+    layout: ForwardLayout
+    owner: Owner | None = None
+    captures: Captures = field(default_factory=Captures)
+
+    def captured(self, layer: int, branch: Hashable) -> Tensor:
+        """What a layer returned for the rows of a block, where they predict generated tokens."""
+        return self.captures.hidden[layer][self.layout.rows(branch), -self.layout.predicting :]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let everything inside the layers know that this forward runs."""
+        token = _running.set(self)
+        try:
+            yield
+        finally:
+            _running.reset(token)
+
+
+def running_forward() -> RunningForward | None:
+    """The guarded forward that runs in this context, if any."""
+    return _running.get()
