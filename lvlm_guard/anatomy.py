@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.protocols import Model
 
 FENCES = (
     "vision_start_token_id",
@@ -67,12 +68,12 @@ def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
     return (channels, frames) if width % (channels * frames) == 0 else None
 
 
-def rope_owners(module: nn.Module) -> list[nn.Module]:
+def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     """Submodules that remember rope deltas between calls, and so must be put back after every branch."""
     return [part for part in module.modules() if hasattr(part, "rope_deltas")]
 
 
-def dynamically_quantised(module: nn.Module) -> bool:
+def dynamically_quantised(module: nn.Module | Model) -> bool:
     """Whether a layer quantises activations per batch, which makes rows depend on the batch they are in."""
     return any("quantized.dynamic" in type(part).__module__ for part in module.modules())
 

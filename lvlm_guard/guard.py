@@ -16,9 +16,9 @@ from torch import Tensor
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.session import Session
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded
-from lvlm_guard.forward.interventions.compiled import unwrapped
-from lvlm_guard.forward.scope import ExecutorName
-from lvlm_guard.forward.wrapper import inside_scope
+from lvlm_guard.forward.executors.executor import ExecutorName
+from lvlm_guard.forward.interventions.compiled import unwrap_compiled
+from lvlm_guard.forward.wrapper import is_decoding
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
@@ -55,7 +55,7 @@ class Guard:
     def __init__(
         self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
     ) -> None:
-        model = unwrapped(model)
+        model = unwrap_compiled(model)
         if not callable(getattr(model, "generate", None)) or not _can_generate(model):
             raise ModelRefused(f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.")
         if executor not in EXECUTORS:
@@ -140,7 +140,7 @@ class Guard:
         plain = self._plain()
 
         def generate(_: Any, *args: Any, **kwargs: Any) -> Any:
-            return plain(*args, **kwargs) if inside_scope() else self._generate(plain, args, kwargs)
+            return plain(*args, **kwargs) if is_decoding() else self._generate(plain, args, kwargs)
 
         generate.__wrapped__ = type(model).generate  # type: ignore[attr-defined]
         generate.is_guarded = True  # type: ignore[attr-defined]

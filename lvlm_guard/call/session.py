@@ -20,19 +20,19 @@ from lvlm_guard.call.plan import Plan, checked
 from lvlm_guard.call.report import Forwards, Report, StrategyReport
 from lvlm_guard.errors import GuardError, InputError, ModelRefused, ModeRefused, StrategyRefused, UncompiledWarning
 from lvlm_guard.forward import (
-    GuardedDecodingLoop,
-    Inside,
-    Prepared,
-    Scope,
+    GuardedDecode,
+    GuardedLoop,
+    LayerInterventions,
+    PreparedDecode,
     caches,
-    capture,
+    capture_decode,
     guarded,
     is_compiled,
-    prefixes,
-    protocol,
+    model_inputs,
+    prompt_states,
 )
+from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions import vision
-from lvlm_guard.forward.scope import ExecutorName
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import requests
@@ -80,7 +80,7 @@ class Session:
         """Run the call; generate's output and the report."""
         started = time.perf_counter()
         self._begin()
-        main = capture(self._generate, self._request.without_cache, self._settings)
+        main = capture_decode(self._generate, self._request.without_cache, self._settings)
         _refuse_modes(main, self._request)
         self._describe(main)
         self._calls.call("start", self.gen)
@@ -95,7 +95,7 @@ class Session:
         self._effects.check_finite()
         unfinished = _unfinished(scope.main, output) if self._candidates == 1 else None
         effects = [
-            self._effects.effect(self.gen, name, unfinished, edited=inside.changed(self._plan.edits.get(name, ())))
+            self._effects.effect(self.gen, name, unfinished, edited=inside.had_effect(self._plan.edits.get(name, ())))
             for name in self._calls.names
         ]
         report = self._report(scope, output, effects, unfinished, time.perf_counter() - started)
@@ -119,7 +119,7 @@ class Session:
         if self._calls.active("finish"):
             finishing.refuse_partial_answers(self._request, "A revision")
 
-    def _describe(self, main: Prepared) -> None:
+    def _describe(self, main: PreparedDecode) -> None:
         """What strategies may know once main is prepared."""
         self.gen.rows_per_request = main.rows_per_request
         self.gen.depth, self.gen.heads = anatomy.depth_and_heads(main.module)
@@ -129,23 +129,24 @@ class Session:
     def _prefix(self, branch: Branch | None) -> PromptStates:
         """Run the prompt of main or of a branch once, nothing edited inside."""
         self._prefixes += 1
-        main = capture(self._generate, self._request.without_cache, self._settings)
+        main = capture_decode(self._generate, self._request.without_cache, self._settings)
         prepared = main if branch is None else self._prepare_branch(branch, main, self._encoded(main))
-        return prefixes.run(prepared)
+        return prompt_states.run_prompt(prepared)
 
-    def _inside(self, main: Prepared) -> Inside:
+    def _inside(self, main: PreparedDecode) -> LayerInterventions:
         plan = self._plan
         hidden = [edit for edit in plan.all_of(HiddenEdit) if edit.tower == "decoder"]
         attention = plan.all_of(AttentionEdit)
         _refuse_without_image(attention, self.gen, main)
-        return Inside(main.module, attention, plan.all_of(AttentionCapture), hidden, plan.all_of(Readout))
+        return LayerInterventions(main.module, attention, plan.all_of(AttentionCapture), hidden, plan.all_of(Readout))
 
-    def _decode(self, main: Prepared, inside: Inside, *, edited: bool) -> tuple[Scope, Any]:
+    def _decode(self, main: PreparedDecode, inside: LayerInterventions, *, edited: bool) -> tuple[GuardedDecode, Any]:
         main, inputs, prepared, late = self._prepare(main, edited=edited)
         owner = None if inside.is_empty else inside
-        scope = Scope(main, prepared, self.gen, self._combine, self._executor, owner, late)
+        main_cache = None
         if any(self._request.setting(name) for name in SAME_MODULE_DRAFTS):
-            scope.main_cache = inputs.setdefault("past_key_values", main.cache)
+            main_cache = inputs.setdefault("past_key_values", main.cache)
+        scope = GuardedDecode(main, prepared, self.gen, self._combine, self._executor, owner, late, main_cache)
         with guarded(scope), vision.encoding(self.gen, MAIN):
             if self._search is None:
                 return scope, self._generate(**inputs, **self._settings)
@@ -153,20 +154,22 @@ class Session:
             settings = {**self._settings, "num_beams": self._search.rows_per_request}
             return scope, self._generate(**inputs, **settings, custom_generate=loop)
 
-    def _searched(self, model: Any, input_ids: Tensor, *, search: Search, main: Prepared, **kwargs: Any) -> Tensor:
+    def _searched(
+        self, model: Any, input_ids: Tensor, *, search: Search, main: PreparedDecode, **kwargs: Any
+    ) -> Tensor:
         """Let a search drive the decode in place of generate's loop."""
         processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
         settings, requests = kwargs.pop("generation_config"), self._request.input_ids.shape[0]
         begun = (main.input_ids, main.kwargs) if search.shared_prompt else (input_ids, kwargs)
-        driver = GuardedDecodingLoop(
-            Prepared(model, *begun, settings), self.gen, requests, search.rows_per_request, processors, criteria
+        driver = GuardedLoop(
+            PreparedDecode(model, *begun, settings), self.gen, requests, search.rows_per_request, processors, criteria
         )
         tokens: Any = search.run(driver)
         if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[:-1] != (driver.requests,):
             raise InputError(f"A search must return token ids [{driver.requests}, tokens], got {_kind(tokens)}.")
         return torch.cat([input_ids[:: driver.rows_per_request], tokens.to(input_ids)], dim=1)
 
-    def _finished(self, main: Prepared, output: Any) -> Any:
+    def _finished(self, main: PreparedDecode, output: Any) -> Any:
         """The user's own prompt in front, and revised answers."""
         if self._request is not self._asked:
             output = finishing.with_prompt(output, self._request.input_ids.shape[1], self._asked.input_ids)
@@ -178,8 +181,10 @@ class Session:
         return finishing.revised(output, length, found, self.gen.tokenizer, main.settings) if found else output
 
     def _prepare(
-        self, main: Prepared, *, edited: bool
-    ) -> tuple[Prepared, dict[str, Any], dict[Hashable, Prepared], dict[Hashable, Callable[[], Prepared]]]:
+        self, main: PreparedDecode, *, edited: bool
+    ) -> tuple[
+        PreparedDecode, dict[str, Any], dict[Hashable, PreparedDecode], dict[Hashable, Callable[[], PreparedDecode]]
+    ]:
         """Encode main's images once, and prepare every branch on what it shares."""
         for branch in self._plan.branches.values():
             requests.refuse_missing_image(self._request, branch)
@@ -187,20 +192,20 @@ class Session:
         inputs = dict(self._request.inputs)
         branches = {key: one for key, one in self._plan.branches.items() if one.after_prefill is None}
         prepared = {key: self._prepare_branch(branch, main, encoded) for key, branch in branches.items()}
-        late: dict[Hashable, Callable[[], Prepared]] = {
+        late: dict[Hashable, Callable[[], PreparedDecode]] = {
             key: functools.partial(self._prepare_late, branch, main, encoded)
             for key, branch in self._plan.branches.items()
             if key not in branches
         }
         if edited:
             with vision.encoding(self.gen, MAIN):
-                main = capture(self._generate, self._request.without_cache, self._settings)
+                main = capture_decode(self._generate, self._request.without_cache, self._settings)
                 encoded = self._encoded(main)
         if encoded is not None:
             inputs = requests.share_encoded(inputs, encoded)
         return main, inputs, prepared, late
 
-    def _prepare_late(self, branch: Branch, main: Prepared, encoded: Mapping[str, Any] | None) -> Prepared:
+    def _prepare_late(self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> PreparedDecode:
         """Prepare a branch that is built from main's prefill."""
         assert branch.after_prefill is not None
         made = branch.after_prefill(self.gen)
@@ -208,24 +213,26 @@ class Session:
             raise InputError(f"after_prefill of branch {branch.key!r} must return a Branch with the same key.")
         return self._prepare_branch(made, main, encoded)
 
-    def _encoded(self, main: Prepared) -> Mapping[str, Any] | None:
+    def _encoded(self, main: PreparedDecode) -> Mapping[str, Any] | None:
         """Main's encoded images before any expansion; None where the model encodes inside its forward."""
-        if not protocol.takes_encoded_images(main.module):
+        if not model_inputs.takes_encoded_images(main.module):
             return None
         if main.rows_per_request > 1:
             if not self._plan.branches:
                 return None
             single = {**self._settings, "num_beams": 1, "num_return_sequences": 1}
-            main = capture(self._generate, self._request.without_cache, single)
+            main = capture_decode(self._generate, self._request.without_cache, single)
         encoded = main.kwargs.get("mm_encoder_outputs")
         return encoded if encoded and encoded.get("image") is not None else None
 
-    def _prepare_branch(self, branch: Branch, main: Prepared, encoded: Mapping[str, Any] | None) -> Prepared:
+    def _prepare_branch(
+        self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None
+    ) -> PreparedDecode:
         inputs = requests.branch_inputs(self._request, branch, encoded)
         settings = _branch_settings(self._settings, main)
         try:
             with vision.encoding(self.gen, branch.key):
-                prepared = capture(self._generate, inputs, settings)
+                prepared = capture_decode(self._generate, inputs, settings)
         except GuardError:
             raise
         except Exception as error:
@@ -254,19 +261,19 @@ class Session:
         return 1 if self._search is None else self._search.rows_per_request
 
     def _report(
-        self, scope: Scope, output: Any, effects: Sequence[Effect], unfinished: Tensor | None, seconds: float
+        self, scope: GuardedDecode, output: Any, effects: Sequence[Effect], unfinished: Tensor | None, seconds: float
     ) -> Report:
         counts, prompt = scope.counts, scope.main.input_ids
         whole = unfinished is not None or self._search is not None
         generated = sequences(output).shape[-1] - prompt.shape[1] if whole else counts.positions
         return Report(
             strategies=tuple(self._strategy_report(effect) for effect in effects),
-            executor=scope.used if counts.steps else ("none" if not self._plan.branches else "prefill only"),
-            reason=scope.reason or "no decode step was needed",
+            executor=scope.choice.name if counts.steps else ("none" if not self._plan.branches else "prefill only"),
+            reason=scope.choice.reason or "no decode step was needed",
             forwards=Forwards(
                 float(counts.prefill + self._prefixes), counts.decode / counts.steps if counts.steps else 0.0
             ),
-            rows_per_forward=(1 + len(self._plan.branches) if scope.used == "batched" else 1) * self._candidates,
+            rows_per_forward=(1 + len(self._plan.branches) if scope.choice.name == "batched" else 1) * self._candidates,
             rows=prompt.shape[0] if self._search is None else self._request.input_ids.shape[0] * self._candidates,
             tokens=generated,
             seconds=seconds,
@@ -327,7 +334,7 @@ def _refuse_search_modes(request: Request) -> None:
         raise ModeRefused("A search needs a cache: drop use_cache=False.")
 
 
-def _warn_if_uncompiled(main: Prepared, *, hooked: bool) -> None:
+def _warn_if_uncompiled(main: PreparedDecode, *, hooked: bool) -> None:
     message = ""
     if hooked and is_compiled(main.module):
         message = (
@@ -342,14 +349,14 @@ def _warn_if_uncompiled(main: Prepared, *, hooked: bool) -> None:
         warnings.warn(message, UncompiledWarning, stacklevel=CALLER)
 
 
-def _refuse_without_image(edits: Sequence[AttentionEdit], gen: Generation, main: Prepared) -> None:
+def _refuse_without_image(edits: Sequence[AttentionEdit], gen: Generation, main: PreparedDecode) -> None:
     if any(edit.keys in ("image", "before_image") for edit in edits):
         in_prompt = bool(gen.image_mask.any())
         if not in_prompt and not anatomy.attends_across(main.module):
             raise StrategyRefused("Attention to the image is to be edited, but the prompt holds no image.")
 
 
-def _branch_settings(settings: Mapping[str, Any], main: Prepared) -> dict[str, Any]:
+def _branch_settings(settings: Mapping[str, Any], main: PreparedDecode) -> dict[str, Any]:
     """Settings that prepare a branch for as many new tokens as main may generate."""
     kept = {name: value for name, value in settings.items() if name not in LENGTHS}
     if (config := kept.get("generation_config")) is not None:
@@ -359,11 +366,11 @@ def _branch_settings(settings: Mapping[str, Any], main: Prepared) -> dict[str, A
     return {**kept, "max_new_tokens": _new_tokens(main)}
 
 
-def _new_tokens(main: Prepared) -> int:
+def _new_tokens(main: PreparedDecode) -> int:
     return max(int(main.settings.max_length) - main.input_ids.shape[1], 1)
 
 
-def _refuse_modes(main: Prepared, request: Request) -> None:
+def _refuse_modes(main: PreparedDecode, request: Request) -> None:
     if getattr(main.settings, "prefill_chunk_size", None) is not None:
         raise ModeRefused("Chunked prefill cannot be guarded: drop prefill_chunk_size.")
     assisted = any(request.setting(name) for name in (*SAME_MODULE_DRAFTS, "prompt_lookup_num_tokens"))
@@ -374,7 +381,7 @@ def _refuse_modes(main: Prepared, request: Request) -> None:
         )
 
 
-def _refuse_overflow(branch: Branch, prepared: Prepared, main: Prepared) -> None:
+def _refuse_overflow(branch: Branch, prepared: PreparedDecode, main: PreparedDecode) -> None:
     limit = anatomy.maximum_length(main.module.config)
     new = _new_tokens(main)
     if limit is not None and prepared.length + new > limit >= main.length + new:
@@ -384,7 +391,7 @@ def _refuse_overflow(branch: Branch, prepared: Prepared, main: Prepared) -> None
         )
 
 
-def _unfinished(main: Prepared, output: Any) -> Tensor | None:
+def _unfinished(main: PreparedDecode, output: Any) -> Tensor | None:
     """True where a generated position belongs to a row that had not ended `[rows, tokens]`; None with beams."""
     if (main.settings.num_beams or 1) > 1:
         return None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lvlm_guard
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, nearest
-from lvlm_guard.forward import as_written
+from lvlm_guard.forward import run_uncompiled
 from lvlm_guard.request import conversation
 from lvlm_guard.strategy.artefacts import Artefact, config_hash
 
@@ -167,7 +167,7 @@ def watching(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
-        with as_written():
+        with run_uncompiled():
             yield seen
     finally:
         for handle in handles:

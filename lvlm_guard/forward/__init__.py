@@ -1,12 +1,21 @@
-"""The gated forward wrapper and the two executors; with `protocol`, the only code that knows generate's internals."""
+"""The gated forward wrapper, the decode step and its executors; the only code that knows generate's internals."""
 
-from lvlm_guard.forward.driving import GuardedDecodingLoop as GuardedDecodingLoop
-from lvlm_guard.forward.interventions.compiled import as_written as as_written
+from lvlm_guard.forward.decode import GuardedDecode as GuardedDecode
+from lvlm_guard.forward.decoding_loop import GuardedLoop as GuardedLoop
 from lvlm_guard.forward.interventions.compiled import is_compiled as is_compiled
-from lvlm_guard.forward.interventions.inside import Inside as Inside
-from lvlm_guard.forward.protocol import Prepared as Prepared
-from lvlm_guard.forward.protocol import capture as capture
-from lvlm_guard.forward.scope import Scope as Scope
+from lvlm_guard.forward.interventions.compiled import run_uncompiled as run_uncompiled
+from lvlm_guard.forward.interventions.layers import LayerInterventions as LayerInterventions
+from lvlm_guard.forward.preparation import PreparedDecode as PreparedDecode
+from lvlm_guard.forward.preparation import capture_decode as capture_decode
 from lvlm_guard.forward.wrapper import guarded as guarded
 
-__all__ = ["GuardedDecodingLoop", "Inside", "Prepared", "Scope", "as_written", "capture", "guarded", "is_compiled"]
+__all__ = [
+    "GuardedDecode",
+    "GuardedLoop",
+    "LayerInterventions",
+    "PreparedDecode",
+    "capture_decode",
+    "guarded",
+    "is_compiled",
+    "run_uncompiled",
+]

@@ -1,4 +1,4 @@
-"""A guarded decode driven by a search instead of generate's loop: feed, reorder, rewind."""
+"""A guarded decode that a search drives in place of generate's loop: feed, reorder, rewind."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lvlm_guard import anatomy
 from lvlm_guard.arithmetic import fusion
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.forward import caches
-from lvlm_guard.forward.protocol import Prepared
-from lvlm_guard.forward.sequential import BranchRun
+from lvlm_guard.forward.executors.branch_run import BranchRun
+from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.strategy.generation import Generation
 
 
-class GuardedDecodingLoop:
+class GuardedLoop:
     """The `DecodingLoop` of one search.
 
     Args:
         prepared: Main as generate prepared it, with a row for every candidate, or one for every request whose cache is
             repeated once the prompt was run.
-        gen: The travelling object.
+        gen: The generation that strategies see.
         requests: Prompts of the call.
         rows_per_request: Candidates of each.
         processors: The call's own logits processors, or None.
@@ -30,22 +30,28 @@ class GuardedDecodingLoop:
     """
 
     def __init__(
-        self, prepared: Prepared, gen: Generation, requests: int, rows_per_request: int, processors: Any, criteria: Any
+        self,
+        prepared: PreparedDecode,
+        gen: Generation,
+        requests: int,
+        rows_per_request: int,
+        processors: Any,
+        criteria: Any,
     ) -> None:
         self.gen = gen
         self.requests = requests
         self.rows_per_request = rows_per_request
         self.settings = prepared.settings
         self._module = prepared.module
-        self._alike = requests * rows_per_request // prepared.input_ids.shape[0]
-        self._prompts = prepared.input_ids.repeat_interleave(self._alike, dim=0)
+        self._copies = requests * rows_per_request // prepared.input_ids.shape[0]
+        self._prompts = prepared.input_ids.repeat_interleave(self._copies, dim=0)
         self._run = BranchRun(prepared)
         self._processors = processors
         self._criteria = criteria
         self._generated = self._prompts[:, :0]
         self._fed = -1
-        self._raw: Tensor | None = None
-        self._first: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._first_logits: Tensor | None = None
         caches.keep_whole(self._run.cache)
 
     @property
@@ -65,8 +71,8 @@ class GuardedDecodingLoop:
 
     def logits(self) -> Tensor:
         """Logits `[rows, vocab]` of the next token, through the call's own processors."""
-        raw = self._next()
-        return self._processors(self.ids, raw.clone()) if self._processors else raw
+        logits = self._next_logits()
+        return self._processors(self.ids, logits.clone()) if self._processors else logits
 
     def draw(
         self,
@@ -89,9 +95,9 @@ class GuardedDecodingLoop:
         """Choose the next token of every row `[rows]`."""
         if tokens.shape != self._generated.shape[:1]:
             raise InputError(f"append takes one token a row, {self._generated.shape[0]}, got {tuple(tokens.shape)}.")
-        self._next()
+        self._next_logits()
         self._generated = torch.cat([self._generated, tokens.to(self._generated)[:, None]], dim=1)
-        self._raw = None
+        self._logits = None
 
     def select(self, index: Tensor) -> None:
         """Continue row `index[i]` in row i, within the same request."""
@@ -102,8 +108,8 @@ class GuardedDecodingLoop:
         if self._fed >= 0:
             self._run.reorder(index)
         self._generated = self._generated[index]
-        self._raw = None if self._raw is None else self._raw[index]
-        self._first = None if self._first is None else self._first[index]
+        self._logits = None if self._logits is None else self._logits[index]
+        self._first_logits = None if self._first_logits is None else self._first_logits[index]
 
     def rewind(self, tokens: int) -> None:
         """Forget what was generated from token number `tokens` on."""
@@ -111,26 +117,26 @@ class GuardedDecodingLoop:
             raise InputError(f"rewind to {tokens} of {self._generated.shape[1]} tokens.")
         if tokens == self._generated.shape[1]:
             return
-        if (obstacle := self._obstacle()) is not None:
+        if (obstacle := self._find_obstacle()) is not None:
             raise ModeRefused(f"This search goes back, but {obstacle} of this model and version cannot forget tokens.")
         self._generated = self._generated[:, :tokens]
-        self._raw = self._first if tokens == 0 else None
+        self._logits = self._first_logits if tokens == 0 else None
         self._fed = min(self._fed, max(tokens - 1, 0))
 
     def finished(self) -> Tensor:
         """Rows that end here by the call's own criteria, bool `[rows]`."""
         if not self._criteria or self._generated.shape[1] == 0:
             return self._generated.new_zeros(self._generated.shape[0], dtype=torch.bool)
-        found: Tensor = self._criteria(self.ids, None)
-        return found
+        finished: Tensor = self._criteria(self.ids, None)
+        return finished
 
-    def _next(self) -> Tensor:
+    def _next_logits(self) -> Tensor:
         """Combined logits of the next token, fp32."""
-        if self._raw is None:
-            self._raw = self._forward()
-        return self._raw
+        if self._logits is None:
+            self._logits = self._forward()
+        return self._logits
 
-    def _obstacle(self) -> str | None:
+    def _find_obstacle(self) -> str | None:
         """What keeps tokens from being forgotten."""
         across = anatomy.attends_across(self._module)
         return "the cross-attention" if across else caches.irreversible(self._run.cache)
@@ -138,20 +144,20 @@ class GuardedDecodingLoop:
     def _forward(self) -> Tensor:
         """Feed the tokens that the cache lacks; combined logits of the last position, fp32."""
         if self._fed < 0:
-            self._fed, self._first = 0, self._prefill()
-            return self._first
+            self._fed, self._first_logits = 0, self._prefill()
+            return self._first_logits
         new = self._generated.shape[1] - self._fed
         logits = self._run.feed(self._module, self._generated, new, 1)[:, -1].float()
         self._fed = self._generated.shape[1]
         return logits
 
     def _prefill(self) -> Tensor:
-        """Run the prompts, once for candidates that begin alike; combined logits of every row's first token, fp32."""
-        nothing = self._generated[:: self._alike]
-        logits = self._run.feed(self._module, nothing, 0, 1, first=True)[:, -1].float()
-        if self._alike == 1:
+        """Run the prompts, once for candidates that share a prompt; combined logits of every row's first token, fp32."""
+        no_tokens = self._generated[:: self._copies]
+        logits = self._run.feed(self._module, no_tokens, 0, 1, first=True)[:, -1].float()
+        if self._copies == 1:
             return logits
-        index = torch.arange(len(logits), device=logits.device).repeat_interleave(self._alike)
-        self._run.repeat(self._alike)
+        index = torch.arange(len(logits), device=logits.device).repeat_interleave(self._copies)
+        self._run.repeat(self._copies)
         self._run.reorder(index)
         return logits[index]

@@ -1,4 +1,4 @@
-"""The wrapper on the decode module's forward: inert unless a scope is open and the call is that scope's own."""
+"""The wrapper on the forward of the module that decodes: inert unless a decode is under way and the call belongs to it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from lvlm_guard.forward.scope import Scope
+from lvlm_guard.forward.decode import GuardedDecode
 
-_scope: ContextVar[Scope | None] = ContextVar("lvlm_guard_scope", default=None)
+_decode: ContextVar[GuardedDecode | None] = ContextVar("lvlm_guard_decode", default=None)
 _lock = threading.Lock()
 
 
 @dataclass
-class _Installed:
+class _Installation:
     users: int
     undo: Callable[[], None]
 
 
-_installed: weakref.WeakKeyDictionary[nn.Module, _Installed] = weakref.WeakKeyDictionary()
+_installed: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
 
 
-def inside_scope() -> bool:
+def is_decoding() -> bool:
     """Whether a guarded decode is under way in this context."""
-    return _scope.get() is not None
+    return _decode.get() is not None
 
 
 @contextmanager
-def guarded(scope: Scope) -> Iterator[None]:
-    """Install the wrapper on the scope's module and open the scope; undo both on the way out."""
-    release = _acquire(scope.module)
-    token = _scope.set(scope)
+def guarded(decode: GuardedDecode) -> Iterator[None]:
+    """Install the wrapper on the module that decodes and let it know this decode; undo both on the way out."""
+    assert isinstance(decode.module, nn.Module)
+    release = _acquire(decode.module)
+    token = _decode.set(decode)
     try:
         yield
     finally:
-        _scope.reset(token)
+        _decode.reset(token)
         release()
-        scope.close()
+        decode.close()
 
 
 def _acquire(module: nn.Module) -> Callable[[], None]:
@@ -55,12 +56,12 @@ def _acquire(module: nn.Module) -> Callable[[], None]:
     with _lock:
         state = _installed.get(module)
         if state is None:
-            state = _installed[module] = _Installed(0, _install(module))
+            state = _installed[module] = _Installation(0, _install(module))
         state.users += 1
     return functools.partial(_release, module, state)
 
 
-def _release(module: nn.Module, state: _Installed) -> None:
+def _release(module: nn.Module, state: _Installation) -> None:
     with _lock:
         state.users -= 1
         if state.users == 0:
@@ -74,32 +75,32 @@ def _install(module: nn.Module) -> Callable[[], None]:
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         plain = saved if saved is not None else functools.partial(original, self)
-        scope = _scope.get()
-        if scope is None or args or not scope.claims(self, kwargs):
+        decode = _decode.get()
+        if decode is None or args or not decode.claims(self, kwargs):
             return plain(*args, **kwargs)
-        return scope.run(plain, kwargs)
+        return decode.step(plain, kwargs)
 
-    function = _outside_graphs(functools.update_wrapper(forward, original, updated=()))
-    function.__signature__ = _with_self(original, bound=saved is not None)
+    function = _keep_out_of_graphs(functools.update_wrapper(forward, original, updated=()))
+    function.__signature__ = _add_self(original, bound=saved is not None)
     module.forward = types.MethodType(function, module)
     return functools.partial(_uninstall, module, saved, module.forward)
 
 
-def _outside_graphs(function: Any) -> Any:
+def _keep_out_of_graphs(function: Any) -> Any:
     """Keep a guarded forward out of graphs that trace through it, without importing the compiler when nobody uses it."""
     return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
 
 
-def _uninstall(module: nn.Module, saved: Any, ours: Any) -> None:
-    if vars(module).get("forward") is not ours:
-        return  # somebody wrapped on top of ours; theirs stays, and ours is inert
+def _uninstall(module: nn.Module, saved: Any, wrapper: Any) -> None:
+    if vars(module).get("forward") is not wrapper:
+        return  # somebody wrapped on top; that wrapper stays, and this one is inert
     if saved is None:
         del module.forward
     else:
         module.forward = saved
 
 
-def _with_self(original: Callable[..., Any], *, bound: bool) -> inspect.Signature:
+def _add_self(original: Callable[..., Any], *, bound: bool) -> inspect.Signature:
     signature = inspect.signature(original)
     if not bound:
         return signature

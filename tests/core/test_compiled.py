@@ -11,7 +11,7 @@ import torch
 from gold import SUPPRESSED, Against
 
 from lvlm_guard import Guard, UncompiledWarning, fitting, hookimpl
-from lvlm_guard.forward import as_written, is_compiled
+from lvlm_guard.forward import is_compiled, run_uncompiled
 from lvlm_guard.testing import tiny
 
 SETTINGS = {
@@ -124,7 +124,7 @@ def test_what_torch_compile_returns_can_be_guarded(answers, backend, stack, want
     assert apart(compiled.generate(**inputs, **SETTINGS), answers["plain"]) < TOLERANCE
 
 
-def test_states_that_a_fit_collects_are_those_of_the_model_as_written(backend):
+def test_states_that_a_fit_collects_are_those_of_the_model_run_uncompiled(backend):
     model, inputs = tiny("llava")
     batch = {name: value[:1] for name, value in inputs.items()}
     with torch.no_grad():
@@ -137,8 +137,8 @@ def test_states_that_a_fit_collects_are_those_of_the_model_as_written(backend):
 def test_blocks_that_overlap_share_the_switch(backend):
     double = torch.compile(lambda values: values * 2, backend=backend)
     first, second = contextlib.ExitStack(), contextlib.ExitStack()
-    first.enter_context(as_written())
-    second.enter_context(as_written())
+    first.enter_context(run_uncompiled())
+    second.enter_context(run_uncompiled())
     first.close()
     double(torch.ones(2))
     assert backend.graphs == 0
@@ -149,7 +149,7 @@ def test_blocks_that_overlap_share_the_switch(backend):
 
 def test_a_block_that_fails_turns_the_switch_back(backend):
     double = torch.compile(lambda values: values * 2, backend=backend)
-    with pytest.raises(ZeroDivisionError), as_written():
+    with pytest.raises(ZeroDivisionError), run_uncompiled():
         raise ZeroDivisionError
     double(torch.ones(2))
     assert backend.graphs == 1

@@ -9,7 +9,7 @@ from gold import SUPPRESSED, Against
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from lvlm_guard import Guard
-from lvlm_guard.forward import scope
+from lvlm_guard.forward import caches
 from lvlm_guard.forward.caches import growing as growing_module
 from lvlm_guard.forward.caches.growing import ROOM, grow_in_place
 from lvlm_guard.testing import tiny
@@ -192,7 +192,7 @@ def test_a_decode_that_outgrows_its_room_says_the_same_bits_as_one_that_copies(n
     asked = {"max_new_tokens": 10, "do_sample": False, "return_dict_in_generate": True, "output_logits": True, **mode}
     monkeypatch.setattr(growing_module, "ROOM", 2)
     in_place = Guard(model, None, [Against("noised")]).generate(**inputs, **asked)
-    monkeypatch.setattr(scope, "grow_in_place", lambda _: lambda: None)
+    monkeypatch.setattr(caches, "grow_in_place", lambda _: lambda: None)
     copied = Guard(model, None, [Against("noised")]).generate(**inputs, **asked)
     assert torch.equal(in_place.sequences, copied.sequences)
     for one, other in zip(in_place.logits, copied.logits, strict=True):

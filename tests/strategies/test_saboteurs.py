@@ -6,8 +6,9 @@ import pytest
 import saboteurs
 import torch
 
-from lvlm_guard.forward import batched, sequential
-from lvlm_guard.forward.scope import Scope
+from lvlm_guard.forward.decode import GuardedDecode
+from lvlm_guard.forward.executors.batched import BatchedExecutor
+from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.guard import Guard, Session
 from lvlm_guard.testing import StrategyContract
 from lvlm_guard.testing.contract import Words
@@ -75,7 +76,7 @@ def test_combining_behind_the_processors_turns_the_kit_red():
 
 
 def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
-    feed = sequential.BranchRun.feed
+    feed = BranchRun.feed
 
     def shared(self, run, generated, new, keep, *, first=False):
         logits = feed(self, run, generated, new, keep, first=first)
@@ -84,26 +85,26 @@ def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
                 mine.keys, mine.values = other.keys.clone(), other.values.clone()
         return logits
 
-    adopt = Scope._adopt
+    adopt = GuardedDecode._adopt
 
     def remember(self, cache):
         shared.main = cache
         return adopt(self, cache)
 
-    monkeypatch.setattr(sequential.BranchRun, "feed", shared)
-    monkeypatch.setattr(Scope, "_adopt", remember)
+    monkeypatch.setattr(BranchRun, "feed", shared)
+    monkeypatch.setattr(GuardedDecode, "_adopt", remember)
     assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
 
 
 def test_a_stale_beam_order_turns_the_kit_red(monkeypatch):
-    monkeypatch.setattr(sequential.BranchRun, "reorder", lambda self, index: None)
+    monkeypatch.setattr(BranchRun, "reorder", lambda self, index: None)
     assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
 
 
 def test_ignored_padding_turns_the_kit_red(monkeypatch):
-    mask = batched.BatchedDecode._mask
+    mask = BatchedExecutor._mask
     monkeypatch.setattr(
-        batched.BatchedDecode,
+        BatchedExecutor,
         "_mask",
         lambda self, tokens: None if (m := mask(self, tokens)) is None else torch.ones_like(m),
     )

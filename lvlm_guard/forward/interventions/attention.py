@@ -18,6 +18,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.interventions.attention_edits import AttentionCall, recompute
 from lvlm_guard.forward.interventions.running import running_forward
+from lvlm_guard.protocols import Model
 
 NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
@@ -34,7 +35,7 @@ _switched: dict[int, _Switched] = {}
 
 
 @contextmanager
-def installed(module: nn.Module) -> Iterator[None]:
+def installed(module: Model) -> Iterator[None]:
     """Switch the decoder's attention to `guarded_attention`; switched back when its last user leaves.
 
     Raises:

@@ -32,6 +32,7 @@ class AttentionCall:
 
     @property
     def is_cross(self) -> bool:
+        """Whether the keys are the image's, not the prompt's."""
         return "Cross" in type(self.module).__name__
 
     def keys(self, branch: Hashable, name: str) -> Tensor:

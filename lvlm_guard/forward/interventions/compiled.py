@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvlm_guard.protocols import Model
+
 _lock = threading.Lock()
 
 
@@ -29,7 +31,7 @@ def unwrap_compiled(model: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
-def is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: Model) -> bool:
     """Whether a model or a part of it was given to `torch.compile`."""
     return "torch._dynamo" in sys.modules and any(_is_compiled(part) for part in model.modules())
 

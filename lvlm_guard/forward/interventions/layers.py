@@ -15,6 +15,7 @@ from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.hidden import HiddenHooks
 from lvlm_guard.forward.interventions.readouts import Lens, ReadoutHooks
 from lvlm_guard.forward.interventions.running import RunningForward
+from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, layer_range, readout_layers
 
 
@@ -35,7 +36,7 @@ class LayerInterventions:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Model,
         attention_edits: Sequence[AttentionEdit] = (),
         attention_captures: Sequence[AttentionCapture] = (),
         hidden_edits: Sequence[HiddenEdit] = (),

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
+from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import Readout, readout_layers
 
@@ -31,7 +32,7 @@ class Lens:
         ModelRefused: Head or final norm cannot be found.
     """
 
-    def __init__(self, module: nn.Module, layers: frozenset[int]) -> None:
+    def __init__(self, module: Model, layers: frozenset[int]) -> None:
         self._module = module
         self.layers = layers
         head = module.get_output_embeddings()  # type: ignore[operator]

@@ -21,10 +21,15 @@ _running: ContextVar[RunningForward | None] = ContextVar("lvlm_guard_running_for
 class Owner(Protocol):
     """The interventions of one call, as attention looks at them."""
 
-    attention_plan: Mapping[int, Sequence[AttentionEdit | AttentionCapture]]
-    """Edits and captures of every layer that has any."""
-    effects: Touched
-    """Where it is noted which edit changed anything."""
+    @property
+    def attention_plan(self) -> Mapping[int, Sequence[AttentionEdit | AttentionCapture]]:
+        """Edits and captures of every layer that has any."""
+        ...
+
+    @property
+    def effects(self) -> Touched:
+        """Where it is noted which edit changed anything."""
+        ...
 
 
 @dataclass(eq=False)
