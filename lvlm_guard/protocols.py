@@ -53,6 +53,9 @@ class Model(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """Iterate over the model and everything inside it."""
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the head, which turns hidden states into logits."""
+
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> Mapping[str, Any]:
         """Return the arguments of the forward that feeds `input_ids`."""
 

@@ -12,15 +12,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from lvlm_guard.protocols import Cache, CacheLayer
+
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
-def length_of(cache: Any) -> int:
+def length_of(cache: Cache | None) -> int:
     """Positions the cache has seen; 0 without a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def crop(cache: Any, length: int) -> None:
+def crop(cache: Cache, length: int) -> None:
     """Forget positions from `length` on; layers that record their past are put back to their window even at 0."""
     surplus = length_of(cache) - length
     recording = any(getattr(layer, "record_past", False) and not _is_whole(layer) for layer in layers_of(cache))
@@ -28,18 +30,18 @@ def crop(cache: Any, length: int) -> None:
         cache.crop(-surplus)
 
 
-def layers_of(cache: Any) -> Sequence[Any]:
+def layers_of(cache: Cache | None) -> Sequence[Any]:
     """Layers of a cache; empty for kinds that keep none."""
     return getattr(cache, "layers", None) or ()
 
 
-def can_roll_back(cache: Any) -> bool:
+def can_roll_back(cache: Cache | None) -> bool:
     """Whether rejected candidates can be taken back out of every layer."""
     windows = [layer for layer in layers_of(cache) if isinstance(layer, DynamicSlidingWindowLayer)]
     return all(hasattr(layer, "activate_past_recording") for layer in windows)
 
 
-def keep_whole(cache: Any) -> None:
+def keep_whole(cache: Cache | None) -> None:
     """Let sliding layers keep every position, so that tokens can be taken out again however many they are."""
     for layer in layers_of(cache):
         if hasattr(layer, "sliding_window") and hasattr(layer, "activate_past_recording"):
@@ -66,7 +68,7 @@ def _is_whole(layer: Any) -> bool:
     return "crop" in vars(layer)
 
 
-def irreversible(cache: Any) -> str | None:
+def irreversible(cache: Cache | None) -> str | None:
     """Name of a kind of layer that tokens cannot be taken out of again, or None where there is none."""
     for layer in layers_of(cache):
         if type(layer) not in JOINABLE or (hasattr(layer, "sliding_window") and not _is_whole(layer)):
@@ -74,25 +76,25 @@ def irreversible(cache: Any) -> str | None:
     return None
 
 
-def record_past_like(cache: Any, main: Any) -> None:
+def record_past_like(cache: Cache | None, main: Cache | None) -> None:
     """Let sliding layers keep what main's keep: rejected candidates, or every position."""
     if any(_is_whole(layer) for layer in layers_of(main)):
         keep_whole(cache)
-    elif any(getattr(layer, "record_past", False) for layer in layers_of(main)):
+    elif cache is not None and any(getattr(layer, "record_past", False) for layer in layers_of(main)):
         cache.activate_past_recording()
 
 
-def obstacle(caches: Sequence[Any]) -> str | None:
+def obstacle(caches: Sequence[Cache | None]) -> str | None:
     """Why these caches cannot become one batch, or None when they can."""
     for cache in caches:
-        if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        if cache is None or type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             return f"the cache is a {type(cache).__name__}"
         for layer in cache.layers:
             if type(layer) not in JOINABLE:
                 return f"a cache layer is a {type(layer).__name__}"
             if not layer.is_initialized or layer.keys.shape[-2] != _stored(layer, length_of(cache)):
                 return "a cache layer holds something other than the tokens (cross-attention)"
-    return None if len({len(cache.layers) for cache in caches}) == 1 else "the caches differ in depth"
+    return None if len({len(layers_of(cache)) for cache in caches}) == 1 else "the caches differ in depth"
 
 
 def _stored(layer: Any, length: int) -> int:
@@ -112,7 +114,7 @@ class JoinedCache:
         rows: Rows of generate in each.
     """
 
-    def __init__(self, main: Any, branches: Sequence[Any], rows: int) -> None:
+    def __init__(self, main: Cache, branches: Sequence[Cache | None], rows: int) -> None:
         self._main = main
         self._rows = rows
         self._copies = len(branches) + 1
@@ -122,7 +124,7 @@ class JoinedCache:
         self.joined = copy.copy(main)
         vars(self.joined).pop("reorder_cache", None)
         for index, layer in enumerate(main.layers):
-            _join(layer, [cache.layers[index] for cache in caches])
+            _join(layer, [layers_of(cache)[index] for cache in caches])
         self._override()
 
     def _override(self) -> None:
@@ -147,14 +149,21 @@ class JoinedCache:
             _keep_main(layer, self._rows, self._shift)
 
 
-def _join(target: Any, layers: Sequence[Any]) -> None:
+def _join(target: CacheLayer, layers: Sequence[Any]) -> None:
+    """Put one layer of every cache into `target` as rows.
+
+    Heads are joined at their right ends, padded on the left to the longest prompt: new tokens then land at the same
+    index in every row, and each row's mask hides its own padding.
+    """
     stored = max(layer.keys.shape[-2] for layer in layers)
     for name in ("keys", "values"):
         parts = [getattr(layer, name) for layer in layers]
         aligned = [pad(part, (0, 0, stored - part.shape[-2], 0)) for part in parts]
         setattr(target, name, torch.cat(aligned, dim=0))
     if hasattr(target, "cumulative_length"):
-        target.cumulative_length = max(layer.cumulative_length for layer in layers)
+        target.cumulative_length = max(
+            layer.cumulative_length for layer in layers
+        )  # sliding windows count what they drop
 
 
 def _keep_main(layer: Any, rows: int, shift: int) -> None:
@@ -163,5 +172,5 @@ def _keep_main(layer: Any, rows: int, shift: int) -> None:
         layer.cumulative_length = length
     stored = min(layer.keys.shape[-2], _stored(layer, length))
     for name in ("keys", "values"):
-        whole = getattr(layer, name)
-        setattr(layer, name, whole[:rows, :, whole.shape[-2] - stored :].clone())
+        joined = getattr(layer, name)
+        setattr(layer, name, joined[:rows, :, joined.shape[-2] - stored :].clone())

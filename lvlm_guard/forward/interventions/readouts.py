@@ -18,7 +18,7 @@ from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import Readout, readout_layers
 
 TOLERANCE = 1e-3
-_checked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_checked: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class Lens:
@@ -35,7 +35,7 @@ class Lens:
     def __init__(self, module: Model, layers: frozenset[int]) -> None:
         self._module = module
         self.layers = layers
-        head = module.get_output_embeddings()  # type: ignore[operator]
+        head = module.get_output_embeddings()
         norm = anatomy.final_norm(module)
         if head is None or norm is None:
             raise ModelRefused(f"{type(module).__name__} shows no head or no final norm, so layers cannot be read out.")
@@ -77,7 +77,7 @@ class Lens:
 
     def scaled(self, logits: Tensor) -> Tensor:
         """What some models do between head and logits, by the names their configs give it."""
-        config: Any = self._module.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+        config: Any = self._module.config.get_text_config(decoder=True)
         if (scale := getattr(config, "logit_scale", None)) is not None:
             logits = logits * scale
         if (scale := getattr(config, "logits_scaling", None)) is not None:

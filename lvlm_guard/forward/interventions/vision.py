@@ -14,6 +14,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.running import running_forward
+from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 from lvlm_guard.strategy.generation import Generation
 
@@ -40,7 +41,7 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 
 
 @contextmanager
-def installed(module: nn.Module, edits: Sequence[HiddenEdit], gen: Generation) -> Iterator[None]:
+def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation) -> Iterator[None]:
     """Hooks on the layers of the vision tower, taken off on the way out."""
     with ExitStack() as undo:
         if edits:
