@@ -89,9 +89,9 @@ def find_next_position(
     inputs: Mapping[str, Any], rows: int, length: int, mask: Tensor | None, device: torch.device
 ) -> Tensor:
     """Position ids that follow a prefill: `[rows, 1]`, or `[axes, rows, 1]` with several rotary axes."""
-    given = inputs.get("position_ids")
-    if isinstance(given, Tensor):
-        following = given[..., length - 1 : length] + 1
+    positions = inputs.get("position_ids")
+    if isinstance(positions, Tensor):
+        following = positions[..., length - 1 : length] + 1
         return following.expand(*following.shape[:-2], rows, 1)
     if mask is not None:
         return mask.long().sum(-1, keepdim=True)

@@ -75,18 +75,18 @@ def capture_decode(
     def stop_before_first_forward(model: Any, input_ids: Tensor, **kwargs: Any) -> Tensor:
         for name in ("logits_processor", "stopping_criteria"):
             kwargs.pop(name, None)
-        resolved = kwargs.pop("generation_config")
+        config = kwargs.pop("generation_config")
         static = vars(model).get("_cache")
         if static is not None and static is kwargs.get("past_key_values"):
             del model._cache  # noqa: SLF001 - older versions would hand this static cache to the branches too
-        captured.append(PreparedDecode(model, input_ids, kwargs, resolved))
+        captured.append(PreparedDecode(model, input_ids, kwargs, config))
         return input_ids
 
-    quiet = {name: value for name, value in settings.items() if name not in LOOP_ONLY}
-    if (given := quiet.get("generation_config")) is not None:
-        quiet["generation_config"] = _drop_loop_settings(given)
+    preparing = {name: value for name, value in settings.items() if name not in LOOP_ONLY}
+    if (config := preparing.get("generation_config")) is not None:
+        preparing["generation_config"] = _drop_loop_settings(config)
     with _silenced():
-        generate(**inputs, **quiet, custom_generate=stop_before_first_forward)
+        generate(**inputs, **preparing, custom_generate=stop_before_first_forward)
     if not captured:
         raise ModelRefused("The model's generate did not reach a decode loop, so there is nothing to guard.")
     return captured[0]

@@ -84,8 +84,8 @@ class SequentialExecutor:
     def _run_branch(self, forward: Run, key: Hashable, step: Step) -> Tensor:
         """Feed a branch the step's tokens; its raw logits at the kept positions."""
         branch = self.branches[key]
-        whole = step.is_prefill or not self._cached
-        positions = branch.length + self._history.length if whole else step.new
+        from_start = step.is_prefill or not self._cached
+        positions = branch.length + self._history.length if from_start else step.new
         with self._layouts.lay_out([key], positions).active():
             return branch.feed(forward, self._history.tokens, step.new, step.keep, first=step.is_prefill)
 

@@ -46,37 +46,37 @@ class HiddenHooks:
 
     def _edit_output(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if (found := self._applies(edit)) is None:
+            if (active := self._find_active(edit)) is None:
                 return None
-            given = args[0] if args else kwargs.get("hidden_states")
+            source = args[0] if args else kwargs.get("hidden_states")
             if isinstance(output, tuple):
-                return (self._edit(output[0], edit, layer, *found, given), *output[1:])
-            return self._edit(output, edit, layer, *found, given)
+                return (self._edit(output[0], edit, layer, *active, source), *output[1:])
+            return self._edit(output, edit, layer, *active, source)
 
         return hook
 
     def _edit_embeddings(self, edit: HiddenEdit) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if (found := self._applies(edit)) is None:
+            if (active := self._find_active(edit)) is None:
                 return None
             if args:
-                return (self._edit(args[0], edit, 0, *found, args[0]), *args[1:]), kwargs
+                return (self._edit(args[0], edit, 0, *active, args[0]), *args[1:]), kwargs
             hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": self._edit(hidden, edit, 0, *found, hidden)}
+            return args, {**kwargs, "hidden_states": self._edit(hidden, edit, 0, *active, hidden)}
 
         return hook
 
-    def _applies(self, edit: HiddenEdit) -> tuple[RunningForward, EditPlace] | None:
+    def _find_active(self, edit: HiddenEdit) -> tuple[RunningForward, EditPlace] | None:
         """The running forward and where an edit applies in it; None in another call's, or where it applies nowhere."""
         running = running_forward()
         place = running.layout.place(edit) if running is not None and running.owner is self._owner else None
         return None if running is None or place is None else (running, place)
 
     def _edit(
-        self, hidden: Tensor, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace, given: Any
+        self, hidden: Tensor, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace, source: Any
     ) -> Tensor:
         """Apply an edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
-        before, source = hidden, given if isinstance(given, Tensor) else None
+        before, source = hidden, source if isinstance(source, Tensor) else None
         if place.rows is not None:
             before, source = hidden[place.rows], None if source is None else source[place.rows]
         shape = before.shape

@@ -26,7 +26,7 @@ class Lens:
 
     Args:
         module: The module that decodes.
-        layers: Layer outputs wanted, 1 to the depth.
+        layers: Layer outputs asked for, 1 to the depth; 0 is the embeddings.
 
     Raises:
         ModelRefused: Head or final norm cannot be found.
@@ -42,26 +42,26 @@ class Lens:
         self.head: nn.Module = head
         self._norm: nn.Module = norm
 
-    def captured(self, depth: int) -> list[int]:
-        """Outputs to capture: the wanted ones, and the last until the lens was checked on it."""
+    def list_captures(self, depth: int) -> list[int]:
+        """Outputs to capture: those asked for, and the last until the lens was checked on it."""
         return sorted(self.layers if self.is_checked else self.layers | {depth})
 
     @property
     def is_checked(self) -> bool:
-        """Whether the last layer of this model was found to be what it says itself."""
+        """Whether the last layer of this model, read by a lens, gave the model's own logits."""
         return self._module in _checked
 
     def logits(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """Logits `[layers, rows, positions, vocab]` of hidden states `[rows, positions, hidden]`, one head product."""
-        return self.scaled(self.head(self.stacked(hidden, final_norm=final_norm)))
+        return self.scale(self.head(self.stack(hidden, final_norm=final_norm)))
 
-    def stacked(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
+    def stack(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """What the head reads, `[layers, rows, positions, hidden]`, where the last of them lies."""
-        stacked = torch.stack([one.to(hidden[-1].device) for one in hidden])
+        stacked = torch.stack([state.to(hidden[-1].device) for state in hidden])
         return self._norm(stacked) if final_norm else stacked
 
     def check(self, last: Tensor, logits: Tensor) -> None:
-        """Refuse a model whose last layer, read this way, is not what it says itself; once for each model.
+        """Refuse a model whose last layer, read this way, differs from its logits; checked once for each model.
 
         Raises:
             ModelRefused: The lens of the last layer differs from the logits.
@@ -75,8 +75,8 @@ class Lens:
             )
         _checked.add(self._module)
 
-    def scaled(self, logits: Tensor) -> Tensor:
-        """What some models do between head and logits, by the names their configs give it."""
+    def scale(self, logits: Tensor) -> Tensor:
+        """Scale and cap logits as some models do behind the head, by what their configs state."""
         config: Any = self._module.config.get_text_config(decoder=True)
         if (scale := getattr(config, "logit_scale", None)) is not None:
             logits = logits * scale
@@ -109,7 +109,7 @@ class ReadoutHooks:
 
     def register(self) -> Iterator[RemovableHandle]:
         """Register every hook; removing what is yielded undoes it."""
-        for index in self._lens.captured(len(self._layers)):
+        for index in self._lens.list_captures(len(self._layers)):
             if index:
                 yield self._layers[index - 1].register_forward_hook(self._capture(index))
             else:
@@ -160,19 +160,19 @@ class ReadoutHooks:
         The head is the largest weight of a small model: reading inner layers in the same product reads it once, not
         twice. `_split_head` gives the model its own rows back.
         """
-        running, given = self._running(), args[0] if args else None
-        if running is None or not isinstance(given, Tensor) or given.ndim != 3:  # noqa: PLR2004
+        running, states = self._running(), args[0] if args else None
+        if running is None or not isinstance(states, Tensor) or states.ndim != 3:  # noqa: PLR2004
             return None  # the lens itself asks with four dimensions
         captures = running.captures
         complete = self._lens.layers <= captures.hidden.keys()
-        if captures.head_rows or given.shape[1] != running.layout.predicting or not complete or not self._joined:
+        if captures.head_rows or states.shape[1] != running.layout.predicting or not complete or not self._joined:
             return None
         inner = [
-            self._lens.stacked([running.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
+            self._lens.stack([running.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
             for normed, layers in self._joined
         ]
-        captures.head_rows = given.shape[0]
-        return (torch.cat([given, *(states.to(given) for states in inner)]), *args[1:])
+        captures.head_rows = states.shape[0]
+        return (torch.cat([states, *(layer.to(states) for layer in inner)]), *args[1:])
 
     def _split_head(self, _: nn.Module, __: Any, logits: Tensor) -> Any:
         """Give the model its own rows back and keep those of inner layers."""
@@ -181,7 +181,7 @@ class ReadoutHooks:
             return None
         rows = running.captures.head_rows
         keys = [(index, normed) for normed, layers in self._joined for index in layers]
-        inner = self._lens.scaled(logits[rows:]).unflatten(0, (len(keys), -1))
+        inner = self._lens.scale(logits[rows:]).unflatten(0, (len(keys), -1))
         running.captures.beside_head.update(zip(keys, inner, strict=True))
         return logits[:rows]
 

@@ -58,9 +58,9 @@ def _edit_output(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[...,
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if _branch_of(gen) != edit.branch:
             return None
-        given = args[0] if args else kwargs.get("hidden_states")
+        source = args[0] if args else kwargs.get("hidden_states")
         hidden = output[0] if isinstance(output, tuple) else output
-        edited: Tensor = edit.edit(hidden, VisionView(gen, layer, given))  # type: ignore[arg-type]
+        edited: Tensor = edit.edit(hidden, VisionView(gen, layer, source))  # type: ignore[arg-type]
         if edited.shape != hidden.shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
         edited = edited.to(hidden)
