@@ -62,24 +62,24 @@ class Combination:
             raise ValueError(
                 f"Combination: main must be [rows, positions, vocab] or [rows, vocab], got {_show(shape)}."
             )
+        for source in self.sources:
+            if source.shape != shape:
+                raise ValueError(
+                    f"Combination: a source of shape {_show(source.shape)} does not fit main of shape {_show(shape)}."
+                )
         for logits in (self.main, *self.sources):
             if not logits.is_floating_point():
                 raise ValueError(f"Combination: logits must be of a float dtype, got {logits.dtype}.")
-            if logits.shape != shape:
-                raise ValueError(
-                    f"Combination: a source of shape {_show(logits.shape)} does not fit main of shape {_show(shape)}."
-                )
 
     def _check_broadcasts(self) -> None:
         """Refuse weights, a bias or a restriction that do not broadcast, or are of another dtype than they must have."""
-        shape = self.main.shape
         for weight in (self.main_weight, *self.weights):
             if isinstance(weight, Tensor):
-                _check_broadcast("a weight", weight, shape[:-1])
+                _check_broadcast("a weight", weight, self.main.shape[:-1])
         if self.bias is not None:
-            _check_broadcast("bias", self.bias, shape)
+            _check_broadcast("bias", self.bias, self.main.shape)
         if self.keep is not None:
-            _check_broadcast("keep", self.keep, shape)
+            _check_broadcast("keep", self.keep, self.main.shape)
             if self.keep.dtype != torch.bool:
                 raise ValueError(f"Combination: keep must be a bool tensor, got {self.keep.dtype}.")
 

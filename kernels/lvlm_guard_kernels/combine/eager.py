@@ -20,7 +20,7 @@ def combine(combination: Combination) -> Tensor:
     if combination.beta <= 0.0 or main.device.type != "cpu" or main.numel() == 0:
         return reference.combine(combination)  # counting survivors would wait for a GPU
     eligible = combination.restrict(main.float())
-    survivors = _find_survivors(eligible.reshape(-1, main.shape[-1]), combination.log_beta)
+    survivors = _find_survivors(eligible, combination.log_beta)
     if survivors is None:
         return reference.combine(combination)
     total = eligible.take(survivors) * _take_weight(combination.main_weight, survivors, main)
@@ -31,19 +31,20 @@ def combine(combination: Combination) -> Tensor:
     return (eligible - DEMOTION).contiguous().put_(survivors, total)
 
 
-def _find_survivors(rows: Tensor, distance: float) -> Tensor | None:
+def _find_survivors(eligible: Tensor, distance: float) -> Tensor | None:
     """Return flat indices of tokens at most `distance` (negative) from the best of their row.
 
     None where that does not pay, and where a row has no finite best token.
     """
-    count, vocabulary = rows.shape
+    vocabulary = eligible.shape[-1]
     pieces = PIECES if vocabulary % PIECES == 0 else 1
     width = vocabulary // pieces
-    pieced = rows.view(count, pieces, width)
+    pieced = eligible.reshape(-1, pieces, width)
+    count = len(pieced)
     best = pieced.amax(1)
     threshold = best.amax(-1, keepdim=True).add_(distance)
     columns = (best >= threshold).view(-1).nonzero().view(-1)
-    if len(columns) > FEW[pieces] * best.numel() or not math.isfinite(threshold.sum()):
+    if len(columns) > FEW[pieces] * best.numel() or not math.isfinite(threshold if count == 1 else threshold.sum()):
         return None
     if count == 1:
         piece, index = (pieced[0].index_select(1, columns) >= threshold).nonzero().unbind(1)
