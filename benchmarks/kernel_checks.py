@@ -9,15 +9,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from kernels_part import asking
-from lvlm_guard_kernels import paths
-from lvlm_guard_kernels.combine import combine
-from lvlm_guard_kernels.combine import reference as of_combine
-from lvlm_guard_kernels.divergence import layer_divergence, statistics
-from lvlm_guard_kernels.divergence import reference as of_divergence
-from lvlm_guard_kernels.select import reference as of_select
-from lvlm_guard_kernels.select import select
+from kernels_part import use_kernels
+from lvlm_guard_kernels import Combination, combine, divergence, record_paths, select
+from lvlm_guard_kernels.combine.reference import combine as define_combine
+from lvlm_guard_kernels.divergence import reference
 from lvlm_guard_kernels.select.draw import Draw
+from lvlm_guard_kernels.select.reference import select as define_select
 from measuring import Budget, Row
 from torch import Tensor
 from variants import OUT_OF_MEMORY, OUT_OF_TIME
@@ -45,7 +42,7 @@ class Inputs:
 
     @classmethod
     def draw(cls, rows: int, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Inputs:
-        """Random logits with -inf at every third token, as masks leave them; never at the first."""
+        """Draw random logits with -inf at every third token, as masks leave them; never at the first."""
         draw = torch.Generator(device).manual_seed(seed)
         shape = (2 + LAYERS, rows, 1, vocabulary)
         values = (torch.randn(shape, generator=draw, device=device) * 3).to(dtype)
@@ -53,13 +50,13 @@ class Inputs:
         return cls(values[0], values[1], values[2:])
 
     def last(self, rows: int) -> Inputs:
-        """The last rows of all."""
+        """Return the last rows of all."""
         return Inputs(self.main[-rows:], self.branch[-rows:], self.layers[:, -rows:])
 
-    def copy_(self, other: Inputs) -> None:
+    def copy_(self, source: Inputs) -> None:
         """Overwrite with the values of other inputs."""
-        for one in fields(self):
-            getattr(self, one.name).copy_(getattr(other, one.name))
+        for field in fields(self):
+            getattr(self, field.name).copy_(getattr(source, field.name))
 
 
 @dataclass(frozen=True)
@@ -79,37 +76,37 @@ class Kernel:
     tolerance: float = TOLERANCE
 
 
-def _combined(beta: float, *, everything: bool) -> Kernel:
-    def call(function: Callable[..., Tensor], given: Inputs) -> Tensor:
-        tokens = torch.arange(given.main.shape[-1], device=given.main.device)
-        weight = -given.main[..., 0].float().sigmoid()
+def _check_combine(beta: float, *, everything: bool) -> Kernel:
+    def build(inputs: Inputs) -> Combination:
+        tokens = torch.arange(inputs.main.shape[-1], device=inputs.main.device)
+        weight = -inputs.main[..., 0].float().sigmoid()
         more = {"bias": (tokens % 7) / 7.0, "keep": tokens % 5 != 1} if everything else {}
-        return function(given.main, [given.branch], [weight], main_weight=2.0, beta=beta, **more)
+        return Combination(inputs.main, [inputs.branch], [weight], main_weight=2.0, beta=beta, **more)
 
     name = f"combine, beta {beta:g}{', bias and keep' if everything else ''}"
-    return Kernel(name, lambda given: call(combine, given), lambda given: call(of_combine.combine, given))
+    return Kernel(name, lambda inputs: combine(build(inputs)), lambda inputs: define_combine(build(inputs)))
 
 
-def _statistics(function: Callable[[Tensor], Any]) -> Callable[[Inputs], Tensor]:
-    names = [one.name for one in fields(of_divergence.RowStatistics)]
+def _stack_statistics(function: Callable[[Tensor], Any]) -> Callable[[Inputs], Tensor]:
+    names = [field.name for field in fields(divergence.RowStatistics)]
 
-    def call(given: Inputs) -> Tensor:
-        found = function(given.main)
-        return torch.stack([getattr(found, name) for name in names])
+    def call(inputs: Inputs) -> Tensor:
+        statistics = function(inputs.main)
+        return torch.stack([getattr(statistics, name) for name in names])
 
     return call
 
 
-def _divergence(mode: Any) -> Kernel:
+def _check_divergence(mode: Any) -> Kernel:
     return Kernel(
         f"layer_divergence, {mode}",
-        lambda given: layer_divergence(given.main, given.layers, mode),
-        lambda given: of_divergence.layer_divergence(given.main, given.layers, mode),
+        lambda inputs: divergence.layer_divergence(inputs.main, inputs.layers, mode),
+        lambda inputs: reference.layer_divergence(inputs.main, inputs.layers, mode),
     )
 
 
-def _selection(name: str, warping: dict[str, Any]) -> Kernel:
-    drawn: dict[str, Any] = {
+def _check_select(name: str, warping: dict[str, Any]) -> Kernel:
+    settings: dict[str, Any] = {
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
@@ -118,67 +115,68 @@ def _selection(name: str, warping: dict[str, Any]) -> Kernel:
         "greedy": False,
         "rows": None,
     }
-    drawn |= {key: value for key, value in warping.items() if key in drawn}
-    more: dict[str, Any] = {"main_weight": 2.0, "beta": warping["beta"], "bias": None, "keep": None}
+    settings |= {key: value for key, value in warping.items() if key in settings}
 
-    def define(given: Inputs) -> Tensor:
-        return of_select.select(given.main, [given.branch], [-1.0], Draw(**drawn), **more)[0]
+    def build(inputs: Inputs) -> Combination:
+        return Combination(inputs.main, [inputs.branch], [-1.0], main_weight=2.0, beta=warping["beta"])
 
-    def run(given: Inputs) -> Tensor:
-        return select(given.main, [given.branch], [-1.0], **drawn, **more).ids
-
-    return Kernel(f"select, {name}", run, define, 0.0 if drawn["greedy"] else OTHER_IDS)
+    return Kernel(
+        f"select, {name}",
+        lambda inputs: select(build(inputs), **settings).ids,
+        lambda inputs: define_select(build(inputs), Draw(**settings))[0],
+        0.0 if settings["greedy"] else OTHER_IDS,
+    )
 
 
 KERNELS = (
-    _combined(0.0, everything=False),
-    _combined(0.1, everything=False),
-    _combined(0.1, everything=True),
-    Kernel("statistics", _statistics(statistics), _statistics(of_divergence.statistics)),
-    _divergence("jensen_shannon"),
-    _divergence("released"),
-    *itertools.starmap(_selection, WARPING.items()),
+    _check_combine(0.0, everything=False),
+    _check_combine(0.1, everything=False),
+    _check_combine(0.1, everything=True),
+    Kernel("statistics", _stack_statistics(divergence.statistics), _stack_statistics(reference.statistics)),
+    _check_divergence("jensen_shannon"),
+    _check_divergence("released"),
+    *itertools.starmap(_check_select, WARPING.items()),
 )
 
 
-def difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference, relative above 1, infinite where NaN or infinities differ; of ids the share that differs."""
+def difference(got: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative above 1, infinite where NaN or infinities differ; of ids the share that differs."""
     if not got.is_floating_point():
-        return float((got != wanted).double().mean())
-    if not torch.equal(got.isnan(), wanted.isnan()):
+        return float((got != expected).double().mean())
+    if not torch.equal(got.isnan(), expected.isnan()):
         return math.inf
-    apart = ((got - wanted).abs() / wanted.abs().clamp_min(1.0)).masked_fill((got == wanted) | got.isnan(), 0.0)
+    apart = ((got - expected).abs() / expected.abs().clamp_min(1.0)).masked_fill((got == expected) | got.isnan(), 0.0)
     return float(apart.nan_to_num(math.inf, math.inf).max())
 
 
-def values(kernel: Kernel, given: Inputs) -> float:
+def values(kernel: Kernel, inputs: Inputs) -> float:
     """Against the reference."""
-    return difference(kernel.run(given), kernel.define(given))
+    return difference(kernel.run(inputs), kernel.define(inputs))
 
 
-def repeats(kernel: Kernel, given: Inputs) -> float:
+def repeats(kernel: Kernel, inputs: Inputs) -> float:
     """Against itself: whichever program finishes first, the result is the same."""
-    first = kernel.run(given)
-    return max(difference(kernel.run(given), first) for _ in range(REPEATS))
+    first = kernel.run(inputs)
+    return max(difference(kernel.run(inputs), first) for _ in range(REPEATS))
 
 
-def graph(kernel: Kernel, given: Inputs) -> float:
+def graph(kernel: Kernel, inputs: Inputs) -> float:
     """Captured in a CUDA graph and replayed on other values."""
-    kernel.run(given)
+    kernel.run(inputs)
     torch.cuda.synchronize()
     captured = torch.cuda.CUDAGraph()
     with torch.cuda.graph(captured):
-        result = kernel.run(given)
-    given.copy_(Inputs(given.branch.clone(), given.main.clone(), given.layers.flip(0)))
+        result = kernel.run(inputs)
+    inputs.copy_(Inputs(inputs.branch.clone(), inputs.main.clone(), inputs.layers.flip(0)))
     captured.replay()
-    return difference(result, kernel.define(given))
+    return difference(result, kernel.define(inputs))
 
 
-def far_results(kernel: Kernel, given: Inputs) -> float:
+def far_results(kernel: Kernel, inputs: Inputs) -> float:
     """The last rows of a result that 32 bits do not index."""
-    result = kernel.run(given)
+    result = kernel.run(inputs)
     assert result.numel() > FAR
-    return difference(result[-CHECKED:], kernel.define(given.last(CHECKED)))
+    return difference(result[-CHECKED:], kernel.define(inputs.last(CHECKED)))
 
 
 Case = tuple[str, Callable[[Kernel, Inputs], float], Callable[[], Inputs], Sequence[Kernel]]
@@ -222,26 +220,26 @@ def _many(device: torch.device) -> Inputs:
 
 def rows(device: torch.device, budget: Budget, *, tiny: bool) -> Iterator[Row]:
     """A row for every check; a GPU that did not run Triton has failed."""
-    with asking("auto"):
+    with use_kernels("auto"):
         for case, check, draw, kernels in cases(device, tiny=tiny):
-            given = _attempt(draw) if budget.left else {"status": OUT_OF_TIME}
+            inputs = _attempt(draw) if budget.left else {"status": OUT_OF_TIME}
             for kernel in kernels:
                 facts = {"kernel": kernel.name, "case": case}
-                yield facts | (given if isinstance(given, dict) else _checked(check, kernel, given, budget))
+                yield facts | (inputs if isinstance(inputs, dict) else _run_check(check, kernel, inputs, budget))
 
 
-def _checked(check: Callable[[Kernel, Inputs], float], kernel: Kernel, given: Inputs, budget: Budget) -> Row:
+def _run_check(check: Callable[[Kernel, Inputs], float], kernel: Kernel, inputs: Inputs, budget: Budget) -> Row:
     if not budget.left:
         return {"status": OUT_OF_TIME}
-    with paths() as seen:
-        found = _attempt(lambda: check(kernel, given))
-    ran = ", ".join(dict.fromkeys(path.partition(":")[2] for path in seen))
-    if isinstance(found, dict):
-        return {"ran": ran, **found}
+    with record_paths() as paths:
+        result = _attempt(lambda: check(kernel, inputs))
+    ran = ", ".join(dict.fromkeys(path.partition(":")[2] for path in paths))
+    if isinstance(result, dict):
+        return {"ran": ran, **result}
     most = 0.0 if check is repeats else kernel.tolerance
-    wrong = f"failed: difference {found:.3g}" if not found <= most else None
-    elsewhere = "failed: Triton did not run" if given.main.is_cuda and ran != "triton" else None
-    return {"ran": ran, "largest_difference": found, "status": wrong or elsewhere or "ok"}
+    wrong = f"failed: difference {result:.3g}" if not result <= most else None
+    elsewhere = "failed: Triton did not run" if inputs.main.is_cuda and ran != "triton" else None
+    return {"ran": ran, "largest_difference": result, "status": wrong or elsewhere or "ok"}
 
 
 def _attempt(call: Callable[[], Any]) -> Any:

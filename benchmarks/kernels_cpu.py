@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from chains import COMBINE, DIVERGENCE, LAYERS, Inputs, Task
-from kernels_part import asking
+from kernels_part import use_kernels
 from measuring import Results, Row, machine, spread
 from torch.nn.functional import linear
 
@@ -70,20 +70,20 @@ class Pair:
     difference: Callable[[], float]
 
 
-def of_task(task: Task, rows: int, vocabulary: int) -> Pair:
-    """A kernel against its published chain; ours is held to the formula in float64."""
+def pair_task(task: Task, rows: int, vocabulary: int) -> Pair:
+    """Return a kernel against its published chain; ours is checked against the formula in float64."""
     inputs = task.draw(rows, vocabulary, torch.device("cpu"), torch.float32)
-    ours, chain = (functools.partial(one, *inputs) for one in (task.ours, next(iter(task.published.values()))))
-    facts = {"rows": rows, "vocabulary": vocabulary, "hidden": None, "layers": _layers(inputs)}
+    ours, chain = (functools.partial(call, *inputs) for call in (task.ours, next(iter(task.published.values()))))
+    facts = {"rows": rows, "vocabulary": vocabulary, "hidden": None, "layers": _count_layers(inputs)}
     return Pair(task.name, facts, ours, chain, lambda: task.error(inputs, ours()))
 
 
-def _layers(inputs: Inputs) -> int | None:
+def _count_layers(inputs: Inputs) -> int | None:
     return inputs[1].shape[0] if inputs[1].dim() > inputs[0].dim() else None
 
 
-def of_readouts(rows: int, vocabulary: int, hidden: int, layers: int) -> Pair:
-    """Inner layers through the head, stacked against one by one; held to each other."""
+def pair_readouts(rows: int, vocabulary: int, hidden: int, layers: int) -> Pair:
+    """Return inner layers through the head, stacked against one by one; each is checked against the other."""
     torch.manual_seed(rows)
     head = (torch.randn(1000, hidden) / hidden**0.5).repeat(vocabulary // 1000 + 1, 1)[:vocabulary]
     states = [torch.randn(rows, 1, hidden) for _ in range(layers)]
@@ -98,17 +98,17 @@ def of_readouts(rows: int, vocabulary: int, hidden: int, layers: int) -> Pair:
     return Pair("readouts", facts, stacked, separate, lambda: float((stacked() - separate()).abs().max()))
 
 
-def pairs(*, tiny: bool) -> Iterator[Pair]:
-    """Everything that is compared; each is made when its turn comes, since heads are large."""
+def list_pairs(*, tiny: bool) -> Iterator[Pair]:
+    """Yield everything that is compared; each pair is made when its turn comes, since heads are large."""
     vocabularies, widths = ((512, 1000), (16, 32)) if tiny else (VOCABULARIES, WIDTHS)
     for task, rows, vocabulary in itertools.product((COMBINE, DIVERGENCE), ROWS, vocabularies):
-        yield of_task(task, rows, vocabulary)
+        yield pair_task(task, rows, vocabulary)
     for hidden, vocabulary, layers in itertools.product(widths, vocabularies, DEPTHS):
-        yield of_readouts(1, vocabulary, hidden, layers)
+        yield pair_readouts(1, vocabulary, hidden, layers)
 
 
 def measure(pair: Pair, seconds: float) -> Row:
-    """Times and ratios of interleaved rounds, for `seconds` or the fewest rounds."""
+    """Return times and ratios of interleaved rounds, for `seconds` or the fewest rounds."""
     difference = pair.difference()
     if not difference <= TOLERANCE:
         return {"what": pair.what, **pair.facts, "rounds": 0, "status": f"failed: results differ by {difference:.3g}"}
@@ -117,17 +117,18 @@ def measure(pair: Pair, seconds: float) -> Row:
     end, rounds = time.perf_counter() + seconds, list[tuple[float, float]]()
     while len(rounds) < LEAST_ROUNDS or (len(rounds) < MOST_ROUNDS and time.perf_counter() < end):
         if len(rounds) % 2:
-            second = _milliseconds(pair.published)
-            rounds.append((_milliseconds(pair.ours), second))
+            second = _time_call(pair.published)
+            rounds.append((_time_call(pair.ours), second))
         else:
-            rounds.append((_milliseconds(pair.ours), _milliseconds(pair.published)))
+            rounds.append((_time_call(pair.ours), _time_call(pair.published)))
     ratios = [ours / published for ours, published in rounds]
-    found = {"what": pair.what, **pair.facts, "rounds": len(rounds), "verdict": _verdict(ratios)}
-    found |= spread("ours_ms", [ours for ours, _ in rounds]) | spread("published_ms", [one for _, one in rounds])
-    return found | spread("ratio", ratios)
+    row = {"what": pair.what, **pair.facts, "rounds": len(rounds), "verdict": _verdict(ratios)}
+    row |= spread("ours_ms", [ours for ours, _ in rounds])
+    row |= spread("published_ms", [published for _, published in rounds])
+    return row | spread("ratio", ratios)
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
+def _time_call(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
@@ -137,23 +138,25 @@ def _verdict(ratios: Sequence[float]) -> str:
     return "met" if statistics.median(ratios) <= GOAL else "missed"
 
 
-def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="The logit path on the CPU.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the results")
     parser.add_argument("--seconds", type=float, default=1.5, help="time of one row (default 1.5)")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, in seconds, to see that the script runs")
-    return parser.parse_args(given)
+    return parser.parse_args(argv)
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write `kernels_cpu.json` and `kernels_cpu.md`, print the page; 1 if a result was wrong."""
-    asked = arguments(given)
+    arguments = parse_arguments(argv)
     about = {**machine(torch.device("cpu")), "dtype": "float32"}
-    results = Results(asked.out, "kernels_cpu", "The logit path on the CPU", about, SHOWN, notes=[*NOTES], csv=False)
-    with asking("torch"), torch.no_grad():
-        for pair in pairs(tiny=asked.tiny):
-            results.add(**measure(pair, 0.01 if asked.tiny else asked.seconds))
+    results = Results(
+        arguments.out, "kernels_cpu", "The logit path on the CPU", about, SHOWN, notes=[*NOTES], csv=False
+    )
+    with use_kernels("torch"), torch.no_grad():
+        for pair in list_pairs(tiny=arguments.tiny):
+            results.add(**measure(pair, 0.01 if arguments.tiny else arguments.seconds))
     results.write()
     print(results.markdown())
     return int(any(row["status"].startswith("failed") for row in results.rows))

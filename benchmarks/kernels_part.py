@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from chains import LAYERS, TASKS, Inputs, Task
-from lvlm_guard_kernels import paths
+from lvlm_guard_kernels import record_paths
 from measuring import Budget, Results, Row, copy_bandwidth, durations, machine, spread, versions
 from variants import OUT_OF_MEMORY, OUT_OF_TIME
 
@@ -59,33 +59,33 @@ class Provider:
     Args:
         name: What the rows call it.
         call: Takes the task's inputs.
-        asked: `LVLM_GUARD_KERNELS` while it runs.
+        kernels: `LVLM_GUARD_KERNELS` while it runs.
         exact: Whether an error above the tolerance is a failure.
     """
 
     name: str
     call: Callable[..., Any]
-    asked: str = "auto"
+    kernels: str = "auto"
     exact: bool = True
 
 
-def providers(task: Task, size: tuple[int, int], *, tiny: bool) -> list[Provider]:
-    """What is timed at one size; published chains come first."""
-    found = [Provider(name, call, exact=False) for name, call in task.published.items()]
+def list_providers(task: Task, size: tuple[int, int], *, tiny: bool) -> list[Provider]:
+    """Return what is timed at one size; published chains come first."""
+    providers = [Provider(name, call, exact=False) for name, call in task.published.items()]
     if task.compilable and (tiny or size in COMPILED):
         backend = "eager" if tiny else "inductor"
         compiled = torch.compile(task.compilable, dynamic=False, backend=backend)
-        found.append(
+        providers.append(
             Provider(f"torch.compile ({backend})", compiled, exact=task.compilable not in task.published.values())
         )
-    return [*found, Provider("torch", task.ours, "torch"), Provider("triton", task.ours, "triton")]
+    return [*providers, Provider("torch", task.ours, "torch"), Provider("triton", task.ours, "triton")]
 
 
 @contextlib.contextmanager
-def asking(kernels: str) -> Iterator[None]:
-    """Ask for an implementation of the kernels."""
+def use_kernels(provider: str) -> Iterator[None]:
+    """Run an implementation of the kernels: `auto`, `torch` or `triton`."""
     before = os.environ.get("LVLM_GUARD_KERNELS")
-    os.environ["LVLM_GUARD_KERNELS"] = kernels
+    os.environ["LVLM_GUARD_KERNELS"] = provider
     try:
         yield
     finally:
@@ -127,7 +127,7 @@ def _measure_size(
     shared = {"kernel": task.name, "rows": size[0], "vocabulary": size[1]}
     floor = task.least_bytes(inputs) / bandwidth * 1e6
     published: dict[str, float] = {}
-    for provider in providers(task, size, tiny=tiny):
+    for provider in list_providers(task, size, tiny=tiny):
         for row in _measure(task, inputs, provider, budget, 5 if tiny else REPEATS):
             time = row.get("time_us_p50")
             first = published.setdefault(row["mode"], time) if time else None
@@ -138,7 +138,7 @@ def _measure_size(
 def _measure(task: Task, inputs: Inputs, provider: Provider, budget: Budget, repeats: int) -> Iterator[Row]:
     """One row per mode; a provider that cannot run says so instead."""
     modes = ("cold", "warm", "graph") if inputs[0].device.type == "cuda" else ("warm",)
-    with asking(provider.asked):
+    with use_kernels(provider.kernels):
         facts = _facts(task, inputs, provider) if budget.left else {"status": OUT_OF_TIME}
         for mode in modes:
             timed = {} if "status" in facts else _time(mode, functools.partial(provider.call, *inputs), inputs, repeats)
@@ -146,9 +146,9 @@ def _measure(task: Task, inputs: Inputs, provider: Provider, budget: Budget, rep
 
 
 def _facts(task: Task, inputs: Inputs, provider: Provider) -> Row:
-    """What ran and how far its result is from the formula; a status where nothing is worth timing."""
+    """Return what ran and how far its result is from the formula, or a status where nothing is worth timing."""
     try:
-        with paths() as ran:
+        with record_paths() as ran:
             result = provider.call(*inputs)
         error = task.error(inputs, result)
     except torch.OutOfMemoryError:
@@ -171,7 +171,7 @@ def _time(mode: str, call: Callable[[], Any], inputs: Inputs, repeats: int) -> R
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"status": OUT_OF_MEMORY}
-    return spread("time_us", [one * 1e3 for one in times])
+    return spread("time_us", [milliseconds * 1e3 for milliseconds in times])
 
 
 def _time_graph(call: Callable[[], Any], device: torch.device, repeats: int) -> Row:
@@ -187,7 +187,9 @@ def _time_graph(call: Callable[[], Any], device: torch.device, repeats: int) -> 
             torch.cuda.synchronize()
         return {"status": f"not captured: {_first_line(problem)}"}
     durations(graph.replay, device, WARM_UP)
-    return spread("time_us", [one * 1e3 / GRAPH_CALLS for one in durations(graph.replay, device, repeats)])
+    return spread(
+        "time_us", [milliseconds * 1e3 / GRAPH_CALLS for milliseconds in durations(graph.replay, device, repeats)]
+    )
 
 
 def _first_line(problem: Exception) -> str:

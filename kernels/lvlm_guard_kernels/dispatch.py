@@ -17,66 +17,66 @@ Provider = Literal["torch", "triton"]
 ENVIRONMENT = "LVLM_GUARD_KERNELS"
 CHOICES = ("auto", "torch", "triton")
 
-_paths: ContextVar[list[str] | None] = ContextVar("lvlm_guard_kernel_paths", default=None)
+_record: ContextVar[list[str] | None] = ContextVar("lvlm_guard_kernel_paths", default=None)
 
 
 class KernelsUnavailable(RuntimeError):
-    """The implementation asked for by name cannot run here."""
+    """The implementation named by `LVLM_GUARD_KERNELS` cannot run here."""
 
 
-def provider(kernel: str, *tensors: Tensor) -> Provider:
-    """Choose the implementation of one call: what `LVLM_GUARD_KERNELS` names, by default Triton on a GPU and torch elsewhere.
+def choose_provider(kernel: str, *tensors: Tensor) -> Provider:
+    """Choose the implementation of one call: the one `LVLM_GUARD_KERNELS` names, by default Triton on a GPU, else torch.
 
     Args:
-        kernel: Name of the kernel, for `paths`.
-        tensors: What it will read.
+        kernel: Name of the kernel, for `record_paths`.
+        tensors: What the kernel will read.
 
     Raises:
-        KernelsUnavailable: The variable names nothing known, or Triton where it cannot run.
+        KernelsUnavailable: The variable has an unknown value, or names Triton where it cannot run.
     """
-    asked = os.environ.get(ENVIRONMENT, "auto")
-    if asked not in CHOICES:
-        raise KernelsUnavailable(f"{ENVIRONMENT}={asked!r} is none of {', '.join(CHOICES)}.")
-    chosen = _chosen(asked, tensors)
-    if (seen := _paths.get()) is not None:
-        seen.append(f"{kernel}:{chosen}")
-    return chosen
+    choice = os.environ.get(ENVIRONMENT, "auto")
+    if choice not in CHOICES:
+        raise KernelsUnavailable(f"{ENVIRONMENT}={choice!r} is none of {', '.join(CHOICES)}.")
+    provider = _resolve(choice, tensors)
+    if (record := _record.get()) is not None:
+        record.append(f"{kernel}:{provider}")
+    return provider
 
 
-def _chosen(asked: str, tensors: tuple[Tensor, ...]) -> Provider:
-    if asked == "torch":
+def _resolve(choice: str, tensors: tuple[Tensor, ...]) -> Provider:
+    if choice == "torch":
         return "torch"
-    reason = obstacle(tensors)
-    if asked == "triton" and reason:
-        raise KernelsUnavailable(f"{ENVIRONMENT}=triton, but {reason}. Use auto or torch.")
-    return "torch" if reason or (asked == "auto" and not tensors[0].is_cuda) else "triton"
+    obstacle = find_obstacle(tensors)
+    if choice == "triton" and obstacle:
+        raise KernelsUnavailable(f"{ENVIRONMENT}=triton, but {obstacle}. Use auto or torch.")
+    return "torch" if obstacle or (choice == "auto" and not tensors[0].is_cuda) else "triton"
 
 
-def obstacle(tensors: tuple[Tensor, ...]) -> str | None:
-    """Why Triton cannot run on these tensors, or None."""
-    if not _installed():
+def find_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
+    """Return why Triton cannot run on these tensors, or None if it can."""
+    if not _is_installed():
         return "triton is not installed"
-    if not interpreting() and not all(one.is_cuda for one in tensors):
+    if not is_interpreting() and not all(tensor.is_cuda for tensor in tensors):
         return f"the logits are on {tensors[0].device} and TRITON_INTERPRET is not set"
     return None
 
 
 @functools.cache
-def _installed() -> bool:
+def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def interpreting() -> bool:
-    """Whether Triton runs its kernels in Python, on the CPU."""
+def is_interpreting() -> bool:
+    """Return whether Triton runs its kernels in Python, on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 @contextmanager
-def paths() -> Iterator[list[str]]:
-    """Record `kernel:provider` of every call inside, so that tests can tell what ran."""
-    seen: list[str] = []
-    token = _paths.set(seen)
+def record_paths() -> Iterator[list[str]]:
+    """Record `kernel:provider` of every call inside, so that tests can check what ran."""
+    record: list[str] = []
+    token = _record.set(record)
     try:
-        yield seen
+        yield record
     finally:
-        _paths.reset(token)
+        _record.reset(token)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
-import lvlm_guard_kernels as kernels
+import lvlm_guard_kernels
 import torch
+from lvlm_guard_kernels import Combination
 from torch import Tensor
 
 from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
@@ -20,180 +20,175 @@ from lvlm_guard.strategy.terms import Bias, Contrast, LayerDivergence, Mix, Plau
 
 
 class ForwardStatistics:
-    """Row statistics of one forward, computed when asked for and once."""
+    """Row statistics of one forward, each computed once, when it is first needed."""
 
     def __init__(self, gen: Generation) -> None:
         self._gen = gen
-        self._known: dict[Any, Tensor] = {}
+        self._results: dict[Any, Tensor] = {}
 
     def logits(self, source: Source) -> Tensor:
-        """Raw logits `[rows, positions, vocab]` in fp32."""
-        return self._raw(source).float()
+        """Return raw logits `[rows, positions, vocab]` in fp32."""
+        return self._read_logits(source).float()
 
     def log_sum_exp(self, source: Source) -> Tensor:
-        """Logarithm of the sum of exponentials `[rows, positions]`."""
-        return self._once("log_sum_exp", kernels.log_sum_exp, source)
+        """Return the logarithm of the sum of exponentials `[rows, positions]`."""
+        return self._compute_once("log_sum_exp", lvlm_guard_kernels.log_sum_exp, source)
 
     def entropy(self, source: Source) -> Tensor:
-        """Entropy in nats `[rows, positions]`."""
-        return self._once("entropy", kernels.entropy, source)
+        """Return the entropy in nats `[rows, positions]`."""
+        return self._compute_once("entropy", lvlm_guard_kernels.entropy, source)
 
     def max_probability(self, source: Source) -> Tensor:
-        """Probability of the best token `[rows, positions]`."""
-        return self._once("max_probability", kernels.max_probability, source)
+        """Return the probability of the best token `[rows, positions]`."""
+        return self._compute_once("max_probability", lvlm_guard_kernels.max_probability, source)
 
     def divergence(self, one: Source, other: Source) -> Tensor:
-        """Jensen-Shannon divergence in nats `[rows, positions]`."""
-        return self._once("divergence", kernels.jensen_shannon, one, other)
+        """Return the Jensen-Shannon divergence in nats `[rows, positions]`."""
+        return self._compute_once("divergence", lvlm_guard_kernels.jensen_shannon, one, other)
 
     def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
-        """Divergence of main from each layer `[layers, rows, positions]`."""
+        """Return the divergence of main from each layer `[layers, rows, positions]`."""
         key = ("layers", readout_layers(readout, self._gen.depth), readout.final_norm, mode)
-        if key not in self._known:
+        if key not in self._results:
             layers = self._gen.readouts(readout)
-            with _as_errors():
-                self._known[key] = kernels.layer_divergence(self._gen.logits(), layers, mode)
-        return self._known[key]
+            with _translate_errors():
+                self._results[key] = lvlm_guard_kernels.layer_divergence(self._gen.logits(), layers, mode)
+        return self._results[key]
 
-    def _raw(self, source: Source) -> Tensor:
+    def _read_logits(self, source: Source) -> Tensor:
         return source if isinstance(source, Tensor) else self._gen.logits(source)
 
-    def _once(self, name: str, function: Any, *sources: Source) -> Tensor:
-        with _as_errors():
+    def _compute_once(self, name: str, function: Any, *sources: Source) -> Tensor:
+        with _translate_errors():
             if any(isinstance(source, Tensor) for source in sources):
-                return function(*map(self._raw, sources))
-            key = (name, *map(_key, sources))
-            if key not in self._known:
-                self._known[key] = function(*map(self._raw, sources))
-            return self._known[key]
-
-
-@dataclass
-class Sum:
-    """The terms of one forward, gathered for one call of `combine`."""
-
-    main_weight: float | Tensor = 1.0
-    sources: list[Tensor] = field(default_factory=list)
-    weights: list[float | Tensor] = field(default_factory=list)
-    beta: float = 0.0
-    bias: Tensor | None = None
-    keep: Tensor | None = None
+                return function(*map(self._read_logits, sources))
+            key = (name, *map(_get_key, sources))
+            if key not in self._results:
+                self._results[key] = function(*map(self._read_logits, sources))
+            return self._results[key]
 
 
 def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
-    """Combined logits `[rows, positions, vocab]` in fp32, or None when the terms leave main as it is.
+    """Return combined logits `[rows, positions, vocab]` in fp32, or None when the terms leave main as it is.
 
     Raises:
         InputError: A weight, bias or restriction has a shape that does not fit, or a source is unknown.
-        KernelsRefused: `LVLM_GUARD_KERNELS` asks for what cannot run here.
+        KernelsRefused: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
-    gathered = gather(gen, terms)
-    if gathered is None:
+    combination = build_combination(gen, terms)
+    if combination is None:
         return None
-    with _without_autocast(gen.logits().device.type), _as_errors():
-        return kernels.combine(
-            gen.logits(),
-            gathered.sources,
-            gathered.weights,
-            main_weight=gathered.main_weight,
-            beta=gathered.beta,
-            bias=gathered.bias,
-            keep=gathered.keep,
-        )
+    with _disable_autocast(gen.logits().device.type), _translate_errors():
+        return lvlm_guard_kernels.combine(combination)
 
 
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
+def _disable_autocast(device: str) -> AbstractContextManager[Any]:
     available = torch.amp.is_autocast_available(device)
     return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
 
 
 def draw(logits: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-    """Tokens drawn from logits `[rows, vocab]`, and their log-probabilities before temperature, `[rows]` each.
+    """Draw tokens from logits `[rows, vocab]`; return them and their log-probabilities before temperature, `[rows]` each.
 
     Args:
-        logits: As they are to be drawn from.
+        logits: After all processors.
         settings: Those of `lvlm_guard_kernels.select`.
 
     Raises:
-        NonFiniteLogits: A row holds NaN, or nothing that may be drawn.
+        InputError: A setting is outside its range.
+        NonFiniteLogits: A row holds NaN, or no token that may be drawn.
     """
-    with _as_errors():
-        drawn = kernels.select(logits, **settings)
-        if bool(drawn.broken.any()):
+    with _translate_errors():
+        selection = lvlm_guard_kernels.select(Combination(logits), **settings)
+        if bool(selection.broken.any()):
             raise NonFiniteLogits("A row of logits is NaN or all removed, so no token can be drawn from it.")
-        chosen = logits.gather(-1, drawn.ids[:, None])[:, 0].float()
-        return drawn.ids, chosen - kernels.log_sum_exp(logits)
+        chosen_logits = logits.gather(-1, selection.ids[:, None])[:, 0].float()
+        return selection.ids, chosen_logits - lvlm_guard_kernels.log_sum_exp(logits)
 
 
 @contextmanager
-def _as_errors() -> Iterator[None]:
-    """Errors of the kernel room in the library's own tree."""
+def _translate_errors() -> Iterator[None]:
+    """Raise errors of the kernels as the library's own."""
     try:
         yield
-    except kernels.KernelsUnavailable as error:
+    except lvlm_guard_kernels.KernelsUnavailable as error:
         raise KernelsRefused(str(error)) from error
     except ValueError as error:
-        raise InputError(f"Row statistics cannot be computed: {error}") from error
+        raise InputError(f"The kernels cannot compute this: {error}") from error
 
 
-def gather(gen: Generation, terms: Iterable[Term]) -> Sum | None:
-    """Gather terms into one weighted sum; None when every term is neutral."""
-    total = Sum()
-    weights: dict[Any, float | Tensor] = {}
+def build_combination(gen: Generation, terms: Iterable[Term]) -> Combination | None:
+    """Return what the terms of one forward add up to, or None when every term is neutral."""
+    total = _Sum(gen)
     for term in terms:
-        if isinstance(term, (Mix, Contrast)):
-            weight = _weight(term.weight, gen)
-            contrast = isinstance(term, Contrast)
-            if contrast:
-                _add(weights, MAIN, weight)
-            if isinstance(term.source, Tensor):
-                total.sources.append(_of_forward(term.source, gen))
-                total.weights.append(-weight if contrast else weight)
-            else:
-                _add(weights, _key(term.source), -weight if contrast else weight)
+        total.add(term)
+    return total.build()
+
+
+class _Sum:
+    """Terms of one forward, added up for one call of a kernel.
+
+    Args:
+        gen: The generation whose forward it is.
+    """
+
+    def __init__(self, gen: Generation) -> None:
+        self._gen = gen
+        self._weights: dict[Any, float | Tensor] = {}  # of main and branches, by key
+        self._sources: list[tuple[Tensor, float | Tensor]] = []  # logits that strategies made, and their weights
+        self._beta = 0.0
+        self._bias: Tensor | None = None
+        self._keep: Tensor | None = None
+
+    def add(self, term: Term) -> None:
+        """Add one term."""
+        if isinstance(term, Mix):
+            self._add_source(term.source, _evaluate_weight(term.weight, self._gen))
+        elif isinstance(term, Contrast):
+            weight = _evaluate_weight(term.weight, self._gen)
+            self._add_source(MAIN, weight)
+            self._add_source(term.source, -weight)
+        elif isinstance(term, Plausible):
+            self._beta = max(self._beta, term.beta)
+        elif isinstance(term, Restrict):
+            keep = _place_over_vocabulary(term.keep.bool(), self._gen, "Restrict.keep")
+            self._keep = keep if self._keep is None else self._keep & keep
+        elif isinstance(term, Bias):
+            values = _place_over_vocabulary(term.values.float(), self._gen, "Bias.values")
+            self._bias = values if self._bias is None else self._bias + values
         else:
-            _bound(total, term, gen)
-    total.main_weight = 1.0 + weights.pop(MAIN, 0.0)
-    for key, weight in weights.items():
-        if isinstance(weight, Tensor) or weight != 0.0:
-            total.sources.append(gen.logits(key))
-            total.weights.append(weight)
-    return None if _is_neutral(total) else total
+            raise InputError(f"terms() must yield Mix, Contrast, Plausible, Restrict or Bias, got {term!r}.")
+
+    def _add_source(self, source: Source, weight: float | Tensor) -> None:
+        if isinstance(source, Tensor):
+            self._sources.append((_place_source(source, self._gen), weight))
+        else:
+            key = _get_key(source)
+            self._weights[key] = self._weights[key] + weight if key in self._weights else weight
+
+    def build(self) -> Combination | None:
+        """Return the sum as one value, or None if it leaves main as it is."""
+        branches = [key for key, weight in self._weights.items() if key != MAIN and not _is_zero(weight)]
+        weighted = [*self._sources, *((self._gen.logits(key), self._weights[key]) for key in branches)]
+        main_weight = 1.0 + self._weights.get(MAIN, 0.0)
+        bounded = self._beta > 0.0 or self._bias is not None or self._keep is not None
+        if not (weighted or bounded or isinstance(main_weight, Tensor) or main_weight != 1.0):
+            return None
+        sources, weights = [source for source, _ in weighted], [weight for _, weight in weighted]
+        with _translate_errors():
+            return Combination(self._gen.logits(), sources, weights, main_weight, self._beta, self._bias, self._keep)
 
 
-def _of_forward(source: Tensor, gen: Generation) -> Tensor:
-    """Logits that a strategy made itself, of main's shape."""
-    shape = gen.logits().shape
-    return source.to(gen.logits().device) if source.shape == shape else _misfit("A source", source.shape, shape)
+def _is_zero(weight: float | Tensor) -> bool:
+    return not isinstance(weight, Tensor) and weight == 0.0
 
 
-def _add(weights: dict[Any, float | Tensor], key: Any, weight: float | Tensor) -> None:
-    weights[key] = weights[key] + weight if key in weights else weight
-
-
-def _bound(total: Sum, term: Term, gen: Generation) -> None:
-    if isinstance(term, Plausible):
-        total.beta = max(total.beta, term.beta)
-    elif isinstance(term, Restrict):
-        keep = _over_vocabulary(term.keep.bool(), gen, "Restrict.keep")
-        total.keep = keep if total.keep is None else total.keep & keep
-    elif isinstance(term, Bias):
-        values = _over_vocabulary(term.values.float(), gen, "Bias.values")
-        total.bias = values if total.bias is None else total.bias + values
-    else:
-        raise InputError(f"terms() must yield Mix, Contrast, Plausible, Restrict or Bias, got {term!r}.")
-
-
-def _is_neutral(total: Sum) -> bool:
-    weighted = isinstance(total.main_weight, Tensor) or total.main_weight != 1.0 or bool(total.sources)
-    return not (weighted or total.beta > 0.0 or total.bias is not None or total.keep is not None)
-
-
-def _key(source: Source) -> Any:
+def _get_key(source: Source) -> Any:
     return getattr(source, "key", source)
 
 
-def _weight(weight: Weight, gen: Generation) -> float | Tensor:
+def _evaluate_weight(weight: Weight, gen: Generation) -> float | Tensor:
+    """Return a weight as a number, or as a tensor `[rows, positions]` on the device of the logits."""
     if callable(weight) and not isinstance(weight, Tensor):
         weight = weight(gen.statistics)
     if isinstance(weight, (int, float)):
@@ -203,22 +198,35 @@ def _weight(weight: Weight, gen: Generation) -> float | Tensor:
     shape = gen.logits().shape[:2]
     value = weight.to(gen.logits().device, torch.float32)
     value = value[:, None] if value.ndim == 1 else value
-    return value.expand(shape) if _fits(value.shape, shape) else _misfit("A weight", weight.shape, shape)
+    if not _broadcasts(value.shape, shape):
+        raise _describe_misfit("A weight", weight.shape, shape)
+    return value.expand(shape)
 
 
-def _over_vocabulary(value: Tensor, gen: Generation, what: str) -> Tensor:
+def _place_source(source: Tensor, gen: Generation) -> Tensor:
+    """Return logits that a strategy made, of main's shape, on main's device."""
+    shape = gen.logits().shape
+    if source.shape != shape:
+        raise _describe_misfit("A source", source.shape, shape)
+    return source.to(gen.logits().device)
+
+
+def _place_over_vocabulary(value: Tensor, gen: Generation, name: str) -> Tensor:
+    """Return a bias or a restriction that broadcasts to main, on main's device."""
     shape = gen.logits().shape
     placed = value.to(gen.logits().device)
     placed = placed[:, None] if placed.ndim == 2 else placed  # noqa: PLR2004 - [rows, vocab]
-    return placed if _fits(placed.shape, shape) and placed.shape[-1] == shape[-1] else _misfit(what, value.shape, shape)
+    if not _broadcasts(placed.shape, shape) or placed.shape[-1] != shape[-1]:
+        raise _describe_misfit(name, value.shape, shape)
+    return placed
 
 
-def _fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     pairs = zip(reversed(shape), reversed(target), strict=False)
-    return len(shape) <= len(target) and all(size in (1, wanted) for size, wanted in pairs)
+    return len(shape) <= len(target) and all(size in (1, length) for size, length in pairs)
 
 
-def _misfit(what: str, shape: Sequence[int], target: Sequence[int]) -> Tensor:
-    raise InputError(
-        f"{what} of shape {tuple(shape)} does not fit the logits {tuple(target)} [rows, positions, vocab]."
+def _describe_misfit(name: str, shape: Sequence[int], target: Sequence[int]) -> InputError:
+    return InputError(
+        f"{name} of shape {tuple(shape)} does not fit the logits {tuple(target)} [rows, positions, vocab]."
     )

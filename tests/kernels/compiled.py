@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lvlm_guard_kernels as kernels
+import lvlm_guard_kernels
 import torch
 import triton
-from lvlm_guard_kernels import dispatch
-from lvlm_guard_kernels.select import select
+from lvlm_guard_kernels import Combination, combine, dispatch, select
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction
@@ -38,10 +37,14 @@ def logits(rows: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> T
     return torch.empty(rows, 1, vocabulary, dtype=dtype, device="meta")
 
 
-def contrast(rows: int, vocabulary: int, **more: Any) -> Callable[[], object]:
+def vcd(rows: int, vocabulary: int) -> Combination:
+    """VCD's sum."""
+    return Combination(logits(rows, vocabulary), [logits(rows, vocabulary)], [-1.0], main_weight=2.0, beta=0.1)
+
+
+def contrast(rows: int, vocabulary: int) -> Callable[[], object]:
     """VCD's step."""
-    main, branch = logits(rows, vocabulary), logits(rows, vocabulary)
-    return lambda: kernels.combine(main, [branch], [-1.0], main_weight=2.0, beta=0.1, **more)
+    return lambda: combine(vcd(rows, vocabulary))
 
 
 def everything(rows: int, vocabulary: int) -> Callable[[], object]:
@@ -50,19 +53,18 @@ def everything(rows: int, vocabulary: int) -> Callable[[], object]:
     sources = [logits(rows, vocabulary) for _ in range(4)]
     keep = torch.empty(vocabulary, dtype=torch.bool, device="meta")
     bias = torch.empty(vocabulary, device="meta")
-    return lambda: kernels.combine(logits(rows, vocabulary), sources, weights, beta=0.1, bias=bias, keep=keep)
+    return lambda: combine(Combination(logits(rows, vocabulary), sources, weights, beta=0.1, bias=bias, keep=keep))
 
 
 def layers(rows: int, vocabulary: int) -> Callable[[], object]:
     """DoLa's divergence of 16 layers."""
     stacked = torch.empty(16, rows, 1, vocabulary, dtype=torch.bfloat16, device="meta")
-    return lambda: kernels.layer_divergence(logits(rows, vocabulary), stacked)
+    return lambda: lvlm_guard_kernels.layer_divergence(logits(rows, vocabulary), stacked)
 
 
 def draw(rows: int, vocabulary: int, **warping: Any) -> Callable[[], object]:
     """VCD's step to the token."""
-    main, branch = logits(rows, vocabulary), logits(rows, vocabulary)
-    return lambda: select(main, [branch], [-1.0], main_weight=2.0, beta=0.1, **warping)
+    return lambda: select(vcd(rows, vocabulary), **warping)
 
 
 SPECIMENS: dict[str, Callable[[], object]] = {
@@ -70,11 +72,11 @@ SPECIMENS: dict[str, Callable[[], object]] = {
     "contrast, 8 x 32000": contrast(8, 32000),
     "contrast, 512 x 151936": contrast(512, 151936),
     "contrast, 8 x 32001": contrast(8, 32001),
-    "sum, 8 x 32000": lambda: kernels.combine(logits(8, 32000), [logits(8, 32000)], [0.5]),
+    "sum, 8 x 32000": lambda: combine(Combination(logits(8, 32000), [logits(8, 32000)], [0.5])),
     "everything, 8 x 151936": everything(8, 151936),
     "everything, 512 x 151936": everything(512, 151936),
-    "statistics, 1 x 151936": lambda: kernels.statistics(logits(1, 151936)),
-    "statistics, 512 x 151936": lambda: kernels.statistics(logits(512, 151936)),
+    "statistics, 1 x 151936": lambda: lvlm_guard_kernels.statistics(logits(1, 151936)),
+    "statistics, 512 x 151936": lambda: lvlm_guard_kernels.statistics(logits(512, 151936)),
     "layers, 1 x 151936": layers(1, 151936),
     "layers, 64 x 32000": layers(64, 32000),
     "draw, 1 x 151936": draw(1, 151936, temperature=0.8, top_k=50, top_p=0.9),
@@ -137,9 +139,9 @@ def facts(binary: Any) -> dict[str, Any]:
 
 def of_amd(binary: Any) -> dict[str, Any]:
     """From the metadata in the assembly."""
-    known = {name: int(value) for name, value in re.findall(r"\.(\w+): +(\d+)$", binary.asm["amdgcn"], re.MULTILINE)}
-    stack = known["private_segment_fixed_size"]
-    return {"registers": known["vgpr_count"], "stack": stack, "spilt": known["vgpr_spill_count"]}
+    metadata = {name: int(value) for name, value in re.findall(r"\.(\w+): +(\d+)$", binary.asm["amdgcn"], re.MULTILINE)}
+    stack = metadata["private_segment_fixed_size"]
+    return {"registers": metadata["vgpr_count"], "stack": stack, "spilt": metadata["vgpr_spill_count"]}
 
 
 def of_nvidia(binary: Any) -> dict[str, Any]:
@@ -147,28 +149,30 @@ def of_nvidia(binary: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(binary.asm["cubin"])
         command = [CUOBJDUMP, "-res-usage", file.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack = (int(re.search(rf"{name}:(\d+)", told)[1]) for name in ("REG", "STACK"))
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     return {"registers": registers, "stack": stack, "loads": loads(binary.asm["ptx"])}
 
 
 def loads(ptx: str) -> dict[str, int]:
     """How many loads from global memory are as wide as `v4` or `v8` says; `scalar` are single ones."""
-    found = re.findall(r"ld\.global\S*", ptx)
-    widths = [match[0] if (match := re.findall(r"v\d", one)) else "scalar" for one in found]
+    instructions = re.findall(r"ld\.global\S*", ptx)
+    widths = [match[0] if (match := re.findall(r"v\d", name)) else "scalar" for name in instructions]
     return {width: widths.count(width) for width in sorted(set(widths))}
 
 
 def main() -> None:
     """Compile all specimens for all targets."""
-    dispatch.obstacle = lambda _: None  # nothing is run, so nothing stands in the way
+    dispatch.find_obstacle = lambda _: None  # nothing is run, so nothing stands in the way
     os.environ[dispatch.ENVIRONMENT] = "triton"
     rows = []
     for number, (name, target) in enumerate(TARGETS.items()):
         triton.runtime.driver.set_active(Driver(number, target))
         for specimen, call in SPECIMENS.items():
             made = launches(call)
-            rows += [{"target": name, "specimen": specimen, "kernel": kernel, **facts(one)} for kernel, one in made]
+            rows += [
+                {"target": name, "specimen": specimen, "kernel": kernel, **facts(binary)} for kernel, binary in made
+            ]
     print(json.dumps(rows, indent=1))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from lvlm_guard_kernels import paths
+from lvlm_guard_kernels import record_paths
 from triton.runtime import JITFunction
 
 if isinstance(tl.max, JITFunction):  # another test module has imported Triton, for compiling
@@ -21,7 +21,7 @@ if isinstance(tl.max, JITFunction):  # another test module has imported Triton, 
 @contextmanager
 def all_triton():
     """Fail unless kernels run inside, and every one of them in Triton."""
-    with paths() as ran:
+    with record_paths() as ran:
         yield ran
     assert ran, "no kernel ran"
     assert all(path.endswith(":triton") for path in ran), f"not every kernel ran in Triton: {ran}"

@@ -3,11 +3,11 @@
 import itertools
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
-from lvlm_guard_kernels import DEMOTION, combine, rows
+from lvlm_guard_kernels import DEMOTION, Combination, combine, launch
 from lvlm_guard_kernels.combine import eager, fused, reference
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -34,8 +34,8 @@ MOST = 17 * 32001
 def cover(factors, seed=0):
     """A few cases in which every pair of values of two factors occurs; each is the best of some random small ones."""
     draw, names = random.Random(seed), list(factors)
-    left = {pair for one, other in itertools.combinations(names, 2) for pair in itertools.product(
-        [(one, value) for value in factors[one]], [(other, value) for value in factors[other]]
+    left = {pair for first, second in itertools.combinations(names, 2) for pair in itertools.product(
+        [(first, value) for value in factors[first]], [(second, value) for value in factors[second]]
     )}  # fmt: skip
     while left:
         forced = dict(min(left, key=str))
@@ -88,125 +88,111 @@ def pierced(main, holes):
     return main
 
 
-@dataclass(frozen=True)
-class Call:
-    """Arguments of `combine`."""
-
-    main: torch.Tensor
-    sources: list
-    weights: list
-    more: dict
-
-    @classmethod
-    def of(cls, case):
-        shape = (case["rows"], case["positions"], case["vocabulary"])
-        main = laid_out(pierced(draw(*shape, dtype=case["main"]), case["holes"]), case["layout"])
-        numbers = range(1, case["sources"] + 1)
-        sources = [laid_out(draw(*shape, seed=one, dtype=case["source"]), case["layout"]) for one in numbers]
-        weights = [-case["alpha"] / one for one in numbers]
-        main_weight = 1.0 + case["alpha"]
-        if case["per_row"]:
-            weights = [weight * draw(*shape[:2], seed=10 + one).abs() for one, weight in enumerate(weights)]
-            main_weight = main_weight + draw(*shape[:2], seed=20).abs()
-        more = {"main_weight": main_weight, "beta": case["beta"]}
-        if case["bias"]:
-            more["bias"] = draw(*cls._wide(case, "bias"), seed=30, dtype=case["source"])
-        if case["keep"]:
-            more["keep"] = draw(*cls._wide(case, "keep"), seed=40) > -1.0
-        return cls(main, sources, weights, more)
-
-    @staticmethod
-    def _wide(case, name):
-        return (case["vocabulary"],) if case[name] == "shared" else (case["rows"], 1, case["vocabulary"])
-
-    def __call__(self, function):
-        return function(self.main, self.sources, self.weights, **self.more)
+def build(case):
+    """What a case combines."""
+    shape = (case["rows"], case["positions"], case["vocabulary"])
+    main = laid_out(pierced(draw(*shape, dtype=case["main"]), case["holes"]), case["layout"])
+    numbers = range(1, case["sources"] + 1)
+    sources = [laid_out(draw(*shape, seed=number, dtype=case["source"]), case["layout"]) for number in numbers]
+    weights = [-case["alpha"] / number for number in numbers]
+    main_weight = 1.0 + case["alpha"]
+    if case["per_row"]:
+        weights = [weight * draw(*shape[:2], seed=10 + index).abs() for index, weight in enumerate(weights)]
+        main_weight = main_weight + draw(*shape[:2], seed=20).abs()
+    bias = draw(*extent(case, "bias"), seed=30, dtype=case["source"]) if case["bias"] else None
+    keep = draw(*extent(case, "keep"), seed=40) > -1.0 if case["keep"] else None
+    return Combination(main, sources, weights, main_weight, case["beta"], bias, keep)
 
 
-def assert_equal(got, wanted):
+def extent(case, name):
+    """Shape of a bias or restriction."""
+    return (case["vocabulary"],) if case[name] == "shared" else (case["rows"], 1, case["vocabulary"])
+
+
+def assert_equal(got, expected):
     """NaN and infinities in the same places, everything else within fp32 rounding of a short sum."""
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-5, equal_nan=True)
 
 
 @pytest.fixture(params=["eager", "triton"])
-def combined(request, monkeypatch):
-    """`combine` of a call, by each implementation, the way it took asserted."""
+def run(request, monkeypatch):
+    """`combine` in each implementation, with a check that it ran."""
     if request.param == "triton":
         request.getfixturevalue("on_triton")
     else:
         monkeypatch.setenv("LVLM_GUARD_KERNELS", "torch")
-    return lambda call: call(combine)
+    return combine
 
 
 def test_the_matrix_holds_every_pair_of_values_and_moves_logits_in_most_cases():
     pairs = {pair for case in CASES for pair in itertools.combinations(case.items(), 2)}
     lengths = [len(values) for values in FACTORS.values()]
-    assert len(pairs) == sum(one * other for one, other in itertools.combinations(lengths, 2))
-    calls = [Call.of(case) for case in CASES]
-    effects = [(call(reference.combine) - call.main.float()).nan_to_num(0, 0, 0).abs() for call in calls]
+    assert len(pairs) == sum(first * second for first, second in itertools.combinations(lengths, 2))
+    combinations = [build(case) for case in CASES]
+    effects = [(reference.combine(value) - value.main.float()).nan_to_num(0, 0, 0).abs() for value in combinations]
     moved = [bool(((effect > 0.1) & (effect < DEMOTION / 2)).any()) for effect in effects]
     assert sum(moved) > len(CASES) / 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_every_implementation_equals_the_reference(combined, case, monkeypatch):
+def test_every_implementation_equals_the_reference(run, case, monkeypatch):
     if case["whole"]:
-        monkeypatch.setattr(rows, "processors", lambda device: 1)
-    call = Call.of(case)
-    assert_equal(combined(call), call(reference.combine))
+        monkeypatch.setattr(launch, "count_processors", lambda device: 1)
+    combination = build(case)
+    assert_equal(run(combination), reference.combine(combination))
 
 
 def test_a_program_takes_a_whole_row_where_rows_are_many(on_triton, monkeypatch):
-    call = Call(draw(4, 1, 9001), [draw(4, 1, 9001, seed=1)], [-1.0], {"main_weight": 2.0, "beta": 0.1})
-    assert len(launched(call, monkeypatch)) == 2
-    monkeypatch.setattr(rows, "processors", lambda device: 2)
-    assert len(launched(call, monkeypatch)) == 1
-    assert_equal(call(combine), call(reference.combine))
+    combination = Combination(draw(4, 1, 9001), [draw(4, 1, 9001, seed=1)], [-1.0], main_weight=2.0, beta=0.1)
+    assert len(list_launches(combination, monkeypatch)) == 2
+    monkeypatch.setattr(launch, "count_processors", lambda device: 2)
+    assert len(list_launches(combination, monkeypatch)) == 1
+    assert_equal(combine(combination), reference.combine(combination))
 
 
-def launched(call, monkeypatch):
-    """Names of the kernels that a call launches."""
-    names, run = [], interpreter.GridExecutor.__call__
+def list_launches(combination, monkeypatch):
+    """Return the names of the kernels that `combine` launches."""
+    names, call = [], interpreter.GridExecutor.__call__
     with monkeypatch.context() as patch:
         patch.setattr(
             interpreter.GridExecutor,
             "__call__",
-            lambda self, *args, **more: (names.append(self.fn.__name__), run(self, *args, **more))[1],
+            lambda self, *args, **more: (names.append(self.fn.__name__), call(self, *args, **more))[1],
         )
-        call(combine)
+        combine(combination)
     return names
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
-def test_a_token_exactly_at_the_threshold_survives_and_the_next_number_below_does_not(combined, beta):
+def test_a_token_exactly_at_the_threshold_survives_and_the_next_number_below_does_not(run, beta):
     best = torch.tensor(3.7)
     edge = best + math.log(beta)
     below = torch.nextafter(edge, torch.tensor(-math.inf))
     main = torch.full((1, 1, 5000), -50.0)
     main[0, 0, [7, 4100, 4999]] = torch.stack([best, edge, below])
-    got = combined(Call(main, [torch.ones_like(main)], [-1.0], {"beta": beta}))[0, 0]
+    got = run(Combination(main, [torch.ones_like(main)], [-1.0], beta=beta))[0, 0]
     assert got[[7, 4100]].tolist() == [best - 1, edge - 1]
     assert got[4999] == below - DEMOTION
 
 
-def test_equal_logits_all_survive_the_strictest_plausibility(combined):
+def test_equal_logits_all_survive_the_strictest_plausibility(run):
     main = torch.full((2, 1, 4099), 1.25)
     branch = draw(2, 1, 4099)
-    got = combined(Call(main, [branch], [-1.0], {"beta": 1.0}))
+    got = run(Combination(main, [branch], [-1.0], beta=1.0))
     assert_equal(got, main - branch)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_source_moves_nothing_where_main_does_not_survive(combined, poison):
+def test_a_source_moves_nothing_where_main_does_not_survive(run, poison):
     main, branch = draw(3, 2, 4500), draw(3, 2, 4500, seed=1)
     survives = main >= main.amax(-1, keepdim=True) + math.log(0.1)
     assert 0 < survives.sum() < survives.numel() / 100
-    clean = Call(main, [branch], [-1.0], {"main_weight": 2.0, "beta": 0.1})
-    spoilt = Call(main, [branch.masked_fill(~survives, poison)], [-1.0], clean.more)
-    got = combined(spoilt)
+    clean = Combination(main, [branch], [-1.0], main_weight=2.0, beta=0.1)
+    spoilt = replace(clean, sources=[branch.masked_fill(~survives, poison)])
+    got = run(spoilt)
     assert got.isfinite().all()
-    assert torch.equal(got, combined(clean))
+    assert torch.equal(got, run(clean))
 
 
 def test_triton_loads_a_source_at_survivors_only(on_triton, monkeypatch):
@@ -214,15 +200,15 @@ def test_triton_loads_a_source_at_survivors_only(on_triton, monkeypatch):
     first, size = branch.data_ptr(), branch.element_size()
     read, load = set(), interpreter.InterpreterBuilder.create_masked_load
 
-    def loading(self, pointers, mask, *more):
+    def record_load(self, pointers, mask, *more):
         read.update((pointers.data[mask.data].astype("int64") - first).tolist())
         return load(self, pointers, mask, *more)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", loading)
-    combine(main, [branch], [-1.0], main_weight=2.0, beta=0.1)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_masked_load", record_load)
+    combine(Combination(main, [branch], [-1.0], main_weight=2.0, beta=0.1))
     survives = main >= main.amax(-1, keepdim=True) + math.log(0.1)
-    wanted = (survives.flatten().nonzero()[:, 0] * size).tolist()
-    assert {place for place in read if 0 <= place < branch.nbytes} == set(wanted)
+    expected = (survives.flatten().nonzero()[:, 0] * size).tolist()
+    assert {place for place in read if 0 <= place < branch.nbytes} == set(expected)
 
 
 class Reading(TorchDispatchMode):
@@ -234,7 +220,7 @@ class Reading(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if any(one is self.watched for one in args):
+        if any(arg is self.watched for arg in args):
             self.seen.append((function.overloadpacket.__name__, result.numel()))
         return result
 
@@ -243,58 +229,58 @@ def test_torch_indexes_a_source_at_survivors_only():
     main, branch = draw(3, 2, 4500), draw(3, 2, 4500, seed=1)
     survives = main >= main.amax(-1, keepdim=True) + math.log(0.1)
     with Reading(branch) as reading:
-        eager.combine(main, [branch], [-1.0], main_weight=2.0, beta=0.1)
+        eager.combine(Combination(main, [branch], [-1.0], main_weight=2.0, beta=0.1))
     ((name, size),) = reading.seen
     assert name in ("index", "index_select", "take")
     assert size == survives.sum()
 
 
-def test_nan_of_main_spreads_over_its_row_under_plausibility_and_stays_alone_without(combined):
+def test_nan_of_main_spreads_over_its_row_under_plausibility_and_stays_alone_without(run):
     main, branch = draw(3, 1, 4500), draw(3, 1, 4500, seed=1)
     main[1, 0, 4400] = math.nan
-    spread = combined(Call(main, [branch], [-1.0], {"beta": 0.1})).isnan()
+    spread = run(Combination(main, [branch], [-1.0], beta=0.1)).isnan()
     assert spread.all(-1).flatten().tolist() == [False, True, False]
     assert spread.sum() == 4500
-    alone = combined(Call(main, [branch], [-1.0], {})).isnan()
+    alone = run(Combination(main, [branch], [-1.0])).isnan()
     assert alone.nonzero().tolist() == [[1, 0, 4400]]
 
 
-def test_nan_at_a_removed_token_is_removed(combined):
+def test_nan_at_a_removed_token_is_removed(run):
     main, keep = draw(2, 1, 4500), torch.ones(4500, dtype=torch.bool)
     main[0, 0, 4400], keep[4400] = math.nan, False
-    got = combined(Call(main, [draw(2, 1, 4500, seed=1)], [-1.0], {"beta": 0.1, "keep": keep}))
+    got = run(Combination(main, [draw(2, 1, 4500, seed=1)], [-1.0], beta=0.1, keep=keep))
     assert not got.isnan().any()
     assert (got[..., 4400] == -math.inf).all()
 
 
 @pytest.mark.parametrize("main_weight", [-1.0, 0.0])
-def test_a_row_of_removed_tokens_among_many_stays_removed_whatever_its_weight(combined, main_weight):
+def test_a_row_of_removed_tokens_among_many_stays_removed_whatever_its_weight(run, main_weight):
     main = draw(33, 1, 300)
     main[5] = -math.inf
-    got = combined(Call(main, [draw(33, 1, 300, seed=1)], [1.0], {"main_weight": main_weight, "beta": 0.5}))
+    got = run(Combination(main, [draw(33, 1, 300, seed=1)], [1.0], main_weight=main_weight, beta=0.5))
     assert (got[5] == -math.inf).all()
     assert got[:5].isfinite().all()
 
 
-def test_half_precision_logits_that_overflow_when_weighted_do_not(combined):
+def test_half_precision_logits_that_overflow_when_weighted_do_not(run):
     main = torch.full((1, 1, 300), 40000.0, dtype=torch.float16)
-    got = combined(Call(main, [torch.full_like(main, 30000.0)], [-1.0], {"main_weight": 2.0, "beta": 0.1}))
+    got = run(Combination(main, [torch.full_like(main, 30000.0)], [-1.0], main_weight=2.0, beta=0.1))
     assert (got == 50000.0).all()
 
 
-def test_more_sources_than_slots_are_all_added(combined):
-    main, sources = draw(2, 2, 1100), [draw(2, 2, 1100, seed=one) for one in range(1, 8)]
-    weights = [0.5**one if one % 2 else torch.full((2, 2), -(0.5**one)) for one in range(7)]
+def test_more_sources_than_slots_are_all_added(run):
+    main, sources = draw(2, 2, 1100), [draw(2, 2, 1100, seed=number) for number in range(1, 8)]
+    weights = [0.5**power if power % 2 else torch.full((2, 2), -(0.5**power)) for power in range(7)]
     assert len(sources) > fused.SLOTS + 1
-    wanted = main.double()
+    expected = main.double()
     for source, weight in zip(sources, weights, strict=True):
-        wanted = wanted + source.double() * (weight if isinstance(weight, float) else weight[..., None])
-    got = combined(Call(main, sources, weights, {}))
-    torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=1e-5)
+        expected = expected + source.double() * (weight if isinstance(weight, float) else weight[..., None])
+    got = run(Combination(main, sources, weights))
+    torch.testing.assert_close(got, expected.float(), rtol=1e-6, atol=1e-5)
 
 
-def test_inputs_are_left_as_they_were(combined):
+def test_inputs_are_left_as_they_were(run):
     main, branch, bias = draw(2, 1, 1100), draw(2, 1, 1100, seed=1), draw(1100, seed=2)
     before = main.clone(), branch.clone(), bias.clone()
-    combined(Call(main, [branch], [-1.0], {"main_weight": 2.0, "beta": 0.1, "bias": bias, "keep": bias > -3}))
-    assert all(torch.equal(one, other) for one, other in zip(before, (main, branch, bias), strict=True))
+    run(Combination(main, [branch], [-1.0], main_weight=2.0, beta=0.1, bias=bias, keep=bias > -3))
+    assert all(torch.equal(*pair) for pair in zip(before, (main, branch, bias), strict=True))

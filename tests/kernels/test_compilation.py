@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("compiled.py")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 KERNELS = {
-    "best_of_slice", "combine_rows", "measure_slices", "finish_rows", "diverge_slices", "open_rows", "list_survivors",
+    "find_slice_best", "combine_rows", "measure_slices", "finish_rows", "diverge_slices", "open_rows", "list_survivors",
     "draw_tokens",
 }  # fmt: skip
 OF_PARTIALS = {"finish_rows", "draw_tokens"}

@@ -5,8 +5,7 @@ from dataclasses import astuple
 
 import pytest
 import torch
-from lvlm_guard_kernels import divergence
-from lvlm_guard_kernels import rows as launching
+from lvlm_guard_kernels import divergence, launch
 from lvlm_guard_kernels.divergence import eager, reference
 
 INF = math.inf
@@ -42,8 +41,8 @@ public = pytest.fixture(chosen, params=["torch", "triton"], name="public")
 @pytest.fixture
 def narrow(monkeypatch):
     """Slices of 128 tokens, so that a short row has several."""
-    monkeypatch.setattr(launching, "WIDTH", 128)
-    monkeypatch.setattr(launching, "NARROW", 128)
+    monkeypatch.setattr(launch, "WIDTH", 128)
+    monkeypatch.setattr(launch, "NARROW", 128)
 
 
 def draw(*shape, seed=0, dtype=FLOAT):
@@ -83,45 +82,45 @@ def statistics_by_hand(logits):
     return logits.double().logsumexp(-1), -torch.xlogy(p, p).sum(-1), p.amax(-1), logits.double().amax(-1)
 
 
-def assert_same(got, wanted, **tolerance):
+def assert_same(got, expected, **tolerance):
     assert got.dtype == FLOAT
-    torch.testing.assert_close(got, wanted.float(), **{"rtol": 1e-5, "atol": 1e-6, "equal_nan": True, **tolerance})
+    torch.testing.assert_close(got, expected.float(), **{"rtol": 1e-5, "atol": 1e-6, "equal_nan": True, **tolerance})
 
 
-def every_divergence(run, one, layers):
+def every_divergence(run, main, layers):
     """All divergences of rows from those of each layer, by name."""
-    found = {mode: run.layer_divergence(one, layers, mode) for mode in MODES}
-    return {**found, "kl": run.kl(one.expand_as(layers), layers)}
+    divergences = {mode: run.layer_divergence(main, layers, mode) for mode in MODES}
+    return {**divergences, "kl": run.kl(main.expand_as(layers), layers)}
 
 
-@pytest.mark.parametrize(("vocabulary", "rows", "positions", "dtype", "other", "layout"), CASES)
-def test_statistics_equal_float64(run, vocabulary, rows, positions, dtype, other, layout):
+@pytest.mark.parametrize(("vocabulary", "rows", "positions", "dtype", "layer_dtype", "layout"), CASES)
+def test_statistics_equal_float64(run, vocabulary, rows, positions, dtype, layer_dtype, layout):
     logits = laid(draw(rows, positions, vocabulary, dtype=dtype), layout)
-    for got, wanted in zip(astuple(run.statistics(logits)), statistics_by_hand(logits), strict=True):
+    for got, expected in zip(astuple(run.statistics(logits)), statistics_by_hand(logits), strict=True):
         assert got.shape == (rows, positions)
-        assert_same(got, wanted)
+        assert_same(got, expected)
 
 
 def test_one_statistic_alone_is_the_same(run):
     logits = draw(2, 1, 300)
-    wanted = statistics_by_hand(logits)
-    for name, value in zip(("log_sum_exp", "entropy", "max_probability"), wanted, strict=False):
+    expected = statistics_by_hand(logits)
+    for name, value in zip(("log_sum_exp", "entropy", "max_probability"), expected, strict=False):
         assert_same(getattr(run, name)(logits), value)
 
 
-@pytest.mark.parametrize(("vocabulary", "rows", "positions", "dtype", "other", "layout"), CASES)
-def test_divergences_equal_float64(run, vocabulary, rows, positions, dtype, other, layout):
+@pytest.mark.parametrize(("vocabulary", "rows", "positions", "dtype", "layer_dtype", "layout"), CASES)
+def test_divergences_equal_float64(run, vocabulary, rows, positions, dtype, layer_dtype, layout):
     main = laid(draw(rows, positions, vocabulary, dtype=dtype), layout)
-    layers = laid(draw(LAYERS, rows, positions, vocabulary, seed=1, dtype=other), layout)
-    kept = main.clone(), layers.clone()
+    layers = laid(draw(LAYERS, rows, positions, vocabulary, seed=1, dtype=layer_dtype), layout)
+    before = main.clone(), layers.clone()
     for mode in MODES:
         got = run.layer_divergence(main, layers, mode)
         assert got.shape == (LAYERS, rows, positions)
         assert_same(got, by_hand(main, layers, mode))
         assert vocabulary == 1 or (got > 0.1).all(), "rows drawn apart show no divergence"
     assert_same(run.kl(main, layers[1]), kl_by_hand(main.double().softmax(-1), layers[1].double().softmax(-1)))
-    assert torch.equal(main, kept[0])
-    assert torch.equal(layers, kept[1])
+    assert torch.equal(main, before[0])
+    assert torch.equal(layers, before[1])
 
 
 def test_layers_behind_their_rows_are_read_in_place(run):
@@ -132,31 +131,31 @@ def test_layers_behind_their_rows_are_read_in_place(run):
 
 @pytest.mark.parametrize("shape", [(300,), (2, 300), (2, 1, 2, 300)])
 def test_rows_may_have_any_leading_dimensions(run, shape):
-    one, other = draw(*shape), draw(*shape, seed=1)
-    got = run.layer_divergence(one, other[None])
+    first, second = draw(*shape), draw(*shape, seed=1)
+    got = run.layer_divergence(first, second[None])
     assert got.shape == (1, *shape[:-1])
-    assert_same(got[0], by_hand(one, other, "jensen_shannon"))
-    assert_same(run.entropy(one), statistics_by_hand(one)[1])
+    assert_same(got[0], by_hand(first, second, "jensen_shannon"))
+    assert_same(run.entropy(first), statistics_by_hand(first)[1])
 
 
 def test_jensen_shannon_is_symmetric_and_kl_is_not(public):
-    one, other = draw(2, 1, 300), draw(2, 1, 300, seed=1)
-    assert_same(public.jensen_shannon(one, other), by_hand(one, other, "jensen_shannon"))
-    assert_same(public.jensen_shannon(one, other), public.jensen_shannon(other, one))
-    assert (public.kl(one, other) - public.kl(other, one)).abs().min() > 1e-3
+    first, second = draw(2, 1, 300), draw(2, 1, 300, seed=1)
+    assert_same(public.jensen_shannon(first, second), by_hand(first, second, "jensen_shannon"))
+    assert_same(public.jensen_shannon(first, second), public.jensen_shannon(second, first))
+    assert (public.kl(first, second) - public.kl(second, first)).abs().min() > 1e-3
 
 
 @pytest.mark.parametrize("processors", [1, 1000])
 def test_slices_and_whole_rows_agree_with_float64(on_triton, narrow, monkeypatch, processors):
     from lvlm_guard_kernels.divergence import fused  # noqa: PLC0415 - Triton is imported under its fixture
 
-    monkeypatch.setattr(launching, "processors", lambda device: processors)
+    monkeypatch.setattr(launch, "count_processors", lambda device: processors)
     rising = torch.linspace(-40, 40, 300) + draw(300)
     main = torch.stack([rising, rising.flip(0), draw(300), rising - 1000])[:, None]
     layers = torch.stack([draw(4, 1, 300, seed=2), main + draw(4, 1, 300, seed=3)])
-    assert fused._plan(4, main).parts == (1 if processors == 1 else 3)
-    for got, wanted in zip(astuple(divergence.statistics(main)), statistics_by_hand(main), strict=True):
-        assert_same(got, wanted)
+    assert fused._plan_cuts(4, main).parts == (1 if processors == 1 else 3)
+    for got, expected in zip(astuple(divergence.statistics(main)), statistics_by_hand(main), strict=True):
+        assert_same(got, expected)
     for mode in MODES:
         assert_same(divergence.layer_divergence(main, layers, mode), by_hand(main, layers, mode))
 
@@ -174,8 +173,8 @@ def test_tokens_ruled_out_by_both_contribute_nothing(run, narrow, where):
     main, layers = draw(2, 1, 300), draw(LAYERS, 2, 1, 300, seed=1)
     main[..., RULED_OUT[where]] = layers[..., RULED_OUT[where]] = -INF
     inside = [token for token in range(300) if main[0, 0, token] > -INF]
-    for got, wanted in zip(astuple(run.statistics(main)), statistics_by_hand(main[..., inside]), strict=True):
-        assert_same(got, wanted)
+    for got, expected in zip(astuple(run.statistics(main)), statistics_by_hand(main[..., inside]), strict=True):
+        assert_same(got, expected)
     for name, got in every_divergence(run, main, layers).items():
         assert got.isfinite().all()
         assert_same(got, every_divergence(reference, main[..., inside], layers[..., inside])[name])
@@ -207,10 +206,10 @@ def test_a_token_that_one_of_both_rules_out_counts_however_improbable_it_is_to_t
 
 def test_the_least_finite_number_rules_out_too(run, narrow):
     main, layers = draw(2, 1, 300), draw(LAYERS, 2, 1, 300, seed=1)
-    wanted = every_divergence(reference, main[..., 100:], layers[..., 100:])
+    expected = every_divergence(reference, main[..., 100:], layers[..., 100:])
     main[..., :100] = layers[..., :100] = torch.finfo(FLOAT).min
     for name, got in every_divergence(run, main, layers).items():
-        assert_same(got, wanted[name])
+        assert_same(got, expected[name])
 
 
 @pytest.mark.parametrize("value", [math.nan, -INF])
@@ -235,7 +234,7 @@ def test_a_row_without_a_distribution_is_nan_and_leaves_the_others_alone(run, na
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, which interprets the kernels, warns of inf - inf
 @pytest.mark.parametrize("processors", [1, 1000])
 def test_a_row_with_plus_infinity_has_a_best_logit_and_no_distribution(run, narrow, monkeypatch, processors):
-    monkeypatch.setattr(launching, "processors", lambda device: processors)  # by which rows are whole, or in slices
+    monkeypatch.setattr(launch, "count_processors", lambda device: processors)  # by which rows are whole, or in slices
     main, layers = draw(3, 1, 300), draw(LAYERS, 3, 1, 300, seed=1)
     main[0, 0, :128] += 10 * torch.arange(128)
     main[0, 0, 130] = INF
@@ -246,8 +245,8 @@ def test_a_row_with_plus_infinity_has_a_best_logit_and_no_distribution(run, narr
     )
     assert run.log_sum_exp(main)[0] == INF
     assert run.max_probability(main)[0].isnan()
-    for found in every_divergence(run, main, layers).values():
-        assert torch.equal(found.isnan(), torch.tensor([True, False, False])[None, :, None].expand(LAYERS, 3, 1))
+    for got in every_divergence(run, main, layers).values():
+        assert torch.equal(got.isnan(), torch.tensor([True, False, False])[None, :, None].expand(LAYERS, 3, 1))
 
 
 def test_equal_rows_do_not_diverge_however_they_are_shifted(run):

@@ -1,39 +1,34 @@
-"""The definition of `combine` in fp32 torch: the oracle of the faster ones."""
+"""The definition of `combine` in fp32 torch, and the oracle of the faster implementations."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lvlm_guard_kernels.combination import Combination, Weight
+
 DEMOTION = 1e4
+"""Implausible tokens get main's logit minus this: below every survivor, in main's order, and not removed."""
 
 
-def combine(
-    main: Tensor,
-    sources: Sequence[Tensor] = (),
-    weights: Sequence[float | Tensor] = (),
-    *,
-    main_weight: float | Tensor = 1.0,
-    beta: float = 0.0,
-    bias: Tensor | None = None,
-    keep: Tensor | None = None,
-) -> Tensor:
-    """What `lvlm_guard_kernels.combine` gives, over every token."""
-    main = main.float()
-    eligible = main if keep is None else main.masked_fill(~keep, -math.inf)
-    total = main * column(main_weight)
-    for source, weight in zip(sources, weights, strict=True):
-        total = total + source.float() * column(weight)
-    if bias is not None:
-        total = total + bias.float()
-    if beta > 0.0:
+def combine(combination: Combination) -> Tensor:
+    """Return what `lvlm_guard_kernels.combine` returns, reading every token."""
+    main = combination.main.float()
+    eligible = combination.restrict(main)
+    total = main * to_column(combination.main_weight)
+    for source, weight in zip(combination.sources, combination.weights, strict=True):
+        total = total + source.float() * to_column(weight)
+    if combination.bias is not None:
+        total = total + combination.bias.float()
+    if combination.beta > 0.0:
+        # A comparison with NaN is false, so a row that holds one would pass as plausible: it is marked afterwards.
         best = eligible.amax(-1, keepdim=True)
-        total = torch.where(eligible < best + math.log(beta), eligible - DEMOTION, total)
+        total = torch.where(eligible < best + combination.log_beta, eligible - DEMOTION, total)
         total = total.masked_fill(best.isnan(), math.nan)
+    # Main's -inf times a weight of 0 or below would be NaN or +inf: what main removes stays removed.
     return torch.where(eligible == -math.inf, eligible, total)
 
 
-def column(weight: float | Tensor) -> float | Tensor:
-    """A weight `[rows, positions]` as a column over the vocabulary."""
+def to_column(weight: Weight) -> Weight:
+    """Return a weight `[rows, positions]` as a column that broadcasts over the vocabulary."""
     return weight.float().unsqueeze(-1) if isinstance(weight, Tensor) else weight

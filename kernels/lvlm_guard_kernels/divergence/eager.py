@@ -9,9 +9,9 @@ from lvlm_guard_kernels.divergence import reference
 from lvlm_guard_kernels.divergence.reference import Mode, RowStatistics
 
 CACHED = 65536
-"""Logits per thread that are worked on at a time: 256 KiB in fp32, of which some four copies are alive."""
+"""Logits per thread that are processed at a time: 256 KiB in fp32, of which about four copies are alive."""
 FLOOR = -200.0
-"""In fp32 the exponential of anything under it is 0."""
+"""The exponential of anything below it is 0 in fp32."""
 TINY = 1e-45
 """Smallest number above 0 in fp32: keeps the mean's logarithm finite where both probabilities are 0."""
 
@@ -19,73 +19,73 @@ log_sum_exp = reference.log_sum_exp
 
 
 def statistics(logits: Tensor) -> RowStatistics:
-    """As `lvlm_guard_kernels.divergence.statistics`."""
+    """Run `lvlm_guard_kernels.statistics`."""
     best = logits.amax(-1, keepdim=True).float()
     shifted = (logits.float() - best).clamp_min_(FLOOR)
     weights = shifted.exp()
     total = weights.sum(-1)
     spread = shifted.mul_(weights).sum(-1) / total
     best = best.squeeze(-1)
-    known = torch.where(best.isinf(), best, best + total.log())
-    return RowStatistics(known, total.log() - spread, 1.0 / total, best)
+    log_sum = torch.where(best.isinf(), best, best + total.log())
+    return RowStatistics(log_sum, total.log() - spread, 1.0 / total, best)
 
 
 def max_probability(logits: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.max_probability`."""
+    """Run `lvlm_guard_kernels.max_probability`."""
     return 1.0 / (logits.float() - logits.amax(-1, keepdim=True).float()).exp_().sum(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.entropy`."""
+    """Run `lvlm_guard_kernels.entropy`."""
     return statistics(logits).entropy
 
 
-def kl(one: Tensor, other: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.kl`."""
-    if not one.is_cpu:
-        return reference.kl(one, other)
-    log_p, p = _probabilities(one)
-    log_q, _ = _probabilities(other)
-    found = log_p.sub_(log_q).mul_(p).sum(-1).clamp_min_(0.0)
-    return found if bool(found.isfinite().all()) else reference.kl(one, other)
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Run `lvlm_guard_kernels.kl`."""
+    if not p_logits.is_cpu:
+        return reference.kl(p_logits, q_logits)  # the check below would wait for a GPU
+    log_p, p = _compute_probabilities(p_logits)
+    log_q, _ = _compute_probabilities(q_logits)
+    divergence = log_p.sub_(log_q).mul_(p).sum(-1).clamp_min_(0.0)
+    return divergence if bool(divergence.isfinite().all()) else reference.kl(p_logits, q_logits)
 
 
 def layer_divergence(main: Tensor, layers: Tensor, mode: Mode = "jensen_shannon") -> Tensor:
-    """As `lvlm_guard_kernels.layer_divergence`."""
+    """Run `lvlm_guard_kernels.layer_divergence`."""
     if not main.is_cpu or layers.numel() == 0:
-        return reference.layer_divergence(main, layers, mode)  # a GPU would have to be waited for
-    log_p, p = _probabilities(main)
+        return reference.layer_divergence(main, layers, mode)  # the check below would wait for a GPU
+    log_p, p = _compute_probabilities(main)
     half = (p / 2).clamp_min_(TINY)
-    measure = _released if mode == "released" else _jensen_shannon
-    found = []
+    measure = _compute_released if mode == "released" else _compute_jensen_shannon
+    divergences = []
     step = max(1, CACHED * torch.get_num_threads() // main.numel())
     for first in range(0, len(layers), step):
-        some = layers[first : first + step]
-        one = measure(log_p, p, half, *_probabilities(some)).clamp_min_(0.0)
-        if not bool(one.isfinite().all()):  # tokens ruled out, or no distribution at all
-            one = reference.layer_divergence(main, some, mode)
-        found.append(one)
-    return torch.cat(found)
+        portion = layers[first : first + step]
+        divergence = measure(log_p, p, half, *_compute_probabilities(portion)).clamp_min_(0.0)
+        if not bool(divergence.isfinite().all()):  # a token is ruled out, or a row has no distribution
+            divergence = reference.layer_divergence(main, portion, mode)
+        divergences.append(divergence)
+    return torch.cat(divergences)
 
 
-def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and probabilities in fp32, in tensors of their own."""
+def _compute_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and probabilities in fp32, in new tensors."""
     shifted = logits.float() - logits.amax(-1, keepdim=True).float()
     weights = shifted.exp()
     total = weights.sum(-1, keepdim=True)
     return shifted.sub_(total.log()), weights.div_(total)
 
 
-def _jensen_shannon(log_p: Tensor, p: Tensor, half: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence; overwrites what belongs to the layers."""
+def _compute_jensen_shannon(log_p: Tensor, p: Tensor, half: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    """Return the Jensen-Shannon divergence; overwrites `log_q` and `q`."""
     log_mean = torch.add(half, q, alpha=0.5).log_()
     terms = log_q.sub_(log_mean).mul_(q)
     terms.addcmul_(log_mean.sub_(log_p), p, value=-1.0)
     return terms.sum(-1).div_(2)
 
 
-def _released(log_p: Tensor, _: Tensor, half: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
-    """`KL(m | p) + KL(m | q)`; overwrites what belongs to the layers."""
+def _compute_released(log_p: Tensor, _: Tensor, half: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    """Return `KL(m | p) + KL(m | q)` with the mean `m` of both."""
     mean = torch.add(half, q, alpha=0.5)
     log_mean = mean.log()
     gaps = (log_mean - log_p).add_(log_mean).sub_(log_q)

@@ -1,4 +1,4 @@
-"""The definition of every row statistic and divergence in fp32 torch: the oracle of the faster ones."""
+"""The definition of every row statistic and divergence in fp32 torch, and the oracle of the faster implementations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mode: TypeAlias = Literal["jensen_shannon", "released"]
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What is known of rows `[..., vocab]`, each fp32 `[...]`."""
+    """Statistics of rows `[..., vocab]`, each fp32 `[...]`."""
 
     log_sum_exp: Tensor
     """`ln sum exp(logits)`."""
@@ -27,44 +27,44 @@ class RowStatistics:
 
 
 def statistics(logits: Tensor) -> RowStatistics:
-    """As `lvlm_guard_kernels.divergence.statistics`."""
+    """Define `lvlm_guard_kernels.statistics`."""
     best = logits.float().amax(-1)
     return RowStatistics(log_sum_exp(logits), entropy(logits), max_probability(logits), best)
 
 
 def log_sum_exp(logits: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.log_sum_exp`."""
+    """Define `lvlm_guard_kernels.log_sum_exp`."""
     return logits.float().logsumexp(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.entropy`."""
+    """Define `lvlm_guard_kernels.entropy`."""
     surprise: Tensor = torch.special.entr(logits.float().softmax(-1))
     return surprise.sum(-1)
 
 
 def max_probability(logits: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.max_probability`."""
+    """Define `lvlm_guard_kernels.max_probability`."""
     return logits.float().softmax(-1).amax(-1)
 
 
-def kl(one: Tensor, other: Tensor) -> Tensor:
-    """As `lvlm_guard_kernels.kl`."""
-    return _kl_terms(one.float().log_softmax(-1), other.float().log_softmax(-1)).sum(-1).clamp_min(0.0)
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Define `lvlm_guard_kernels.kl`."""
+    return _compute_kl_terms(p_logits.float().log_softmax(-1), q_logits.float().log_softmax(-1)).sum(-1).clamp_min(0.0)
 
 
 def layer_divergence(main: Tensor, layers: Tensor, mode: Mode = "jensen_shannon") -> Tensor:
-    """As `lvlm_guard_kernels.layer_divergence`."""
+    """Define `lvlm_guard_kernels.layer_divergence`."""
     p, q = main.float().log_softmax(-1), layers.float().log_softmax(-1)
     mean = torch.logaddexp(p, q) - math.log(2)
     if mode == "released":
-        terms = _kl_terms(mean, p) + _kl_terms(mean, q)
+        terms = _compute_kl_terms(mean, p) + _compute_kl_terms(mean, q)
     else:
-        terms = (_kl_terms(p, mean) + _kl_terms(q, mean)) / 2
+        terms = (_compute_kl_terms(p, mean) + _compute_kl_terms(q, mean)) / 2
     return terms.sum(-1).clamp_min(0.0)
 
 
-def _kl_terms(p: Tensor, q: Tensor) -> Tensor:
-    """What each token adds to `KL(p | q)`: nothing where p rules it out, `+inf` where q alone does."""
+def _compute_kl_terms(p: Tensor, q: Tensor) -> Tensor:
+    """Return what each token adds to `KL(p | q)`: nothing where p rules it out, `+inf` where only q does."""
     gap = p - q
     return (p.exp() * gap).masked_fill(gap == math.inf, math.inf).masked_fill(p == -math.inf, 0.0)

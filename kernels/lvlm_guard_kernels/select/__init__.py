@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lvlm_guard_kernels.dispatch import provider
+from lvlm_guard_kernels.combination import Combination, Weight
+from lvlm_guard_kernels.deprecation import accept_parts
+from lvlm_guard_kernels.dispatch import choose_provider
 from lvlm_guard_kernels.select import eager
 from lvlm_guard_kernels.select.draw import Draw
 
-_AS_COLUMNS = 2
+_WITHOUT_POSITIONS = 2
 
 
 @dataclass(frozen=True)
-class Selected:
+class Selection:
     """Tokens of one step.
 
     Args:
@@ -27,15 +29,40 @@ class Selected:
     broken: Tensor
 
 
-def select(
+def _combine_parts(
     main: Tensor,
     sources: Sequence[Tensor] = (),
-    weights: Sequence[float | Tensor] = (),
+    weights: Sequence[Weight] = (),
     *,
-    main_weight: float | Tensor = 1.0,
+    main_weight: Weight = 1.0,
     beta: float = 0.0,
     bias: Tensor | None = None,
     keep: Tensor | None = None,
+) -> Combination:
+    """Return the combination of parts of which each may have a position or not."""
+    return Combination(
+        _add_position(main),
+        [_add_position(source) for source in sources],
+        [_spread_over_rows(weight, len(main)) for weight in weights],
+        _spread_over_rows(main_weight, len(main)),
+        beta,
+        None if bias is None else _add_position(bias),
+        None if keep is None else _add_position(keep),
+    )
+
+
+def _add_position(values: Tensor) -> Tensor:
+    return values.unsqueeze(1) if values.dim() == _WITHOUT_POSITIONS else values
+
+
+def _spread_over_rows(weight: Weight, rows: int) -> Weight:
+    return weight.reshape(-1, 1).expand(rows, 1) if isinstance(weight, Tensor) else weight
+
+
+@accept_parts(_combine_parts)
+def select(
+    combination: Combination,
+    *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -43,8 +70,8 @@ def select(
     step: int = 0,
     greedy: bool = False,
     rows: Tensor | None = None,
-) -> Selected:
-    """Draw a token for each row from what `combine` makes of the same terms; made for few survivors.
+) -> Selection:
+    """Draw a token for each row from the logits that `combine` returns; fast where few tokens survive.
 
     Implausible tokens are drawn only where every plausible one is at `-inf`. Temperature, top-k and top-p act in this
     order and as in transformers: top-k keeps all that equal its last token, top-p removes from the least token up what
@@ -53,45 +80,25 @@ def select(
     depends on no other row. Of equal scores the lowest id wins.
 
     Args:
-        main: Raw logits `[rows, 1, vocab]` or `[rows, vocab]` of any float dtype and strides.
-        sources: Further logits of main's shape; read only where main survives.
-        weights: One per source: a number, or a tensor `[rows]` or `[rows, 1]` on main's device.
-        main_weight: Weight of main itself; 1 is neutral.
-        beta: Tokens under `beta` times main's best probability are implausible; 0 is neutral.
-        bias: Broadcastable to main; added to survivors.
-        keep: Bool, broadcastable to main; tokens outside are removed, and plausibility is measured inside.
+        combination: Logits and what is done with them, of one position: main is `[rows, 1, vocab]` or `[rows, vocab]`.
         temperature: Divides combined logits; 1 is neutral.
         top_k: Tokens to keep; 0 keeps all.
         top_p: Mass to keep; 1 keeps all.
-        seed: Any integer, 64 bits of it count.
-        step: Number of the draw, 32 bits of it count.
+        seed: Any integer, of which 64 bits count.
+        step: Number of the draw, of which 32 bits count.
         greedy: Take the best combined logit; temperature, top-k, top-p, seed and step do not matter.
         rows: Ids of rows, int64 `[rows]` on main's device; by default their numbers in the batch.
 
     Raises:
         ValueError: Main has several positions, or a setting is outside its range.
-        KernelsUnavailable: `LVLM_GUARD_KERNELS` asks for what cannot run here.
+        KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
     draw = Draw(temperature, top_k, top_p, seed, step, greedy, rows)
-    main, *sources = [_rowwise(one) for one in (main, *sources)]
-    if main.shape[1] != 1:
-        raise ValueError(f"select takes one position of each row, got logits of shape {tuple(main.shape)}.")
-    if provider("select", main, *sources) == "torch":
-        run = eager.select
-    else:
-        from lvlm_guard_kernels.select import fused  # noqa: PLC0415 - Triton is loaded where it runs
+    combination = combination.with_positions()
+    if combination.main.shape[1] != 1:
+        raise ValueError(f"select takes one position of each row, got logits of shape {tuple(combination.main.shape)}.")
+    if choose_provider("select", combination.main, *combination.sources) == "torch":
+        return Selection(*eager.select(combination, draw))
+    from lvlm_guard_kernels.select import fused  # noqa: PLC0415 - Triton is loaded where it runs
 
-        run = fused.select
-    own, *weights = [_of_rows(weight, len(main)) for weight in (main_weight, *weights)]
-    bias, keep = [one if one is None else _rowwise(one) for one in (bias, keep)]
-    return Selected(*run(main, sources, weights, draw, main_weight=own, beta=beta, bias=bias, keep=keep))
-
-
-def _rowwise(values: Tensor) -> Tensor:
-    """`[rows, vocab]` as `[rows, 1, vocab]`; other shapes as they are."""
-    return values.unsqueeze(1) if values.dim() == _AS_COLUMNS else values
-
-
-def _of_rows(weight: float | Tensor, rows: int) -> float | Tensor:
-    """A tensor `[rows]`, `[rows, 1]` or of one number as `[rows, 1]`."""
-    return weight.reshape(-1, 1).expand(rows, 1) if isinstance(weight, Tensor) else weight
+    return Selection(*fused.select(combination, draw))

@@ -1,4 +1,4 @@
-"""How a token is drawn from scores: its settings, checked once."""
+"""How a token is drawn from scores: settings, checked once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST_TEMPERATURE = float(torch.finfo(torch.float32).tiny)
 
 @dataclass(frozen=True)
 class Draw:
-    """Settings of `lvlm_guard_kernels.select` behind the combined logits, named as there.
+    """Settings of `lvlm_guard_kernels.select` after the combined logits, with the same names.
 
     Raises:
         ValueError: A setting is outside its range.
@@ -36,10 +36,10 @@ class Draw:
             raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}.")
 
     @property
-    def rest(self) -> float:
-        """Share of the mass that top-p may remove, as fp32 holds it."""
+    def removable_share(self) -> float:
+        """Share of the mass that top-p may remove, rounded to fp32."""
         return float(torch.tensor(1.0 - self.top_p, dtype=torch.float32, device="cpu"))
 
-    def names(self, rows: int, device: torch.device) -> Tensor:
-        """Row ids `[rows]`, int64."""
+    def identify_rows(self, rows: int, device: torch.device) -> Tensor:
+        """Return row ids `[rows]`, int64."""
         return torch.arange(rows, device=device) if self.rows is None else self.rows

@@ -1,13 +1,11 @@
 """`select` in Triton: slice maxima of main, a list of the survivors of each row, then one program per row that draws.
 
-The list may take in the whole vocabulary, so nothing overflows: up to `TILE` survivors are read again from cache, more
-of them cost a pass over the list for every few bits of a threshold.
+The list has room for the whole vocabulary, so it cannot overflow: up to `TILE` survivors are read again from cache; with
+more, every few bits of a threshold cost a pass over the list.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,20 +14,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lvlm_guard_kernels import rows as launching
-from lvlm_guard_kernels.combine.fused import SLOTS, best_of_slice, combined, eligible_at, packed_weights, slotted
+from lvlm_guard_kernels import launch
+from lvlm_guard_kernels.combination import Combination
+from lvlm_guard_kernels.combine.fused import (
+    Views,
+    arrange_weights,
+    combine_tokens,
+    find_slice_best,
+    fit_into_slots,
+    load_eligible,
+    view_parts,
+)
 from lvlm_guard_kernels.combine.reference import DEMOTION
 from lvlm_guard_kernels.select import noise, reference
 from lvlm_guard_kernels.select.draw import Draw
 
 TILE = 1024
-"""Listed tokens that a program looks at together."""
+"""Listed tokens that a program examines together."""
 PIVOTS = 8
 """Thresholds that a pass over the list tries together."""
 WARPS = 16
-
-View = tuple[Tensor, int, int]
-"""Logits with the strides of rows and positions."""
 
 _DEMOTION = tl.constexpr(DEMOTION)
 _UNIT = tl.constexpr(reference.UNIT)
@@ -43,9 +47,9 @@ def open_rows(
     main, main_outer, main_inner, keep, keep_outer, keep_inner, best, counts, vocabulary,
     HAS_KEEP: tl.constexpr, PLAUSIBLE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Best eligible logit of each slice into `best` `[rows, slices]`, zeros into `counts` `[rows, 2]`."""
+    """Store the best eligible logit of each slice in `best` `[rows, slices]`, and zeros in `counts` `[rows, 2]`."""
     if PLAUSIBLE:
-        best_of_slice(
+        find_slice_best(
             main, main_outer, main_inner, keep, keep_outer, keep_inner, best, 1, vocabulary, HAS_KEEP, WIDTH
         )  # fmt: skip
     if tl.program_id(1) == 0:
@@ -54,15 +58,15 @@ def open_rows(
 
 @triton.jit
 def _append(tokens, scores, count, token, score, alive):
-    """Write the living of a block behind `count` entries of a list."""
+    """Write the tokens of a block that are alive after the first `count` entries of a list."""
     slot = count + tl.cumsum(alive.to(tl.int32), axis=0) - 1
     tl.store(tokens + slot, token, mask=alive)
     tl.store(scores + slot, score, mask=alive)
 
 
 @triton.jit
-def _weights_of(weights, SOURCES: tl.constexpr):
-    """Weights of main and of each source in one row."""
+def _load_weights(weights, SOURCES: tl.constexpr):
+    """Return the weights of main and of each source in one row."""
     main_weight = tl.load(weights)
     weight0 = tl.load(weights + 1, mask=SOURCES > 0, other=0.0)
     weight1 = tl.load(weights + 2, mask=SOURCES > 1, other=0.0)
@@ -79,52 +83,52 @@ def list_survivors(
     SOURCES: tl.constexpr, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr,
     PLAUSIBLE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Append the survivors of one slice of one row to its list, in no order; count them, and slices that hold NaN."""
+    """Append the survivors of one slice of one row to its list, in no order; count them, and note whether NaN occurs."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     main += row * main_outer
     keep += row * keep_outer
     counts += row * 2
     top = 0.0
-    hopeful = True
+    may_survive = True
     if PLAUSIBLE:
         slices = tl.arange(0, PARTS)
         bests = tl.load(best + row * tl.num_programs(1) + slices, mask=slices < tl.num_programs(1), other=-float("inf"))
-        damaged = tl.max((bests != bests).to(tl.int32), axis=0)
+        has_nan = tl.max((bests != bests).to(tl.int32), axis=0)
         top = tl.max(tl.where(bests == bests, bests, -float("inf")), axis=0)
-        top = tl.where(damaged > 0, float("nan"), top)
-        hopeful = (tl.load(best + row * tl.num_programs(1) + part) >= top + log_beta) | (damaged > 0)
-    if hopeful:
+        top = tl.where(has_nan > 0, float("nan"), top)
+        may_survive = (tl.load(best + row * tl.num_programs(1) + part) >= top + log_beta) | (has_nan > 0)
+    if may_survive:
         if PER_ROW:
-            main_weight, weight0, weight1, weight2, weight3 = _weights_of(weights + row * (SOURCES + 1), SOURCES)
+            main_weight, weight0, weight1, weight2, weight3 = _load_weights(weights + row * (SOURCES + 1), SOURCES)
         token = part * WIDTH + tl.arange(0, WIDTH)
-        total = combined(
+        total = combine_tokens(
             main, source0 + row * outer0, source1 + row * outer1, source2 + row * outer2, source3 + row * outer3,
             main_weight, weight0, weight1, weight2, weight3, bias + row * bias_outer, keep, top, log_beta,
             token, vocabulary, SOURCES, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
         )  # fmt: skip
         alive = total > -float("inf")
         if PLAUSIBLE:
-            _, eligible = eligible_at(main, keep, token, vocabulary, HAS_KEEP)
+            _, eligible = load_eligible(main, keep, token, vocabulary, HAS_KEEP)
             alive = alive & (eligible >= top + log_beta)
-        found = tl.sum(alive.to(tl.int32), axis=0)
-        if found > 0:
-            before = tl.atomic_add(counts, found)
-            _append(tokens + row * vocabulary, scores + row * vocabulary, before, token, total, alive)
+        survivors = tl.sum(alive.to(tl.int32), axis=0)
+        if survivors > 0:
+            count = tl.atomic_add(counts, survivors)
+            _append(tokens + row * vocabulary, scores + row * vocabulary, count, token, total, alive)
         if tl.max((total != total).to(tl.int32), axis=0) > 0:
             tl.store(counts + 1, 1)
 
 
 @triton.jit
 def _list_demoted(main, keep, tokens, scores, log_beta, vocabulary, HAS_KEEP: tl.constexpr, TILE: tl.constexpr):
-    """List every implausible token of a row with its demoted logit; how many they are."""
+    """List every implausible token of a row with its demoted logit, and return how many there are."""
     top = -float("inf")
     for start in range(0, vocabulary, TILE):
-        _, eligible = eligible_at(main, keep, start + tl.arange(0, TILE), vocabulary, HAS_KEEP)
+        _, eligible = load_eligible(main, keep, start + tl.arange(0, TILE), vocabulary, HAS_KEEP)
         top = tl.maximum(top, tl.max(eligible, axis=0))
     count = 0
     for start in range(0, vocabulary, TILE):
         token = start + tl.arange(0, TILE)
-        _, eligible = eligible_at(main, keep, token, vocabulary, HAS_KEEP)
+        _, eligible = load_eligible(main, keep, token, vocabulary, HAS_KEEP)
         score = eligible - _DEMOTION
         alive = (score > -float("inf")) & (eligible < top + log_beta)
         _append(tokens, scores, count, token, score, alive)
@@ -133,144 +137,158 @@ def _list_demoted(main, keep, tokens, scores, log_beta, vocabulary, HAS_KEEP: tl
 
 
 @triton.jit
-def _entries(tokens, scores, start, count, temperature, GREEDY: tl.constexpr, TILE: tl.constexpr):
-    """Some entries of a list: ids, scores over the temperature, and which of them are there."""
+def _load_entries(tokens, scores, start, count, temperature, GREEDY: tl.constexpr, TILE: tl.constexpr):
+    """Return a tile of a list: ids, scores over the temperature, and which entries exist."""
     slot = start + tl.arange(0, TILE)
     listed = slot < count
     token = tl.load(tokens + slot, mask=listed, other=0)
     scaled = tl.load(scores + slot, mask=listed, other=-float("inf"))
     if not GREEDY:
         scaled = tl.div_rn(scaled, temperature)
+    # -0 becomes 0, since `_order` would put it below.
     return token, tl.where(scaled == 0.0, 0.0, scaled), listed
 
 
 @triton.jit
-def _best(tokens, scores, count, temperature, GREEDY: tl.constexpr, TILE: tl.constexpr):
-    """Best of a list."""
+def _find_best(tokens, scores, count, temperature, GREEDY: tl.constexpr, TILE: tl.constexpr):
+    """Return the best score of a list."""
     best = -float("inf")
     for start in range(0, count, TILE):
-        _, scaled, _ = _entries(tokens, scores, start, count, temperature, GREEDY, TILE)
+        _, scaled, _ = _load_entries(tokens, scores, start, count, temperature, GREEDY, TILE)
         best = tl.maximum(best, tl.max(scaled, axis=0))
     return best
 
 
 @triton.jit
-def _key(scaled):
-    """A whole number in the order of fp32 numbers; -0 must have been replaced."""
+def _order(scaled):
+    """Return whole numbers that are ordered like fp32 numbers; -0 must have been replaced."""
+    # Bits of negative floats count upwards as values fall; flipping all but the sign turns them round.
     bits = scaled.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
-def _gap(scaled, best):
-    """How far below the best, which may be infinite."""
-    under = tl.where(scaled == best, 0.0, scaled)
-    return tl.where(scaled == best, 0.0, under - best)
+def _subtract_best(scaled, best):
+    """Return scores relative to the best, which may be infinite: 0 there, since `inf - inf` is NaN."""
+    finite = tl.where(scaled == best, 0.0, scaled)
+    return tl.where(scaled == best, 0.0, finite - best)
 
 
 @triton.jit
-def _mass(scaled, best):
-    """Probability as a whole number, `UNIT` for the best."""
-    return (tl.exp(_gap(scaled, best)) * _UNIT).to(tl.int64)
+def _weigh(scaled, best):
+    """Return probabilities as whole numbers, `UNIT` for the best, whose sums are exact in any order."""
+    return (tl.exp(_subtract_best(scaled, best)) * _UNIT).to(tl.int64)
 
 
 @triton.jit
-def _last(
+def _search(
     tokens, scores, count, temperature, best, low, high, bound, floor,
     OF: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
-    """Largest number from `low` to `high` with entries of at most `bound` under it, and what is under it.
+    """Return the largest number from `low` to `high` with at most `bound` below it, and the amount below it.
 
-    Of "key", entries are counted by key; of "mass", weighed by key, from `floor` on; of "token", those of key `floor`
-    are weighed by id, the highest first.
+    With "key", entries are counted by key; with "mass", those of key `floor` or above are weighed by key; with "token",
+    those of key `floor` are weighed by id, the highest first.
     """
-    under = bound * 0
+    # Every pass tries PIVOTS thresholds and keeps the interval between two of them: no sort, and any order of entries.
+    below = bound * 0
     while low < high:
         stride = (high - low + PIVOTS - 1) // PIVOTS
         pivots = tl.minimum(low + stride * (tl.arange(0, PIVOTS) + 1), high)
         edges = pivots.to(tl.int32)
         sums = tl.zeros([PIVOTS], tl.int64)
         for start in range(0, count, TILE):
-            token, scaled, listed = _entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
-            key = _key(scaled)
+            token, scaled, listed = _load_entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
+            key = _order(scaled)
             field = key
             if OF == "key":
                 weight = listed.to(tl.int64)
             elif OF == "mass":
-                weight = tl.where(listed & (key >= floor), _mass(scaled, best), 0)
+                weight = tl.where(listed & (key >= floor), _weigh(scaled, best), 0)
             else:
                 field = -token
-                weight = tl.where(listed & (key == floor), _mass(scaled, best), 0)
+                weight = tl.where(listed & (key == floor), _weigh(scaled, best), 0)
             sums += tl.sum(tl.where(field[:, None] < edges[None, :], weight[:, None], 0), axis=0)
-        within = sums <= bound
-        under = tl.maximum(under, tl.max(tl.where(within, sums, 0), axis=0))
-        low = tl.maximum(low, tl.max(tl.where(within, pivots, low), axis=0))
-        high = tl.minimum(high, tl.min(tl.where(within, high, pivots - 1), axis=0))
-    return low, under
+        fits = sums <= bound
+        below = tl.maximum(below, tl.max(tl.where(fits, sums, 0), axis=0))
+        low = tl.maximum(low, tl.max(tl.where(fits, pivots, low), axis=0))
+        high = tl.minimum(high, tl.min(tl.where(fits, high, pivots - 1), axis=0))
+    return low, below
 
 
 @triton.jit
-def _nucleus(
-    tokens, scores, count, vocabulary, temperature, best, floor, rest, TILE: tl.constexpr, PIVOTS: tl.constexpr
+def _apply_top_p(
+    tokens,
+    scores,
+    count,
+    vocabulary,
+    temperature,
+    best,
+    floor,
+    removable_share,
+    TILE: tl.constexpr,
+    PIVOTS: tl.constexpr,
 ):
-    """Top-p above a floor: the least key that stays, and of the tokens with this key the last that stays."""
+    """Return the least key that stays under top-p above a floor, and the last token of this key that stays."""
     total = floor * 0
     for start in range(0, count, TILE):
-        _, scaled, listed = _entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
-        total += tl.sum(tl.where(listed & (_key(scaled) >= floor), _mass(scaled, best), 0), axis=0)
-    limit = (total.to(tl.float64) * rest).to(tl.int64)
-    high = _key(best).to(tl.int64)
-    cut, under = _last(
+        _, scaled, listed = _load_entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
+        total += tl.sum(tl.where(listed & (_order(scaled) >= floor), _weigh(scaled, best), 0), axis=0)
+    limit = (total.to(tl.float64) * removable_share).to(tl.int64)
+    high = _order(best).to(tl.int64)
+    cut, below = _search(
         tokens, scores, count, temperature, best, floor, high, limit, floor, "mass", TILE, PIVOTS
     )  # fmt: skip
     bits = cut.to(tl.int32)
-    each = _mass((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True), best)
-    left = limit - under
+    mass = _weigh((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True), best)
+    # Tokens at the cut weigh the same: whole ones go as long as the limit allows, but the best token always stays.
+    budget = limit - below
     if cut == high:
-        left = tl.minimum(left, total - under - each)
+        budget = tl.minimum(budget, total - below - mass)
     last = floor * 0 + vocabulary
-    if left >= each:
-        last, _ = _last(
-            tokens, scores, count, temperature, best, 1 - last, last * 0, left, cut, "token", TILE, PIVOTS
+    if budget >= mass:
+        last, _ = _search(
+            tokens, scores, count, temperature, best, 1 - last, last * 0, budget, cut, "token", TILE, PIVOTS
         )  # fmt: skip
         last = -last
     return cut, last
 
 
 @triton.jit
-def _standard(word):
-    """As `noise.standard`; the quotient makes up for what is rounded off in `1 - uniform`."""
+def _convert_to_gumbel(word):
+    """Return words as Gumbel noise, like `noise.convert_to_gumbel`."""
+    # Triton has no log1p: log(1 - x) is taken of the rounded 1 - x, and the quotient undoes that rounding.
     uniform = tl.minimum(tl.maximum(tl.uint_to_uniform_float(word), _LEAST), _MOST)
-    other = 1.0 - uniform
-    lost = tl.where(other == 1.0, 1.0, 1.0 - other)
-    waiting = tl.where(other == 1.0, uniform, -tl.log(other) * tl.div_rn(uniform, lost))
+    complement = 1.0 - uniform
+    rounded = tl.where(complement == 1.0, 1.0, 1.0 - complement)
+    waiting = tl.where(complement == 1.0, uniform, -tl.log(complement) * tl.div_rn(uniform, rounded))
     return -tl.log(waiting)
 
 
 @triton.jit
-def _gumbel(seed, step, name, token):
-    """As `noise.gumbel`."""
-    name = tl.zeros(token.shape, tl.int64) + name
+def _draw_gumbel(seed, step, row_id, token):
+    """Return Gumbel noise of tokens of one row, like `noise.gumbel`."""
+    row_id = tl.zeros(token.shape, tl.int64) + row_id
     step = (tl.zeros(token.shape, tl.int64) + step).to(tl.uint32)
-    word, _, _, _ = tl.philox(seed, token.to(tl.uint32), step, name.to(tl.uint32), (name >> 32).to(tl.uint32))
-    return _standard(word)
+    word, _, _, _ = tl.philox(seed, token.to(tl.uint32), step, row_id.to(tl.uint32), (row_id >> 32).to(tl.uint32))
+    return _convert_to_gumbel(word)
 
 
 @triton.jit
-def _winner(
-    tokens, scores, count, vocabulary, temperature, best, floor, last, name, seed, step,
+def _find_winner(
+    tokens, scores, count, vocabulary, temperature, best, floor, last, row_id, seed, step,
     GREEDY: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Best token, with noise unless greedy, of those above key `floor`, or at it and up to `last`."""
+    """Return the best token, with noise unless greedy, of those above key `floor`, or at it and up to `last`."""
     highest = -float("inf")
     winner = vocabulary
     for start in range(0, count, TILE):
-        token, scaled, stays = _entries(tokens, scores, start, count, temperature, GREEDY, TILE)
+        token, scaled, stays = _load_entries(tokens, scores, start, count, temperature, GREEDY, TILE)
         value = scaled
         if not GREEDY:
-            key = _key(scaled).to(tl.int64)
+            key = _order(scaled).to(tl.int64)
             stays = stays & ((key > floor) | ((key == floor) & (token <= last)))
-            value = _gap(scaled, best) + _gumbel(seed, step, name, token)
+            value = _subtract_best(scaled, best) + _draw_gumbel(seed, step, row_id, token)
         value = tl.where(stays, value, -float("inf"))
         top = tl.max(value, axis=0)
         lowest = tl.min(tl.where(stays & (value == top), token, vocabulary), axis=0)
@@ -282,138 +300,127 @@ def _winner(
 
 @triton.jit(do_not_specialize=["top_k", "seed", "step"])
 def draw_tokens(
-    counts, tokens, scores, names, main, main_outer, keep, keep_outer, ids, broken,
-    log_beta, vocabulary, temperature, top_k, rest, seed, step,
-    GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, NAMED: tl.constexpr, PLAUSIBLE: tl.constexpr,
+    counts, tokens, scores, row_ids, main, main_outer, keep, keep_outer, ids, broken,
+    log_beta, vocabulary, temperature, top_k, removable_share, seed, step,
+    GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, HAS_IDS: tl.constexpr, PLAUSIBLE: tl.constexpr,
     HAS_KEEP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
-    """Draw one row's token from its list; if that is empty, from the demoted."""
+    """Draw one row's token from its list, or from the demoted tokens where the list is empty."""
     row = tl.program_id(0).to(tl.int64)
     tokens += row * vocabulary
     scores += row * vocabulary
     count = tl.load(counts + row * 2)
-    damaged = tl.load(counts + row * 2 + 1)
+    has_nan = tl.load(counts + row * 2 + 1)
     if PLAUSIBLE:  # noqa: SIM102 - decided when compiling
-        if (count == 0) & (damaged == 0):
+        if (count == 0) & (has_nan == 0):
             count = _list_demoted(
                 main + row * main_outer, keep + row * keep_outer, tokens, scores, log_beta, vocabulary, HAS_KEEP, TILE
             )  # fmt: skip
             tl.debug_barrier()
-    if (count == 0) | (damaged > 0):
+    if (count == 0) | (has_nan > 0):
         tl.store(ids + row, -1)
         tl.store(broken + row, 1)
     else:
-        name = row
-        if NAMED:
-            name = tl.load(names + row)
-        best = _best(tokens, scores, count, temperature, GREEDY, TILE)
+        row_id = row
+        if HAS_IDS:
+            row_id = tl.load(row_ids + row)
+        best = _find_best(tokens, scores, count, temperature, GREEDY, TILE)
         floor = row * 0 + _UNDER_ALL
         if TOP_K:  # noqa: SIM102 - decided when compiling
             if count > top_k:
-                floor, _ = _last(
-                    tokens, scores, count, temperature, best, floor, _key(best).to(tl.int64),
+                floor, _ = _search(
+                    tokens, scores, count, temperature, best, floor, _order(best).to(tl.int64),
                     floor * 0 + count - top_k, floor, "key", TILE, PIVOTS,
                 )  # fmt: skip
         last = row * 0 + vocabulary
         if TOP_P:
-            floor, last = _nucleus(
-                tokens, scores, count, vocabulary, temperature, best, floor, rest, TILE, PIVOTS
+            floor, last = _apply_top_p(
+                tokens, scores, count, vocabulary, temperature, best, floor, removable_share, TILE, PIVOTS
             )  # fmt: skip
-        winner = _winner(
-            tokens, scores, count, vocabulary, temperature, best, floor, last, name, seed, step, GREEDY, TILE
+        winner = _find_winner(
+            tokens, scores, count, vocabulary, temperature, best, floor, last, row_id, seed, step, GREEDY, TILE
         )  # fmt: skip
         tl.store(ids + row, winner.to(tl.int64))
         tl.store(broken + row, 0)
 
 
-def select(
-    main: Tensor,
-    sources: Sequence[Tensor],
-    weights: Sequence[float | Tensor],
-    draw: Draw,
-    *,
-    main_weight: float | Tensor,
-    beta: float,
-    bias: Tensor | None,
-    keep: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """As `lvlm_guard_kernels.select.reference.select`."""
-    rows, _, vocabulary = main.shape
-    ids = torch.empty(rows, dtype=torch.int64, device=main.device)
-    broken = torch.empty(rows, dtype=torch.uint8, device=main.device)
-    if rows == 0:
-        return ids, broken.bool()
-    view = launching.strided(main)
-    kept = view if keep is None else launching.strided(keep.view(torch.uint8).expand(main.shape))
-    settings = {"HAS_KEEP": keep is not None, "PLAUSIBLE": beta > 0.0, "enable_fp_fusion": False}
-    own = view, kept, math.log(beta) if beta > 0.0 else 0.0
-    with launching.on_device(main):
-        draw_tokens[rows,](
-            *_listed(own, *slotted(sources, weights), main_weight, bias, settings),
-            ids if draw.rows is None else draw.rows.contiguous(),
-            *view[:2],
-            *kept[:2],
-            ids,
-            broken,
-            own[-1],
-            vocabulary,
-            draw.temperature,
-            draw.top_k,
-            draw.rest,
-            draw.seed,
-            draw.step & noise.WORD,
-            GREEDY=draw.greedy,
-            TOP_K=draw.top_k > 0 and not draw.greedy,
-            TOP_P=draw.top_p < 1.0 and not draw.greedy,
-            NAMED=draw.rows is not None,
-            TILE=TILE,
-            PIVOTS=PIVOTS,
-            num_warps=WARPS,
-            **settings,
-        )
+def select(combination: Combination, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Run `lvlm_guard_kernels.select.reference.select`."""
+    main = combination.main
+    ids = torch.empty(len(main), dtype=torch.int64, device=main.device)
+    broken = torch.empty(len(main), dtype=torch.uint8, device=main.device)
+    if len(main):
+        with launch.use_device(main):
+            _launch(fit_into_slots(combination), draw, ids, broken)
     return ids, broken.bool()
 
 
-def _listed(
-    own: tuple[View, View, float],
-    sources: Sequence[Tensor],
-    weights: Sequence[float | Tensor],
-    main_weight: float | Tensor,
-    bias: Tensor | None,
-    settings: dict[str, bool],
+def _launch(combination: Combination, draw: Draw, ids: Tensor, broken: Tensor) -> None:
+    """List survivors, then draw the `ids` `[rows]`."""
+    rows, _, vocabulary = combination.main.shape
+    views = view_parts(combination)
+    constants = {
+        "HAS_KEEP": combination.keep is not None,
+        "PLAUSIBLE": combination.beta > 0.0,
+        "enable_fp_fusion": False,
+    }
+    draw_tokens[rows,](
+        *_list_survivors(combination, views, constants),
+        ids if draw.rows is None else draw.rows.contiguous(),
+        *views.main[:2],
+        *views.keep[:2],
+        ids,
+        broken,
+        combination.log_beta,
+        vocabulary,
+        draw.temperature,
+        draw.top_k,
+        draw.removable_share,
+        draw.seed,
+        draw.step & noise.WORD,
+        GREEDY=draw.greedy,
+        TOP_K=draw.top_k > 0 and not draw.greedy,
+        TOP_P=draw.top_p < 1.0 and not draw.greedy,
+        HAS_IDS=draw.rows is not None,
+        TILE=TILE,
+        PIVOTS=PIVOTS,
+        num_warps=WARPS,
+        **constants,
+    )
+
+
+def _list_survivors(
+    combination: Combination, views: Views, constants: dict[str, bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How many survive in each row and whether NaN does `[rows, 2]`; their ids and logits `[rows, vocab]`."""
-    view, kept, log_beta = own
-    main = view[0]
+    """Return how many survive in each row and whether NaN occurs `[rows, 2]`; their ids and logits `[rows, vocab]`."""
+    main = combination.main
     rows, _, vocabulary = main.shape
-    wide = launching.width(rows)
-    parts = triton.cdiv(vocabulary, wide)
+    width = launch.choose_width(rows)
+    parts = triton.cdiv(vocabulary, width)
     counts = torch.empty((rows, 2), dtype=torch.int32, device=main.device)
     tokens = torch.empty((rows, vocabulary), dtype=torch.int32, device=main.device)
     scores = torch.empty((rows, vocabulary), dtype=torch.float32, device=main.device)
     best = torch.empty((rows, parts), dtype=torch.float32, device=main.device)
-    launch: dict[str, Any] = {"WIDTH": wide, "num_warps": launching.warps(wide), **settings}
-    open_rows[rows, parts](*view, *kept, best, counts, vocabulary, **launch)
-    per_row = any(isinstance(weight, Tensor) for weight in (main_weight, *weights))
-    numbers = [1.0] * (SLOTS + 1) if per_row else [float(one) for one in (main_weight, *weights)]
+    settings: dict[str, Any] = {"WIDTH": width, "num_warps": launch.choose_warps(width), **constants}
+    open_rows[rows, parts](*views.main, *views.keep, best, counts, vocabulary, **settings)
+    weights = arrange_weights(combination, scores)
     list_survivors[rows, parts](
-        *view[:2],
-        *chain.from_iterable(launching.strided(one)[:2] for one in [*sources, *[main] * (SLOTS - len(sources))]),
-        packed_weights((main_weight, *weights), main) if per_row else scores,
-        *numbers,
-        *[0.0] * (SLOTS + 1 - len(numbers)),
-        *(view if bias is None else launching.strided(bias.expand(main.shape)))[:2],
-        *kept[:2],
+        *views.main[:2],
+        *chain.from_iterable(source[:2] for source in views.sources),
+        weights.by_row,
+        *weights.numbers,
+        *views.bias[:2],
+        *views.keep[:2],
         best,
-        log_beta,
+        combination.log_beta,
         counts,
         tokens,
         scores,
         vocabulary,
-        SOURCES=len(sources),
-        PER_ROW=per_row,
-        HAS_BIAS=bias is not None,
+        SOURCES=len(combination.sources),
+        PER_ROW=weights.per_row,
+        HAS_BIAS=combination.bias is not None,
         PARTS=triton.next_power_of_2(parts),
-        **launch,
+        **settings,
     )
     return counts, tokens, scores

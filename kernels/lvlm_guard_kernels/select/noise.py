@@ -1,4 +1,4 @@
-"""Gumbel noise that belongs to a token: a counter goes in, so neither order nor company matters."""
+"""Gumbel noise that belongs to a token: a function of a counter, so neither order nor batch mates matter."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ LEAST, MOST = 2.0**-31, 1.0 - 2.0**-24
 
 
 def gumbel(seed: int, step: int, rows: Tensor, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise, fp32, of shape `[rows, tokens]`.
+    """Return standard Gumbel noise, fp32, of shape `[rows, tokens]`.
 
     Args:
-        seed: Key of the generator, 64 bits of it.
-        step: Second word of the counter, 32 bits of it.
+        seed: Key of the generator, of which 64 bits count.
+        step: Second word of the counter, of which 32 bits count.
         rows: Ids of rows `[rows]`, int64: words three and four.
         tokens: Ids of tokens `[rows, tokens]`, int64: the first word.
     """
-    names = rows.unsqueeze(-1).expand_as(tokens)
-    return standard(philox(seed, tokens, torch.full_like(tokens, step & WORD), names & WORD, names >> 32 & WORD))
+    row_ids = rows.unsqueeze(-1).expand_as(tokens)
+    steps = torch.full_like(tokens, step & WORD)
+    return convert_to_gumbel(philox(seed, tokens, steps, row_ids & WORD, row_ids >> 32 & WORD))
 
 
-def standard(words: Tensor) -> Tensor:
-    """Words as Gumbel noise in fp32; finest where it is large, since there it decides."""
-    return -(-torch.log1p(-fraction(words).clamp(LEAST, MOST))).log()
+def convert_to_gumbel(words: Tensor) -> Tensor:
+    """Return words as Gumbel noise in fp32."""
+    # Large noise decides a draw. It comes from small waiting times, which log1p keeps exact where log(1 - x) rounds.
+    return -(-torch.log1p(-convert_to_uniform(words).clamp(LEAST, MOST))).log()
 
 
 def philox(seed: int, *counter: Tensor) -> Tensor:
-    """First word of Philox 4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011).
+    """Return the first word of Philox 4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011).
 
     Args:
-        seed: The key, 64 bits of it.
+        seed: The key, of which 64 bits count.
         counter: Four words, each int64 from 0 to 2**32 - 1.
 
     Returns:
         int64 from 0 to 2**32 - 1.
     """
     first, second, third, fourth = counter
-    low, high = seed & WORD, seed >> 32 & WORD
+    low_key, high_key = seed & WORD, seed >> 32 & WORD
     for _ in range(ROUNDS):
-        one, other = first * MULTIPLIERS[0], third * MULTIPLIERS[1]  # 64 bits each; the sign is one of them
-        first, second = other >> 32 & WORD ^ second ^ low, other & WORD
-        third, fourth = one >> 32 & WORD ^ fourth ^ high, one & WORD
-        low, high = low + INCREMENTS[0] & WORD, high + INCREMENTS[1] & WORD
+        # Products have 64 bits, so the top one becomes the sign; a shift by 32 and a mask recover the high word.
+        first_product, third_product = first * MULTIPLIERS[0], third * MULTIPLIERS[1]
+        first, second = third_product >> 32 & WORD ^ second ^ low_key, third_product & WORD
+        third, fourth = first_product >> 32 & WORD ^ fourth ^ high_key, first_product & WORD
+        low_key, high_key = low_key + INCREMENTS[0] & WORD, high_key + INCREMENTS[1] & WORD
     return first
 
 
-def fraction(words: Tensor) -> Tensor:
-    """Words as fp32 numbers from 0 up to 1, as Triton's `rand` makes them: what bit 31 is lies on the mirror side."""
+def convert_to_uniform(words: Tensor) -> Tensor:
+    """Return words as fp32 numbers from 0 up to 1, as Triton's `rand` does: words with bit 31 set are mirrored."""
     return torch.where(words >> 31 == 1, WORD - words, words).float() * SCALE
