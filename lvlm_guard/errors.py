@@ -82,9 +82,9 @@ class UncompiledWarning(GuardWarning):
     """A compiled model ran uncompiled because a strategy works inside its layers, or because the whole module was compiled."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known_names: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name as a question, then all known names."""
-    names = sorted(known)
+    names = sorted(known_names)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
