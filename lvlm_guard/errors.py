@@ -1,4 +1,4 @@
-"""Everything the library raises or warns with on purpose.
+"""Every error and warning that the library raises on purpose.
 
 GuardError
 ├── InputError           what the caller passed cannot be used           (also a ValueError)
@@ -10,7 +10,7 @@ GuardError
 │   ├── StrategyRefused  a strategy cannot work on this request
 │   ├── ModelRefused     the model lacks what the plan needs
 │   ├── ModeRefused      a mode of generate that cannot be guarded
-│   └── KernelsRefused   kernels asked for by name that cannot run here
+│   └── KernelsRefused   kernels requested by name that cannot run here
 └── NonFiniteLogits      the model or a branch produced NaN
 
 GuardWarning
@@ -47,7 +47,7 @@ class PluginRejected(PluginError):
 
 
 class Refused(GuardError, RuntimeError):
-    """The combination asked for cannot be guarded exactly, so it is not attempted."""
+    """This combination cannot be guarded exactly, so it is not attempted."""
 
 
 class StrategyRefused(Refused):
@@ -63,7 +63,7 @@ class ModeRefused(Refused):
 
 
 class KernelsRefused(Refused):
-    """``LVLM_GUARD_KERNELS`` asks for kernels that cannot run here."""
+    """``LVLM_GUARD_KERNELS`` requests kernels that cannot run here."""
 
 
 class NonFiniteLogits(GuardError, ArithmeticError):
@@ -71,7 +71,7 @@ class NonFiniteLogits(GuardError, ArithmeticError):
 
 
 class GuardWarning(UserWarning):
-    """Base of every warning the library gives."""
+    """Base of every warning the library issues."""
 
 
 class NoEffectWarning(GuardWarning):
@@ -79,12 +79,12 @@ class NoEffectWarning(GuardWarning):
 
 
 class UncompiledWarning(GuardWarning):
-    """A compiled model ran uncompiled, for what a strategy does inside its layers."""
+    """A compiled model ran uncompiled because a strategy works inside its layers, or because the whole module was compiled."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Finish an error message: the nearest known name as a question, then all of them."""
-    names = sorted(known)
+def nearest(name: str, known_names: Iterable[str]) -> str:
+    """Return the end of an error message: the nearest known name as a question, then all known names."""
+    names = sorted(known_names)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."

@@ -1,1 +1,1 @@
-"""Adapters for evaluation harnesses; each imports its harness when that harness asks for it, never before."""
+"""Adapters for evaluation harnesses. An adapter imports its harness only after that harness has loaded the adapter."""

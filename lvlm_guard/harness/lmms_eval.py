@@ -1,4 +1,4 @@
-"""lmms-eval's view of a guarded model: `python -m lmms_eval --model lvlm_guard --model_args pretrained=...,stack=...`."""
+"""A guarded model for lmms-eval: `python -m lmms_eval --model lvlm_guard --model_args pretrained=...,stack=...`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lvlm_guard import loading
 from lvlm_guard.errors import GuardWarning, ModeRefused
 from lvlm_guard.guard import Guard
 from lvlm_guard.harness.answering import Answerer
-from lvlm_guard.harness.asked import Asked, unpack
+from lvlm_guard.harness.questions import HarnessQuestion, read_request
+from lvlm_guard.harness.run_cost import RunCost
 from lvlm_guard.harness.settings import Settings, read_stack
-from lvlm_guard.harness.tally import Tally
 
 
 class GuardedModel(lmms):
     """A guarded model of lmms-eval's chat kind.
 
-    Every run logs, beside tokens and time, the figures of `Tally.figures`; lmms-eval shows them in its throughput summary
-    and writes them to its results, each name with `avg_` before it.
+    In addition to tokens and time, every run logs the figures of `RunCost.compute_figures`. lmms-eval shows them in its
+    throughput summary and writes them to its results, with `avg_` in front of each name.
 
     Args:
         **arguments: Fields of `Settings`, from `--model_args`, `--batch_size` and `--device`.
 
     Raises:
-        InputError: Arguments that cannot be used, or a model that cannot be loaded.
+        InputError: The arguments cannot be used, or the model cannot be loaded.
     """
 
     is_simple = False
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        self._settings = Settings.of(arguments)
+        self._settings = Settings.from_arguments(arguments)
         model, processor = loading.load(
-            self._settings.pretrained, self._settings.device or _device_of_process(), self._settings.dtype
+            self._settings.pretrained, self._settings.device or _find_process_device(), self._settings.dtype
         )
         self._device = model.device
         stack = read_stack(self._settings.stack)
@@ -49,61 +49,61 @@ class GuardedModel(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; lmms-eval gathers results of several processes there."""
+        """Device of the model, where lmms-eval gathers the results of several processes."""
         return self._device
 
     @property
     def batch_size(self) -> int:
-        """Conversations per call of generate."""
+        """Largest number of questions per call of generate."""
         return self._settings.batch_size
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
-        """One `GenerationResult` per request, in their order.
+        """Return one `GenerationResult` per request, in the same order.
 
         Raises:
             InputError: A request that is not of the chat kind, or has video or audio.
-            Refused: What the stack cannot guard exactly.
+            Refused: The stack cannot guard a call exactly.
         """
         answerer = Answerer(self._guard, self.batch_size, progress=self.rank == 0)
-        with _warnings_shown():
-            said = answerer.answer([self._unpacked(one) for one in requests])
-        self._log(answerer.tally)
-        return [GenerationResult(one.text, TokenCounts(one.prompt_tokens, one.tokens)) for one in said]
+        with _show_warnings():
+            answers = answerer.answer([self._read_request(request) for request in requests])
+        self._log(answerer.cost)
+        return [GenerationResult(answer.text, TokenCounts(answer.prompt_tokens, answer.tokens)) for answer in answers]
 
-    def _unpacked(self, request: Any) -> Asked:
+    def _read_request(self, request: Any) -> HarnessQuestion:
         length, blank_line = self._settings.max_new_tokens, self._settings.stop_at_blank_line
-        return unpack(request.args, self.task_dict, length=length, blank_line=blank_line)
+        return read_request(request.args, self.task_dict, length=length, blank_line=blank_line)
 
-    def _log(self, tally: Tally) -> None:
-        figures = {"total_requests": tally.requests, **tally.figures(self._device)}
-        log_metrics(tally.seconds, tally.tokens, tally.speed, additional_metrics=figures)
+    def _log(self, cost: RunCost) -> None:
+        figures = {"total_requests": cost.requests, **cost.compute_figures(self._device)}
+        log_metrics(cost.seconds, cost.tokens, cost.tokens_per_second, additional_metrics=figures)
 
-    def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002 - the base's signature
-        """Refuse: a guard acts on generate, which this does not call."""
+    def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002 - signature of the base
+        """Refuse: a guard acts on generate, and likelihoods do not call it."""
         raise ModeRefused(
-            "Likelihoods are computed without generate, so no stack acts on them: choose tasks that generate."
+            "Likelihoods are computed without generate, so a stack cannot affect them: choose tasks that generate."
         )
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002 - as above
-        """Refuse: not supported."""
-        raise ModeRefused("Tasks of several rounds are not supported: choose tasks with output_type generate_until.")
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:  # noqa: ARG002 - signature of the base
+        """Refuse: several rounds are not supported."""
+        raise ModeRefused("Tasks with several rounds are not supported: choose tasks with output_type generate_until.")
 
     def clean(self) -> None:
-        """Give the model's memory back, as lmms-eval asks before judges run."""
+        """Release the model's memory; lmms-eval calls this before it runs judges."""
         if hasattr(self, "_guard"):
             del self._guard
         super().clean()
 
 
-def _device_of_process() -> str | None:
-    """The GPU of this process where there are several processes; None leaves the choice to the loader."""
+def _find_process_device() -> str | None:
+    """Return the GPU of this process if there are several processes; None leaves the choice to the loader."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 
 
 @contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """Show the guard's warnings, each once: lmms-eval silences all warnings, and with them a stack that does nothing."""
+def _show_warnings() -> Iterator[None]:
+    """Show each of the guard's warnings once: lmms-eval silences all warnings, which would hide a stack that does nothing."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", GuardWarning)
         yield

@@ -1,4 +1,4 @@
-"""What stands in `--model_args`: which model, which stack, and how to run them."""
+"""The contents of `--model_args`: the model, the stack, and how to run them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lvlm_guard.host.plugins import problems
 from lvlm_guard.host.stack import Stack
 
 PLAIN = "plain"
-"""The stack without strategies, for the baseline of the same adapter."""
+"""Name of the stack without strategies, for a baseline through the same adapter."""
 
 STACK_FILES = (".toml", ".yaml", ".yml")
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -24,18 +24,18 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of the model that a harness builds from text.
+    """Arguments that a harness passes to the model as text.
 
     Args:
         pretrained: `testbed` for the bundled model, a local folder, or a hub id.
         stack: A strategy's name, names joined by `+`, a stack file (`.toml`, `.yaml`, `.yml`), or `plain` for none.
         executor: `auto`, `batched` or `sequential`.
-        device: Where to run; cuda if there, else the CPU.
+        device: Device to run on; by default cuda if available, else the CPU.
         dtype: `auto`, `float32`, `bfloat16` or `float16`; the bundled model is always float32.
-        batch_size: Prompts per call of generate.
-        max_new_tokens: Length limit of answers for tasks that set none.
-        stop_at_blank_line: Whether a blank line that a task lists in `until` ends an answer. lmms-eval fills it in for
-            tasks that say nothing, which would cut descriptions after the first paragraph.
+        batch_size: Largest number of prompts per call of generate.
+        max_new_tokens: Length limit of answers for tasks that do not set one.
+        stop_at_blank_line: Whether a blank line that a task lists in `until` ends an answer. lmms-eval fills in a blank
+            line for tasks without `until`, which would cut descriptions after the first paragraph.
     """
 
     pretrained: str
@@ -48,16 +48,16 @@ class Settings:
     stop_at_blank_line: bool = False
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Settings:
-        """Read what a harness made of `--model_args` and its own options.
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Settings:
+        """Read the arguments that a harness collected from `--model_args` and its own options.
 
         Raises:
-            InputError: An unknown argument, one of the wrong type, or no `pretrained`.
+            InputError: An argument is unknown or of the wrong type, or `pretrained` is missing.
         """
-        known = [one.name for one in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls)]
         for name in arguments:
-            if name not in known:
-                raise InputError(f"--model_args: no argument is called {name!r}.{nearest(name, known)}")
+            if name not in names:
+                raise InputError(f"--model_args: no argument is called {name!r}.{nearest(name, names)}")
         try:
             return TypeAdapter(cls).validate_python(dict(arguments))
         except ValidationError as error:
@@ -65,10 +65,10 @@ class Settings:
 
 
 def read_stack(text: str) -> Stack:
-    """The stack that a text names, as `Settings.stack` explains it.
+    """Return the stack that a text names; `Settings.stack` describes the forms.
 
     Raises:
-        StackError: An unknown strategy, or a file that holds no stack.
+        StackError: A strategy is unknown, or a file does not contain a stack.
     """
     if Path(text).suffix in STACK_FILES:
         return Stack.read(Path(text))

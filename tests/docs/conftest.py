@@ -1,4 +1,4 @@
-"""Reading the pages: fenced blocks, and the names that runnable ones may use."""
+"""Fenced blocks of the pages, and the names that runnable blocks may use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FENCE = re.compile(r"^( *)```(\S+)?([^\n]*)\n(.*?)^\1```[ \t]*$", re.MULTILINE |
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: its language, the words behind it, its text and first line."""
+    """One fenced block: its language, the words after it, its text and its first line."""
 
     language: str
     words: str
@@ -32,8 +32,8 @@ class Block:
 
     @property
     def title(self) -> str | None:
-        found = re.search(r'title="([^"]+)"', self.words)
-        return found and found.group(1)
+        match = re.search(r'title="([^"]+)"', self.words)
+        return match and match.group(1)
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +58,8 @@ def blocks():
     def read(page: Path) -> list[Block]:
         text = page.read_text(encoding="utf-8")
         return [
-            Block(found[2] or "", found[3], textwrap.dedent(found[4]), text[: found.start()].count("\n") + 1)
-            for found in FENCE.finditer(text)
+            Block(match[2] or "", match[3], textwrap.dedent(match[4]), text[: match.start()].count("\n") + 1)
+            for match in FENCE.finditer(text)
         ]
 
     return read
@@ -67,6 +67,6 @@ def blocks():
 
 @pytest.fixture
 def names():
-    """What a runnable block finds: a tiny model, inputs for it, a picture, and something that tokenizes."""
+    """The names of a runnable block: a tiny model, inputs for it, a picture, and a tokenizer."""
     model, inputs = tiny("llava")
     return {"model": model, "inputs": inputs, "processor": Words(), "image": Image.new("RGB", (30, 30), "teal")}

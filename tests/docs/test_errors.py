@@ -1,4 +1,4 @@
-"""`docs/errors.md` names every class, and the messages it quotes are those that come."""
+"""`docs/errors.md` names every class, and quotes the messages that the library raises."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ class Unspecified(StrategyContract):
     strategy = SimpleNamespace(name="a_strategy")
 
 
-def guarded(names, stack="vcd", **changed):
-    inputs = {name: value for name, value in (names["inputs"] | changed).items() if value is not None}
+def generate(names, stack="vcd", **changes):
+    inputs = {name: value for name, value in (names["inputs"] | changes).items() if value is not None}
     return Guard(names["model"], stack=stack).generate(**inputs, max_new_tokens=2)
 
 
-def fast_kernels(names):
+def request_fast_kernels(names):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LVLM_GUARD_KERNELS", "fast")
-        guarded(names)
+        generate(names)
 
 
-def compiled_module(names):
+def compile_module(names):
     model = copy.deepcopy(names["model"])
     model.compile(backend="eager")
-    guarded({**names, "model": model}, stack="vsv")
+    generate({**names, "model": model}, stack="vsv")
 
 
 CAUSES = {
@@ -71,14 +71,14 @@ CAUSES = {
     "ProcessorNeeded": lambda names: Guard(names["model"]).inputs(text="What is this?"),
     "PluginError": lambda names: catalogue().find("m3ids"),
     "PluginRejected": lambda names: check_strategy(Mine),
-    "StrategyRefused": lambda names: guarded(names, pixel_values=None),
+    "StrategyRefused": lambda names: generate(names, pixel_values=None),
     "ModelRefused": lambda names: Guard(torch.nn.Linear(2, 2)),
-    "ModeRefused": lambda names: guarded(names, prefill_chunk_size=4),
-    "KernelsRefused": fast_kernels,
-    "NonFiniteLogits": lambda names: guarded(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
+    "ModeRefused": lambda names: generate(names, prefill_chunk_size=4),
+    "KernelsRefused": request_fast_kernels,
+    "NonFiniteLogits": lambda names: generate(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
     "GuardWarning": lambda names: discover([EntryPoint("absent", "no_such_package_anywhere", "lvlm_guard")]),
-    "NoEffectWarning": lambda names: guarded(names, stack={"name": "vcd", "params": {"alpha": 0.0}}),
-    "UncompiledWarning": compiled_module,
+    "NoEffectWarning": lambda names: generate(names, stack={"name": "vcd", "params": {"alpha": 0.0}}),
+    "UncompiledWarning": compile_module,
 }
 
 
@@ -93,7 +93,7 @@ def test_the_tree_is_the_one_in_the_source(page):
 
 
 @pytest.mark.parametrize("name", sorted(set(CLASSES) - {"Refused"}))
-def test_the_quoted_message_comes(name, rows, names):
+def test_the_quoted_message_is_raised(name, rows, names):
     warnings.simplefilter("error")
     with pytest.raises(CLASSES[name]) as caught:
         CAUSES[name](names)

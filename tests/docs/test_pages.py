@@ -1,4 +1,4 @@
-"""Code in the pages compiles and, where it says so, runs; links lead somewhere; generated pages are up to date."""
+"""Code in the pages compiles, and runs if it is marked; links and paths exist; generated pages are up to date."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+FRONT_PAGES = [CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
+PAGES = [*FRONT_PAGES, *sorted((CHECKOUT / "docs").rglob("*.md"))]
 TUTORIAL = CHECKOUT / "docs" / "tutorial" / "write-a-strategy.md"
+TOUR = CHECKOUT / "docs" / "explanation" / "read-the-code.md"
+REPOSITORY_PATH = re.compile(r"`((?:lvlm_guard|kernels|plugins|tests|docs|benchmarks)/[\w./-]*)`")
+PENDING = {
+    "lvlm_guard/call/run.py": ("run_call",),
+    "lvlm_guard/call/planning.py": ("plan_call",),
+    "lvlm_guard/call/plan.py": ("build_plan",),
+    "lvlm_guard/call/preparing.py": ("prepare_branches",),
+    "lvlm_guard/call/decoding.py": ("decode", "_combine_terms"),
+    "lvlm_guard/call/reporting.py": ("report_call",),
+    "lvlm_guard/arithmetic/effects.py": ("record_forward",),
+}
+"""Files, and names in them, that the tour already mentions and that are about to be written."""
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def name_of(page) -> str:
+def format_name(page) -> str:
     return page.relative_to(CHECKOUT).as_posix()
 
 
-def compiled(page, block):
-    return compile(block.code, f"{name_of(page)}:{block.line}", "exec", dont_inherit=True)
+def compile_block(page, block):
+    return compile(block.code, f"{format_name(page)}:{block.line}", "exec", dont_inherit=True)
 
 
 @pytest.fixture
@@ -31,44 +44,78 @@ def example_on_path(monkeypatch, example):
     sys.modules.pop("lvlm_guard_example", None)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=format_name)
 def test_python_in_the_page_compiles(page, blocks):
     for block in blocks(page):
         if block.language == "python":
-            compiled(page, block)
+            compile_block(page, block)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", PAGES, ids=format_name)
 @pytest.mark.usefixtures("example_on_path")
 def test_runnable_python_in_the_page_runs(page, blocks, names, monkeypatch, tmp_path):
     """Blocks marked `python run` share their names from top to bottom of a page."""
     monkeypatch.chdir(tmp_path)
     for block in blocks(page):
         if block.runs:
-            exec(compiled(page, block), names)
+            exec(compile_block(page, block), names)
 
 
 def test_some_python_runs(blocks):
-    running = [name_of(page) for page in PAGES for block in blocks(page) if block.runs]
+    running = [format_name(page) for page in PAGES for block in blocks(page) if block.runs]
     assert {"docs/reference/hooks.md", "docs/tutorial/write-a-strategy.md"} <= set(running)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
+@pytest.mark.parametrize("page", PAGES, ids=format_name)
+def test_links_have_a_target(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, anchor = link.partition("#")
         if "://" in link or link.startswith("mailto:"):
             continue
-        there = (page.parent / path).resolve() if path else page
-        if not there.exists() or (anchor and anchor not in anchors(there)):
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in list_anchors(target)):
             broken.append(link)
     assert broken == []
 
 
-def anchors(page: Path) -> set[str]:
-    """Anchors that a renderer makes of the headings."""
+@pytest.mark.parametrize("page", PAGES, ids=format_name)
+def test_files_in_the_page_exist(page):
+    """A path in backticks that starts with a folder of the repository names a file or folder there."""
+    paths = set(REPOSITORY_PATH.findall(page.read_text(encoding="utf-8"))) - set(PENDING)
+    assert [path for path in sorted(paths) if not (CHECKOUT / path).exists()] == []
+
+
+def read_tour() -> list[tuple[str, str]]:
+    """(file, name in it) for each name that a stop of the tour tells the reader to look for."""
+    stops = re.findall(r"^- `([\w./-]+)`: (.+)$", TOUR.read_text(encoding="utf-8"), re.MULTILINE)
+    return [(path, name) for path, names in stops for name in re.findall(r"`(\w+)`", names)]
+
+
+def defines(path: str, name: str) -> bool:
+    file = CHECKOUT / path
+    pattern = rf"^ *(?:def|class) {name}\b|^{name}\b"
+    return file.exists() and re.search(pattern, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
+
+def test_the_tour_has_stops():
+    assert len({path for path, _ in read_tour()}) > 20
+
+
+@pytest.mark.parametrize(("path", "name"), read_tour())
+def test_names_in_the_tour_are_defined(path, name):
+    if name not in PENDING.get(path, ()):
+        assert defines(path, name), f"docs/explanation/read-the-code.md: {path} defines no {name}"
+
+
+def test_nothing_pending_exists_yet():
+    written = [(path, name) for path, names in PENDING.items() for name in names if defines(path, name)]
+    assert written == [], f"take these out of PENDING: {written}"
+
+
+def list_anchors(page: Path) -> set[str]:
+    """Anchors that a renderer derives from the headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -76,8 +123,8 @@ def anchors(page: Path) -> set[str]:
 def test_every_page_is_in_the_index(docs):
     index = (docs / "index.md").read_text(encoding="utf-8")
     pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} - {"index.md"}
-    loose = {page for page in pages if not page.startswith("decisions/")}
-    assert [page for page in sorted(loose) if f"({page})" not in index] == []
+    listed = {page for page in pages if not page.startswith("decisions/")}
+    assert [page for page in sorted(listed) if f"({page})" not in index] == []
 
 
 def test_generated_pages_are_up_to_date(docs):
@@ -90,20 +137,20 @@ def test_generated_pages_are_up_to_date(docs):
 
 def test_the_tutorial_shows_the_files_of_the_example(blocks, example):
     """Blocks with a title are whole files; other blocks of its languages are excerpts of one of them, or run."""
-    files = {path.relative_to(example).as_posix(): path.read_text(encoding="utf-8") for path in sources(example)}
-    shown = {block.title: block.code for block in blocks(TUTORIAL) if block.title}
-    assert shown == {name: files[name] for name in files if name != "README.md"}
+    files = {path.relative_to(example).as_posix(): path.read_text(encoding="utf-8") for path in list_sources(example)}
+    titled = {block.title: block.code for block in blocks(TUTORIAL) if block.title}
+    assert titled == {name: files[name] for name in files if name != "README.md"}
     excerpts = [block for block in blocks(TUTORIAL) if block.language in ("python", "toml") and not block.title]
-    plain = "\n".join(undented(text) for text in files.values())
-    assert [block.code for block in excerpts if not block.runs and undented(block.code) not in plain] == []
+    source = "\n".join(remove_indents(text) for text in files.values())
+    assert [block.code for block in excerpts if not block.runs and remove_indents(block.code) not in source] == []
 
 
-def sources(example) -> list[Path]:
-    inside = [path for path in example.rglob("*") if path.suffix in (".py", ".toml", ".md")]
-    return sorted(path for path in inside if not {"dist", "build", ".venv"} & set(path.parts))
+def list_sources(example) -> list[Path]:
+    paths = [path for path in example.rglob("*") if path.suffix in (".py", ".toml", ".md")]
+    return sorted(path for path in paths if not {"dist", "build", ".venv"} & set(path.parts))
 
 
-def undented(text: str) -> str:
+def remove_indents(text: str) -> str:
     return "\n".join(line.strip() for line in text.splitlines())
 
 
@@ -113,15 +160,24 @@ def test_the_drawing_is_readable_on_its_own(docs):
     assert drawing.find(f"{SVG}title") is not None
     assert drawing.find(f"{SVG}desc") is not None
     words = " ".join("".join(text.itertext()) for text in drawing.iter(f"{SVG}text"))
-    assert [name for name in ("generate", "branch", "main", "terms", "kernels", "report") if name not in words] == []
+    steps = ("generate", "branch", "main", "terms", "kernels", "report")
+    assert [name for name in (*steps, *rooms_of_a_generation()) if name not in words] == []
     assert "architecture.svg" in (docs / "explanation" / "architecture.md").read_text(encoding="utf-8")
+
+
+def rooms_of_a_generation() -> list[str]:
+    """The folders of the core that one guarded generation passes through, and the two shelves."""
+    core = ("call", "request", "forward", "forward/caches", "forward/interventions", "arithmetic", "strategy", "host")
+    folders = [CHECKOUT / "lvlm_guard" / name for name in core] + [CHECKOUT / "kernels", CHECKOUT / "plugins"]
+    assert all(folder.is_dir() for folder in folders)
+    return ["guard.py", *(f"{folder.name}/" for folder in folders)]
 
 
 def test_the_table_of_rooms_is_complete(docs):
     """Every file of the core has a row, and every file in a row exists."""
     page = (docs / "explanation" / "architecture.md").read_text(encoding="utf-8")
     rows = "\n".join(line for line in page.splitlines() if line.startswith("| `"))
-    told = set(re.findall(r"`((?:lvlm_guard|kernels|plugins)/[\w/.]*)`", rows))
-    assert [path for path in sorted(told) if not (CHECKOUT / path).exists()] == []
+    listed = set(re.findall(r"`((?:lvlm_guard|kernels|plugins)/[\w/.]*)`", rows))
+    assert [path for path in sorted(listed) if not (CHECKOUT / path).exists()] == []
     core = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "lvlm_guard").glob("*.py")}
-    assert sorted(core - told - {"lvlm_guard/__init__.py"}) == []
+    assert sorted(core - listed - {"lvlm_guard/__init__.py"}) == []

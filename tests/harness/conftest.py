@@ -1,4 +1,4 @@
-"""Drawn scenes as a task of both harnesses, and stand-ins for the harnesses where they are not installed."""
+"""Drawn scenes as a task for both harnesses, and stand-ins for harnesses that are not installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ dataset_kwargs:
     test: DATA
 test_split: test
 output_type: generate_until
-OWN
+HARNESS_LINES
 doc_to_target: answer
 process_results: !function drawn.score
 metric_list:
@@ -57,7 +57,7 @@ metadata:
   version: 1
 """
 
-OWN = {
+HARNESS_LINES = {
     "lmms_eval": (
         "doc_to_visual: !function drawn.pictures\ndoc_to_text: !function drawn.question\n"
         f"generation_kwargs:\n  max_new_tokens: {LENGTH}\n  temperature: 0\n  top_p: 0\n  image_aspect_ratio: original"
@@ -78,8 +78,8 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
-def transformers_speaks_again():
-    """Loading a model by name quietens transformers for the process; tests share theirs."""
+def _restore_verbosity():
+    """Loading a model by name lowers the verbosity of transformers for the whole process, which tests share."""
     before = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(before)
@@ -87,34 +87,37 @@ def transformers_speaks_again():
 
 
 @pytest.fixture(scope="session")
-def speaking():
+def bundled():
     """The bundled model and its processor."""
     return testbed.load()
 
 
 @pytest.fixture(scope="session")
-def asked():
-    """(picture, question, answer) about three scenes: two short questions and a caption of each."""
+def documents():
+    """(picture, question, answer) for three scenes: two short questions and a caption each."""
     return [
         (scene.picture, text, answer)
         for scene in scenes("counterfactual", 3, seed=7)
-        for text, answer in [*((one.text, one.answer) for one in scored_questions(scene)[:2]), (DESCRIBE[0], "")]
+        for text, answer in [
+            *((question.text, question.answer) for question in scored_questions(scene)[:2]),
+            (DESCRIBE[0], ""),
+        ]
     ]
 
 
 @pytest.fixture(scope="session")
-def drawn(asked, tmp_path_factory):
-    """A folder with the scenes as a task of either harness, and a stack file."""
+def task_folder(documents, tmp_path_factory):
+    """A folder with the scenes as a task for each harness, and a stack file."""
     folder = tmp_path_factory.mktemp("drawn")
     rows = []
-    for number, (picture, question, answer) in enumerate(asked):
+    for number, (picture, question, answer) in enumerate(documents):
         picture.save(folder / f"{number}.png")
         rows.append({"picture": str(folder / f"{number}.png"), "question": question, "answer": answer})
     data = folder / "drawn.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    for harness, own in OWN.items():
+    for harness, lines in HARNESS_LINES.items():
         (folder / harness).mkdir()
-        task = TASK.replace("DATA", str(data)).replace("OWN", own)
+        task = TASK.replace("DATA", str(data)).replace("HARNESS_LINES", lines)
         (folder / harness / "drawn.yaml").write_text(task, encoding="utf-8")
         (folder / harness / "drawn.py").write_text(FUNCTIONS, encoding="utf-8")
     (folder / "stack.toml").write_text(STACK, encoding="utf-8")
@@ -142,7 +145,7 @@ class GenerationResult:
 
 
 class Lmms:
-    """What lmms-eval's base class of models gives to its subclasses."""
+    """The part of lmms-eval's base class of models that its subclasses use."""
 
     is_simple = True
 
@@ -154,11 +157,11 @@ class Lmms:
         return self._rank
 
     def clean(self):
-        self.cleaned = True
+        self.is_clean = True
 
 
 class Multimodal:
-    """What lm-eval's multimodal model does with one batch; `bypass` is a version that generates by another way."""
+    """How lm-eval's multimodal model processes one batch; with `bypass`, a version that generates in a different way."""
 
     bypass = False
 
@@ -167,14 +170,14 @@ class Multimodal:
         self._create_tokenizer(pretrained, None)
 
     def generate_until(self, requests, disable_tqdm=False):
-        contexts, _, pictures = zip(*(one.args for one in requests), strict=True)
-        images = [one for each in pictures for one in each["visual"]]
+        contexts, _, pictures = zip(*(request.args for request in requests), strict=True)
+        images = [image for visuals in pictures for image in visuals["visual"]]
         self.tokenizer.padding_side = "left"
         inputs = self.processor(images=images, text=list(contexts), padding=True, return_tensors="pt")
         generate = self.model.generate if self.bypass else self._model_multimodal_generate
         output = generate(**inputs, max_new_tokens=2) if self.bypass else generate(inputs, max_length=120, stop=[])
         texts = self.tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [one.strip() for one in texts]
+        return [text.strip() for text in texts]
 
     def _model_multimodal_generate(self, inputs, max_length, stop, **settings):
         return self.model.generate(**inputs, max_length=max_length, do_sample=False, **settings)
@@ -188,7 +191,7 @@ class Multimodal:
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    """A function that puts modules with the given names in place of a harness's, and imports an adapter over them."""
+    """A function that replaces modules of a harness by stand-ins, and imports an adapter on top of them."""
 
     def install(adapter, **modules):
         for name, contents in modules.items():
@@ -205,7 +208,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture
 def lmms_eval(stand_in):
-    """The adapter for lmms-eval over stand-ins; `logged` is what it handed to log_metrics."""
+    """The adapter for lmms-eval on stand-ins; `logged` records its calls of log_metrics."""
     logged = []
 
     def log_metrics(total_elapsed_time, total_gen_tokens, avg_speed, additional_metrics=None):
@@ -228,5 +231,5 @@ def registry(stand_in):
 
 @pytest.fixture
 def lm_eval(stand_in):
-    """The adapter for lm-eval over a stand-in."""
+    """The adapter for lm-eval on a stand-in."""
     return stand_in("lvlm_guard.harness.lm_eval", lm_eval__models__hf_vlms={"HFMultimodalLM": Multimodal})

@@ -1,6 +1,6 @@
-"""Runs lm-evaluation-harness on the bundled model as users would, and prints what came out as JSON.
+"""Run lm-evaluation-harness on the bundled model as users would, and print the results as JSON.
 
-Arguments: the folder of the task, the stack file, and `class` (GuardedLM), `attached` (the harness' own class inside
+Arguments: the folder of the task, the stack file, and `class` (GuardedLM), `attached` (the harness's own class inside
 `guard.attached()`) or `plain` (no guard).
 """
 
@@ -18,25 +18,25 @@ from lvlm_guard import Guard, testbed
 from lvlm_guard.harness.lm_eval import GuardedLM
 
 
-def main(tasks: str, stack: str, way: str) -> None:
+def main(tasks: str, stack: str, mode: str) -> None:
     model, processor = testbed.load()
     guard = Guard(model, processor, stack)
-    asked = GuardedLM(guard, batch_size=4) if way == "class" else HFMultimodalLM(pretrained=model, batch_size=4)
-    with guard.attached() if way == "attached" else contextlib.nullcontext():
-        found = simple_evaluate(
-            model=asked,
+    evaluated = GuardedLM(guard, batch_size=4) if mode == "class" else HFMultimodalLM(pretrained=model, batch_size=4)
+    with guard.attached() if mode == "attached" else contextlib.nullcontext():
+        evaluation = simple_evaluate(
+            model=evaluated,
             tasks=["drawn"],
             task_manager=TaskManager(include_path=tasks, include_defaults=False),
             apply_chat_template=True,
             bootstrap_iters=0,
         )
-    samples = sorted(found["samples"]["drawn"], key=lambda one: one["doc_id"])
-    told = {
-        "answers": [one["resps"][0][0].strip() for one in samples],
-        "config": found["config"].get("lvlm_guard"),
-        "score": found["results"]["drawn"]["guard_score,none"],
+    samples = sorted(evaluation["samples"]["drawn"], key=lambda sample: sample["doc_id"])
+    results = {
+        "answers": [sample["resps"][0][0].strip() for sample in samples],
+        "config": evaluation["config"].get("lvlm_guard"),
+        "score": evaluation["results"]["drawn"]["guard_score,none"],
     }
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What installing the library brings into lmms-eval: a name, and nothing heavy."""
+"""The model that installing the library offers to lmms-eval: its manifest is cheap to import."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ print(json.dumps(sorted(sys.modules)))
 
 
 def test_offering_the_model_imports_neither_the_harness_nor_torch(tmp_path):
-    done = subprocess.run([sys.executable, "-c", LOADED], cwd=tmp_path, capture_output=True, text=True, check=True)
-    loaded = json.loads(done.stdout)
+    process = subprocess.run([sys.executable, "-c", LOADED], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = json.loads(process.stdout)
     heavy = {"torch", "transformers", "pydantic", "lmms_eval", "lm_eval", "lvlm_guard.guard"}
     assert "lvlm_guard.harness.manifest" in loaded
     assert heavy & set(loaded) == set()

@@ -1,4 +1,4 @@
-"""Both harnesses, installed and run as users run them, on the bundled model: `make test-harnesses`."""
+"""Both harnesses, installed and run the way users run them, on the bundled model: `make test-harnesses`."""
 
 from __future__ import annotations
 
@@ -22,127 +22,132 @@ BY_LM_EVAL = Path(__file__).with_name("evaluate_by_lm_eval.py")
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """A function that runs a Python command offline in an empty folder: (exit code, stdout, everything printed)."""
+    """A function that runs a Python command offline in an empty folder: (exit code, stdout, all output)."""
     folder = tmp_path_factory.mktemp("run")
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
 
     def run(*words):
-        told = [sys.executable, *map(str, words)]
-        done = subprocess.run(
-            told, cwd=folder, env={**outside, **settings}, capture_output=True, text=True, check=False, timeout=280
+        process = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=folder,
+            env={**environment, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
         )
-        return done.returncode, done.stdout, f"{done.stdout}\n{done.stderr}"
+        return process.returncode, process.stdout, f"{process.stdout}\n{process.stderr}"
 
     return run
 
 
 @pytest.fixture(scope="module")
-def answers(speaking, asked, drawn):
-    """What generate says without a guard, and what `guard.generate` says, in batches as lmms-eval forms them."""
+def answers(bundled, documents, task_folder):
+    """Answers of plain generate and of `guard.generate`, in the batches that lmms-eval forms."""
 
-    def said(stack):
-        guard = Guard(*speaking, stack)
-        parts = [asked[start : start + BATCH] for start in range(0, len(asked), BATCH)]
-        return [text for part in parts for text in answered(guard, part)]
+    def answer_all(stack):
+        guard = Guard(*bundled, stack)
+        batches = [documents[start : start + BATCH] for start in range(0, len(documents), BATCH)]
+        return [text for batch in batches for text in answer_batch(guard, batch)]
 
-    return {"plain": said([]), "guarded": said(drawn / "stack.toml")}
+    return {"plain": answer_all([]), "guarded": answer_all(task_folder / "stack.toml")}
 
 
-def answered(guard, part):
+def answer_batch(guard, batch):
     chats = [
         [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
-        for picture, text, _ in part
+        for picture, text, _ in batch
     ]
     inputs = guard.inputs(messages=chats)
     output = guard.generate(**inputs, max_new_tokens=LENGTH, do_sample=False)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [one.strip() for one in guard.processor.batch_decode(new, skip_special_tokens=True)]
+    generated = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in guard.processor.batch_decode(generated, skip_special_tokens=True)]
 
 
 @pytest.fixture(scope="module")
-def lmms_eval(command, drawn, tmp_path_factory):
-    """A function from model arguments to lmms-eval's exit code, what it printed, and its folder of results."""
+def lmms_eval(command, task_folder, tmp_path_factory):
+    """A function from model arguments to lmms-eval's exit code, its output, and its folder of results."""
 
     def run(arguments):
         results = tmp_path_factory.mktemp("results")
-        code, _, told = command(
+        code, _, printed = command(
             *("-m", "lmms_eval", "--model", "lvlm_guard", "--model_args", arguments, "--tasks", "drawn"),
-            *("--include_path", drawn / "lmms_eval", "--batch_size", BATCH, "--device", "cpu"),
+            *("--include_path", task_folder / "lmms_eval", "--batch_size", BATCH, "--device", "cpu"),
             *("--output_path", results, "--log_samples"),
         )
-        return code, told, results
+        return code, printed, results
 
     return run
 
 
 @pytest.fixture(scope="module")
-def guarded_run(lmms_eval, drawn):
-    code, told, folder = lmms_eval(f"pretrained=testbed,stack={drawn / 'stack.toml'}")
-    assert code == 0, told
+def guarded_run(lmms_eval, task_folder):
+    code, printed, folder = lmms_eval(f"pretrained=testbed,stack={task_folder / 'stack.toml'}")
+    assert code == 0, printed
     results = json.loads(next(folder.rglob("*results.json")).read_text(encoding="utf-8"))
     lines = next(folder.rglob("*samples_drawn.jsonl")).read_text(encoding="utf-8").splitlines()
-    samples = sorted((json.loads(line) for line in lines), key=lambda one: int(one["doc_id"]))
-    return told, results, samples
+    samples = sorted((json.loads(line) for line in lines), key=lambda sample: int(sample["doc_id"]))
+    return printed, results, samples
 
 
 def test_lmms_eval_gets_the_answers_of_guarded_generate(guarded_run, answers):
     _, _, samples = guarded_run
-    assert [one["filtered_resps"] for one in samples] == answers["guarded"]
+    assert [sample["filtered_resps"] for sample in samples] == answers["guarded"]
     assert answers["guarded"] != answers["plain"]
 
 
-def test_lmms_eval_writes_and_prints_the_cost(guarded_run, asked):
-    told, results, samples = guarded_run
+def test_lmms_eval_writes_and_prints_the_cost(guarded_run, documents):
+    printed, results, samples = guarded_run
     cost = results["throughput"]
     assert cost["avg_forwards_prefill"] == 2.0
     assert cost["avg_forwards_decode"] * cost["avg_rows_per_forward"] == 2.0
     assert cost["avg_peak_resident_mb"] > 50
     assert 0 < cost["avg_changed_vcd"] < 1
-    assert cost["avg_latency"] == pytest.approx(cost["total_elapsed_time"] / len(asked))
-    assert cost["total_gen_tokens"] == sum(one["token_counts"][0]["output_tokens"] for one in samples)
-    printed = [name for name in cost if f"|{name} " in told]
-    assert {"avg_forwards_prefill", "avg_forwards_decode", "avg_peak_resident_mb", "avg_latency"} <= set(printed)
+    assert cost["avg_latency"] == pytest.approx(cost["total_elapsed_time"] / len(documents))
+    assert cost["total_gen_tokens"] == sum(sample["token_counts"][0]["output_tokens"] for sample in samples)
+    in_table = [name for name in cost if f"|{name} " in printed]
+    assert {"avg_forwards_prefill", "avg_forwards_decode", "avg_peak_resident_mb", "avg_latency"} <= set(in_table)
 
 
 def test_lmms_eval_shows_the_guards_warnings(guarded_run):
-    told, _, _ = guarded_run
-    assert "left out: image_aspect_ratio" in told
+    printed, _, _ = guarded_run
+    assert "left out: image_aspect_ratio" in printed
 
 
 def test_lmms_eval_shows_the_librarys_errors_and_writes_no_results(lmms_eval):
-    """Its exit code is 0 all the same."""
-    _, told, folder = lmms_eval("pretrained=testbed,stack=vcdd")
-    assert "StackError: stack[0]: " in told
-    assert "'vcdd'" in told
+    """The exit code is 0 nevertheless."""
+    _, printed, folder = lmms_eval("pretrained=testbed,stack=vcdd")
+    assert "StackError: stack[0]: " in printed
+    assert "'vcdd'" in printed
     assert list(folder.rglob("*.json")) == []
 
 
 @pytest.fixture(scope="module")
-def lm_eval(command, drawn):
-    """A function from the way to run lm-eval to what came out of it; each is run once."""
+def lm_eval(command, task_folder):
+    """A function from a mode of running lm-eval to its results; each mode runs once."""
 
     @functools.cache
-    def run(way):
-        code, printed, told = command(BY_LM_EVAL, drawn / "lm_eval", drawn / "stack.toml", way)
-        assert code == 0, told
-        return json.loads(printed.splitlines()[-1])
+    def run(mode):
+        code, stdout, printed = command(BY_LM_EVAL, task_folder / "lm_eval", task_folder / "stack.toml", mode)
+        assert code == 0, printed
+        return json.loads(stdout.splitlines()[-1])
 
     return run
 
 
-def test_lm_eval_gets_the_answers_of_guarded_generate_by_either_way(lm_eval, answers):
-    by_class, attached, plain = (lm_eval(way) for way in ("class", "attached", "plain"))
+def test_lm_eval_gets_the_answers_of_guarded_generate_in_both_modes(lm_eval, answers):
+    by_class, attached, plain = (lm_eval(mode) for mode in ("class", "attached", "plain"))
     assert by_class["answers"] == answers["guarded"]
     assert attached["answers"] == answers["guarded"]
     assert plain["answers"] == answers["plain"] != answers["guarded"]
     assert attached["config"] is None
 
 
-def test_lm_eval_writes_stack_and_cost(lm_eval, asked):
-    told = lm_eval("class")["config"]
-    assert told["stack"][0] == {"name": "vcd", "params": {**told["stack"][0]["params"], "alpha": 3.0}}
-    assert (told["requests"], told["calls"]) == (len(asked), 3)
-    assert told["forwards_prefill"] == 2.0
-    assert told["peak_resident_mb"] > 50
-    assert told["tokens_per_second"] == pytest.approx(told["tokens"] / told["seconds"])
+def test_lm_eval_writes_stack_and_cost(lm_eval, documents):
+    config = lm_eval("class")["config"]
+    assert config["stack"][0] == {"name": "vcd", "params": {**config["stack"][0]["params"], "alpha": 3.0}}
+    assert (config["requests"], config["calls"]) == (len(documents), 3)
+    assert config["forwards_prefill"] == 2.0
+    assert config["peak_resident_mb"] > 50
+    assert config["tokens_per_second"] == pytest.approx(config["tokens"] / config["seconds"])

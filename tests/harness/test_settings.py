@@ -1,4 +1,4 @@
-"""`--model_args` as lmms-eval reads them: numbers and truth values are recognised, the rest is text."""
+"""`--model_args` as lmms-eval parses them: it recognises numbers and booleans and passes everything else as text."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from lvlm_guard import InputError, Stack, StackError
 from lvlm_guard.harness.settings import Settings, read_stack
 
 
-def test_what_is_left_out_has_a_default():
-    found = Settings.of({"pretrained": "testbed"})
-    assert (found.stack, found.executor, found.batch_size, found.max_new_tokens) == ("vcd", "auto", 1, 1024)
-    assert not found.stop_at_blank_line
+def test_arguments_have_defaults():
+    settings = Settings.from_arguments({"pretrained": "testbed"})
+    assert (settings.stack, settings.executor, settings.batch_size, settings.max_new_tokens) == ("vcd", "auto", 1, 1024)
+    assert not settings.stop_at_blank_line
 
 
 def test_numbers_may_come_as_text():
-    found = Settings.of({"pretrained": "testbed", "batch_size": "8", "stop_at_blank_line": True, "device": "cpu"})
-    assert (found.batch_size, found.stop_at_blank_line, found.device) == (8, True, "cpu")
+    arguments = {"pretrained": "testbed", "batch_size": "8", "stop_at_blank_line": True, "device": "cpu"}
+    settings = Settings.from_arguments(arguments)
+    assert (settings.batch_size, settings.stop_at_blank_line, settings.device) == (8, True, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_numbers_may_come_as_text():
 )
 def test_arguments_that_cannot_be_used_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
-        Settings.of(arguments)
+        Settings.from_arguments(arguments)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,6 @@ def test_a_stack_may_be_a_file_whatever_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["vdc", "vcd+", "", "vcd+vcd", "missing.toml"])
-def test_a_stack_that_is_none_is_refused(text):
+def test_a_text_that_names_no_stack_is_refused(text):
     with pytest.raises(StackError):
         read_stack(text)
