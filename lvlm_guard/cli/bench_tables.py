@@ -33,6 +33,7 @@ def _paragraph(one: Mapping[str, Any]) -> Iterator[str]:
     if one["arguments"]:
         yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in one['arguments'].items())}"
     yield f"  licence    {one['licence']}{', ' + one['homepage'] if one['homepage'] else ''}"
+    yield f"  from       {one['distribution']}"
     for need in one["required"]:
         yield f"  needs      {need['path']}{' (optional)' if need['optional'] else ''}: {need['what']}, from {need['source']}"
     if not one["required"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,10 @@ import typer
 from rich.console import Console
 
 from lvlm_guard import loading
+from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
+    from lvlm_guard.bench.catalogue import Offer
     from lvlm_guard.bench.running.store import Record
 
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
@@ -34,28 +37,38 @@ def list_suites(
 ) -> None:
     """List the suites: what they test, which files they need, under which licence."""
     loading.quieten()
-    from lvlm_guard.bench import suites  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
-    described = [_described(name, suites.suite(name)) for name in suites.suites()]
-    if as_json:
-        typer.echo(json.dumps(described, indent=2))
-        return
-    typer.echo(bench_tables.of_suites(described))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)  # printed below, or on stderr
+        offers, broken = catalogue().load_all()
+    described = [_describe(offer) for offer in offers]
+    typer.echo(json.dumps(described, indent=2, default=str) if as_json else bench_tables.of_suites(described))
+    for failure in broken:
+        typer.echo(f"skipped {failure.entry_point} of {failure.distribution}: {failure.reason}", err=True)
 
 
-def _described(name: str, kind: Any) -> dict[str, Any]:
-    arguments = {field.name: field.default for field in dataclasses.fields(kind) if field.init}
+def _describe(offer: Offer) -> dict[str, Any]:
+    suite = offer.suite
     return {
-        "name": name,
-        "title": kind.title,
-        "levels": list(kind.levels),
-        "parsers": list(kind.parsers),
-        "required": [dataclasses.asdict(one) for one in kind.required],
-        "arguments": arguments,
-        "licence": kind.licence,
-        "homepage": kind.homepage,
+        "name": offer.name,
+        "title": suite.title,
+        "levels": list(suite.levels),
+        "parsers": list(suite.parsers),
+        "required": [dataclasses.asdict(requirement) for requirement in suite.required],
+        "arguments": {field.name: _default(field) for field in dataclasses.fields(suite) if field.init},
+        "licence": suite.licence,
+        "homepage": suite.homepage,
+        "distribution": offer.distribution,
     }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of an argument, None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 @app.command("run")

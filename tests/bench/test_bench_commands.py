@@ -10,7 +10,7 @@ import transformers
 from typer.testing import CliRunner
 
 from lvlm_guard import loading
-from lvlm_guard.bench import suites
+from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.running import choosing
 from lvlm_guard.bench.running.systems import CONTROLS
 from lvlm_guard.cli import app, main
@@ -62,7 +62,7 @@ def folder(finished, tmp_path):
 
 def test_list_tells_what_every_suite_needs():
     listed = {one["name"]: one for one in json.loads(run("bench", "list", "--json"))}
-    assert set(listed) == set(suites.suites())
+    assert set(listed) == set(catalogue().names)
     assert listed["scenes"]["required"] == []
     assert listed["scenes"]["arguments"] == {
         "split": "counterfactual",
@@ -73,6 +73,7 @@ def test_list_tells_what_every_suite_needs():
     }
     assert all(set(need) >= {"path", "what", "source", "layout"} for need in listed["pope"]["required"])
     assert all(one["parsers"] and one["licence"] for one in listed.values())
+    assert {one["distribution"] for one in listed.values()} == {"lvlm-guard"}
     table = run("bench", "list")
     assert all(name in table for name in listed)
 

@@ -14,7 +14,7 @@ import pytest
 import quick_run
 from PIL import Image
 
-from lvlm_guard.bench import suites
+from lvlm_guard.bench.catalogue import Catalogue, Offer
 from lvlm_guard.bench.items import LEVELS, Item, Said
 from lvlm_guard.bench.reporting import charts, examples, labels, page, tables, verdicts
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, Spent, score
@@ -452,7 +452,7 @@ class Asking(quick_run.Toy):
 
 
 def test_the_report_of_a_run_is_written_from_its_folder_with_pictures_and_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "suite", lambda name: Asking)
+    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Asking, "tests"))
     record = quick_run.run(tmp_path / "run", quick_run.plan(pictures=40))
     told = record.manifest["systems"]
     record = replace(

@@ -1,6 +1,7 @@
-"""The catalogue of suites, imported one by one when they are asked for.
+"""The bundled suites of published benchmarks.
 
-A suite is one file: a frozen dataclass that satisfies `lvlm_guard.bench.suite.Suite`, and one line here. `files.py` reads
+A suite is one file, a frozen dataclass that satisfies `lvlm_guard.bench.suite.Suite`, and one entry point of the group
+`lvlm_guard.suites`, in `pyproject.toml`. `files.py` reads
 rows with line numbers and pictures, `yes_no.py` holds the measures of yes/no answers, `lvlm_guard.bench.scoring.parsers` the
 parsers. What further benchmarks would take:
 
@@ -13,35 +14,21 @@ parsers. What further benchmarks would take:
 
 from __future__ import annotations
 
-import importlib
+import warnings
 from typing import Any
 
-from lvlm_guard.errors import InputError, nearest
-
-_PLACES = {
-    "amber": "lvlm_guard.bench.suites.amber:Amber",
-    "chair": "lvlm_guard.bench.suites.chair:Chair",
-    "hallusionbench": "lvlm_guard.bench.suites.hallusionbench:HallusionBench",
-    "mme": "lvlm_guard.bench.suites.mme:Mme",
-    "pope": "lvlm_guard.bench.suites.pope:Pope",
-    "reefknot": "lvlm_guard.bench.suites.reefknot:Reefknot",
-    "scenes": "lvlm_guard.testbed.suite:Scenes",
-    "sugarcrepe": "lvlm_guard.bench.suites.sugarcrepe:SugarCrepe",
-}
+_MOVED = {"suite": "catalogue().find(name).suite", "suites": "catalogue().names"}
 
 
-def suites() -> tuple[str, ...]:
-    """Names of all suites, in order."""
-    return tuple(_PLACES)
+def __getattr__(name: str) -> Any:
+    """Return the functions that `lvlm_guard.bench.catalogue` replaces, with a warning."""
+    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - the catalogue is read only when it is needed
 
-
-def suite(name: str) -> Any:
-    """The class of a suite, to be made with its arguments: `suite("pope")(prompt_suffix=" One word.")`.
-
-    Raises:
-        InputError: There is no suite of that name; names the nearest.
-    """
-    if name not in _PLACES:
-        raise InputError(f"There is no suite {name!r}.{nearest(name, _PLACES)}")
-    module, _, found = _PLACES[name].partition(":")
-    return getattr(importlib.import_module(module), found)
+    if name not in _MOVED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        f"lvlm_guard.bench.suites.{name} is deprecated; use lvlm_guard.bench.catalogue: {_MOVED[name]}",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return (lambda suite: catalogue().find(suite).suite) if name == "suite" else (lambda: catalogue().names)
