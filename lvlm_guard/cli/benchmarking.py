@@ -23,6 +23,7 @@ app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_hel
 Data = Annotated[
     Path | None, typer.Option(help="Where the suites' files lie now, if elsewhere than the run found them.")
 ]
+Parser = Annotated[str | None, typer.Option(help="How to read the answers; default: as the run was started with.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
 
@@ -111,27 +112,19 @@ def run(
 
 
 @app.command("report")
-def report(folder: Folder, data: Data = None) -> None:
-    """Score the run in DIR as it was begun; write results.json and results.csv there."""
-    loading.quieten()
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
-
-    _report(store.read(folder), None, data)
-
-
-@app.command("rescore")
-def rescore(
-    folder: Folder,
-    parser: Annotated[
-        str | None, typer.Option(help="How to read the answers; as the run was begun unless told.")
-    ] = None,
-    data: Data = None,
-) -> None:
-    """Score the raw answers in DIR again, with another parser if wanted; no model is needed."""
+def report(folder: Folder, parser: Parser = None, data: Data = None) -> None:
+    """Score the raw answers in DIR, print the tables, and write figures and a page there; no model is needed."""
     loading.quieten()
     from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
 
     _report(store.read(folder), parser, data)
+
+
+@app.command("rescore", hidden=True)
+def rescore(folder: Folder, parser: Parser = None, data: Data = None) -> None:
+    """Do what `bench report` does; this is its former name."""
+    typer.echo("'lvlm-guard bench rescore' is deprecated; use 'lvlm-guard bench report'.", err=True)
+    report(folder, parser, data)
 
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:

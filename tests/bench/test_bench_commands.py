@@ -108,24 +108,34 @@ def test_run_again_changes_no_answer_and_loads_no_data_twice(finished, folder):
     assert {path: path.read_bytes() for path in (folder / "answers").rglob("*.jsonl")} == before
 
 
-def test_report_and_rescore_equal_the_scores_of_the_run(folder, monkeypatch):
+def test_report_equals_the_scores_of_the_run(folder, monkeypatch):
     """From the raw answers: no model is loaded."""
     monkeypatch.setattr(loading, "load", lambda *a: pytest.fail("loaded"))
     names = ("results.json", "results.csv")
     first = {name: (folder / name).read_bytes() for name in names}
-    for command in ("report", "rescore"):
-        for name in names:
-            (folder / name).unlink()
-        run("bench", command, folder)
-        assert {name: (folder / name).read_bytes() for name in names} == first
+    for name in names:
+        (folder / name).unlink()
+    run("bench", "report", folder)
+    assert {name: (folder / name).read_bytes() for name in names} == first
 
 
-def test_rescore_keeps_figures_of_another_parser_apart(folder, monkeypatch):
+def test_report_keeps_figures_of_another_parser_apart(folder, monkeypatch):
     monkeypatch.setattr(Scenes, "parsers", ("ours", "other"))
     before = (folder / "results.json").read_bytes()
-    run("bench", "rescore", folder, "--parser", "other")
+    run("bench", "report", folder, "--parser", "other")
     assert (folder / "results.json").read_bytes() == before
+    assert (folder / "report-other.html").exists()
     assert json.loads((folder / "results-other.json").read_text())["parsers"] == {"scenes": "other"}
+
+
+def test_rescore_is_the_deprecated_name_of_report(folder, monkeypatch):
+    monkeypatch.setattr(Scenes, "parsers", ("ours", "other"))
+    asked = [str(folder), "--parser", "other"]
+    renamed, former = (CliRunner().invoke(app, ["bench", command, *asked]) for command in ("report", "rescore"))
+    assert (former.exit_code, former.stdout) == (0, renamed.stdout)
+    assert "'lvlm-guard bench rescore' is deprecated; use 'lvlm-guard bench report'." in former.stderr
+    assert renamed.stderr == ""
+    assert "rescore" not in run("bench", "--help")
 
 
 def test_the_page_is_written_beside_the_figures(folder):
