@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -78,6 +77,21 @@ def catalogue() -> Catalogue:
     return Catalogue(entry_points(group=GROUP))
 
 
+def find_suite(name: str) -> Any:
+    """Return the class of a suite, to be made with its arguments: `find_suite("pope")(prompt_suffix=" One word.")`.
+
+    Raises:
+        InputError: There is no suite of that name; names the nearest.
+        PluginError: As for `Catalogue.find`.
+    """
+    return catalogue().find(name).suite
+
+
+def list_suites() -> tuple[str, ...]:
+    """Return the names of all suites in alphabetical order."""
+    return catalogue().names
+
+
 def _load(point: EntryPoint) -> Offer:
     distribution = distribution_of(point)
     try:
@@ -95,7 +109,8 @@ def _load(point: EntryPoint) -> Offer:
 
 def _check(name: str, suite: Any) -> None:
     """Check that an entry point leads to a frozen dataclass with every member of `Suite`, under its own name."""
-    if not dataclasses.is_dataclass(suite) or not suite.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    parameters = getattr(suite, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
         raise PluginError(f"The suite {name!r} must be a frozen dataclass; decorate it with @dataclass(frozen=True).")
     missing = sorted(member for member in get_protocol_members(Suite) if not hasattr(suite, member))
     if missing:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from lvlm_guard import loading
+from lvlm_guard.cli import costing
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run
 @app.callback()
 def group() -> None:
     """Run benchmarks over stacks and the controls that a gain must beat, score and compare them."""
+
+
+app.command("cost")(costing.cost)
 
 
 @app.command("list")

@@ -161,9 +161,9 @@ def test_what_is_no_suite_is_refused(value, message):
 
 
 def test_the_old_functions_still_work_and_warn():
-    with pytest.warns(DeprecationWarning, match=r"catalogue\(\)\.names"):
+    with pytest.warns(DeprecationWarning, match="use lvlm_guard.bench.catalogue.list_suites"):
         assert suites.suites() == catalogue().names
-    with pytest.warns(DeprecationWarning, match=r"catalogue\(\)\.find"):
+    with pytest.warns(DeprecationWarning, match="use lvlm_guard.bench.catalogue.find_suite"):
         assert suites.suite("scenes") is Scenes
     with pytest.raises(AttributeError, match="no attribute 'sweets'"):
         suites.sweets  # noqa: B018 - the access is the test

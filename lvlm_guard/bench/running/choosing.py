@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from lvlm_guard.bench.catalogue import catalogue
+from lvlm_guard.bench.catalogue import find_suite
 from lvlm_guard.bench.running.manifest import Chosen
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Suite
@@ -61,7 +61,7 @@ def made_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
     Raises:
         InputError: As for `chosen`.
     """
-    kind = catalogue().find(name).suite
+    kind = find_suite(name)
     known = {field.name for field in dataclasses.fields(kind) if field.init}
     hints = typing.get_type_hints(kind)
     values = {}

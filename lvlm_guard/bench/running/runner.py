@@ -97,7 +97,7 @@ def run(
     """
     found = gathered or gather(plan)
     _check_template(processor)
-    with _one_thread_if_small(model):
+    with one_thread_if_small(model):
         manifest = describe(plan, model, model_id, found.items, found.problems)
         with store.opened(folder, manifest, found.items):
             planned = {name: batches(own, plan.batch) for name, own in found.items.items()}
@@ -262,7 +262,7 @@ def _cost(batch: Batch, report: Report, tokens: int, seconds: float) -> dict[str
 
 
 @contextmanager
-def _one_thread_if_small(model: Any) -> Iterator[None]:
+def one_thread_if_small(model: Any) -> Iterator[None]:
     """One thread on a CPU for a model so small that threads wait for each other longer than they work."""
     before = torch.get_num_threads()
     small = model.device.type == "cpu" and sum(one.numel() for one in model.parameters()) < SMALL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,15 +154,18 @@ def _refuse_other_decoders(config: Any, text: Any) -> None:
     experts = any(getattr(text, name, None) for name in EXPERTS)
     if kinds != {FULL_ATTENTION} or experts or getattr(text, "cross_attention_layers", None):
         raise InputError(
-            f"Shape.of({config.model_type}): the arithmetic holds for dense decoders with full attention in every layer. "
-            "Measure this model instead, with measure_costs."
+            f"The arithmetic holds for dense decoders with full attention in every layer, which {config.model_type} does not "
+            "have. Measure this model instead: lvlm-guard bench cost."
         )
 
 
 def _image_tokens(config: Any) -> int:
     found = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
     if found is None:
-        raise InputError(f"Shape.of({config.model_type}): image tokens depend on the picture: pass image_tokens=.")
+        raise InputError(
+            f"The config of {config.model_type} does not say how many image tokens a picture has, since that depends on the "
+            "picture: pass image_tokens= (--image-tokens)."
+        )
     return int(found)
 
 
@@ -210,3 +214,6 @@ QWEN2_5_VL_7B = Shape(
     vision=Vision(32, 1280, 3420, matrices=3, patches=4, window=64, full=4),
 )
 """Qwen2.5-VL-7B reading an image of 4800 patches; replace `image_tokens` for others. 56 KiB per position."""
+
+SHAPES: Mapping[str, Shape] = {"llava-1.5-7b": LLAVA_1_5_7B, "qwen2.5-vl-7b": QWEN2_5_VL_7B}
+"""Shapes by the names that the command line takes."""

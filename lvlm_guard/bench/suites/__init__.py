@@ -14,21 +14,9 @@ parsers. What further benchmarks would take:
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+from lvlm_guard.deprecation import moved_names
 
-_MOVED = {"suite": "catalogue().find(name).suite", "suites": "catalogue().names"}
-
-
-def __getattr__(name: str) -> Any:
-    """Return the functions that `lvlm_guard.bench.catalogue` replaces, with a warning."""
-    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - the catalogue is read only when it is needed
-
-    if name not in _MOVED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        f"lvlm_guard.bench.suites.{name} is deprecated; use lvlm_guard.bench.catalogue: {_MOVED[name]}",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return (lambda suite: catalogue().find(suite).suite) if name == "suite" else (lambda: catalogue().names)
+__getattr__ = moved_names(
+    __name__,
+    {"suite": "lvlm_guard.bench.catalogue:find_suite", "suites": "lvlm_guard.bench.catalogue:list_suites"},
+)
