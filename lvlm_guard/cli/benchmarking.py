@@ -107,8 +107,8 @@ def run(
     from lvlm_guard.bench.running.manifest import Plan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
-    lined_up = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
-    plan = Plan(choosing.chosen(suite, parser), lined_up, off, data, limit, batch, seed)
+    compared = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
+    plan = Plan(choosing.chosen(suite, parser), compared, off, data, limit, batch, seed)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)
     record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
@@ -137,14 +137,14 @@ def _report(record: Record, parser: str | None, data: Path | None) -> None:
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = results.score(record, parser, data)
-    begun_with = {name: told["parser"] for name, told in record.manifest["suites"].items()}
+    begun_with = {name: description["parser"] for name, description in record.manifest["suites"].items()}
     name = "results" if dict(scored.parsers) == begun_with else f"results-{parser}"
     written = [*export.write(scored, record.folder, name)]
     bench_tables.show(scored, Console())
     page_path = record.folder / f"{name.replace('results', 'report')}.html"
     page.write(record, scored, page_path, data)
     written.append(page_path)
-    typer.echo(f"Raw answers and figures: {', '.join(str(one) for one in written)}")
+    typer.echo(f"Raw answers and figures: {', '.join(str(path) for path in written)}")
 
 
 @app.command("compare")
@@ -159,8 +159,8 @@ def compare(
     from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
-    found = comparing.compare(store.read(before), store.read(after))
+    comparison = comparing.compare(store.read(before), store.read(after))
     if as_json:
-        typer.echo(json.dumps(results.to_plain(found), indent=2))
+        typer.echo(json.dumps(results.to_plain(comparison), indent=2))
         return
-    bench_tables.show_comparison(found, Console())
+    bench_tables.show_comparison(comparison, Console())

@@ -100,7 +100,7 @@ class Section:
     @property
     def tally(self) -> str:
         """How many stacks got each verdict, as in "1 helps, 3 hurts"."""
-        counts = Counter(one.kind for one in self.verdicts)
+        counts = Counter(verdict.kind for verdict in self.verdicts)
         return ", ".join(f"{counts[kind]} {kind}" for kind in verdicts.KINDS if counts[kind])
 
 
@@ -122,8 +122,8 @@ def write(record: Record, results: Results, path: Path, data: Path | None = None
 
 
 def _source(record: Record, results: Results, name: str, data: Path | None) -> Source:
-    told = record.manifest["suites"][name]
-    suite = made_suite(told["name"], told["arguments"])
+    description = record.manifest["suites"][name]
+    suite = made_suite(description["name"], description["arguments"])
     return Source(
         said={system: record.said(system, name) for system in record.systems},
         measures=measures(suite, results.parsers[name], data),
@@ -183,16 +183,16 @@ def _seen(value: Any) -> Any:
 
 
 def _section(results: Results, name: str, source: Source) -> Section:
-    told = results.manifest["suites"][name]
-    stacks = [system for system, one in results.manifest["systems"].items() if one["role"] == "stack"]
+    description = results.manifest["suites"][name]
+    stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
     chosen = examples.choose(source.said, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
-        told=told,
+        told=description,
         parser=results.parsers[name],
-        facts=_suite_facts(told, results.parsers[name]),
+        facts=_suite_facts(description, results.parsers[name]),
         verdicts=_sorted(verdicts.verdicts(results, name, source.measures, source.said), order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
         levels=charts.levels(results, name, order),
@@ -205,7 +205,7 @@ def _section(results: Results, name: str, source: Source) -> Section:
 
 def _order(results: Results, suite: str, measure: str | None) -> list[str]:
     """Greedy, the stacks by the headline measure with the best first, then the controls; those without a score last."""
-    outcomes = [one for one in results.outcomes if one.suite == suite]
+    outcomes = [outcome for outcome in results.outcomes if outcome.suite == suite]
     scores = results.of(suite, measure) if measure is not None else {}
 
     def rank(name: str) -> tuple[bool, float]:
@@ -213,15 +213,17 @@ def _order(results: Results, suite: str, measure: str | None) -> list[str]:
             return True, 0.0
         return False, -score.found.value if score.higher_is_better else score.found.value
 
-    plain = [one.system for one in outcomes if one.system == GREEDY]
-    stacks = sorted((one.system for one in outcomes if one.role == "stack"), key=rank)
-    controls = sorted((one.system for one in outcomes if one.role != "stack" and one.system != GREEDY), key=rank)
+    plain = [outcome.system for outcome in outcomes if outcome.system == GREEDY]
+    stacks = sorted((outcome.system for outcome in outcomes if outcome.role == "stack"), key=rank)
+    controls = sorted(
+        (outcome.system for outcome in outcomes if outcome.role != "stack" and outcome.system != GREEDY), key=rank
+    )
     return [*plain, *stacks, *controls]
 
 
-def _sorted(found: Iterable[Verdict], order: Sequence[str]) -> list[Verdict]:
+def _sorted(judgements: Iterable[Verdict], order: Sequence[str]) -> list[Verdict]:
     kinds = list(verdicts.KINDS)
-    return sorted(found, key=lambda one: (kinds.index(one.kind), order.index(one.system)))
+    return sorted(judgements, key=lambda verdict: (kinds.index(verdict.kind), order.index(verdict.system)))
 
 
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -229,7 +231,7 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, hardware, off = manifest["model"], manifest["hardware"], manifest["without"]
     digests = f"config {model['config']}, weights {model['weights']}"
     device = hardware["accelerator"] or hardware["device"]
-    controls = [name for name, one in manifest["systems"].items() if one["role"] == "control"]
+    controls = [name for name, entry in manifest["systems"].items() if entry["role"] == "control"]
     limit = f", at most {manifest['limit']} items a suite" if manifest["limit"] is not None else ""
     return [
         ("model", f"{model['id']} ({model['class']}, {model['dtype']}, attention {model['attention']})"),
@@ -242,39 +244,41 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _suite_facts(told: Mapping[str, Any], parser: str) -> list[tuple[str, str]]:
-    begun = "" if parser == told["parser"] else f" (the run was begun with {told['parser']})"
-    arguments = ", ".join(f"{name} = {json.dumps(value)}" for name, value in told["arguments"].items())
-    unusable = [f"{told['unusable_rows']}, first {told['problems'][0]}"] if told["unusable_rows"] else []
+def _suite_facts(description: Mapping[str, Any], parser: str) -> list[tuple[str, str]]:
+    original = "" if parser == description["parser"] else f" (the run was begun with {description['parser']})"
+    arguments = ", ".join(f"{name} = {json.dumps(value)}" for name, value in description["arguments"].items())
+    unusable = (
+        [f"{description['unusable_rows']}, first {description['problems'][0]}"] if description["unusable_rows"] else []
+    )
     return [
-        ("suite", f"{told['title']}, {told['items']} items about {told['pictures']} pictures"),
-        ("answers read by", f"parser {parser}{begun}"),
+        ("suite", f"{description['title']}, {description['items']} items about {description['pictures']} pictures"),
+        ("answers read by", f"parser {parser}{original}"),
         *([("arguments", arguments)] if arguments else []),
-        *(("rows that could not be used", one) for one in unusable),
-        ("licence", told["licence"]),
+        *(("rows that could not be used", row) for row in unusable),
+        ("licence", description["licence"]),
     ]
 
 
 def _stacks(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Every system with its role, its decoding and its strategies as they were configured."""
     return [
-        (name, one["role"], one["decoding"], json.dumps(one["stack"], ensure_ascii=False))
-        for name, one in manifest["systems"].items()
+        (name, entry["role"], entry["decoding"], json.dumps(entry["stack"], ensure_ascii=False))
+        for name, entry in manifest["systems"].items()
     ]
 
 
-def _pictures(shown: Iterable[Example], picture: Callable[[str], Image.Image]) -> dict[str, Picture]:
+def _pictures(chosen: Iterable[Example], picture: Callable[[str], Image.Image]) -> dict[str, Picture]:
     """Thumbnails of the pictures that examples are about."""
-    names = dict.fromkeys(one.item.image for one in shown if one.item.image is not None)
+    names = dict.fromkeys(example.item.image for example in chosen if example.item.image is not None)
     return {name: _thumbnail(name, picture) for name in names}
 
 
 def _thumbnail(name: str, picture: Callable[[str], Image.Image]) -> Picture:
     try:
-        found = picture(name).convert("RGB")
+        thumbnail = picture(name).convert("RGB")
     except InputError as error:
         return Picture(missing=str(error))
-    found.thumbnail((THUMBNAIL, THUMBNAIL))
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     content = BytesIO()
-    found.save(content, "PNG", optimize=True)
-    return Picture(b64encode(content.getvalue()).decode("ascii"), *found.size)
+    thumbnail.save(content, "PNG", optimize=True)
+    return Picture(b64encode(content.getvalue()).decode("ascii"), *thumbnail.size)

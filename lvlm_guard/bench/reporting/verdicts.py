@@ -107,12 +107,12 @@ class Case:
 def headline(results: Results, suite: str) -> str | None:
     """The measure that verdicts are about: the suite's first one of which more or less is better; None without scores."""
     return next(
-        (one.measure for one in results.scores if one.suite == suite and one.higher_is_better is not None), None
+        (score.measure for score in results.scores if score.suite == suite and score.higher_is_better is not None), None
     )
 
 
 def verdicts(
-    results: Results, suite: str, measures: Sequence[Measure], said: Mapping[str, Sequence[Said]]
+    results: Results, suite: str, measures: Sequence[Measure], answers: Mapping[str, Sequence[Said]]
 ) -> list[Verdict]:
     """A verdict on every stack of a suite, in the order of the run.
 
@@ -120,39 +120,39 @@ def verdicts(
         results: The figures.
         suite: The suite's name in the run.
         measures: Its measures, so that stacks are tested against controls.
-        said: Answers by system.
+        answers: Answers by system.
     """
-    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
     name = headline(results, suite)
-    tested = next((one for one in measures if one.name == name), None)
-    asks = tested is None or asks_yes_no(tested, measures, said.get(GREEDY, ()))
-    found = []
+    tested = next((measure for measure in measures if measure.name == name), None)
+    asks = tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ()))
+    judgements = []
     for outcome in outcomes.values():
         if outcome.role == "stack":
-            own = [one for one in results.scores if (one.suite, one.system) == (suite, outcome.system)]
-            first = next((one for one in own if one.measure == name), None)
-            rivals = _rivals(results, suite, first, tested, said) if first is not None and is_better(first) else {}
-            others = [one for one in own if one is not first]
-            found.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
-    return found
+            scores = [score for score in results.scores if (score.suite, score.system) == (suite, outcome.system)]
+            first = next((score for score in scores if score.measure == name), None)
+            rivals = _rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {}
+            others = [score for score in scores if score is not first]
+            judgements.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
+    return judgements
 
 
-def asks_yes_no(headline: Measure, measures: Sequence[Measure], said: Sequence[Said]) -> bool:
+def asks_yes_no(headline: Measure, measures: Sequence[Measure], answers: Sequence[Said]) -> bool:
     """Whether the headline counts answers that a share of yes counts, too; taken for granted where none is measured."""
-    shares = [one for one in measures if one.name.startswith(YES_SHARE)]
-    asked = [one for one in said if any(share.count([one]) is not None for share in shares)]
-    return not shares or bool(headline.rows(asked)[0])
+    shares = [measure for measure in measures if measure.name.startswith(YES_SHARE)]
+    counted = [answer for answer in answers if any(share.count([answer]) is not None for share in shares)]
+    return not shares or bool(headline.rows(counted)[0])
 
 
 def _rivals(
-    results: Results, suite: str, first: Score, measure: Measure | None, said: Mapping[str, Sequence[Said]]
+    results: Results, suite: str, first: Score, measure: Measure | None, answers: Mapping[str, Sequence[Said]]
 ) -> dict[str, Rival]:
     """The controls that answered everything, each with its own gain and the stack's lead over it."""
     rivals = {}
     for name, score in results.of(suite, first.measure).items():
-        if measure is None or not _is_rival(results, name, first.system) or not {name, first.system} <= set(said):
+        if measure is None or not _is_rival(results, name, first.system) or not {name, first.system} <= set(answers):
             continue
-        test = compared(measure, said[name], said[first.system])
+        test = compared(measure, answers[name], answers[first.system])
         if test is not None and score.against_greedy is not None:
             rivals[name] = Rival(_gain(score, score.against_greedy), test)
     return rivals
@@ -160,9 +160,9 @@ def _rivals(
 
 def _is_rival(results: Results, name: str, stack: str) -> bool:
     """Whether a system is a control for a stack; one that was given another stack's strength is not."""
-    told = results.manifest["systems"][name]
-    matched = told.get("matched", ())
-    return told["role"] == "control" and name not in (GREEDY, SAMPLING) and (not matched or stack in matched)
+    entry = results.manifest["systems"][name]
+    matched = entry.get("matched", ())
+    return entry["role"] == "control" and name not in (GREEDY, SAMPLING) and (not matched or stack in matched)
 
 
 def judge(case: Case) -> Verdict:
@@ -195,24 +195,26 @@ def _without_figures(case: Case) -> Verdict | None:
 
 def _better(case: Case, score: Score, test: Significance) -> Verdict:
     """The verdict on a stack that beats greedy: what is left of the gain beside the controls."""
-    told = _told(score, test)
+    summary = _told(score, test)
     if (shift := _only_yes_moved(case, score)) is not None:
-        return _verdict(case, "only shifts bias", f"{told} {shift}")
-    unbeaten = {name: one for name, one in case.rivals.items() if not _beats(score, one.test)}
-    matching = [name for name, one in unbeaten.items() if one.gain >= MATCHED * _gain(score, test)]
+        return _verdict(case, "only shifts bias", f"{summary} {shift}")
+    unbeaten = {name: rival for name, rival in case.rivals.items() if not _beats(score, rival.test)}
+    matching = [name for name, rival in unbeaten.items() if rival.gain >= MATCHED * _gain(score, test)]
     if matching:
-        return _verdict(case, "only shifts bias", f"{told} {_rival(score, matching[0], unbeaten[matching[0]])}")
+        return _verdict(case, "only shifts bias", f"{summary} {_rival(score, matching[0], unbeaten[matching[0]])}")
     fell = [
-        one for one in case.others if one.measure.startswith(COVERAGE) and one.level == score.level and is_worse(one)
+        measured
+        for measured in case.others
+        if measured.measure.startswith(COVERAGE) and measured.level == score.level and is_worse(measured)
     ]
     if score.higher_is_better is False and fell:
-        return _verdict(case, "says less", told + _besides(fell))
+        return _verdict(case, "says less", summary + _besides(fell))
     if not case.rivals:
-        return _verdict(case, "unproven", f"{told} No control was there to compare with.")
+        return _verdict(case, "unproven", f"{summary} No control was there to compare with.")
     if unbeaten:
-        name = min(unbeaten, key=lambda one: abs(unbeaten[one].test.difference.value))
-        return _verdict(case, "unproven", f"{told} {_rival(score, name, unbeaten[name])}")
-    return _verdict(case, "helps", f"{told} Beats {', '.join(case.rivals)}.{_besides(case.others)}")
+        name = min(unbeaten, key=lambda rival: abs(unbeaten[rival].test.difference.value))
+        return _verdict(case, "unproven", f"{summary} {_rival(score, name, unbeaten[name])}")
+    return _verdict(case, "helps", f"{summary} Beats {', '.join(case.rivals)}.{_besides(case.others)}")
 
 
 def is_better(score: Score) -> bool:
@@ -276,12 +278,14 @@ def _yes_moved(case: Case, level: str) -> str | None:
 
 def _first(scores: Sequence[Score], begins: str, level: str) -> Score | None:
     """The first measure of a level whose name begins so; over all levels where that level has none."""
-    found = [one for one in scores if one.measure.startswith(begins)]
-    return next((one for wanted in (level, "all") for one in found if one.level == wanted), None)
+    candidates = [score for score in scores if score.measure.startswith(begins)]
+    return next((score for place in (level, "all") for score in candidates if score.level == place), None)
 
 
 def _level_of_auc(case: Case, plain: Outcome, level: str) -> str | None:
-    return next((one for one in (level, "all") if one in case.outcome.auc and one in plain.auc), None)
+    return next(
+        (candidate for candidate in (level, "all") if candidate in case.outcome.auc and candidate in plain.auc), None
+    )
 
 
 def _verdict(case: Case, kind: Kind, why: str) -> Verdict:
@@ -307,12 +311,12 @@ def _rival(score: Score, name: str, rival: Rival) -> str:
     return f"{name}, a control, alone changes it by {gain:+.3f}; the stack is not clearly {aim} ({figures})."
 
 
-def _besides(others: Iterable[Score]) -> str:
+def _besides(measured: Iterable[Score]) -> str:
     """Which other measures changed beyond chance."""
-    listed = list(others)
-    words = [("Better", filter(is_better, listed)), ("Worse", filter(is_worse, listed))]
-    told = [(word, _listed([_change(one) for one in changed])) for word, changed in words]
-    return "".join(f" {word} besides: {names}." for word, names in told if names)
+    scores = list(measured)
+    words = [("Better", filter(is_better, scores)), ("Worse", filter(is_worse, scores))]
+    sentences = [(word, _listed([_change(score) for score in changed])) for word, changed in words]
+    return "".join(f" {word} besides: {names}." for word, names in sentences if names)
 
 
 def _listed(changes: Sequence[str]) -> str:

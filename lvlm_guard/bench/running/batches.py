@@ -33,22 +33,22 @@ def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     sizes: dict[str, int] = {}
     for item in items:
         sizes[_group(item)] = sizes.get(_group(item), 0) + 1
-    kept, total = set(), 0
+    kept_groups, total = set(), 0
     for group, size in sizes.items():
         if total + size > limit:
             break
-        kept.add(group)
+        kept_groups.add(group)
         total += size
-    if items and not kept:
+    if items and not kept_groups:
         first, size = next(iter(sizes.items()))
         raise InputError(f"--limit {limit} is less than the {size} items of the first picture, {first}.")
-    return [item for item in items if _group(item) in kept]
+    return [item for item in items if _group(item) in kept_groups]
 
 
 def batches(items: Sequence[Item], rows: int) -> list[Batch]:
     """Items in batches of at most `rows`; the items of a picture stay together unless they are more than that."""
-    packed = [one for kind in _kinds(items) for one in _packed(kind, rows)]
-    return [Batch(number, tuple(one)) for number, one in enumerate(packed)]
+    packed = [group for kind in _kinds(items) for group in _packed(kind, rows)]
+    return [Batch(number, tuple(members)) for number, members in enumerate(packed)]
 
 
 def _kinds(items: Sequence[Item]) -> Iterator[list[list[Item]]]:

@@ -34,14 +34,14 @@ def chosen(specs: Iterable[str], parser: str | None = None) -> dict[str, Chosen]
     """
     parsed = [(spec, *_parsed(spec)) for spec in specs]
     names = [name for _, name, _ in parsed]
-    found: dict[str, Chosen] = {}
+    choices: dict[str, Chosen] = {}
     for spec, name, arguments in parsed:
         label = name if names.count(name) == 1 else _UNFIT.sub("_", spec.replace(":", "@"))
-        if label in found:
+        if label in choices:
             raise InputError(f"{spec}: the same suite is asked for twice. Leave one out.")
-        made = made_suite(name, arguments)
-        found[label] = Chosen(made, checked_parser(made, parser), arguments_of(made, arguments))
-    return found
+        built = made_suite(name, arguments)
+        choices[label] = Chosen(built, checked_parser(built, parser), arguments_of(built, arguments))
+    return choices
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, str]]:
@@ -62,15 +62,15 @@ def made_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
         InputError: As for `chosen`.
     """
     kind = find_suite(name)
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    names = {field.name for field in dataclasses.fields(kind) if field.init}
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in arguments.items():
-        if key not in known:
-            raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, known)}")
+        if key not in names:
+            raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, names)}")
         values[key] = _value(name, key, value, hints[key])
-    made: Suite = kind(**values)
-    return made
+    built: Suite = kind(**values)
+    return built
 
 
 def _value(name: str, key: str, value: Any, kind: Any) -> Any:
@@ -95,9 +95,9 @@ def measures(suite: Suite, parser: str, data: Path | None) -> Sequence[Measure]:
     return suite.measures(parser)
 
 
-def arguments_of(suite: Suite, given: Iterable[str]) -> dict[str, Any]:
+def arguments_of(suite: Suite, names: Iterable[str]) -> dict[str, Any]:
     """The given arguments of a suite as they were understood."""
-    return {name: getattr(suite, name) for name in given}
+    return {name: getattr(suite, name) for name in names}
 
 
 def checked_parser(suite: Suite, parser: str | None) -> str:
@@ -106,7 +106,7 @@ def checked_parser(suite: Suite, parser: str | None) -> str:
     Raises:
         InputError: It has no such parser; names the nearest.
     """
-    known: Sequence[str] = suite.parsers
-    if parser is not None and parser not in known:
-        raise InputError(f"{suite.name}: no parser is called {parser!r}.{nearest(parser, known)}")
-    return parser or known[0]
+    parsers: Sequence[str] = suite.parsers
+    if parser is not None and parser not in parsers:
+        raise InputError(f"{suite.name}: no parser is called {parser!r}.{nearest(parser, parsers)}")
+    return parser or parsers[0]

@@ -90,7 +90,7 @@ def describe(
             **{name: dict(settings) for name, settings in DECODING.items()},
             "defaults": _plain(getattr(model, "generation_config", None)),
         },
-        "systems": {one.name: one.to_dict() for one in plan.systems},
+        "systems": {system.name: system.to_dict() for system in plan.systems},
         "without": sorted(plan.without),
         "suites": {name: _suite(chosen, items[name], problems[name]) for name, chosen in plan.suites.items()},
         "versions": versions(),
@@ -116,20 +116,20 @@ def _suite(chosen: Chosen, items: Sequence[Item], problems: Sequence[Problem]) -
         "pictures": len({item.image for item in items if item.image is not None}),
         **store.digest(items),
         "unusable_rows": len(problems),
-        "problems": [f"{one.file}:{one.line}: {one.what}" for one in problems[:PROBLEMS]],
+        "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],
     }
 
 
 def model_identity(model: Any) -> dict[str, Any]:
     """What tells models apart: class, hash of the config, and a digest of a few weights of every tensor."""
-    told = {name: value for name, value in _plain(model.config).items() if name not in VOLATILE}
+    entries = {name: value for name, value in _plain(model.config).items() if name not in VOLATILE}
     weights = hashlib.sha256()
     for name, tensor in model.named_parameters():
         weights.update(f"{name}{tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
     return {
         "class": type(model).__name__,
-        "config": hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "config": hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
@@ -138,8 +138,8 @@ def model_identity(model: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the answers depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"lvlm_guard": lvlm_guard.__version__, "python": platform.python_version(), **found}
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"lvlm_guard": lvlm_guard.__version__, "python": platform.python_version(), **packages}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
@@ -157,6 +157,6 @@ def hardware(device: torch.device) -> dict[str, Any]:
 def _plain(config: Any) -> dict[str, Any]:
     """A config of transformers as plain values; its defaults left out where it can tell them."""
     for name in ("to_diff_dict", "to_dict"):
-        if callable(told := getattr(config, name, None)):
-            return {key: value for key, value in told().items() if key not in VOLATILE}
+        if callable(convert := getattr(config, name, None)):
+            return {key: value for key, value in convert().items() if key not in VOLATILE}
     return {}

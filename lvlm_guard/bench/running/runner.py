@@ -58,13 +58,13 @@ def gather(plan: Plan) -> Gathered:
     if plan.batch < 1 or (plan.limit is not None and plan.limit < 1):
         raise InputError(f"batch and limit must be at least 1, got {plan.batch} and {plan.limit}.")
     loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
-    items = {name: limited(found.items, plan.limit) for name, found in loaded.items()}
-    for name, own in items.items():
-        if not own:
+    items = {name: limited(content.items, plan.limit) for name, content in loaded.items()}
+    for name, suite_items in items.items():
+        if not suite_items:
             raise InputError(f"{name} has no items.")
-        if len({item.id for item in own}) < len(own):
+        if len({item.id for item in suite_items}) < len(suite_items):
             raise InputError(f"{name} has items of the same id, so their answers could not be told apart.")
-    return Gathered(items, {name: found.problems for name, found in loaded.items()})
+    return Gathered(items, {name: content.problems for name, content in loaded.items()})
 
 
 def run(
@@ -95,13 +95,15 @@ def run(
         InputError: The data cannot be read, the processor has no chat template, memory is too small for a batch, or the
             folder holds something else or is in use.
     """
-    found = gathered or gather(plan)
+    gathered_items = gathered or gather(plan)
     _check_template(processor)
     with one_thread_if_small(model):
-        manifest = describe(plan, model, model_id, found.items, found.problems)
-        with store.opened(folder, manifest, found.items):
-            planned = {name: batches(own, plan.batch) for name, own in found.items.items()}
-            _answer(_Asked(plan, model, processor, folder), planned, progress=progress)
+        manifest = describe(plan, model, model_id, gathered_items.items, gathered_items.problems)
+        with store.opened(folder, manifest, gathered_items.items):
+            batches_by_suite = {
+                name: batches(suite_items, plan.batch) for name, suite_items in gathered_items.items.items()
+            }
+            _answer(_Asked(plan, model, processor, folder), batches_by_suite, progress=progress)
     return store.read(folder)
 
 
@@ -121,35 +123,37 @@ class _Asked:
     folder: Path
 
 
-def _answer(asked: _Asked, planned: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
+def _answer(job: _Asked, batches_by_suite: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
     """All systems answer a batch before the next one, so that what slows the machine slows them alike."""
     shards = {
-        (system.name, name): Shard(asked.folder, system.name, name, own)
-        for name, own in planned.items()
-        for system in asked.plan.systems
+        (system.name, name): Shard(job.folder, system.name, name, suite_batches)
+        for name, suite_batches in batches_by_suite.items()
+        for system in job.plan.systems
     }
-    bar = tqdm(total=_rows(planned) * len(asked.plan.systems), unit="answer", disable=None if progress else True)
+    bar = tqdm(total=_rows(batches_by_suite) * len(job.plan.systems), unit="answer", disable=None if progress else True)
     with bar:
-        for name, own in planned.items():
-            done = {system.name: shards[system.name, name].finished for system in asked.plan.systems}
-            bar.update(sum(len(batch.items) for finished in done.values() for batch in own[:finished]))
-            speakers = [_Speaker(asked, system, name, shards[system.name, name]) for system in asked.plan.systems]
+        for name, suite_batches in batches_by_suite.items():
+            done = {system.name: shards[system.name, name].finished for system in job.plan.systems}
+            bar.update(sum(len(batch.items) for finished in done.values() for batch in suite_batches[:finished]))
+            speakers = [_Speaker(job, system, name, shards[system.name, name]) for system in job.plan.systems]
             bar.set_description(name)
-            _answer_suite(asked, name, own, speakers, bar)
+            _answer_suite(job, name, suite_batches, speakers, bar)
 
 
-def _rows(planned: Mapping[str, Sequence[Batch]]) -> int:
-    return sum(len(batch.items) for own in planned.values() for batch in own)
+def _rows(batches_by_suite: Mapping[str, Sequence[Batch]]) -> int:
+    return sum(len(batch.items) for suite_batches in batches_by_suite.values() for batch in suite_batches)
 
 
-def _answer_suite(asked: _Asked, name: str, own: Sequence[Batch], speakers: Sequence[_Speaker], bar: Any) -> None:
+def _answer_suite(
+    job: _Asked, name: str, suite_batches: Sequence[Batch], speakers: Sequence[_Speaker], bar: Any
+) -> None:
     warm = False
-    for batch in own:
-        waiting = [one for one in speakers if one.waits_for(batch)]
+    for batch in suite_batches:
+        waiting = [candidate for candidate in speakers if candidate.waits_for(batch)]
         if waiting:
-            prompts = _prompts(asked.plan.suites[name].suite, asked.plan.data, batch)
+            prompts = _prompts(job.plan.suites[name].suite, job.plan.data, batch)
             if not warm:
-                _warm_up(asked, prompts)
+                _warm_up(job, prompts)
                 warm = True
             for speaker in waiting:
                 speaker.say(batch, prompts)
@@ -168,18 +172,18 @@ def _conversation(prompt: str, picture: Image.Image | None) -> list[dict[str, An
     return [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
 
 
-def _warm_up(asked: _Asked, prompts: Sequence[Any]) -> None:
+def _warm_up(job: _Asked, prompts: Sequence[Any]) -> None:
     """The first call of a process pays for setting up, which would be charged to whoever goes first."""
-    guard = Guard(asked.model, asked.processor, [])
+    guard = Guard(job.model, job.processor, [])
     guard.generate(**guard.inputs(messages=prompts[:1]), **DECODING[GREEDY], max_new_tokens=2)
 
 
 class _Speaker:
     """One system that answers one suite."""
 
-    def __init__(self, asked: _Asked, system: System, suite: str, shard: Shard) -> None:
-        self._asked, self._system, self._suite, self._shard = asked, system, suite, shard
-        self._tokenizer = getattr(asked.processor, "tokenizer", asked.processor)
+    def __init__(self, job: _Asked, system: System, suite: str, shard: Shard) -> None:
+        self._asked, self._system, self._suite, self._shard = job, system, suite, shard
+        self._tokenizer = getattr(job.processor, "tokenizer", job.processor)
         owns = any(is_marked(getattr(strategy, hook, None)) for strategy in system.stack for hook in OWN_LOOPS)
         self._yes_no = None if owns else margins.Tokens.of(self._tokenizer)
         self._refused = False
@@ -213,12 +217,12 @@ class _Speaker:
             settings["logits_processor"] = [recorder]
         with self._drawing(batch), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # told once, by the share of changed answers
-            begun = time.perf_counter()
+            start = time.perf_counter()
             output = guard.generate(**inputs, **settings, max_new_tokens=batch.max_new_tokens)
             generated = sequences(output)[:, inputs["input_ids"].shape[1] :].cpu()
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
         answers = self._read(batch, generated, recorder)
-        return answers, _cost(batch, guard.report, sum(one.tokens for one in answers), seconds)
+        return answers, _cost(batch, guard.report, sum(answer.tokens for answer in answers), seconds)
 
     def _recorder(self, batch: Batch) -> margins.Recorder | None:
         return margins.Recorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
@@ -226,16 +230,16 @@ class _Speaker:
     def _read(self, batch: Batch, generated: Any, recorder: margins.Recorder | None) -> list[Answer]:
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         counts = margins.new_tokens(generated, self._ends(), self._tokenizer.pad_token_id)
-        found = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
-        told = zip(batch.items, texts, counts, found, strict=True)
+        row_margins = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
+        rows = zip(batch.items, texts, counts, row_margins, strict=True)
         return [
             Answer(item.id, text, tokens, None if margins.says_yes(item.truth) is None else margin)
-            for item, text, tokens, margin in told
+            for item, text, tokens, margin in rows
         ]
 
     def _ends(self) -> list[int]:
         ends = getattr(self._asked.model.generation_config, "eos_token_id", None)
-        return [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None]
+        return [token for token in (ends if isinstance(ends, list) else [ends]) if token is not None]
 
     @contextmanager
     def _drawing(self, batch: Batch) -> Iterator[None]:
@@ -265,7 +269,7 @@ def _cost(batch: Batch, report: Report, tokens: int, seconds: float) -> dict[str
 def one_thread_if_small(model: Any) -> Iterator[None]:
     """One thread on a CPU for a model so small that threads wait for each other longer than they work."""
     before = torch.get_num_threads()
-    small = model.device.type == "cpu" and sum(one.numel() for one in model.parameters()) < SMALL
+    small = model.device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL
     torch.set_num_threads(1 if small else before)
     try:
         yield

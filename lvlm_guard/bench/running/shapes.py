@@ -160,29 +160,29 @@ def _refuse_other_decoders(config: Any, text: Any) -> None:
 
 
 def _image_tokens(config: Any) -> int:
-    found = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
-    if found is None:
+    number = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
+    if number is None:
         raise InputError(
             f"The config of {config.model_type} does not say how many image tokens a picture has, since that depends on the "
             "picture: pass image_tokens= (--image-tokens)."
         )
-    return int(found)
+    return int(number)
 
 
 def _vision(config: Any) -> Vision | None:
     """The encoder, where its config is understood."""
-    found: Any = getattr(config, "vision_config", None)
-    if config.model_type == "llava" and found.model_type == "clip_vision_model":
-        return Vision(found.num_hidden_layers, found.hidden_size, found.intermediate_size, classes=1)
+    encoder: Any = getattr(config, "vision_config", None)
+    if config.model_type == "llava" and encoder.model_type == "clip_vision_model":
+        return Vision(encoder.num_hidden_layers, encoder.hidden_size, encoder.intermediate_size, classes=1)
     if config.model_type == "qwen2_5_vl":
         return Vision(
-            found.depth,
-            found.hidden_size,
-            found.intermediate_size,
+            encoder.depth,
+            encoder.hidden_size,
+            encoder.intermediate_size,
             matrices=3,
-            patches=found.spatial_merge_size**2,
-            window=(found.window_size // found.patch_size) ** 2,
-            full=len(found.fullatt_block_indexes),
+            patches=encoder.spatial_merge_size**2,
+            window=(encoder.window_size // encoder.patch_size) ** 2,
+            full=len(encoder.fullatt_block_indexes),
         )
     return None
 

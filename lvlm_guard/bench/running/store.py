@@ -60,19 +60,19 @@ class Refusal:
 class Shard:
     """What one system says to one suite. Batches that are whole are kept, the rest is dropped and done again."""
 
-    def __init__(self, folder: Path, system: str, suite: str, planned: Sequence[Batch]) -> None:
+    def __init__(self, folder: Path, system: str, suite: str, batches: Sequence[Batch]) -> None:
         self._answers, self._costs, self._refusal = _paths(folder, system, suite)
         for path in (self._answers, self._costs):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._refusal.unlink(missing_ok=True)
-        self.finished = self._recovered(planned)
+        self.finished = self._recovered(batches)
         """Batches that need not be done again."""
 
-    def _recovered(self, planned: Sequence[Batch]) -> int:
+    def _recovered(self, batches: Sequence[Batch]) -> int:
         answers, costs = files.whole_lines(self._answers), files.whole_lines(self._costs)
-        self._check_order(answers, [item.id for batch in planned for item in batch.items])
+        self._check_order(answers, [item.id for batch in batches for item in batch.items])
         whole, finished = 0, 0
-        for batch in planned:
+        for batch in batches:
             if whole + len(batch.items) > len(answers):
                 break
             whole += len(batch.items)
@@ -81,9 +81,9 @@ class Shard:
         files.cut(self._costs, sum(map(len, costs[:finished])))
         return finished
 
-    def _check_order(self, lines: Sequence[bytes], planned: Sequence[str]) -> None:
-        found = [one.id for one in _answers(self._answers, lines)]
-        if found != planned[: len(found)]:
+    def _check_order(self, lines: Sequence[bytes], expected: Sequence[str]) -> None:
+        ids = [answer.id for answer in _answers(self._answers, lines)]
+        if ids != expected[: len(ids)]:
             raise InputError(
                 f"{self._answers} does not hold the answers of this run in their order. Remove that file, and the same "
                 "command answers its items again."
@@ -92,7 +92,7 @@ class Shard:
     def append(self, answers: Sequence[Answer], cost: Mapping[str, Any]) -> None:
         """Keep the answers to the next batch; they count once the last of them is on the disk."""
         files.append(self._costs, _line(cost))
-        files.append(self._answers, b"".join(_line(dataclasses.asdict(one)) for one in answers))
+        files.append(self._answers, b"".join(_line(dataclasses.asdict(answer)) for answer in answers))
 
     def refuse(self, refusal: Refusal) -> None:
         """Keep why there are no more answers."""
@@ -118,31 +118,33 @@ def opened(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequen
     with files.locked(folder / LOCK):
         for draft in folder.rglob(f".*{files.DRAFT}"):
             draft.unlink()
-        told = json.loads(json.dumps(manifest, default=str))
+        written = json.loads(json.dumps(manifest, default=str))
         if (folder / MANIFEST).exists():
-            _refuse_another(folder, told)
+            _refuse_another(folder, written)
         else:
             files.write_whole(folder / ITEMS, b"".join(_item_lines(items)))
-            files.write_whole(folder / MANIFEST, _pretty(told))
+            files.write_whole(folder / MANIFEST, _pretty(written))
         yield
 
 
 def _refuse_strangers(folder: Path) -> None:
     strangers = sorted(
-        one.name for one in folder.iterdir() if one.name not in (LOCK, ITEMS) and not one.name.endswith(files.DRAFT)
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (LOCK, ITEMS) and not entry.name.endswith(files.DRAFT)
     )
     if strangers:
         raise InputError(f"{folder} holds {strangers[0]} but no {MANIFEST}, so it is no run. Name an empty folder.")
 
 
 def _refuse_another(folder: Path, manifest: Mapping[str, Any]) -> None:
-    found = _read_json(folder / MANIFEST)
-    differences = [one for one in _differences(found, manifest) if one[0] not in UNCOMPARED]
+    existing = _read_json(folder / MANIFEST)
+    differences = [difference for difference in _differences(existing, manifest) if difference[0] not in UNCOMPARED]
     if differences:
-        told = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
+        examples = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise InputError(
-            f"{folder} holds a run that was begun otherwise: {told}{more}. Run it as it was begun, or name another folder."
+            f"{folder} holds a run that was begun otherwise: {examples}{more}. Run it as it was begun, or name another folder."
         )
 
 
@@ -156,8 +158,8 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, s
             else:
                 yield from _differences(there[name], here[name], inner)
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for index, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(one, other, f"{path}[{index}]")
+        for index, (left, right) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(left, right, f"{path}[{index}]")
     elif there != here:
         yield path, _short(there), _short(here)
 
@@ -199,11 +201,11 @@ class Record:
     def said(self, system: str, suite: str) -> list[Said]:
         """What a system has said so far, in the order of the items."""
         path, _, _ = _paths(self.folder, system, suite)
-        found = {one.id: one for one in _answers(path, files.whole_lines(path))}
+        by_id = {answer.id: answer for answer in _answers(path, files.whole_lines(path))}
         return [
-            Said(item, found[item.id].text, found[item.id].tokens, found[item.id].margin)
+            Said(item, by_id[item.id].text, by_id[item.id].tokens, by_id[item.id].margin)
             for item in self.items[suite]
-            if item.id in found
+            if item.id in by_id
         ]
 
     def costs(self, system: str, suite: str) -> list[dict[str, Any]]:
@@ -234,8 +236,8 @@ def read(folder: Path) -> Record:
         )
     items: dict[str, list[Item]] = {suite: [] for suite in manifest["suites"]}
     for line in files.whole_lines(folder / ITEMS):
-        told = _parsed(folder / ITEMS, line)
-        items[told.pop("suite")].append(Item(**told))
+        values = _parsed(folder / ITEMS, line)
+        items[values.pop("suite")].append(Item(**values))
     return Record(folder, manifest, items)
 
 
@@ -265,7 +267,7 @@ def _told(item: Item) -> dict[str, Any]:
 
 
 def _item_lines(items: Mapping[str, Sequence[Item]]) -> Iterator[bytes]:
-    return (_line({"suite": suite, **_told(item)}) for suite, own in items.items() for item in own)
+    return (_line({"suite": suite, **_told(item)}) for suite, suite_items in items.items() for item in suite_items)
 
 
 def _paths(folder: Path, system: str, suite: str) -> tuple[Path, Path, Path]:

@@ -61,7 +61,7 @@ class System:
         }
 
 
-def named_stacks(given: Iterable[str]) -> dict[str, Stack]:
+def named_stacks(values: Iterable[str]) -> dict[str, Stack]:
     """Stacks by name from what the command line takes: a strategy's name, or a stack file, which names its stack.
 
     Raises:
@@ -69,11 +69,11 @@ def named_stacks(given: Iterable[str]) -> dict[str, Stack]:
         StackError: A stack that cannot be built.
     """
     stacks: dict[str, Stack] = {}
-    for one in given:
-        name = Path(one).stem if Path(one).suffix in FILES else one
+    for value in values:
+        name = Path(value).stem if Path(value).suffix in FILES else value
         if name in stacks:
             raise InputError(f"Two stacks are called {name!r}. Rename one of the files, or leave one out.")
-        stacks[name] = Stack.of(one)
+        stacks[name] = Stack.of(value)
     return stacks
 
 
@@ -91,24 +91,27 @@ def line_up(stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampl
     for name in without:
         if name not in CONTROLS:
             raise InputError(f"--without: no control is called {name!r}.{nearest(name, CONTROLS)}")
-    asked = [System(name, stack, sampled=sampled) for name, stack in stacks.items()]
-    systems = (*(one for name in CONTROLS if name not in without for one in _control(name, asked)), *asked)
+    compared = [System(name, stack, sampled=sampled) for name, stack in stacks.items()]
+    systems = (
+        *(control for name in CONTROLS if name not in without for control in _control(name, compared)),
+        *compared,
+    )
     _check_names(systems)
     return systems
 
 
 def _check_names(systems: Sequence[System]) -> None:
-    seen: dict[str, System] = {}
-    for one in systems:
-        if not _NAME.fullmatch(one.name):
+    by_name: dict[str, System] = {}
+    for system in systems:
+        if not _NAME.fullmatch(system.name):
             raise InputError(
-                f"The stack name {one.name!r} cannot be a file name. Use letters, digits and . + = @ , - _."
+                f"The stack name {system.name!r} cannot be a file name. Use letters, digits and . + = @ , - _."
             )
-        taken = seen.setdefault(one.name, one)
-        if taken is not one:
+        holder = by_name.setdefault(system.name, system)
+        if holder is not system:
             raise InputError(
-                f"{one.name!r} is a control that every run has. Leave the stack out, or switch the control off: "
-                f"--without {taken.name.split('@')[0]}."
+                f"{system.name!r} is a control that every run has. Leave the stack out, or switch the control off: "
+                f"--without {holder.name.split('@')[0]}."
             )
 
 
@@ -123,9 +126,9 @@ def _control(name: str, stacks: Sequence[System]) -> Sequence[System]:
 def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
     """One temperature control for each strength that occurs; several are told apart by the first stack they match."""
     matches: dict[tuple[float, float], list[str]] = {}
-    for one in stacks:
-        if (strength := contrast(one.stack)) is not None:
-            matches.setdefault(strength, []).append(one.name)
+    for system in stacks:
+        if (strength := contrast(system.stack)) is not None:
+            matches.setdefault(strength, []).append(system.name)
     several = len(matches) > 1
     return [
         System(
@@ -141,7 +144,7 @@ def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
 
 def contrast(stack: Stack) -> tuple[float, float] | None:
     """Strength of a stack's contrasts added up, and their strictest plausibility; None where nothing is contrasted."""
-    found = [
+    contrasts = [
         (float(parameters[name]), float(parameters.get("beta", 0.0)))
         for strategy in stack
         if getattr(strategy, "family", "") == "contrastive"
@@ -149,6 +152,6 @@ def contrast(stack: Stack) -> tuple[float, float] | None:
         for name in STRENGTHS
         if name in parameters
     ]
-    if not found:
+    if not contrasts:
         return None
-    return sum(alpha for alpha, _ in found), max(beta for _, beta in found)
+    return sum(alpha for alpha, _ in contrasts), max(beta for _, beta in contrasts)

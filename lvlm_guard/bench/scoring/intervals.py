@@ -64,13 +64,13 @@ def mean_share(totals: Totals) -> Totals:
     return (share(totals[..., 0:2]) + share(totals[..., 2:4])) / 2
 
 
-def yes_no_counts(said: Sequence[bool | None], true: Sequence[bool]) -> Totals:
+def yes_no_counts(answers: Sequence[bool | None], true: Sequence[bool]) -> Totals:
     """Counts of yes/no answers, one row each: (right yes, all yes, right no, all no, said yes), float64 (n, 5).
 
     An answer that says neither (None) is wrong, and not a yes. `mean_share`, `harmonic_share`, `accuracy`, `f1` and
     `yes_ratio` read sums of such rows. Raises ValueError where the lengths differ.
     """
-    rows = [(s is True and t, t, s is False and not t, not t, s is True) for s, t in zip(said, true, strict=True)]
+    rows = [(s is True and t, t, s is False and not t, not t, s is True) for s, t in zip(answers, true, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 5)
 
 
@@ -101,8 +101,8 @@ def interval(
     totals: Totals, statistic: Statistic = share, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """The score over all scenes and its bootstrap interval; `totals` has one row per scene."""
-    drawn = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
-    return bounds(float(statistic(totals.sum(0))), drawn, level)
+    draws = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
+    return bounds(float(statistic(totals.sum(0))), draws, level)
 
 
 def paired_difference(
@@ -115,8 +115,8 @@ def paired_difference(
     seed: int = 0,
 ) -> Interval:
     """`after` minus `before` where row i of both is the same scene; each resample takes the same scenes for both."""
-    drawn = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
-    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), drawn, level)
+    draws = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
+    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), draws, level)
 
 
 def paired_draws(
@@ -125,16 +125,18 @@ def paired_draws(
     """Bootstrap draws of `after` minus `before`, shape (resamples,); nan where a draw leaves the score undefined."""
     if before.shape != after.shape:
         raise ValueError(f"paired_difference: the shapes differ, {before.shape} and {after.shape}.")
-    parts = [statistic(one @ after) - statistic(one @ before) for one in _weights(len(before), resamples, seed)]
+    parts = [
+        statistic(weights @ after) - statistic(weights @ before) for weights in _weights(len(before), resamples, seed)
+    ]
     return np.concatenate(parts)
 
 
-def bounds(value: float, drawn: Totals, level: float) -> Interval:
+def bounds(value: float, draws: Totals, level: float) -> Interval:
     """A score between the percentiles of its draws that hold `level` of them; undefined draws are left out."""
-    known = drawn[~np.isnan(drawn)]
-    if known.size == 0:
+    defined = draws[~np.isnan(draws)]
+    if defined.size == 0:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return Interval(value, float(low), float(high))
 
 

@@ -36,8 +36,8 @@ class Tokens:
 
 def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:
     """Ids that begin any of the words; the unknown token begins none."""
-    begun = [tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in words]
-    return {int(one) for ids in begun for one in ids} - {getattr(tokenizer, "unk_token_id", None)}
+    starts = [tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in words]
+    return {int(token) for ids in starts for token in ids} - {getattr(tokenizer, "unk_token_id", None)}
 
 
 class Recorder:
@@ -62,7 +62,7 @@ class Recorder:
         """A margin per row; None where there is none, or none that is finite."""
         if self._margins is None or len(self._margins) != rows:
             return [None] * rows
-        return [round(one, DIGITS) if math.isfinite(one) else None for one in self._margins.tolist()]
+        return [round(margin, DIGITS) if math.isfinite(margin) else None for margin in self._margins.tolist()]
 
 
 def says_yes(truth: Any) -> bool | None:
@@ -83,4 +83,4 @@ def new_tokens(generated: Tensor, ends: Sequence[int], padding: int | None) -> l
     before = ended.long().cumsum(1) - ended.long() == 0
     if padding is not None and padding not in ends:
         before &= generated != padding
-    return [int(one) for one in before.sum(1)]
+    return [int(count) for count in before.sum(1)]

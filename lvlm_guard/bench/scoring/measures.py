@@ -45,23 +45,27 @@ class Measure:
     group: Callable[[Item], str] = _alone
     binary: bool = False
 
-    def rows(self, said: Iterable[Said]) -> Rows:
+    def rows(self, answers: Iterable[Said]) -> Rows:
         """Group names, their clusters and their counts, in the order of the answers; what is not counted is left out."""
         groups: dict[str, list[Said]] = {}
-        for one in said:
-            groups.setdefault(self.group(one.item), []).append(one)
-        counted = [(name, group[0].item.cluster, self.count(group)) for name, group in groups.items()]
-        kept = [(name, cluster, counts) for name, cluster, counts in counted if counts is not None]
-        return [name for name, _, _ in kept], [cluster for _, cluster, _ in kept], [counts for _, _, counts in kept]
+        for answer in answers:
+            groups.setdefault(self.group(answer.item), []).append(answer)
+        all_counts = [(name, group[0].item.cluster, self.count(group)) for name, group in groups.items()]
+        defined = [(name, cluster, counts) for name, cluster, counts in all_counts if counts is not None]
+        return (
+            [name for name, _, _ in defined],
+            [cluster for _, cluster, _ in defined],
+            [counts for _, _, counts in defined],
+        )
 
-    def totals(self, said: Iterable[Said]) -> Totals:
+    def totals(self, answers: Iterable[Said]) -> Totals:
         """Summed counts `[clusters, counts]`; no rows where nothing is counted."""
-        _, clusters, counts = self.rows(said)
+        _, clusters, counts = self.rows(answers)
         return by_cluster(clusters, counts) if counts else np.zeros((0, 1))
 
-    def value(self, said: Iterable[Said]) -> float:
+    def value(self, answers: Iterable[Said]) -> float:
         """The score; nan where nothing is counted."""
-        totals = self.totals(said)
+        totals = self.totals(answers)
         return float(self.statistic(totals.sum(0))) if len(totals) else float("nan")
 
 

@@ -79,7 +79,7 @@ def _parted(part: str) -> Iterator[str]:
 
 def our_words(caption: str) -> list[str]:
     """The words of a caption, lower case, marks between: runs of letters and digits, hyphens and apostrophes inside kept."""
-    return [token for found in _OUR_TOKEN.findall(caption.lower()) for token in _unpossessed(found)]
+    return [token for match in _OUR_TOKEN.findall(caption.lower()) for token in _unpossessed(match)]
 
 
 def _unpossessed(word: str) -> Iterator[str]:
@@ -118,9 +118,9 @@ def our_singular(word: str) -> str:
 
 def _changed(word: str) -> str | None:
     """Irregular plurals, at the end of longer words too, and the regular endings that both readings share."""
-    for plural, one in _IRREGULAR.items():
+    for plural, singular in _IRREGULAR.items():
         if word.endswith(plural):
-            return word.removesuffix(plural) + one
+            return word.removesuffix(plural) + singular
     for ending, instead in _ENDINGS:
         if ending.search(word):
             return ending.sub(instead, word)
@@ -214,9 +214,9 @@ class Vocabulary:
         classes: list[str] = []
         at = 0
         while at < len(words):
-            length, found = self._phrase(singular[at : at + _LONGEST_PHRASE])
-            found = found if length else self.repaired.get(_entry(words[at], self.repaired), "")
-            classes += [found] if found else []
+            length, name = self._phrase(singular[at : at + _LONGEST_PHRASE])
+            name = name if length else self.repaired.get(_entry(words[at], self.repaired), "")
+            classes += [name] if name else []
             at += length or 1
         return classes
 
@@ -230,21 +230,26 @@ class Vocabulary:
 
 def _phrases(classes: Mapping[str, str]) -> dict[tuple[str, ...], str]:
     """Entries of several words, and pairs that stand for another object or for none, in the singular."""
-    listed = {name: one for name, one in classes.items() if " " in name}
-    known = {**dict.fromkeys(_ONE_OBJECT, ""), **{pair: classes.get(one, "") for pair, one in _STANDS_FOR.items()}}
-    return {tuple(our_singular(word) for word in name.split()): one for name, one in {**known, **listed}.items()}
+    phrases = {name: meaning for name, meaning in classes.items() if " " in name}
+    pairs = {
+        **dict.fromkeys(_ONE_OBJECT, ""),
+        **{pair: classes.get(meaning, "") for pair, meaning in _STANDS_FOR.items()},
+    }
+    return {
+        tuple(our_singular(word) for word in name.split()): meaning for name, meaning in {**pairs, **phrases}.items()
+    }
 
 
 def _joined(words: Sequence[str]) -> list[str]:
     """Words with the official pairs made one, greedily from the left."""
-    made: list[str] = []
+    joined: list[str] = []
     at = 0
     while at < len(words):
         pair = " ".join(words[at : at + 2])
-        taken = pair in _OFFICIAL_PAIRS and at + 1 < len(words)
-        made.append(_OFFICIAL_PAIRS[pair] if taken else words[at])
-        at += 2 if taken else 1
-    return made
+        is_pair = pair in _OFFICIAL_PAIRS and at + 1 < len(words)
+        joined.append(_OFFICIAL_PAIRS[pair] if is_pair else words[at])
+        at += 2 if is_pair else 1
+    return joined
 
 
 def _unhyphenated(words: Iterable[str], phrases: Collection[tuple[str, ...]]) -> Iterator[str]:

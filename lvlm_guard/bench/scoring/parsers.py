@@ -90,8 +90,8 @@ def vlmevalkit(text: str) -> bool | None:
 
 
 def _only(words: set[str]) -> bool | None:
-    said = words & set(_SAID)
-    return _SAID[said.pop()] if len(said) == 1 else None
+    readings = words & set(_SAID)
+    return _SAID[readings.pop()] if len(readings) == 1 else None
 
 
 def _starts(answer: str) -> bool | None:
@@ -114,6 +114,6 @@ def named(suite: str, parsers: Mapping[str, Parser], name: str) -> Parser:
     return lru_cache(maxsize=_REMEMBERED)(parsers[name])
 
 
-def unknown_parser(suite: str, known: Mapping[str, object], name: str) -> InputError:
+def unknown_parser(suite: str, parsers: Mapping[str, object], name: str) -> InputError:
     """The error for a parser that a suite does not have."""
-    return InputError(f"{suite} has no parser {name!r}.{nearest(name, known)}")
+    return InputError(f"{suite} has no parser {name!r}.{nearest(name, parsers)}")

@@ -16,9 +16,9 @@ def parse_yes_no(text: str) -> bool | None:
     return {"yes": True, "no": False}.get(word.group()) if word else None
 
 
-def parse_word(text: str, known: Collection[str]) -> str | None:
+def parse_word(text: str, words: Collection[str]) -> str | None:
     """The first word of an answer that is one of the known ones, or None."""
-    return next((word for word in _FIRST_WORD.findall(text.lower()) if word in known), None)
+    return next((word for word in _FIRST_WORD.findall(text.lower()) if word in words), None)
 
 
 @dataclass(frozen=True)
@@ -35,23 +35,23 @@ class YesNoScores:
     n: int
 
 
-def yes_no_scores(said: Sequence[bool | None], true: Sequence[bool]) -> YesNoScores:
+def yes_no_scores(answers: Sequence[bool | None], true: Sequence[bool]) -> YesNoScores:
     """Scores answers against the truth; a share of nothing is 0. Raises ValueError where the lengths differ."""
-    counted = list(zip(said, true, strict=True))
-    hits = sum(bool(s) and t for s, t in counted)
-    rejections = sum(s is False and not t for s, t in counted)
-    yeses = sum(s is True for s, _ in counted)
-    positives = sum(t for _, t in counted)
+    pairs = list(zip(answers, true, strict=True))
+    hits = sum(bool(s) and t for s, t in pairs)
+    rejections = sum(s is False and not t for s, t in pairs)
+    yeses = sum(s is True for s, _ in pairs)
+    positives = sum(t for _, t in pairs)
     precision, recall = _share(hits, yeses), _share(hits, positives)
     return YesNoScores(
-        accuracy=_share(hits + rejections, len(counted)),
-        balanced_accuracy=(recall + _share(rejections, len(counted) - positives)) / 2,
+        accuracy=_share(hits + rejections, len(pairs)),
+        balanced_accuracy=(recall + _share(rejections, len(pairs) - positives)) / 2,
         precision=precision,
         recall=recall,
         f1=_share(2 * precision * recall, precision + recall),
-        yes_ratio=_share(yeses, len(counted)),
-        unparsed=sum(s is None for s, _ in counted),
-        n=len(counted),
+        yes_ratio=_share(yeses, len(pairs)),
+        unparsed=sum(s is None for s, _ in pairs),
+        n=len(pairs),
     )
 
 

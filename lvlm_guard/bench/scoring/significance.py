@@ -92,7 +92,7 @@ def changes(plain: Sequence[object], guarded: Sequence[object]) -> Changes:
         raise InputError(
             f"changes: {len(plain)} plain and {len(guarded)} guarded answers; give one of each per prompt."
         )
-    return Changes(sum(one != other for one, other in zip(plain, guarded, strict=True)), len(plain))
+    return Changes(sum(before != after for before, after in zip(plain, guarded, strict=True)), len(plain))
 
 
 def significance(
@@ -126,19 +126,19 @@ def significance(
             "give (n, counts) twice and n names, n at least 1."
         )
     plain, guarded = by_cluster(clusters, old), by_cluster(clusters, new)
-    drawn = paired_draws(plain, guarded, statistic, resamples=resamples, seed=seed)
+    draws = paired_draws(plain, guarded, statistic, resamples=resamples, seed=seed)
     change = float(statistic(guarded.sum(0)) - statistic(plain.sum(0)))
-    test, p = _tested(old, new, plain, guarded, statistic, drawn)
+    test, p = _tested(old, new, plain, guarded, statistic, draws)
     p = float("nan") if np.isnan(change) else p
-    return Significance(bounds(change, drawn, level), p, len(old), len(plain), test)
+    return Significance(bounds(change, draws, level), p, len(old), len(plain), test)
 
 
 def _tested(
-    old: Totals, new: Totals, plain: Totals, guarded: Totals, statistic: Statistic, drawn: Totals
+    old: Totals, new: Totals, plain: Totals, guarded: Totals, statistic: Statistic, draws: Totals
 ) -> tuple[str, float]:
     """The test that fits, and its p value."""
     if not isinstance(statistic, Share) or not _same_wholes(plain, guarded, statistic):
-        return BOOTSTRAP, bootstrap_p(drawn)
+        return BOOTSTRAP, bootstrap_p(draws)
     part = list(statistic.part)
     change = guarded[:, part].sum(1) - plain[:, part].sum(1)
     right = old[:, part].sum(1), new[:, part].sum(1)
@@ -146,7 +146,7 @@ def _tested(
         return MCNEMAR, mcnemar(*right)
     if np.array_equal(change, np.rint(change)):
         return SIGN_FLIP, sign_flip(change)
-    return BOOTSTRAP, bootstrap_p(drawn)
+    return BOOTSTRAP, bootstrap_p(draws)
 
 
 def _same_wholes(plain: Totals, guarded: Totals, statistic: Share) -> bool:
@@ -170,8 +170,8 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     old, new = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if old.shape != new.shape:
         raise InputError(f"mcnemar: the shapes differ, {old.shape} and {new.shape}; answer i of both is one question.")
-    gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    gains, losses = int((new & ~old).sum()), int((old & ~new).sum())
+    return float(stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
 
 
 def sign_flip(differences: ArrayLike) -> float:
@@ -206,18 +206,18 @@ def _signed_sums(size: int, count: int) -> NDArray[np.float64]:
     return chances
 
 
-def bootstrap_p(drawn: Totals) -> float:
+def bootstrap_p(draws: Totals) -> float:
     """Two-sided p value from draws of a difference: twice the smaller share on either side of zero, at most 1.
 
     It inverts the percentile interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993): below 0.05 about
     where the 95 % interval leaves out zero. One is added to both counts, so it is never 0. Undefined draws are left out;
     nan where all are.
     """
-    known = drawn[~np.isnan(drawn)]
-    if not known.size:
+    defined = draws[~np.isnan(draws)]
+    if not defined.size:
         return float("nan")
-    rarer = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(2 * (rarer + 1) / (known.size + 1), 1.0)
+    rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(2 * (rarer + 1) / (defined.size + 1), 1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -230,10 +230,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         InputError: A p value outside 0 to 1.
     """
     values = np.asarray(p_values, dtype=np.float64)
-    known = np.flatnonzero(~np.isnan(values))
-    if ((values[known] < 0) | (values[known] > 1)).any():
+    defined = np.flatnonzero(~np.isnan(values))
+    if ((values[defined] < 0) | (values[defined] > 1)).any():
         raise InputError(f"holm: p values must lie between 0 and 1, got {list(p_values)}.")
-    order = known[np.argsort(values[known], kind="stable")]
+    order = defined[np.argsort(values[defined], kind="stable")]
     raised = values[order] * np.arange(order.size, 0, -1)
     values[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
     return [float(value) for value in values]
@@ -241,5 +241,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def adjusted(comparisons: Mapping[str, Significance]) -> dict[str, Significance]:
     """The same comparisons with Holm's correction over all of them: several stacks against one plain run."""
-    corrected = holm([one.p for one in comparisons.values()])
-    return {name: replace(one, adjusted_p=p) for (name, one), p in zip(comparisons.items(), corrected, strict=True)}
+    corrected = holm([comparison.p for comparison in comparisons.values()])
+    return {
+        name: replace(comparison, adjusted_p=p)
+        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
+    }

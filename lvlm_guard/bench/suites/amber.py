@@ -130,8 +130,8 @@ class Amber:
             raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")
         kind = truths[name].word("type", (GENERATIVE, *LEVEL_OF))
         if kind == GENERATIVE:
-            told = {key: truths[name].names(key) for key in ("truth", "hallu")}
-            return Item(name, image, query, told, "object", kind, max_new_tokens=self.max_new_tokens)
+            truth_lists = {key: truths[name].names(key) for key in ("truth", "hallu")}
+            return Item(name, image, query, truth_lists, "object", kind, max_new_tokens=self.max_new_tokens)
         truth = truths[name].word("truth", TRUTHS)
         return Item(name, image, query + self.prompt_suffix, truth, LEVEL_OF[kind], kind, max_new_tokens=YES_NO_TOKENS)
 
@@ -152,7 +152,7 @@ class Amber:
         if self.part == GENERATIVE:
             return described
         levels = [Part(level, name, of_level(level), positive_no=True) for level, name in _LEVEL_NAMES.items()]
-        whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda one: one.name != "f1")
+        whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda measure: measure.name != "f1")
         of_levels = [measure for part in levels for measure in yes_no_measures(answer, part)]
         return [*whole, *of_levels, *_of_types(answer), *described]
 
@@ -161,25 +161,35 @@ class Amber:
             raise InputError(f"{self.name}: the words are not known yet. Call load(data) on the same object first.")
         cover = self._words.counter()
         return [
-            _measure("chair_ours", "nouns that are absent", cover, lambda one: (one.bad, one.nouns), better=False),
-            _measure("cover_ours", "objects present that are named", cover, lambda one: (one.covered, one.truths)),
+            _measure(
+                "chair_ours", "nouns that are absent", cover, lambda counts: (counts.bad, counts.nouns), better=False
+            ),
+            _measure(
+                "cover_ours", "objects present that are named", cover, lambda counts: (counts.covered, counts.truths)
+            ),
             _measure("hal_ours", "descriptions with an absent noun", cover, _hallucinates, better=False, binary=True),
             _measure(
-                "cog_ours", "expected absent objects named", cover, lambda one: (one.expected, one.hallus), better=False
+                "cog_ours",
+                "expected absent objects named",
+                cover,
+                lambda counts: (counts.expected, counts.hallus),
+                better=False,
             ),
-            _measure("length", "words per description", cover, lambda one: (one.words, 1), better=None),
+            _measure("length", "words per description", cover, lambda counts: (counts.words, 1), better=None),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """What the official script prints for the questions: percent to one place, positive class "no".
 
         Its counters begin at 0.001, so it never divides by zero. `official` takes `Yes` and `No` alone as answers, any other
         parser hands over what it reads. Figures of descriptions need the script itself.
         """
         answer = _parser(parser)
-        return script_figures([(one.item.kind, str(one.item.truth), answer(one.text)) for one in judged(said)])
+        return script_figures(
+            [(answered.item.kind, str(answered.item.truth), answer(answered.text)) for answered in judged(answers)]
+        )
 
-    def export(self, said: Sequence[Said], path: Path, parser: str = "ours") -> None:
+    def export(self, answers: Sequence[Said], path: Path, parser: str = "ours") -> None:
         """Write the response file of the official script, by id: descriptions raw, answers as `Yes` or `No`.
 
         An answer that the parser reads as neither is written raw, and the script counts it as wrong.
@@ -188,8 +198,8 @@ class Amber:
             InputError: The file cannot be written.
         """
         answer = _parser(parser)
-        by_id = sorted(said, key=lambda one: int(one.item.id))
-        rows = [{"id": int(one.item.id), "response": _response(one, answer)} for one in by_id]
+        by_id = sorted(answers, key=lambda answered: int(answered.item.id))
+        rows = [{"id": int(answered.item.id), "response": _response(answered, answer)} for answered in by_id]
         write_whole(path, json.dumps(rows, indent=1).encode())
 
     def import_scores(self, path: Path) -> Mapping[str, float]:
@@ -227,10 +237,10 @@ class _Words:
         Raises:
             InputError: One of them cannot be read, or is not of its layout.
         """
-        told = read_document(relation, _RELATION)
-        if not isinstance(told, dict) or not told or not all(_is_list_of_words(value) for value in told.values()):
+        lists = read_document(relation, _RELATION)
+        if not isinstance(lists, dict) or not lists or not all(_is_list_of_words(value) for value in lists.values()):
             raise InputError(f"{relation} is not {_RELATION.what}. Expected layout: {_RELATION.layout}")
-        associated = {key.lower(): [word.lower() for word in words] for key, words in told.items()}
+        associated = {key.lower(): [word.lower() for word in words] for key, words in lists.items()}
         safe = {line.strip().lower() for line in read_text(safe_words, _SAFE_WORDS).splitlines()} - {""}
         return cls(associated, {*associated, *(word for words in associated.values() for word in words)}, safe)
 
@@ -241,9 +251,9 @@ class _Words:
         def nouns(text: str) -> list[str]:
             return amber_nouns(text, self.vocabulary)
 
-        def covered(said: Said) -> Coverage:
-            truth, hallu = (list(map(str.lower, said.item.truth[key])) for key in ("truth", "hallu"))
-            return coverage(nouns(said.text), truth, hallu, self.associated, self.safe, len(said.text.split()))
+        def covered(answered: Said) -> Coverage:
+            truth, hallu = (list(map(str.lower, answered.item.truth[key])) for key in ("truth", "hallu"))
+            return coverage(nouns(answered.text), truth, hallu, self.associated, self.safe, len(answered.text.split()))
 
         return covered
 
@@ -259,8 +269,8 @@ def _parser(name: str) -> Parser:
 def _of_types(answer: Parser) -> list[Measure]:
     """Accuracy, yes-ratio and unparsed share of each type; two have a single truth, so F1 would say little."""
     parts = [Part(level, _short(kind), of_kind(kind)) for kind, level in LEVEL_OF.items()]
-    kept = ("accuracy", "yes_ratio", "unparsed")
-    return [one for part in parts for one in yes_no_measures(answer, part) if one.name.startswith(kept)]
+    names = ("accuracy", "yes_ratio", "unparsed")
+    return [measure for part in parts for measure in yes_no_measures(answer, part) if measure.name.startswith(names)]
 
 
 def _short(kind: str) -> str:
@@ -273,13 +283,13 @@ def _short(kind: str) -> str:
     return names.get(kind) or kind.rpartition("-")[2]
 
 
-def _response(one: Said, answer: Parser) -> str:
-    heard = None if one.item.kind == GENERATIVE else answer(one.text)
-    return one.text if heard is None else "Yes" if heard else "No"
+def _response(answered: Said, answer: Parser) -> str:
+    reading = None if answered.item.kind == GENERATIVE else answer(answered.text)
+    return answered.text if reading is None else "Yes" if reading else "No"
 
 
-def _hallucinates(one: Coverage) -> Counts:
-    return float(one.bad > 0), 1.0
+def _hallucinates(counts: Coverage) -> Counts:
+    return float(counts.bad > 0), 1.0
 
 
 def _measure(
@@ -291,7 +301,7 @@ def _measure(
     better: bool | None = True,
     binary: bool = False,
 ) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return pick(cover(one)) if one.item.kind == GENERATIVE else None
+    def count(answered: Said) -> Counts | None:
+        return pick(cover(answered)) if answered.item.kind == GENERATIVE else None
 
     return Measure(name, "object", title, each(count), higher_is_better=better, binary=binary)

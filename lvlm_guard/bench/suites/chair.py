@@ -110,29 +110,29 @@ class Chair:
         vocabulary = _read_vocabulary(found(self.name, data, _SYNONYMS, "data", "annotations"))
         object.__setattr__(self, "_vocabulary", vocabulary)
         path = found(self.name, data, _INSTANCES, "annotations")
-        told = found(self.name, data, _CAPTIONS, "annotations")
+        captions = found(self.name, data, _CAPTIONS, "annotations")
         instances = read_document(path, _INSTANCES)
-        listed, problems = _listed(records(instances, path, _INSTANCES, "images"), path)
-        chosen = self._chosen(data, listed)
+        listed_ids, problems = _listed(records(instances, path, _INSTANCES, "images"), path)
+        chosen = self._chosen(data, listed_ids)
         names = _class_names(records(instances, path, _INSTANCES, "categories"), vocabulary, path)
-        present = _Present(vocabulary, names, {image: {one: set() for one in self.parsers} for image in chosen})
+        present = _Present(vocabulary, names, {image: {parser: set() for parser in self.parsers} for image in chosen})
         for row in records(instances, path, _INSTANCES, "annotations"):
             problems += present.with_instance(row)
-        for row in records(read_document(told, _CAPTIONS), told, _CAPTIONS, "annotations"):
+        for row in records(read_document(captions, _CAPTIONS), captions, _CAPTIONS, "annotations"):
             problems += present.with_caption(row)
         return Loaded(
-            tuple(self._item(image, listed[image], present.classes[image]) for image in chosen), tuple(problems)
+            tuple(self._item(image, listed_ids[image], present.classes[image]) for image in chosen), tuple(problems)
         )
 
-    def _chosen(self, data: Path | None, listed: Mapping[int, str]) -> list[int]:
+    def _chosen(self, data: Path | None, listed_ids: Mapping[int, str]) -> list[int]:
         """Ids of the images to caption: those of the file, or a draw without replacement from all, in order."""
         if self.ids:
-            return _read_ids((data or Path()) / self.ids, listed)
-        every = np.array(sorted(listed))
+            return _read_ids((data or Path()) / self.ids, listed_ids)
+        every = np.array(sorted(listed_ids))
         if not self.images or self.images >= len(every):
-            return [int(one) for one in every]
-        drawn = np.random.default_rng(self.seed).choice(every, self.images, replace=False)
-        return sorted(int(one) for one in drawn)
+            return [int(name) for name in every]
+        draw = np.random.default_rng(self.seed).choice(every, self.images, replace=False)
+        return sorted(int(name) for name in draw)
 
     def _item(self, image: int, file: str, present: Mapping[str, Collection[str]]) -> Item:
         return Item(
@@ -158,30 +158,34 @@ class Chair:
         count = self._counter(parser)
         return [
             _measure(
-                "chair_i", "objects named that are absent", count, lambda one: (one.absent, one.named), better=False
+                "chair_i",
+                "objects named that are absent",
+                count,
+                lambda counts: (counts.absent, counts.named),
+                better=False,
             ),
             _measure("chair_s", "captions that name an absent object", count, _captions, better=False, binary=True),
-            _measure("recall", "objects present that are named", count, lambda one: (one.found, one.present)),
-            _measure("named", "objects named per caption", count, lambda one: (one.named, 1), better=None),
-            _measure("length", "words per caption", count, lambda one: (one.words, 1), better=None),
+            _measure("recall", "objects present that are named", count, lambda counts: (counts.found, counts.present)),
+            _measure("named", "objects named per caption", count, lambda counts: (counts.named, 1), better=None),
+            _measure("length", "words per caption", count, lambda counts: (counts.words, 1), better=None),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
         count = self._counter(parser)
-        every = [count(one) for one in said]
-        named = sum(one.named for one in every)
+        every = [count(answer) for answer in answers]
+        named = sum(counts.named for counts in every)
         return {
-            "CHAIRs": round(100 * sum(one.absent > 0 for one in every) / len(every), 1) if every else None,
-            "CHAIRi": round(100 * sum(one.absent for one in every) / named, 1) if named else None,
+            "CHAIRs": round(100 * sum(counts.absent > 0 for counts in every) / len(every), 1) if every else None,
+            "CHAIRi": round(100 * sum(counts.absent for counts in every) / named, 1) if named else None,
         }
 
     def _counter(self, parser: str) -> Callable[[Said], CaptionCounts]:
         read = self._reading(parser)
 
-        def count(one: Said) -> CaptionCounts:
-            caption = finished(one.text) if self.drop_unfinished else one.text
-            return count_caption(read(caption), set(one.item.truth[parser]), len(caption.split()))
+        def count(answer: Said) -> CaptionCounts:
+            caption = finished(answer.text) if self.drop_unfinished else answer.text
+            return count_caption(read(caption), set(answer.item.truth[parser]), len(caption.split()))
 
         return count
 
@@ -197,8 +201,8 @@ def finished(caption: str) -> str:
     """A caption without an unfinished last sentence; whole where it ends with one, or has no end of a sentence."""
     if _END.search(caption):
         return caption
-    kept = _LAST_END.match(caption)
-    return kept[0] if kept else caption
+    match = _LAST_END.match(caption)
+    return match[0] if match else caption
 
 
 def _readings(vocabulary: Vocabulary) -> Mapping[str, Reading]:
@@ -214,30 +218,30 @@ def _read_vocabulary(path: Path) -> Vocabulary:
 
 def _listed(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
     """File names by image id, and the records that could not be used."""
-    listed: dict[int, str] = {}
-    problems = [problem for row in rows for problem in _list(row, listed)]
-    if not listed:
+    ids: dict[int, str] = {}
+    problems = [problem for row in rows for problem in _list(row, ids)]
+    if not ids:
         raise InputError(f"{path} lists no usable image. Expected layout: {_INSTANCES.layout}")
-    return listed, problems
+    return ids, problems
 
 
-def _list(row: Row, listed: dict[int, str]) -> list[Problem]:
+def _list(row: Row, ids: dict[int, str]) -> list[Problem]:
     """Add the file name of one image; the problem if the record cannot be used."""
     try:
-        listed[row.number("id")] = row.text("file_name")
+        ids[row.number("id")] = row.text("file_name")
     except BadRow as error:
         return [row.problem(error)]
     return []
 
 
-def _read_ids(path: Path, listed: Mapping[int, str]) -> list[int]:
+def _read_ids(path: Path, allowed: Mapping[int, str]) -> list[int]:
     text = read_text(path, _IDS)
     try:
-        told = json.loads(text) if text.lstrip().startswith("[") else text.split()
-        ids = list(dict.fromkeys(int(one) for one in told))
+        names = json.loads(text) if text.lstrip().startswith("[") else text.split()
+        ids = list(dict.fromkeys(int(name) for name in names))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not {_IDS.what}: {error}. Expected layout: {_IDS.layout}") from error
-    unknown = [one for one in ids if one not in listed]
+    unknown = [name for name in ids if name not in allowed]
     if unknown or not ids:
         what = f"the id {unknown[0]}, which {_INSTANCES.path} does not have" if unknown else "no id"
         raise InputError(f"{path} names {what}. Expected layout: {_IDS.layout}")
@@ -291,8 +295,8 @@ def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dic
     return names
 
 
-def _captions(one: CaptionCounts) -> tuple[float, float]:
-    return float(one.absent > 0), 1.0
+def _captions(counts: CaptionCounts) -> tuple[float, float]:
+    return float(counts.absent > 0), 1.0
 
 
 def _measure(
@@ -304,4 +308,6 @@ def _measure(
     better: bool | None = True,
     binary: bool = False,
 ) -> Measure:
-    return Measure(name, "object", title, each(lambda one: pick(count(one))), higher_is_better=better, binary=binary)
+    return Measure(
+        name, "object", title, each(lambda counts: pick(count(counts))), higher_is_better=better, binary=binary
+    )

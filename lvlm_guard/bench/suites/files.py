@@ -42,11 +42,11 @@ class Row:
             raise BadRow(f"{key!r} should be a text, and is {_shown(self.values, key)}")
         return value
 
-    def word(self, key: str, known: Collection[str]) -> str:
+    def word(self, key: str, words: Collection[str]) -> str:
         """One of the known words, in any case, blanks round it dropped."""
         value = self.text(key).strip().lower()
-        if value not in known:
-            raise BadRow(f"{key!r} should be one of {', '.join(sorted(known))}, and is {_shown(self.values, key)}")
+        if value not in words:
+            raise BadRow(f"{key!r} should be one of {', '.join(sorted(words))}, and is {_shown(self.values, key)}")
         return value
 
     def name(self, key: str) -> str:
@@ -66,7 +66,7 @@ class Row:
     def names(self, key: str) -> list[str]:
         """A list of texts; it may be empty."""
         value = self.values.get(key)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        if not isinstance(value, list) or not all(isinstance(element, str) for element in value):
             raise BadRow(f"{key!r} should be a list of texts, and is {_shown(self.values, key)}")
         return list(value)
 
@@ -91,12 +91,12 @@ def read_rows(path: Path) -> Read:
         InputError: It cannot be opened.
     """
     content = read_bytes(path)
-    found = _of_array(content, path) if content.lstrip()[:1] == b"[" else _of_lines(content, path)
-    entries = list(found)
+    readings = _of_array(content, path) if content.lstrip()[:1] == b"[" else _of_lines(content, path)
+    entries = list(readings)
     return Read(
         path,
-        [one for one in entries if isinstance(one, Row)],
-        [one for one in entries if isinstance(one, Problem)],
+        [entry for entry in entries if isinstance(entry, Row)],
+        [entry for entry in entries if isinstance(entry, Problem)],
     )
 
 
@@ -142,10 +142,12 @@ def records(document: Any, path: Path, need: Required, key: str) -> list[Row]:
     Raises:
         InputError: It has no such list.
     """
-    listed = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(listed, list):
+    values = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(values, list):
         raise _unlike(path, need, f"it has no list {key!r}")
-    return [Row(f"{path.name}, {key}", at, one if isinstance(one, dict) else {}) for at, one in enumerate(listed, 1)]
+    return [
+        Row(f"{path.name}, {key}", at, value if isinstance(value, dict) else {}) for at, value in enumerate(values, 1)
+    ]
 
 
 def _of_lines(content: bytes, path: Path) -> Iterator[Row | Problem]:
@@ -169,11 +171,11 @@ def _of_array(content: bytes, path: Path) -> Iterator[Row | Problem]:
         yield Problem(path.name, 1 + content.count(b"\n", 0, error.start), f"not UTF-8: {error.reason}")
         return
     decoder = json.JSONDecoder()
-    at, counted, line = 1, 0, 1 + content[: len(content) - len(content.lstrip())].count(b"\n")
+    at, counted_to, line = 1, 0, 1 + content[: len(content) - len(content.lstrip())].count(b"\n")
     while True:
         gap = _BETWEEN.match(text, at)
         at = gap.end() if gap else at
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted_to = line + text.count("\n", counted_to, at), at
         if text[at : at + 1] == "]":
             return
         try:
@@ -194,19 +196,19 @@ def loaded(read: Read, need: Required, make: Callable[[Row], Iterable[Item]]) ->
     problems = list(read.problems)
     for row in read.rows:
         try:
-            made = list(make(row))
+            fresh = list(make(row))
         except BadRow as error:
             problems.append(row.problem(error))
             continue
-        again = [item.id for item in made if item.id in items]
+        again = [item.id for item in fresh if item.id in items]
         if again:
             problems.append(row.problem(f"the id {again[0]!r} occurred before"))
         else:
-            items.update((item.id, item) for item in made)
+            items.update((item.id, item) for item in fresh)
     if not items:
         first = f"line {problems[0].line}: {problems[0].what}" if problems else "it is empty"
         raise _unlike(read.path, need, first)
-    return Loaded(tuple(items.values()), tuple(sorted(problems, key=lambda one: one.line)))
+    return Loaded(tuple(items.values()), tuple(sorted(problems, key=lambda problem: problem.line)))
 
 
 def joined(parts: Iterable[Loaded]) -> Loaded:

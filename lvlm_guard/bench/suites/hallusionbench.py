@@ -80,15 +80,15 @@ class HallusionBench:
         if part["category"] not in KINDS:
             raise BadRow(f"'category' should be VD or VS, and is {part['category']!r}")
         visual = row.word("visual_input", ("0", "1", "2"))
-        seen = visual != "0"
+        has_figure = visual != "0"
         question = [part[key] for key in ("category", "subcategory", "set_id", "question_id")]
         figure = [part[key] for key in ("category", "subcategory", "set_id", "figure_id")]
-        if not seen and not self.text_only:
+        if not has_figure and not self.text_only:
             return []
         return [
             Item(
                 id="/".join([*figure, part["question_id"]]),
-                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if seen else None,
+                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if has_figure else None,
                 prompt=row.text("question") + self.prompt_suffix,
                 truth="yes" if row.word("gt_answer", ("0", "1")) == "1" else "no",
                 level="relation" if part["subcategory"] in _RELATIONS else "attribute",
@@ -115,30 +115,30 @@ class HallusionBench:
         every = [measure for part in parts for measure in yes_no_measures(answer, part)]
         return [every[0], _grouped("question", answer), _grouped("figure", answer), *every[1:]]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """The figures of the official leaderboard, percent to four places, None where nothing of the kind was asked.
 
         The grades are ours (right, wrong, unclear); the arithmetic is the script's: unclear counts as right where there is
         no figure to a question that one would supplement; easy questions are those of figure 0, hard ones the others, both
         grouped as for qAcc. LH, VI, Mixed: of the failed groups of qAcc, why they failed (`hallusionbench_causes`).
         """
-        answer, asked = _parser(parser), judged(said)
-        easy = [one for one in asked if one.item.extra["figure_id"] == "0"]
-        hard = [one for one in asked if one.item.extra["figure_id"] != "0"]
-        figures = [one for one in asked if not _without_figure(one.item)]
+        answer, questions = _parser(parser), judged(answers)
+        easy = [answered for answered in questions if answered.item.extra["figure_id"] == "0"]
+        hard = [answered for answered in questions if answered.item.extra["figure_id"] != "0"]
+        figures = [answered for answered in questions if not _without_figure(answered.item)]
         return {
-            "aAcc": _all_right(asked, lambda item: item.id, answer),
-            "qAcc": _all_right(asked, _named("question"), answer),
+            "aAcc": _all_right(questions, lambda item: item.id, answer),
+            "qAcc": _all_right(questions, _named("question"), answer),
             "fAcc": _all_right(figures, _named("figure"), answer),
             "easy": _all_right(easy, _named("question"), answer),
             "hard": _all_right(hard, _named("question"), answer),
-            **hallusionbench_causes.shares(asked, answer),
+            **hallusionbench_causes.shares(questions, answer),
         }
 
 
 def _parser(name: str) -> Parser:
-    known = {one: COMMON[one] for one in HallusionBench.parsers}
-    return named(HallusionBench.name, known, name)
+    parsers = {parser: COMMON[parser] for parser in HallusionBench.parsers}
+    return named(HallusionBench.name, parsers, name)
 
 
 def _named(key: str) -> Callable[[Item], str]:
@@ -149,16 +149,16 @@ def _without_figure(item: Item) -> bool:
     return item.kind == "VS" and item.extra["figure_id"] == "0"
 
 
-def _is_right(one: Said, answer: Parser) -> bool:
-    heard = answer(one.text)
-    return _without_figure(one.item) if heard is None else heard is (one.item.truth == "yes")
+def _is_right(answered: Said, answer: Parser) -> bool:
+    reading = answer(answered.text)
+    return _without_figure(answered.item) if reading is None else reading is (answered.item.truth == "yes")
 
 
-def _all_right(said: Sequence[Said], group: Callable[[Item], str], answer: Parser) -> float | None:
+def _all_right(answers: Sequence[Said], group: Callable[[Item], str], answer: Parser) -> float | None:
     """Percent of groups whose every answer is right."""
     groups: dict[str, bool] = {}
-    for one in said:
-        groups[group(one.item)] = groups.get(group(one.item), True) and _is_right(one, answer)
+    for answered in answers:
+        groups[group(answered.item)] = groups.get(group(answered.item), True) and _is_right(answered, answer)
     return round(100 * sum(groups.values()) / len(groups), 4) if groups else None
 
 
@@ -168,6 +168,6 @@ def _grouped(key: str, answer: Parser) -> Measure:
     def count(group: Group) -> Counts | None:
         if key == "figure" and _without_figure(group[0].item):
             return None
-        return (float(all(_is_right(one, answer) for one in group)), 1.0)
+        return (float(all(_is_right(answered, answer) for answered in group)), 1.0)
 
     return Measure(f"{key}_accuracy", "all", f"{key}s with every answer right", count, group=_named(key), binary=True)

@@ -123,14 +123,15 @@ class Mme:
         rest = [measure for part in parts for measure in yes_no_measures(answer, part)]
         return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """Score of each task and their sum; None where a picture has not exactly two answers, on which the tool stops."""
         answer = _parser(parser)
         scores = {
-            kind: _official_score([one for one in judged(said) if one.item.kind == kind], answer) for kind in LEVEL_OF
+            kind: _official_score([answered for answered in judged(answers) if answered.item.kind == kind], answer)
+            for kind in LEVEL_OF
         }
-        known = [score for score in scores.values() if score is not None]
-        return {**scores, "total": sum(known) if len(known) == len(LEVEL_OF) else None}
+        defined = [score for score in scores.values() if score is not None]
+        return {**scores, "total": sum(defined) if len(defined) == len(LEVEL_OF) else None}
 
 
 def _parser(name: str) -> Parser:
@@ -155,13 +156,13 @@ def _read(path: Path, kind: str) -> Read:
     return Read(path, rows, ())
 
 
-def _official_score(said: Sequence[Said], answer: Parser) -> float | None:
+def _official_score(answers: Sequence[Said], answer: Parser) -> float | None:
     pictures: dict[str | None, list[bool]] = {}
-    for one in said:
-        pictures.setdefault(one.item.image, []).append(right(one, answer))
+    for answered in answers:
+        pictures.setdefault(answered.item.image, []).append(right(answered, answer))
     if not pictures or any(len(both) != _QUESTIONS_OF_A_PICTURE for both in pictures.values()):
         return None
-    accuracy = sum(map(sum, pictures.values())) / len(said)
+    accuracy = sum(map(sum, pictures.values())) / len(answers)
     return 100 * accuracy + 100 * sum(map(all, pictures.values())) / len(pictures)
 
 
@@ -169,15 +170,15 @@ def _picture_counts(group: Group, kind: str, answer: Parser) -> Counts:
     """Right answers, answers, whether all are right, one picture; zeros for a picture of another task."""
     if group[0].item.kind != kind:
         return (0.0, 0.0, 0.0, 0.0)
-    results = [right(one, answer) for one in group]
+    results = [right(answered, answer) for answered in group]
     return (float(sum(results)), float(len(results)), float(all(results)), 1.0)
 
 
 def _of_task(place: int) -> Statistic:
     def score(totals: Totals) -> Totals:
-        good, asked, both, pictures = (totals[..., 4 * place + at] for at in range(4))
+        good, answered, both, pictures = (totals[..., 4 * place + at] for at in range(4))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(100 * good / asked + 100 * both / pictures)
+            return np.asarray(100 * good / answered + 100 * both / pictures)
 
     return score
 

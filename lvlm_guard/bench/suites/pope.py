@@ -121,7 +121,7 @@ class Pope:
         parts = [Part("object"), *(Part("object", kind, of_kind(kind)) for kind in KINDS)]
         return [measure for part in parts for measure in yes_no_measures(answer, part)]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """What the script of the parser's owner prints for each kind, and n.
 
         `official` and `ours` go through POPE's script, which divides without a guard: where it fails, all its figures are
@@ -131,7 +131,11 @@ class Pope:
         answer, script = _parser(parser), _SCRIPTS.get(parser, _pope)
         figures: dict[str, float | None] = {}
         for kind in KINDS:
-            pairs = [(answer(one.text), one.item.truth == "yes") for one in judged(said) if one.item.kind == kind]
+            pairs = [
+                (answer(answered.text), answered.item.truth == "yes")
+                for answered in judged(answers)
+                if answered.item.kind == kind
+            ]
             if pairs:
                 printed = dict(zip(_FIGURES, script(pairs), strict=True))
                 figures |= {f"{kind}/{name}": value for name, value in printed.items()}
@@ -147,8 +151,8 @@ def _parser(name: str) -> Parser:
 
 
 def _pope(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
-    positives, right = sum(true for _, true in pairs), sum(said is true for said, true in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
+    positives, right = sum(true for _, true in pairs), sum(verdict is true for verdict, true in pairs)
     try:
         precision, recall = hits / yeses, hits / positives
         f1 = 2 * precision * recall / (precision + recall)
@@ -158,17 +162,20 @@ def _pope(pairs: Pairs) -> tuple[float | None, ...]:
 
 
 def _lmms_eval(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
     positives = sum(true for _, true in pairs)
-    misses, right = sum(said is False and true for said, true in pairs), sum(said is true for said, true in pairs)
+    misses, right = (
+        sum(verdict is False and true for verdict, true in pairs),
+        sum(verdict is true for verdict, true in pairs),
+    )
     precision, recall = _guarded(hits, yeses), _guarded(hits, hits + misses)
     f1 = _guarded(2 * precision * recall, precision + recall)
     return right / len(pairs), precision, recall, f1, positives / len(pairs)
 
 
 def _vlmevalkit(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
-    positives, right = sum(true for _, true in pairs), sum(said is true for said, true in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
+    positives, right = sum(true for _, true in pairs), sum(verdict is true for verdict, true in pairs)
     precision, recall = _guarded(hits, yeses), _guarded(hits, positives)
     f1 = _guarded(2 * precision * recall, precision + recall)
     return 100 * right / len(pairs), 100 * precision, 100 * recall, 100 * f1, None

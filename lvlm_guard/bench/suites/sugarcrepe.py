@@ -96,15 +96,19 @@ class SugarCrepe:
             _unparsed(),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
+    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
         """Accuracy of each kind in each order, as the repository reports chat models; None where nothing was asked."""
         _check(parser)
         figures: dict[str, float | None] = {}
         for kind in LEVEL_OF:
             for order in ORDERS:
-                asked = [one for one in said if one.item.kind == kind and one.item.extra["order"] == order]
-                hits = sum(_right(one) for one in asked)
-                figures[f"{kind}/{order}"] = hits / len(asked) if asked else None
+                selected = [
+                    answered
+                    for answered in answers
+                    if answered.item.kind == kind and answered.item.extra["order"] == order
+                ]
+                hits = sum(_right(answered) for answered in selected)
+                figures[f"{kind}/{order}"] = hits / len(selected) if selected else None
         return figures
 
 
@@ -116,9 +120,9 @@ def parse_choice(text: str, captions: Sequence[str] = ()) -> str | None:
         captions: The first and the second caption.
     """
     for pattern in (_BRACKETED, _BARE):
-        told = set(pattern.findall(text))
-        if told:
-            return told.pop() if len(told) == 1 else None
+        numbers = set(pattern.findall(text))
+        if numbers:
+            return numbers.pop() if len(numbers) == 1 else None
     whole = [str(at) for at, caption in enumerate(captions, 1) if _bare(caption) in _bare(text)]
     return whole[0] if len(whole) == 1 else None
 
@@ -154,25 +158,25 @@ def _maker(kind: str) -> Callable[[Row], list[Item]]:
             Item(
                 id=f"{pair}:{order}",
                 image=image,
-                prompt=_PROMPT.format(*shown),
+                prompt=_PROMPT.format(*ordered),
                 truth=truth,
                 level=LEVEL_OF[kind],
                 kind=kind,
                 max_new_tokens=_CHOICE_TOKENS,
-                extra={"pair": pair, "order": order, "captions": list(shown)},
+                extra={"pair": pair, "order": order, "captions": list(ordered)},
             )
-            for order, shown, truth in zip(ORDERS, (captions, captions[::-1]), ("1", "2"), strict=True)
+            for order, ordered, truth in zip(ORDERS, (captions, captions[::-1]), ("1", "2"), strict=True)
         ]
 
     return items
 
 
-def _chosen(one: Said) -> str | None:
-    return parse_choice(one.text, one.item.extra["captions"])
+def _chosen(answered: Said) -> str | None:
+    return parse_choice(answered.text, answered.item.extra["captions"])
 
 
-def _right(one: Said) -> bool:
-    return _chosen(one) == one.item.truth
+def _right(answered: Said) -> bool:
+    return _chosen(answered) == answered.item.truth
 
 
 Keep = Callable[[Item], bool]
@@ -198,7 +202,7 @@ def _rows(level: str, name: str, keep: Keep) -> Measure:
     def count(group: Group) -> Counts | None:
         if len(group) != len(ORDERS) or not keep(group[0].item):
             return None
-        return (float(all(_right(one) for one in group)), 1.0)
+        return (float(all(_right(answered) for answered in group)), 1.0)
 
     ending = f"_{name}" if name else ""
     return Measure(
@@ -207,8 +211,8 @@ def _rows(level: str, name: str, keep: Keep) -> Measure:
 
 
 def _single(name: str, title: str, keep: Keep) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return (float(_right(one)), 1.0) if keep(one.item) else None
+    def count(answered: Said) -> Counts | None:
+        return (float(_right(answered)), 1.0) if keep(answered.item) else None
 
     return Measure(name, "all", title, each(count), binary=True)
 
@@ -216,15 +220,15 @@ def _single(name: str, title: str, keep: Keep) -> Measure:
 def _position() -> Measure:
     """Share of (1) among the choices made; 0.5 is no bias."""
 
-    def count(one: Said) -> Counts | None:
-        chosen = _chosen(one)
+    def count(answered: Said) -> Counts | None:
+        chosen = _chosen(answered)
         return None if chosen is None else (float(chosen == "1"), 1.0)
 
     return Measure("first_ratio", "all", "choices of the first caption", each(count), higher_is_better=None)
 
 
 def _unparsed() -> Measure:
-    def count(one: Said) -> Counts:
-        return (float(_chosen(one) is None), 1.0)
+    def count(answered: Said) -> Counts:
+        return (float(_chosen(answered) is None), 1.0)
 
     return Measure("unparsed", "all", "answers that choose none", each(count), higher_is_better=False)

@@ -38,40 +38,40 @@ class Part:
     positive_no: bool = False
 
 
-def right(said: Said, answer: Parser) -> bool:
+def right(answered: Said, answer: Parser) -> bool:
     """Whether an answer says what is true; one that says neither does not."""
-    return answer(said.text) is (said.item.truth == "yes")
+    return answer(answered.text) is (answered.item.truth == "yes")
 
 
-def counts(said: Said, answer: Parser, *, positive_no: bool = False) -> Counts:
+def counts(answered: Said, answer: Parser, *, positive_no: bool = False) -> Counts:
     """Right yes, all yes, right no, all no, said yes, said neither; yes and no change places where "no" is positive."""
-    heard, true = answer(said.text), said.item.truth == "yes"
+    reading, true = answer(answered.text), answered.item.truth == "yes"
     if positive_no:
-        heard, true = None if heard is None else not heard, not true
+        reading, true = None if reading is None else not reading, not true
     return (
-        float(heard is True and true),
+        float(reading is True and true),
         float(true),
-        float(heard is False and not true),
+        float(reading is False and not true),
         float(not true),
-        float(heard is True),
-        float(heard is None),
+        float(reading is True),
+        float(reading is None),
     )
 
 
 def yes_no_measures(answer: Parser, part: Part) -> list[Measure]:
     """Accuracy, F1, precision, recall, balanced accuracy, harmonic mean of the recalls, yes-ratio and unparsed share."""
 
-    def belongs(said: Said) -> bool:
-        return said.item.truth in TRUTHS and part.keep(said.item)
+    def belongs(answered: Said) -> bool:
+        return answered.item.truth in TRUTHS and part.keep(answered.item)
 
-    def is_right(said: Said) -> Counts | None:
-        return (float(right(said, answer)), 1.0) if belongs(said) else None
+    def is_right(answered: Said) -> Counts | None:
+        return (float(right(answered, answer)), 1.0) if belongs(answered) else None
 
-    def of_positive(said: Said) -> Counts | None:
-        return counts(said, answer, positive_no=part.positive_no) if belongs(said) else None
+    def of_positive(answered: Said) -> Counts | None:
+        return counts(answered, answer, positive_no=part.positive_no) if belongs(answered) else None
 
-    def of_yes(said: Said) -> Counts | None:
-        return counts(said, answer) if belongs(said) else None
+    def of_yes(answered: Said) -> Counts | None:
+        return counts(answered, answer) if belongs(answered) else None
 
     positive = "no" if part.positive_no else "yes"
     return [
@@ -117,6 +117,6 @@ def of_level(level: str) -> Callable[[Item], bool]:
     return lambda item: item.level == level
 
 
-def judged(said: Sequence[Said]) -> list[Said]:
+def judged(answers: Sequence[Said]) -> list[Said]:
     """The answers to yes/no questions."""
-    return [one for one in said if one.item.truth in TRUTHS]
+    return [answered for answered in answers if answered.item.truth in TRUTHS]
