@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
-from lvlm_guard.bench.running.manifest import told_model
+from lvlm_guard.bench.running.manifest import describe_model
 from lvlm_guard.bench.scoring.significance import Significance
 
 LEVEL = 0.05
@@ -21,15 +21,15 @@ MOST = 4
 STYLES = {True: "green", False: "red", None: "dim"}
 
 
-def of_suites(described: Sequence[Mapping[str, Any]]) -> str:
-    """What there is, a paragraph for each suite: nothing is cut off, however narrow the window."""
+def format_suites(described: Sequence[Mapping[str, Any]]) -> str:
+    """Write a paragraph for each suite: nothing is cut off, however narrow the window."""
     return "\n\n".join("\n".join(_paragraph(suite)) for suite in described)
 
 
 def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
     yield f"{suite['name']}: {suite['title']}"
     yield f"  levels     {', '.join(suite['levels'])}"
-    yield f"  parsers    {', '.join(suite['parsers'])} (the first unless told)"
+    yield f"  parsers    {', '.join(suite['parsers'])} (default: the first)"
     if suite["arguments"]:
         yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in suite['arguments'].items())}"
     yield f"  licence    {suite['licence']}{', ' + suite['homepage'] if suite['homepage'] else ''}"
@@ -41,7 +41,7 @@ def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
 
 
 def show(results: Results, console: Console) -> None:
-    """All systems of each suite, every stack against greedy, and what must be known besides."""
+    """Print all systems of each suite, every stack against greedy, and the notes."""
     for suite in results.manifest["suites"]:
         console.print(_overview(results, suite))
         for outcome in results.outcomes:
@@ -52,7 +52,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def notes(results: Results) -> list[str]:
-    """What was switched off, what refused, what changed nothing, what is unfinished, what could not be read."""
+    """List what was switched off, refused, changed nothing, is unfinished or could not be read."""
     lines = [f"Switched off: {', '.join(off)}." for off in [results.manifest["without"]] if off]
     for suite, description in results.manifest["suites"].items():
         if description["unusable_rows"]:
@@ -67,7 +67,7 @@ def notes(results: Results) -> list[str]:
             lines.append(f"{name} is unfinished: {outcome.answers} of {outcome.items} answers, no scores.")
         elif outcome.changed is not None and outcome.changed.is_none:
             lines.append(f"{name} changed nothing: every answer is greedy's.")
-    lines.append(f"Model: {told_model(results.manifest)}. Figures say nothing about other models.")
+    lines.append(f"Model: {describe_model(results.manifest)}. Figures say nothing about other models.")
     return lines
 
 
@@ -82,18 +82,18 @@ def _overview(results: Results, suite: str) -> Table:
         if outcome.suite == suite:
             cells = [_interval(results.of(suite, measure).get(outcome.system)) for measure in headlines]
             decoding = results.manifest["systems"][outcome.system]["decoding"]
-            table.add_row(escape(outcome.system), decoding, *cells, *_besides(outcome))
+            table.add_row(escape(outcome.system), decoding, *cells, *_format_rest(outcome))
     return table
 
 
 def _headlines(scores: Sequence[Score]) -> list[str]:
-    """The first measure of the suite and the first of every level."""
+    """Return the first measure of the suite and the first of every level."""
     firsts = {score.level: score.measure for score in reversed(scores)}
     order = list(dict.fromkeys(score.measure for score in scores))
     return sorted(firsts.values(), key=order.index)[:MOST]
 
 
-def _besides(outcome: Outcome) -> tuple[str, ...]:
+def _format_rest(outcome: Outcome) -> tuple[str, ...]:
     ratio = outcome.spent.ratio if outcome.spent is not None else None
     return (
         _number(outcome.yes_ratio),
@@ -104,7 +104,7 @@ def _besides(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _against_greedy(results: Results, outcome: Outcome) -> Table:
-    """One stack, every measure beside greedy's."""
+    """Build a table of one stack, every measure beside greedy's."""
     title = f"{outcome.suite}: {outcome.system} against greedy"
     columns = ("level", "measure", "greedy", outcome.system, "difference [95 %]", "p (Holm)", "n")
     table = Table(*map(escape, columns), title=escape(title))
@@ -117,19 +117,19 @@ def _against_greedy(results: Results, outcome: Outcome) -> Table:
             aim = {True: "", False: " (lower is better)", None: " (neither is better)"}[score.higher_is_better]
             before = _number(plain[score.measure].found.value) if score.measure in plain else ""
             cells = (escape(score.title + aim), before, _number(score.found.value))
-            table.add_row(score.level, *cells, *_tested(test, score.higher_is_better), str(score.n))
+            table.add_row(score.level, *cells, *_format_test(test, score.higher_is_better), str(score.n))
     return table
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Every measure of every system in both runs."""
+    """Print every measure of every system in both runs."""
     console.print("Before: {}. After: {}.".format(*comparison.models), soft_wrap=True, highlight=False, markup=False)
     for suite, changed in comparison.changed.items():
         table = Table("system", "measure", "before", "after", "difference [95 %]", "p (Holm)", title=escape(suite))
         for pair in comparison.pairs:
             if pair.suite == suite:
                 values = (_number(pair.before), _number(pair.after))
-                cells = _tested(pair.test, pair.higher_is_better)
+                cells = _format_test(pair.test, pair.higher_is_better)
                 table.add_row(escape(pair.system), escape(f"{pair.level}: {pair.measure}"), *values, *cells)
         console.print(table)
         for system, one_changed in changed.items():
@@ -138,8 +138,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"Left out: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _tested(test: Significance, higher_is_better: bool | None) -> tuple[str, str]:
-    """The difference with its interval, coloured where it is certain after correction, and the corrected p value."""
+def _format_test(test: Significance, higher_is_better: bool | None) -> tuple[str, str]:
+    """Write the difference with its interval, coloured where it is certain, and the corrected p value."""
     change, p = test.difference, test.p if test.adjusted_p is None else test.adjusted_p
     better = (change.value > 0) == higher_is_better if higher_is_better is not None and p < LEVEL else None
     figures = f"{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}]"

@@ -42,14 +42,14 @@ def list_suites(
 ) -> None:
     """List the suites: what they test, which files they need, under which licence."""
     loading.quieten()
-    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GuardWarning)  # printed below, or on stderr
         offers, broken = catalogue().load_all()
     described = [_describe(offer) for offer in offers]
-    typer.echo(json.dumps(described, indent=2, default=str) if as_json else bench_tables.of_suites(described))
+    typer.echo(json.dumps(described, indent=2, default=str) if as_json else bench_tables.format_suites(described))
     for failure in broken:
         typer.echo(f"skipped {failure.entry_point} of {failure.distribution}: {failure.reason}", err=True)
 
@@ -103,12 +103,12 @@ def run(
     Stopped half-way, the same command goes on where it was.
     """
     loading.quieten()
-    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.bench.running.manifest import Plan  # noqa: PLC0415 - as above
+    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
-    compared = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
-    plan = Plan(choosing.chosen(suite, parser), compared, off, data, limit, batch, seed)
+    systems_compared = systems.build_systems(systems.read_stacks(stack or ()), off, sampled=sample)
+    plan = RunPlan(choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)
     record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
@@ -119,7 +119,7 @@ def run(
 def report(folder: Folder, parser: Parser = None, data: Data = None) -> None:
     """Score the raw answers in DIR, print the tables, and write figures and a page there; no model is needed."""
     loading.quieten()
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - slow to import
 
     _report(store.read(folder), parser, data)
 
@@ -132,13 +132,13 @@ def rescore(folder: Folder, parser: Parser = None, data: Data = None) -> None:
 
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
-    """Figures as tables and files; those of another parser than the run's get a name of their own."""
-    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - only when it is asked for
+    """Print figures and write them as files; those of another parser than the run's have names of their own."""
+    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = results.score(record, parser, data)
-    begun_with = {name: description["parser"] for name, description in record.manifest["suites"].items()}
-    name = "results" if dict(scored.parsers) == begun_with else f"results-{parser}"
+    original = {name: description["parser"] for name, description in record.manifest["suites"].items()}
+    name = "results" if dict(scored.parsers) == original else f"results-{parser}"
     written = [*export.write(scored, record.folder, name)]
     bench_tables.show(scored, Console())
     page_path = record.folder / f"{name.replace('results', 'report')}.html"
@@ -155,8 +155,8 @@ def compare(
 ) -> None:
     """Compare the runs in two folders stack by stack, answer by answer."""
     loading.quieten()
-    from lvlm_guard.bench.reporting import comparing, results  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.reporting import comparing, results  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     comparison = comparing.compare(store.read(before), store.read(after))

@@ -63,10 +63,10 @@ def cost(
     predicts the same from sizes alone.
     """
     loading.quieten()
-    from lvlm_guard.bench.running import runner, systems  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import runner, systems  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
 
-    stacks = systems.named_stacks(stack)
+    stacks = systems.read_stacks(stack)
     picture = None if image is None else _read_picture(image)
     loaded, processor = loading.load(model, device, dtype)
     pictures = [picture] * batch if picture is not None else _draw_noise(size or _side_of(loaded.config), batch)
@@ -106,7 +106,7 @@ def _measure(
     tokens: int,
     rounds: int,
 ) -> dict[str, Cost]:
-    from lvlm_guard.bench.running.cost import PLAIN, measure_costs  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running.cost import PLAIN, measure_costs  # noqa: PLC0415 - slow to import
 
     if PLAIN in stacks:
         raise InputError(f"{PLAIN!r} is what stacks are measured against. Rename that stack file.")

@@ -53,7 +53,7 @@ def plan(
     Every figure is a floor, the time in which a machine could read the bytes and do the operations. Nothing is run;
     `lvlm-guard bench cost` measures.
     """
-    from lvlm_guard.bench.running import branch_lengths  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import branch_lengths  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
 
     targets = _choose_targets(hardware or [], bandwidth, tflops)
@@ -84,7 +84,7 @@ def _choose_targets(names: list[str], bandwidth: float | None, tflops: float | N
 
 def _read_shape(model: str, image_tokens: int | None, dtype: str) -> tuple[Shape, Any]:
     """Return the sizes of a model, and its config where it has one."""
-    from lvlm_guard.bench.running.shapes import SHAPES, Shape  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running.shapes import SHAPES, Shape  # noqa: PLC0415 - slow to import
 
     if model.lower() in SHAPES:
         shape = SHAPES[model.lower()]
@@ -105,7 +105,7 @@ def _dtype_of(model: str, config: Any) -> str:
 
 def _read_branches(stack: Stack, shape: Shape, config: Any, model: str, prompt: int) -> tuple[BranchLength, ...]:
     """Read the branches of a stack; the tokenizer is loaded only where a strategy needs it."""
-    from lvlm_guard.bench.running import branch_lengths, shapes  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import branch_lengths, shapes  # noqa: PLC0415 - slow to import
 
     try:
         return branch_lengths.read_branches(stack, branch_lengths.sketch_request(shape, prompt, config))

@@ -165,12 +165,14 @@ def test_limit_takes_whole_pictures(tmp_path):
 
 
 def test_one_suite_may_be_asked_for_twice_with_other_arguments():
-    found = choosing.chosen(["scenes:count=3,split=iid", "scenes:count=3", "pope:prompt_suffix= One word, please."])
+    found = choosing.choose_suites(
+        ["scenes:count=3,split=iid", "scenes:count=3", "pope:prompt_suffix= One word, please."]
+    )
     assert list(found) == ["scenes@count=3,split=iid", "scenes@count=3", "pope"]
     assert found["scenes@count=3,split=iid"].suite == Scenes("iid", 3)
     assert found["pope"].arguments == {"prompt_suffix": " One word, please."}
-    with pytest.raises(InputError, match="asked for twice"):
-        choosing.chosen(["scenes", "scenes"])
+    with pytest.raises(InputError, match="named twice"):
+        choosing.choose_suites(["scenes", "scenes"])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_run_refuses_with_a_message_before_a_model_is_loaded(monkeypatch, capsys
 def test_run_refuses_the_folder_of_another_run(monkeypatch, capsys, folder):
     asked = ("bench", "run", "scenes:count=7,captions=2", "--stack", "vcd", *SWITCHED_OFF, "--out", folder)
     told = fails(monkeypatch, capsys, *asked)
-    assert "begun otherwise" in told
+    assert "holds a run with other settings" in told
     assert "systems.rank" in told
 
 

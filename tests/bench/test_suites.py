@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lvlm_guard.bench.catalogue import catalogue
-from lvlm_guard.bench.items import LEVELS, Said
+from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import GuardError, InputError
 
@@ -211,7 +211,7 @@ def outcome(draw, name, folder):
         return "refused"
     assert loaded.items
     assert all(problem.what and problem.file for problem in loaded.problems)
-    said = [Said(item, draw.choice(ANSWERS)) for item in loaded.items]
+    said = [AnsweredItem(item, draw.choice(ANSWERS)) for item in loaded.items]
     for parser in one.parsers:
         for measure in one.measures(parser):
             measure.value(said)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lvlm_guard.bench.items import LEVELS
 from lvlm_guard.bench.reporting import labels
-from lvlm_guard.bench.reporting.labels import Box, Place, Wanted
+from lvlm_guard.bench.reporting.labels import Box, Label, Place
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval
@@ -57,7 +57,7 @@ class Mark:
     bounds: tuple[float, float] | None
     label: str
     place: Place
-    told: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Bar:
     width: float
     whisker: tuple[float, float] | None
     figure: str
-    told: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,15 @@ class Levels:
 
 
 def role_of(outcome: Outcome) -> str:
-    """What a system is drawn as: "greedy", "control" or "stack"."""
+    """Return the role that a system is drawn with: "greedy", "control" or "stack"."""
     return GREEDY if outcome.system == GREEDY else outcome.role
 
 
 def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
-    """Quality against cost, time over greedy's where it was measured, else forwards; None where nothing has both."""
+    """Lay out quality against cost: time over greedy's where it was measured, else forwards.
+
+    None where no system has both.
+    """
     outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
     costs, cost = _costs(outcomes)
     scores = {name: score for name, score in results.of(suite, measure).items() if not math.isnan(score.found.value)}
@@ -168,7 +171,7 @@ def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
 
 
 def _costs(outcomes: Mapping[str, Outcome]) -> tuple[dict[str, float], str]:
-    """What each system costs, and in which unit."""
+    """Return what each system costs, and the unit."""
     spent = {name: outcome.spent for name, outcome in outcomes.items() if outcome.spent is not None and outcome.whole}
     ratios = {name: cost.ratio for name, cost in spent.items() if cost.ratio is not None and cost.ratio > 0}
     if len(ratios) == len(spent):
@@ -182,7 +185,7 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
     texts = [str(at) if numbered else outcome.system for at, (outcome, _, _) in enumerate(drawn_systems, 1)]
     points = [(widths.at(math.log(cost)), heights.at(score.found.value)) for _, score, cost in drawn_systems]
     bounds = [_bounds(score.found, heights) for _, score, _ in drawn_systems]
-    label_sizes = [Wanted(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
+    label_sizes = [Label(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
     boxes = [Box.around(x, y, 2 * MARK + 2, 2 * MARK + 2) for x, y in points]
     whiskers = [
         Box(x - 1, min(bound), x + 1, max(bound))
@@ -200,7 +203,7 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
             bound,
             text,
             put,
-            f"{outcome.system}: {told(score.found)}, {cost:.2f}",
+            f"{outcome.system}: {format_interval(score.found)}, {cost:.2f}",
         )
         for at, ((outcome, score, cost), (x, y), bound, text, put) in enumerate(
             zip(drawn_systems, points, bounds, texts, places, strict=True), 1
@@ -218,12 +221,12 @@ class Scale:
     end: float
 
     def at(self, value: float) -> float:
-        """Where a value is drawn."""
+        """Return where a value is drawn."""
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
 def _upward(intervals: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...], Scale]:
-    """The axis of the quality, the better end on top."""
+    """Lay out the axis of quality, the better end on top."""
     ends = [
         value
         for interval in intervals
@@ -240,7 +243,7 @@ def _upward(intervals: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick,
 
 
 def _step(span: float, ticks: int = 6) -> float:
-    """A round distance of ticks."""
+    """Return a round distance of ticks."""
     rough = span / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
@@ -251,7 +254,7 @@ def _short(value: float, step: float) -> str:
 
 
 def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
-    """The axis of the cost, logarithmic."""
+    """Lay out the axis of cost, logarithmic."""
     low, high = min(*costs, 1.0), max(*costs, 1.0)
     room = max(0.05 * math.log(high / low), 0.06)
     scale = Scale(math.log(low) - room, math.log(high) + room, LEFT, RIGHT)
@@ -265,7 +268,7 @@ def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
 
 
 def _apart(values: Sequence[float], more: Sequence[float], scale: Scale) -> list[float]:
-    """Values, and those of some more whose figures do not run into theirs, near 1 first."""
+    """Add those of `more` whose figures do not run into the others, near 1 first."""
     chosen = list(values)
     for value in sorted(more, key=lambda candidate: abs(math.log(candidate))):
         places = [scale.at(math.log(neighbour)) for neighbour in chosen]
@@ -283,7 +286,7 @@ def _bounds(interval: Interval, scale: Scale) -> tuple[float, float] | None:
 
 
 def _front(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
-    """Steps through the marks that nothing cheaper equals; y is downwards."""
+    """Return the steps through the marks that nothing cheaper equals; y is downwards."""
     best: list[Mark] = []
     for mark in sorted(marks, key=lambda candidate: (candidate.x, candidate.y)):
         if not best or mark.y < best[-1].y:
@@ -294,23 +297,23 @@ def _front(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
     return (*corners, (best[-1].x, best[-1].y), (RIGHT, best[-1].y)) if best else ()
 
 
-def told(interval: Interval) -> str:
-    """A score with its interval."""
+def format_interval(interval: Interval) -> str:
+    """Write a score with its interval."""
     return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
+    """Write a figure, or a dash where there is none."""
     return "\u2013" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def short(name: str) -> str:
-    """A name as it fits beside the bars."""
+    """Shorten a name to fit beside the bars."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}\u2026{name[-(LONGEST // 2 - 1) :]}"
 
 
 def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
-    """Bars of the first measure of each level; None where there is no score.
+    """Lay out bars of the first measure of each level; None where there is no score.
 
     Args:
         results: The figures.
@@ -333,7 +336,10 @@ def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
 
 
 def _firsts(results: Results, suite: str) -> dict[str, str]:
-    """The first measure of each level that is better one way; those over all levels only where no level has one."""
+    """Return the first measure of each level that is better one way.
+
+    Those over all levels only where no level has one.
+    """
     by_level = {
         score.level: score.measure
         for score in reversed(results.scores)
@@ -375,5 +381,5 @@ def _bar(score: Score, line: Line, scale: Scale) -> Bar:
         width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if is_defined else 0.0,
         whisker=_bounds(score.found, scale) if is_defined else None,
         figure=number(score.found.value),
-        told=f"{line.name}: {told(score.found)}",
+        tooltip=f"{line.name}: {format_interval(score.found)}",
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Totals
 from lvlm_guard.bench.scoring.measures import Counts, Measure
@@ -57,7 +57,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExampleSet:
     """Examples, and of how many they were drawn.
 
     Args:
@@ -80,8 +80,8 @@ class _Yardstick:
     measure: Measure
     totals: Totals
 
-    def effect(self, plain: Said, changed: Said) -> Effect:
-        """What happens to greedy's score if one of its answers is replaced by another."""
+    def effect(self, plain: AnsweredItem, changed: AnsweredItem) -> Effect:
+        """Judge what happens to greedy's score if one of its answers is replaced by another."""
         old, new = self.measure.count([plain]), self.measure.count([changed])
         if old is None or new is None:
             return "neither"
@@ -93,7 +93,7 @@ class _Yardstick:
 
 
 def choose(
-    answers_by_system: Mapping[str, Sequence[Said]],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
     stacks: Sequence[str],
     measures: Sequence[Measure],
     parser: str,
@@ -101,7 +101,7 @@ def choose(
     *,
     each: int = EACH,
     seed: int = 0,
-) -> Chosen:
+) -> ExampleSet:
     """Choose examples. Every stack has its turn, and each turn draws at random from what that stack changed.
 
     An answer is a gain or a loss by the first measure that counts its item alone and of which more or less is better.
@@ -126,25 +126,25 @@ def choose(
     cases: list[Case] = []
     for kind in ("gain", "loss"):
         draw = random.Random(f"{seed} {kind}")  # noqa: S311 - no cryptography
-        cases += _drawn(kinds[kind], min(each, most), draw, {item for _, item in cases})
+        cases += _draw(kinds[kind], min(each, most), draw, {item for _, item in cases})
     comparable = {
         name: [answer for answer in answers if answer.item.id in plain] for name, answers in answers_by_system.items()
     }
     examples = tuple(_example(case, effects, plain, comparable, stacks, parser, invented) for case in cases)
-    return Chosen(examples, *(len(kinds[kind]) for kind in ("gain", "loss", "neither")))
+    return ExampleSet(examples, *(len(kinds[kind]) for kind in ("gain", "loss", "neither")))
 
 
 Case = tuple[str, str]
 """A stack and the id of an item that it answers otherwise than greedy."""
 
 
-def _yardsticks(plain: Iterable[Said], measures: Sequence[Measure]) -> dict[str, _Yardstick]:
-    """What each item is judged by."""
+def _yardsticks(plain: Iterable[AnsweredItem], measures: Sequence[Measure]) -> dict[str, _Yardstick]:
+    """Return the measure that each item is judged by."""
     answers = list(plain)
     yardsticks: dict[str, _Yardstick] = {}
     for measure in measures:
         if measure.higher_is_better is not None:
-            counts = {answer.item.id: _alone(measure, answer) for answer in answers}
+            counts = {answer.item.id: _count_alone(measure, answer) for answer in answers}
             counted = {name: values for name, values in counts.items() if values is not None}
             if counted:
                 stick = _Yardstick(measure, np.sum(np.array(list(counted.values()), dtype=np.float64), axis=0))
@@ -152,14 +152,16 @@ def _yardsticks(plain: Iterable[Said], measures: Sequence[Measure]) -> dict[str,
     return yardsticks
 
 
-def _alone(measure: Measure, answer: Said) -> Counts | None:
+def _count_alone(measure: Measure, answer: AnsweredItem) -> Counts | None:
     return measure.count([answer]) if measure.group(answer.item) == answer.item.id else None
 
 
 def _effects(
-    plain: Mapping[str, Said], answers_by_system: Mapping[str, Sequence[Said]], sticks: Mapping[str, _Yardstick]
+    plain: Mapping[str, AnsweredItem],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    sticks: Mapping[str, _Yardstick],
 ) -> dict[Case, Effect]:
-    """What each differing answer does."""
+    """Judge every answer that differs."""
     return {
         (stack, answer.item.id): sticks[answer.item.id].effect(plain[answer.item.id], answer)
         if answer.item.id in sticks
@@ -170,8 +172,8 @@ def _effects(
     }
 
 
-def _drawn(cases: Sequence[Case], count: int, draw: random.Random, used_items: Collection[str]) -> list[Case]:
-    """Cases, one of each stack after the other in a drawn order, each item once."""
+def _draw(cases: Sequence[Case], count: int, draw: random.Random, used_items: Collection[str]) -> list[Case]:
+    """Draw cases, one of each stack in turn in a drawn order, each item once."""
     by_stack: dict[str, list[Case]] = {}
     for case in cases:
         by_stack.setdefault(case[0], []).append(case)
@@ -198,13 +200,13 @@ def _next(queue: list[Case], shown_items: Collection[str]) -> Case | None:
 def _example(
     case: Case,
     effects: Mapping[Case, Effect],
-    plain: Mapping[str, Said],
-    answers_by_system: Mapping[str, Sequence[Said]],
+    plain: Mapping[str, AnsweredItem],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
     stacks: Sequence[str],
     parser: str,
     invented: Invented | None,
 ) -> Example:
-    """One item with everybody's answer, the same texts together."""
+    """Build an example of one item with the answers of all systems, equal texts together."""
     item = plain[case[1]].item
     texts = {
         name: answer.text
@@ -218,7 +220,9 @@ def _example(
             replies.setdefault(texts[system], []).append(system)
     listed_replies = [
         Reply(
-            tuple(systems), pieces(text, invented(item, text) if invented else ()), _shared(systems, item.id, effects)
+            tuple(systems),
+            pieces(text, invented(item, text) if invented else ()),
+            _find_effect(systems, item.id, effects),
         )
         for text, systems in replies.items()
     ]
@@ -226,8 +230,8 @@ def _example(
     return Example(item, truth(item.truth, parser), case[0], effects[case], ordered)
 
 
-def _shared(systems: Sequence[str], item: str, effects: Mapping[Case, Effect]) -> Effect | None:
-    """The effect of one text, whichever stack gave it; None where only greedy and controls did."""
+def _find_effect(systems: Sequence[str], item: str, effects: Mapping[Case, Effect]) -> Effect | None:
+    """Return the effect of one text, whichever stack gave it; None where only greedy and controls gave it."""
     return next((effects[system, item] for system in systems if (system, item) in effects), None)
 
 
@@ -243,7 +247,7 @@ def pieces(text: str, spans: Spans) -> tuple[Piece, ...]:
 
 
 def truth(value: Any, parser: str) -> str:
-    """A truth in words: a text, a list with commas, the parser's own where there is one for each."""
+    """Write a truth in words: a text, a list with commas, the parser's own where there is one for each parser."""
     if isinstance(value, Mapping):
         return truth(value[parser], parser) if parser in value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, (list, tuple)):

@@ -31,7 +31,7 @@ def write(results: Results, folder: Path, name: str = "results") -> tuple[Path, 
 
 
 def to_csv(results: Results) -> str:
-    """A row per score; figures of a system on a suite stand in each of its rows. What is not known is empty."""
+    """Write a row for each score; figures of a system on a suite are in each of its rows, unknown values are empty."""
     outcomes = {(outcome.suite, outcome.system): outcome for outcome in results.outcomes}
     model = {"model": results.manifest["model"]["id"], "architecture": results.manifest["model"]["class"]}
     text = io.StringIO()

@@ -26,16 +26,16 @@ class Box:
 
     @classmethod
     def around(cls, x: float, y: float, width: float, height: float) -> Box:
-        """The rectangle with this centre and size."""
+        """Return the rectangle with this centre and size."""
         return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
     def overlaps(self, box: Box) -> bool:
-        """Whether they share more than an edge."""
+        """Return whether they share more than an edge."""
         across = self.left < box.right and box.left < self.right
         return across and self.top < box.bottom and box.top < self.bottom
 
     def is_within(self, box: Box) -> bool:
-        """Whether it lies in another one."""
+        """Return whether it lies in another one."""
         across = self.left >= box.left and self.right <= box.right
         return across and self.top >= box.top and self.bottom <= box.bottom
 
@@ -50,7 +50,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Label:
     """A label to be placed: the mark it names and its own size."""
 
     x: float
@@ -59,7 +59,7 @@ class Wanted:
     height: float
 
 
-def place(labels: Sequence[Wanted], frame: Box, marks: Sequence[Box], soft: Sequence[Box] = ()) -> list[Place]:
+def place(labels: Sequence[Label], frame: Box, marks: Sequence[Box], soft: Sequence[Box] = ()) -> list[Place]:
     """Place every label near its mark, one after the other, each where it costs least.
 
     Args:
@@ -77,8 +77,8 @@ def place(labels: Sequence[Wanted], frame: Box, marks: Sequence[Box], soft: Sequ
     return places
 
 
-def _candidates(label: Wanted) -> Iterator[tuple[float, float]]:
-    """Centres of the label round its mark, near ones first; the label's near edge is at the radius."""
+def _candidates(label: Label) -> Iterator[tuple[float, float]]:
+    """Yield centres of the label around its mark, near ones first; the label's near edge is at the radius."""
     for radius in RADII:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
@@ -86,7 +86,7 @@ def _candidates(label: Wanted) -> Iterator[tuple[float, float]]:
             yield label.x + across * (radius + label.width / 2 - 4), label.y + down * (radius + label.height / 2 - 4)
 
 
-def _cost(label: Wanted, at: tuple[float, float], frame: Box, hard: Iterable[Box], soft: Iterable[Box]) -> float:
+def _cost(label: Label, at: tuple[float, float], frame: Box, hard: Iterable[Box], soft: Iterable[Box]) -> float:
     box = Box.around(*at, label.width, label.height)
     end = _leader(label, box)
     cost = _distance(label, box) + (0.0 if box.is_within(frame) else 2 * COVERS)
@@ -100,20 +100,20 @@ def _cost(label: Wanted, at: tuple[float, float], frame: Box, hard: Iterable[Box
     return cost + TOUCHES * sum(box.overlaps(soft_box) for soft_box in soft)
 
 
-def _nearest(label: Wanted, box: Box) -> tuple[float, float]:
+def _nearest(label: Label, box: Box) -> tuple[float, float]:
     return min(max(label.x, box.left), box.right), min(max(label.y, box.top), box.bottom)
 
 
-def _distance(label: Wanted, box: Box) -> float:
+def _distance(label: Label, box: Box) -> float:
     return math.dist((label.x, label.y), _nearest(label, box))
 
 
-def _leader(label: Wanted, box: Box) -> tuple[float, float] | None:
+def _leader(label: Label, box: Box) -> tuple[float, float] | None:
     return _nearest(label, box) if _distance(label, box) > LEADER else None
 
 
 def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
-    """Whether a line passes through a rectangle, seen at eight points of it."""
+    """Return whether a line passes through a rectangle, seen at eight points of it."""
     steps = [step / 8 for step in range(1, 8)]
     points = [(start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])) for t in steps]
     return any(box.left < x < box.right and box.top < y < box.bottom for x, y in points)

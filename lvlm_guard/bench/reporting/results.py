@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.running.choosing import checked_parser, made_suite, measures
+from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record, Refusal
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
@@ -20,8 +20,9 @@ from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
 from lvlm_guard.bench.scoring.parsers import ours
 from lvlm_guard.bench.scoring.scores import auc
-from lvlm_guard.bench.scoring.significance import Changes, Significance, adjusted, changes, significance
+from lvlm_guard.bench.scoring.significance import Changes, Significance, correct_p_values, count_changes, significance
 from lvlm_guard.bench.suite import Suite
+from lvlm_guard.deprecation import moved_names
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the answers took, as measured while they were made; other work on the machine counts.
+    """What the answers cost, measured while they were generated; other work on the machine counts.
 
     Args:
         seconds: Time in generate.
@@ -80,7 +81,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one system on one suite.
+    """The state of one system on one suite.
 
     Args:
         suite: The suite's name in the run.
@@ -132,7 +133,7 @@ class Results:
     scores: Sequence[Score]
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
-        """The scores of one measure by system."""
+        """Return the scores of one measure by system."""
         return {score.system: score for score in self.scores if (score.suite, score.measure) == (suite, measure)}
 
 
@@ -141,26 +142,25 @@ def score(record: Record, parser: str | None = None, data: Path | None = None) -
 
     Args:
         record: The run.
-        parser: How to read the answers; as the run was begun unless told.
-        data: Where the files lie of suites that cannot read answers without them; where the run found them unless told.
+        parser: How to read the answers; by default as the run was started with.
+        data: Where the files lie of suites that cannot read answers without them; by default where the run found them.
 
     Raises:
         InputError: A suite has no such parser, lacks files, or there is no such suite any more.
     """
     place = data or record.data
     suites = {
-        name: made_suite(description["name"], description["arguments"])
+        name: build_suite(description["name"], description["arguments"])
         for name, description in record.manifest["suites"].items()
     }
     parsers = {
-        name: checked_parser(suite, parser or record.manifest["suites"][name]["parser"])
-        for name, suite in suites.items()
+        name: check_parser(suite, parser or record.manifest["suites"][name]["parser"]) for name, suite in suites.items()
     }
     outcomes: list[Outcome] = []
     scores: list[Score] = []
     for name, suite in suites.items():
-        measured = measures(suite, parsers[name], place)
-        answers = {system: record.said(system, name) for system in record.systems}
+        measured = load_measures(suite, parsers[name], place)
+        answers = {system: record.read_answers(system, name) for system in record.systems}
         suite_outcomes = [_outcome(record, suite, name, system, answers, parsers[name]) for system in record.systems]
         outcomes += suite_outcomes
         complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
@@ -170,7 +170,12 @@ def score(record: Record, parser: str | None = None, data: Path | None = None) -
 
 
 def _outcome(
-    record: Record, suite: Suite, name: str, system: str, answers_by_system: Mapping[str, Sequence[Said]], parser: str
+    record: Record,
+    suite: Suite,
+    name: str,
+    system: str,
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    parser: str,
 ) -> Outcome:
     answers, plain = answers_by_system[system], answers_by_system.get(GREEDY, ())
     together = {answer.item.id: answer for answer in plain}
@@ -183,7 +188,7 @@ def _outcome(
         answers=len(answers),
         items=len(record.items[name]),
         refused=record.refusal(system, name),
-        changed=changes(*zip(*both, strict=True)) if both and system != GREEDY else None,
+        changed=count_changes(*zip(*both, strict=True)) if both and system != GREEDY else None,
         yes_ratio=_yes_ratio(answers),
         auc=_aucs(answers),
         spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in answers_by_system else []),
@@ -191,12 +196,12 @@ def _outcome(
     )
 
 
-def _yes_ratio(answers: Sequence[Said]) -> float | None:
+def _yes_ratio(answers: Sequence[AnsweredItem]) -> float | None:
     says = [ours(answer.text) is True for answer in answers if says_yes(answer.item.truth) is not None]
     return sum(says) / len(says) if says else None
 
 
-def _aucs(answers: Sequence[Said]) -> dict[str, float]:
+def _aucs(answers: Sequence[AnsweredItem]) -> dict[str, float]:
     measured = [answer for answer in answers if answer.margin is not None and says_yes(answer.item.truth) is not None]
     values = {}
     for level in ("all", *dict.fromkeys(answer.item.level for answer in measured)):
@@ -222,17 +227,19 @@ def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]
 
 
 def _scores(
-    suite: str, measure: Measure, answers_by_system: Mapping[str, Sequence[Said]], roles: Mapping[str, str]
+    suite: str, measure: Measure, answers_by_system: Mapping[str, Sequence[AnsweredItem]], roles: Mapping[str, str]
 ) -> list[Score]:
-    """One measure of all systems, compared with greedy."""
+    """Score one measure of all systems, and compare each with greedy."""
     rows = {system: measure.rows(answers) for system, answers in answers_by_system.items()}
     tests: dict[str, Significance] = {}
     for role in dict.fromkeys(roles.values()):
         names = [
             name for name in answers_by_system if roles[name] == role and name != GREEDY and GREEDY in answers_by_system
         ]
-        comparisons = {name: _compared(rows[GREEDY], rows[name], measure.statistic) for name in names}
-        tests |= adjusted({name: comparison for name, comparison in comparisons.items() if comparison is not None})
+        comparisons = {name: _compare_rows(rows[GREEDY], rows[name], measure.statistic) for name in names}
+        tests |= correct_p_values(
+            {name: comparison for name, comparison in comparisons.items() if comparison is not None}
+        )
     return [
         _score(suite, system, measure, counted, tests.get(system)) for system, counted in rows.items() if counted[0]
     ]
@@ -254,15 +261,17 @@ def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Signific
     )
 
 
-def compared(measure: Measure, before: Sequence[Said], after: Sequence[Said]) -> Significance | None:
-    """The difference of a measure between two ways to answer the same items; None where nothing is counted.
+def compare_measure(
+    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem]
+) -> Significance | None:
+    """Compare a measure between two ways to answer the same items; None where nothing is counted.
 
     What only one side counts, such as a group that the other leaves out, is nothing on the other.
     """
-    return _compared(measure.rows(before), measure.rows(after), measure.statistic)
+    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic)
 
 
-def _compared(before: Rows, after: Rows, statistic: Statistic) -> Significance | None:
+def _compare_rows(before: Rows, after: Rows, statistic: Statistic) -> Significance | None:
     rows = [{name: (cluster, counts) for name, cluster, counts in zip(*side, strict=True)} for side in (before, after)]
     clusters = {name: cluster for side in rows for name, (cluster, _) in side.items()}
     if not clusters:
@@ -274,7 +283,7 @@ def _compared(before: Rows, after: Rows, statistic: Statistic) -> Significance |
 
 
 def to_plain(value: Any) -> Any:
-    """Results, or parts of them, as JSON holds them; what is not finite becomes None."""
+    """Turn results, or parts of them, into JSON values; numbers that are not finite become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {entry.name: to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -284,3 +293,6 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+__getattr__ = moved_names(__name__, {"compared": "lvlm_guard.bench.reporting.results:compare_measure"})

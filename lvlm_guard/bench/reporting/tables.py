@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from lvlm_guard.bench.reporting.charts import number, role_of, told
+from lvlm_guard.bench.reporting.charts import format_interval, number, role_of
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.reporting.verdicts import COVERAGE, corrected, is_better, is_worse
 
@@ -87,9 +87,9 @@ TESTED = (
 
 
 def overview(results: Results, suite: str, order: Sequence[str]) -> Table:
-    """All systems: the first measures of every level with what belongs beside them, and what each changed and took."""
+    """Build the table of all systems: the first measures of every level, what each system changed and what it cost."""
     outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
-    headlines = _shown(results, suite)
+    headlines = _choose_headlines(results, suite)
     columns = tuple(
         Column(headline.title, f"{headline.level}, {AIMS[headline.higher_is_better]}") for headline in headlines
     )
@@ -108,7 +108,7 @@ def overview(results: Results, suite: str, order: Sequence[str]) -> Table:
 
 
 def _groups(headlines: Sequence[Score]) -> tuple[tuple[str, int], ...]:
-    """Levels over neighbouring columns, and what stands over the rest."""
+    """Return the titles over neighbouring columns: levels, answers and cost."""
     names = {"all": "all levels"}
     levels = [
         (names.get(level, level), len(list(columns)))
@@ -118,12 +118,12 @@ def _groups(headlines: Sequence[Score]) -> tuple[tuple[str, int], ...]:
 
 
 def measures(results: Results, suite: str, order: Sequence[str]) -> list[Table]:
-    """A table per measure, in the order of the suite."""
+    """Build a table for each measure, in the order of the suite."""
     return [_measure(results, suite, score, order) for score in _firsts(results, suite).values()]
 
 
 def _firsts(results: Results, suite: str) -> dict[str, Score]:
-    """Any score of each measure, in the order of the suite."""
+    """Return any score of each measure, in the order of the suite."""
     firsts: dict[str, Score] = {}
     for score in results.scores:
         if score.suite == suite:
@@ -131,8 +131,8 @@ def _firsts(results: Results, suite: str) -> dict[str, Score]:
     return firsts
 
 
-def _shown(results: Results, suite: str) -> list[Score]:
-    """The first measure of each level that is better one way, each followed by what belongs beside it."""
+def _choose_headlines(results: Results, suite: str) -> list[Score]:
+    """Choose the first measure of each level that has a better direction, each followed by those to read beside it."""
     every = _firsts(results, suite)
     heads: dict[str, Score] = {}
     for score in every.values():
@@ -143,7 +143,7 @@ def _shown(results: Results, suite: str) -> list[Score]:
     shown_scores = {score.measure: score for head in chosen for score in (head, *beside(head, every))}
     wanted_scores = {
         name: score for name, score in shown_scores.items() if (score.level, name) != ("all", "yes_ratio")
-    }  # told anyway
+    }  # the overview shows it in a column of its own
     levels = list(dict.fromkeys(score.level for score in chosen))
     return sorted(wanted_scores.values(), key=lambda score: levels.index(score.level))
 
@@ -153,7 +153,7 @@ def _recalls(score: Score, every: Mapping[str, Score]) -> bool:
 
 
 def beside(score: Score, every: Mapping[str, Score]) -> list[Score]:
-    """Measures without which a score says little: share of yes or length, and recall where less is better.
+    """Return the measures to read beside a score: share of yes or length, and recall where less is better.
 
     They are those of the same level that count the same answers.
     """
@@ -185,7 +185,7 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
             name,
             role_of(outcomes[name]),
             (
-                *_tested(scores[name]),
+                *_format_test(scores[name]),
                 *(_score(results.of(suite, neighbour.measure).get(name)) for neighbour in neighbours),
                 _changed(outcomes[name]),
                 Cell(str(scores[name].n), str(scores[name].n)),
@@ -197,8 +197,8 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
     return Table(first.measure, first.title, first.level, AIMS[first.higher_is_better], columns, rows)
 
 
-def _tested(score: Score) -> tuple[Cell, ...]:
-    value = Cell(told(score.found), _key(score.found.value))
+def _format_test(score: Score) -> tuple[Cell, ...]:
+    value = Cell(format_interval(score.found), _key(score.found.value))
     if (test := score.against_greedy) is None:
         return (value, *(_plain(None) for _ in range(3)))
     change, mark = test.difference, _mark(score)
@@ -208,7 +208,7 @@ def _tested(score: Score) -> tuple[Cell, ...]:
 
 
 def _chance(p: float, mark: str = "") -> Cell:
-    """A p value, tiny ones as what they are below."""
+    """Write a p value; tiny ones as an upper bound."""
     return Cell("<0.001" if p < 0.001 else number(p), _key(p), mark)  # noqa: PLR2004 - as many digits as are shown
 
 
@@ -243,5 +243,5 @@ def _plain(value: float | None, digits: int = 3) -> Cell:
 
 
 def _key(value: float | None) -> str:
-    """What a script sorts by; empty goes last."""
+    """Return what a script sorts by; empty values sort last."""
     return "" if number(value) == number(None) else repr(float(value or 0.0))

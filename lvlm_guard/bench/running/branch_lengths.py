@@ -106,7 +106,10 @@ def _added_tokens(edit: Insert | Replace) -> int:
 
 
 def list_uncounted(stack: Iterable[object]) -> tuple[Uncounted, ...]:
-    """Return what the strategies of a stack do beside branches and terms; strategies at their neutral value do nothing."""
+    """Return what the strategies of a stack do beside branches and terms.
+
+    Strategies at their neutral value do nothing.
+    """
     work = []
     for strategy in stack:
         calls = StrategyCalls([strategy])

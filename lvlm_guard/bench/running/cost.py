@@ -231,7 +231,7 @@ class _Clock:
             torch.cuda.synchronize(self.device)
 
     def between(self, start: Any, end: Any) -> float:
-        """Milliseconds; call `wait` first."""
+        """Return the milliseconds; call `wait` first."""
         if self.device.type == "cuda":
             return float(start.elapsed_time(end))
         return float((end - start) * 1e3)
@@ -260,7 +260,7 @@ class _Memory:
             self._before = _resident_bytes("VmRSS")
 
     def peak(self) -> int | None:
-        """Bytes since `begin`, or None."""
+        """Return the bytes since `begin`, or None."""
         if self.kind == CUDA_PEAK:
             return int(torch.cuda.max_memory_allocated(self._device))
         return max(_resident_bytes("VmHWM") - self._before, 0) if self.kind == RESIDENT_GROWTH else None
@@ -304,7 +304,7 @@ def _cost(name: str, turns: Sequence[_Turn], plain: Sequence[_Turn]) -> Cost:
 
 
 def _forwards(name: str, turns: Sequence[_Turn]) -> tuple[Forwards | None, float | None]:
-    """Forwards and rows per forward over plain's, mean over the calls."""
+    """Average forwards and rows per forward over plain's."""
     reports = [turn.report for turn in turns if turn.report is not None]
     if not reports:
         return (Forwards(1.0, 1.0), 1.0) if name == PLAIN else (None, None)
@@ -319,7 +319,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def _spread(values: Iterator[float | None]) -> Spread | None:
-    """Percentiles of all values; None where one of them is missing."""
+    """Summarise all values; None where one of them is missing."""
     collected = list(values)
     defined = [value for value in collected if value is not None]
     return Spread.of(defined) if len(defined) == len(collected) else None

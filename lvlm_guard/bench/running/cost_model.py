@@ -1,4 +1,4 @@
-"""What guarding should cost on a machine nobody has measured yet: arithmetic on bytes and operations, not a measurement.
+"""What guarding should cost on a machine: arithmetic on bytes and operations, not a measurement.
 
 A decode step must read the weights once per forward and the keys and values of every row; a prefill must do its
 multiplications. Both give a floor: kernel launches, Python and everything else come on top. At small batches plain
@@ -32,7 +32,7 @@ class Target:
     efficiency: float = 0.6
 
     def seconds(self, read: float, operations: float) -> float:
-        """The longer of reading `read` bytes and doing `operations`."""
+        """Return the longer of reading `read` bytes and doing `operations`."""
         return max(read / self.bandwidth, operations / (self.flops * self.efficiency))
 
 
@@ -106,11 +106,11 @@ class Prediction:
         return self.prefill_ms / self.plain_prefill_ms
 
     def answer_ms(self, steps: int) -> float:
-        """Milliseconds of a prefill and `steps` decode steps, each taken to cost the predicted one."""
+        """Return the milliseconds of a prefill and `steps` decode steps, each taken to cost the predicted one."""
         return self.prefill_ms + steps * self.step_ms
 
     def answer_ratio(self, steps: int) -> float:
-        """A whole answer, a prefill and `steps` decode steps, over plain's."""
+        """Return a whole answer, a prefill and `steps` decode steps, over plain's."""
         return self.answer_ms(steps) / (self.plain_prefill_ms + steps * self.plain_step_ms)
 
 
@@ -172,13 +172,13 @@ def _context(shape: Shape, branch: BranchLength, prompt: int) -> float:
 
 
 def _step(shape: Shape, target: Target, batch: int, cached: Sequence[float]) -> float:
-    """Seconds of one forward with a row per request and context; `cached` holds positions."""
+    """Return the seconds of one forward with a row per request and context; `cached` holds positions."""
     read = shape.weight_bytes + batch * sum(cached) * shape.position_bytes
     return target.seconds(read, batch * sum(shape.step_flops(positions) for positions in cached))
 
 
 def _prefill(shape: Shape, target: Target, batch: int, positions: float, *, encodes: bool) -> float:
-    """Seconds of a prefill as a pass of its own, and of encoding its images."""
+    """Return the seconds of a prefill as a pass of its own, and of encoding its images."""
     decoder = target.seconds(shape.weight_bytes, batch * shape.prefill_flops(positions))
     images = batch * shape.vision.flops(shape.image_tokens) if shape.vision is not None and encodes else 0.0
     return decoder + target.seconds(0.0, images)

@@ -37,7 +37,7 @@ class Vision:
     full: int = 0
 
     def flops(self, image_tokens: int) -> float:
-        """Floating-point operations (a multiply and an add are two) of encoding one image."""
+        """Return the floating-point operations (a multiply and an add are two) of encoding one image."""
         positions = image_tokens * self.patches + self.classes
         linear = self.layers * (4 * self.width**2 + self.matrices * self.width * self.ffn)
         full = self.layers if self.window is None else self.full
@@ -140,12 +140,12 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_width * self.value_bytes
 
     def prefill_flops(self, positions: float) -> float:
-        """Floating-point operations of the prefill of one row, causal attention, head at the last position only."""
+        """Return the floating-point operations of the prefill of a row: causal attention, head at the last position only."""
         attention = 2.0 * self.layers * positions**2 * self.heads * self.head_width
         return 2.0 * self.layer_weights * positions + attention + 2.0 * self.vocabulary * self.width
 
     def step_flops(self, positions: float) -> float:
-        """Floating-point operations of one decode step of one row over `positions` cached positions."""
+        """Return the floating-point operations of one decode step of one row over `positions` cached positions."""
         return 2.0 * self.weights + 4.0 * self.layers * positions * self.heads * self.head_width
 
 
@@ -170,7 +170,7 @@ def _image_tokens(config: Any) -> int:
 
 
 def _vision(config: Any) -> Vision | None:
-    """The encoder, where its config is understood."""
+    """Return the encoder, where its config is understood."""
     encoder: Any = getattr(config, "vision_config", None)
     if config.model_type == "llava" and encoder.model_type == "clip_vision_model":
         return Vision(encoder.num_hidden_layers, encoder.hidden_size, encoder.intermediate_size, classes=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.host.stack import Stack
 
@@ -40,7 +41,7 @@ class System:
     Args:
         name: Unique in a run, and fit for a file name.
         stack: The strategies; none is plain generate.
-        role: Whether somebody asked for it or it is there for comparison.
+        role: Whether it is the user's stack or a control.
         sampled: Whether tokens are drawn (temperature 1, whole vocabulary) instead of taken greedily.
         matched: Names of the stacks whose strength a control was given.
     """
@@ -52,7 +53,7 @@ class System:
     matched: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the stack with every parameter."""
+        """Return plain values, the stack with every parameter."""
         return {
             "stack": self.stack.to_dict()["stack"],
             "role": self.role,
@@ -61,8 +62,8 @@ class System:
         }
 
 
-def named_stacks(values: Iterable[str]) -> dict[str, Stack]:
-    """Stacks by name from what the command line takes: a strategy's name, or a stack file, which names its stack.
+def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
+    """Read stacks by name: the name of a strategy, or a stack file, which names its stack.
 
     Raises:
         InputError: Two of the same name, or a name that no file could have.
@@ -77,8 +78,10 @@ def named_stacks(values: Iterable[str]) -> dict[str, Stack]:
     return stacks
 
 
-def line_up(stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampled: bool = False) -> tuple[System, ...]:
-    """Controls first, then the stacks in their order.
+def build_systems(
+    stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampled: bool = False
+) -> tuple[System, ...]:
+    """Build the controls, then the stacks in their order.
 
     Args:
         stacks: The user's, by name.
@@ -124,7 +127,7 @@ def _control(name: str, stacks: Sequence[System]) -> Sequence[System]:
 
 
 def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
-    """One temperature control for each strength that occurs; several are told apart by the first stack they match."""
+    """Build a temperature control for each strength that occurs; several are named after the first stack they match."""
     matches: dict[tuple[float, float], list[str]] = {}
     for system in stacks:
         if (strength := contrast(system.stack)) is not None:
@@ -143,7 +146,10 @@ def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
 
 
 def contrast(stack: Stack) -> tuple[float, float] | None:
-    """Strength of a stack's contrasts added up, and their strictest plausibility; None where nothing is contrasted."""
+    """Return the sum of a stack's contrast strengths, and the strictest plausibility.
+
+    None where nothing is contrasted.
+    """
     contrasts = [
         (float(parameters[name]), float(parameters.get("beta", 0.0)))
         for strategy in stack
@@ -155,3 +161,12 @@ def contrast(stack: Stack) -> tuple[float, float] | None:
     if not contrasts:
         return None
     return sum(alpha for alpha, _ in contrasts), max(beta for _, beta in contrasts)
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "line_up": "lvlm_guard.bench.running.systems:build_systems",
+        "named_stacks": "lvlm_guard.bench.running.systems:read_stacks",
+    },
+)

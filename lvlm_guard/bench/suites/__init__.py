@@ -1,9 +1,8 @@
 """The bundled suites of published benchmarks.
 
 A suite is one file, a frozen dataclass that satisfies `lvlm_guard.bench.suite.Suite`, and one entry point of the group
-`lvlm_guard.suites`, in `pyproject.toml`. `files.py` reads
-rows with line numbers and pictures, `yes_no.py` holds the measures of yes/no answers, `lvlm_guard.bench.scoring.parsers` the
-parsers. What further benchmarks would take:
+`lvlm_guard.suites`, in `pyproject.toml`. `files.py` reads rows with line numbers and pictures, `yes_no.py` holds the measures
+of yes/no answers, `lvlm_guard.bench.scoring.parsers` the parsers. What further benchmarks would take:
 
 - MMVP: `Questions.csv` as rows, the pictures by number, `parsers` of (a)/(b), and a measure grouped by consecutive rows as
   in `sugarcrepe.py`; the version of the four corrected labels is a constructor argument.

@@ -33,7 +33,7 @@ Answer = tuple[str, str, bool | None]
 
 
 def script_figures(answers: Sequence[Answer]) -> dict[str, float | None]:
-    """Accuracy, precision, recall and F1 as printed: over all questions, by level and by type of attribute."""
+    """Compute accuracy, precision, recall and F1 as printed: over all questions, by level and by type of attribute."""
     figures: dict[str, float | None] = {}
     for group, kinds in {"discriminative": (), **_GROUPS}.items():
         selected = [row for row in answers if not kinds or row[0] in kinds]
@@ -44,7 +44,7 @@ def script_figures(answers: Sequence[Answer]) -> dict[str, float | None]:
 
 
 def _figures(rows: Sequence[Answer], start: float, epsilon: float) -> dict[str, float]:
-    """Percent to one place; F1 is made of the rounded precision and recall."""
+    """Compute percentages to one place; F1 is computed from the rounded precision and recall."""
     right = sum(verdict is (truth == "yes") for _, truth, verdict in rows)
     noes = [truth for _, truth, verdict in rows if verdict is False]
     hits, negatives = noes.count("no"), sum(truth == "no" for _, truth, _ in rows)
@@ -60,7 +60,7 @@ def _figures(rows: Sequence[Answer], start: float, epsilon: float) -> dict[str, 
 
 
 def printed_figures(text: str) -> dict[str, float]:
-    """The figures in what the script printed, by section and name, such as "generative/CHAIR" or "existence/F1"."""
+    """Read the figures that the script printed, by section and name, such as "generative/CHAIR" or "existence/F1"."""
     figures: dict[str, float] = {}
     section = ""
     for line in text.splitlines():
@@ -109,12 +109,12 @@ def coverage(
     word vectors, and counts an object listed twice as two. Safe words are never wrong, and cover nothing.
     """
     related = set(truth).union(*(associated.get(name, ()) for name in truth))
-    judged = [noun for noun in nouns if noun not in safe]
-    bad = [noun for noun in judged if noun not in related]
+    select_yes_no = [noun for noun in nouns if noun not in safe]
+    bad = [noun for noun in select_yes_no if noun not in related]
     return Coverage(
         bad=len(bad),
         nouns=len(nouns),
-        covered=len(_covered([noun for noun in judged if noun in related], truth, associated)),
+        covered=len(_covered([noun for noun in select_yes_no if noun in related], truth, associated)),
         truths=len(set(truth)),
         expected=len(_covered(bad, hallu, associated)),
         hallus=len(set(hallu)),
@@ -123,7 +123,7 @@ def coverage(
 
 
 def _covered(nouns: Sequence[str], objects: Sequence[str], associated: Mapping[str, Sequence[str]]) -> set[str]:
-    """Objects that the nouns name."""
+    """Return the objects that the nouns name."""
     covered: set[str] = set()
     for noun in nouns:
         going_with = [name for name in objects if noun in associated.get(name, ())]

@@ -1,4 +1,4 @@
-"""Checks of the arguments that suites are made with; they come from a command line as often as from code."""
+"""Check the arguments of suites, which come from a command line as often as from code."""
 
 from __future__ import annotations
 

@@ -17,14 +17,14 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import Reading, Vocabulary
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, Row, found, picture, read_document, read_text, records
+from lvlm_guard.bench.suites.files import BadRow, Row, find_file, picture, read_document, read_text, records
 from lvlm_guard.errors import InputError
 
 _REMEMBERED = 2**13
@@ -53,7 +53,7 @@ _CAPTIONS = Required(
 _IDS = Required(
     path="(the argument ids)",
     what="a list of image ids",
-    source="whoever fixed the subset",
+    source="the authors of the subset",
     layout="a number a line, or a JSON array of numbers",
 )
 _IMAGES = Required(
@@ -107,13 +107,13 @@ class Chair:
 
     def load(self, data: Path | None) -> Loaded:
         """Read the vocabulary, the annotations and the images chosen."""
-        vocabulary = _read_vocabulary(found(self.name, data, _SYNONYMS, "data", "annotations"))
+        vocabulary = _read_vocabulary(find_file(self.name, data, _SYNONYMS, "data", "annotations"))
         object.__setattr__(self, "_vocabulary", vocabulary)
-        path = found(self.name, data, _INSTANCES, "annotations")
-        captions = found(self.name, data, _CAPTIONS, "annotations")
+        path = find_file(self.name, data, _INSTANCES, "annotations")
+        captions = find_file(self.name, data, _CAPTIONS, "annotations")
         instances = read_document(path, _INSTANCES)
-        listed_ids, problems = _listed(records(instances, path, _INSTANCES, "images"), path)
-        chosen = self._chosen(data, listed_ids)
+        listed_ids, problems = _group_ids(records(instances, path, _INSTANCES, "images"), path)
+        chosen = self._choose(data, listed_ids)
         names = _class_names(records(instances, path, _INSTANCES, "categories"), vocabulary, path)
         present = _Present(vocabulary, names, {image: {parser: set() for parser in self.parsers} for image in chosen})
         for row in records(instances, path, _INSTANCES, "annotations"):
@@ -124,8 +124,8 @@ class Chair:
             tuple(self._item(image, listed_ids[image], present.classes[image]) for image in chosen), tuple(problems)
         )
 
-    def _chosen(self, data: Path | None, listed_ids: Mapping[int, str]) -> list[int]:
-        """Ids of the images to caption: those of the file, or a draw without replacement from all, in order."""
+    def _choose(self, data: Path | None, listed_ids: Mapping[int, str]) -> list[int]:
+        """Choose the ids of the images to caption: those of the file, or a draw without replacement, in order."""
         if self.ids:
             return _read_ids((data or Path()) / self.ids, listed_ids)
         every = np.array(sorted(listed_ids))
@@ -146,11 +146,11 @@ class Chair:
         )
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2014, images/val2014, images or the data folder itself."""
+        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
+        """Return CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
 
         Raises:
             InputError: Nothing was loaded by this object, or the parser is unknown.
@@ -170,8 +170,8 @@ class Chair:
             _measure("length", "words per caption", count, lambda counts: (counts.words, 1), better=None),
         ]
 
-    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
         count = self._counter(parser)
         every = [count(answer) for answer in answers]
         named = sum(counts.named for counts in every)
@@ -180,10 +180,10 @@ class Chair:
             "CHAIRi": round(100 * sum(counts.absent for counts in every) / named, 1) if named else None,
         }
 
-    def _counter(self, parser: str) -> Callable[[Said], CaptionCounts]:
+    def _counter(self, parser: str) -> Callable[[AnsweredItem], CaptionCounts]:
         read = self._reading(parser)
 
-        def count(answer: Said) -> CaptionCounts:
+        def count(answer: AnsweredItem) -> CaptionCounts:
             caption = finished(answer.text) if self.drop_unfinished else answer.text
             return count_caption(read(caption), set(answer.item.truth[parser]), len(caption.split()))
 
@@ -198,7 +198,10 @@ class Chair:
 
 
 def finished(caption: str) -> str:
-    """A caption without an unfinished last sentence; whole where it ends with one, or has no end of a sentence."""
+    """Cut an unfinished last sentence off.
+
+    A caption that ends with a whole one, or holds no end of a sentence, is unchanged.
+    """
     if _END.search(caption):
         return caption
     match = _LAST_END.match(caption)
@@ -216,8 +219,8 @@ def _read_vocabulary(path: Path) -> Vocabulary:
     return vocabulary
 
 
-def _listed(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
-    """File names by image id, and the records that could not be used."""
+def _group_ids(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
+    """Return file names by image id, and the records that could not be used."""
     ids: dict[int, str] = {}
     problems = [problem for row in rows for problem in _list(row, ids)]
     if not ids:
@@ -280,7 +283,7 @@ class _Present:
 
 
 def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
-    """Classes of CHAIR by category id; an unusable category makes problems of its annotations."""
+    """Return the classes of CHAIR by category id; an unusable category makes problems of its annotations."""
     names: dict[int, str] = {}
     for row in rows:
         try:
@@ -302,7 +305,7 @@ def _captions(counts: CaptionCounts) -> tuple[float, float]:
 def _measure(
     name: str,
     title: str,
-    count: Callable[[Said], CaptionCounts],
+    count: Callable[[AnsweredItem], CaptionCounts],
     pick: Callable[[CaptionCounts], Counts],
     *,
     better: bool | None = True,

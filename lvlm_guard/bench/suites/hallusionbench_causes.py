@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.scoring.parsers import Parser
 
 LANGUAGE, VISION = "language", "vision"
@@ -25,8 +25,8 @@ AGAINST_COMMON_SENSE = "2"
 """`visual_input` of a figure that was edited."""
 
 
-def shares(answers: Sequence[Said], answer: Parser) -> Mapping[str, float | None]:
-    """Percent, to four places, of the failed question groups that failed of language, of vision, or of both.
+def shares(answers: Sequence[AnsweredItem], answer: Parser) -> Mapping[str, float | None]:
+    """Return the percentages, to four places, of failed question groups that failed through language, vision, or both.
 
     A group without its original question is left out. All are None where no group failed.
     """
@@ -45,7 +45,7 @@ def shares(answers: Sequence[Said], answer: Parser) -> Mapping[str, float | None
     return {name: round(100 * failed.count(kind) / len(failed), 4) if failed else None for name, kind in kinds.items()}
 
 
-def _causes(answered: Said, original: Said, answer: Parser) -> Causes:
+def _causes(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
     needs_figure = answered.item.kind == "VD"
     if answered is original:
         if needs_figure:
@@ -56,14 +56,14 @@ def _causes(answered: Said, original: Said, answer: Parser) -> Causes:
     return _of_figure(answered, original, answer) if needs_figure else _of_supplement(answered, original, answer)
 
 
-def _of_figure(answered: Said, original: Said, answer: Parser) -> Causes:
-    """A question that cannot be answered without its figure, gone wrong on another figure than the original."""
+def _of_figure(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
+    """Return why a question that needs its figure failed on another figure than the original."""
     remembered = _right(original, answer) and answer(answered.text) is answer(original.text)
     return FROM_BOTH if remembered else FROM_VISION
 
 
-def _of_supplement(answered: Said, original: Said, answer: Parser) -> Causes:
-    """A question that was first asked without a figure, gone wrong with one."""
+def _of_supplement(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
+    """Return why a question that was first asked without a figure failed with one."""
     before, same = _right(original, answer), answer(answered.text) is answer(original.text)
     if before is False:
         return FROM_LANGUAGE if same else FROM_BOTH
@@ -71,7 +71,7 @@ def _of_supplement(answered: Said, original: Said, answer: Parser) -> Causes:
     return FROM_LANGUAGE if ignored else FROM_VISION
 
 
-def _right(answered: Said, answer: Parser) -> bool | None:
-    """Whether the answer is right; None where it is neither yes nor no."""
+def _right(answered: AnsweredItem, answer: Parser) -> bool | None:
+    """Return whether the answer is right; None where it is neither yes nor no."""
     reading = answer(answered.text)
     return None if reading is None else reading is (answered.item.truth == "yes")

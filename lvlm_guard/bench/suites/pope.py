@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
-from lvlm_guard.bench.suites.files import Row, joined, loaded, missing, picture, read_rows
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, yes_no_measures
+from lvlm_guard.bench.suites.files import Row, build_items, join, missing, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
 KINDS = ("random", "popular", "adversarial")
@@ -76,10 +76,10 @@ class Pope:
         places = {kind: path for kind in KINDS if (path := self._place(data, kind)) is not None}
         if not places:
             raise missing(self.name, data, _QUESTIONS)
-        return joined(self._read(kind, path) for kind, path in places.items())
+        return join(self._read(kind, path) for kind, path in places.items())
 
     def _place(self, data: Path | None, kind: str) -> Path | None:
-        """The one file of a kind; its name may end in .json or .jsonl."""
+        """Find the one file of a kind; its name may end in .json or .jsonl."""
         if data is None:
             raise missing(self.name, data, _QUESTIONS)
         pattern = self.files or f"**/{self.source}_pope*{kind}*.json*"
@@ -109,20 +109,20 @@ class Pope:
                 )
             ]
 
-        return loaded(read_rows(path), _QUESTIONS, item)
+        return build_items(read_rows(path), _QUESTIONS, item)
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2014, images/val2014, images or the data folder itself."""
+        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _PICTURES)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Accuracy first; every measure over all kinds, then for each."""
+        """Return accuracy first; every measure over all kinds, then for each."""
         answer = _parser(parser)
         parts = [Part("object"), *(Part("object", kind, of_kind(kind)) for kind in KINDS)]
         return [measure for part in parts for measure in yes_no_measures(answer, part)]
 
-    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """What the script of the parser's owner prints for each kind, and n.
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return what the script of the parser's owner prints for each kind, and n.
 
         `official` and `ours` go through POPE's script, which divides without a guard: where it fails, all its figures are
         None. `lmms_eval` has a recall that leaves answers out which are neither, and a yes-ratio of the truth. `vlmevalkit`
@@ -133,7 +133,7 @@ class Pope:
         for kind in KINDS:
             pairs = [
                 (answer(answered.text), answered.item.truth == "yes")
-                for answered in judged(answers)
+                for answered in select_yes_no(answers)
                 if answered.item.kind == kind
             ]
             if pairs:

@@ -16,13 +16,13 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import one_of
-from lvlm_guard.bench.suites.files import BadRow, Row, found, joined, loaded, picture, read_rows
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, right, yes_no_measures
+from lvlm_guard.bench.suites.files import BadRow, Row, build_items, find_file, join, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, right, select_yes_no, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
 RELATIONS = ("perception", "cognitive")
@@ -76,15 +76,17 @@ class Reefknot:
 
     def load(self, data: Path | None) -> Loaded:
         """Read the files of the part that is wanted, from the data folder or Dataset in it."""
-        places = {task: found(self.name, data, _ROWS[task], "Dataset") for task in _PARTS[self.part]}
-        return joined(loaded(read_rows(path), _ROWS[task], _maker(task)) for task, path in places.items())
+        places = {task: find_file(self.name, data, _ROWS[task], "Dataset") for task in _PARTS[self.part]}
+        return join(build_items(read_rows(path), _ROWS[task], _maker(task)) for task, path in places.items())
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from VG_100K, VG_100K_2, images or the data folder itself."""
+        """Return the picture, from VG_100K, VG_100K_2, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Accuracy over both tasks first, then yes/no, pairs, choices; by perceptive and cognitive relations too.
+        """Return accuracy over both tasks first, then yes/no, pairs, choices.
+
+        By perceptive and cognitive relations too.
 
         Choices are read by `parse_choice` whatever the parser of yes/no, but `official` takes the first character.
         """
@@ -94,13 +96,13 @@ class Reefknot:
         choices = [_choice(choose, kind) for kind in ("", *RELATIONS)]
         return [_both(answer, choose), *every, _pairs(answer), *choices, _unread_choices(choose)]
 
-    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """The figures of the scripts in the repository, to the two places that they print.
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return the figures of the scripts in the repository, to the two places that they print.
 
         They pair yes/no answers by order, the first of a pair asking for yes; `official` reads the second of a pair by
         another rule than the first. None where nothing was asked, where a pair is torn, and where a choice is empty.
         """
-        questions = judged(answers)
+        questions = select_yes_no(answers)
         figures = {**_yes_no_figures(questions, parser), **_pair_figures(questions, parser)}
         chosen = [answered for answered in answers if answered.item.extra.get("task") == "choice"]
         choose = _chooser(parser)
@@ -108,7 +110,7 @@ class Reefknot:
         hits = sum(choose(answered) == answered.item.truth for answered in chosen)
         return {**figures, "choice/accuracy": None if torn else round(hits / len(chosen), 2)}
 
-    def export(self, answers: Sequence[Said], path: Path) -> None:
+    def export(self, answers: Sequence[AnsweredItem], path: Path) -> None:
         """Write the answers as rows of the official files with `response` filled in, for a judge of free answers.
 
         Raises:
@@ -130,7 +132,7 @@ class Reefknot:
 
 
 def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter an answer chooses: one that stands alone or before a mark, else that of the only option it names.
+    """Return the letter an answer chooses: one alone or before a mark, else that of the only option it names.
 
     Args:
         text: The answer.
@@ -182,14 +184,14 @@ def _parser(name: str) -> Parser:
     return named(Reefknot.name, {**COMMON, "official": official_reefknot}, name)
 
 
-Chooser = Callable[[Said], str | None]
+Chooser = Callable[[AnsweredItem], str | None]
 
 
 def _chooser(parser: str) -> Chooser:
-    def first_character(answered: Said) -> str | None:
+    def first_character(answered: AnsweredItem) -> str | None:
         return answered.text[:1].upper() or None
 
-    def parsed(answered: Said) -> str | None:
+    def parsed(answered: AnsweredItem) -> str | None:
         return parse_choice(answered.text, answered.item.extra["options"])
 
     return first_character if parser == "official" else parsed
@@ -199,12 +201,12 @@ def _relation_is(relation: str) -> Callable[[Item], bool]:
     return lambda item: item.extra.get("relation") == relation
 
 
-def _is_choice(answered: Said, relation: str = "") -> bool:
+def _is_choice(answered: AnsweredItem, relation: str = "") -> bool:
     return answered.item.extra.get("task") == "choice" and relation in ("", answered.item.extra["relation"])
 
 
 def _both(answer: Parser, choose: Chooser) -> Measure:
-    def count(answered: Said) -> Counts | None:
+    def count(answered: AnsweredItem) -> Counts | None:
         if _is_choice(answered):
             return (float(choose(answered) == answered.item.truth), 1.0)
         return (float(right(answered, answer)), 1.0) if answered.item.truth in TRUTHS else None
@@ -213,7 +215,7 @@ def _both(answer: Parser, choose: Chooser) -> Measure:
 
 
 def _choice(choose: Chooser, relation: str) -> Measure:
-    def count(answered: Said) -> Counts | None:
+    def count(answered: AnsweredItem) -> Counts | None:
         return (float(choose(answered) == answered.item.truth), 1.0) if _is_choice(answered, relation) else None
 
     ending = f"_{relation}" if relation else ""
@@ -223,7 +225,7 @@ def _choice(choose: Chooser, relation: str) -> Measure:
 
 
 def _unread_choices(choose: Chooser) -> Measure:
-    def count(answered: Said) -> Counts | None:
+    def count(answered: AnsweredItem) -> Counts | None:
         return (float(choose(answered) not in LETTERS), 1.0) if _is_choice(answered) else None
 
     title = "choices that name no letter"
@@ -231,7 +233,7 @@ def _unread_choices(choose: Chooser) -> Measure:
 
 
 def _pairs(answer: Parser) -> Measure:
-    """Share of pairs with both answers right; rows 1 and 2 of the file are a pair, 3 and 4, and so on."""
+    """Return the share of pairs with both answers right; rows 1 and 2 of the file are a pair, 3 and 4, and so on."""
 
     def pair(item: Item) -> str:
         line = int(item.id.rpartition(":")[2])
@@ -246,7 +248,7 @@ def _pairs(answer: Parser) -> Measure:
     return Measure("pair_accuracy", "relation", title, count, group=pair, binary=True)
 
 
-def _yes_no_figures(answers: Sequence[Said], parser: str) -> dict[str, float | None]:
+def _yes_no_figures(answers: Sequence[AnsweredItem], parser: str) -> dict[str, float | None]:
     answer = _parser(parser)
     if not answers:
         return {"yesno/accuracy": None, "yesno/yes_rate": None}
@@ -255,7 +257,7 @@ def _yes_no_figures(answers: Sequence[Said], parser: str) -> dict[str, float | N
     return {"yesno/accuracy": round(hits / len(answers), 2), "yesno/yes_rate": round(yeses / len(answers), 2)}
 
 
-def _pair_figures(answers: Sequence[Said], parser: str) -> dict[str, float | None]:
+def _pair_figures(answers: Sequence[AnsweredItem], parser: str) -> dict[str, float | None]:
     first = _parser(parser)
     second = official_reefknot_second if parser == "official" else first
     if not answers or len(answers) % 2:

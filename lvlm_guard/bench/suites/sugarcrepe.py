@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
-from lvlm_guard.bench.suites.files import BadRow, Read, Row, joined, loaded, missing, picture, read_document
+from lvlm_guard.bench.suites.files import BadRow, Read, Row, build_items, join, missing, picture, read_document
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -72,14 +72,17 @@ class SugarCrepe:
         there = {kind: path for kind, paths in places.items() for path in reversed(paths) if path.is_file()}
         if not there:
             raise missing(self.name, data, _ROWS)
-        return joined(loaded(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
+        return join(build_items(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2017, images/val2017, images or the data folder itself."""
+        """Return the picture, from val2017, images/val2017, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Rows right in both orders first, over all, by level and by kind; then single answers, orders and position."""
+        """Return rows right in both orders first, over all, by level and by kind.
+
+        Then single answers, orders and position.
+        """
         _check(parser)
         levels = {level: _level_is(level) for level in self.levels}
         kinds = {kind: _kind_is(kind) for kind in LEVEL_OF}
@@ -96,8 +99,11 @@ class SugarCrepe:
             _unparsed(),
         ]
 
-    def official(self, answers: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """Accuracy of each kind in each order, as the repository reports chat models; None where nothing was asked."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return accuracy of each kind in each order, as the repository reports chat models.
+
+        None where nothing was asked.
+        """
         _check(parser)
         figures: dict[str, float | None] = {}
         for kind in LEVEL_OF:
@@ -113,7 +119,7 @@ class SugarCrepe:
 
 
 def parse_choice(text: str, captions: Sequence[str] = ()) -> str | None:
-    """The only number in brackets, "1" or "2", else the only bare one, else that of the only caption told whole.
+    """Return the only number in brackets, "1" or "2", else the only bare one, else that of the only quoted caption.
 
     Args:
         text: The answer.
@@ -137,7 +143,7 @@ def _check(parser: str) -> None:
 
 
 def _read(path: Path) -> Read:
-    """The entries of a file; the line of each is its place."""
+    """Return the entries of a file; the line of each is its place."""
     document = read_document(path, _ROWS)
     if not isinstance(document, dict):
         raise InputError(f"{path} is not {_ROWS.what}: it is no JSON object. Expected layout: {_ROWS.layout}")
@@ -171,12 +177,12 @@ def _maker(kind: str) -> Callable[[Row], list[Item]]:
     return items
 
 
-def _chosen(answered: Said) -> str | None:
+def _choose(answered: AnsweredItem) -> str | None:
     return parse_choice(answered.text, answered.item.extra["captions"])
 
 
-def _right(answered: Said) -> bool:
-    return _chosen(answered) == answered.item.truth
+def _right(answered: AnsweredItem) -> bool:
+    return _choose(answered) == answered.item.truth
 
 
 Keep = Callable[[Item], bool]
@@ -211,24 +217,24 @@ def _rows(level: str, name: str, keep: Keep) -> Measure:
 
 
 def _single(name: str, title: str, keep: Keep) -> Measure:
-    def count(answered: Said) -> Counts | None:
+    def count(answered: AnsweredItem) -> Counts | None:
         return (float(_right(answered)), 1.0) if keep(answered.item) else None
 
     return Measure(name, "all", title, each(count), binary=True)
 
 
 def _position() -> Measure:
-    """Share of (1) among the choices made; 0.5 is no bias."""
+    """Return the share of (1) among the choices made; 0.5 is no bias."""
 
-    def count(answered: Said) -> Counts | None:
-        chosen = _chosen(answered)
+    def count(answered: AnsweredItem) -> Counts | None:
+        chosen = _choose(answered)
         return None if chosen is None else (float(chosen == "1"), 1.0)
 
     return Measure("first_ratio", "all", "choices of the first caption", each(count), higher_is_better=None)
 
 
 def _unparsed() -> Measure:
-    def count(answered: Said) -> Counts:
-        return (float(_chosen(answered) is None), 1.0)
+    def count(answered: AnsweredItem) -> Counts:
+        return (float(_choose(answered) is None), 1.0)
 
     return Measure("unparsed", "all", "answers that choose none", each(count), higher_is_better=False)
