@@ -6,7 +6,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
 
 Data = Annotated[
-    Path | None, typer.Option(help="Where the suites' files lie now, if elsewhere than the run found them.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder with the suites' files.", show_default="where the run found them"),
 ]
-Parser = Annotated[str | None, typer.Option(help="How to read the answers; default: as the run was started with.")]
+Parser = Annotated[
+    str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="the run's own")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
 
@@ -78,29 +81,44 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 @app.command("run")
 def run(
-    suite: Annotated[list[str], typer.Argument(help="A suite, or one with arguments: scenes:count=100,split=iid.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes there.")],
+    suite: Annotated[
+        list[str],
+        typer.Argument(metavar="SUITE...", help="A suite, or one with arguments: scenes:count=100,split=iid."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes there.")],
     stack: Annotated[
-        list[str] | None, typer.Option(help="A strategy's name or a .toml, .yaml file; repeat for several.")
+        list[str] | None,
+        typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file; repeat for several."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A local folder, a hub id, or 'testbed' for the bundled model.")
+        str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
     ] = loading.BUNDLED,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items a suite, whole pictures.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the suites' files; nothing is downloaded.")] = None,
-    parser: Annotated[str | None, typer.Option(help="How answers are read; by default each suite's first way.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="A control to switch off; repeat for several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items of a suite, in whole pictures.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files; nothing is downloaded.")
+    ] = None,
+    parser: Annotated[
+        str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="each suite's first")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="CONTROL", help="A control to switch off; repeat for several.")
+    ] = None,
     sample: Annotated[
         bool, typer.Option("--sample", help="Let the stacks sample instead of answering greedily.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is sampled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
+    ] = None,
+    dtype: Annotated[
+        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
+    ] = "auto",
 ) -> None:
-    """Answer SUITEs with stacks and controls, keep every raw answer, then score.
+    """Answer suites with stacks and controls, keep every raw answer, then score.
 
-    Stopped half-way, the same command goes on where it was.
+    The same command resumes a run that was stopped.
     """
     loading.quieten()
     from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - slow to import

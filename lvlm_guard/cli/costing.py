@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.errors import InputError
-from lvlm_guard.forward.scope import ExecutorName
+from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import Guard
 
 if TYPE_CHECKING:

@@ -50,8 +50,7 @@ def plan(
 ) -> None:
     """Predict what guarding costs from sizes alone: time to the first token, per token and per answer.
 
-    Every figure is a floor, the time in which a machine could read the bytes and do the operations. Nothing is run;
-    `lvlm-guard bench cost` measures.
+    Every figure is a floor: the time in which a machine could read the bytes and do the operations. No model is run.
     """
     from lvlm_guard.bench.running import branch_lengths  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
