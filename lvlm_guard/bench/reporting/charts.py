@@ -124,7 +124,7 @@ class Line:
 
     y: float
     name: str
-    shown: str
+    label: str
     role: str
 
 

@@ -27,7 +27,7 @@ class Column:
 class Cell:
     """A figure as it is shown, what it is sorted by, and whether it is "better", "worse" or neither (empty)."""
 
-    shown: str
+    label: str
     key: str
     mark: str = ""
 
