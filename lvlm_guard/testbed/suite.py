@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from PIL import Image
 
-from lvlm_guard.bench.items import LEVELS, Item, Level, Said
+from lvlm_guard.bench.items import LEVELS, AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.intervals import (
     Statistic,
     accuracy,
@@ -114,7 +114,7 @@ class Scenes:
         present = {category for _, category in mentions(item.truth)}
         return tuple(one.span() for one in NAMED.finditer(text) if one[1].lower() not in present)
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
+    def official(self, said: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
         """Nothing: there is no other script than this one."""
         return {}
 
@@ -162,7 +162,7 @@ def _measure(
 ) -> Measure:
     """A measure over the answers of single items, as the testbed itself reads them."""
 
-    def counted(said: Said) -> Counts | None:
+    def counted(said: AnsweredItem) -> Counts | None:
         answer = _answer(said)
         return count(answer) if chosen(answer) else None
 
@@ -171,7 +171,7 @@ def _measure(
     )
 
 
-def _answer(said: Said) -> Answer:
+def _answer(said: AnsweredItem) -> Answer:
     """What was said in the testbed's own words."""
     item = said.item
     return Answer(
