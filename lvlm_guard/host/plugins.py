@@ -37,7 +37,8 @@ class Offer:
         """Return everything the strategy states about itself as plain values for JSON.
 
         `summary` is the first line of the docstring, which holds the formula, and `details` the rest. `neutral` maps
-        parameters to their neutral values and is empty where the strategy states none. `version` is the distribution's,
+        parameters to their neutral values and is empty where the strategy states none. `contrast_strength` is the name of the
+        parameter that weighs the contrast, None where there is none. `version` is the distribution's,
         None where it is not installed as one.
         """
         schema = TypeAdapter(self.strategy).json_schema()
@@ -55,6 +56,7 @@ class Offer:
             "hooks": [name for name in hook_names(Strategy) if is_marked(getattr(self.strategy, name, None))],
             "paper": getattr(self.strategy, "paper", None),
             "cost": getattr(self.strategy, "cost", None),
+            "contrast_strength": contrast_strength(self.strategy),
             "summary": summary,
             "details": details.strip(),
             "neutral": dict(neutral),
@@ -137,6 +139,11 @@ def is_neutral(strategy: object) -> bool:
     return bool(neutral) and all(getattr(strategy, name) == value for name, value in neutral.items())
 
 
+def contrast_strength(strategy: type | object) -> str | None:
+    """Return the parameter by which a strategy class or instance weighs its contrast; None where it contrasts nothing."""
+    return getattr(strategy, "contrast_strength", None)
+
+
 def is_marked(function: object) -> bool:
     """Whether a function carries the `hookimpl` marker."""
     return hasattr(function, f"{PROJECT}_impl")
@@ -157,6 +164,16 @@ def check_strategy(strategy: type) -> None:
             _check_hook(name, attribute, member, known)
         elif attribute in known:
             raise PluginRejected(f"{name}.{attribute}: a hook without its marker; decorate it with @hookimpl.")
+    _check_contrast_strength(name, strategy)
+
+
+def _check_contrast_strength(name: str, strategy: type) -> None:
+    parameter = contrast_strength(strategy)
+    parameters = [field.name for field in dataclasses.fields(strategy)]
+    if parameter is not None and parameter not in parameters:
+        raise PluginRejected(
+            f"{name}.contrast_strength: no parameter is called {parameter!r}.{nearest(str(parameter), parameters)}"
+        )
 
 
 def _check_hook(name: str, hook: str, function: Callable[..., Any], known: Sequence[str]) -> None:
