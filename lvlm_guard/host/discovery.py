@@ -48,3 +48,9 @@ def load_each(points: Iterable[EntryPoint], load: Callable[[EntryPoint], None], 
                 stacklevel=3,
             )
     return broken
+
+
+def describe_broken(broken: Iterable[Broken]) -> str:
+    """Finish an error message: what could not be loaded, and why; nothing where everything was."""
+    reasons = ", ".join(f"{plugin.distribution} ({plugin.reason})" for plugin in broken)
+    return f" Not loaded: {reasons}." if reasons else ""

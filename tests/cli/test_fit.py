@@ -7,14 +7,16 @@ import sys
 
 import pytest
 import torch
-from lvlm_guard_steering import VTI, Nullu
+from lvlm_guard_steering import VTI, Nullu, vti_fitter
+from lvlm_guard_steering.nullu_fitter import fit_nullu
 from twin import Twin
 from typer.testing import CliRunner
 
 from lvlm_guard import Artefact, Guard, InputError, fitting, testbed
 from lvlm_guard.cli import app, main
-from lvlm_guard.fitting import demonstrations, encode, hidden_states, nullu, vti
+from lvlm_guard.fitting import Demonstration, compute_hidden_states, encode_answer
 from lvlm_guard.request.images import generator_for
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.world import language
 from lvlm_guard.testbed.world.scenes import scenes
 from lvlm_guard.testing import ARCHITECTURES, tiny
@@ -22,6 +24,7 @@ from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for
 
 FEW = 6
+KINDS = ("adhh", "nullu", "vti")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def model_and_processor():
 
 @pytest.fixture(scope="module")
 def few():
-    return demonstrations.of_testbed(FEW)
+    return build_demonstrations(FEW)
 
 
 def fit(*arguments):
@@ -51,7 +54,7 @@ def refused(monkeypatch, capsys, *arguments):
 def rows(tmp_path):
     """Rows of a file of demonstrations whose pictures lie beside it."""
     found = []
-    for number, one in enumerate(demonstrations.of_testbed(3)):
+    for number, one in enumerate(build_demonstrations(3)):
         one.picture.save(tmp_path / f"{number}.png")
         found.append(
             {"image": f"{number}.png", "prompt": one.prompt, "correct": one.correct, "hallucinated": one.hallucinated}
@@ -65,7 +68,7 @@ def written(folder, rows):
     return path
 
 
-@pytest.mark.parametrize("kind", fitting.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_fitted_on_the_bundled_scenes(tmp_path, model_and_processor, kind):
     out = tmp_path / f"{kind}.safetensors"
     result = fit(kind, "--model", "testbed", "--data", "testbed", "--count", 3, "--out", out)
@@ -149,7 +152,7 @@ def test_too_few_or_too_many_demonstrations(tmp_path, rows, monkeypatch, capsys)
 
 
 def test_captions_are_of_training_scenes_with_one_thing_invented():
-    found = demonstrations.of_testbed(30)
+    found = build_demonstrations(30)
     for one, scene in zip(found, scenes("train", 30), strict=True):
         true, told = language.mentions(one.correct), language.mentions(one.hallucinated)
         assert {category for _, category in true} == scene.present
@@ -159,21 +162,21 @@ def test_captions_are_of_training_scenes_with_one_thing_invented():
     present = [scene.present for scene in scenes("train", 30)]
     kinds = [next(iter(one))[1] in here for one, here in zip(invented, present, strict=True)]
     assert 10 <= sum(kinds) < 30  # colours of what is there, and objects that are not
-    assert demonstrations.of_testbed(30) != demonstrations.of_testbed(30, seed=1)
+    assert build_demonstrations(30) != build_demonstrations(30, seed=1)
 
 
 def test_an_answer_is_encoded_behind_its_prompt(model_and_processor, few):
     model, processor = model_and_processor
-    batch, length = encode(model, processor, few[0], few[0].correct)
+    batch, length = encode_answer(model, processor, few[0], few[0].correct)
     assert processor.decode(batch["input_ids"][0, -length:]) == few[0].correct
-    assert hidden_states(model, batch).shape == (8, batch["input_ids"].shape[1], 128)
+    assert compute_hidden_states(model, batch).shape == (8, batch["input_ids"].shape[1], 128)
     with pytest.raises(InputError, match="no token of its own"):
-        encode(model, processor, few[0], "")
+        encode_answer(model, processor, few[0], "")
 
 
 def test_nullu_finds_the_directions_in_which_captions_differ(model_and_processor, few):
     model, processor = model_and_processor
-    directions = nullu.fit(model, processor, few).tensors["directions"]
+    directions = fit_nullu(model, processor, few).tensors["directions"]
     assert directions.shape == (8, FEW, 128)
     assert torch.allclose(directions @ directions.mT, torch.eye(FEW).expand(8, -1, -1), atol=1e-4)
     means = []
@@ -200,11 +203,13 @@ def test_a_direction_is_the_mean_plus_the_first_component():
     spread = torch.randn(12, generator=draw)
     mean = torch.randn(12, generator=draw)
     rows = mean + torch.randn(40, 1, generator=draw) * spread + 1e-3 * torch.randn(40, 12, generator=draw)
-    assert torch.allclose(vti.direction(rows.view(40, 3, 4)).flatten(), mean_and_component(rows), atol=1e-4)
+    assert torch.allclose(
+        vti_fitter.compute_direction(rows.view(40, 3, 4)).flatten(), mean_and_component(rows), atol=1e-4
+    )
 
 
 def test_equal_differences_have_their_mean_for_a_direction():
-    assert torch.allclose(vti.direction(torch.ones(5, 2, 3)), torch.ones(2, 3))
+    assert torch.allclose(vti_fitter.compute_direction(torch.ones(5, 2, 3)), torch.ones(2, 3))
 
 
 def asked(processor, one, caption):
@@ -216,9 +221,9 @@ def asked(processor, one, caption):
 @torch.no_grad()
 def test_vti_finds_what_is_written_in_the_paper(model_and_processor, few):
     model, processor = model_and_processor
-    found = vti.fit(model, processor, few, trials=2, seed=3)
+    found = vti_fitter.fit_vti(model, processor, few, trials=2, seed=3)
     assert found.settings == {"trials": 2, "masked": 0.99, "seed": 3}
-    mask = vti._masking(model, 0.99)
+    mask = vti_fitter._build_mask(model, 0.99)
     said, seen = [], []
     for one in few:
         tower, pixels = model.model.vision_tower, asked(processor, one, one.correct)["pixel_values"]
@@ -246,11 +251,15 @@ def test_vti_is_fitted_on_every_layout_of_pictures(monkeypatch, architecture):
     def inputs(seed, text):
         return inputs_for(architecture, model, 1, text=text, seed=seed)
 
-    monkeypatch.setattr(vti, "encode", lambda model, _, one, answer: (inputs(one.picture, len(answer)), len(answer)))
-    monkeypatch.setattr(vti, "encode_all", lambda model, _, all_: left_padded([inputs(one.picture, 5) for one in all_]))
-    numbers = [fitting.Demonstration(seed, "", "aaaa", "bbb") for seed in range(3)]
+    monkeypatch.setattr(
+        vti_fitter, "encode_answer", lambda model, _, one, answer: (inputs(one.picture, len(answer)), len(answer))
+    )
+    monkeypatch.setattr(
+        vti_fitter, "encode_prompts", lambda model, _, all_: left_padded([inputs(one.picture, 5) for one in all_])
+    )
+    numbers = [Demonstration(seed, "", "aaaa", "bbb") for seed in range(3)]
     with torch.no_grad():
-        found = vti.fit(model, None, numbers, trials=2).tensors
+        found = vti_fitter.fit_vti(model, None, numbers, trials=2).tensors
     layers, tokens, size = found["vision"].shape
     packed = "pixel_values" in inputs(0, 3) and inputs(0, 3)["pixel_values"].ndim == 2
     print(f"{architecture}: {layers} layers, {tokens} tokens, {size}")
@@ -260,7 +269,7 @@ def test_vti_is_fitted_on_every_layout_of_pictures(monkeypatch, architecture):
 
 
 def test_masks_put_the_mean_of_a_channel_in_the_place_of_patches(model_and_processor):
-    mask = vti._masking(model_and_processor[0], 0.99)
+    mask = vti_fitter._build_mask(model_and_processor[0], 0.99)
     draw = torch.Generator().manual_seed(1)
     picture = torch.randn(3, 64, 64, generator=draw)
     blurred = mask(picture, draw)

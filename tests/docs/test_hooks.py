@@ -9,6 +9,8 @@ import re
 import pytest
 
 import lvlm_guard
+from lvlm_guard import fitting
+from lvlm_guard.fitting import Demonstration, Fitted, Fitter
 from lvlm_guard.strategy.branches import TokenEdit
 from lvlm_guard.strategy.generation import Forward, Generation, Rows
 from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
@@ -25,7 +27,8 @@ EDITS = (
     lvlm_guard.Search,
     lvlm_guard.Revision,
 )
-VALUES = (*EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
+FITTING = (Fitter, Demonstration, Fitted)
+VALUES = (*FITTING, *EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
 PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
 MEMBERS = [
     (owner, name)
@@ -90,3 +93,10 @@ def test_no_field_is_invented(sections, value):
 @pytest.mark.parametrize(("owner", "name"), MEMBERS)
 def test_a_member_stands_there(sections, owner, name):
     assert f"| `{name}` |" in sections[owner.__name__]
+
+
+def test_the_public_names_of_fitting_stand_there(sections):
+    functions = [name for name in fitting.__all__ if inspect.isfunction(getattr(fitting, name))]
+    assert len(functions) > 5
+    for name in functions:
+        assert f"`{name}(" in sections["register_fitters"]

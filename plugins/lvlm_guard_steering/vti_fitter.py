@@ -9,15 +9,24 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard import anatomy
-from lvlm_guard.fitting import Demonstration, Fitted, Track, encode, encode_all, hidden_states, watching
-from lvlm_guard.request import images
+from lvlm_guard.fitting import (
+    Demonstration,
+    Fitted,
+    Track,
+    compute_hidden_states,
+    decoder_layers,
+    edit_pictures,
+    encode_answer,
+    encode_prompts,
+    record_outputs,
+    vision_layers,
+)
 
 TRIALS = 50
 MASKED = 0.99
 
 
-def fit(
+def fit_vti(
     model: Any,
     processor: Any,
     demonstrations: Sequence[Demonstration],
@@ -43,20 +52,22 @@ def fit(
         masked: Share of the patches that is masked.
         seed: Seed of the masks.
     """
-    together = _tower_states(model, encode_all(model, processor, demonstrations[:2]))
+    together = _tower_states(model, encode_prompts(model, processor, demonstrations[:2]))
     decoder, vision = [], []
     for demonstration in track(demonstrations):
         correct, hallucinated = (
-            encode(model, processor, demonstration, answer)[0]
+            encode_answer(model, processor, demonstration, answer)[0]
             for answer in (demonstration.correct, demonstration.hallucinated)
         )
-        decoder.append((hidden_states(model, correct)[:, -1] - hidden_states(model, hallucinated)[:, -1]).cpu())
+        decoder.append(
+            (compute_hidden_states(model, correct)[:, -1] - compute_hidden_states(model, hallucinated)[:, -1]).cpu()
+        )
         vision.append(_visual_difference(model, correct, trials, masked, seed, together).cpu())
     settings = {"trials": trials, "masked": masked, "seed": seed}
-    return Fitted({"decoder": direction(torch.stack(decoder)), "vision": _per_token(vision)}, settings)
+    return Fitted({"decoder": compute_direction(torch.stack(decoder)), "vision": _per_token(vision)}, settings)
 
 
-def direction(differences: Tensor) -> Tensor:
+def compute_direction(differences: Tensor) -> Tensor:
     """First principal component plus mean of `[demonstrations, ...]`; the component points along the mean."""
     rows = differences.flatten(1).double()
     mean = rows.mean(0)
@@ -72,17 +83,17 @@ def _per_token(differences: list[Tensor]) -> Tensor:
     if len({one.shape for one in differences}) > 1:
         differences = [one.mean(1, keepdim=True) for one in differences]
     stacked = torch.stack(differences)
-    return torch.stack([direction(stacked[:, :, token]) for token in range(stacked.shape[2])], dim=1)
+    return torch.stack([compute_direction(stacked[:, :, token]) for token in range(stacked.shape[2])], dim=1)
 
 
 def _visual_difference(
     model: Any, batch: Mapping[str, Any], trials: int, masked: float, seed: int, together: Tensor
 ) -> Tensor:
     """Mean over masked pictures minus the picture `[layers, tokens, hidden]`."""
-    whole = _tower_states(model, batch)
+    whole, edit = _tower_states(model, batch), _build_mask(model, masked)
     difference = -whole
     for trial in range(trials):
-        difference += _tower_states(model, _with_masks(model, batch, masked, seed + trial)) / trials
+        difference += _tower_states(model, edit_pictures(model, batch, edit, seed + trial)) / trials
     apart = whole.ndim == together.ndim > 3 and together.shape[1] > whole.shape[1]  # noqa: PLR2004 - images and tokens
     return difference.mean(1) if apart else difference.flatten(1, -2).mean(1, keepdim=True)
 
@@ -93,9 +104,9 @@ def _tower_states(model: Any, batch: Mapping[str, Any]) -> Tensor:
     def stop(*_: Any) -> None:
         raise _EncodedError
 
-    handle = anatomy.decoder_layers(model)[0].register_forward_pre_hook(stop)
+    handle = decoder_layers(model)[0].register_forward_pre_hook(stop)
     try:
-        with watching(anatomy.vision_layers(model)) as seen:
+        with record_outputs(vision_layers(model)) as seen:
             model(**batch, use_cache=False)
     except _EncodedError:
         pass
@@ -108,18 +119,7 @@ class _EncodedError(Exception):
     """The pictures are encoded; what the decoder would say is not wanted."""
 
 
-def _with_masks(model: Any, batch: Mapping[str, Any], masked: float, seed: int) -> dict[str, Any]:
-    """The batch with most patches of its pictures masked."""
-    grid, edit = batch.get(anatomy.PACKED_GRID), _masking(model, masked)
-    return {
-        name: images.edit_pixels(name, value, grid, model.config, edit, seed)
-        if anatomy.is_pixels(name, value)
-        else value
-        for name, value in batch.items()
-    }
-
-
-def _masking(model: Any, share: float) -> Callable[[Tensor, Generator], Tensor]:
+def _build_mask(model: Any, share: float) -> Callable[[Tensor, Generator], Tensor]:
     """An edit that puts each channel's mean into a share of the patches of one picture."""
     side = getattr(getattr(model.config, "vision_config", None), "patch_size", 1)
     high, wide = side if isinstance(side, (list, tuple)) else (side, side)

@@ -11,9 +11,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard import AttentionEdit, Decoder, Generation, Guard, NoEffectWarning, Search, View, anatomy, hookimpl
-from lvlm_guard.errors import InputError
-from lvlm_guard.fitting import Demonstration, Fitted, Track, encode
+from lvlm_guard import (
+    AttentionEdit,
+    Decoder,
+    Generation,
+    Guard,
+    InputError,
+    NoEffectWarning,
+    Search,
+    View,
+    hookimpl,
+)
+from lvlm_guard.fitting import Demonstration, Fitted, Track, depth_and_heads, encode_answer
 
 COUNT = 30
 """How many heads are kept; a strategy takes the first few of them."""
@@ -23,14 +32,14 @@ ROWS = 64
 Head = tuple[int, int]
 
 
-def fit(
+def fit_adhh(
     model: Any,
     processor: Any,
     demonstrations: Sequence[Demonstration],
     track: Track = iter,
     *,
     count: int = COUNT,
-    together: int = ROWS,
+    heads_per_batch: int = ROWS,
 ) -> Fitted:
     """Heads `heads [count, 2]` as (layer, head), the worst first, and `scores [layers, heads]` of all.
 
@@ -47,16 +56,16 @@ def fit(
         demonstrations: What to fit on.
         track: Shows progress.
         count: How many heads are kept at most.
-        together: Heads silenced side by side, one row of a batch each.
+        heads_per_batch: Heads silenced side by side, one row of a batch each.
 
     Raises:
         InputError: No answers differ, or no head speaks for what is hallucinated.
     """
-    depth, width = anatomy.depth_and_heads(model)
+    depth, width = depth_and_heads(model)
     heads = [(layer, head) for layer in range(depth) for head in range(width)]
     drops: dict[str, list[Tensor]] = {"real": [], "hallucinated": []}
     for demonstration in track(demonstrations):
-        for kind, found in _drops(model, processor, demonstration, heads, together).items():
+        for kind, found in _drops(model, processor, demonstration, heads, heads_per_batch).items():
             drops[kind].append(found)
     pooled = {kind: torch.cat(found, dim=1) for kind, found in drops.items()}
     if not all(words.shape[1] for words in pooled.values()):
@@ -70,15 +79,15 @@ def fit(
 
 
 def _drops(
-    model: Any, processor: Any, demonstration: Demonstration, heads: Sequence[Head], together: int
+    model: Any, processor: Any, demonstration: Demonstration, heads: Sequence[Head], heads_per_batch: int
 ) -> dict[str, Tensor]:
     """How much silencing each head lowers the probability of each word, fp64 `[heads, words]` of real and hallucinated."""
     answers = {"real": demonstration.correct, "hallucinated": demonstration.hallucinated}
-    encoded = {kind: encode(model, processor, demonstration, answer) for kind, answer in answers.items()}
+    encoded = {kind: encode_answer(model, processor, demonstration, answer) for kind, answer in answers.items()}
     said = {kind: batch["input_ids"][0, -length:].tolist() for kind, (batch, length) in encoded.items()}
     chosen = dict(zip(said, differing(*said.values()), strict=True))
     return {
-        kind: _silencing(model, batch, said[kind], chosen[kind], heads, together)
+        kind: _silencing(model, batch, said[kind], chosen[kind], heads, heads_per_batch)
         for kind, (batch, _) in encoded.items()
     }
 
@@ -92,7 +101,7 @@ def differing(real: Sequence[int], hallucinated: Sequence[int]) -> tuple[list[in
 
 
 def _silencing(
-    model: Any, batch: Any, said: list[int], chosen: list[int], heads: Sequence[Head], together: int
+    model: Any, batch: Any, said: list[int], chosen: list[int], heads: Sequence[Head], heads_per_batch: int
 ) -> Tensor:
     """Probability of the chosen words, minus that with each head silenced, fp64 `[heads, words]`."""
     if not chosen:
@@ -104,8 +113,8 @@ def _silencing(
     }
     spoken = tuple(said[: max(chosen) + 1])
     heard: list[Tensor] = []
-    for start in range(0, len(heads), together):
-        strategy = Silenced(tuple(heads[start : start + together]), spoken, heard.append)
+    for start in range(0, len(heads), heads_per_batch):
+        strategy = Silenced(tuple(heads[start : start + heads_per_batch]), spoken, heard.append)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # a head may well do nothing
             Guard(model, None, [strategy]).generate(**prompt, max_new_tokens=len(spoken), min_new_tokens=0)
@@ -129,7 +138,7 @@ class Silenced:
     heard: Callable[[Tensor], None]
 
     @hookimpl
-    def attention(self, gen: Generation) -> Iterable[AttentionEdit]:  # noqa: ARG002 - the hook's signature
+    def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
         """One edit for each layer with heads to silence."""
         for layer in sorted({layer for layer, _ in self.heads}):
             yield AttentionEdit((layer, layer + 1), self._silence, keys="all", queries="predicting", stage="outputs")
@@ -140,7 +149,7 @@ class Silenced:
         return outputs.index_put((rows, heads), outputs.new_zeros(()))
 
     @hookimpl
-    def search(self, gen: Generation) -> Iterable[Search]:  # noqa: ARG002 - the hook's signature
+    def search(self, gen: Generation) -> Iterable[Search]:
         """Say the words."""
         yield Search(self._say, rows_per_request=len(self.heads) + 1, shared_prompt=False)
 
