@@ -79,15 +79,15 @@ def test_no_hook_is_invented(sections):
     assert set(sections) == set(HOOKS) | values
 
 
-@pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda one: getattr(one, "__name__", None) or one.name)
+@pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda value: getattr(value, "__name__", None) or value.name)
 def test_a_field_stands_there_with_type_and_default(sections, value, field):
     assert row(field) in sections[value.__name__], f"under '### {value.__name__}' write: {row(field)}"
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
 def test_no_field_is_invented(sections, value):
-    told = re.findall(r"^\| `(\w+)` \| `.*` \| (?:required|`[^`]*`) \|", sections[value.__name__], re.MULTILINE)
-    assert told == [field.name for field in dataclasses.fields(value)]
+    listed = re.findall(r"^\| `(\w+)` \| `.*` \| (?:required|`[^`]*`) \|", sections[value.__name__], re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(value)]
 
 
 @pytest.mark.parametrize(("owner", "name"), MEMBERS)
