@@ -16,9 +16,9 @@ from lvlm_guard.host.fitters import fitter_catalogue
 DEMONSTRATIONS = 50
 
 
-def _list_fitters(wanted: bool) -> None:
+def _list_fitters(requested: bool) -> None:
     """Print a line for each fitter, the strategy and the distribution, and leave."""
-    if not wanted:
+    if not requested:
         return
     offers = list(fitter_catalogue())
     width = max((len(offer.fitter.strategy) for offer in offers), default=0)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 from typer.testing import CliRunner
 
-from lvlm_guard import Artefact, GuardWarning, InputError, hookimpl, testbed
+from lvlm_guard import Artefact, GuardWarning, InputError, fitting, hookimpl, testbed
 from lvlm_guard.cli import app
 from lvlm_guard.fitting import Fitted, Fitter
 from lvlm_guard.host.fitters import discover_fitters, fitter_catalogue
@@ -183,3 +183,18 @@ def test_a_plugin_that_cannot_be_imported_is_reported_once():
         strategies = discover(absent)
     fitters = discover_fitters(absent, strategies)  # a warning would be an error
     assert fitters.broken == strategies.broken
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("encode", "encode_answer"),
+        ("encode_all", "encode_prompts"),
+        ("hidden_states", "compute_hidden_states"),
+        ("watching", "record_outputs"),
+    ],
+)
+def test_old_names_of_fitting_work_and_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(fitting, old) is getattr(fitting, new)
+    assert old not in fitting.__all__
