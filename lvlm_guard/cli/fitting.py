@@ -45,7 +45,7 @@ def fit(
             "--list",
             is_eager=True,
             callback=_list_fitters,
-            help="List the strategies that have a fitter, and its origin.",
+            help="List the strategies that have a fitter, and the distributions that offer it.",
         ),
     ] = False,
 ) -> None:
