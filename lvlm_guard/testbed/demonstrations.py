@@ -40,8 +40,8 @@ def _invent(scene: Scene, order: Sequence[SceneObject], way: int, rng: np.random
     index = int(rng.integers(len(objects)))
     if way == 0 and absent:
         partner = absent[int(rng.integers(len(absent)))]
-        beside = next(place for place, item in enumerate(objects) if item.category == PARTNER[partner])
-        objects.insert(beside + 1, replace(objects[beside], category=partner, colour=TYPICAL_COLOUR[partner]))
+        position = next(index for index, item in enumerate(objects) if item.category == PARTNER[partner])
+        objects.insert(position + 1, replace(objects[position], category=partner, colour=TYPICAL_COLOUR[partner]))
     elif way == 2:
         categories = [category for category in CATEGORIES if category not in scene.present]
         objects[index] = replace(objects[index], category=categories[int(rng.integers(len(categories)))])

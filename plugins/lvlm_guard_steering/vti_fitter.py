@@ -90,12 +90,12 @@ def _compute_visual_difference(
     model: Any, batch: Mapping[str, Any], trials: int, masked: float, seed: int, pair: Tensor
 ) -> Tensor:
     """Return the mean over masked pictures minus the picture `[layers, tokens, hidden]`."""
-    whole, edit = _compute_tower_states(model, batch), _build_mask(model, masked)
-    difference = -whole
+    unmasked, edit = _compute_tower_states(model, batch), _build_mask(model, masked)
+    difference = -unmasked
     for trial in range(trials):
         difference += _compute_tower_states(model, edit_pictures(model, batch, edit, seed + trial)) / trials
     # towers with an axis of images have one more of them for two pictures; others lay all patches end to end
-    has_images = whole.ndim == pair.ndim > 3 and pair.shape[1] > whole.shape[1]  # noqa: PLR2004 - images and tokens
+    has_images = unmasked.ndim == pair.ndim > 3 and pair.shape[1] > unmasked.shape[1]  # noqa: PLR2004 - images and tokens
     return difference.mean(1) if has_images else difference.flatten(1, -2).mean(1, keepdim=True)
 
 
