@@ -20,9 +20,10 @@ from rich.table import Table
 from tqdm import tqdm
 
 from lvlm_guard import Guard, GuardError, fitting
-from lvlm_guard.fitting.demonstrations import of_testbed
+from lvlm_guard.host.fitters import fitter_catalogue
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed import load
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.evaluate import Evaluation, evaluate
 from lvlm_guard.testbed.measures import DEMO_MEASURES, compare
 from lvlm_guard.testbed.world.scenes import Scene, scenes
@@ -61,9 +62,9 @@ class Effect:
 
 def fitted(model: Any, processor: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     """Parameters of the strategies that need an artefact, fitted on training scenes."""
-    demonstrations = of_testbed(DEMONSTRATIONS)
+    demonstrations = build_demonstrations(DEMONSTRATIONS)
     parameters: dict[str, Mapping[str, Any]] = dict(SCORER)
-    for kind in fitting.KINDS:
+    for kind in fitter_catalogue().offers:
         artefact = fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train")
         artefact.save(folder / f"{kind}.safetensors")
         parameters[kind] = {"artefact": str(folder / f"{kind}.safetensors")}

@@ -1,4 +1,4 @@
-"""`lvlm-guard fit`: what strategies need to know about a model beforehand, fitted and kept in a file."""
+"""`lvlm-guard fit`: what strategies need to know about a model beforehand, fitted and written to a file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ from tqdm import tqdm
 
 from lvlm_guard import fitting, loading
 from lvlm_guard.errors import InputError
+from lvlm_guard.host.fitters import fitter_catalogue
 
 DEMONSTRATIONS = 50
 
 
+def _list_fitters(requested: bool) -> None:
+    """Print a line for each fitter, the strategy and the distribution, and leave."""
+    if not requested:
+        return
+    offers = list(fitter_catalogue())
+    width = max((len(offer.fitter.strategy) for offer in offers), default=0)
+    for offer in offers:
+        typer.echo(f"{offer.fitter.strategy:{width}}  {offer.distribution}")
+    raise typer.Exit
+
+
 def fit(
-    kind: Annotated[str, typer.Argument(help=f"The strategy to fit for: {', '.join(fitting.KINDS)}.")],
+    kind: Annotated[str, typer.Argument(help="The strategy to fit for; --list names all.")],
     model: Annotated[str, typer.Option(help="A local folder, a hub id, or 'testbed' for the bundled model.")],
     data: Annotated[str, typer.Option(help="A JSONL file, or 'testbed' for captions of the bundled training scenes.")],
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
@@ -27,19 +39,28 @@ def fit(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            is_eager=True,
+            callback=_list_fitters,
+            help="List the strategies that have a fitter, and the distributions that offer it.",
+        ),
+    ] = False,
 ) -> None:
     """Fit what the strategy KIND needs of one model, on answers with and without hallucinations.
 
     A line of the JSONL file is an object with image (a path, beside the file), prompt, correct and hallucinated.
     """
     loading.quieten()
-    from lvlm_guard.testbed import files  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import files  # noqa: PLC0415 - only when something is fitted
 
-    fitting.check_kind(kind)
+    fitter_catalogue().find(kind)
     files.check_destination(out, f"{kind}.safetensors")
     if out.exists() and not force:
         raise InputError(f"{out} exists. Name another file, or replace it with --force.")
-    demonstrations, split = _demonstrations(data, count, seed)
+    demonstrations, split = _read(data, count, seed)
     loaded, processor = loading.load(model, device, dtype)
     track = functools.partial(tqdm, desc=f"fit {kind}", unit="demonstration")
     artefact = fitting.fit(kind, loaded, processor, demonstrations, model_id=model, split=split, track=track)
@@ -48,13 +69,13 @@ def fit(
     typer.echo(f'[[stack]]\nname = "{kind}"\nparams = {{artefact = "{out}"}}')
 
 
-def _demonstrations(data: str, count: int | None, seed: int) -> tuple[list[fitting.Demonstration], str]:
-    """Demonstrations, and what to call the data they are from."""
-    from lvlm_guard.fitting import demonstrations  # noqa: PLC0415 - only when it is asked for
-
+def _read(data: str, count: int | None, seed: int) -> tuple[list[fitting.Demonstration], str]:
+    """Return demonstrations, and the name of the data they are from."""
     if data == loading.BUNDLED:
-        return demonstrations.of_testbed(count or DEMONSTRATIONS, seed), f"testbed {demonstrations.SPLIT}, seed {seed}"
-    found = demonstrations.read(Path(data))
-    if count is not None and count > len(found):
-        raise InputError(f"--count {count} is more than the {len(found)} demonstrations in {data}.")
-    return found[:count], Path(data).name
+        from lvlm_guard.testbed.demonstrations import SPLIT, build_demonstrations  # noqa: PLC0415 - as above
+
+        return build_demonstrations(count or DEMONSTRATIONS, seed), f"testbed {SPLIT}, seed {seed}"
+    demonstrations = fitting.read_demonstrations(Path(data))
+    if count is not None and count > len(demonstrations):
+        raise InputError(f"--count {count} is more than the {len(demonstrations)} demonstrations in {data}.")
+    return demonstrations[:count], Path(data).name

@@ -47,3 +47,9 @@ def load_each(points: Iterable[EntryPoint], load: Callable[[EntryPoint], None], 
                 GuardWarning,
             )
     return broken
+
+
+def describe_broken(broken: Iterable[Broken]) -> str:
+    """Finish an error message: what could not be loaded, and why; nothing where everything was."""
+    reasons = ", ".join(f"{plugin.distribution} ({plugin.reason})" for plugin in broken)
+    return f" Not loaded: {reasons}." if reasons else ""

@@ -15,7 +15,7 @@ from pydantic import PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from lvlm_guard.errors import PluginError, PluginRejected, nearest
-from lvlm_guard.host.discovery import Broken, distribution_of, load_each
+from lvlm_guard.host.discovery import Broken, describe_broken, distribution_of, load_each
 from lvlm_guard.strategy.hookspecs import PROJECT, Discovery, Strategy, hook_names
 
 GROUP = "lvlm_guard"
@@ -37,14 +37,15 @@ class Offer:
         """Return everything the strategy states about itself as plain values for JSON.
 
         `summary` is the first line of the docstring, which holds the formula, and `details` the rest. `neutral` maps
-        parameters to their neutral values and is empty where the strategy states none. `version` is the distribution's,
-        None where it is not installed as one.
+        parameters to their neutral values and is empty where the strategy states none. `contrast_strength` is
+        the name of the parameter that weighs the contrast, None where nothing is contrasted. `version` is the
+        distribution's, None where it is not installed as one.
         """
         schema = TypeAdapter(self.strategy).json_schema()
         neutral = getattr(self.strategy, "neutral", None) or {}
         summary, _, details = (inspect.getdoc(self.strategy) or "").partition("\n")
         parameters = [
-            {"name": name, **_plain(entry), "neutral": neutral.get(name)} | _state_required(name, schema)
+            {"name": name, **_describe_parameter(entry), "neutral": neutral.get(name)} | _state_required(name, schema)
             for name, entry in schema.get("properties", {}).items()
         ]
         return {
@@ -55,6 +56,7 @@ class Offer:
             "hooks": [name for name in hook_names(Strategy) if is_marked(getattr(self.strategy, name, None))],
             "paper": getattr(self.strategy, "paper", None),
             "cost": getattr(self.strategy, "cost", None),
+            "contrast_strength": contrast_strength(self.strategy),
             "summary": summary,
             "details": details.strip(),
             "neutral": dict(neutral),
@@ -73,17 +75,17 @@ class Catalogue:
         return iter(self.offers[name] for name in sorted(self.offers))
 
     def add(self, strategy: type, distribution: str) -> None:
-        """Take up a strategy class.
+        """Add a strategy class.
 
         Raises:
             PluginRejected: The class breaks the hook contract, or its name is taken.
         """
         check_strategy(strategy)
         offer = Offer(strategy, distribution)
-        taken = self.offers.get(offer.name)
-        if taken is not None and taken.strategy is not strategy:
+        previous = self.offers.get(offer.name)
+        if previous is not None and previous.strategy is not strategy:
             raise PluginRejected(
-                f"{distribution} offers a strategy {offer.name!r}, but {taken.distribution} already does; rename one."
+                f"{distribution} offers a strategy {offer.name!r}, but {previous.distribution} already does; rename one."
             )
         self.offers[offer.name] = offer
 
@@ -94,12 +96,10 @@ class Catalogue:
             PluginError: No installed distribution offers it.
         """
         if name not in self.offers:
-            raise PluginError(f"No strategy is called {name!r}.{nearest(name, self.offers)}{self._broken_hint()}")
+            raise PluginError(
+                f"No strategy is called {name!r}.{nearest(name, self.offers)}{describe_broken(self.broken)}"
+            )
         return self.offers[name].strategy
-
-    def _broken_hint(self) -> str:
-        names = ", ".join(f"{one.distribution} ({one.reason})" for one in self.broken)
-        return f" Not loaded: {names}." if names else ""
 
 
 @functools.cache
@@ -110,19 +110,25 @@ def catalogue() -> Catalogue:
 
 def discover(points: Sequence[EntryPoint]) -> Catalogue:
     """Build a catalogue from entry points; one that fails is warned about and listed as broken."""
-    found = Catalogue()
-    found.broken += load_each(points, lambda point: _load(point, distribution_of(point), found), "plugin")
-    return found
+    strategies = Catalogue()
+
+    def register(point: EntryPoint) -> None:
+        staged = Catalogue(dict(strategies.offers))
+        distribution = distribution_of(point)
+        load_plugin(point).hook.register_strategies(register=lambda strategy: staged.add(strategy, distribution))
+        strategies.offers.update(staged.offers)
+
+    strategies.broken += load_each(points, register, "plugin")
+    return strategies
 
 
-def _load(point: EntryPoint, distribution: str, found: Catalogue) -> None:
+def load_plugin(point: EntryPoint) -> pluggy.PluginManager:
+    """Return a manager of the discovery hooks that knows only the plugin of this entry point."""
     plugins = pluggy.PluginManager(PROJECT)
     plugins.add_hookspecs(Discovery)
     plugins.register(point.load(), name=point.name)
     plugins.check_pending()
-    staged = Catalogue(dict(found.offers))
-    plugins.hook.register_strategies(register=lambda strategy: staged.add(strategy, distribution))
-    found.offers.update(staged.offers)
+    return plugins
 
 
 def strategy_name(strategy: type | object) -> str:
@@ -135,6 +141,11 @@ def is_neutral(strategy: object) -> bool:
     """Whether a strategy that states a neutral value is at it."""
     neutral = getattr(strategy, "neutral", None) or {}
     return bool(neutral) and all(getattr(strategy, name) == value for name, value in neutral.items())
+
+
+def contrast_strength(strategy: type | object) -> str | None:
+    """Return the parameter by which a strategy class or instance weighs its contrast; None where it contrasts nothing."""
+    return getattr(strategy, "contrast_strength", None)
 
 
 def is_marked(function: object) -> bool:
@@ -151,17 +162,27 @@ def check_strategy(strategy: type) -> None:
     name = strategy_name(strategy)
     if not dataclasses.is_dataclass(strategy) or not strategy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginRejected(f"{name}: a strategy is a frozen dataclass; decorate it with @dataclass(frozen=True).")
-    known = hook_names(Strategy)
+    hooks = hook_names(Strategy)
     for attribute, member in inspect.getmembers(strategy, callable):
         if is_marked(member):
-            _check_hook(name, attribute, member, known)
-        elif attribute in known:
+            _check_hook(name, attribute, member, hooks)
+        elif attribute in hooks:
             raise PluginRejected(f"{name}.{attribute}: a hook without its marker; decorate it with @hookimpl.")
+    _check_contrast_strength(name, strategy)
 
 
-def _check_hook(name: str, hook: str, function: Callable[..., Any], known: Sequence[str]) -> None:
-    if hook not in known:
-        raise PluginRejected(f"{name}.{hook}: no hook is called {hook!r}.{nearest(hook, known)}")
+def _check_contrast_strength(name: str, strategy: type) -> None:
+    parameter = contrast_strength(strategy)
+    parameters = [field.name for field in dataclasses.fields(strategy)]
+    if parameter is not None and parameter not in parameters:
+        raise PluginRejected(
+            f"{name}.contrast_strength: no parameter is called {parameter!r}.{nearest(str(parameter), parameters)}"
+        )
+
+
+def _check_hook(name: str, hook: str, function: Callable[..., Any], hooks: Sequence[str]) -> None:
+    if hook not in hooks:
+        raise PluginRejected(f"{name}.{hook}: no hook is called {hook!r}.{nearest(hook, hooks)}")
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.name != "gen":
             raise PluginRejected(f"{name}.{hook}: no such hook parameter, {parameter.name!r}; it is {hook}(self, gen).")
@@ -178,9 +199,9 @@ def validated(strategy: object) -> object:
     Raises:
         PluginRejected: With each wrong parameter, or an annotation that cannot be checked.
     """
-    fields = [one for one in dataclasses.fields(strategy) if one.init]  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
     try:
-        return build(type(strategy), {one.name: getattr(strategy, one.name) for one in fields})
+        return build(type(strategy), {field.name: getattr(strategy, field.name) for field in fields})
     except PydanticError as error:
         raise PluginRejected(f"{strategy_name(strategy)}: {problems(error)}") from None
 
@@ -194,7 +215,7 @@ def build(strategy: type, parameters: Mapping[str, Any]) -> object:
 
 
 def problems(error: PydanticError) -> str:
-    """Put a validation error into one line: each parameter, what is wrong and what was given."""
+    """Put a validation error into one line: each parameter, what is wrong, and its value."""
     rows = error.errors(include_url=False)
     return "; ".join(
         f"{'.'.join(map(str, row['loc'])) or 'value'}: {row['msg'].lower()}, got {row['input']!r}" for row in rows
@@ -207,13 +228,13 @@ class StrategyCalls:
     def __init__(self, strategies: Sequence[object]) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Strategy)
-        self.names = tuple(strategy_name(one) for one in strategies)
+        self.names = tuple(strategy_name(strategy) for strategy in strategies)
         for name, strategy in reversed(list(zip(self.names, strategies, strict=True))):
             check_strategy(type(strategy))
             self._manager.register(strategy, name=name)
         self._manager.check_pending()
         self._callers: Mapping[str, Mapping[str, Any]] = {
-            hook: {name: self._only(hook, name) for name in self.names if self._implements(hook, name)}
+            hook: {name: self._caller(hook, name) for name in self.names if self._implements(hook, name)}
             for hook in hook_names(Strategy)
         }
 
@@ -232,9 +253,9 @@ class StrategyCalls:
     def _implements(self, hook: str, name: str) -> bool:
         return is_marked(getattr(self._manager.get_plugin(name), hook, None))
 
-    def _only(self, hook: str, name: str) -> Any:
-        others = [self._manager.get_plugin(other) for other in self.names if other != name]
-        return self._manager.subset_hook_caller(hook, others)
+    def _caller(self, hook: str, name: str) -> Any:
+        silenced = [self._manager.get_plugin(plugin) for plugin in self.names if plugin != name]
+        return self._manager.subset_hook_caller(hook, silenced)
 
 
 def _collect(hook: str, results: list[Any]) -> list[Any]:
@@ -255,13 +276,13 @@ def _state_required(parameter: str, schema: Mapping[str, Any]) -> dict[str, bool
     return {"required": True} if parameter in schema.get("required", ()) else {}
 
 
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_parameter(entry: Mapping[str, Any]) -> dict[str, Any]:
     bounds = {"minimum": "min", "exclusiveMinimum": "above", "maximum": "max", "exclusiveMaximum": "below"}
-    described = {"type": entry.get("type") or _kinds(entry), "default": entry.get("default")}
-    described |= {plain: entry[name] for name, plain in bounds.items() if name in entry}
+    described = {"type": entry.get("type") or _describe_type(entry), "default": entry.get("default")}
+    described |= {word: entry[name] for name, word in bounds.items() if name in entry}
     described |= {name: entry[name] for name in ("enum", "description") if name in entry}
     return described
 
 
-def _kinds(entry: Mapping[str, Any]) -> str:
-    return " or ".join(str(one.get("type", "any")) for one in entry.get("anyOf", ())) or "any"
+def _describe_type(entry: Mapping[str, Any]) -> str:
+    return " or ".join(str(kind.get("type", "any")) for kind in entry.get("anyOf", ())) or "any"

@@ -8,6 +8,7 @@ import pluggy
 
 from lvlm_guard.strategy.branches import Branch, InputEdit
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.fitters import Fitter
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.loops import Revision, Search
 from lvlm_guard.strategy.terms import Term
@@ -24,6 +25,10 @@ class Discovery:
     @hookspec
     def register_strategies(self, register: Callable[[type], None]) -> None:
         """Offer strategies: call `register` with each strategy class."""
+
+    @hookspec
+    def register_fitters(self, register: Callable[[Fitter], None]) -> None:
+        """Offer fitters for strategies of the same distribution: call `register` with each `Fitter`."""
 
 
 class Strategy:

@@ -42,6 +42,7 @@ class AvisC:
     paper: ClassVar[str] = "arXiv 2405.17820"
     cost: ClassVar[str] = "one branch, attention of the prefill's last row observed"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+    contrast_strength: ClassVar[str] = "alpha"
 
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 2.5
     beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1

@@ -31,6 +31,7 @@ class RITUAL:
     paper: ClassVar[str] = "arXiv 2405.17821"
     cost: ClassVar[str] = "one branch"
     neutral: ClassVar[dict[str, float]] = {"kappa": 0.0}
+    contrast_strength: ClassVar[str] = "kappa"
 
     kappa: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the transformed picture")] = 3.0
     beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1

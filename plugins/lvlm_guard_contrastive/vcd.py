@@ -27,6 +27,7 @@ class VCD:
     paper: ClassVar[str] = "arXiv 2311.16922"
     cost: ClassVar[str] = "one branch"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
+    contrast_strength: ClassVar[str] = "alpha"
 
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
     beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1

@@ -1,7 +1,9 @@
 """Every item to every system: controls are there, batches are the same each time, and a refusal stays its own."""
 
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import quick_run
@@ -15,6 +17,7 @@ from lvlm_guard.bench.running import batches, runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.errors import InputError
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
 
@@ -61,6 +64,32 @@ def test_the_temperature_control_matches_the_contrast_it_is_compared_with():
     assert all(one.stack.strategies[0].beta == 0.1 for one in controls.values())
     alone = [one for one in systems.build_systems({"vcd": Stack.of("vcd")}) if one.name == "temperature"]
     assert [(one.stack.strategies[0].alpha, one.matched) for one in alone] == [(1.0, ("vcd",))]
+
+
+def test_bundled_strategies_state_the_strength_of_their_contrast():
+    strengths = {offer.name: offer.describe()["contrast_strength"] for offer in catalogue()}
+    stated = {name: parameter for name, parameter in strengths.items() if parameter}
+    assert stated == {
+        "avisc": "alpha", "icd": "alpha", "ritual": "kappa", "sid": "alpha", "vcd": "alpha", "vdd": "alpha",
+    }  # fmt: skip
+    unfitted = [name for name in strengths if name not in ("nullu", "vti")]  # these need an artefact
+    matched = {name: systems.contrast(Stack.of(name)) for name in unfitted}
+    assert {name: strength for name, strength in matched.items() if strength} == {
+        "avisc": (2.5, 0.1), "icd": (1.0, 0.1), "ritual": (3.0, 0.1), "sid": (1.0, 0.1), "vcd": (1.0, 0.1),
+        "vdd": (1.0, 0.1),
+    }  # fmt: skip
+
+
+def test_a_strategy_of_anybody_may_state_the_strength_of_its_contrast():
+    @dataclass(frozen=True)
+    class Haze:
+        name: ClassVar[str] = "haze"
+        contrast_strength: ClassVar[str] = "weight"
+
+        weight: float = 1.5
+
+    assert systems.contrast(Stack.of([Haze()])) == (1.5, 0.0)
+    assert systems.contrast(Stack.of([Haze(weight=0.25), "vcd"])) == (1.25, 0.1)
 
 
 @pytest.mark.parametrize(

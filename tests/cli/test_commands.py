@@ -23,7 +23,8 @@ from lvlm_guard.host.plugins import Broken, Catalogue, Offer, catalogue
 from lvlm_guard.testbed.world.scenes import scenes
 
 KEYS = {
-    "name", "family", "distribution", "version", "hooks", "paper", "cost", "summary", "details", "neutral", "parameters",
+    "name", "family", "distribution", "version", "hooks", "paper", "cost", "contrast_strength", "summary", "details", "neutral",
+    "parameters",
 }  # fmt: skip
 NAMES = [offer.name for offer in catalogue()]
 

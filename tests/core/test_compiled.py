@@ -128,10 +128,10 @@ def test_states_that_a_fit_collects_are_those_of_the_model_run_uncompiled(backen
     model, inputs = tiny("llava")
     batch = {name: value[:1] for name, value in inputs.items()}
     with torch.no_grad():
-        wanted = fitting.hidden_states(model, batch)
+        wanted = fitting.compute_hidden_states(model, batch)
         compile_layers(model, backend)
         model(**batch)
-        assert torch.allclose(fitting.hidden_states(model, batch), wanted, atol=TOLERANCE)
+        assert torch.allclose(fitting.compute_hidden_states(model, batch), wanted, atol=TOLERANCE)
 
 
 def test_blocks_that_overlap_share_the_switch(backend):

@@ -38,6 +38,13 @@ def test_a_strategy_is_a_frozen_dataclass():
         check_strategy(type("Plain", (), {}))
 
 
+def test_the_strength_of_a_contrast_is_a_parameter():
+    with pytest.raises(
+        PluginRejected, match=r"odd.contrast_strength: no parameter is called 'alhpa'. Did you mean 'alp"
+    ):
+        check_strategy(made(contrast_strength="alhpa", alpha=1.0, __annotations__={"alpha": float}))
+
+
 def test_a_name_can_be_taken_only_once():
     found = Catalogue()
     found.add(made("mine"), "one")

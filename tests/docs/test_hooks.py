@@ -9,6 +9,8 @@ import re
 import pytest
 
 import lvlm_guard
+from lvlm_guard import fitting
+from lvlm_guard.fitting import Demonstration, Fitted, Fitter
 from lvlm_guard.strategy.branches import TokenEdit
 from lvlm_guard.strategy.generation import Forward, Generation, Rows
 from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
@@ -25,7 +27,8 @@ EDITS = (
     lvlm_guard.Search,
     lvlm_guard.Revision,
 )
-VALUES = (*EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
+FITTING = (Fitter, Demonstration, Fitted)
+VALUES = (*FITTING, *EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
 PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
 MEMBERS = [
     (owner, name)
@@ -76,17 +79,24 @@ def test_no_hook_is_invented(sections):
     assert set(sections) == set(HOOKS) | values
 
 
-@pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda one: getattr(one, "__name__", None) or one.name)
+@pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda value: getattr(value, "__name__", None) or value.name)
 def test_a_field_stands_there_with_type_and_default(sections, value, field):
     assert row(field) in sections[value.__name__], f"under '### {value.__name__}' write: {row(field)}"
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
 def test_no_field_is_invented(sections, value):
-    told = re.findall(r"^\| `(\w+)` \| `.*` \| (?:required|`[^`]*`) \|", sections[value.__name__], re.MULTILINE)
-    assert told == [field.name for field in dataclasses.fields(value)]
+    listed = re.findall(r"^\| `(\w+)` \| `.*` \| (?:required|`[^`]*`) \|", sections[value.__name__], re.MULTILINE)
+    assert listed == [field.name for field in dataclasses.fields(value)]
 
 
 @pytest.mark.parametrize(("owner", "name"), MEMBERS)
 def test_a_member_stands_there(sections, owner, name):
     assert f"| `{name}` |" in sections[owner.__name__]
+
+
+def test_the_public_names_of_fitting_stand_there(sections):
+    functions = [name for name in fitting.__all__ if inspect.isfunction(getattr(fitting, name))]
+    assert len(functions) > 5
+    for name in functions:
+        assert f"`{name}(" in sections["register_fitters"]

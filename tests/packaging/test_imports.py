@@ -108,6 +108,22 @@ def test_the_public_names_bring_neither_triton_nor_plugins(fresh):
     assert "lvlm_guard.guard" in fresh["use"]
 
 
+DISCOVERY = """
+import json, sys
+from lvlm_guard.host.plugins import catalogue
+names = [offer.name for offer in catalogue()]
+print(json.dumps({"names": names, "modules": sorted(sys.modules)}))
+"""
+
+
+def test_the_discovery_of_strategies_imports_no_fitter(quietly, tmp_path):
+    seen = json.loads(quietly(sys.executable, "-c", DISCOVERY, cwd=tmp_path).splitlines()[-1])
+    assert {"adhh", "nullu", "vti"} <= set(seen["names"])
+    assert [name for name in seen["modules"] if name.endswith("_fitter")] == []
+    assert "lvlm_guard.fitting" not in seen["modules"]
+    assert "lvlm_guard_steering" in seen["modules"]
+
+
 def is_plugin(module: str) -> bool:
     return module.startswith("lvlm_guard_") and not module.startswith("lvlm_guard_kernels")
 

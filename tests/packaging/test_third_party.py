@@ -17,7 +17,7 @@ import json, sys, warnings
 import torch
 import lvlm_guard, lvlm_guard_contrastive, lvlm_guard_example, lvlm_guard_kernels
 from lvlm_guard import Guard
-from lvlm_guard.plugins import catalogue
+from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testing import tiny
 
 model, inputs = tiny("llava")

@@ -10,6 +10,7 @@ from gold import OLD, by_hand
 from lvlm_guard_contrastive import M3ID, VDD
 from lvlm_guard_reweighting import ADHH, PAI, VAF
 from lvlm_guard_reweighting.adhh import LLAVA_1_5_7B
+from lvlm_guard_reweighting.adhh_fitter import fit_adhh
 from lvlm_guard_reweighting.pai import NO_IMAGE
 from PIL import Image
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from toy_processor import toy_processor
 from twin import Twin
 
 from lvlm_guard import Artefact, Guard, InputError, Stack, StrategyRefused
-from lvlm_guard.fitting import Demonstration, adhh, encode, fit
+from lvlm_guard.fitting import Demonstration, encode_answer, fit
 from lvlm_guard.host.plugins import build
 from lvlm_guard.strategy.artefacts import config_hash
 from lvlm_guard.testing import StrategyContract, tiny
@@ -183,7 +184,7 @@ def test_the_finder_scores_heads_as_its_formula_says():
             return outputs
 
         for answer, positions in zip((demonstration.correct, demonstration.hallucinated), words, strict=True):
-            batch, length = encode(model, processor, demonstration, answer)
+            batch, length = encode_answer(model, processor, demonstration, answer)
             start, ids = batch["input_ids"].shape[1] - length, batch["input_ids"][0].tolist()
             prompt = {**batch, "input_ids": batch["input_ids"][:, :start]}
             prompt["attention_mask"] = batch["attention_mask"][:, :start]
@@ -209,7 +210,9 @@ def test_the_finder_scores_heads_as_its_formula_says():
 
 def test_the_finder_may_silence_few_heads_at_a_time():
     model, _ = tiny("llava")
-    whole, parts = (adhh.fit(model, toy_processor(), demonstrations(), count=2, together=rows) for rows in (64, 5))
+    whole, parts = (
+        fit_adhh(model, toy_processor(), demonstrations(), count=2, heads_per_batch=rows) for rows in (64, 5)
+    )
     assert torch.allclose(whole.tensors["scores"], parts.tensors["scores"], atol=1e-6)
     assert whole.tensors["heads"].shape == (2, 2)
 

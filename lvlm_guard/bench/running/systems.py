@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError, nearest
+from lvlm_guard.host.plugins import contrast_strength
 from lvlm_guard.host.stack import Stack
 
 GREEDY = "greedy"
@@ -22,9 +22,6 @@ SAMPLED_CONTROLS = ("mask_only", TEMPERATURE)
 GREEDY_CONTROLS = ("yes_bias", "olm", "pba")
 CONTROLS = (GREEDY, SAMPLING, *SAMPLED_CONTROLS, *GREEDY_CONTROLS)
 """Added to every run unless switched off by name."""
-
-STRENGTHS = ("alpha", "kappa")
-"""What contrastive strategies call the strength of their contrast."""
 
 UNMATCHED = (1.0, 0.1)
 """Alpha and beta of the temperature control where no stack contrasts: those of VCD, arXiv 2311.16922."""
@@ -151,12 +148,9 @@ def contrast(stack: Stack) -> tuple[float, float] | None:
     None where nothing is contrasted.
     """
     contrasts = [
-        (float(parameters[name]), float(parameters.get("beta", 0.0)))
+        (float(getattr(strategy, parameter)), float(getattr(strategy, "beta", 0.0)))
         for strategy in stack
-        if getattr(strategy, "family", "") == "contrastive"
-        for parameters in (dataclasses.asdict(strategy),)  # type: ignore[call-overload]
-        for name in STRENGTHS
-        if name in parameters
+        if (parameter := contrast_strength(strategy)) is not None
     ]
     if not contrasts:
         return None

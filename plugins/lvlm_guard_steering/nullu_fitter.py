@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.fitting import Demonstration, Fitted, Track, encode, hidden_states
+from lvlm_guard.fitting import Demonstration, Fitted, Track, compute_hidden_states, encode_answer
 
 RANK = 16
 """How many directions are kept; a strategy takes the first few of them."""
 
 
-def fit(
+def fit_nullu(
     model: Any, processor: Any, demonstrations: Sequence[Demonstration], track: Track = iter, *, rank: int = RANK
 ) -> Fitted:
-    """Right singular vectors of the differences of mean hidden states: `directions [layers, rank, hidden]`.
+    """Fit `directions [layers, rank, hidden]`: right singular vectors of the differences of mean hidden states, in fp32.
 
     Yang et al., arXiv 2412.13817: per layer, `E = (truthful - hallucinated) / 2` with a row per demonstration, and its
     singular value decomposition. Hidden states are averaged over the tokens of the caption, which the prompt, the same
@@ -26,14 +26,14 @@ def fit(
     differences = []
     for demonstration in track(demonstrations):
         answers = (demonstration.correct, demonstration.hallucinated)
-        truthful, hallucinated = (_mean_state(model, processor, demonstration, answer) for answer in answers)
+        truthful, hallucinated = (_compute_mean_state(model, processor, demonstration, answer) for answer in answers)
         differences.append((truthful - hallucinated) / 2)
     _, _, directions = torch.linalg.svd(torch.stack(differences, dim=1), full_matrices=False)
-    kept = directions[:, :rank].contiguous()
-    return Fitted({"directions": kept}, {"rank": kept.shape[1]})
+    first = directions[:, :rank].contiguous()
+    return Fitted({"directions": first}, {"rank": first.shape[1]})
 
 
-def _mean_state(model: Any, processor: Any, demonstration: Demonstration, answer: str) -> Tensor:
-    """Mean hidden state of an answer's tokens after each layer `[layers, hidden]`."""
-    batch, length = encode(model, processor, demonstration, answer)
-    return hidden_states(model, batch)[:, -length:].mean(1).cpu()
+def _compute_mean_state(model: Any, processor: Any, demonstration: Demonstration, answer: str) -> Tensor:
+    """Return the mean hidden state of an answer's tokens after each layer `[layers, hidden]`."""
+    batch, length = encode_answer(model, processor, demonstration, answer)
+    return compute_hidden_states(model, batch)[:, -length:].mean(1).cpu()
