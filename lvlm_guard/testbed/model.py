@@ -14,6 +14,9 @@ from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.errors import TestbedError
 
 WEIGHTS = Path(__file__).parent / "weights"
+DEMO_STACK = Path(__file__).parent / "demo_stack.toml"
+"""The demo's stack where nobody names one. `benchmarks/choose_stack.py` chose it on calibration scenes."""
+
 FILES = (
     "config.json",
     "generation_config.json",

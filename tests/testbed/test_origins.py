@@ -8,33 +8,36 @@ import pytest
 import torch
 
 from lvlm_guard import Guard
+from lvlm_guard.bench.items import Item, Said
 from lvlm_guard.testbed import load
 from lvlm_guard.testbed.card import only, origins
 from lvlm_guard.testbed.card.only import Blind, Noised
-from lvlm_guard.testbed.evaluate import Answer, Ask, asked_about, evaluate, prompts
+from lvlm_guard.testbed.running import answer as answer_suites
+from lvlm_guard.testbed.suite import Scenes
 from lvlm_guard.testbed.world.habits import CATEGORIES, residents
 from lvlm_guard.testbed.world.language import caption
-from lvlm_guard.testbed.world.scenes import absent_partners, scenes
+from lvlm_guard.testbed.world.scenes import absent_partners
 
 
 def answer(
-    prompt: str, truth: str, text: str, habit: str | None, level: str = "object", kind: str = "existence"
-) -> Answer:
-    return Answer("scene", "counterfactual", level, kind, prompt, truth, text, habit=habit)
+    name: str, truth: str, text: str, habit: str | None, level: str = "object", kind: str = "existence", **extra: str
+) -> Said:
+    values = {"negative": None, "broken": None, **extra, "habit": habit}
+    return Said(Item(name, "scene", f"{name} ?", truth, level, kind, extra=values), text)
 
 
 def test_agreement_of_hand_made_answers() -> None:
-    said = [
+    spoken = [
         answer("a", "no", "yes", "yes"),  # wrong, by habit
         answer("b", "no", "yes", "no"),  # wrong, against habit
-        answer("c", "yes", "yes", "yes"),  # right, by habit
+        answer("c", "yes", " yes", "yes"),  # right, by habit
         answer("d", "no", "no", "yes"),  # right, against habit
         answer("e", "no", "no", "no"),  # right, by habit
         answer("f", "right", "left", "left", "relation", "choice"),  # wrong, by habit
         answer("g", "yes", "no", None, "relation", "vertical"),  # no habit: left out
     ]
-    branch = [answer(one.prompt, one.truth, "yes", one.habit) for one in said]
-    found = origins.agreement(said, {"blind": branch})
+    branch = [Said(said.item, "yes") for said in spoken]
+    found = origins.agreement(spoken, {"blind": branch})
     assert found["object"]["wrong"] == {"n": 2.0, "habit": 0.5, "blind": 1.0}
     assert found["object"]["right"] == {"n": 3.0, "habit": pytest.approx(2 / 3), "blind": pytest.approx(1 / 3)}
     assert found["relation"]["wrong"] == {"n": 1.0, "habit": 1.0, "blind": 0.0}
@@ -42,29 +45,63 @@ def test_agreement_of_hand_made_answers() -> None:
     assert math.isnan(found["attribute"]["wrong"]["habit"])
 
 
+class FourBrokenPairs(Scenes):
+    """Four scenes that break the habit of a pair: every third one."""
+
+    def draw(self, index: int):
+        return super().draw(3 * index)
+
+
 def test_inventions_of_hand_made_captions() -> None:
-    given = [one for one in scenes("counterfactual", 30) if one.broken.level == "object"][:4]
-    partner = [absent_partners(one)[0] for one in given]
+    suite = FourBrokenPairs(count=4)
+    drawn = [suite.draw(index) for index in range(4)]
+    assert {scene.broken.level for scene in drawn} == {"object"}
+    partner = [absent_partners(scene)[0] for scene in drawn]
     stranger = [
-        next(c for c in CATEGORIES if c not in residents(one.background) and c not in one.present) for one in given
+        next(c for c in CATEGORIES if c not in residents(scene.background) and c not in scene.present)
+        for scene in drawn
     ]
     texts = [
         f"there is a red {partner[0]} .",
         f"there is a red {partner[1]} and a blue {stranger[1]} .",
         "",
-        caption(given[3]),
+        caption(drawn[3]),
     ]
-    told = [
-        Answer(one.name, one.split, "caption", "caption", "", caption(one), text)
-        for one, text in zip(given, texts, strict=True)
+    spoken = [
+        Said(Item(scene.name, scene.name, "", caption(scene), "object", "caption"), text)
+        for scene, text in zip(drawn, texts, strict=True)
     ]
-    found = origins.inventions(told, given)
-    resident = sum(len(set(residents(one.background)) - one.present) - 1 for one in given)
-    strangers = sum(len(set(CATEGORIES) - set(residents(one.background)) - one.present) for one in given)
+    found = origins.inventions(spoken, suite)
+    strangers = sum(len(set(CATEGORIES) - set(residents(scene.background)) - scene.present) for scene in drawn)
     assert found["partner"] == pytest.approx(2 / 4)
     assert found["stranger"] == pytest.approx(1 / strangers)
     assert found["resident"] == 0
-    assert resident >= 0
+
+
+def existence(name: str, truth: str, margin: float, negative: str | None = None, broken: str = "object") -> Said:
+    item = answer(name, truth, "yes", None, negative=negative, broken=broken).item
+    return Said(item, "yes" if margin > 0 else "no", 2, margin)
+
+
+def test_foretold_of_hand_made_margins() -> None:
+    def margins(a: float, b: float, c: float, d: float) -> list[Said]:
+        return [
+            existence("a", "yes", a),
+            existence("b", "no", b, "adversarial"),
+            existence("c", "no", c, "adversarial"),
+            existence("d", "no", d, "random"),
+            existence("e", "no", 9.0, "random", broken="attribute"),  # another habit: left out
+        ]
+
+    found = origins.foretold(
+        {
+            "greedy": margins(2.0, 3.0, -1.0, -2.0),  # b is hallucinated
+            "image-free": margins(0.0, 5.0, 1.0, 1.0),
+            "noised a little": margins(0.0, 1.0, 5.0, 5.0),
+            "noised": margins(0.0, 1.0, 1.0, 0.0),
+        }
+    )
+    assert found == {"truth": 0.5, "image-free": 1.0, "noised a little": 0.0, "noised": 0.75}
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +109,24 @@ def bundled():
     return load()
 
 
+SUITE = Scenes(count=6, seed=12, captions=0)
+
+
 @pytest.fixture(scope="module")
-def asks() -> list[Ask]:
-    return asked_about(scenes("counterfactual", 6, seed=12))
+def asks() -> list[Item]:
+    return list(SUITE.load(None).items)
+
+
+def prompts(items: list[Item], processor):
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.prompt}]}],
+            add_generation_prompt=True,
+        )
+        for item in items
+    ]
+    pictures = [SUITE.picture(None, item.image) for item in items]
+    return processor(text=texts, images=pictures, padding=True, return_tensors="pt")
 
 
 SETTINGS = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -86,7 +138,7 @@ def same(one, other, prompt: int, other_prompt: int) -> bool:
     return words and all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one.logits, other.logits, strict=True))
 
 
-def test_blind_answers_as_the_model_does_without_an_image(bundled, asks: list[Ask]) -> None:
+def test_blind_answers_as_the_model_does_without_an_image(bundled, asks: list[Item]) -> None:
     model, processor = bundled
     inputs = prompts(asks, processor)
     texts = [
@@ -131,21 +183,23 @@ def test_noised_answers_as_the_model_does_of_the_same_noised_pixels(bundled, ask
 
 def test_margins_are_the_logits_of_yes_and_no(bundled) -> None:
     model, processor = bundled
-    given = scenes("counterfactual", 3, seed=12)
-    found = origins.margins(model.generate, processor, given)
-    asks = [ask for ask in asked_about(given) if ask.kind == "existence"]
-    assert set(found) == {(ask.scene.name, ask.prompt) for ask in asks}
-    ask = asks[0]
-    logits = model(**prompts([ask], processor)).logits[0, -1]
+    answers = origins.answer_branches(model, processor, Scenes(count=3, seed=12))
+    assert set(answers) == {"greedy", "image-free", "noised a little", "noised"}
+    found = origins.margins(answers["greedy"])
+    items = [item for item in SUITE.load(None).items if item.id in found]
+    assert {item.id for item in items} == set(found)
+    assert {(item.kind, item.extra["broken"]) for item in items} == {("existence", "object")}
+    logits = model(**prompts(items[:1], processor)).logits[0, -1]
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
-    assert found[ask.scene.name, ask.prompt] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-3)
+    assert found[items[0].id] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-3)
+    assert found[items[0].id] != pytest.approx(origins.margins(answers["image-free"])[items[0].id], abs=0.1)
 
 
 def test_everything_is_measured_in_shares(bundled) -> None:
     model, processor = bundled
-    given = scenes("counterfactual", 9, seed=12)
-    said = evaluate(model.generate, processor, given, progress=False).answers
-    found = origins.measure(model, processor, given, said)
+    suite = Scenes(count=9, seed=12)
+    answers = answer_suites(model, processor, {"scenes": suite}, progress=False)["scenes"]["greedy"]
+    found = origins.measure(model, processor, suite, answers)
     assert set(found) == {"agreement", "foretold", "inventions"}
     assert set(found["foretold"]) == {"truth", "image-free", "noised a little", "noised"}
     assert all(0 <= rate <= 1 for rate in found["inventions"].values())

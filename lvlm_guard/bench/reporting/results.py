@@ -20,7 +20,14 @@ from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
 from lvlm_guard.bench.scoring.parsers import ours
 from lvlm_guard.bench.scoring.scores import auc
-from lvlm_guard.bench.scoring.significance import Changes, Significance, adjusted, changes, significance
+from lvlm_guard.bench.scoring.significance import (
+    RESAMPLES,
+    Changes,
+    Significance,
+    adjusted,
+    changes,
+    significance,
+)
 from lvlm_guard.bench.suite import Suite
 
 
@@ -136,13 +143,16 @@ class Results:
         return {one.system: one for one in self.scores if (one.suite, one.measure) == (suite, measure)}
 
 
-def score(record: Record, parser: str | None = None, data: Path | None = None) -> Results:
+def score(
+    record: Record, parser: str | None = None, data: Path | None = None, *, resamples: int = RESAMPLES
+) -> Results:
     """Score a run from its raw answers.
 
     Args:
         record: The run.
         parser: How to read the answers; as the run was begun unless told.
         data: Where the files lie of suites that cannot read answers without them; where the run found them unless told.
+        resamples: Bootstrap resamples of every difference to greedy; those of a score are 1000.
 
     Raises:
         InputError: A suite has no such parser, lacks files, or there is no such suite any more.
@@ -161,7 +171,8 @@ def score(record: Record, parser: str | None = None, data: Path | None = None) -
         outcomes += found
         complete = {one.system: said[one.system] for one in found if one.whole}
         for measure in measured:
-            scores += _scores(name, measure, complete, {one.system: one.role for one in found})
+            roles = {outcome.system: outcome.role for outcome in found}
+            scores += _scores(name, measure, complete, roles, resamples)
     return Results(record.manifest, parsers, outcomes, scores)
 
 
@@ -217,13 +228,15 @@ def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]
     return Spent(seconds, tokens, 1000 * seconds / max(tokens, 1), prefill, decode, rows, ratio)
 
 
-def _scores(suite: str, measure: Measure, said: Mapping[str, Sequence[Said]], roles: Mapping[str, str]) -> list[Score]:
+def _scores(
+    suite: str, measure: Measure, said: Mapping[str, Sequence[Said]], roles: Mapping[str, str], resamples: int
+) -> list[Score]:
     """One measure of all systems, compared with greedy."""
     rows = {system: measure.rows(answers) for system, answers in said.items()}
     tests: dict[str, Significance] = {}
     for role in dict.fromkeys(roles.values()):
         others = [name for name in said if roles[name] == role and name != GREEDY and GREEDY in said]
-        found = {name: _compared(rows[GREEDY], rows[name], measure.statistic) for name in others}
+        found = {name: _compared(rows[GREEDY], rows[name], measure.statistic, resamples) for name in others}
         tests |= adjusted({name: one for name, one in found.items() if one is not None})
     return [_score(suite, system, measure, own, tests.get(system)) for system, own in rows.items() if own[0]]
 
@@ -252,7 +265,7 @@ def compared(measure: Measure, before: Sequence[Said], after: Sequence[Said]) ->
     return _compared(measure.rows(before), measure.rows(after), measure.statistic)
 
 
-def _compared(before: Rows, after: Rows, statistic: Statistic) -> Significance | None:
+def _compared(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:
     rows = [{name: (cluster, counts) for name, cluster, counts in zip(*one, strict=True)} for one in (before, after)]
     clusters = {name: cluster for one in rows for name, (cluster, _) in one.items()}
     if not clusters:
@@ -260,7 +273,7 @@ def _compared(before: Rows, after: Rows, statistic: Statistic) -> Significance |
     width = max(len(counts) for one in rows for _, counts in one.values())
     nothing = ("", (0.0,) * width)
     old, new = ([one.get(name, nothing)[1] for name in clusters] for one in rows)
-    return significance(old, new, list(clusters.values()), statistic)
+    return significance(old, new, list(clusters.values()), statistic, resamples=resamples)
 
 
 def to_plain(value: Any) -> Any:

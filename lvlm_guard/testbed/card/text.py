@@ -10,7 +10,7 @@ from lvlm_guard.testbed.architectures import named
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.llava import LLAVA
 from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS
-from lvlm_guard.testbed.measures import CARD_MEASURES, NATURAL
+from lvlm_guard.testbed.figures import CARD_FIGURES, NATURAL
 from lvlm_guard.testbed.training.lessons import BLIND_SHARE, LESSONS
 from lvlm_guard.testbed.world.scenes import EVIDENCE, HABITS
 
@@ -113,7 +113,7 @@ def _targets(card: dict[str, Any]) -> str:
 def _scores(card: dict[str, Any]) -> str:
     splits = list(card["scores"])
     rows = [f"| figure | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
-    for name in [*CARD_MEASURES, "natural"]:
+    for name in [*CARD_FIGURES, "natural"]:
         cells = [_cell(card["scores"][split][name]) for split in splits]
         rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
     return f"""## All figures
@@ -126,7 +126,7 @@ Greedy, {card["scenes"]} scenes of each split (seed {card["seed"]}); in brackets
 
 
 def _title(name: str) -> str:
-    return NATURAL.title if name == "natural" else CARD_MEASURES[name].title
+    return NATURAL.title if name == "natural" else CARD_FIGURES[name].title
 
 
 def _cell(score: dict[str, Any]) -> str:
