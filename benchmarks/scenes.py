@@ -30,7 +30,7 @@ from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
-SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "asked": 108}}
+SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "questions": 108}}
 """Scenes of each split: more than 1,000 questions, and 300 captions."""
 
 CAPTIONS = 300

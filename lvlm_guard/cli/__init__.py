@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, stacks, testing_ground
+from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, stacks, testbed
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
-app.add_typer(testing_ground.app, name="testbed")
+app.add_typer(testbed.app, name="testbed")
 
 USAGE_ERROR = 2
 

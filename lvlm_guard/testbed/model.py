@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed.architectures import named
+from lvlm_guard.testbed.architectures import find_architecture
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.errors import TestbedError
 
@@ -66,4 +66,4 @@ def _architecture(folder: Path) -> Architecture:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError("config.json names no model_type.")
-    return named(config["model_type"])
+    return find_architecture(config["model_type"])

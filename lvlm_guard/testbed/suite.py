@@ -12,6 +12,7 @@ from PIL import Image
 from lvlm_guard.bench.items import LEVELS, Item, Level, Said
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.deprecation import renamed_fields
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.testbed.scoring import CAPTION, suite_measures
 from lvlm_guard.testbed.world.language import DESCRIBE, NAMED, caption, mentions
@@ -26,6 +27,7 @@ Split = Literal["counterfactual", "iid", "calibration"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
 
+@renamed_fields(asked="questions")
 @dataclass(frozen=True)
 class Scenes:
     """Questions about drawn scenes, and captions of them. Figures say nothing about other models than the one they are of.
@@ -40,10 +42,11 @@ class Scenes:
         count: Scenes.
         seed: The same seed draws the same scenes.
         captions: At most so many captions; None captions all scenes that can be, 0 none.
-        asked: Questions are put about so many scenes, the first ones; None asks about all.
+        questions: Questions are put about so many scenes, the first ones; None asks about all. Its old name `asked` is
+            accepted with a warning.
 
     Raises:
-        InputError: A split, count, seed, number of captions or of scenes asked about that there cannot be.
+        InputError: A split, count, seed, number of captions or of scenes with questions that there cannot be.
     """
 
     name: ClassVar[str] = "scenes"
@@ -58,16 +61,16 @@ class Scenes:
     count: int = 60
     seed: int = 0
     captions: int | None = None
-    asked: int | None = None
+    questions: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if self.split not in SPLITS:
             raise InputError(f"scenes: no split named {self.split!r}.{nearest(self.split, SPLITS)}")
-        if self.count < 1 or self.seed < 0 or min(self.captions or 0, self.asked or 0) < 0:
+        if self.count < 1 or self.seed < 0 or min(self.captions or 0, self.questions or 0) < 0:
             raise InputError(
-                f"scenes: count must be at least 1, seed, captions and asked not negative; got count {self.count}, seed "
-                f"{self.seed}, captions {self.captions}, asked {self.asked}."
+                f"scenes: count must be at least 1, seed, captions and questions not negative; got count {self.count}, "
+                f"seed {self.seed}, captions {self.captions}, questions {self.questions}."
             )
 
     def load(self, data: Path | None) -> Loaded:  # noqa: ARG002 - the protocol passes a folder, this suite needs none
@@ -76,8 +79,8 @@ class Scenes:
         items: list[Item] = []
         for index in range(self.count):
             drawn = self.draw(index)
-            if self.asked is None or index < self.asked:
-                items += [_question_item(drawn, *numbered) for numbered in enumerate(self.questions(drawn))]
+            if self.questions is None or index < self.questions:
+                items += [_question_item(drawn, *numbered) for numbered in enumerate(self.build_questions(drawn))]
             has_caption = drawn.broken is None or drawn.broken.level != "relation"
             if has_caption and (self.captions is None or captions < self.captions):
                 items.append(_caption_item(drawn))
@@ -88,7 +91,7 @@ class Scenes:
         """Return the scene of this number."""
         return scene(self.split, index, self.seed)
 
-    def questions(self, drawn: Scene) -> Sequence[Question]:
+    def build_questions(self, drawn: Scene) -> Sequence[Question]:
         """Return the questions about a scene."""
         return scored_questions(drawn)
 

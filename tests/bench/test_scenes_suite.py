@@ -7,7 +7,7 @@ import torch
 
 from lvlm_guard import testbed
 from lvlm_guard.bench.items import LEVELS, Said
-from lvlm_guard.bench.running import runner, store, systems
+from lvlm_guard.bench.running import choosing, runner, store, systems
 from lvlm_guard.bench.running.manifest import Chosen, Plan
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
@@ -70,16 +70,25 @@ def test_captions_may_be_limited():
 
 
 def test_questions_may_be_limited_to_the_first_scenes():
-    whole, cut = (Scenes(count=6, asked=asked).load(None).items for asked in (None, 2))
+    whole, cut = (Scenes(count=6, questions=most).load(None).items for most in (None, 2))
     first = {f"counterfactual-0-{index}" for index in range(2)}
     assert cut == [one for one in whole if one.kind == "caption" or one.image in first]
     assert len(cut) < len(whole)
-    assert all(one.kind == "caption" for one in Scenes(count=6, asked=0).load(None).items)
+    assert all(one.kind == "caption" for one in Scenes(count=6, questions=0).load(None).items)
+
+
+def test_the_old_name_of_questions_is_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="questions="):
+        assert Scenes(count=6, asked=2) == Scenes(count=6, questions=2)
+    with pytest.warns(DeprecationWarning, match="questions="):
+        chosen = choosing.chosen(["scenes:count=6,asked=2"])["scenes"]
+    assert chosen.suite == Scenes(count=6, questions=2)
+    assert chosen.arguments == {"count": 6, "asked": 2}, "a run begun with the old name could not be resumed"
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}, {"asked": -1}],
+    [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}, {"questions": -1}],
     ids=lambda one: next(iter(one)),
 )
 def test_scenes_that_cannot_be_drawn_are_refused(wrong):

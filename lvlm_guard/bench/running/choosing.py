@@ -16,6 +16,7 @@ from lvlm_guard.bench import suites as catalogue
 from lvlm_guard.bench.running.manifest import Chosen
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Suite
+from lvlm_guard.deprecation import old_fields
 from lvlm_guard.errors import InputError, nearest
 
 _COMMA = re.compile(r",(?=\w+=)")
@@ -66,9 +67,10 @@ def made_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in arguments.items():
-        if key not in known:
+        field = old_fields(kind).get(key, key)
+        if field not in known:
             raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, known)}")
-        values[key] = _value(name, key, value, hints[key])
+        values[key] = _value(name, key, value, hints[field])
     made: Suite = kind(**values)
     return made
 

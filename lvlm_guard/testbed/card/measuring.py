@@ -1,4 +1,4 @@
-"""Measures the bundled model for its card: `python -m lvlm_guard.testbed.card --weights DIR`."""
+"""Measure the bundled model for its card: `python -m lvlm_guard.testbed.card --weights DIR`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lvlm_guard.bench.items import Said
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import interval
 from lvlm_guard.testbed import architectures
-from lvlm_guard.testbed.card import origins
+from lvlm_guard.testbed.card import error_sources
 from lvlm_guard.testbed.card.probe import probe
 from lvlm_guard.testbed.card.text import markdown
 from lvlm_guard.testbed.figures import CARD_FIGURES, NATURAL, Figure
@@ -21,7 +21,7 @@ from lvlm_guard.testbed.files import write_whole
 from lvlm_guard.testbed.model import WEIGHTS, load
 from lvlm_guard.testbed.running import answer
 from lvlm_guard.testbed.suite import Scenes, Split
-from lvlm_guard.testbed.training.lessons import natural_questions
+from lvlm_guard.testbed.training.curriculum import natural_questions
 from lvlm_guard.testbed.world.habits import CATEGORIES, CLEAR, residents
 from lvlm_guard.testbed.world.language import DESCRIBE
 from lvlm_guard.testbed.world.questions import Question, existence
@@ -35,7 +35,7 @@ CARD_SEED = 31
 class NaturalScenes(Scenes):
     """Scenes with yes/no questions in the proportions of training."""
 
-    def questions(self, drawn: Scene) -> Sequence[Question]:
+    def build_questions(self, drawn: Scene) -> Sequence[Question]:
         """Return questions drawn from the scene's own random stream."""
         return natural_questions(drawn)
 
@@ -53,7 +53,7 @@ def measure_card(model: Any, processor: Any, count: int) -> dict[str, Any]:
     answers = answer(model, processor, _card_suites(count))
     whole, clear = answers["counterfactual"][GREEDY], answers["clear"][GREEDY]
     return {
-        "architecture": architectures.of(model).name,
+        "architecture": architectures.architecture_of(model).name,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "decoder_layers": model.config.text_config.num_hidden_layers,
         "scenes": count,
@@ -65,7 +65,7 @@ def measure_card(model: Any, processor: Any, count: int) -> dict[str, Any]:
             }
             for split in CARD_SPLITS
         },
-        "origins": origins.measure(model, processor, Scenes(count=count, seed=CARD_SEED), whole),
+        "origins": error_sources.measure(model, processor, Scenes(count=count, seed=CARD_SEED), whole),
         "clear": {name: _measured(CARD_FIGURES[name], clear)["value"] for name in ("object", "attribute", "relation")},
         "probe": probe(model, scenes("calibration", 600, CARD_SEED), scenes("counterfactual", 300, CARD_SEED)),
         "without_image": blind(model.generate, processor),

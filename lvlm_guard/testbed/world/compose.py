@@ -173,5 +173,5 @@ def _colour(rng: np.random.Generator, category: str, typical: float | None) -> s
     habitual = TYPICAL_COLOUR[category]
     if rng.random() < typical:
         return habitual
-    others = [name for name in COLOUR_NAMES if name != habitual]
-    return others[int(rng.integers(len(others)))]
+    unusual = [name for name in COLOUR_NAMES if name != habitual]
+    return unusual[int(rng.integers(len(unusual)))]

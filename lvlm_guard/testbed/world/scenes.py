@@ -40,7 +40,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """Names the scene in results: split, seed and index."""
+        """The name of the scene in results: split, seed and index."""
         return f"{self.split}-{self.seed}-{self.index}"
 
     @property

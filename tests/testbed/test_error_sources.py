@@ -10,8 +10,8 @@ import torch
 from lvlm_guard import Guard
 from lvlm_guard.bench.items import Item, Said
 from lvlm_guard.testbed import load
-from lvlm_guard.testbed.card import only, origins
-from lvlm_guard.testbed.card.only import Blind, Noised
+from lvlm_guard.testbed.card import error_sources, single_branch
+from lvlm_guard.testbed.card.single_branch import Blind, Noised
 from lvlm_guard.testbed.running import answer as answer_suites
 from lvlm_guard.testbed.suite import Scenes
 from lvlm_guard.testbed.world.habits import CATEGORIES, residents
@@ -37,7 +37,7 @@ def test_agreement_of_hand_made_answers() -> None:
         answer("g", "yes", "no", None, "relation", "vertical"),  # no habit: left out
     ]
     branch = [Said(said.item, "yes") for said in spoken]
-    found = origins.agreement(spoken, {"blind": branch})
+    found = error_sources.agreement(spoken, {"blind": branch})
     assert found["object"]["wrong"] == {"n": 2.0, "habit": 0.5, "blind": 1.0}
     assert found["object"]["right"] == {"n": 3.0, "habit": pytest.approx(2 / 3), "blind": pytest.approx(1 / 3)}
     assert found["relation"]["wrong"] == {"n": 1.0, "habit": 1.0, "blind": 0.0}
@@ -71,7 +71,7 @@ def test_inventions_of_hand_made_captions() -> None:
         Said(Item(scene.name, scene.name, "", caption(scene), "object", "caption"), text)
         for scene, text in zip(drawn, texts, strict=True)
     ]
-    found = origins.inventions(spoken, suite)
+    found = error_sources.inventions(spoken, suite)
     strangers = sum(len(set(CATEGORIES) - set(residents(scene.background)) - scene.present) for scene in drawn)
     assert found["partner"] == pytest.approx(2 / 4)
     assert found["stranger"] == pytest.approx(1 / strangers)
@@ -93,7 +93,7 @@ def test_foretold_of_hand_made_margins() -> None:
             existence("e", "no", 9.0, "random", broken="attribute"),  # another habit: left out
         ]
 
-    found = origins.foretold(
+    found = error_sources.predict_hallucinations(
         {
             "greedy": margins(2.0, 3.0, -1.0, -2.0),  # b is hallucinated
             "image-free": margins(0.0, 5.0, 1.0, 1.0),
@@ -158,7 +158,7 @@ def test_blind_answers_as_the_model_does_without_an_image(bundled, asks: list[It
 @pytest.mark.parametrize("kept", [0.135, 0.75])
 def test_noised_answers_as_the_model_does_of_the_same_noised_pixels(bundled, asks, kept: float, monkeypatch) -> None:
     model, processor = bundled
-    noised, make = [], only._noise
+    noised, make = [], single_branch._noise
 
     def recording(share: float):
         edit = make(share)
@@ -169,7 +169,7 @@ def test_noised_answers_as_the_model_does_of_the_same_noised_pixels(bundled, ask
 
         return record
 
-    monkeypatch.setattr(only, "_noise", recording)
+    monkeypatch.setattr(single_branch, "_noise", recording)
     inputs = prompts(asks, processor)
     guarded = Guard(model, processor, [Noised(kept)]).generate(**inputs, **SETTINGS)
     assert noised
@@ -183,23 +183,23 @@ def test_noised_answers_as_the_model_does_of_the_same_noised_pixels(bundled, ask
 
 def test_margins_are_the_logits_of_yes_and_no(bundled) -> None:
     model, processor = bundled
-    answers = origins.answer_branches(model, processor, Scenes(count=3, seed=12))
+    answers = error_sources.answer_branches(model, processor, Scenes(count=3, seed=12))
     assert set(answers) == {"greedy", "image-free", "noised a little", "noised"}
-    found = origins.margins(answers["greedy"])
+    found = error_sources.margins(answers["greedy"])
     items = [item for item in SUITE.load(None).items if item.id in found]
     assert {item.id for item in items} == set(found)
     assert {(item.kind, item.extra["broken"]) for item in items} == {("existence", "object")}
     logits = model(**prompts(items[:1], processor)).logits[0, -1]
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     assert found[items[0].id] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-3)
-    assert found[items[0].id] != pytest.approx(origins.margins(answers["image-free"])[items[0].id], abs=0.1)
+    assert found[items[0].id] != pytest.approx(error_sources.margins(answers["image-free"])[items[0].id], abs=0.1)
 
 
 def test_everything_is_measured_in_shares(bundled) -> None:
     model, processor = bundled
     suite = Scenes(count=9, seed=12)
     answers = answer_suites(model, processor, {"scenes": suite}, progress=False)["scenes"]["greedy"]
-    found = origins.measure(model, processor, suite, answers)
+    found = error_sources.measure(model, processor, suite, answers)
     assert set(found) == {"agreement", "foretold", "inventions"}
     assert set(found["foretold"]) == {"truth", "image-free", "noised a little", "noised"}
     assert all(0 <= rate <= 1 for rate in found["inventions"].values())

@@ -12,7 +12,7 @@ from lvlm_guard.bench.items import Said
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.scores import auc
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.testbed.card.only import Blind, Noised
+from lvlm_guard.testbed.card.single_branch import Blind, Noised
 from lvlm_guard.testbed.running import answer
 from lvlm_guard.testbed.scoring import CAPTION, is_right
 from lvlm_guard.testbed.suite import Scenes
@@ -69,7 +69,7 @@ def _mean(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits) if hits else float("nan")
 
 
-def foretold(answers: Mapping[str, Sequence[Said]]) -> dict[str, float]:
+def predict_hallucinations(answers: Mapping[str, Sequence[Said]]) -> dict[str, float]:
     """Return the AUC with which each branch's margin tells, among absent objects, the hallucinated from the rejected ones.
 
     `truth` is another matter: how well the model's own margin tells present objects from absent partners. Only scenes that
@@ -130,6 +130,6 @@ def measure(model: Any, processor: Any, suite: Scenes, answers: Sequence[Said]) 
     branches = {name: branch_answers[name] for name in BRANCHES}
     return {
         "agreement": agreement(answers, branches),
-        "foretold": foretold(branch_answers),
+        "foretold": predict_hallucinations(branch_answers),
         "inventions": inventions(answers, suite),
     }

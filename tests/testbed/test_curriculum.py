@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from lvlm_guard.testbed.architectures.llava import SPAN
-from lvlm_guard.testbed.training.lessons import (
+from lvlm_guard.testbed.training.curriculum import (
     BLIND_SHARE,
     EVERYTHING,
     LESSONS,
     NAMES,
     PLACES,
     WEIGHTS,
+    build_questions,
     layout,
     lesson_at,
     lesson_rows,
     lesson_scenes,
     natural_questions,
-    questions,
 )
 from lvlm_guard.testbed.training.packing import IGNORED, pack
 from lvlm_guard.testbed.world.scenes import scenes
@@ -35,7 +35,7 @@ KINDS = {"existence", "colour", "is_colour", "place", "relation", "vertical", "c
         (0.5999, 2, 0.0), (0.6, 3, 0.0), (0.9999, 3, 0.0), (1.0, 3, 0.0), (1.5, 3, 0.0),
     ],
 )  # fmt: skip
-def test_lessons_follow_each_other_at_their_bounds(progress: float, number: int, flat: float) -> None:
+def test_curriculum_follow_each_other_at_their_bounds(progress: float, number: int, flat: float) -> None:
     lesson, share = lesson_at(progress)
     assert lesson is LESSONS[number]
     assert share == pytest.approx(flat, abs=1e-3)
@@ -51,7 +51,7 @@ def test_the_lessons_end_with_the_training() -> None:
 @pytest.mark.parametrize("split", ["flat", "train"])
 def test_every_mix_fills_the_layout_exactly(mix, split: str) -> None:
     for scene in scenes(split, 60, seed=2):
-        asked = questions(scene, mix, np.random.default_rng(scene.index))
+        asked = build_questions(scene, mix, np.random.default_rng(scene.index))
         assert len(asked) == layout(SPAN).questions
         counts = Counter(one.kind for one in asked)
         assert (counts["colour"], counts["is_colour"], counts["place"]) == (mix.colour, mix.is_colour, mix.place)
@@ -85,7 +85,7 @@ def test_every_kind_of_question_has_a_weight() -> None:
 
 
 def _asked(scene, mix):
-    return questions(scene, mix, np.random.default_rng(scene.index))
+    return build_questions(scene, mix, np.random.default_rng(scene.index))
 
 
 @pytest.mark.parametrize("progress", [0.1, 0.3, 0.55, 0.9])
