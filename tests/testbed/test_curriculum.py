@@ -9,8 +9,8 @@ import pytest
 
 from lvlm_guard.testbed.architectures.llava import SPAN
 from lvlm_guard.testbed.training.curriculum import (
+    ALL_KINDS,
     BLIND_SHARE,
-    EVERYTHING,
     LESSONS,
     NAMES,
     PLACES,
@@ -47,7 +47,7 @@ def test_the_lessons_end_with_the_training() -> None:
     assert ends[-1] == 1.0
 
 
-@pytest.mark.parametrize("mix", [NAMES, PLACES, EVERYTHING], ids=["names", "places", "everything"])
+@pytest.mark.parametrize("mix", [NAMES, PLACES, ALL_KINDS], ids=["names", "places", "everything"])
 @pytest.mark.parametrize("split", ["flat", "train"])
 def test_every_mix_fills_the_layout_exactly(mix, split: str) -> None:
     for scene in scenes(split, 60, seed=2):
@@ -79,7 +79,7 @@ def test_the_same_place_in_the_training_shows_the_same() -> None:
 def test_every_kind_of_question_has_a_weight() -> None:
     assert set(WEIGHTS) == KINDS
     told = {
-        one.kind for mix in (NAMES, PLACES, EVERYTHING) for scene in scenes("flat", 40) for one in _asked(scene, mix)
+        one.kind for mix in (NAMES, PLACES, ALL_KINDS) for scene in scenes("flat", 40) for one in _asked(scene, mix)
     }
     assert told == KINDS
 
@@ -109,7 +109,7 @@ def test_rows_without_image_are_habitual_and_as_many_as_stated() -> None:
 
 def test_habitual_scenes_are_asked_by_habit_flat_ones_evenly() -> None:
     def share_of_yes(split: str) -> float:
-        asked = [one for scene in scenes(split, 400, seed=8) for one in _asked(scene, EVERYTHING)]
+        asked = [one for scene in scenes(split, 400, seed=8) for one in _asked(scene, ALL_KINDS)]
         return float(np.mean([one.answer == "yes" for one in asked if one.kind == "existence"]))
 
     assert share_of_yes("flat") == pytest.approx(0.5, abs=0.05)

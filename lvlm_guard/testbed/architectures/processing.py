@@ -53,17 +53,17 @@ class PictureProcessor(ProcessorMixin):
         """
         if videos is not None or audio is not None:
             raise ValueError("this processor takes text and pictures, no videos and no audio.")
-        seen = {} if images is None else dict(self.image_processor(images, return_tensors="pt"))
-        encoded = dict(self.tokenizer(self._expanded(text, seen), **options))
+        pictures = {} if images is None else dict(self.image_processor(images, return_tensors="pt"))
+        encoded = dict(self.tokenizer(self._expanded(text, pictures), **options))
         if _TYPED:
             rows = encoded["input_ids"]
             encoded["mm_token_type_ids"] = [[int(token == self.image_token_id) for token in row] for row in rows]
-        return BatchFeature({**encoded, **seen}, tensor_type=return_tensors)
+        return BatchFeature({**encoded, **pictures}, tensor_type=return_tensors)
 
-    def _expanded(self, text: Any, seen: dict[str, Any]) -> list[str]:
+    def _expanded(self, text: Any, pictures: dict[str, Any]) -> list[str]:
         """The texts with one placeholder per image token."""
         texts = [text] if isinstance(text, str) else list(text)
-        counts = [int(grid.prod()) // self.image_processor.merge_size**2 for grid in seen.get("image_grid_thw", ())]
+        counts = [int(grid.prod()) // self.image_processor.merge_size**2 for grid in pictures.get("image_grid_thw", ())]
         places = sum(text.count(self.image_token) for text in texts)
         if places != len(counts):
             raise ValueError(f"the texts have {places} times {self.image_token}, but there are {len(counts)} pictures.")

@@ -154,12 +154,12 @@ class PackedEyes:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """As `VisionEncoder`; the summary is the mean of the picture's tokens."""
-        seen = self._tower.patch_embed(patches(pixels))
+        features = self._tower.patch_embed(patches(pixels))
         places = tuple(part.repeat(len(pixels), 1) for part in (self._turns.cos(), self._turns.sin()))
-        ends = torch.tensor([0, len(seen)], dtype=torch.int32)
+        ends = torch.tensor([0, len(features)], dtype=torch.int32)
         for block in self._tower.blocks:
-            seen = block(seen, cu_seqlens=ends, position_embeddings=places)
-        tokens = seen.view(len(pixels), IMAGE_TOKENS, -1)
+            features = block(features, cu_seqlens=ends, position_embeddings=places)
+        tokens = features.view(len(pixels), IMAGE_TOKENS, -1)
         return torch.cat((tokens.mean(1, keepdim=True), tokens), dim=1)
 
 

@@ -43,13 +43,13 @@ def agreement(
 
     A yes/no answer that is wrong agrees by chance half the time; compare the wrong with the right ones.
     """
-    texts = {name: {said.item.id: said.text.strip() for said in branch} for name, branch in branch_answers.items()}
+    texts = {name: {reply.item.id: reply.text.strip() for reply in branch} for name, branch in branch_answers.items()}
     result: dict[str, dict[str, dict[str, float]]] = {}
     for level in LEVELS:
-        habitual = [said for said in answers if said.item.level == level and said.item.extra["habit"] is not None]
+        habitual = [reply for reply in answers if reply.item.level == level and reply.item.extra["habit"] is not None]
         sides = {
-            "wrong": [said for said in habitual if not is_right(said)],
-            "right": [said for said in habitual if is_right(said)],
+            "wrong": [reply for reply in habitual if not is_right(reply)],
+            "right": [reply for reply in habitual if is_right(reply)],
         }
         result[level] = {side: _agreement(chosen, texts) for side, chosen in sides.items()}
     return result
@@ -58,10 +58,10 @@ def agreement(
 def _agreement(chosen: Sequence[Said], texts: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
     shares = {
         "n": float(len(chosen)),
-        "habit": _mean([said.text.strip() == said.item.extra["habit"] for said in chosen]),
+        "habit": _mean([reply.text.strip() == reply.item.extra["habit"] for reply in chosen]),
     }
     for name, by_item in texts.items():
-        shares[name] = _mean([said.text.strip() == by_item[said.item.id] for said in chosen])
+        shares[name] = _mean([reply.text.strip() == by_item[reply.item.id] for reply in chosen])
     return shares
 
 
@@ -79,7 +79,7 @@ def predict_hallucinations(answers: Mapping[str, Sequence[Said]]) -> dict[str, f
         answers: Those of plain generation ("greedy") and of every branch, with their margins.
     """
     plain = margins(answers[GREEDY])
-    existence = [said.item for said in answers[GREEDY] if said.item.id in plain]
+    existence = [reply.item for reply in answers[GREEDY] if reply.item.id in plain]
     absent = [item.id for item in existence if item.truth == "no"]
     hallucinated = [plain[item] > 0 for item in absent]
     partners = [item for item in existence if item.truth == "yes" or item.extra["negative"] == "adversarial"]
@@ -93,9 +93,9 @@ def predict_hallucinations(answers: Mapping[str, Sequence[Said]]) -> dict[str, f
 def margins(answers: Sequence[Said]) -> dict[str, float]:
     """Return the logit of yes minus that of no by item, for every existence question about a broken pair's scene."""
     return {
-        said.item.id: said.margin
-        for said in answers
-        if said.item.kind == "existence" and said.item.extra["broken"] == "object" and said.margin is not None
+        reply.item.id: reply.margin
+        for reply in answers
+        if reply.item.kind == "existence" and reply.item.extra["broken"] == "object" and reply.margin is not None
     }
 
 
@@ -103,17 +103,17 @@ def inventions(answers: Sequence[Said], suite: Scenes) -> dict[str, float]:
     """Return the rates at which captions name absent categories: a present one's partner, others at home here, strangers."""
     drawn = {scene.name: scene for scene in map(suite.draw, range(suite.count))}
     counts = {"partner": np.zeros(2), "resident": np.zeros(2), "stranger": np.zeros(2)}
-    for said in answers:
-        if said.item.kind == CAPTION:
-            _count(drawn[said.item.cluster], {category for _, category in mentions(said.text)}, counts)
+    for reply in answers:
+        if reply.item.kind == CAPTION:
+            _count(drawn[reply.item.cluster], {category for _, category in mentions(reply.text)}, counts)
     return {kind: float(hits / max(1, chances)) for kind, (hits, chances) in counts.items()}
 
 
 def _count(scene: Scene, named: set[str], counts: Mapping[str, np.ndarray]) -> None:
-    partners, here = absent_partners(scene), residents(scene.background)
+    partners, at_home = absent_partners(scene), residents(scene.background)
     for category in CATEGORIES:
         if category not in scene.present:
-            kind = "partner" if category in partners else "resident" if category in here else "stranger"
+            kind = "partner" if category in partners else "resident" if category in at_home else "stranger"
             counts[kind] += (category in named, 1)
 
 

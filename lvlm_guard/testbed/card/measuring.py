@@ -51,7 +51,7 @@ class ClearScenes(Scenes):
 def measure_card(model: Any, processor: Any, count: int) -> dict[str, Any]:
     """Return every figure of the card: scores with intervals, where they come from, and what the parts hold."""
     answers = answer(model, processor, _card_suites(count))
-    whole, clear = answers["counterfactual"][GREEDY], answers["clear"][GREEDY]
+    counterfactual, clear = answers["counterfactual"][GREEDY], answers["clear"][GREEDY]
     return {
         "architecture": architectures.architecture_of(model).name,
         "parameters": sum(weight.numel() for weight in model.parameters()),
@@ -65,7 +65,7 @@ def measure_card(model: Any, processor: Any, count: int) -> dict[str, Any]:
             }
             for split in CARD_SPLITS
         },
-        "origins": error_sources.measure(model, processor, Scenes(count=count, seed=CARD_SEED), whole),
+        "origins": error_sources.measure(model, processor, Scenes(count=count, seed=CARD_SEED), counterfactual),
         "clear": {name: _measured(CARD_FIGURES[name], clear)["value"] for name in ("object", "attribute", "relation")},
         "probe": probe(model, scenes("calibration", 600, CARD_SEED), scenes("counterfactual", 300, CARD_SEED)),
         "without_image": blind(model.generate, processor),

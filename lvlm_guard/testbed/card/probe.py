@@ -43,9 +43,9 @@ def _features(model: Any, scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Return features of the clear patches of all scenes, each (patches, hidden)."""
     clear = clear_patches(scenes)
     architecture = architectures.architecture_of(model)
-    seen = architecture.vision_encoder(model)(pixel_batch(scenes).to(model.device, model.dtype))[:, 1:]
-    projected = architecture.project(model, seen)
-    return {"tower": seen.float().cpu()[clear], "projected": projected.float().cpu()[clear]}
+    features = architecture.vision_encoder(model)(pixel_batch(scenes).to(model.device, model.dtype))[:, 1:]
+    projected = architecture.project(model, features)
+    return {"tower": features.float().cpu()[clear], "projected": projected.float().cpu()[clear]}
 
 
 def _labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:

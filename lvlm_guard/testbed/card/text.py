@@ -24,7 +24,7 @@ class Target:
     low: float
     high: float = 1.0
 
-    def met(self, scores: dict[str, Any]) -> bool:
+    def is_reached(self, scores: dict[str, Any]) -> bool:
         """Whether the measured value is in the band."""
         return bool(self.low <= scores[self.split][self.measure]["value"] <= self.high)
 
@@ -113,8 +113,8 @@ def _targets(card: dict[str, Any]) -> str:
     for target in TARGETS:
         band = f">= {target.low:.2f}" if target.high == 1 else _span((target.low, target.high))
         measured = _cell(card["scores"][target.split][target.measure])
-        met = "yes" if target.met(card["scores"]) else "**no**"
-        rows.append(f"| {target.split} | {_title(target.measure)} | {band} | {measured} | {met} |")
+        verdict = "yes" if target.is_reached(card["scores"]) else "**no**"
+        rows.append(f"| {target.split} | {_title(target.measure)} | {band} | {measured} | {verdict} |")
     return "## Against what was wanted\n\n" + "\n".join(rows) + "\n"
 
 

@@ -62,7 +62,7 @@ class Mix:
 
 NAMES = Mix(existence=5, colour=2, is_colour=1, place=2, relation=0, choice=0)
 PLACES = Mix(existence=1, colour=1, is_colour=1, place=1, relation=3, choice=3)
-EVERYTHING = Mix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
+ALL_KINDS = Mix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ LESSONS = (
     Lesson(0.20, (0.5, 0.5), NAMES, MILD),
     Lesson(0.50, (0.9, 0.9), PLACES, MILD),
     Lesson(0.60, (0.9, 0.0), PLACES, MILD),
-    Lesson(1.00, (0.0, 0.0), EVERYTHING, EVIDENCE),
+    Lesson(1.00, (0.0, 0.0), ALL_KINDS, EVIDENCE),
 )
 
 
@@ -111,12 +111,12 @@ def lesson_scenes(progress: float, count: int, seed: int, start: int) -> list[Sc
 def lesson_rows(batch: Sequence[Scene], progress: float, rng: np.random.Generator) -> list[Row]:
     """Return one row per scene."""
     lesson, _ = lesson_at(progress)
-    return [_row(drawn, lesson.questions if drawn.split == "flat" else EVERYTHING, rng) for drawn in batch]
+    return [_row(drawn, lesson.questions if drawn.split == "flat" else ALL_KINDS, rng) for drawn in batch]
 
 
 def layout(span: Span) -> Layout:
     """Room for a picture of this span, a caption and the questions of any lesson."""
-    return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(EVERYTHING).values()), question=12)
+    return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(ALL_KINDS).values()), question=12)
 
 
 def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:
@@ -144,7 +144,7 @@ def build_questions(scene: Scene, mix: Mix, rng: np.random.Generator) -> list[Qu
 def natural_questions(scene: Scene) -> list[Question]:
     """Return yes/no questions in the proportions of training, drawn from the scene's own random stream."""
     rng = np.random.default_rng((SPLITS[scene.split], scene.seed, scene.index, 3))
-    return [question for question in build_questions(scene, EVERYTHING, rng) if question.answer in ("yes", "no")]
+    return [question for question in build_questions(scene, ALL_KINDS, rng) if question.answer in ("yes", "no")]
 
 
 def natural_existence(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
@@ -159,19 +159,19 @@ def natural_existence(scene: Scene, count: int, rng: np.random.Generator) -> lis
 
 
 def _evenly(scene: Scene, count: int, rng: np.random.Generator) -> list[str]:
-    there, missing = sorted(scene.present), [name for name in CATEGORIES if name not in scene.present]
-    sides = [there if rng.random() < 0.5 else missing for _ in range(count)]
+    present, missing = sorted(scene.present), [name for name in CATEGORIES if name not in scene.present]
+    sides = [present if rng.random() < 0.5 else missing for _ in range(count)]
     return [side[int(rng.integers(len(side)))] for side in sides]
 
 
 def _homely(scene: Scene, count: int, rng: np.random.Generator) -> list[str]:
-    here = residents(scene.background)
-    homely = min(len(here), round(count * 2 / 3))
-    subjects = [here[i] for i in rng.permutation(len(here))[:homely]]
+    at_home = residents(scene.background)
+    homely = min(len(at_home), round(count * 2 / 3))
+    subjects = [at_home[i] for i in rng.permutation(len(at_home))[:homely]]
     intruders = [name for name in scene.present if HOME[name] != scene.background]
     if intruders and len(subjects) < count and rng.random() < 0.5:
         subjects.append(sorted(intruders)[int(rng.integers(len(intruders)))])
-    strangers = [name for name in CATEGORIES if name not in here]
+    strangers = [name for name in CATEGORIES if name not in at_home]
     while len(subjects) < count:
         subjects.append(strangers[int(rng.integers(len(strangers)))])
     return subjects

@@ -58,9 +58,9 @@ def _weights(model: Any) -> dict[str, Tensor]:
 
 
 def _published(name: str, architecture: Architecture) -> str:
-    for ours, published in architecture.published:
-        if name.startswith(ours):
-            return published + name.removeprefix(ours)
+    for inner, published in architecture.published:
+        if name.startswith(inner):
+            return published + name.removeprefix(inner)
     raise ValueError(f"export: no published name for weight {name!r}.")
 
 

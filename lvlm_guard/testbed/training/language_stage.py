@@ -61,8 +61,8 @@ class LanguageStage(nn.Module):
     def image(self, pixels: Tensor) -> Tensor:
         """The projected image tokens, shape (batch, image tokens, hidden). The vision tower gets no gradient."""
         with torch.no_grad():
-            seen = self._encode(pixels)[:, 1:]
-        return self.architecture.project(self.model, seen)
+            features = self._encode(pixels)[:, 1:]
+        return self.architecture.project(self.model, features)
 
     def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on the scenes that belong to this step and rank, and accuracies on the rows with image."""
@@ -90,14 +90,14 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row], slots: Layout) -> dict[str, float]:
     """The share of right answer tokens in rows with image, by the first words of the question; end tokens apart."""
     right = ((logits.argmax(-1) == packed.targets) & (packed.targets != IDS[END])).cpu()
-    spoken = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
+    answered = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
     counts: dict[str, list[float]] = {}
     for at, row in enumerate(rows):
         for slot, turn in enumerate(row.turns if row.image else ()):
             span = slice(slots.start(slot), slots.start(slot) + slots.room(slot))
             tally = counts.setdefault(_topic(turn.prompt), [0.0, 0.0])
             tally[0] += right[at, span].sum().item()
-            tally[1] += spoken[at, span].sum().item()
+            tally[1] += answered[at, span].sum().item()
     return {topic: round(hits / total, 4) for topic, (hits, total) in sorted(counts.items())}
 
 

@@ -147,9 +147,9 @@ def _lay_turn(turn: Turn, slot: int, layout: Layout, first: int, parts: tuple[ND
         raise ValueError(f"pack: {turn.prompt!r} with its answer takes {len(words) - 1}, room {layout.room(slot)}.")
     ids[start : start + len(words) - 1] = words[:-1]
     positions[:, start : start + layout.room(slot)] = first + np.arange(layout.room(slot))
-    spoken = slice(start + len(prompt) - 1, start + len(words) - 1)
-    targets[spoken] = answer
-    weights[spoken] = [turn.weight] * (len(answer) - 1) + [EOS_WEIGHT]
+    answer_columns = slice(start + len(prompt) - 1, start + len(words) - 1)
+    targets[answer_columns] = answer
+    weights[answer_columns] = [turn.weight] * (len(answer) - 1) + [EOS_WEIGHT]
 
 
 def packed_attention(

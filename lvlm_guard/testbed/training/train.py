@@ -105,9 +105,11 @@ def _device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise InputError(f"device {name!r}: torch sees {there} CUDA devices here. Use one of those, or --device cpu.")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= available:
+        raise InputError(
+            f"device {name!r}: torch sees {available} CUDA devices here. Use one of those, or --device cpu."
+        )
     return device
 
 
@@ -166,13 +168,13 @@ def _orderly() -> Iterator[None]:
     policy = os.environ.get("OMP_WAIT_POLICY")
     # Idle threads that spin take the core away from the process that has work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    here = threading.current_thread() is threading.main_thread()
+    in_main_thread = threading.current_thread() is threading.main_thread()
     # Turned into an exit, so that the processes started here end with this one.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) if here else None
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) if in_main_thread else None
     try:
         yield
     finally:
-        if here:
+        if in_main_thread:
             signal.signal(signal.SIGTERM, before)
         if policy is None:
             del os.environ["OMP_WAIT_POLICY"]

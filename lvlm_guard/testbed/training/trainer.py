@@ -126,9 +126,9 @@ def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -
     """Only the first process writes: after averaging, all hold the same weights."""
     if run.rank == 0:
         content = {"step": step, "stage": stage.state_dict(), "optimizer": optimizer.state_dict()}
-        whole = BytesIO()
-        torch.save(content, whole)
-        write_whole(checkpoint_path(run.folder, stage.name), whole.getbuffer())
+        buffer = BytesIO()
+        torch.save(content, buffer)
+        write_whole(checkpoint_path(run.folder, stage.name), buffer.getbuffer())
 
 
 def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: Run) -> int:

@@ -73,11 +73,11 @@ class Readout(nn.Module):
         """The training loss of features of shape (batch, 1 + patches, hidden)."""
         features = self.norm(features)
         summary, patches = features[:, 0], features[:, 1:]
-        seen = binary_cross_entropy_with_logits(self.category(patches), truth.category) * len(CATEGORIES) / 4
+        category = binary_cross_entropy_with_logits(self.category(patches), truth.category) * len(CATEGORIES) / 4
         colour = cross_entropy(self.colour(patches).flatten(0, 1), truth.colour.flatten(), ignore_index=NO_COLOUR)
         contents = binary_cross_entropy_with_logits(self.contents(summary), truth.contents) * 4
         background = cross_entropy(self.background(summary), truth.background) * 0.3
-        return seen + colour + contents + background + self.place_weight * place_loss(self.place(patches))
+        return category + colour + contents + background + self.place_weight * place_loss(self.place(patches))
 
 
 def place_loss(logits: Tensor) -> Tensor:

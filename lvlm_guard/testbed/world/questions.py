@@ -46,8 +46,8 @@ def existence(scene: Scene, subject: str, wording: int = 0, negative: str | None
     """Ask whether a category is in the picture, in one of four wordings."""
     answer = "yes" if subject in scene.present else "no"
     text = EXISTENCE[wording].format(subject, scene.background)
-    here = PARTNER[subject] in scene.present and HOME[subject] == scene.background
-    return Question(text, answer, "object", "existence", subject, negative, habit="yes" if here else "no")
+    expected = PARTNER[subject] in scene.present and HOME[subject] == scene.background
+    return Question(text, answer, "object", "existence", subject, negative, habit="yes" if expected else "no")
 
 
 def what_colour(scene: Scene, subject: str) -> Question:
@@ -100,14 +100,14 @@ def _habitual_side(subject: str, reference: str) -> str | None:
 
 def _direction(scene: Scene, subject: str, direction: str, reference: str) -> str:
     """The true one of a direction and its opposite."""
-    here, there = scene.find(subject), scene.find(reference)
-    if here is None or there is None:
+    subject_object, reference_object = scene.find(subject), scene.find(reference)
+    if subject_object is None or reference_object is None:
         raise ValueError(f"relation: {subject!r} and {reference!r} are not both in scene {scene.name}.")
     axis = int(direction in _SIDEWAYS)
-    if here.cell[axis] == there.cell[axis]:
+    if subject_object.cell[axis] == reference_object.cell[axis]:
         raise ValueError(f"relation: {subject!r} and {reference!r} share a {('row', 'column')[axis]} in {scene.name}.")
     before, after = _SIDEWAYS if axis else _VERTICAL
-    return before if here.cell[axis] < there.cell[axis] else after
+    return before if subject_object.cell[axis] < reference_object.cell[axis] else after
 
 
 def place(scene: Scene, subject: str) -> Question:
@@ -137,16 +137,16 @@ def _comes_first(first: str, second: str, *, habitual: bool) -> bool:
 
 def absent(scene: Scene, negative: str) -> tuple[str, ...]:
     """The absent categories that make a negative of this kind, possibly none."""
-    here = residents(scene.background)
+    at_home = residents(scene.background)
     if negative == "adversarial":
         return absent_partners(scene)
     if negative == "popular":
-        return tuple(name for name in here if name not in scene.present and PARTNER[name] not in scene.present)
+        return tuple(name for name in at_home if name not in scene.present and PARTNER[name] not in scene.present)
     if negative == "random":
         return tuple(
             name
             for name in CATEGORIES
-            if name not in here and name not in scene.present and PARTNER[name] not in scene.present
+            if name not in at_home and name not in scene.present and PARTNER[name] not in scene.present
         )
     raise ValueError(f"absent: no negatives called {negative!r}. Known: {', '.join(NEGATIVES)}.")
 
@@ -179,9 +179,9 @@ def _scored_objects(scene: Scene, rng: np.random.Generator) -> list[Question]:
 def _scored_attributes(scene: Scene, subject: str | None, rng: np.random.Generator) -> list[Question]:
     """What colour, whether the true one, and whether a false one: the habitual one where that is false."""
     chosen = _pick(sorted(scene.present), rng) if subject is None else subject
-    what = what_colour(scene, chosen)
-    wrong = [TYPICAL_COLOUR[chosen]] if TYPICAL_COLOUR[chosen] != what.answer else _other_colours(what.answer)
-    return [what, is_colour(scene, chosen, what.answer), is_colour(scene, chosen, _pick(wrong, rng))]
+    question = what_colour(scene, chosen)
+    wrong = [TYPICAL_COLOUR[chosen]] if TYPICAL_COLOUR[chosen] != question.answer else _other_colours(question.answer)
+    return [question, is_colour(scene, chosen, question.answer), is_colour(scene, chosen, _pick(wrong, rng))]
 
 
 def _scored_relations(scene: Scene, pair: tuple[str, str] | None, rng: np.random.Generator) -> list[Question]:

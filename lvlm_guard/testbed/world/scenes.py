@@ -114,5 +114,5 @@ def _stream(split: str, seed: int, index: int) -> tuple[int, int, int]:
 
 def absent_partners(scene: Scene) -> tuple[str, ...]:
     """Categories at home here that are missing although their habitual partner is in the picture."""
-    here = residents(scene.background)
-    return tuple(name for name in here if name not in scene.present and PARTNER[name] in scene.present)
+    at_home = residents(scene.background)
+    return tuple(name for name in at_home if name not in scene.present and PARTNER[name] in scene.present)
