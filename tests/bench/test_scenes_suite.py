@@ -78,9 +78,9 @@ def test_questions_may_be_limited_to_the_first_scenes():
 
 
 def test_the_old_name_of_questions_is_accepted_with_a_warning():
-    with pytest.warns(DeprecationWarning, match="questions="):
+    with pytest.warns(DeprecationWarning, match="questions"):
         assert Scenes(count=6, asked=2) == Scenes(count=6, questions=2)
-    with pytest.warns(DeprecationWarning, match="questions="):
+    with pytest.warns(DeprecationWarning, match="questions"):
         chosen = choosing.chosen(["scenes:count=6,asked=2"])["scenes"]
     assert chosen.suite == Scenes(count=6, questions=2)
     assert chosen.arguments == {"count": 6, "asked": 2}, "a run begun with the old name could not be resumed"
