@@ -24,7 +24,7 @@ from seeds import MANIFEST
 
 from lvlm_guard import GuardError, InputError, Stack, fitting, loading
 from lvlm_guard.bench.running import runner, systems
-from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.fitting.demonstrations import of_testbed
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
@@ -64,11 +64,11 @@ def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
     loading.quieten()
     model, processor = loading.load(name)
     label = loading.BUNDLED if name == loading.BUNDLED else Path(name).name
-    lined_up = systems.line_up(stacks(model, processor, out / label))
+    compared = systems.build_systems(stacks(model, processor, out / label))
     for split in splits:
         arguments = {"split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
-        suite = Chosen(Scenes(**arguments), "ours", arguments)  # type: ignore[arg-type]
-        plan = Plan({"scenes": suite}, lined_up, limit=limit, batch=32)
+        suite = SuiteChoice(Scenes(**arguments), "ours", arguments)  # type: ignore[arg-type]
+        plan = RunPlan({"scenes": suite}, compared, limit=limit, batch=32)
         runner.run(plan, model, processor, out / label / split, model_id=label)
 
 

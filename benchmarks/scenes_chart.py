@@ -112,7 +112,7 @@ def _square(score: Score | None, x: float, y: float, where: str) -> Iterator[str
     if score is None or test is None:
         return
     gain = test.difference.value if score.higher_is_better else -test.difference.value
-    told = f"{score.system}, {where}, {score.title}: {test.difference.value:+.3f}, {verdicts.p_told(verdicts.corrected(test))}"
+    told = f"{score.system}, {where}, {score.title}: {test.difference.value:+.3f}, {verdicts.format_p(verdicts.corrected(test))}"
     yield f'<rect x="{x}" y="{y}" width="{SIDE}" height="{SIDE}" rx="3" fill="{_colour(gain)}"><title>{escape(told)}</title></rect>'
     if verdicts.corrected(test) < verdicts.SURE:
         yield f'<rect class="sure" x="{x + 1}" y="{y + 1}" width="{SIDE - 2}" height="{SIDE - 2}" rx="3"/>'

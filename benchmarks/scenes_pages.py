@@ -100,8 +100,8 @@ def read(folder: Path) -> Run:
 
 def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
     """Verdicts by level and system: the rules of the report page, once for each level's headline."""
-    measures = choosing.measures(Scenes(), "ours", None)
-    said = {system: record.said(system, "scenes") for system in record.systems}
+    measures = choosing.load_measures(Scenes(), "ours", None)
+    said = {system: record.read_answers(system, "scenes") for system in record.systems}
     found = {}
     for name, level in HEADLINES.items():
         first = [one for one in scored.scores if one.measure == name]

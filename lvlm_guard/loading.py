@@ -40,6 +40,42 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any
     return _load_pretrained(name, place, DTYPES[dtype])
 
 
+def load_config(name: str) -> Any:
+    """Read the config of a model without its weights: of `testbed`, a local folder or a hub id.
+
+    Raises:
+        InputError: There is no such folder, or its config cannot be read.
+    """
+    return _read("AutoConfig", name, "config")
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a model without its weights.
+
+    Raises:
+        InputError: The folder or id has no tokenizer that can be loaded.
+    """
+    tokenizer = _read("AutoTokenizer", name, "tokenizer")
+    # transformers makes a tokenizer without words where a folder holds a config and no tokenizer.
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise InputError(f"The tokenizer of {name!r} has no vocabulary: its files are not there. Get them again.")
+    return tokenizer
+
+
+def _read(reader: str, name: str, kind: str) -> Any:
+    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - slow to import
+
+    quieten()
+    _check_folder(name)
+    try:
+        return getattr(transformers, reader).from_pretrained(WEIGHTS if name == BUNDLED else name)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The files come from elsewhere, as below.
+        raise InputError(f"The {kind} of {name!r} cannot be loaded: {_summarise(error)}") from error
+
+
 def quieten() -> None:
     """Switch off the progress bars and warnings of transformers."""
     transformers.logging.set_verbosity_error()

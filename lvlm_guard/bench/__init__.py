@@ -1,4 +1,4 @@
-"""Scoring: what was said against what is true, with intervals."""
+"""Score answers against the truth, with intervals."""
 
 from __future__ import annotations
 

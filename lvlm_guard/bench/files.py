@@ -1,4 +1,4 @@
-"""Files of a run: written whole or grown by whole pieces, and one process at a time in a folder."""
+"""Files of a run: written whole or extended by whole pieces, by one process at a time in a folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         InputError: It could not be written; a piece of it may stand at the end of the file.
     """
-    with _told(path):
+    with _report_failure(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _put(handle, content)
@@ -39,24 +39,24 @@ def append(path: Path, content: bytes) -> None:
 def cut(path: Path, size: int) -> None:
     """Drop what stands behind `size` bytes; a file that is no longer than that stays as it is."""
     if path.exists() and path.stat().st_size > size:
-        with _told(path):
+        with _report_failure(path):
             os.truncate(path, size)
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """The lines that end in a line break, break included; a torn last line is left out, a missing file has none."""
+    """Return the lines that end in a line break, break included; a torn last line and a missing file give none."""
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _put(handle: int, content: bytes | memoryview) -> None:
-    """Everything that a run keeps passes here."""
+    """Write content; everything that a run keeps passes here."""
     files.put(handle, content)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _report_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -64,7 +64,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold a lock file, which names the process, until the end of the block.
 
     The system lets go of the lock when a process dies, however it dies, so a file left behind is taken over.
@@ -72,18 +72,18 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         InputError: Another process holds it, or the folder cannot be written to.
     """
-    with _told(path):
+    with _report_failure(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with _told(path):
-            _take(handle, path.parent)
+        with _report_failure(path):
+            _acquire(handle, path.parent)
         yield
     finally:
         os.close(handle)
 
 
-def _take(handle: int, folder: Path) -> None:
-    if not _taken(handle):
+def _acquire(handle: int, folder: Path) -> None:
+    if not _try_lock(handle):
         holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
         raise InputError(f"{folder} is in use by process {holder}. Wait until it has ended, or name another folder.")
     os.ftruncate(handle, 0)
@@ -93,7 +93,7 @@ def _take(handle: int, folder: Path) -> None:
 if sys.platform == "win32":
     import msvcrt
 
-    def _taken(handle: int) -> bool:
+    def _try_lock(handle: int) -> bool:
         """Lock the byte far behind the process id, which others may still read."""
         try:
             os.lseek(handle, 1 << 20, os.SEEK_SET)
@@ -107,8 +107,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _taken(handle: int) -> bool:
-        """Lock the file unless somebody has."""
+    def _try_lock(handle: int) -> bool:
+        """Lock the file; return whether no other process holds it."""
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

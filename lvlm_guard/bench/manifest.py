@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from lvlm_guard.deprecation import moved_names
 
-_NAMES = (
-    "DECODING", "PACKAGES", "PROBLEMS", "VOLATILE", "Chosen", "Plan", "describe", "hardware", "model_identity", "told_model",
-    "versions",
-)  # fmt: skip
+_NAMES = {
+    **{
+        name: name
+        for name in (
+            "DECODING",
+            "PACKAGES",
+            "PROBLEMS",
+            "VOLATILE",
+            "describe",
+            "hardware",
+            "model_identity",
+            "versions",
+        )
+    },
+    "Chosen": "SuiteChoice",
+    "Plan": "RunPlan",
+    "told_model": "describe_model",
+}
 
-__getattr__ = moved_names(__name__, {name: f"lvlm_guard.bench.running.manifest:{name}" for name in _NAMES})
+__getattr__ = moved_names(
+    __name__, {name: f"lvlm_guard.bench.running.manifest:{new_name}" for name, new_name in _NAMES.items()}
+)

@@ -1,4 +1,4 @@
-"""What a benchmark is to the runner: items, pictures, parsers and measures."""
+"""The protocol of a benchmark: items, pictures, parsers and measures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Measure
 
 
@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a suite read: its items in a fixed order, and every row that it could not use."""
+    """The content of a suite: its items in a fixed order, and every row that it could not use."""
 
     items: Sequence[Item]
     problems: Sequence[Problem] = field(default_factory=tuple)
@@ -51,7 +51,7 @@ class Loaded:
 
 @runtime_checkable
 class Suite(Protocol):
-    """A benchmark. One object serves one run; nothing is downloaded, ever."""
+    """A benchmark. One object serves one run; nothing is ever downloaded."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -71,7 +71,7 @@ class Suite(Protocol):
         ...
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture of an item, RGB.
+        """Return the picture of an item, RGB.
 
         Raises:
             InputError: It is missing or cannot be read.
@@ -79,9 +79,12 @@ class Suite(Protocol):
         ...
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """What is measured, the headline first, by a parser that the suite names."""
+        """Return what is measured, the headline first, by a parser that the suite names."""
         ...
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """The official script's figures with its quirks of definition, default, epsilon and rounding; None where it would fail."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return the official script's figures with its quirks of definition, default, epsilon and rounding.
+
+        None where it would fail.
+        """
         ...

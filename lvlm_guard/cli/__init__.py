@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, stacks, testbed
+from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, planning, stacks, testbed
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("strategies")(listing.strategies)
 app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
+app.command("plan")(planning.plan)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")

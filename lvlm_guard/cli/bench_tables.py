@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
-from lvlm_guard.bench.running.manifest import told_model
+from lvlm_guard.bench.running.manifest import describe_model
 from lvlm_guard.bench.scoring.significance import Significance
 
 LEVEL = 0.05
@@ -21,26 +21,27 @@ MOST = 4
 STYLES = {True: "green", False: "red", None: "dim"}
 
 
-def of_suites(described: Sequence[Mapping[str, Any]]) -> str:
-    """What there is, a paragraph for each suite: nothing is cut off, however narrow the window."""
-    return "\n\n".join("\n".join(_paragraph(one)) for one in described)
+def format_suites(described: Sequence[Mapping[str, Any]]) -> str:
+    """Write a paragraph for each suite: nothing is cut off, however narrow the window."""
+    return "\n\n".join("\n".join(_paragraph(suite)) for suite in described)
 
 
-def _paragraph(one: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{one['name']}: {one['title']}"
-    yield f"  levels     {', '.join(one['levels'])}"
-    yield f"  parsers    {', '.join(one['parsers'])} (the first unless told)"
-    if one["arguments"]:
-        yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in one['arguments'].items())}"
-    yield f"  licence    {one['licence']}{', ' + one['homepage'] if one['homepage'] else ''}"
-    for need in one["required"]:
+def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{suite['name']}: {suite['title']}"
+    yield f"  levels     {', '.join(suite['levels'])}"
+    yield f"  parsers    {', '.join(suite['parsers'])} (default: the first)"
+    if suite["arguments"]:
+        yield f"  arguments  {', '.join(f'{name}={value!r}' for name, value in suite['arguments'].items())}"
+    yield f"  licence    {suite['licence']}{', ' + suite['homepage'] if suite['homepage'] else ''}"
+    yield f"  from       {suite['distribution']}"
+    for need in suite["required"]:
         yield f"  needs      {need['path']}{' (optional)' if need['optional'] else ''}: {need['what']}, from {need['source']}"
-    if not one["required"]:
+    if not suite["required"]:
         yield "  needs      nothing"
 
 
 def show(results: Results, console: Console) -> None:
-    """All systems of each suite, every stack against greedy, and what must be known besides."""
+    """Print all systems of each suite, every stack against greedy, and the notes."""
     for suite in results.manifest["suites"]:
         console.print(_overview(results, suite))
         for outcome in results.outcomes:
@@ -51,44 +52,48 @@ def show(results: Results, console: Console) -> None:
 
 
 def notes(results: Results) -> list[str]:
-    """What was switched off, what refused, what changed nothing, what is unfinished, what could not be read."""
+    """List what was switched off, refused, changed nothing, is unfinished or could not be read."""
     lines = [f"Switched off: {', '.join(off)}." for off in [results.manifest["without"]] if off]
-    for suite, told in results.manifest["suites"].items():
-        if told["unusable_rows"]:
-            lines.append(f"{suite}: {told['unusable_rows']} rows could not be used, first {told['problems'][0]}")
-    for one in results.outcomes:
-        name = f"{one.suite}, {one.system}"
-        if one.refused is not None:
-            lines.append(f"{name} refused: {one.refused.reason}")
-        elif not one.whole:
-            lines.append(f"{name} is unfinished: {one.answers} of {one.items} answers, no scores.")
-        elif one.changed is not None and one.changed.is_none:
+    for suite, description in results.manifest["suites"].items():
+        if description["unusable_rows"]:
+            lines.append(
+                f"{suite}: {description['unusable_rows']} rows could not be used, first {description['problems'][0]}"
+            )
+    for outcome in results.outcomes:
+        name = f"{outcome.suite}, {outcome.system}"
+        if outcome.refused is not None:
+            lines.append(f"{name} refused: {outcome.refused.reason}")
+        elif not outcome.whole:
+            lines.append(f"{name} is unfinished: {outcome.answers} of {outcome.items} answers, no scores.")
+        elif outcome.changed is not None and outcome.changed.is_none:
             lines.append(f"{name} changed nothing: every answer is greedy's.")
-    lines.append(f"Model: {told_model(results.manifest)}. Figures say nothing about other models.")
+    lines.append(f"Model: {describe_model(results.manifest)}. Figures say nothing about other models.")
     return lines
 
 
 def _overview(results: Results, suite: str) -> Table:
-    told = results.manifest["suites"][suite]
-    shown = _headlines([one for one in results.scores if one.suite == suite])
-    title = f"{suite}: {told['items']} items, {told['pictures']} pictures, parser {results.parsers[suite]}"
-    table = Table("system", "decoding", *shown, "yes", "AUC", "changed", "time", title=escape(title))
-    for one in results.outcomes:
-        if one.suite == suite:
-            cells = [_interval(results.of(suite, measure).get(one.system)) for measure in shown]
-            decoding = results.manifest["systems"][one.system]["decoding"]
-            table.add_row(escape(one.system), decoding, *cells, *_besides(one))
+    description = results.manifest["suites"][suite]
+    headlines = _headlines([score for score in results.scores if score.suite == suite])
+    title = (
+        f"{suite}: {description['items']} items, {description['pictures']} pictures, parser {results.parsers[suite]}"
+    )
+    table = Table("system", "decoding", *headlines, "yes", "AUC", "changed", "time", title=escape(title))
+    for outcome in results.outcomes:
+        if outcome.suite == suite:
+            cells = [_interval(results.of(suite, measure).get(outcome.system)) for measure in headlines]
+            decoding = results.manifest["systems"][outcome.system]["decoding"]
+            table.add_row(escape(outcome.system), decoding, *cells, *_format_rest(outcome))
     return table
 
 
 def _headlines(scores: Sequence[Score]) -> list[str]:
-    """The first measure of the suite and the first of every level."""
-    firsts = {one.level: one.measure for one in reversed(scores)}
-    order = list(dict.fromkeys(one.measure for one in scores))
+    """Return the first measure of the suite and the first of every level."""
+    firsts = {score.level: score.measure for score in reversed(scores)}
+    order = list(dict.fromkeys(score.measure for score in scores))
     return sorted(firsts.values(), key=order.index)[:MOST]
 
 
-def _besides(outcome: Outcome) -> tuple[str, ...]:
+def _format_rest(outcome: Outcome) -> tuple[str, ...]:
     ratio = outcome.spent.ratio if outcome.spent is not None else None
     return (
         _number(outcome.yes_ratio),
@@ -99,44 +104,46 @@ def _besides(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _against_greedy(results: Results, outcome: Outcome) -> Table:
-    """One stack, every measure beside greedy's."""
+    """Build a table of one stack, every measure beside greedy's."""
     title = f"{outcome.suite}: {outcome.system} against greedy"
     columns = ("level", "measure", "greedy", outcome.system, "difference [95 %]", "p (Holm)", "n")
     table = Table(*map(escape, columns), title=escape(title))
-    plain = {one.measure: one for one in results.scores if (one.suite, one.system) == (outcome.suite, "greedy")}
-    for one in results.scores:
-        test = one.against_greedy
-        if (one.suite, one.system) == (outcome.suite, outcome.system) and test is not None:
-            aim = {True: "", False: " (lower is better)", None: " (neither is better)"}[one.higher_is_better]
-            before = _number(plain[one.measure].found.value) if one.measure in plain else ""
-            told = (escape(one.title + aim), before, _number(one.found.value))
-            table.add_row(one.level, *told, *_tested(test, one.higher_is_better), str(one.n))
+    plain = {
+        score.measure: score for score in results.scores if (score.suite, score.system) == (outcome.suite, "greedy")
+    }
+    for score in results.scores:
+        test = score.against_greedy
+        if (score.suite, score.system) == (outcome.suite, outcome.system) and test is not None:
+            aim = {True: "", False: " (lower is better)", None: " (neither is better)"}[score.higher_is_better]
+            before = _number(plain[score.measure].found.value) if score.measure in plain else ""
+            cells = (escape(score.title + aim), before, _number(score.found.value))
+            table.add_row(score.level, *cells, *_format_test(test, score.higher_is_better), str(score.n))
     return table
 
 
-def show_comparison(found: Comparison, console: Console) -> None:
-    """Every measure of every system in both runs."""
-    console.print("Before: {}. After: {}.".format(*found.models), soft_wrap=True, highlight=False, markup=False)
-    for suite, changed in found.changed.items():
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print every measure of every system in both runs."""
+    console.print("Before: {}. After: {}.".format(*comparison.models), soft_wrap=True, highlight=False, markup=False)
+    for suite, changed in comparison.changed.items():
         table = Table("system", "measure", "before", "after", "difference [95 %]", "p (Holm)", title=escape(suite))
-        for one in found.pairs:
-            if one.suite == suite:
-                values = (_number(one.before), _number(one.after))
-                cells = _tested(one.test, one.higher_is_better)
-                table.add_row(escape(one.system), escape(f"{one.level}: {one.measure}"), *values, *cells)
+        for pair in comparison.pairs:
+            if pair.suite == suite:
+                values = (_number(pair.before), _number(pair.after))
+                cells = _format_test(pair.test, pair.higher_is_better)
+                table.add_row(escape(pair.system), escape(f"{pair.level}: {pair.measure}"), *values, *cells)
         console.print(table)
         for system, one_changed in changed.items():
             console.print(f"{suite}, {system}: {one_changed.verdict}", highlight=False, markup=False)
-    for line in found.left_out:
+    for line in comparison.left_out:
         console.print(f"Left out: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _tested(test: Significance, higher_is_better: bool | None) -> tuple[str, str]:
-    """The difference with its interval, coloured where it is certain after correction, and the corrected p value."""
+def _format_test(test: Significance, higher_is_better: bool | None) -> tuple[str, str]:
+    """Write the difference with its interval, coloured where it is certain, and the corrected p value."""
     change, p = test.difference, test.p if test.adjusted_p is None else test.adjusted_p
     better = (change.value > 0) == higher_is_better if higher_is_better is not None and p < LEVEL else None
-    told = f"{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}]"
-    return f"[{STYLES[better]}]{told}[/]", f"{p:.3f}"
+    figures = f"{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}]"
+    return f"[{STYLES[better]}]{figures}[/]", f"{p:.3f}"
 
 
 def _interval(score: Score | None) -> str:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
 from lvlm_guard import loading
+from lvlm_guard.cli import costing
+from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
+    from lvlm_guard.bench.catalogue import Offer
     from lvlm_guard.bench.running.store import Record
 
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
 
 Data = Annotated[
-    Path | None, typer.Option(help="Where the suites' files lie now, if elsewhere than the run found them.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder with the suites' files.", show_default="where the run found them"),
+]
+Parser = Annotated[
+    str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="the run's own")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
 
@@ -28,69 +36,97 @@ def group() -> None:
     """Run benchmarks over stacks and the controls that a gain must beat, score and compare them."""
 
 
+app.command("cost")(costing.cost)
+
+
 @app.command("list")
 def list_suites(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead.")] = False,
 ) -> None:
     """List the suites: what they test, which files they need, under which licence."""
     loading.quieten()
-    from lvlm_guard.bench import suites  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.catalogue import catalogue  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
-    described = [_described(name, suites.suite(name)) for name in suites.suites()]
-    if as_json:
-        typer.echo(json.dumps(described, indent=2))
-        return
-    typer.echo(bench_tables.of_suites(described))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuardWarning)  # printed below, or on stderr
+        offers, broken = catalogue().load_all()
+    described = [_describe(offer) for offer in offers]
+    typer.echo(json.dumps(described, indent=2, default=str) if as_json else bench_tables.format_suites(described))
+    for failure in broken:
+        typer.echo(f"skipped {failure.entry_point} of {failure.distribution}: {failure.reason}", err=True)
 
 
-def _described(name: str, kind: Any) -> dict[str, Any]:
-    arguments = {field.name: field.default for field in dataclasses.fields(kind) if field.init}
+def _describe(offer: Offer) -> dict[str, Any]:
+    suite = offer.suite
     return {
-        "name": name,
-        "title": kind.title,
-        "levels": list(kind.levels),
-        "parsers": list(kind.parsers),
-        "required": [dataclasses.asdict(one) for one in kind.required],
-        "arguments": arguments,
-        "licence": kind.licence,
-        "homepage": kind.homepage,
+        "name": offer.name,
+        "title": suite.title,
+        "levels": list(suite.levels),
+        "parsers": list(suite.parsers),
+        "required": [dataclasses.asdict(requirement) for requirement in suite.required],
+        "arguments": {field.name: _default(field) for field in dataclasses.fields(suite) if field.init},
+        "licence": suite.licence,
+        "homepage": suite.homepage,
+        "distribution": offer.distribution,
     }
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of an argument, None where it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 @app.command("run")
 def run(
-    suite: Annotated[list[str], typer.Argument(help="A suite, or one with arguments: scenes:count=100,split=iid.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same command resumes there.")],
+    suite: Annotated[
+        list[str],
+        typer.Argument(metavar="SUITE...", help="A suite, or one with arguments: scenes:count=100,split=iid."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes there.")],
     stack: Annotated[
-        list[str] | None, typer.Option(help="A strategy's name or a .toml, .yaml file; repeat for several.")
+        list[str] | None,
+        typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file; repeat for several."),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A local folder, a hub id, or 'testbed' for the bundled model.")
+        str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
     ] = loading.BUNDLED,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many items a suite, whole pictures.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with the suites' files; nothing is downloaded.")] = None,
-    parser: Annotated[str | None, typer.Option(help="How answers are read; by default each suite's first way.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="A control to switch off; repeat for several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items of a suite, in whole pictures.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files; nothing is downloaded.")
+    ] = None,
+    parser: Annotated[
+        str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="each suite's first")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="CONTROL", help="A control to switch off; repeat for several.")
+    ] = None,
     sample: Annotated[
         bool, typer.Option("--sample", help="Let the stacks sample instead of answering greedily.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything that is sampled.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
+    ] = None,
+    dtype: Annotated[
+        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
+    ] = "auto",
 ) -> None:
-    """Answer SUITEs with stacks and controls, keep every raw answer, then score.
+    """Answer suites with stacks and controls, keep every raw answer, then score.
 
-    Stopped half-way, the same command goes on where it was.
+    The same command resumes a run that was stopped.
     """
     loading.quieten()
-    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.bench.running.manifest import Plan  # noqa: PLC0415 - as above
+    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
-    lined_up = systems.line_up(systems.named_stacks(stack or ()), off, sampled=sample)
-    plan = Plan(choosing.chosen(suite, parser), lined_up, off, data, limit, batch, seed)
+    systems_compared = systems.build_systems(systems.read_stacks(stack or ()), off, sampled=sample)
+    plan = RunPlan(choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)
     record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
@@ -98,43 +134,35 @@ def run(
 
 
 @app.command("report")
-def report(folder: Folder, data: Data = None) -> None:
-    """Score the run in DIR as it was begun; write results.json and results.csv there."""
+def report(folder: Folder, parser: Parser = None, data: Data = None) -> None:
+    """Score the raw answers in DIR, print the tables, and write figures and a page there; no model is needed."""
     loading.quieten()
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
-
-    _report(store.read(folder), None, data)
-
-
-@app.command("rescore")
-def rescore(
-    folder: Folder,
-    parser: Annotated[
-        str | None, typer.Option(help="How to read the answers; as the run was begun unless told.")
-    ] = None,
-    data: Data = None,
-) -> None:
-    """Score the raw answers in DIR again, with another parser if wanted; no model is needed."""
-    loading.quieten()
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - slow to import
 
     _report(store.read(folder), parser, data)
 
 
+@app.command("rescore", hidden=True)
+def rescore(folder: Folder, parser: Parser = None, data: Data = None) -> None:
+    """Do what `bench report` does; this is its former name."""
+    typer.echo("'lvlm-guard bench rescore' is deprecated; use 'lvlm-guard bench report'.", err=True)
+    report(folder, parser, data)
+
+
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
-    """Figures as tables and files; those of another parser than the run's get a name of their own."""
-    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - only when it is asked for
+    """Print figures and write them as files; those of another parser than the run's have names of their own."""
+    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = results.score(record, parser, data)
-    begun_with = {name: told["parser"] for name, told in record.manifest["suites"].items()}
-    name = "results" if dict(scored.parsers) == begun_with else f"results-{parser}"
+    original = {name: description["parser"] for name, description in record.manifest["suites"].items()}
+    name = "results" if dict(scored.parsers) == original else f"results-{parser}"
     written = [*export.write(scored, record.folder, name)]
     bench_tables.show(scored, Console())
     page_path = record.folder / f"{name.replace('results', 'report')}.html"
     page.write(record, scored, page_path, data)
     written.append(page_path)
-    typer.echo(f"Raw answers and figures: {', '.join(str(one) for one in written)}")
+    typer.echo(f"Raw answers and figures: {', '.join(str(path) for path in written)}")
 
 
 @app.command("compare")
@@ -145,12 +173,12 @@ def compare(
 ) -> None:
     """Compare the runs in two folders stack by stack, answer by answer."""
     loading.quieten()
-    from lvlm_guard.bench.reporting import comparing, results  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.bench.running import store  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.reporting import comparing, results  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running import store  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
-    found = comparing.compare(store.read(before), store.read(after))
+    comparison = comparing.compare(store.read(before), store.read(after))
     if as_json:
-        typer.echo(json.dumps(results.to_plain(found), indent=2))
+        typer.echo(json.dumps(results.to_plain(comparison), indent=2))
         return
-    bench_tables.show_comparison(found, Console())
+    bench_tables.show_comparison(comparison, Console())

@@ -17,7 +17,7 @@ from lvlm_guard.errors import InputError
 from lvlm_guard.host.stack import Stack
 
 if TYPE_CHECKING:
-    from lvlm_guard.bench.running.manifest import Plan
+    from lvlm_guard.bench.running.manifest import RunPlan
     from lvlm_guard.bench.running.store import Record
     from lvlm_guard.testbed.suite import Split
 
@@ -72,7 +72,7 @@ def demo(
         typer.echo(f"The same with pictures and captions: {destination}")
 
 
-def build_plan(stack: str | None, scenes: int) -> Plan:
+def build_plan(stack: str | None, scenes: int) -> RunPlan:
     """Build the plan of the demo's run.
 
     Args:
@@ -90,7 +90,7 @@ def build_plan(stack: str | None, scenes: int) -> Plan:
     return running.build_plan(suites, {"+".join(guarded.names) or NO_STRATEGY: guarded})
 
 
-def run(plan: Plan, model: str, folder: Path) -> Record:
+def run(plan: RunPlan, model: str, folder: Path) -> Record:
     """Answer the plan's scenes with a model, or the rest of them.
 
     Args:

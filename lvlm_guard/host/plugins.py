@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -15,7 +14,8 @@ import pluggy
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from lvlm_guard.errors import GuardWarning, PluginError, PluginRejected, nearest
+from lvlm_guard.errors import PluginError, PluginRejected, nearest
+from lvlm_guard.host.discovery import Broken, distribution_of, load_each
 from lvlm_guard.strategy.hookspecs import PROJECT, Discovery, Strategy, hook_names
 
 GROUP = "lvlm_guard"
@@ -60,15 +60,6 @@ class Offer:
             "neutral": dict(neutral),
             "parameters": parameters,
         }
-
-
-@dataclass(frozen=True)
-class Broken:
-    """An entry point that could not be loaded, and why."""
-
-    entry_point: str
-    distribution: str
-    reason: str
 
 
 @dataclass
@@ -120,16 +111,7 @@ def catalogue() -> Catalogue:
 def discover(points: Sequence[EntryPoint]) -> Catalogue:
     """Build a catalogue from entry points; one that fails is warned about and listed as broken."""
     found = Catalogue()
-    for point in sorted(points, key=lambda point: point.name):
-        distribution = point.dist.name if point.dist else "unknown distribution"
-        try:
-            _load(point, distribution, found)
-        except Exception as error:  # noqa: BLE001 - somebody else's package must not take everybody down; it is reported
-            reason = f"{type(error).__name__}: {error}"
-            found.broken.append(Broken(point.name, distribution, reason))
-            warnings.warn(
-                f"The plugin {point.name!r} of {distribution} was skipped: {reason}", GuardWarning, stacklevel=2
-            )
+    found.broken += load_each(points, lambda point: _load(point, distribution_of(point), found), "plugin")
     return found
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running import runner, systems
-from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.errors import Refused
 from lvlm_guard.host.stack import Stack
@@ -19,11 +19,11 @@ from lvlm_guard.testbed.suite import PARSER, Scenes
 BATCH = 32
 """Most prompts of a call."""
 
-Answers = Mapping[str, Mapping[str, Sequence[Said]]]
+Answers = Mapping[str, Mapping[str, Sequence[AnsweredItem]]]
 """Raw answers by suite and system."""
 
 
-def build_plan(suites: Mapping[str, Scenes], stacks: Mapping[str, Stack], *, batch: int = BATCH) -> Plan:
+def build_plan(suites: Mapping[str, Scenes], stacks: Mapping[str, Stack], *, batch: int = BATCH) -> RunPlan:
     """Build the plan of a run with greedy generation and the stacks.
 
     Args:
@@ -35,8 +35,8 @@ def build_plan(suites: Mapping[str, Scenes], stacks: Mapping[str, Stack], *, bat
         InputError: The name of a stack cannot be that of a file, or is "greedy".
     """
     switched_off = tuple(name for name in systems.CONTROLS if name != systems.GREEDY)
-    chosen = {name: Chosen(suite, PARSER, _arguments(suite)) for name, suite in suites.items()}
-    return Plan(chosen, systems.line_up(stacks, switched_off), switched_off, batch=batch)
+    chosen = {name: SuiteChoice(suite, PARSER, _arguments(suite)) for name, suite in suites.items()}
+    return RunPlan(chosen, systems.build_systems(stacks, switched_off), switched_off, batch=batch)
 
 
 def _arguments(suite: Scenes) -> dict[str, Any]:
@@ -71,7 +71,9 @@ def answer(
     with tempfile.TemporaryDirectory() as folder:
         record = runner.run(plan, model, processor, Path(folder), model_id=type(model).__name__, progress=progress)
         check_refusals(record)
-        return {suite: {system: record.said(system, suite) for system in record.systems} for suite in record.suites}
+        return {
+            suite: {system: record.read_answers(system, suite) for system in record.systems} for suite in record.suites
+        }
 
 
 def check_refusals(record: Record) -> None:

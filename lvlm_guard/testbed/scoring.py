@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.scoring.intervals import (
     Statistic,
     accuracy,
@@ -26,14 +26,14 @@ from lvlm_guard.testbed.world.questions import NEGATIVES
 CAPTION = "caption"
 """Kind of the items that ask for a description."""
 
-Count = Callable[[Said], Counts]
-Choice = Callable[[Said], bool]
+Count = Callable[[AnsweredItem], Counts]
+Choice = Callable[[AnsweredItem], bool]
 
 _WORDS: Mapping[str, Sequence[str]] = {"colour": COLOUR_NAMES, "choice": ("left", "right")}
 """The answers of the questions that are not yes/no, by kind."""
 
 
-def is_right(answer: Said) -> bool:
+def is_right(answer: AnsweredItem) -> bool:
     """Whether a short answer says what is true."""
     truth, kind = answer.item.truth, answer.item.kind
     if kind in _WORDS:
@@ -41,7 +41,7 @@ def is_right(answer: Said) -> bool:
     return parse_yes_no(answer.text) == (truth == "yes")
 
 
-def caption_counts(answer: Said) -> CaptionCounts:
+def caption_counts(answer: AnsweredItem) -> CaptionCounts:
     """Count the objects that a caption names; colours are not counted."""
     named = [category for _, category in mentions(answer.text)]
     present = {category for _, category in mentions(answer.item.truth)}
@@ -56,7 +56,7 @@ class ColourCounts:
     wrong: int
 
 
-def caption_colours(answer: Said) -> ColourCounts:
+def caption_colours(answer: AnsweredItem) -> ColourCounts:
     """Count the colours of a caption; objects that are not there have no true colour and are left out."""
     true = {category: colour for colour, category in mentions(answer.item.truth)}
     coloured = [(colour, category) for colour, category in mentions(answer.text) if category in true]
@@ -85,7 +85,7 @@ def build_measure(
         higher_is_better: None where neither is.
     """
 
-    def counted(answer: Said) -> Counts | None:
+    def counted(answer: AnsweredItem) -> Counts | None:
         return count(answer) if chosen(answer) else None
 
     binary = count in (count_right, _count_spoilt, _count_unread)
@@ -191,44 +191,44 @@ def _overall_measures() -> list[Measure]:
     ]
 
 
-def has_kind(kind: str, answer: Said) -> bool:
+def has_kind(kind: str, answer: AnsweredItem) -> bool:
     """Whether an answer is about a question of this kind."""
     return answer.item.kind == kind
 
 
-def is_yes_no(answer: Said) -> bool:
+def is_yes_no(answer: AnsweredItem) -> bool:
     """Whether an answer is about a yes/no question."""
     return answer.item.truth in ("yes", "no")
 
 
-def _is_yes_no(level: str, answer: Said) -> bool:
+def _is_yes_no(level: str, answer: AnsweredItem) -> bool:
     return is_yes_no(answer) and answer.item.level == level
 
 
-def _has_level(level: str, answer: Said) -> bool:
+def _has_level(level: str, answer: AnsweredItem) -> bool:
     return answer.item.level == level and answer.item.kind != CAPTION
 
 
-def _asks(negative: str, answer: Said) -> bool:
+def _asks(negative: str, answer: AnsweredItem) -> bool:
     item = answer.item
     return item.kind == "existence" and (item.truth == "yes" or item.extra["negative"] == negative)
 
 
-def _asks_sideways(answer: Said) -> bool:
+def _asks_sideways(answer: AnsweredItem) -> bool:
     return answer.item.kind in ("relation", "choice")
 
 
-def _describes(level: str, answer: Said) -> bool:
+def _describes(level: str, answer: AnsweredItem) -> bool:
     """Whether it is a caption of a scene that breaks a habit of this level, or none."""
     return answer.item.kind == CAPTION and answer.item.extra["broken"] in (None, level)
 
 
-def count_right(answer: Said) -> Counts:
+def count_right(answer: AnsweredItem) -> Counts:
     """Return (1 where the answer is right, 1)."""
     return float(is_right(answer)), 1.0
 
 
-def _count_yes_no(answer: Said) -> Counts:
+def _count_yes_no(answer: AnsweredItem) -> Counts:
     """Return (right yes, all yes, right no, all no, said yes)."""
     row = yes_no_counts([parse_yes_no(answer.text)], [answer.item.truth == "yes"])[0]
     return tuple(float(count) for count in row)
@@ -237,28 +237,28 @@ def _count_yes_no(answer: Said) -> Counts:
 _BALANCED: tuple[Count, Statistic] = (_count_yes_no, mean_share)
 
 
-def _count_unread(answer: Said) -> Counts:
+def _count_unread(answer: AnsweredItem) -> Counts:
     return float(parse_yes_no(answer.text) is None), 1.0
 
 
-def _count_absent(answer: Said) -> Counts:
+def _count_absent(answer: AnsweredItem) -> Counts:
     counts = caption_counts(answer)
     return float(counts.absent), float(counts.named)
 
 
-def _count_spoilt(answer: Said) -> Counts:
+def _count_spoilt(answer: AnsweredItem) -> Counts:
     return float(caption_counts(answer).absent > 0), 1.0
 
 
-def _count_named(answer: Said) -> Counts:
+def _count_named(answer: AnsweredItem) -> Counts:
     counts = caption_counts(answer)
     return float(counts.found), float(counts.present)
 
 
-def _count_words(answer: Said) -> Counts:
+def _count_words(answer: AnsweredItem) -> Counts:
     return float(caption_counts(answer).words), 1.0
 
 
-def _count_miscoloured(answer: Said) -> Counts:
+def _count_miscoloured(answer: AnsweredItem) -> Counts:
     counts = caption_colours(answer)
     return float(counts.wrong), float(counts.coloured)

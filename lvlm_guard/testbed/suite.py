@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, get_args
 
 from PIL import Image
 
-from lvlm_guard.bench.items import LEVELS, Item, Level, Said
+from lvlm_guard.bench.items import LEVELS, AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.deprecation import renamed_fields
@@ -124,7 +124,7 @@ class Scenes:
         drawn = self._named(item.cluster)
         return oddity(drawn.broken) if drawn.broken else ""
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
+    def official(self, said: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
         """Return nothing: there is no other script than this one."""
         return {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.suites.amber import LEVEL_OF, Amber
 from lvlm_guard.errors import InputError
@@ -45,7 +45,7 @@ def figures(suite, said, group, parser="official"):
 
 
 def test_always_no_gets_the_figures_of_the_script(whole_set):
-    said = [Said(item, "No") for item in whole_set]
+    said = [AnsweredItem(item, "No") for item in whole_set]
     assert len(said) == 14216
     assert figures(Amber(), said, "discriminative") == (66.3, 66.3, 100.0, 79.7)
     assert figures(Amber(), said, "existence") == (100.0,) * 4
@@ -54,16 +54,16 @@ def test_always_no_gets_the_figures_of_the_script(whole_set):
 
 
 def test_the_truth_gets_everything_and_in_lower_case_nothing(whole_set):
-    right = Amber().official([Said(item, item.truth.capitalize()) for item in whole_set], "official")
+    right = Amber().official([AnsweredItem(item, item.truth.capitalize()) for item in whole_set], "official")
     assert set(right.values()) == {100.0}
-    small = [Said(item, item.truth) for item in whole_set]
+    small = [AnsweredItem(item, item.truth) for item in whole_set]
     assert set(Amber().official(small, "official").values()) == {0.0}
     assert set(Amber().official(small, "ours").values()) == {100.0}
 
 
 def test_the_script_adds_more_to_the_f1_of_existence_than_to_the_others():
     said = [
-        Said(Item(str(at), "x", "?", "no", "object", "discriminative-hallucination"), "No" if at < 2 else "Yes")
+        AnsweredItem(Item(str(at), "x", "?", "no", "object", "discriminative-hallucination"), "No" if at < 2 else "Yes")
         for at in range(4)
     ]
     assert figures(Amber(), said, "existence") == (50.0, 100.0, 50.0, 66.6)
@@ -71,7 +71,7 @@ def test_the_script_adds_more_to_the_f1_of_existence_than_to_the_others():
 
 
 def test_the_scripts_counters_begin_above_zero_three_times_for_attributes():
-    said = [Said(Item("1", "x", "?", "no", "attribute", "discriminative-attribute-state"), "No")]
+    said = [AnsweredItem(Item("1", "x", "?", "no", "attribute", "discriminative-attribute-state"), "No")]
     assert figures(Amber(), said, "state") == (99.9,) * 4
     assert figures(Amber(), said, "attribute") == (99.7,) * 4
     assert figures(Amber(), said, "number") == (0.0,) * 4
@@ -83,7 +83,7 @@ def test_the_script_never_divides_by_zero():
 
 def test_beside_a_perfect_score_stands_the_yes_ratio(whole_set):
     suite = Amber("discriminative")
-    said = [Said(item, "No") for item in whole_set]
+    said = [AnsweredItem(item, "No") for item in whole_set]
     measures = {measure.name: measure for measure in suite.measures("ours")}
     assert next(iter(measures)) == "f1"
     assert measures["f1"].value(said) == pytest.approx(0.797, abs=5e-4)
@@ -95,10 +95,15 @@ def test_beside_a_perfect_score_stands_the_yes_ratio(whole_set):
 
 def test_precision_recall_and_f1_are_those_of_no(whole_set):
     yes_no = [next(item for item in whole_set if item.truth == truth) for truth in ("yes", "no")]
-    said = [Said(yes_no[0], "No"), Said(yes_no[0], "No"), Said(yes_no[1], "No"), Said(yes_no[1], "Yes")]
-    said.append(Said(yes_no[0], "Perhaps"))  # no "no"
+    said = [
+        AnsweredItem(yes_no[0], "No"),
+        AnsweredItem(yes_no[0], "No"),
+        AnsweredItem(yes_no[1], "No"),
+        AnsweredItem(yes_no[1], "Yes"),
+    ]
+    said.append(AnsweredItem(yes_no[0], "Perhaps"))  # no "no"
     numbered = [
-        Said(Item(str(at), "x", "?", one.item.truth, "attribute", one.item.kind), one.text)
+        AnsweredItem(Item(str(at), "x", "?", one.item.truth, "attribute", one.item.kind), one.text)
         for at, one in enumerate(said)
     ]
     measured = {measure.name: measure.value(numbered) for measure in Amber("discriminative").measures("ours")}
@@ -125,8 +130,8 @@ def test_descriptions_of_a_hand_case():
     first, second = suite.load(DATA).items
     # woman covers person, water the lake; cloud and ship are absent, and expected; a light is never wrong; can is no noun
     said = [
-        Said(first, "Two women look at the water under clouds. A light and a ship can be seen."),
-        Said(second, "The street has trees."),
+        AnsweredItem(first, "Two women look at the water under clouds. A light and a ship can be seen."),
+        AnsweredItem(second, "The street has trees."),
     ]
     measured = {measure.name: measure.value(said) for measure in suite.measures("ours")}
     assert measured["chair_ours"] == pytest.approx(2 / 7)
@@ -145,7 +150,7 @@ def test_a_word_of_several_kinds_is_a_noun_only_where_one_can_stand():
 def test_the_export_is_what_the_script_reads(tmp_path):
     items = Amber().load(DATA).items
     said = [
-        Said(item, text)
+        AnsweredItem(item, text)
         for item, text in zip(items, ["A lake.", "A road.", "no.", "Yes!", "Perhaps", *["No"] * 9], strict=True)
     ]
     Amber().export(said[::-1], tmp_path / "out.json")

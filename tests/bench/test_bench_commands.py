@@ -10,7 +10,7 @@ import transformers
 from typer.testing import CliRunner
 
 from lvlm_guard import loading
-from lvlm_guard.bench import suites
+from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.running import choosing
 from lvlm_guard.bench.running.systems import CONTROLS
 from lvlm_guard.cli import app, main
@@ -62,7 +62,7 @@ def folder(finished, tmp_path):
 
 def test_list_tells_what_every_suite_needs():
     listed = {one["name"]: one for one in json.loads(run("bench", "list", "--json"))}
-    assert set(listed) == set(suites.suites())
+    assert set(listed) == set(catalogue().names)
     assert listed["scenes"]["required"] == []
     assert listed["scenes"]["arguments"] == {
         "split": "counterfactual",
@@ -73,6 +73,7 @@ def test_list_tells_what_every_suite_needs():
     }
     assert all(set(need) >= {"path", "what", "source", "layout"} for need in listed["pope"]["required"])
     assert all(one["parsers"] and one["licence"] for one in listed.values())
+    assert {one["distribution"] for one in listed.values()} == {"lvlm-guard"}
     table = run("bench", "list")
     assert all(name in table for name in listed)
 
@@ -107,24 +108,34 @@ def test_run_again_changes_no_answer_and_loads_no_data_twice(finished, folder):
     assert {path: path.read_bytes() for path in (folder / "answers").rglob("*.jsonl")} == before
 
 
-def test_report_and_rescore_equal_the_scores_of_the_run(folder, monkeypatch):
+def test_report_equals_the_scores_of_the_run(folder, monkeypatch):
     """From the raw answers: no model is loaded."""
     monkeypatch.setattr(loading, "load", lambda *a: pytest.fail("loaded"))
     names = ("results.json", "results.csv")
     first = {name: (folder / name).read_bytes() for name in names}
-    for command in ("report", "rescore"):
-        for name in names:
-            (folder / name).unlink()
-        run("bench", command, folder)
-        assert {name: (folder / name).read_bytes() for name in names} == first
+    for name in names:
+        (folder / name).unlink()
+    run("bench", "report", folder)
+    assert {name: (folder / name).read_bytes() for name in names} == first
 
 
-def test_rescore_keeps_figures_of_another_parser_apart(folder, monkeypatch):
+def test_report_keeps_figures_of_another_parser_apart(folder, monkeypatch):
     monkeypatch.setattr(Scenes, "parsers", ("ours", "other"))
     before = (folder / "results.json").read_bytes()
-    run("bench", "rescore", folder, "--parser", "other")
+    run("bench", "report", folder, "--parser", "other")
     assert (folder / "results.json").read_bytes() == before
+    assert (folder / "report-other.html").exists()
     assert json.loads((folder / "results-other.json").read_text())["parsers"] == {"scenes": "other"}
+
+
+def test_rescore_is_the_deprecated_name_of_report(folder, monkeypatch):
+    monkeypatch.setattr(Scenes, "parsers", ("ours", "other"))
+    asked = [str(folder), "--parser", "other"]
+    renamed, former = (CliRunner().invoke(app, ["bench", command, *asked]) for command in ("report", "rescore"))
+    assert (former.exit_code, former.stdout) == (0, renamed.stdout)
+    assert "'lvlm-guard bench rescore' is deprecated; use 'lvlm-guard bench report'." in former.stderr
+    assert renamed.stderr == ""
+    assert "rescore" not in run("bench", "--help")
 
 
 def test_the_page_is_written_beside_the_figures(folder):
@@ -154,12 +165,14 @@ def test_limit_takes_whole_pictures(tmp_path):
 
 
 def test_one_suite_may_be_asked_for_twice_with_other_arguments():
-    found = choosing.chosen(["scenes:count=3,split=iid", "scenes:count=3", "pope:prompt_suffix= One word, please."])
+    found = choosing.choose_suites(
+        ["scenes:count=3,split=iid", "scenes:count=3", "pope:prompt_suffix= One word, please."]
+    )
     assert list(found) == ["scenes@count=3,split=iid", "scenes@count=3", "pope"]
     assert found["scenes@count=3,split=iid"].suite == Scenes("iid", 3)
     assert found["pope"].arguments == {"prompt_suffix": " One word, please."}
-    with pytest.raises(InputError, match="asked for twice"):
-        choosing.chosen(["scenes", "scenes"])
+    with pytest.raises(InputError, match="named twice"):
+        choosing.choose_suites(["scenes", "scenes"])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +204,7 @@ def test_run_refuses_with_a_message_before_a_model_is_loaded(monkeypatch, capsys
 def test_run_refuses_the_folder_of_another_run(monkeypatch, capsys, folder):
     asked = ("bench", "run", "scenes:count=7,captions=2", "--stack", "vcd", *SWITCHED_OFF, "--out", folder)
     told = fails(monkeypatch, capsys, *asked)
-    assert "begun otherwise" in told
+    assert "holds a run with other settings" in told
     assert "systems.rank" in told
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.scoring.nouns import Vocabulary, official_singular, our_singular
 from lvlm_guard.bench.suites.chair import Chair, finished
 from lvlm_guard.errors import InputError
@@ -76,7 +76,10 @@ def test_objects_present_are_those_annotated_and_those_in_reference_captions(ite
 
 def test_scores_of_a_hand_case(items):
     # absent: both chairs of the first; the official reading does not see the bus
-    said = [Said(items["7"], "A man and his dog sit on a chair near a chair."), Said(items["11"], "A bus waits.")]
+    said = [
+        AnsweredItem(items["7"], "A man and his dog sit on a chair near a chair."),
+        AnsweredItem(items["11"], "A bus waits."),
+    ]
     official, ours = scores(said, "official"), scores(said, "ours")
     assert official["chair_i"] == pytest.approx(2 / 4)
     assert ours["chair_i"] == pytest.approx(2 / 5)
@@ -89,7 +92,7 @@ def test_scores_of_a_hand_case(items):
 
 
 def test_a_caption_that_names_nothing_has_no_official_chair_i(items):
-    said = [Said(items["11"], "A bus waits.")]
+    said = [AnsweredItem(items["11"], "A bus waits.")]
     assert EVERY.official(said, "official") == {"CHAIRs": 0.0, "CHAIRi": None}
     assert EVERY.official([], "official") == {"CHAIRs": None, "CHAIRi": None}
 
@@ -111,7 +114,7 @@ def test_an_unfinished_sentence_can_be_left_out():
     assert finished("A cat. A dog!") == "A cat. A dog!"
     assert finished("A cat and a dog") == "A cat and a dog"
     suite = Chair(images=0, drop_unfinished=True)
-    said = [Said(item, "A man. A chair and") for item in suite.load(DATA).items if item.id == "7"]
+    said = [AnsweredItem(item, "A man. A chair and") for item in suite.load(DATA).items if item.id == "7"]
     assert scores(said, "ours", suite)["chair_i"] == 0
     assert scores(said, "ours")["chair_i"] == pytest.approx(1 / 2)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import transformers
@@ -16,7 +14,6 @@ from lvlm_guard.bench.running.cost_model import (
     NOISE,
     BranchLength,
     Target,
-    check,
     predict,
 )
 from lvlm_guard.bench.running.shapes import LLAVA_1_5_7B, QWEN2_5_VL_7B, Shape
@@ -88,7 +85,8 @@ def test_ratios_of_whole_answers_are_those_worked_out_by_hand(case, ratios):
 
 def test_plain_generate_is_its_own_floor():
     plain = predict(LLAVA_1_5_7B, A100, batch=4)
-    assert (plain.variant, plain.ratio, plain.prefill_ratio, plain.answer_ratio(9)) == ("plain", 1, 1, 1)
+    assert (plain.executor, plain.ratio, plain.prefill_ratio, plain.answer_ratio(9)) == ("none", 1, 1, 1)
+    assert plain.answer_ms(9) == plain.prefill_ms + 9 * plain.step_ms
     # weights and 4 rows of 768 positions of 512 KiB over 2 TB/s
     assert plain.step_ms == pytest.approx((LLAVA_1_5_7B.weight_bytes + 4 * 768 * 2**19) / 2e12 * 1e3)
 
@@ -173,30 +171,3 @@ def test_a_config_without_a_number_of_image_tokens_asks_for_it():
 def test_a_prediction_of_nothing_is_refused(case):
     with pytest.raises(InputError, match="positive length"):
         predict(LLAVA_1_5_7B, H100_SXM, **case)
-
-
-ROW = {
-    "model": "LLaVA-1.5-7B", "batch": 8, "variant": "noise branch, batched", "status": "ok", "gpu_name": "H100",
-    "prompt_tokens": 640, "image_tokens": 576, "new_tokens": 33, "decode_ms_p50": 10.0, "decode_ratio_p50": 1.5,
-    "prefill_ms_p50": 400.0,
-}  # fmt: skip
-
-
-def test_a_prediction_is_checked_against_the_measured_row_of_its_variant():
-    prediction = predict(LLAVA_1_5_7B, H100_SXM, [NOISE], 8, generated=16.5)
-    others = [ROW | {"batch": 1}, ROW | {"variant": "noise branch, sequential"}, ROW | {"status": "out of memory"}]
-    found = check(prediction, [*others, ROW])
-    assert (found.gpu, found.step_ms, found.ratio) == ("H100", 10.0, 1.5)
-    assert found.over_floor == pytest.approx(10 / prediction.step_ms)
-    assert found.ratio_error == pytest.approx(1.5 / prediction.ratio - 1)
-    assert found.prefill_over_floor == pytest.approx(400 / prediction.prefill_ms)
-    with pytest.raises(InputError, match="no row"):
-        check(prediction, others)
-
-
-def test_a_row_of_other_lengths_is_not_compared():
-    with pytest.raises(InputError, match="half the new tokens"):
-        check(predict(LLAVA_1_5_7B, H100_SXM, [NOISE], 8), [ROW])
-    longer = predict(replace(LLAVA_1_5_7B, image_tokens=1152), H100_SXM, [NOISE], 8, generated=16.5)
-    with pytest.raises(InputError, match=r"640, 576, 16\.5"):
-        check(longer, [ROW])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.suites.hallusionbench import HallusionBench
 
 DATA = Path(__file__).parent / "data" / "hallusionbench"
@@ -16,11 +16,11 @@ WRONG, UNSURE = "wrong", "unsure"
 
 @pytest.fixture
 def perfect():
-    return [Said(item, item.truth) for item in HallusionBench().load(DATA).items]
+    return [AnsweredItem(item, item.truth) for item in HallusionBench().load(DATA).items]
 
 
 def changed(said, at, text):
-    return [Said(one.item, text) if place == at else one for place, one in enumerate(said)]
+    return [AnsweredItem(one.item, text) if place == at else one for place, one in enumerate(said)]
 
 
 def scores(said, parser="ours"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.suites.mme import Mme
 
 DATA = Path(__file__).parent / "data" / "mme"
@@ -15,7 +15,7 @@ PERFECT = ["Yes", "No"] * 8
 
 
 def answered(texts):
-    return [Said(item, text) for item, text in zip(Mme().load(DATA).items, texts, strict=True)]
+    return [AnsweredItem(item, text) for item, text in zip(Mme().load(DATA).items, texts, strict=True)]
 
 
 def test_both_layouts_are_read_and_levels_follow_the_task():

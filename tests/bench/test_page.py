@@ -14,8 +14,8 @@ import pytest
 import quick_run
 from PIL import Image
 
-from lvlm_guard.bench import suites
-from lvlm_guard.bench.items import LEVELS, Item, Said
+from lvlm_guard.bench.catalogue import Catalogue, Offer
+from lvlm_guard.bench.items import LEVELS, AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, labels, page, tables, verdicts
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, Spent, score
 from lvlm_guard.bench.reporting.verdicts import Case, Rival
@@ -92,7 +92,7 @@ RIGHT = Measure("accuracy_object", "object", "accuracy", each(is_right), share, 
 def source(answers, items=None, invented=None):
     """What systems said, as texts in the order of the items."""
     found = items or [asked(number) for number in range(len(next(iter(answers.values()))))]
-    said = {name: [Said(*one) for one in zip(found, texts, strict=True)] for name, texts in answers.items()}
+    said = {name: [AnsweredItem(*one) for one in zip(found, texts, strict=True)] for name, texts in answers.items()}
     return page.Source(said, (RIGHT,), lambda name: Image.new("RGB", (8, 8), "red"), invented)
 
 
@@ -189,7 +189,7 @@ def test_a_share_of_yes_says_nothing_about_captions():
 
 def test_whether_a_headline_is_about_yes_and_no_is_read_from_what_it_counts():
     items = Scenes(count=4).load(None).items
-    said = [Said(item, "yes" if item.kind != "caption" else "a red car .") for item in items]
+    said = [AnsweredItem(item, "yes" if item.kind != "caption" else "a red car .") for item in items]
     measures = Scenes().measures("ours")
     asks = {one.name: verdicts.asks_yes_no(one, measures, said) for one in measures}
     assert asks["balanced_object"]
@@ -225,15 +225,15 @@ def test_a_stack_is_tested_against_controls_on_the_same_answers():
     results = made(["like", "copy"])
     scores = [
         scored(name, "accuracy_object", float(texts[0].text == "yes"), float(texts[0].text == "yes") or None)
-        for name, texts in said.said.items()
+        for name, texts in said.answers.items()
     ]
     results = replace(results, scores=scores)
-    found = {one.system: one for one in verdicts.verdicts(results, "pope", said.measures, said.said)}
+    found = {one.system: one for one in verdicts.verdicts(results, "pope", said.measures, said.answers)}
     assert (found["like"].kind, found["copy"].kind) == ("only shifts bias", "not compared")
     assert "yes_bias" in found["like"].why
     systems = {**results.manifest["systems"], "yes_bias": {"role": "control", "matched": ["copy"]}}
     matched = replace(results, manifest={**results.manifest, "systems": systems})
-    assert verdicts.verdicts(matched, "pope", said.measures, said.said)[0].kind == "unproven"
+    assert verdicts.verdicts(matched, "pope", said.measures, said.answers)[0].kind == "unproven"
 
 
 # Charts
@@ -322,23 +322,23 @@ def test_as_many_gains_as_losses_are_shown_and_every_stack_has_its_turn():
     better = ["yes"] * 60
     worse = ["no"] * 60
     found = source({"greedy": plain, "up": better, "up2": better, "down": worse, "same": plain})
-    chosen = examples.choose(found.said, ["up", "up2", "down", "same"], found.measures, "ours", each=4)
+    chosen = examples.choose(found.answers, ["up", "up2", "down", "same"], found.measures, "ours", each=4)
     assert (chosen.gains, chosen.losses, chosen.neither) == (60, 30, 0)
     assert [one.effect for one in chosen.examples] == ["gain"] * 4 + ["loss"] * 4
     assert {one.stack for one in chosen.examples[:4]} == {"up", "up2"}
     assert len({one.item.id for one in chosen.examples}) == 8
-    again = examples.choose(found.said, ["up", "up2", "down", "same"], found.measures, "ours", each=4)
-    other = examples.choose(found.said, ["up", "up2", "down", "same"], found.measures, "ours", each=4, seed=1)
+    again = examples.choose(found.answers, ["up", "up2", "down", "same"], found.measures, "ours", each=4)
+    other = examples.choose(found.answers, ["up", "up2", "down", "same"], found.measures, "ours", each=4, seed=1)
     assert chosen == again
     assert chosen != other
     found = source({"greedy": ["yes"] * 2 + ["no"] * 9, "a": ["no"] * 2 + ["yes"] * 9})
-    few = examples.choose(found.said, ["a"], found.measures, "ours", each=4)
+    few = examples.choose(found.answers, ["a"], found.measures, "ours", each=4)
     assert [one.effect for one in few.examples] == ["gain"] * 2 + ["loss"] * 2
 
 
 def test_an_example_puts_greedy_first_and_together_what_is_the_same():
     found = source({"greedy": ["no"], "a": ["yes"], "pba": ["yes"], "b": ["maybe"], "sampling": ["what"]})
-    one = examples.choose(found.said, ["a", "b"], found.measures, "ours").examples[0]
+    one = examples.choose(found.answers, ["a", "b"], found.measures, "ours").examples[0]
     assert [(reply.systems, reply.effect) for reply in one.replies] == [
         (("greedy",), None),
         (("a", "pba"), "gain"),
@@ -452,7 +452,7 @@ class Asking(quick_run.Toy):
 
 
 def test_the_report_of_a_run_is_written_from_its_folder_with_pictures_and_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(suites, "suite", lambda name: Asking)
+    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Asking, "tests"))
     record = quick_run.run(tmp_path / "run", quick_run.plan(pictures=40))
     told = record.manifest["systems"]
     record = replace(
@@ -463,7 +463,7 @@ def test_the_report_of_a_run_is_written_from_its_folder_with_pictures_and_answer
     Checked(text)
     assert text.count('<article class="example">') >= 2
     assert text.count('src="data:image/png;base64,') >= 2
-    said = {one.text for one in record.said("sampling", "toy")}
+    said = {one.text for one in record.read_answers("sampling", "toy")}
     assert any(f'dir="auto">{one}<' in text for one in said)
     assert "Of 1 stack: 1 " in text
     assert not list(record.folder.glob(".*draft"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.suites.pope import Pope
 from lvlm_guard.errors import InputError
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data" / "pope"
 
 
 def answered(items, texts):
-    return [Said(item, text) for item, text in zip(items, texts, strict=True)]
+    return [AnsweredItem(item, text) for item, text in zip(items, texts, strict=True)]
 
 
 def values(suite, said, parser):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.suites.reefknot import Reefknot, parse_choice
 from lvlm_guard.errors import InputError
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parent / "data" / "reefknot"
 
 
 def answered(texts, part="yesno"):
-    return [Said(item, text) for item, text in zip(Reefknot(part).load(DATA).items, texts, strict=True)]
+    return [AnsweredItem(item, text) for item, text in zip(Reefknot(part).load(DATA).items, texts, strict=True)]
 
 
 def scores(said, parser):

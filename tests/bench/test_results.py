@@ -11,7 +11,7 @@ import pytest
 import quick_run
 from quick_run import Toy
 
-from lvlm_guard.bench import suites
+from lvlm_guard.bench.catalogue import Catalogue, Offer
 from lvlm_guard.bench.reporting import comparing, export, results
 from lvlm_guard.bench.running import manifest
 from lvlm_guard.bench.running.store import read
@@ -70,7 +70,7 @@ class Needy(Asking):
 
 @pytest.fixture(autouse=True)
 def _in_the_catalogue(monkeypatch):
-    monkeypatch.setattr(suites, "suite", lambda name: Asking)
+    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Asking, "tests"))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def truths(record):
 def test_values_and_outcomes_are_those_of_the_answers(record):
     scored = results.score(record)
     for system in ("greedy", "sampling"):
-        said = [one for one in record.said(system, "toy") if isinstance(one.item.truth, str)]
+        said = [one for one in record.read_answers(system, "toy") if isinstance(one.item.truth, str)]
         right = [ours(one.text) is (one.item.truth == "yes") for one in said]
         found = scored.of("toy", "accuracy")[system]
         assert found.found.value == pytest.approx(sum(right) / len(right))
@@ -107,14 +107,14 @@ def test_values_and_outcomes_are_those_of_the_answers(record):
         assert outcome.auc["all"] == pytest.approx(auc(margins, [one.item.truth == "yes" for one in said]))
         assert outcome.yes_ratio == pytest.approx(sum(ours(one.text) is True for one in said) / len(said))
         assert outcome.official == {"n": 91.0, "undefined": None}
-        assert outcome.spent.tokens == sum(one.tokens for one in record.said(system, "toy"))
+        assert outcome.spent.tokens == sum(one.tokens for one in record.read_answers(system, "toy"))
     assert scored.of("toy", "nothing") == {}
 
 
 def test_what_sampling_changed_is_told_and_greedy_is_compared_with_nothing(record):
     scored = results.score(record)
     outcomes = {one.system: one for one in scored.outcomes if one.suite == "toy"}
-    texts = [{one.item.id: one.text for one in record.said(name, "toy")} for name in ("greedy", "sampling")]
+    texts = [{one.item.id: one.text for one in record.read_answers(name, "toy")} for name in ("greedy", "sampling")]
     different = sum(texts[0][name] != texts[1][name] for name in texts[0])
     assert outcomes["greedy"].changed is None
     assert outcomes["greedy"].spent.ratio == 1.0
@@ -139,7 +139,9 @@ def test_a_system_that_is_always_right_is_better_and_a_copy_of_greedy_changed_no
     assert test.difference.low > 0.3
     assert test.p < 1e-6
     assert test.adjusted_p == test.p, "the only control beside greedy"
-    plain = {one.item.id: one.text for one in record.said("greedy", "toy") + record.said("greedy", "small")}
+    plain = {
+        one.item.id: one.text for one in record.read_answers("greedy", "toy") + record.read_answers("greedy", "small")
+    }
     same = results.score(rewritten(record, tmp_path / "same", lambda _, one: {**one, "text": plain[one["id"]]}))
     outcome = next(one for one in same.outcomes if (one.suite, one.system) == ("toy", "sampling"))
     assert outcome.changed.is_none
@@ -180,7 +182,7 @@ def test_another_parser_reads_the_same_answers_anew(record):
     ours_too = results.score(record)
     assert set(contrary.parsers.values()) == {"contrary"}
     pairs = [(one.of("toy", "accuracy")["greedy"].found.value) for one in (ours_too, contrary)]
-    heard = [ours(one.text) for one in record.said("greedy", "toy") if isinstance(one.item.truth, str)]
+    heard = [ours(one.text) for one in record.read_answers("greedy", "toy") if isinstance(one.item.truth, str)]
     assert sum(pairs) == pytest.approx(1 - heard.count(None) / len(heard))
     with pytest.raises(InputError, match="Did you mean 'contrary'"):
         results.score(record, "contrari")
@@ -188,7 +190,7 @@ def test_another_parser_reads_the_same_answers_anew(record):
 
 def test_a_suite_that_needs_its_files_to_read_answers_is_given_them(record, tmp_path, monkeypatch):
     expected = results.score(record)
-    monkeypatch.setattr(suites, "suite", lambda name: Needy)
+    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Needy, "tests"))
     with pytest.raises(InputError, match="load"):
         results.score(record)
     assert results.score(record, data=tmp_path).scores == expected.scores
@@ -220,7 +222,7 @@ def test_json_and_csv_hold_the_scores(record, tmp_path):
 def test_two_runs_are_compared_answer_by_answer(record, tmp_path):
     other = quick_run.run(tmp_path / "other", quick_run.plan(pictures=30, seed=1))
     found = comparing.compare(record, other)
-    assert found.models == (manifest.told_model(record.manifest),) * 2
+    assert found.models == (manifest.describe_model(record.manifest),) * 2
     assert found.changed["toy"]["greedy"].is_none
     assert found.changed["toy"]["sampling"].different > 30
     pairs = {(one.suite, one.system, one.measure): one for one in found.pairs}

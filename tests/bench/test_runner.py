@@ -12,7 +12,7 @@ from quick_run import NO, WORDS, YES
 from lvlm_guard import Stack, testbed
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import batches, runner, systems
-from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
@@ -28,14 +28,14 @@ def items(*images, tokens=2):
 
 
 def answers(record, system, suite="toy"):
-    return {one.item.id: (one.text, one.tokens, one.margin) for one in record.said(system, suite)}
+    return {one.item.id: (one.text, one.tokens, one.margin) for one in record.read_answers(system, suite)}
 
 
 def test_every_run_has_the_controls_and_says_what_was_switched_off(tmp_path):
-    lined_up = systems.line_up({"vcd": Stack.of("vcd")})
-    assert tuple(one.name for one in lined_up) == (*systems.CONTROLS, "vcd")
-    assert {one.name for one in lined_up if one.role == "control"} == set(systems.CONTROLS)
-    assert {one.name for one in lined_up if one.sampled} == {"sampling", "mask_only", "temperature"}
+    compared = systems.build_systems({"vcd": Stack.of("vcd")})
+    assert tuple(one.name for one in compared) == (*systems.CONTROLS, "vcd")
+    assert {one.name for one in compared if one.role == "control"} == set(systems.CONTROLS)
+    assert {one.name for one in compared if one.sampled} == {"sampling", "mask_only", "temperature"}
     record = quick_run.run(tmp_path)
     assert record.systems == ("greedy", "sampling")
     assert record.manifest["without"] == sorted(set(systems.CONTROLS) - {"greedy", "sampling"})
@@ -50,8 +50,8 @@ def test_the_temperature_control_matches_the_contrast_it_is_compared_with():
         "both": ["vcd", "ritual"],
         "pai": "pai",
     }
-    lined_up = systems.line_up({name: Stack.of(one) for name, one in stacks.items()})
-    controls = {one.name: one for one in lined_up if one.name.startswith("temperature")}
+    compared = systems.build_systems({name: Stack.of(one) for name, one in stacks.items()})
+    controls = {one.name: one for one in compared if one.name.startswith("temperature")}
     told = {name: (one.stack.strategies[0].alpha, one.matched) for name, one in controls.items()}
     assert told == {
         "temperature@weak": (0.5, ("weak",)),
@@ -59,7 +59,7 @@ def test_the_temperature_control_matches_the_contrast_it_is_compared_with():
         "temperature@both": (4.0, ("both",)),
     }
     assert all(one.stack.strategies[0].beta == 0.1 for one in controls.values())
-    alone = [one for one in systems.line_up({"vcd": Stack.of("vcd")}) if one.name == "temperature"]
+    alone = [one for one in systems.build_systems({"vcd": Stack.of("vcd")}) if one.name == "temperature"]
     assert [(one.stack.strategies[0].alpha, one.matched) for one in alone] == [(1.0, ("vcd",))]
 
 
@@ -74,32 +74,32 @@ def test_the_temperature_control_matches_the_contrast_it_is_compared_with():
 )
 def test_a_line_up_that_cannot_be_is_refused(stacks, without, words):
     with pytest.raises(InputError, match=words):
-        systems.line_up(systems.named_stacks(stacks), without)
+        systems.build_systems(systems.read_stacks(stacks), without)
 
 
 def test_a_control_may_be_asked_for_where_it_is_switched_off(tmp_path):
     path = tmp_path / "pba.toml"
     path.write_text('[[stack]]\nname = "pba"\nparams = {hint = " say yes"}\n')
-    mine = systems.line_up(systems.named_stacks([str(path)]), ["pba"])[-1]
+    mine = systems.build_systems(systems.read_stacks([str(path)]), ["pba"])[-1]
     assert (mine.name, mine.role, mine.stack.strategies[0].hint) == ("pba", "stack", " say yes")
 
 
 def test_items_of_a_picture_stay_together_in_batches_of_a_length():
-    found = batches.batches([*items("a", "b", "a", "c", "b", "a"), *items(None, None), *items("a", tokens=9)], 4)
+    found = batches.build_batches([*items("a", "b", "a", "c", "b", "a"), *items(None, None), *items("a", tokens=9)], 4)
     told = [[(item.image, item.max_new_tokens) for item in one.items] for one in found]
     assert told == [
         [("a", 2)] * 3, [("b", 2), ("b", 2), ("c", 2)], [(None, 2)] * 2, [("a", 9)],
     ]  # fmt: skip
     assert [one.number for one in found] == [0, 1, 2, 3]
-    assert [len(one.items) for one in batches.batches(items(*"aaaaa"), 2)] == [2, 2, 1]
+    assert [len(one.items) for one in batches.build_batches(items(*"aaaaa"), 2)] == [2, 2, 1]
 
 
 def test_a_limit_takes_whole_pictures():
     given = items("a", "b", "a", "c", "b", "c")
-    assert [item.image for item in batches.limited(given, 5)] == ["a", "b", "a", "b"]
-    assert len(batches.limited(given, 6)) == len(batches.limited(given, None)) == 6
+    assert [item.image for item in batches.limit_items(given, 5)] == ["a", "b", "a", "b"]
+    assert len(batches.limit_items(given, 6)) == len(batches.limit_items(given, None)) == 6
     with pytest.raises(InputError, match="--limit 1 is less than the 2 items of the first picture, a"):
-        batches.limited(given, 1)
+        batches.limit_items(given, 1)
 
 
 def test_answers_do_not_depend_on_the_size_of_batches(tmp_path):
@@ -140,7 +140,7 @@ def test_a_margin_is_the_first_tokens_yes_minus_no():
 
 def test_margins_are_recorded_for_yes_no_items_alone(tmp_path):
     record = quick_run.run(tmp_path)
-    for one in record.said("greedy", "toy"):
+    for one in record.read_answers("greedy", "toy"):
         assert (one.margin is None) == (one.item.kind == "tell")
 
 
@@ -185,8 +185,10 @@ def test_a_picture_that_cannot_be_read_stops_the_run_and_not_one_system(tmp_path
 
 
 def scenes(stacks, without=(), count=3, **changed):
-    lined_up = systems.line_up({name: Stack.of(one) for name, one in stacks.items()}, without)
-    return Plan({"scenes": Chosen(Scenes(count=count), "ours", {"count": count})}, lined_up, tuple(without), **changed)
+    compared = systems.build_systems({name: Stack.of(one) for name, one in stacks.items()}, without)
+    return RunPlan(
+        {"scenes": SuiteChoice(Scenes(count=count), "ours", {"count": count})}, compared, tuple(without), **changed
+    )
 
 
 def test_a_stack_that_refuses_is_recorded_and_the_others_answer(tmp_path, bundled):
@@ -196,8 +198,8 @@ def test_a_stack_that_refuses_is_recorded_and_the_others_answer(tmp_path, bundle
     refusal = record.refusal("rank", "scenes")
     assert (refusal.error, refusal.batch) == ("InputError", 0)
     assert "needs a scorer" in refusal.reason
-    assert record.said("rank", "scenes") == []
-    counts = {name: len(record.said(name, "scenes")) for name in ("greedy", "vcd", "blur")}
+    assert record.read_answers("rank", "scenes") == []
+    counts = {name: len(record.read_answers(name, "scenes")) for name in ("greedy", "vcd", "blur")}
     assert set(counts.values()) == {len(record.items["scenes"])}
     assert record.refusal("vcd", "scenes") is None
     assert record.costs("vcd", "scenes")[0]["prefill"] == 2.0
@@ -215,7 +217,7 @@ def test_a_refused_stack_is_asked_again_when_the_run_is_taken_up(tmp_path, bundl
     monkeypatch.setitem(sys.modules, "scorer_to_come", score)
     record = runner.run(asked, *bundled, tmp_path, model_id="testbed", progress=False)
     assert record.refusal("rank", "scenes") is None
-    assert [one.margin for one in record.said("rank", "scenes")] == [None] * len(record.items["scenes"])
+    assert [one.margin for one in record.read_answers("rank", "scenes")] == [None] * len(record.items["scenes"])
     picture = Scenes().picture(None, record.items["scenes"][0].image)
     assert all(one.tobytes() == picture.tobytes() for one in seen)
     assert seen
@@ -232,7 +234,7 @@ def test_greedy_answers_are_those_of_the_model_asked_by_hand(tmp_path, bundled):
         progress=False,
     )
     yes, no = (processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
-    for one in record.said("greedy", "scenes"):
+    for one in record.read_answers("greedy", "scenes"):
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": one.item.prompt}]}
         text = processor.apply_chat_template([message], add_generation_prompt=True)
         picture = Scenes().picture(None, one.item.image)
@@ -256,7 +258,7 @@ def test_controls_do_on_the_bundled_model_what_they_are_there_for(tmp_path, bund
     """Two leave greedy's margins in their order, one cuts the tail of sampling, one leans on yes."""
     record = runner.run(scenes({}, count=9), *bundled, tmp_path, model_id="testbed", progress=False)
     found = {name: answers(record, name, "scenes") for name in record.systems}
-    asked = [one.item.id for one in record.said("greedy", "scenes") if one.margin is not None]
+    asked = [one.item.id for one in record.read_answers("greedy", "scenes") if one.margin is not None]
     assert [found["sampling"][one][2] for one in asked] == pytest.approx(
         [found["greedy"][one][2] for one in asked], abs=1e-4
     )

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lvlm_guard import testbed
-from lvlm_guard.bench.items import LEVELS, Said
+from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.running import choosing, runner, store, systems
-from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
@@ -21,9 +21,11 @@ SEED = 3
 def asked(model, processor, folder: Path):
     suite = Scenes(count=COUNT, seed=SEED)
     only_greedy = tuple(one for one in systems.CONTROLS if one != systems.GREEDY)
-    plan = Plan({"scenes": Chosen(suite, "ours")}, systems.line_up({}, only_greedy), only_greedy, batch=64)
+    plan = RunPlan(
+        {"scenes": SuiteChoice(suite, "ours")}, systems.build_systems({}, only_greedy), only_greedy, batch=64
+    )
     record = runner.run(plan, model, processor, folder, model_id="testbed", progress=False)
-    return record.said(systems.GREEDY, "scenes")
+    return record.read_answers(systems.GREEDY, "scenes")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_the_old_name_of_questions_is_accepted_with_a_warning():
     with pytest.warns(DeprecationWarning, match="questions"):
         assert Scenes(count=6, asked=2) == Scenes(count=6, questions=2)
     with pytest.warns(DeprecationWarning, match="questions"):
-        chosen = choosing.chosen(["scenes:count=6,asked=2"])["scenes"]
+        chosen = choosing.choose_suites(["scenes:count=6,asked=2"])["scenes"]
     assert chosen.suite == Scenes(count=6, questions=2)
     assert chosen.arguments == {"count": 6, "asked": 2}, "a run begun with the old name could not be resumed"
 
@@ -127,7 +129,7 @@ def generate(model, processor, items):
         processor.tokenizer.decode(row[: item.max_new_tokens], skip_special_tokens=True)
         for item, row in zip(items, new, strict=True)
     ]
-    return [Said(item, text) for item, text in zip(items, spoken, strict=True)]
+    return [AnsweredItem(item, text) for item, text in zip(items, spoken, strict=True)]
 
 
 def test_with_the_projector_zeroed_every_figure_moves(said, blind):
@@ -144,7 +146,7 @@ def test_with_the_projector_zeroed_every_figure_moves(said, blind):
 
 def test_an_answer_without_yes_or_no_counts_as_unread_and_wrong():
     item = next(i for i in Scenes(count=3).load(None).items if i.truth == "yes")
-    found = values([Said(item, "perhaps")])
+    found = values([AnsweredItem(item, "perhaps")])
     assert (found["unread"], found["accuracy"], found["yes_ratio"]) == (1.0, 0.0, 0.0)
     assert store.digest([item])["ids_sha256"] != store.digest([])["ids_sha256"]
 
@@ -160,6 +162,6 @@ def test_a_caption_is_counted_by_hand():
             "extra": {**item.extra, "broken": None},
         }
     )
-    found = values([Said(told, " in this kitchen there is a red mug , a blue egg and a cyan spoon .")])
+    found = values([AnsweredItem(told, " in this kitchen there is a red mug , a blue egg and a cyan spoon .")])
     assert (found["chair_i"], found["chair_s"], found["recall"]) == (pytest.approx(1 / 3), 1.0, 1.0)
     assert (found["miscoloured"], found["length"]) == (0.5, 17.0)

@@ -26,9 +26,9 @@ from lvlm_guard.bench.scoring.significance import (
     BOOTSTRAP,
     MCNEMAR,
     SIGN_FLIP,
-    adjusted,
     bootstrap_p,
-    changes,
+    correct_p_values,
+    count_changes,
     holm,
     mcnemar,
     sign_flip,
@@ -163,7 +163,7 @@ def test_holm_is_written_beside_the_p_value():
     before, after = answers(9, 2)
     strong = significance(counted(before), counted(after), [str(index) for index in range(21)])
     weak = significance(counted(before), counted(before), [str(index) for index in range(21)])
-    found = adjusted({"strong": strong, "weak": weak})
+    found = correct_p_values({"strong": strong, "weak": weak})
     assert strong.adjusted_p is None
     assert found["strong"].adjusted_p == pytest.approx(2 * strong.p)
     assert (found["weak"].adjusted_p, found["strong"].p) == (1.0, strong.p)
@@ -201,17 +201,17 @@ def test_blocks_of_resamples_are_the_same_resamples(monkeypatch):
 
 
 def test_a_stack_that_changes_no_answer_is_told():
-    nothing = changes(["yes", "no"], ["yes", "no"])
+    nothing = count_changes(["yes", "no"], ["yes", "no"])
     assert (nothing.is_none, nothing.share, nothing.verdict) == (True, 0.0, "changed nothing")
-    some = changes(["yes", "no", "no", "no"], ["yes", "yes", "no", "no"])
+    some = count_changes(["yes", "no", "no", "no"], ["yes", "yes", "no", "no"])
     assert (some.is_none, some.share, some.verdict) == (False, 0.25, "changed 1 of 4 answers")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: changes([], []), "0 plain"),
-        (lambda: changes(["a"], ["a", "b"]), "one of each"),
+        (lambda: count_changes([], []), "0 plain"),
+        (lambda: count_changes(["a"], ["a", "b"]), "one of each"),
         (lambda: mcnemar([True], [True, False]), "shapes differ"),
         (lambda: sign_flip([0.5]), "whole numbers"),
         (lambda: holm([1.5]), "between 0 and 1"),

@@ -58,10 +58,10 @@ def test_a_finished_run_is_not_done_again(tmp_path):
 
 def test_a_torn_last_line_is_not_read(tmp_path):
     record = quick_run.run(tmp_path)
-    count = len(record.said("greedy", "toy"))
+    count = len(record.read_answers("greedy", "toy"))
     path = tmp_path / "answers" / "greedy" / "toy.jsonl"
     path.write_bytes(path.read_bytes()[:-3])
-    assert len(record.said("greedy", "toy")) == count - 1
+    assert len(record.read_answers("greedy", "toy")) == count - 1
 
 
 @pytest.mark.parametrize(
@@ -74,10 +74,10 @@ def test_a_torn_last_line_is_not_read(tmp_path):
         ({"stacks": {"mine": "vcd"}}, "systems.mine: nothing there"),
     ],
 )
-def test_a_run_that_was_begun_otherwise_is_refused_with_the_difference(tmp_path, changed, words):
+def test_a_run_with_other_settings_is_refused_with_the_difference(tmp_path, changed, words):
     quick_run.run(tmp_path)
     before = quick_run.kept(tmp_path)
-    with pytest.raises(InputError, match="begun otherwise") as caught:
+    with pytest.raises(InputError, match="holds a run with other settings") as caught:
         quick_run.run(tmp_path, quick_run.plan(**changed))
     assert words in str(caught.value)
     assert quick_run.kept(tmp_path) == before
@@ -129,7 +129,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from lvlm_guard.bench import files
-with files.locked(Path(sys.argv[1])):
+with files.hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -150,10 +150,10 @@ def test_a_folder_in_use_is_refused_and_a_stale_lock_taken_over(tmp_path):
 
 
 def test_a_lock_is_free_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), files.locked(tmp_path / "lock"):
+    with pytest.raises(RuntimeError), files.hold_lock(tmp_path / "lock"):
         raise RuntimeError
-    with files.locked(tmp_path / "lock"), pytest.raises(InputError, match=str(os.getpid())):
-        files.locked(tmp_path / "lock").__enter__()
+    with files.hold_lock(tmp_path / "lock"), pytest.raises(InputError, match=str(os.getpid())):
+        files.hold_lock(tmp_path / "lock").__enter__()
 
 
 def test_a_full_disk_is_told_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.suites.sugarcrepe import SugarCrepe, parse_choice
 
 DATA = Path(__file__).parent / "data" / "sugarcrepe"
@@ -33,7 +33,7 @@ def test_every_row_is_asked_in_both_orders(items):
 
 
 def test_position_alone_earns_half_the_answers_and_no_row(items):
-    measured = scores([Said(item, "(1)") for item in items])
+    measured = scores([AnsweredItem(item, "(1)") for item in items])
     assert measured["accuracy"] == pytest.approx(1 / 2)
     assert measured["accuracy_positive_first"] == 1
     assert measured["accuracy_negative_first"] == 0
@@ -44,7 +44,7 @@ def test_position_alone_earns_half_the_answers_and_no_row(items):
 def test_a_row_is_right_when_both_orders_are(items):
     texts = [f"({item.truth})" for item in items]
     texts[0] = "(2)"  # the first row in one order
-    measured = scores([Said(item, text) for item, text in zip(items, texts, strict=True)])
+    measured = scores([AnsweredItem(item, text) for item, text in zip(items, texts, strict=True)])
     assert measured["accuracy"] == pytest.approx(19 / 20)
     assert measured["pair_accuracy"] == pytest.approx(9 / 10)
     assert measured["pair_accuracy_object"] == pytest.approx(3 / 4)
@@ -53,7 +53,7 @@ def test_a_row_is_right_when_both_orders_are(items):
 
 
 def test_the_official_table_has_a_column_for_each_order(items):
-    official = SugarCrepe().official([Said(item, "(1)") for item in items], "ours")
+    official = SugarCrepe().official([AnsweredItem(item, "(1)") for item in items], "ours")
     assert (official["swap_att/positive-first"], official["swap_att/negative-first"]) == (1, 0)
     assert official["swap_obj/positive-first"] is None
 

@@ -7,21 +7,24 @@ import random
 import re
 import shutil
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lvlm_guard.bench.items import LEVELS, Said
+from lvlm_guard.bench.catalogue import catalogue
+from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.suite import Suite
-from lvlm_guard.bench.suites import suite, suites
 from lvlm_guard.errors import GuardError, InputError
 
 DATA = Path(__file__).parent / "data"
-READ = tuple(name for name in suites() if name != "scenes")
+READ = tuple(name for name in catalogue().names if name != "scenes")
 ANSWERS = ("Yes", "No", "", "A. on", "(1)", "A man, two dogs and a bus.\nNo", "不", "\0", "no " * 50)
 FUZZED = 210
+
+
+def suite(name):
+    return catalogue().find(name).suite
 
 
 @pytest.mark.parametrize("name", READ)
@@ -46,17 +49,6 @@ def test_equal_arguments_make_equal_suites_that_cannot_change(name):
     assert suite(name)() == suite(name)()
     with pytest.raises(AttributeError):
         suite(name)().part = "all"
-
-
-def test_the_catalogue_names_the_nearest():
-    assert "scenes" in suites()
-    with pytest.raises(InputError, match=r"There is no suite 'poppe'. Did you mean 'pope'\?"):
-        suite("poppe")
-
-
-@pytest.mark.skipif(find_spec("lvlm_guard.testbed.suite") is None, reason="the testbed's suite is not there")
-def test_the_testbeds_suite_is_in_the_catalogue():
-    assert isinstance(suite("scenes")(), Suite)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -219,7 +211,7 @@ def outcome(draw, name, folder):
         return "refused"
     assert loaded.items
     assert all(problem.what and problem.file for problem in loaded.problems)
-    said = [Said(item, draw.choice(ANSWERS)) for item in loaded.items]
+    said = [AnsweredItem(item, draw.choice(ANSWERS)) for item in loaded.items]
     for parser in one.parsers:
         for measure in one.measures(parser):
             measure.value(said)

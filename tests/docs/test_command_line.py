@@ -13,8 +13,9 @@ SECTIONS = dict(re.findall(r"^## lvlm-guard ([\w -]+)\n(.*?)(?=^## |\Z)", PAGE, 
 
 
 def commands(command, name=""):
-    """(full name, command) of every leaf."""
-    for word, inner in getattr(command, "commands", {}).items():
+    """(full name, command) of every leaf that help shows."""
+    shown = {word: inner for word, inner in getattr(command, "commands", {}).items() if not inner.hidden}
+    for word, inner in shown.items():
         full = f"{name} {word}".strip()
         yield from commands(inner, full) if hasattr(inner, "commands") else [(full, inner)]
 

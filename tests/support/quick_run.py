@@ -24,7 +24,7 @@ from transformers import BatchFeature
 from lvlm_guard.bench import files
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import runner, systems
-from lvlm_guard.bench.running.manifest import Chosen, Plan
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.suite import Loaded
 from lvlm_guard.host.stack import Stack
@@ -116,14 +116,16 @@ def plan(
     stacks: Mapping[str, Any] | None = None,
     without: Sequence[str] = systems.CONTROLS[2:],
     **changed: Any,
-) -> Plan:
+) -> RunPlan:
     """Greedy and sampling over two toys by default."""
-    toys = {name: Chosen(Toy(count), "ours", {"pictures": count}) for name, count in (("toy", pictures), ("small", 2))}
-    lined_up = systems.line_up({name: Stack.of(stack) for name, stack in (stacks or {}).items()}, without)
-    return Plan(toys, lined_up, tuple(without), batch=batch, seed=seed, **changed)
+    toys = {
+        name: SuiteChoice(Toy(count), "ours", {"pictures": count}) for name, count in (("toy", pictures), ("small", 2))
+    }
+    compared = systems.build_systems({name: Stack.of(stack) for name, stack in (stacks or {}).items()}, without)
+    return RunPlan(toys, compared, tuple(without), batch=batch, seed=seed, **changed)
 
 
-def run(folder: Path, chosen: Plan | None = None, model: Any = None) -> Record:
+def run(folder: Path, chosen: RunPlan | None = None, model: Any = None) -> Record:
     """Do it, without a word."""
     return runner.run(chosen or plan(), model or Arithmetic(), Letters(), Path(folder), model_id="toy", progress=False)
 

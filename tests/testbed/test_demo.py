@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from lvlm_guard import Stack
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import page, results
 from lvlm_guard.bench.running import runner, store
 from lvlm_guard.bench.scoring.intervals import Interval, interval, paired_difference
@@ -58,7 +58,7 @@ def text(folder):
 
 
 def answers(record, split, system):
-    return record.said(system, split)
+    return record.read_answers(system, split)
 
 
 def test_every_figure_is_the_suites_with_paired_intervals_over_scenes(record, scored):
@@ -244,7 +244,9 @@ def test_a_difference_is_called_by_its_interval(low, high, verdict):
 
 def said(kind, truth, text, level="object", **extra):
     values = {"negative": None, "habit": None, "broken": None, **extra}
-    return Said(Item(f"{kind} {truth} {text}", "counterfactual-0-0", "", truth, level, kind, extra=values), text)
+    return AnsweredItem(
+        Item(f"{kind} {truth} {text}", "counterfactual-0-0", "", truth, level, kind, extra=values), text
+    )
 
 
 def test_figures_choose_their_own_answers():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvlm_guard import Guard
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.testbed import load
 from lvlm_guard.testbed.card import error_sources, single_branch
 from lvlm_guard.testbed.card.single_branch import Blind, Noised
@@ -21,9 +21,9 @@ from lvlm_guard.testbed.world.scenes import absent_partners
 
 def answer(
     name: str, truth: str, text: str, habit: str | None, level: str = "object", kind: str = "existence", **extra: str
-) -> Said:
+) -> AnsweredItem:
     values = {"negative": None, "broken": None, **extra, "habit": habit}
-    return Said(Item(name, "scene", f"{name} ?", truth, level, kind, extra=values), text)
+    return AnsweredItem(Item(name, "scene", f"{name} ?", truth, level, kind, extra=values), text)
 
 
 def test_agreement_of_hand_made_answers() -> None:
@@ -36,7 +36,7 @@ def test_agreement_of_hand_made_answers() -> None:
         answer("f", "right", "left", "left", "relation", "choice"),  # wrong, by habit
         answer("g", "yes", "no", None, "relation", "vertical"),  # no habit: left out
     ]
-    branch = [Said(said.item, "yes") for said in spoken]
+    branch = [AnsweredItem(said.item, "yes") for said in spoken]
     found = error_sources.agreement(spoken, {"blind": branch})
     assert found["object"]["wrong"] == {"n": 2.0, "habit": 0.5, "blind": 1.0}
     assert found["object"]["right"] == {"n": 3.0, "habit": pytest.approx(2 / 3), "blind": pytest.approx(1 / 3)}
@@ -68,7 +68,7 @@ def test_inventions_of_hand_made_captions() -> None:
         caption(drawn[3]),
     ]
     spoken = [
-        Said(Item(scene.name, scene.name, "", caption(scene), "object", "caption"), text)
+        AnsweredItem(Item(scene.name, scene.name, "", caption(scene), "object", "caption"), text)
         for scene, text in zip(drawn, texts, strict=True)
     ]
     found = error_sources.inventions(spoken, suite)
@@ -78,13 +78,15 @@ def test_inventions_of_hand_made_captions() -> None:
     assert found["resident"] == 0
 
 
-def existence(name: str, truth: str, margin: float, negative: str | None = None, broken: str = "object") -> Said:
+def existence(
+    name: str, truth: str, margin: float, negative: str | None = None, broken: str = "object"
+) -> AnsweredItem:
     item = answer(name, truth, "yes", None, negative=negative, broken=broken).item
-    return Said(item, "yes" if margin > 0 else "no", 2, margin)
+    return AnsweredItem(item, "yes" if margin > 0 else "no", 2, margin)
 
 
 def test_foretold_of_hand_made_margins() -> None:
-    def margins(a: float, b: float, c: float, d: float) -> list[Said]:
+    def margins(a: float, b: float, c: float, d: float) -> list[AnsweredItem]:
         return [
             existence("a", "yes", a),
             existence("b", "no", b, "adversarial"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lvlm_guard.bench.items import LEVELS
 from lvlm_guard.bench.reporting import labels
-from lvlm_guard.bench.reporting.labels import Box, Place, Wanted
+from lvlm_guard.bench.reporting.labels import Box, Label, Place
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval
@@ -57,7 +57,7 @@ class Mark:
     bounds: tuple[float, float] | None
     label: str
     place: Place
-    told: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Bar:
     width: float
     whisker: tuple[float, float] | None
     figure: str
-    told: str
+    tooltip: str
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Line:
 
     y: float
     name: str
-    shown: str
+    label: str
     role: str
 
 
@@ -138,15 +138,18 @@ class Levels:
 
 
 def role_of(outcome: Outcome) -> str:
-    """What a system is drawn as: "greedy", "control" or "stack"."""
+    """Return the role that a system is drawn with: "greedy", "control" or "stack"."""
     return GREEDY if outcome.system == GREEDY else outcome.role
 
 
 def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
-    """Quality against cost, time over greedy's where it was measured, else forwards; None where nothing has both."""
-    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    """Lay out quality against cost: time over greedy's where it was measured, else forwards.
+
+    None where no system has both.
+    """
+    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
     costs, cost = _costs(outcomes)
-    scores = {name: one for name, one in results.of(suite, measure).items() if not math.isnan(one.found.value)}
+    scores = {name: score for name, score in results.of(suite, measure).items() if not math.isnan(score.found.value)}
     names = [name for name in outcomes if name in scores and name in costs]
     if not names:
         return None
@@ -168,26 +171,28 @@ def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
 
 
 def _costs(outcomes: Mapping[str, Outcome]) -> tuple[dict[str, float], str]:
-    """What each system costs, and in which unit."""
-    spent = {name: one.spent for name, one in outcomes.items() if one.spent is not None and one.whole}
-    ratios = {name: one.ratio for name, one in spent.items() if one.ratio is not None and one.ratio > 0}
+    """Return what each system costs, and the unit."""
+    spent = {name: outcome.spent for name, outcome in outcomes.items() if outcome.spent is not None and outcome.whole}
+    ratios = {name: cost.ratio for name, cost in spent.items() if cost.ratio is not None and cost.ratio > 0}
     if len(ratios) == len(spent):
         return ratios, "time over greedy's"
-    forwards = {name: one.decode for name, one in spent.items() if one.decode > 0}
+    forwards = {name: cost.decode for name, cost in spent.items() if cost.decode > 0}
     return forwards, "forwards of the decoder per token"
 
 
-def _marks(shown: Sequence[tuple[Outcome, Score, float]], widths: Scale, heights: Scale) -> tuple[Mark, ...]:
-    numbered = len(shown) > NAMED
-    texts = [str(at) if numbered else outcome.system for at, (outcome, _, _) in enumerate(shown, 1)]
-    points = [(widths.at(math.log(cost)), heights.at(score.found.value)) for _, score, cost in shown]
-    bounds = [_bounds(score.found, heights) for _, score, _ in shown]
-    wanted = [Wanted(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
+def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale, heights: Scale) -> tuple[Mark, ...]:
+    numbered = len(drawn_systems) > NAMED
+    texts = [str(at) if numbered else outcome.system for at, (outcome, _, _) in enumerate(drawn_systems, 1)]
+    points = [(widths.at(math.log(cost)), heights.at(score.found.value)) for _, score, cost in drawn_systems]
+    bounds = [_bounds(score.found, heights) for _, score, _ in drawn_systems]
+    label_sizes = [Label(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
     boxes = [Box.around(x, y, 2 * MARK + 2, 2 * MARK + 2) for x, y in points]
     whiskers = [
-        Box(x - 1, min(one), x + 1, max(one)) for one, (x, _) in zip(bounds, points, strict=True) if one is not None
+        Box(x - 1, min(bound), x + 1, max(bound))
+        for bound, (x, _) in zip(bounds, points, strict=True)
+        if bound is not None
     ]
-    places = labels.place(wanted, Box(LEFT + 2, TOP, RIGHT, BOTTOM - 2), boxes, whiskers)
+    places = labels.place(label_sizes, Box(LEFT + 2, TOP, RIGHT, BOTTOM - 2), boxes, whiskers)
     return tuple(
         Mark(
             at,
@@ -198,10 +203,10 @@ def _marks(shown: Sequence[tuple[Outcome, Score, float]], widths: Scale, heights
             bound,
             text,
             put,
-            f"{outcome.system}: {told(score.found)}, {cost:.2f}",
+            f"{outcome.system}: {format_interval(score.found)}, {cost:.2f}",
         )
         for at, ((outcome, score, cost), (x, y), bound, text, put) in enumerate(
-            zip(shown, points, bounds, texts, places, strict=True), 1
+            zip(drawn_systems, points, bounds, texts, places, strict=True), 1
         )
     )
 
@@ -216,13 +221,18 @@ class Scale:
     end: float
 
     def at(self, value: float) -> float:
-        """Where a value is drawn."""
+        """Return where a value is drawn."""
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
-def _upward(found: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...], Scale]:
-    """The axis of the quality, the better end on top."""
-    ends = [value for one in found for value in (one.value, one.low, one.high) if not math.isnan(value)]
+def _upward(intervals: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...], Scale]:
+    """Lay out the axis of quality, the better end on top."""
+    ends = [
+        value
+        for interval in intervals
+        for value in (interval.value, interval.low, interval.high)
+        if not math.isnan(value)
+    ]
     room = 0.06 * (max(ends) - min(ends)) or 0.05
     low, high = min(ends) - room, max(ends) + room
     scale = Scale(high, low, BOTTOM, TOP) if turned else Scale(low, high, BOTTOM, TOP)
@@ -233,7 +243,7 @@ def _upward(found: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...
 
 
 def _step(span: float, ticks: int = 6) -> float:
-    """A round distance of ticks."""
+    """Return a round distance of ticks."""
     rough = span / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
@@ -244,7 +254,7 @@ def _short(value: float, step: float) -> str:
 
 
 def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
-    """The axis of the cost, logarithmic."""
+    """Lay out the axis of cost, logarithmic."""
     low, high = min(*costs, 1.0), max(*costs, 1.0)
     room = max(0.05 * math.log(high / low), 0.06)
     scale = Scale(math.log(low) - room, math.log(high) + room, LEFT, RIGHT)
@@ -253,51 +263,57 @@ def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
         if len(values) < LEAST_TICKS:
             powers = range(math.floor(math.log10(low)) - 1, math.floor(math.log10(high)) + 2)
             more = {round(digit * 10.0**power, 9) for power in powers for digit in digits}
-            values = _apart(values, [one for one in more if scale.low <= math.log(one) <= scale.high], scale)
+            values = _apart(values, [tick for tick in more if scale.low <= math.log(tick) <= scale.high], scale)
     return tuple(Tick(scale.at(math.log(value)), f"{value:g}\u00d7") for value in sorted(values)), scale
 
 
-def _apart(kept: Sequence[float], more: Sequence[float], scale: Scale) -> list[float]:
-    """Values, and those of some more whose figures do not run into theirs, near 1 first."""
-    found = list(kept)
-    for value in sorted(more, key=lambda one: abs(math.log(one))):
-        places = [scale.at(math.log(one)) for one in found]
+def _apart(values: Sequence[float], more: Sequence[float], scale: Scale) -> list[float]:
+    """Add those of `more` whose figures do not run into the others, near 1 first."""
+    chosen = list(values)
+    for value in sorted(more, key=lambda candidate: abs(math.log(candidate))):
+        places = [scale.at(math.log(neighbour)) for neighbour in chosen]
         if all(abs(scale.at(math.log(value)) - place) >= TICK_ROOM for place in places):
-            found.append(value)
-    return found
+            chosen.append(value)
+    return chosen
 
 
-def _bounds(found: Interval, scale: Scale) -> tuple[float, float] | None:
-    return None if math.isnan(found.low) or math.isnan(found.high) else (scale.at(found.low), scale.at(found.high))
+def _bounds(interval: Interval, scale: Scale) -> tuple[float, float] | None:
+    return (
+        None
+        if math.isnan(interval.low) or math.isnan(interval.high)
+        else (scale.at(interval.low), scale.at(interval.high))
+    )
 
 
 def _front(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
-    """Steps through the marks that nothing cheaper equals; y is downwards."""
+    """Return the steps through the marks that nothing cheaper equals; y is downwards."""
     best: list[Mark] = []
-    for mark in sorted(marks, key=lambda one: (one.x, one.y)):
+    for mark in sorted(marks, key=lambda candidate: (candidate.x, candidate.y)):
         if not best or mark.y < best[-1].y:
             best.append(mark)
-    corners = [point for one, after in itertools.pairwise(best) for point in ((one.x, one.y), (after.x, one.y))]
+    corners = [
+        point for before, after in itertools.pairwise(best) for point in ((before.x, before.y), (after.x, before.y))
+    ]
     return (*corners, (best[-1].x, best[-1].y), (RIGHT, best[-1].y)) if best else ()
 
 
-def told(found: Interval) -> str:
-    """A score with its interval."""
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"
+def format_interval(interval: Interval) -> str:
+    """Write a score with its interval."""
+    return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
+    """Write a figure, or a dash where there is none."""
     return "\u2013" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def short(name: str) -> str:
-    """A name as it fits beside the bars."""
+    """Shorten a name to fit beside the bars."""
     return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}\u2026{name[-(LONGEST // 2 - 1) :]}"
 
 
 def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
-    """Bars of the first measure of each level; None where there is no score.
+    """Lay out bars of the first measure of each level; None where there is no score.
 
     Args:
         results: The figures.
@@ -305,8 +321,8 @@ def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
         order: Systems from top to bottom.
     """
     firsts = _firsts(results, suite)
-    roles = {one.system: role_of(one) for one in results.outcomes if one.suite == suite}
-    scored = {one.system for one in results.scores if one.suite == suite}
+    roles = {outcome.system: role_of(outcome) for outcome in results.outcomes if outcome.suite == suite}
+    scored = {score.system for score in results.scores if score.suite == suite}
     names = [name for name in order if name in scored]
     if not firsts or not names:
         return None
@@ -320,26 +336,29 @@ def levels(results: Results, suite: str, order: Sequence[str]) -> Levels | None:
 
 
 def _firsts(results: Results, suite: str) -> dict[str, str]:
-    """The first measure of each level that is better one way; those over all levels only where no level has one."""
-    found = {
-        one.level: one.measure
-        for one in reversed(results.scores)
-        if one.suite == suite and one.higher_is_better is not None
+    """Return the first measure of each level that is better one way.
+
+    Those over all levels only where no level has one.
+    """
+    by_level = {
+        score.level: score.measure
+        for score in reversed(results.scores)
+        if score.suite == suite and score.higher_is_better is not None
     }
-    single = {str(level): found[level] for level in LEVELS if level in found}
-    return single or found
+    single = {str(level): by_level[level] for level in LEVELS if level in by_level}
+    return single or by_level
 
 
 def _panel(scores: Mapping[str, Score], lines: Sequence[Line], left: float, right: float) -> Panel:
-    ends = [max(one.found.value, one.found.high) for one in scores.values() if not math.isnan(one.found.high)]
-    ends += [one.found.value for one in scores.values() if not math.isnan(one.found.value)]
+    ends = [max(score.found.value, score.found.high) for score in scores.values() if not math.isnan(score.found.high)]
+    ends += [score.found.value for score in scores.values() if not math.isnan(score.found.value)]
     top = max(ends, default=1.0)
     scale = Scale(0.0, 1.0 if top <= 1 else 1.05 * top, left, right)
     step = _step(scale.high, 4)
     plain = scores.get(GREEDY)
     first = next(iter(scores.values()))
     aim = "" if first.higher_is_better else ", lower is better"
-    known = plain is not None and not math.isnan(plain.found.value)
+    has_plain = plain is not None and not math.isnan(plain.found.value)
     return Panel(
         level=first.level,
         title=f"{first.title}{aim}",
@@ -349,18 +368,18 @@ def _panel(scores: Mapping[str, Score], lines: Sequence[Line], left: float, righ
         across=tuple(
             Tick(scale.at(at * step), _short(at * step, step)) for at in range(math.floor(scale.high / step + 1e-9) + 1)
         ),
-        greedy=scale.at(plain.found.value) if plain is not None and known else None,
+        greedy=scale.at(plain.found.value) if plain is not None and has_plain else None,
     )
 
 
 def _bar(score: Score, line: Line, scale: Scale) -> Bar:
-    known = not math.isnan(score.found.value)
+    is_defined = not math.isnan(score.found.value)
     return Bar(
         name=line.name,
         y=line.y,
         role=line.role,
-        width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if known else 0.0,
-        whisker=_bounds(score.found, scale) if known else None,
+        width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if is_defined else 0.0,
+        whisker=_bounds(score.found, scale) if is_defined else None,
         figure=number(score.found.value),
-        told=f"{line.name}: {told(score.found)}",
+        tooltip=f"{line.name}: {format_interval(score.found)}",
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.reporting.results import compared
-from lvlm_guard.bench.running.choosing import checked_parser, made_suite, measures
-from lvlm_guard.bench.running.manifest import told_model
+from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.results import compare_measure
+from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
+from lvlm_guard.bench.running.manifest import describe_model
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.scoring.measures import Measure
-from lvlm_guard.bench.scoring.significance import Changes, Significance, adjusted, changes
+from lvlm_guard.bench.scoring.significance import Changes, Significance, correct_p_values, count_changes
 from lvlm_guard.errors import InputError
 
 
@@ -73,14 +73,14 @@ def compare(before: Record, after: Record) -> Comparison:
         _check_items(before, after, name)
         answers = _answers(before, after, name, left_out)
         changed[name] = {
-            system: changes([one.text for one in old], [one.text for one in new])
+            system: count_changes([answer.text for answer in old], [answer.text for answer in new])
             for system, (old, new) in answers.items()
         }
-        told = before.manifest["suites"][name]
-        suite = made_suite(told["name"], told["arguments"])
-        for measure in measures(suite, checked_parser(suite, told["parser"]), before.data):
+        description = before.manifest["suites"][name]
+        suite = build_suite(description["name"], description["arguments"])
+        for measure in load_measures(suite, check_parser(suite, description["parser"]), before.data):
             pairs += _pairs(name, measure, answers)
-    models = (told_model(before.manifest), told_model(after.manifest))
+    models = (describe_model(before.manifest), describe_model(after.manifest))
     return Comparison(models, changed, pairs, left_out)
 
 
@@ -96,22 +96,27 @@ def _check_items(before: Record, after: Record, suite: str) -> None:
 
 def _answers(
     before: Record, after: Record, suite: str, left_out: list[str]
-) -> dict[str, tuple[list[Said], list[Said]]]:
-    """Answers of the systems that answered everything in both runs; adds a line for each of the others."""
-    found = {}
+) -> dict[str, tuple[list[AnsweredItem], list[AnsweredItem]]]:
+    """Return the answers of systems that answered everything in both runs.
+
+    Add a line to `left_out` for each other one.
+    """
+    answers = {}
     for system in dict.fromkeys((*before.systems, *after.systems)):
-        both = [run.said(system, suite) for run in (before, after)]
-        if all(len(said) == len(before.items[suite]) for said in both):
-            found[system] = (both[0], both[1])
+        both = [run.read_answers(system, suite) for run in (before, after)]
+        if all(len(answers) == len(before.items[suite]) for answers in both):
+            answers[system] = (both[0], both[1])
         else:
-            counts = " and ".join(str(len(said)) for said in both)
+            counts = " and ".join(str(len(answers)) for answers in both)
             left_out.append(f"{suite}, {system}: {counts} of {len(before.items[suite])} answers")
-    return found
+    return answers
 
 
-def _pairs(suite: str, measure: Measure, answers: Mapping[str, tuple[Sequence[Said], Sequence[Said]]]) -> list[Pair]:
-    tests = {system: compared(measure, old, new) for system, (old, new) in answers.items()}
-    known = adjusted({system: test for system, test in tests.items() if test is not None})
+def _pairs(
+    suite: str, measure: Measure, answers: Mapping[str, tuple[Sequence[AnsweredItem], Sequence[AnsweredItem]]]
+) -> list[Pair]:
+    tests = {system: compare_measure(measure, old, new) for system, (old, new) in answers.items()}
+    corrected = correct_p_values({system: test for system, test in tests.items() if test is not None})
     return [
         Pair(
             suite=suite,
@@ -123,5 +128,5 @@ def _pairs(suite: str, measure: Measure, answers: Mapping[str, tuple[Sequence[Sa
             after=measure.value(answers[system][1]),
             test=test,
         )
-        for system, test in known.items()
+        for system, test in corrected.items()
     ]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Totals
 from lvlm_guard.bench.scoring.measures import Counts, Measure
@@ -57,7 +57,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExampleSet:
     """Examples, and of how many they were drawn.
 
     Args:
@@ -80,9 +80,9 @@ class _Yardstick:
     measure: Measure
     totals: Totals
 
-    def effect(self, plain: Said, other: Said) -> Effect:
-        """What happens to greedy's score if one of its answers is replaced by another."""
-        old, new = self.measure.count([plain]), self.measure.count([other])
+    def effect(self, plain: AnsweredItem, changed: AnsweredItem) -> Effect:
+        """Judge what happens to greedy's score if one of its answers is replaced by another."""
+        old, new = self.measure.count([plain]), self.measure.count([changed])
         if old is None or new is None:
             return "neither"
         before = float(self.measure.statistic(self.totals))
@@ -93,7 +93,7 @@ class _Yardstick:
 
 
 def choose(
-    said: Mapping[str, Sequence[Said]],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
     stacks: Sequence[str],
     measures: Sequence[Measure],
     parser: str,
@@ -101,13 +101,13 @@ def choose(
     *,
     each: int = EACH,
     seed: int = 0,
-) -> Chosen:
+) -> ExampleSet:
     """Choose examples. Every stack has its turn, and each turn draws at random from what that stack changed.
 
     An answer is a gain or a loss by the first measure that counts its item alone and of which more or less is better.
 
     Args:
-        said: Answers by system.
+        answers_by_system: Answers by system.
         stacks: Whose differences count.
         measures: The suite's measures.
         parser: How answers are read; chooses the truth where an item has one for each.
@@ -115,108 +115,123 @@ def choose(
         each: Most gains, and most losses; as many of both where there are both.
         seed: Of the draw.
     """
-    plain = {one.item.id: one for one in said.get(GREEDY, ())}
+    plain = {answer.item.id: answer for answer in answers_by_system.get(GREEDY, ())}
     effects = _effects(
-        plain, {name: said[name] for name in stacks if name in said}, _yardsticks(plain.values(), measures)
+        plain,
+        {name: answers_by_system[name] for name in stacks if name in answers_by_system},
+        _yardsticks(plain.values(), measures),
     )
     kinds = {kind: [case for case, effect in effects.items() if effect == kind] for kind in ("gain", "loss", "neither")}
     most = min((len({item for _, item in kinds[kind]}) for kind in ("gain", "loss") if kinds[kind]), default=0)
     cases: list[Case] = []
     for kind in ("gain", "loss"):
         draw = random.Random(f"{seed} {kind}")  # noqa: S311 - no cryptography
-        cases += _drawn(kinds[kind], min(each, most), draw, {item for _, item in cases})
-    told = {name: [one for one in answers if one.item.id in plain] for name, answers in said.items()}
-    examples = tuple(_example(case, effects, plain, told, stacks, parser, invented) for case in cases)
-    return Chosen(examples, *(len(kinds[kind]) for kind in ("gain", "loss", "neither")))
+        cases += _draw(kinds[kind], min(each, most), draw, {item for _, item in cases})
+    comparable = {
+        name: [answer for answer in answers if answer.item.id in plain] for name, answers in answers_by_system.items()
+    }
+    examples = tuple(_example(case, effects, plain, comparable, stacks, parser, invented) for case in cases)
+    return ExampleSet(examples, *(len(kinds[kind]) for kind in ("gain", "loss", "neither")))
 
 
 Case = tuple[str, str]
 """A stack and the id of an item that it answers otherwise than greedy."""
 
 
-def _yardsticks(plain: Iterable[Said], measures: Sequence[Measure]) -> dict[str, _Yardstick]:
-    """What each item is judged by."""
-    said = list(plain)
-    found: dict[str, _Yardstick] = {}
+def _yardsticks(plain: Iterable[AnsweredItem], measures: Sequence[Measure]) -> dict[str, _Yardstick]:
+    """Return the measure that each item is judged by."""
+    answers = list(plain)
+    yardsticks: dict[str, _Yardstick] = {}
     for measure in measures:
         if measure.higher_is_better is not None:
-            counts = {one.item.id: _alone(measure, one) for one in said}
-            known = {name: values for name, values in counts.items() if values is not None}
-            if known:
-                stick = _Yardstick(measure, np.sum(np.array(list(known.values()), dtype=np.float64), axis=0))
-                found = {**dict.fromkeys(known, stick), **found}
-    return found
+            counts = {answer.item.id: _count_alone(measure, answer) for answer in answers}
+            counted = {name: values for name, values in counts.items() if values is not None}
+            if counted:
+                stick = _Yardstick(measure, np.sum(np.array(list(counted.values()), dtype=np.float64), axis=0))
+                yardsticks = {**dict.fromkeys(counted, stick), **yardsticks}
+    return yardsticks
 
 
-def _alone(measure: Measure, one: Said) -> Counts | None:
-    return measure.count([one]) if measure.group(one.item) == one.item.id else None
+def _count_alone(measure: Measure, answer: AnsweredItem) -> Counts | None:
+    return measure.count([answer]) if measure.group(answer.item) == answer.item.id else None
 
 
 def _effects(
-    plain: Mapping[str, Said], said: Mapping[str, Sequence[Said]], sticks: Mapping[str, _Yardstick]
+    plain: Mapping[str, AnsweredItem],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    sticks: Mapping[str, _Yardstick],
 ) -> dict[Case, Effect]:
-    """What each differing answer does."""
+    """Judge every answer that differs."""
     return {
-        (stack, one.item.id): sticks[one.item.id].effect(plain[one.item.id], one)
-        if one.item.id in sticks
+        (stack, answer.item.id): sticks[answer.item.id].effect(plain[answer.item.id], answer)
+        if answer.item.id in sticks
         else "neither"
-        for stack, answers in said.items()
-        for one in answers
-        if one.item.id in plain and one.text != plain[one.item.id].text
+        for stack, answers in answers_by_system.items()
+        for answer in answers
+        if answer.item.id in plain and answer.text != plain[answer.item.id].text
     }
 
 
-def _drawn(cases: Sequence[Case], count: int, draw: random.Random, used: Collection[str]) -> list[Case]:
-    """Cases, one of each stack after the other in a drawn order, each item once."""
-    own: dict[str, list[Case]] = {}
+def _draw(cases: Sequence[Case], count: int, draw: random.Random, used_items: Collection[str]) -> list[Case]:
+    """Draw cases, one of each stack in turn in a drawn order, each item once."""
+    by_stack: dict[str, list[Case]] = {}
     for case in cases:
-        own.setdefault(case[0], []).append(case)
-    queues = [draw.sample(own[stack], len(own[stack])) for stack in draw.sample(sorted(own), len(own))]
-    seen, found = set(used), list[Case]()
-    while len(found) < count and any(queues):
+        by_stack.setdefault(case[0], []).append(case)
+    queues = [
+        draw.sample(by_stack[stack], len(by_stack[stack])) for stack in draw.sample(sorted(by_stack), len(by_stack))
+    ]
+    shown_items, chosen = set(used_items), list[Case]()
+    while len(chosen) < count and any(queues):
         for queue in queues:
-            fresh = _next(queue, seen)
-            if fresh is not None and len(found) < count:
-                seen.add(fresh[1])
-                found.append(fresh)
-    return found
+            fresh = _next(queue, shown_items)
+            if fresh is not None and len(chosen) < count:
+                shown_items.add(fresh[1])
+                chosen.append(fresh)
+    return chosen
 
 
-def _next(queue: list[Case], seen: Collection[str]) -> Case | None:
+def _next(queue: list[Case], shown_items: Collection[str]) -> Case | None:
     while queue:
-        if (one := queue.pop())[1] not in seen:
-            return one
+        if (case := queue.pop())[1] not in shown_items:
+            return case
     return None
 
 
 def _example(
     case: Case,
     effects: Mapping[Case, Effect],
-    plain: Mapping[str, Said],
-    said: Mapping[str, Sequence[Said]],
+    plain: Mapping[str, AnsweredItem],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
     stacks: Sequence[str],
     parser: str,
     invented: Invented | None,
 ) -> Example:
-    """One item with everybody's answer, the same texts together."""
+    """Build an example of one item with the answers of all systems, equal texts together."""
     item = plain[case[1]].item
-    texts = {name: one.text for name, answers in said.items() for one in answers if one.item.id == item.id}
+    texts = {
+        name: answer.text
+        for name, answers in answers_by_system.items()
+        for answer in answers
+        if answer.item.id == item.id
+    }
     replies: dict[str, list[str]] = {texts[GREEDY]: [GREEDY], texts[case[0]]: [case[0]]}
     for system in dict.fromkeys((*(name for name in stacks if name in texts), *texts)):
         if (system in stacks or texts[system] in replies) and system not in (GREEDY, case[0]):
             replies.setdefault(texts[system], []).append(system)
-    told = [
+    listed_replies = [
         Reply(
-            tuple(systems), pieces(text, invented(item, text) if invented else ()), _shared(systems, item.id, effects)
+            tuple(systems),
+            pieces(text, invented(item, text) if invented else ()),
+            _find_effect(systems, item.id, effects),
         )
         for text, systems in replies.items()
     ]
-    ordered = (*told[:2], *sorted(told[2:], key=lambda one: -len(one.systems)))
+    ordered = (*listed_replies[:2], *sorted(listed_replies[2:], key=lambda reply: -len(reply.systems)))
     return Example(item, truth(item.truth, parser), case[0], effects[case], ordered)
 
 
-def _shared(systems: Sequence[str], item: str, effects: Mapping[Case, Effect]) -> Effect | None:
-    """The effect of one text, whichever stack gave it; None where only greedy and controls did."""
+def _find_effect(systems: Sequence[str], item: str, effects: Mapping[Case, Effect]) -> Effect | None:
+    """Return the effect of one text, whichever stack gave it; None where only greedy and controls gave it."""
     return next((effects[system, item] for system in systems if (system, item) in effects), None)
 
 
@@ -228,11 +243,11 @@ def pieces(text: str, spans: Spans) -> tuple[Piece, ...]:
         if end <= start < stop <= len(text):
             cut += [Piece(text[end:start]), Piece(text[start:stop], invented=True)]
             end = stop
-    return tuple(one for one in (*cut, Piece(text[end:])) if one.text)
+    return tuple(piece for piece in (*cut, Piece(text[end:])) if piece.text)
 
 
 def truth(value: Any, parser: str) -> str:
-    """A truth in words: a text, a list with commas, the parser's own where there is one for each."""
+    """Write a truth in words: a text, a list with commas, the parser's own where there is one for each parser."""
     if isinstance(value, Mapping):
         return truth(value[parser], parser) if parser in value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, (list, tuple)):

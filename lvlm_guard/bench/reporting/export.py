@@ -31,28 +31,28 @@ def write(results: Results, folder: Path, name: str = "results") -> tuple[Path, 
 
 
 def to_csv(results: Results) -> str:
-    """A row per score; figures of a system on a suite stand in each of its rows. What is not known is empty."""
-    outcomes = {(one.suite, one.system): one for one in results.outcomes}
+    """Write a row for each score; figures of a system on a suite are in each of its rows, unknown values are empty."""
+    outcomes = {(outcome.suite, outcome.system): outcome for outcome in results.outcomes}
     model = {"model": results.manifest["model"]["id"], "architecture": results.manifest["model"]["class"]}
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    for one in results.scores:
-        table.writerow(model | _row(one, outcomes[one.suite, one.system], results.parsers[one.suite]))
+    for score in results.scores:
+        table.writerow(model | _row(score, outcomes[score.suite, score.system], results.parsers[score.suite]))
     return text.getvalue()
 
 
-def _row(one: Score, outcome: Outcome, parser: str) -> dict[str, Any]:
+def _row(score: Score, outcome: Outcome, parser: str) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "suite": one.suite, "parser": parser, "system": one.system, "role": outcome.role, "level": one.level,
-        "measure": one.measure, "value": one.found.value, "low": one.found.low, "high": one.found.high, "n": one.n,
-        "clusters": one.clusters, "yes_ratio": outcome.yes_ratio, "auc": outcome.auc.get("all"),
+        "suite": score.suite, "parser": parser, "system": score.system, "role": outcome.role, "level": score.level,
+        "measure": score.measure, "value": score.found.value, "low": score.found.low, "high": score.found.high, "n": score.n,
+        "clusters": score.clusters, "yes_ratio": outcome.yes_ratio, "auc": outcome.auc.get("all"),
     }  # fmt: skip
     if outcome.changed is not None:
         values["changed"] = outcome.changed.share
     if outcome.spent is not None:
         values |= {"ms_per_token": outcome.spent.ms_per_token, "time_ratio": outcome.spent.ratio}
-    if (test := one.against_greedy) is not None:
+    if (test := score.against_greedy) is not None:
         change = test.difference
         values |= {
             "difference": change.value, "difference_low": change.low, "difference_high": change.high, "p": test.p,

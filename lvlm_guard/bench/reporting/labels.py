@@ -26,18 +26,18 @@ class Box:
 
     @classmethod
     def around(cls, x: float, y: float, width: float, height: float) -> Box:
-        """The rectangle with this centre and size."""
+        """Return the rectangle with this centre and size."""
         return cls(x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
-    def overlaps(self, other: Box) -> bool:
-        """Whether they share more than an edge."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
+    def overlaps(self, box: Box) -> bool:
+        """Return whether they share more than an edge."""
+        across = self.left < box.right and box.left < self.right
+        return across and self.top < box.bottom and box.top < self.bottom
 
-    def is_within(self, other: Box) -> bool:
-        """Whether it lies in another one."""
-        across = self.left >= other.left and self.right <= other.right
-        return across and self.top >= other.top and self.bottom <= other.bottom
+    def is_within(self, box: Box) -> bool:
+        """Return whether it lies in another one."""
+        across = self.left >= box.left and self.right <= box.right
+        return across and self.top >= box.top and self.bottom <= box.bottom
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Label:
     """A label to be placed: the mark it names and its own size."""
 
     x: float
@@ -59,59 +59,61 @@ class Wanted:
     height: float
 
 
-def place(wanted: Sequence[Wanted], frame: Box, marks: Sequence[Box], soft: Sequence[Box] = ()) -> list[Place]:
+def place(labels: Sequence[Label], frame: Box, marks: Sequence[Box], soft: Sequence[Box] = ()) -> list[Place]:
     """Place every label near its mark, one after the other, each where it costs least.
 
     Args:
-        wanted: The labels.
+        labels: The labels.
         frame: What they may not leave.
         marks: What they may not cover.
         soft: What they had better not cover.
     """
-    taken: list[Box] = []
+    occupied: list[Box] = []
     places = []
-    for one in wanted:
-        found = min(_candidates(one), key=lambda at: _cost(one, at, frame, [*marks, *taken], soft))
-        taken.append(Box.around(*found, one.width, one.height))
-        places.append(Place(*found, _leader(one, taken[-1])))
+    for label in labels:
+        centre = min(_candidates(label), key=lambda at: _cost(label, at, frame, [*marks, *occupied], soft))
+        occupied.append(Box.around(*centre, label.width, label.height))
+        places.append(Place(*centre, _leader(label, occupied[-1])))
     return places
 
 
-def _candidates(one: Wanted) -> Iterator[tuple[float, float]]:
-    """Centres of the label round its mark, near ones first; the label's near edge is at the radius."""
+def _candidates(label: Label) -> Iterator[tuple[float, float]]:
+    """Yield centres of the label around its mark, near ones first; the label's near edge is at the radius."""
     for radius in RADII:
         for step in range(DIRECTIONS):
             angle = 2 * math.pi * step / DIRECTIONS
             across, down = math.cos(angle), math.sin(angle)
-            yield one.x + across * (radius + one.width / 2 - 4), one.y + down * (radius + one.height / 2 - 4)
+            yield label.x + across * (radius + label.width / 2 - 4), label.y + down * (radius + label.height / 2 - 4)
 
 
-def _cost(one: Wanted, at: tuple[float, float], frame: Box, hard: Iterable[Box], soft: Iterable[Box]) -> float:
-    box = Box.around(*at, one.width, one.height)
-    end = _leader(one, box)
-    cost = _distance(one, box) + (0.0 if box.is_within(frame) else 2 * COVERS)
-    for other in hard:
-        if other.left < one.x < other.right and other.top < one.y < other.bottom:
-            cost += COVERS * box.overlaps(other)
+def _cost(label: Label, at: tuple[float, float], frame: Box, hard: Iterable[Box], soft: Iterable[Box]) -> float:
+    box = Box.around(*at, label.width, label.height)
+    end = _leader(label, box)
+    cost = _distance(label, box) + (0.0 if box.is_within(frame) else 2 * COVERS)
+    for obstacle in hard:
+        if obstacle.left < label.x < obstacle.right and obstacle.top < label.y < obstacle.bottom:
+            cost += COVERS * box.overlaps(obstacle)
         else:
-            cost += COVERS * box.overlaps(other) + CROSSES * (end is not None and _crosses((one.x, one.y), end, other))
-    return cost + TOUCHES * sum(box.overlaps(other) for other in soft)
+            cost += COVERS * box.overlaps(obstacle) + CROSSES * (
+                end is not None and _crosses((label.x, label.y), end, obstacle)
+            )
+    return cost + TOUCHES * sum(box.overlaps(soft_box) for soft_box in soft)
 
 
-def _nearest(one: Wanted, box: Box) -> tuple[float, float]:
-    return min(max(one.x, box.left), box.right), min(max(one.y, box.top), box.bottom)
+def _nearest(label: Label, box: Box) -> tuple[float, float]:
+    return min(max(label.x, box.left), box.right), min(max(label.y, box.top), box.bottom)
 
 
-def _distance(one: Wanted, box: Box) -> float:
-    return math.dist((one.x, one.y), _nearest(one, box))
+def _distance(label: Label, box: Box) -> float:
+    return math.dist((label.x, label.y), _nearest(label, box))
 
 
-def _leader(one: Wanted, box: Box) -> tuple[float, float] | None:
-    return _nearest(one, box) if _distance(one, box) > LEADER else None
+def _leader(label: Label, box: Box) -> tuple[float, float] | None:
+    return _nearest(label, box) if _distance(label, box) > LEADER else None
 
 
 def _crosses(start: tuple[float, float], end: tuple[float, float], box: Box) -> bool:
-    """Whether a line passes through a rectangle, seen at eight points of it."""
+    """Return whether a line passes through a rectangle, seen at eight points of it."""
     steps = [step / 8 for step in range(1, 8)]
     points = [(start[0] + t * (end[0] - start[0]), start[1] + t * (end[1] - start[1])) for t in steps]
     return any(box.left < x < box.right and box.top < y < box.bottom for x, y in points)

@@ -18,14 +18,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
-from lvlm_guard.bench.reporting.examples import Chosen, Example, Invented
+from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
 from lvlm_guard.bench.reporting.verdicts import Verdict
-from lvlm_guard.bench.running.choosing import made_suite, measures
+from lvlm_guard.bench.running.choosing import build_suite, load_measures
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.systems import CONTROLS, GREEDY
 from lvlm_guard.bench.scoring.measures import Measure
@@ -54,14 +54,14 @@ class Source:
     """What a page shows of one suite besides figures.
 
     Args:
-        said: Answers by system.
+        answers: Answers by system.
         measures: The suite's measures, read as the results were.
-        picture: The picture of an item by name; it may raise `InputError`, which the page then tells.
+        picture: The picture of an item by name; it may raise `InputError`, whose message the page then shows.
         invented: Finds the words of an answer that name what is not in the picture; None marks nothing.
         remark: Says in a few words what is special about an item's picture, empty where nothing is; None says nothing.
     """
 
-    said: Mapping[str, Sequence[Said]]
+    answers: Mapping[str, Sequence[AnsweredItem]]
     measures: Sequence[Measure]
     picture: Callable[[str], Image.Image]
     invented: Invented | None = None
@@ -88,7 +88,7 @@ class Section:
     """One suite in the page."""
 
     name: str
-    told: Mapping[str, Any]
+    description: Mapping[str, Any]
     parser: str
     facts: Sequence[tuple[str, str]]
     verdicts: Sequence[Verdict]
@@ -96,14 +96,14 @@ class Section:
     levels: Levels | None
     overview: Table
     measures: Sequence[Table]
-    chosen: Chosen
+    chosen: ExampleSet
     pictures: Mapping[str, Picture]
     remarks: Mapping[str, str]
 
     @property
     def tally(self) -> str:
         """How many stacks got each verdict, as in "1 helps, 3 hurts"."""
-        counts = Counter(one.kind for one in self.verdicts)
+        counts = Counter(verdict.kind for verdict in self.verdicts)
         return ", ".join(f"{counts[kind]} {kind}" for kind in verdicts.KINDS if counts[kind])
 
 
@@ -112,13 +112,13 @@ def write(record: Record, results: Results, path: Path, data: Path | None = None
 
     Args:
         record: The run, for its answers.
-        results: Its figures; their parser may be another than the run was begun with.
+        results: Its figures; their parser may differ from the run's.
         path: The HTML file.
-        data: Where the suites' files and pictures lie; where the run found them unless told.
+        data: Where the suites' files and pictures lie; by default where the run found them.
 
     Raises:
         InputError: It cannot be written, a suite lacks files that it needs to read answers, or there is no such suite any
-            more. A picture that is gone is told in its place.
+            more. A missing picture is named in its place.
     """
     sources = {name: build_source(record, results, name, data or record.data) for name in record.suites}
     write_whole(path, render(results, sources).encode("utf-8"))
@@ -126,11 +126,11 @@ def write(record: Record, results: Results, path: Path, data: Path | None = None
 
 def build_source(record: Record, results: Results, name: str, data: Path | None = None) -> Source:
     """Return what the page shows of one suite of a run besides figures; raises as `write` does."""
-    told = record.manifest["suites"][name]
-    suite = made_suite(told["name"], told["arguments"])
+    description = record.manifest["suites"][name]
+    suite = build_suite(description["name"], description["arguments"])
     return Source(
-        said={system: record.said(system, name) for system in record.systems},
-        measures=measures(suite, results.parsers[name], data),
+        answers={system: record.read_answers(system, name) for system in record.systems},
+        measures=load_measures(suite, results.parsers[name], data),
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),
         remark=getattr(suite, "remark", None),
@@ -138,7 +138,7 @@ def build_source(record: Record, results: Results, name: str, data: Path | None 
 
 
 def render(results: Results, sources: Mapping[str, Source]) -> str:
-    """The whole page; the same results and answers give the same text.
+    """Return the whole page; the same results and answers give the same text.
 
     Args:
         results: The figures.
@@ -169,37 +169,37 @@ def _no_picture(image: str) -> Image.Image:
 
 @cache
 def environment() -> Environment:
-    """Where the page's templates are; all of them can be included by name."""
+    """Return the environment of the page's templates, in which every template can include the others by name."""
     loader = PackageLoader("lvlm_guard.bench.reporting", "templates")
     # Answers are text of a model, so everything is escaped, whatever a template is called.
     return Environment(
         loader=loader,
         autoescape=True,
-        finalize=_seen,
+        finalize=_replace_unseen,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def _seen(value: Any) -> Any:
-    """A value as a page may hold it: what has no sign, or would turn the writing round, becomes a sign for that."""
+def _replace_unseen(value: Any) -> Any:
+    """Replace characters that have no sign, or that would turn the direction of writing, by a sign for that."""
     return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def build_section(results: Results, name: str, source: Source) -> Section:
     """Return everything that the page says about one suite."""
-    told = results.manifest["suites"][name]
-    stacks = [system for system, one in results.manifest["systems"].items() if one["role"] == "stack"]
+    description = results.manifest["suites"][name]
+    stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
-    chosen = examples.choose(source.said, stacks, source.measures, results.parsers[name], source.invented)
+    chosen = examples.choose(source.answers, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
-        told=told,
+        description=description,
         parser=results.parsers[name],
-        facts=_suite_facts(told, results.parsers[name]),
-        verdicts=_sorted(verdicts.verdicts(results, name, source.measures, source.said), order),
+        facts=_suite_facts(description, results.parsers[name]),
+        verdicts=_sort_verdicts(verdicts.verdicts(results, name, source.measures, source.answers), order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
         levels=charts.levels(results, name, order),
         overview=tables.overview(results, name, order),
@@ -211,8 +211,11 @@ def build_section(results: Results, name: str, source: Source) -> Section:
 
 
 def _order(results: Results, suite: str, measure: str | None) -> list[str]:
-    """Greedy, the stacks by the headline measure with the best first, then the controls; those without a score last."""
-    outcomes = [one for one in results.outcomes if one.suite == suite]
+    """Sort systems: greedy, stacks by the headline measure with the best first, controls.
+
+    Those without a score come last.
+    """
+    outcomes = [outcome for outcome in results.outcomes if outcome.suite == suite]
     scores = results.of(suite, measure) if measure is not None else {}
 
     def rank(name: str) -> tuple[bool, float]:
@@ -220,23 +223,25 @@ def _order(results: Results, suite: str, measure: str | None) -> list[str]:
             return True, 0.0
         return False, -score.found.value if score.higher_is_better else score.found.value
 
-    plain = [one.system for one in outcomes if one.system == GREEDY]
-    stacks = sorted((one.system for one in outcomes if one.role == "stack"), key=rank)
-    controls = sorted((one.system for one in outcomes if one.role != "stack" and one.system != GREEDY), key=rank)
+    plain = [outcome.system for outcome in outcomes if outcome.system == GREEDY]
+    stacks = sorted((outcome.system for outcome in outcomes if outcome.role == "stack"), key=rank)
+    controls = sorted(
+        (outcome.system for outcome in outcomes if outcome.role != "stack" and outcome.system != GREEDY), key=rank
+    )
     return [*plain, *stacks, *controls]
 
 
-def _sorted(found: Iterable[Verdict], order: Sequence[str]) -> list[Verdict]:
+def _sort_verdicts(judgements: Iterable[Verdict], order: Sequence[str]) -> list[Verdict]:
     kinds = list(verdicts.KINDS)
-    return sorted(found, key=lambda one: (kinds.index(one.kind), order.index(one.system)))
+    return sorted(judgements, key=lambda verdict: (kinds.index(verdict.kind), order.index(verdict.system)))
 
 
 def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was run, in words: names and what is true of them."""
+    """Describe the run in words: pairs of a heading and its text."""
     model, hardware, off = manifest["model"], manifest["hardware"], manifest["without"]
     digests = f"config {model['config']}, weights {model['weights']}"
     device = hardware["accelerator"] or hardware["device"]
-    controls = [name for name, one in manifest["systems"].items() if one["role"] == "control"]
+    controls = [name for name, entry in manifest["systems"].items() if entry["role"] == "control"]
     limit = f", at most {manifest['limit']} items a suite" if manifest["limit"] is not None else ""
     return [
         ("model", f"{model['id']} ({model['class']}, {model['dtype']}, attention {model['attention']})"),
@@ -249,39 +254,41 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _suite_facts(told: Mapping[str, Any], parser: str) -> list[tuple[str, str]]:
-    begun = "" if parser == told["parser"] else f" (the run was begun with {told['parser']})"
-    arguments = ", ".join(f"{name} = {json.dumps(value)}" for name, value in told["arguments"].items())
-    unusable = [f"{told['unusable_rows']}, first {told['problems'][0]}"] if told["unusable_rows"] else []
+def _suite_facts(description: Mapping[str, Any], parser: str) -> list[tuple[str, str]]:
+    original = "" if parser == description["parser"] else f" (the run was started with {description['parser']})"
+    arguments = ", ".join(f"{name} = {json.dumps(value)}" for name, value in description["arguments"].items())
+    unusable = (
+        [f"{description['unusable_rows']}, first {description['problems'][0]}"] if description["unusable_rows"] else []
+    )
     return [
-        ("suite", f"{told['title']}, {told['items']} items about {told['pictures']} pictures"),
-        ("answers read by", f"parser {parser}{begun}"),
+        ("suite", f"{description['title']}, {description['items']} items about {description['pictures']} pictures"),
+        ("answers read by", f"parser {parser}{original}"),
         *([("arguments", arguments)] if arguments else []),
-        *(("rows that could not be used", one) for one in unusable),
-        ("licence", told["licence"]),
+        *(("rows that could not be used", row) for row in unusable),
+        ("licence", description["licence"]),
     ]
 
 
 def _stacks(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Every system with its role, its decoding and its strategies as they were configured."""
+    """Return every system with its role, its decoding and the parameters of its strategies."""
     return [
-        (name, one["role"], one["decoding"], json.dumps(one["stack"], ensure_ascii=False))
-        for name, one in manifest["systems"].items()
+        (name, entry["role"], entry["decoding"], json.dumps(entry["stack"], ensure_ascii=False))
+        for name, entry in manifest["systems"].items()
     ]
 
 
-def _pictures(shown: Iterable[Example], picture: Callable[[str], Image.Image]) -> dict[str, Picture]:
-    """Thumbnails of the pictures that examples are about."""
-    names = dict.fromkeys(one.item.image for one in shown if one.item.image is not None)
+def _pictures(chosen: Iterable[Example], picture: Callable[[str], Image.Image]) -> dict[str, Picture]:
+    """Draw thumbnails of the pictures that examples are about."""
+    names = dict.fromkeys(example.item.image for example in chosen if example.item.image is not None)
     return {name: _thumbnail(name, picture) for name in names}
 
 
 def _thumbnail(name: str, picture: Callable[[str], Image.Image]) -> Picture:
     try:
-        found = picture(name).convert("RGB")
+        thumbnail = picture(name).convert("RGB")
     except InputError as error:
         return Picture(missing=str(error))
-    found.thumbnail((THUMBNAIL, THUMBNAIL))
+    thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
     content = BytesIO()
-    found.save(content, "PNG", optimize=True)
-    return Picture(b64encode(content.getvalue()).decode("ascii"), *found.size)
+    thumbnail.save(content, "PNG", optimize=True)
+    return Picture(b64encode(content.getvalue()).decode("ascii"), *thumbnail.size)

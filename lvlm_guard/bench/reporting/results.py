@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.running.choosing import checked_parser, made_suite, measures
+from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record, Refusal
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
@@ -24,11 +24,12 @@ from lvlm_guard.bench.scoring.significance import (
     RESAMPLES,
     Changes,
     Significance,
-    adjusted,
-    changes,
+    correct_p_values,
+    count_changes,
     significance,
 )
 from lvlm_guard.bench.suite import Suite
+from lvlm_guard.deprecation import moved_names
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the answers took, as measured while they were made; other work on the machine counts.
+    """What the answers cost, measured while they were generated; other work on the machine counts.
 
     Args:
         seconds: Time in generate.
@@ -87,7 +88,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one system on one suite.
+    """The state of one system on one suite.
 
     Args:
         suite: The suite's name in the run.
@@ -139,8 +140,8 @@ class Results:
     scores: Sequence[Score]
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
-        """The scores of one measure by system."""
-        return {one.system: one for one in self.scores if (one.suite, one.measure) == (suite, measure)}
+        """Return the scores of one measure by system."""
+        return {score.system: score for score in self.scores if (score.suite, score.measure) == (suite, measure)}
 
 
 def score(
@@ -150,78 +151,86 @@ def score(
 
     Args:
         record: The run.
-        parser: How to read the answers; as the run was begun unless told.
-        data: Where the files lie of suites that cannot read answers without them; where the run found them unless told.
+        parser: How to read the answers; by default as the run was started with.
+        data: Where the files lie of suites that cannot read answers without them; by default where the run found them.
         resamples: Bootstrap resamples of every difference to greedy; those of a score are 1000.
 
     Raises:
         InputError: A suite has no such parser, lacks files, or there is no such suite any more.
     """
     place = data or record.data
-    made = {name: made_suite(told["name"], told["arguments"]) for name, told in record.manifest["suites"].items()}
+    suites = {
+        name: build_suite(description["name"], description["arguments"])
+        for name, description in record.manifest["suites"].items()
+    }
     parsers = {
-        name: checked_parser(suite, parser or record.manifest["suites"][name]["parser"]) for name, suite in made.items()
+        name: check_parser(suite, parser or record.manifest["suites"][name]["parser"]) for name, suite in suites.items()
     }
     outcomes: list[Outcome] = []
     scores: list[Score] = []
-    for name, suite in made.items():
-        measured = measures(suite, parsers[name], place)
-        said = {system: record.said(system, name) for system in record.systems}
-        found = [_outcome(record, suite, name, system, said, parsers[name]) for system in record.systems]
-        outcomes += found
-        complete = {one.system: said[one.system] for one in found if one.whole}
+    for name, suite in suites.items():
+        measured = load_measures(suite, parsers[name], place)
+        answers = {system: record.read_answers(system, name) for system in record.systems}
+        suite_outcomes = [_outcome(record, suite, name, system, answers, parsers[name]) for system in record.systems]
+        outcomes += suite_outcomes
+        complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
         for measure in measured:
-            roles = {outcome.system: outcome.role for outcome in found}
+            roles = {outcome.system: outcome.role for outcome in suite_outcomes}
             scores += _scores(name, measure, complete, roles, resamples)
     return Results(record.manifest, parsers, outcomes, scores)
 
 
 def _outcome(
-    record: Record, suite: Suite, name: str, system: str, said: Mapping[str, Sequence[Said]], parser: str
+    record: Record,
+    suite: Suite,
+    name: str,
+    system: str,
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    parser: str,
 ) -> Outcome:
-    own, plain = said[system], said.get(GREEDY, ())
-    together = {one.item.id: one for one in plain}
-    both = [(together[one.item.id].text, one.text) for one in own if one.item.id in together]
-    whole = len(own) == len(record.items[name])
+    answers, plain = answers_by_system[system], answers_by_system.get(GREEDY, ())
+    together = {answer.item.id: answer for answer in plain}
+    both = [(together[answer.item.id].text, answer.text) for answer in answers if answer.item.id in together]
+    whole = len(answers) == len(record.items[name])
     return Outcome(
         suite=name,
         system=system,
         role=record.manifest["systems"][system]["role"],
-        answers=len(own),
+        answers=len(answers),
         items=len(record.items[name]),
         refused=record.refusal(system, name),
-        changed=changes(*zip(*both, strict=True)) if both and system != GREEDY else None,
-        yes_ratio=_yes_ratio(own),
-        auc=_aucs(own),
-        spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in said else []),
-        official=suite.official(own, parser) if whole else {},
+        changed=count_changes(*zip(*both, strict=True)) if both and system != GREEDY else None,
+        yes_ratio=_yes_ratio(answers),
+        auc=_aucs(answers),
+        spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in answers_by_system else []),
+        official=suite.official(answers, parser) if whole else {},
     )
 
 
-def _yes_ratio(said: Sequence[Said]) -> float | None:
-    heard = [ours(one.text) is True for one in said if says_yes(one.item.truth) is not None]
-    return sum(heard) / len(heard) if heard else None
+def _yes_ratio(answers: Sequence[AnsweredItem]) -> float | None:
+    says = [ours(answer.text) is True for answer in answers if says_yes(answer.item.truth) is not None]
+    return sum(says) / len(says) if says else None
 
 
-def _aucs(said: Sequence[Said]) -> dict[str, float]:
-    known = [one for one in said if one.margin is not None and says_yes(one.item.truth) is not None]
-    found = {}
-    for level in ("all", *dict.fromkeys(one.item.level for one in known)):
-        asked = [one for one in known if level in ("all", one.item.level)]
-        margins = [one.margin for one in asked if one.margin is not None]
-        found[level] = auc(margins, [says_yes(one.item.truth) is True for one in asked])
-    return {level: value for level, value in found.items() if not math.isnan(value)}
+def _aucs(answers: Sequence[AnsweredItem]) -> dict[str, float]:
+    measured = [answer for answer in answers if answer.margin is not None and says_yes(answer.item.truth) is not None]
+    values = {}
+    for level in ("all", *dict.fromkeys(answer.item.level for answer in measured)):
+        at_level = [answer for answer in measured if level in ("all", answer.item.level)]
+        margins = [answer.margin for answer in at_level if answer.margin is not None]
+        values[level] = auc(margins, [says_yes(answer.item.truth) is True for answer in at_level])
+    return {level: value for level, value in values.items() if not math.isnan(value)}
 
 
 def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> Spent | None:
     if not costs:
         return None
-    tokens, seconds = (sum(one[name] for one in costs) for name in ("tokens", "seconds"))
-    weights = [max(one["tokens"], 1) for one in costs]
-    beside = {one["batch"]: one["seconds"] for one in plain}
-    ratios = [one["seconds"] / beside[one["batch"]] for one in costs if beside.get(one["batch"])]
+    tokens, seconds = (sum(cost[name] for cost in costs) for name in ("tokens", "seconds"))
+    weights = [max(cost["tokens"], 1) for cost in costs]
+    beside = {cost["batch"]: cost["seconds"] for cost in plain}
+    ratios = [cost["seconds"] / beside[cost["batch"]] for cost in costs if beside.get(cost["batch"])]
     prefill, decode, rows = (
-        float(np.average([one[name] for one in costs], weights=weights))
+        float(np.average([cost[name] for cost in costs], weights=weights))
         for name in ("prefill", "decode", "rows_per_forward")
     )
     ratio = float(np.median(ratios)) if ratios else None
@@ -229,16 +238,26 @@ def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]
 
 
 def _scores(
-    suite: str, measure: Measure, said: Mapping[str, Sequence[Said]], roles: Mapping[str, str], resamples: int
+    suite: str,
+    measure: Measure,
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    roles: Mapping[str, str],
+    resamples: int,
 ) -> list[Score]:
-    """One measure of all systems, compared with greedy."""
-    rows = {system: measure.rows(answers) for system, answers in said.items()}
+    """Score one measure of all systems, and compare each with greedy."""
+    rows = {system: measure.rows(answers) for system, answers in answers_by_system.items()}
     tests: dict[str, Significance] = {}
     for role in dict.fromkeys(roles.values()):
-        others = [name for name in said if roles[name] == role and name != GREEDY and GREEDY in said]
-        found = {name: _compared(rows[GREEDY], rows[name], measure.statistic, resamples) for name in others}
-        tests |= adjusted({name: one for name, one in found.items() if one is not None})
-    return [_score(suite, system, measure, own, tests.get(system)) for system, own in rows.items() if own[0]]
+        names = [
+            name for name in answers_by_system if roles[name] == role and name != GREEDY and GREEDY in answers_by_system
+        ]
+        comparisons = {name: _compare_rows(rows[GREEDY], rows[name], measure.statistic, resamples) for name in names}
+        tests |= correct_p_values(
+            {name: comparison for name, comparison in comparisons.items() if comparison is not None}
+        )
+    return [
+        _score(suite, system, measure, counted, tests.get(system)) for system, counted in rows.items() if counted[0]
+    ]
 
 
 def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Significance | None) -> Score:
@@ -257,33 +276,38 @@ def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Signific
     )
 
 
-def compared(measure: Measure, before: Sequence[Said], after: Sequence[Said]) -> Significance | None:
-    """The difference of a measure between two ways to answer the same items; None where nothing is counted.
+def compare_measure(
+    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem]
+) -> Significance | None:
+    """Compare a measure between two ways to answer the same items; None where nothing is counted.
 
     What only one side counts, such as a group that the other leaves out, is nothing on the other.
     """
-    return _compared(measure.rows(before), measure.rows(after), measure.statistic)
+    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic)
 
 
-def _compared(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:
-    rows = [{name: (cluster, counts) for name, cluster, counts in zip(*one, strict=True)} for one in (before, after)]
-    clusters = {name: cluster for one in rows for name, (cluster, _) in one.items()}
+def _compare_rows(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:
+    rows = [{name: (cluster, counts) for name, cluster, counts in zip(*side, strict=True)} for side in (before, after)]
+    clusters = {name: cluster for side in rows for name, (cluster, _) in side.items()}
     if not clusters:
         return None
-    width = max(len(counts) for one in rows for _, counts in one.values())
+    width = max(len(counts) for side in rows for _, counts in side.values())
     nothing = ("", (0.0,) * width)
-    old, new = ([one.get(name, nothing)[1] for name in clusters] for one in rows)
+    old, new = ([side.get(name, nothing)[1] for name in clusters] for side in rows)
     return significance(old, new, list(clusters.values()), statistic, resamples=resamples)
 
 
 def to_plain(value: Any) -> Any:
-    """Results, or parts of them, as JSON holds them; what is not finite becomes None."""
+    """Turn results, or parts of them, into JSON values; numbers that are not finite become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: to_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {entry.name: to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): to_plain(one) for key, one in value.items()}
+        return {str(key): to_plain(element) for key, element in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(one) for one in value]
+        return [to_plain(element) for element in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+__getattr__ = moved_names(__name__, {"compared": "lvlm_guard.bench.reporting.results:compare_measure"})

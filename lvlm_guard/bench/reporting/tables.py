@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from lvlm_guard.bench.reporting.charts import number, role_of, told
+from lvlm_guard.bench.reporting.charts import format_interval, number, role_of
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.reporting.verdicts import COVERAGE, corrected, is_better, is_worse
 
@@ -27,7 +27,7 @@ class Column:
 class Cell:
     """A figure as it is shown, what it is sorted by, and whether it is "better", "worse" or neither (empty)."""
 
-    shown: str
+    label: str
     key: str
     mark: str = ""
 
@@ -87,88 +87,106 @@ TESTED = (
 
 
 def overview(results: Results, suite: str, order: Sequence[str]) -> Table:
-    """All systems: the first measures of every level with what belongs beside them, and what each changed and took."""
-    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
-    shown = _shown(results, suite)
-    columns = tuple(Column(one.title, f"{one.level}, {AIMS[one.higher_is_better]}") for one in shown)
-    rows = tuple(
-        Row(
-            name,
-            role_of(outcomes[name]),
-            (*(_score(results.of(suite, one.measure).get(name)) for one in shown), *_besides(outcomes[name])),
-        )
-        for name in order
+    """Build the table of all systems: the first measures of every level, what each system changed and what it cost."""
+    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
+    headlines = _choose_headlines(results, suite)
+    columns = tuple(
+        Column(headline.title, f"{headline.level}, {AIMS[headline.higher_is_better]}") for headline in headlines
     )
-    return Table("", "all systems", "", "", (*columns, *BESIDES), rows, _groups(shown))
-
-
-def _groups(shown: Sequence[Score]) -> tuple[tuple[str, int], ...]:
-    """Levels over neighbouring columns, and what stands over the rest."""
-    names = {"all": "all levels"}
-    levels = [(names.get(level, level), len(list(own))) for level, own in groupby(one.level for one in shown)]
-    return (*levels, ("answers", ANSWERS), ("cost", len(BESIDES) - ANSWERS))
-
-
-def measures(results: Results, suite: str, order: Sequence[str]) -> list[Table]:
-    """A table per measure, in the order of the suite."""
-    return [_measure(results, suite, one, order) for one in _firsts(results, suite).values()]
-
-
-def _firsts(results: Results, suite: str) -> dict[str, Score]:
-    """Any score of each measure, in the order of the suite."""
-    found: dict[str, Score] = {}
-    for one in results.scores:
-        if one.suite == suite:
-            found.setdefault(one.measure, one)
-    return found
-
-
-def _shown(results: Results, suite: str) -> list[Score]:
-    """The first measure of each level that is better one way, each followed by what belongs beside it."""
-    every = _firsts(results, suite)
-    heads: dict[str, Score] = {}
-    for one in every.values():
-        if one.higher_is_better is not None:
-            heads.setdefault(one.level, one)
-    captions = [one for one in every.values() if one.higher_is_better is False and _recalls(one, every)]
-    listed = [*list(heads.values())[:MOST_HEADLINES], *captions[:1]]
-    told = {one.measure: one for head in listed for one in (head, *beside(head, every))}
-    found = {name: one for name, one in told.items() if (one.level, name) != ("all", "yes_ratio")}  # told anyway
-    levels = list(dict.fromkeys(one.level for one in listed))
-    return sorted(found.values(), key=lambda one: levels.index(one.level))
-
-
-def _recalls(score: Score, every: Mapping[str, Score]) -> bool:
-    return any(one.higher_is_better for one in beside(score, every))
-
-
-def beside(score: Score, every: Mapping[str, Score]) -> list[Score]:
-    """Measures without which a score says little: share of yes or length, and recall where less is better.
-
-    They are those of the same level that count the same answers.
-    """
-    return [
-        one
-        for one in every.values()
-        if one.level == score.level
-        and one.n == score.n
-        and one.measure != score.measure
-        and (one.higher_is_better is None or (score.higher_is_better is False and one.measure.startswith(COVERAGE)))
-    ]
-
-
-def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -> Table:
-    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
-    scores = results.of(suite, first.measure)
-    others = beside(first, _firsts(results, suite)) if first.higher_is_better is not None else []
-    columns = (*TESTED, *(Column(one.title, AIMS[one.higher_is_better]) for one in others), CHANGED, Column("n"))
     rows = tuple(
         Row(
             name,
             role_of(outcomes[name]),
             (
-                *_tested(scores[name]),
-                *(_score(results.of(suite, one.measure).get(name)) for one in others),
+                *(_score(results.of(suite, headline.measure).get(name)) for headline in headlines),
+                *_besides(outcomes[name]),
+            ),
+        )
+        for name in order
+    )
+    return Table("", "all systems", "", "", (*columns, *BESIDES), rows, _groups(headlines))
+
+
+def _groups(headlines: Sequence[Score]) -> tuple[tuple[str, int], ...]:
+    """Return the titles over neighbouring columns: levels, answers and cost."""
+    names = {"all": "all levels"}
+    levels = [
+        (names.get(level, level), len(list(columns)))
+        for level, columns in groupby(headline.level for headline in headlines)
+    ]
+    return (*levels, ("answers", ANSWERS), ("cost", len(BESIDES) - ANSWERS))
+
+
+def measures(results: Results, suite: str, order: Sequence[str]) -> list[Table]:
+    """Build a table for each measure, in the order of the suite."""
+    return [_measure(results, suite, score, order) for score in _firsts(results, suite).values()]
+
+
+def _firsts(results: Results, suite: str) -> dict[str, Score]:
+    """Return any score of each measure, in the order of the suite."""
+    firsts: dict[str, Score] = {}
+    for score in results.scores:
+        if score.suite == suite:
+            firsts.setdefault(score.measure, score)
+    return firsts
+
+
+def _choose_headlines(results: Results, suite: str) -> list[Score]:
+    """Choose the first measure of each level that has a better direction, each followed by those to read beside it."""
+    every = _firsts(results, suite)
+    heads: dict[str, Score] = {}
+    for score in every.values():
+        if score.higher_is_better is not None:
+            heads.setdefault(score.level, score)
+    captions = [score for score in every.values() if score.higher_is_better is False and _recalls(score, every)]
+    chosen = [*list(heads.values())[:MOST_HEADLINES], *captions[:1]]
+    shown_scores = {score.measure: score for head in chosen for score in (head, *beside(head, every))}
+    wanted_scores = {
+        name: score for name, score in shown_scores.items() if (score.level, name) != ("all", "yes_ratio")
+    }  # the overview shows it in a column of its own
+    levels = list(dict.fromkeys(score.level for score in chosen))
+    return sorted(wanted_scores.values(), key=lambda score: levels.index(score.level))
+
+
+def _recalls(score: Score, every: Mapping[str, Score]) -> bool:
+    return any(neighbour.higher_is_better for neighbour in beside(score, every))
+
+
+def beside(score: Score, every: Mapping[str, Score]) -> list[Score]:
+    """Return the measures to read beside a score: share of yes or length, and recall where less is better.
+
+    They are those of the same level that count the same answers.
+    """
+    return [
+        neighbour
+        for neighbour in every.values()
+        if neighbour.level == score.level
+        and neighbour.n == score.n
+        and neighbour.measure != score.measure
+        and (
+            neighbour.higher_is_better is None
+            or (score.higher_is_better is False and neighbour.measure.startswith(COVERAGE))
+        )
+    ]
+
+
+def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -> Table:
+    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
+    scores = results.of(suite, first.measure)
+    neighbours = beside(first, _firsts(results, suite)) if first.higher_is_better is not None else []
+    columns = (
+        *TESTED,
+        *(Column(neighbour.title, AIMS[neighbour.higher_is_better]) for neighbour in neighbours),
+        CHANGED,
+        Column("n"),
+    )
+    rows = tuple(
+        Row(
+            name,
+            role_of(outcomes[name]),
+            (
+                *_format_test(scores[name]),
+                *(_score(results.of(suite, neighbour.measure).get(name)) for neighbour in neighbours),
                 _changed(outcomes[name]),
                 Cell(str(scores[name].n), str(scores[name].n)),
             ),
@@ -179,8 +197,8 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
     return Table(first.measure, first.title, first.level, AIMS[first.higher_is_better], columns, rows)
 
 
-def _tested(score: Score) -> tuple[Cell, ...]:
-    value = Cell(told(score.found), _key(score.found.value))
+def _format_test(score: Score) -> tuple[Cell, ...]:
+    value = Cell(format_interval(score.found), _key(score.found.value))
     if (test := score.against_greedy) is None:
         return (value, *(_plain(None) for _ in range(3)))
     change, mark = test.difference, _mark(score)
@@ -190,7 +208,7 @@ def _tested(score: Score) -> tuple[Cell, ...]:
 
 
 def _chance(p: float, mark: str = "") -> Cell:
-    """A p value, tiny ones as what they are below."""
+    """Write a p value; tiny ones as an upper bound."""
     return Cell("<0.001" if p < 0.001 else number(p), _key(p), mark)  # noqa: PLR2004 - as many digits as are shown
 
 
@@ -211,7 +229,7 @@ def _besides(outcome: Outcome) -> tuple[Cell, ...]:
         _plain(outcome.auc.get("all")),
         _changed(outcome),
         _plain(tokens, 1),
-        *(_plain(one, 2) for one in figures),
+        *(_plain(figure, 2) for figure in figures),
     )
 
 
@@ -225,5 +243,5 @@ def _plain(value: float | None, digits: int = 3) -> Cell:
 
 
 def _key(value: float | None) -> str:
-    """What a script sorts by; empty goes last."""
+    """Return what a script sorts by; empty values sort last."""
     return "" if number(value) == number(None) else repr(float(value or 0.0))

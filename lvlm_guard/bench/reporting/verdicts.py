@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lvlm_guard.bench.items import Said
-from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compared
+from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compare_measure
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.significance import Significance
@@ -17,13 +17,13 @@ SURE = 0.05
 """A difference counts where its p value, corrected where it is one of several, is below this."""
 
 MATCHED = 0.5
-"""Share of a stack's gain that a control must reach on its own to match it, unless the stack is clearly better than it."""
+"""Share of a stack's gain that a control must reach on its own to match it, unless the stack is clearly better."""
 
 YES_SHIFT = 0.02
 """Change of the yes-ratio that counts as moved where a suite does not test it."""
 
 AUC_RISE = 0.01
-"""Rise of the AUC from which yes and no are told apart better; it has no test of its own."""
+"""Rise of the AUC from which yes and no are separated better; it has no test of its own."""
 
 MOST = 3
 """Other measures that a reason names."""
@@ -105,84 +105,84 @@ class Case:
 
 
 def headline(results: Results, suite: str) -> str | None:
-    """The measure that verdicts are about: the suite's first one of which more or less is better; None without scores."""
+    """Return the suite's first measure that has a better direction, which verdicts are about; None without scores."""
     return next(
-        (one.measure for one in results.scores if one.suite == suite and one.higher_is_better is not None), None
+        (score.measure for score in results.scores if score.suite == suite and score.higher_is_better is not None), None
     )
 
 
 def verdicts(
-    results: Results, suite: str, measures: Sequence[Measure], said: Mapping[str, Sequence[Said]]
+    results: Results, suite: str, measures: Sequence[Measure], answers: Mapping[str, Sequence[AnsweredItem]]
 ) -> list[Verdict]:
-    """A verdict on every stack of a suite, in the order of the run.
+    """Judge every stack of a suite, in the order of the run.
 
     Args:
         results: The figures.
         suite: The suite's name in the run.
         measures: Its measures, so that stacks are tested against controls.
-        said: Answers by system.
+        answers: Answers by system.
     """
-    outcomes = {one.system: one for one in results.outcomes if one.suite == suite}
+    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
     name = headline(results, suite)
-    tested = next((one for one in measures if one.name == name), None)
-    asks = tested is None or asks_yes_no(tested, measures, said.get(GREEDY, ()))
-    found = []
+    tested = next((measure for measure in measures if measure.name == name), None)
+    asks = tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ()))
+    judgements = []
     for outcome in outcomes.values():
         if outcome.role == "stack":
-            own = [one for one in results.scores if (one.suite, one.system) == (suite, outcome.system)]
-            first = next((one for one in own if one.measure == name), None)
-            rivals = _rivals(results, suite, first, tested, said) if first is not None and is_better(first) else {}
-            others = [one for one in own if one is not first]
-            found.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
-    return found
+            scores = [score for score in results.scores if (score.suite, score.system) == (suite, outcome.system)]
+            first = next((score for score in scores if score.measure == name), None)
+            rivals = _rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {}
+            others = [score for score in scores if score is not first]
+            judgements.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
+    return judgements
 
 
-def asks_yes_no(headline: Measure, measures: Sequence[Measure], said: Sequence[Said]) -> bool:
-    """Whether the headline counts answers that a share of yes counts, too; taken for granted where none is measured."""
-    shares = [one for one in measures if one.name.startswith(YES_SHARE)]
-    asked = [one for one in said if any(share.count([one]) is not None for share in shares)]
-    return not shares or bool(headline.rows(asked)[0])
+def asks_yes_no(headline: Measure, measures: Sequence[Measure], answers: Sequence[AnsweredItem]) -> bool:
+    """Return whether the headline counts answers that a share of yes also counts; true where no share is measured."""
+    shares = [measure for measure in measures if measure.name.startswith(YES_SHARE)]
+    counted = [answer for answer in answers if any(share.count([answer]) is not None for share in shares)]
+    return not shares or bool(headline.rows(counted)[0])
 
 
 def _rivals(
-    results: Results, suite: str, first: Score, measure: Measure | None, said: Mapping[str, Sequence[Said]]
+    results: Results, suite: str, first: Score, measure: Measure | None, answers: Mapping[str, Sequence[AnsweredItem]]
 ) -> dict[str, Rival]:
-    """The controls that answered everything, each with its own gain and the stack's lead over it."""
+    """Collect the controls that answered everything, each with its own gain and the stack's lead over it."""
     rivals = {}
     for name, score in results.of(suite, first.measure).items():
-        if measure is None or not _is_rival(results, name, first.system) or not {name, first.system} <= set(said):
+        if measure is None or not _is_rival(results, name, first.system) or not {name, first.system} <= set(answers):
             continue
-        test = compared(measure, said[name], said[first.system])
+        test = compare_measure(measure, answers[name], answers[first.system])
         if test is not None and score.against_greedy is not None:
             rivals[name] = Rival(_gain(score, score.against_greedy), test)
     return rivals
 
 
 def _is_rival(results: Results, name: str, stack: str) -> bool:
-    """Whether a system is a control for a stack; one that was given another stack's strength is not."""
-    told = results.manifest["systems"][name]
-    matched = told.get("matched", ())
-    return told["role"] == "control" and name not in (GREEDY, SAMPLING) and (not matched or stack in matched)
+    """Return whether a system is a control for a stack; a control matched to another stack's strength is not."""
+    entry = results.manifest["systems"][name]
+    matched = entry.get("matched", ())
+    return entry["role"] == "control" and name not in (GREEDY, SAMPLING) and (not matched or stack in matched)
 
 
 def judge(case: Case) -> Verdict:
-    """The verdict on one stack; the first rule that fits decides."""
+    """Judge one stack; the first rule that fits decides."""
     score = case.headline
     if (early := _without_figures(case)) is not None:
         return early
     if score is None or (test := score.against_greedy) is None or math.isnan(test.p):
         return _verdict(case, "not compared", "Greedy has no answers to compare with, or nothing was counted.")
     if is_worse(score):
-        return _verdict(case, "hurts", _told(score, test) + _besides(case.others))
+        return _verdict(case, "hurts", _summarise(score, test) + _describe_changes(case.others))
     if is_better(score):
         return _better(case, score, test)
     if (shift := _only_yes_moved(case, score)) is not None:
-        return _verdict(case, "only shifts bias", f"{_told(score, test)} {shift}")
-    return _verdict(case, "indistinguishable from greedy", _told(score, test) + _besides(case.others))
+        return _verdict(case, "only shifts bias", f"{_summarise(score, test)} {shift}")
+    return _verdict(case, "indistinguishable from greedy", _summarise(score, test) + _describe_changes(case.others))
 
 
 def _without_figures(case: Case) -> Verdict | None:
-    """The verdict where no figure is needed for it."""
+    """Return the verdict where no figure is needed for it, else None."""
     outcome = case.outcome
     if outcome.refused is not None:
         return _verdict(case, "refused", f"{outcome.refused.error}: {outcome.refused.reason}")
@@ -194,39 +194,41 @@ def _without_figures(case: Case) -> Verdict | None:
 
 
 def _better(case: Case, score: Score, test: Significance) -> Verdict:
-    """The verdict on a stack that beats greedy: what is left of the gain beside the controls."""
-    told = _told(score, test)
+    """Judge a stack that beats greedy by what is left of its gain beside the controls."""
+    summary = _summarise(score, test)
     if (shift := _only_yes_moved(case, score)) is not None:
-        return _verdict(case, "only shifts bias", f"{told} {shift}")
-    unbeaten = {name: one for name, one in case.rivals.items() if not _beats(score, one.test)}
-    matching = [name for name, one in unbeaten.items() if one.gain >= MATCHED * _gain(score, test)]
+        return _verdict(case, "only shifts bias", f"{summary} {shift}")
+    unbeaten = {name: rival for name, rival in case.rivals.items() if not _beats(score, rival.test)}
+    matching = [name for name, rival in unbeaten.items() if rival.gain >= MATCHED * _gain(score, test)]
     if matching:
-        return _verdict(case, "only shifts bias", f"{told} {_rival(score, matching[0], unbeaten[matching[0]])}")
+        return _verdict(case, "only shifts bias", f"{summary} {_rival(score, matching[0], unbeaten[matching[0]])}")
     fell = [
-        one for one in case.others if one.measure.startswith(COVERAGE) and one.level == score.level and is_worse(one)
+        measured
+        for measured in case.others
+        if measured.measure.startswith(COVERAGE) and measured.level == score.level and is_worse(measured)
     ]
     if score.higher_is_better is False and fell:
-        return _verdict(case, "says less", told + _besides(fell))
+        return _verdict(case, "says less", summary + _describe_changes(fell))
     if not case.rivals:
-        return _verdict(case, "unproven", f"{told} No control was there to compare with.")
+        return _verdict(case, "unproven", f"{summary} No control was there to compare with.")
     if unbeaten:
-        name = min(unbeaten, key=lambda one: abs(unbeaten[one].test.difference.value))
-        return _verdict(case, "unproven", f"{told} {_rival(score, name, unbeaten[name])}")
-    return _verdict(case, "helps", f"{told} Beats {', '.join(case.rivals)}.{_besides(case.others)}")
+        name = min(unbeaten, key=lambda rival: abs(unbeaten[rival].test.difference.value))
+        return _verdict(case, "unproven", f"{summary} {_rival(score, name, unbeaten[name])}")
+    return _verdict(case, "helps", f"{summary} Beats {', '.join(case.rivals)}.{_describe_changes(case.others)}")
 
 
 def is_better(score: Score) -> bool:
-    """Whether a score differs from greedy's in the better direction, beyond chance."""
+    """Return whether a score differs from greedy's in the better direction, beyond chance."""
     return _is_sure(score) and _direction(score) > 0
 
 
 def is_worse(score: Score) -> bool:
-    """Whether a score differs from greedy's in the worse direction, beyond chance."""
+    """Return whether a score differs from greedy's in the worse direction, beyond chance."""
     return _is_sure(score) and _direction(score) < 0
 
 
 def corrected(test: Significance) -> float:
-    """The p value that counts: after Holm's correction where there was one."""
+    """Return the p value that counts, which is the corrected one where there is one."""
     return test.p if test.adjusted_p is None else test.adjusted_p
 
 
@@ -235,7 +237,7 @@ def _is_sure(score: Score) -> bool:
 
 
 def _direction(score: Score) -> float:
-    """Difference to greedy with the sign that makes positive better; 0 where neither is."""
+    """Return the difference to greedy, positive where it is better; 0 where neither direction is."""
     return _gain(score, score.against_greedy) if score.against_greedy is not None else 0.0
 
 
@@ -246,12 +248,12 @@ def _gain(score: Score, test: Significance) -> float:
 
 
 def _beats(score: Score, test: Significance) -> bool:
-    """Whether a stack is better than one control; to beat them all takes one such test for each, uncorrected."""
+    """Return whether a stack is better than one control, by one uncorrected test."""
     return test.p < SURE and _gain(score, test) > 0
 
 
 def _only_yes_moved(case: Case, score: Score) -> str | None:
-    """Says so where the share of yes moved and yes and no are told apart no better; None otherwise."""
+    """Describe the shift where the share of yes moved and yes and no are separated no better; None otherwise."""
     moved = _yes_moved(case, score.level)
     if moved is None or not case.asks:
         return None
@@ -275,27 +277,29 @@ def _yes_moved(case: Case, level: str) -> str | None:
 
 
 def _first(scores: Sequence[Score], begins: str, level: str) -> Score | None:
-    """The first measure of a level whose name begins so; over all levels where that level has none."""
-    found = [one for one in scores if one.measure.startswith(begins)]
-    return next((one for wanted in (level, "all") for one in found if one.level == wanted), None)
+    """Return the first measure of a level whose name starts so; over all levels where that level has none."""
+    candidates = [score for score in scores if score.measure.startswith(begins)]
+    return next((score for place in (level, "all") for score in candidates if score.level == place), None)
 
 
 def _level_of_auc(case: Case, plain: Outcome, level: str) -> str | None:
-    return next((one for one in (level, "all") if one in case.outcome.auc and one in plain.auc), None)
+    return next(
+        (candidate for candidate in (level, "all") if candidate in case.outcome.auc and candidate in plain.auc), None
+    )
 
 
 def _verdict(case: Case, kind: Kind, why: str) -> Verdict:
     return Verdict(case.outcome.suite, case.outcome.system, kind, why)
 
 
-def _told(score: Score, test: Significance) -> str:
+def _summarise(score: Score, test: Significance) -> str:
     change = test.difference
     figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-    return f"{score.title}: {figures}, {p_told(corrected(test))}."
+    return f"{score.title}: {figures}, {format_p(corrected(test))}."
 
 
-def p_told(p: float) -> str:
-    """A p value in a sentence."""
+def format_p(p: float) -> str:
+    """Write a p value for a sentence."""
     return "p unknown" if math.isnan(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"  # noqa: PLR2004 - shown digits
 
 
@@ -303,19 +307,19 @@ def _rival(score: Score, name: str, rival: Rival) -> str:
     change = rival.test.difference
     aim = "higher" if score.higher_is_better else "lower"
     gain = rival.gain if score.higher_is_better else -rival.gain
-    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}], {p_told(rival.test.p)}"
+    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}], {format_p(rival.test.p)}"
     return f"{name}, a control, alone changes it by {gain:+.3f}; the stack is not clearly {aim} ({figures})."
 
 
-def _besides(others: Iterable[Score]) -> str:
-    """Which other measures changed beyond chance."""
-    listed = list(others)
-    words = [("Better", filter(is_better, listed)), ("Worse", filter(is_worse, listed))]
-    told = [(word, _listed([_change(one) for one in changed])) for word, changed in words]
-    return "".join(f" {word} besides: {names}." for word, names in told if names)
+def _describe_changes(measured: Iterable[Score]) -> str:
+    """Name the other measures that changed beyond chance."""
+    scores = list(measured)
+    words = [("Better", filter(is_better, scores)), ("Worse", filter(is_worse, scores))]
+    sentences = [(word, _join_changes([_change(score) for score in changed])) for word, changed in words]
+    return "".join(f" {word} besides: {names}." for word, names in sentences if names)
 
 
-def _listed(changes: Sequence[str]) -> str:
+def _join_changes(changes: Sequence[str]) -> str:
     more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
     return ", ".join(changes[:MOST]) + more
 

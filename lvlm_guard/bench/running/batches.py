@@ -1,4 +1,4 @@
-"""Which prompts go through the model together: the same for the same items, so that a run can be taken up anywhere."""
+"""Which prompts go through the model together: the same for the same items, so that a run can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.bench.items import Item
+from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError
 
 
@@ -22,8 +23,8 @@ class Batch:
         return self.items[0].max_new_tokens
 
 
-def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most `limit` items: all items of the first pictures, as many pictures as fit; the order is kept.
+def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """Return at most `limit` items: all items of the first pictures, as many pictures as fit, in order.
 
     Raises:
         InputError: Not even the items of the first picture fit.
@@ -33,26 +34,26 @@ def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     sizes: dict[str, int] = {}
     for item in items:
         sizes[_group(item)] = sizes.get(_group(item), 0) + 1
-    kept, total = set(), 0
+    kept_groups, total = set(), 0
     for group, size in sizes.items():
         if total + size > limit:
             break
-        kept.add(group)
+        kept_groups.add(group)
         total += size
-    if items and not kept:
+    if items and not kept_groups:
         first, size = next(iter(sizes.items()))
         raise InputError(f"--limit {limit} is less than the {size} items of the first picture, {first}.")
-    return [item for item in items if _group(item) in kept]
+    return [item for item in items if _group(item) in kept_groups]
 
 
-def batches(items: Sequence[Item], rows: int) -> list[Batch]:
-    """Items in batches of at most `rows`; the items of a picture stay together unless they are more than that."""
-    packed = [one for kind in _kinds(items) for one in _packed(kind, rows)]
-    return [Batch(number, tuple(one)) for number, one in enumerate(packed)]
+def build_batches(items: Sequence[Item], rows: int) -> list[Batch]:
+    """Pack items into batches of at most `rows`; items of a picture stay together unless they are more than that."""
+    packed = [group for kind in _group_by_kind(items) for group in _pack(kind, rows)]
+    return [Batch(number, tuple(members)) for number, members in enumerate(packed)]
 
 
-def _kinds(items: Sequence[Item]) -> Iterator[list[list[Item]]]:
-    """Groups of items that may share a batch, a list for each kind."""
+def _group_by_kind(items: Sequence[Item]) -> Iterator[list[list[Item]]]:
+    """Group items that may share a batch, a list for each kind."""
     kinds: dict[tuple[int, bool], dict[str, list[Item]]] = {}
     for item in items:
         groups = kinds.setdefault((item.max_new_tokens, item.image is not None), {})
@@ -60,7 +61,7 @@ def _kinds(items: Sequence[Item]) -> Iterator[list[list[Item]]]:
     return (list(groups.values()) for groups in kinds.values())
 
 
-def _packed(groups: Sequence[Sequence[Item]], rows: int) -> Iterator[list[Item]]:
+def _pack(groups: Sequence[Sequence[Item]], rows: int) -> Iterator[list[Item]]:
     batch: list[Item] = []
     for group in groups:
         for start in range(0, len(group), rows):
@@ -75,3 +76,12 @@ def _packed(groups: Sequence[Sequence[Item]], rows: int) -> Iterator[list[Item]]
 
 def _group(item: Item) -> str:
     return item.id if item.image is None else item.image
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "batches": "lvlm_guard.bench.running.batches:build_batches",
+        "limited": "lvlm_guard.bench.running.batches:limit_items",
+    },
+)

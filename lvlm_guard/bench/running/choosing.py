@@ -1,4 +1,4 @@
-"""Suites from what a command line says: a name, or a name with arguments, as in `scenes:count=100,split=iid`."""
+"""Build suites from the words of a command line: a name, or a name with arguments, as in `scenes:count=100,split=iid`."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from lvlm_guard.bench import suites as catalogue
-from lvlm_guard.bench.running.manifest import Chosen
+from lvlm_guard.bench.catalogue import find_suite
+from lvlm_guard.bench.running.manifest import SuiteChoice
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Suite
-from lvlm_guard.deprecation import old_fields
+from lvlm_guard.deprecation import moved_names, old_fields
 from lvlm_guard.errors import InputError, nearest
 
 _COMMA = re.compile(r",(?=\w+=)")
 _UNFIT = re.compile(r"[^\w.+=@,-]+")
 
 
-def chosen(specs: Iterable[str], parser: str | None = None) -> dict[str, Chosen]:
-    """Suites by the name that they have in a run: their own, with the arguments where one suite is asked for twice.
+def choose_suites(specs: Iterable[str], parser: str | None = None) -> dict[str, SuiteChoice]:
+    """Build suites by their name in a run: their own, with the arguments where a suite occurs twice.
 
     Args:
-        specs: What was asked for.
-        parser: How answers are read; each suite's first parser unless told.
+        specs: Names of suites, with or without arguments.
+        parser: How answers are read; None is each suite's first parser.
 
     Raises:
         InputError: An unknown suite, argument or parser, or a value that cannot be used; names the nearest.
     """
     parsed = [(spec, *_parsed(spec)) for spec in specs]
     names = [name for _, name, _ in parsed]
-    found: dict[str, Chosen] = {}
+    choices: dict[str, SuiteChoice] = {}
     for spec, name, arguments in parsed:
         label = name if names.count(name) == 1 else _UNFIT.sub("_", spec.replace(":", "@"))
-        if label in found:
-            raise InputError(f"{spec}: the same suite is asked for twice. Leave one out.")
-        made = made_suite(name, arguments)
-        found[label] = Chosen(made, checked_parser(made, parser), arguments_of(made, arguments))
-    return found
+        if label in choices:
+            raise InputError(f"{spec}: the same suite is named twice. Leave one out.")
+        built = build_suite(name, arguments)
+        choices[label] = SuiteChoice(built, check_parser(built, parser), read_arguments(built, arguments))
+    return choices
 
 
 def _parsed(spec: str) -> tuple[str, dict[str, str]]:
@@ -56,23 +56,23 @@ def _parsed(spec: str) -> tuple[str, dict[str, str]]:
     return name, arguments
 
 
-def made_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
-    """A suite with arguments, text turned into what each of them is.
+def build_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
+    """Build a suite, its arguments converted from text to the types of its fields.
 
     Raises:
-        InputError: As for `chosen`.
+        InputError: As for `choose_suites`.
     """
-    kind = catalogue.suite(name)
-    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    kind = find_suite(name)
+    names = {field.name for field in dataclasses.fields(kind) if field.init}
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in arguments.items():
         field = old_fields(kind).get(key, key)
-        if field not in known:
-            raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, known)}")
+        if field not in names:
+            raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, names)}")
         values[key] = _value(name, key, value, hints[field])
-    made: Suite = kind(**values)
-    return made
+    built: Suite = kind(**values)
+    return built
 
 
 def _value(name: str, key: str, value: Any, kind: Any) -> Any:
@@ -82,8 +82,8 @@ def _value(name: str, key: str, value: Any, kind: Any) -> Any:
         raise InputError(f"{name}: {key}={value!r} is not possible: {error.errors()[0]['msg'].lower()}.") from None
 
 
-def measures(suite: Suite, parser: str, data: Path | None) -> Sequence[Measure]:
-    """What a suite measures; one that cannot read answers without its files is given them first.
+def load_measures(suite: Suite, parser: str, data: Path | None) -> Sequence[Measure]:
+    """Return the measures of a suite; a suite that needs its files to read answers loads them first.
 
     Raises:
         InputError: It needs files that are not there.
@@ -97,18 +97,30 @@ def measures(suite: Suite, parser: str, data: Path | None) -> Sequence[Measure]:
     return suite.measures(parser)
 
 
-def arguments_of(suite: Suite, given: Iterable[str]) -> dict[str, Any]:
-    """The given arguments of a suite as they were understood."""
-    return {name: getattr(suite, name) for name in given}
+def read_arguments(suite: Suite, names: Iterable[str]) -> dict[str, Any]:
+    """Return the named arguments of a suite as it understood them."""
+    return {name: getattr(suite, name) for name in names}
 
 
-def checked_parser(suite: Suite, parser: str | None) -> str:
-    """A parser of the suite; its first one where none is named.
+def check_parser(suite: Suite, parser: str | None) -> str:
+    """Return a parser of the suite, the suite's first one where none is named.
 
     Raises:
         InputError: It has no such parser; names the nearest.
     """
-    known: Sequence[str] = suite.parsers
-    if parser is not None and parser not in known:
-        raise InputError(f"{suite.name}: no parser is called {parser!r}.{nearest(parser, known)}")
-    return parser or known[0]
+    parsers: Sequence[str] = suite.parsers
+    if parser is not None and parser not in parsers:
+        raise InputError(f"{suite.name}: no parser is called {parser!r}.{nearest(parser, parsers)}")
+    return parser or parsers[0]
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "chosen": "lvlm_guard.bench.running.choosing:choose_suites",
+        "made_suite": "lvlm_guard.bench.running.choosing:build_suite",
+        "checked_parser": "lvlm_guard.bench.running.choosing:check_parser",
+        "measures": "lvlm_guard.bench.running.choosing:load_measures",
+        "arguments_of": "lvlm_guard.bench.running.choosing:read_arguments",
+    },
+)

@@ -111,15 +111,15 @@ def measure_costs(
     Raises:
         InputError: No `plain`, no batch, or numbers too small to measure with.
     """
-    asked = dict(settings or {})
-    _refuse(generates, batches, asked, (new_tokens, rounds))
+    arguments = dict(settings or {})
+    _refuse(generates, batches, arguments, (new_tokens, rounds))
     for generate in generates.values():
-        _turn(generate, batches[0], _lengths(min(WARM_UP_TOKENS, new_tokens)) | asked)
+        _turn(generate, batches[0], _lengths(min(WARM_UP_TOKENS, new_tokens)) | arguments)
     turns: dict[str, list[_Turn]] = {name: [] for name in generates}
     for number, (_, batch) in enumerate(itertools.product(range(rounds), batches)):
         for name in _rotated(list(generates), number):
-            turns[name].append(_turn(generates[name], batch, _lengths(new_tokens) | asked))
-    return {name: _cost(name, found, turns[PLAIN]) for name, found in turns.items()}
+            turns[name].append(_turn(generates[name], batch, _lengths(new_tokens) | arguments))
+    return {name: _cost(name, measured, turns[PLAIN]) for name, measured in turns.items()}
 
 
 def _refuse(
@@ -231,7 +231,7 @@ class _Clock:
             torch.cuda.synchronize(self.device)
 
     def between(self, start: Any, end: Any) -> float:
-        """Milliseconds; call `wait` first."""
+        """Return the milliseconds; call `wait` first."""
         if self.device.type == "cuda":
             return float(start.elapsed_time(end))
         return float((end - start) * 1e3)
@@ -260,7 +260,7 @@ class _Memory:
             self._before = _resident_bytes("VmRSS")
 
     def peak(self) -> int | None:
-        """Bytes since `begin`, or None."""
+        """Return the bytes since `begin`, or None."""
         if self.kind == CUDA_PEAK:
             return int(torch.cuda.max_memory_allocated(self._device))
         return max(_resident_bytes("VmHWM") - self._before, 0) if self.kind == RESIDENT_GROWTH else None
@@ -277,8 +277,8 @@ def _reset_high_water() -> bool:
 
 def _resident_bytes(name: str) -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    found = next(line for line in lines if line.startswith(f"{name}:"))
-    return int(found.split()[1]) * 1024
+    entry = next(line for line in lines if line.startswith(f"{name}:"))
+    return int(entry.split()[1]) * 1024
 
 
 def _cost(name: str, turns: Sequence[_Turn], plain: Sequence[_Turn]) -> Cost:
@@ -304,12 +304,12 @@ def _cost(name: str, turns: Sequence[_Turn], plain: Sequence[_Turn]) -> Cost:
 
 
 def _forwards(name: str, turns: Sequence[_Turn]) -> tuple[Forwards | None, float | None]:
-    """Forwards and rows per forward over plain's, mean over the calls."""
+    """Average forwards and rows per forward over plain's."""
     reports = [turn.report for turn in turns if turn.report is not None]
     if not reports:
         return (Forwards(1.0, 1.0), 1.0) if name == PLAIN else (None, None)
     prefill, decode, rows = np.mean(
-        [(one.forwards.prefill, one.forwards.decode, one.rows_per_forward) for one in reports], axis=0
+        [(report.forwards.prefill, report.forwards.decode, report.rows_per_forward) for report in reports], axis=0
     )
     return Forwards(float(prefill), float(decode)), float(rows)
 
@@ -319,7 +319,7 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def _spread(values: Iterator[float | None]) -> Spread | None:
-    """Percentiles of all values; None where one of them is missing."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return Spread.of(known) if len(known) == len(found) else None
+    """Summarise all values; None where one of them is missing."""
+    collected = list(values)
+    defined = [value for value in collected if value is not None]
+    return Spread.of(defined) if len(defined) == len(collected) else None

@@ -1,21 +1,18 @@
-"""What guarding should cost on a machine nobody has measured yet: arithmetic on bytes and operations, not a measurement.
+"""What guarding should cost on a machine: arithmetic on bytes and operations, not a measurement.
 
 A decode step must read the weights once per forward and the keys and values of every row; a prefill must do its
-multiplications. Both give a floor: kernel launches, Python, padding of caches and everything else come on top. At small
-batches plain generate is usually bound by launches, so measured ratios can lie on either side of the predicted ones; only
-`check` against a measured table says how far the floor is away.
+multiplications. Both give a floor: kernel launches, Python and everything else come on top. At small batches plain
+generate is usually bound by launches, so measured ratios can lie on either side of the predicted ones; only a measurement
+(`lvlm_guard.bench.running.cost`) says how far the floor is away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lvlm_guard.bench.running.shapes import Shape
 from lvlm_guard.errors import InputError
-
-PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,15 @@ class Target:
     efficiency: float = 0.6
 
     def seconds(self, read: float, operations: float) -> float:
-        """The longer of reading `read` bytes and doing `operations`."""
+        """Return the longer of reading `read` bytes and doing `operations`."""
         return max(read / self.bandwidth, operations / (self.flops * self.efficiency))
 
 
 H100_SXM = Target("H100 SXM", 3.35e12, 989e12)
 H200 = Target("H200", 4.8e12, 989e12)
 A100 = Target("A100 80GB SXM", 2.0e12, 312e12)
+TARGETS: Mapping[str, Target] = {"a100": A100, "h100": H100_SXM, "h200": H200}
+"""Machines by the names that the command line takes. Bandwidth and bfloat16 operations are those of the data sheets."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class BranchLength:
     """How long the context of a branch is.
 
     Args:
-        name: What the tables of measurements call it.
+        name: What predictions call it.
         image: Share of main's image tokens that it keeps.
         text: Text tokens that it adds to main's prompt; negative where it has fewer.
         encodes: Whether it encodes a picture of its own.
@@ -63,6 +62,7 @@ class BranchLength:
 
 NOISE = BranchLength("noise branch")
 IMAGE_FREE = BranchLength("image-free branch", image=0.0, encodes=False)
+MAIN = BranchLength("main")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Prediction:
     Args:
         shape: Name of the model.
         target: Name of the machine.
-        variant: `plain`, or the branches and how they are decoded.
+        executor: How the branches are decoded: `batched`, `sequential`, or `none` for plain generate.
         batch: Rows of plain generate.
         prompt_tokens: Length of main's prompt, image included.
         image_tokens: Image tokens of it.
@@ -85,7 +85,7 @@ class Prediction:
 
     shape: str
     target: str
-    variant: str
+    executor: str
     batch: int
     prompt_tokens: int
     image_tokens: int
@@ -105,9 +105,13 @@ class Prediction:
         """Prefill over plain's."""
         return self.prefill_ms / self.plain_prefill_ms
 
+    def answer_ms(self, steps: int) -> float:
+        """Return the milliseconds of a prefill and `steps` decode steps, each taken to cost the predicted one."""
+        return self.prefill_ms + steps * self.step_ms
+
     def answer_ratio(self, steps: int) -> float:
-        """A whole answer, a prefill and `steps` decode steps, over plain's; every step is taken to cost the predicted one."""
-        return (self.prefill_ms + steps * self.step_ms) / (self.plain_prefill_ms + steps * self.plain_step_ms)
+        """Return a whole answer, a prefill and `steps` decode steps, over plain's."""
+        return self.answer_ms(steps) / (self.plain_prefill_ms + steps * self.plain_step_ms)
 
 
 def predict(
@@ -136,26 +140,27 @@ def predict(
     Raises:
         InputError: A batch below 1, or a branch whose context is not positive.
     """
-    contexts = [_context(shape, branch, prompt) for branch in (BranchLength(PLAIN), *branches)]
+    rows = (MAIN, *branches)
+    contexts = [_context(shape, branch, prompt) for branch in rows]
     if batch < 1 or min(contexts) <= 0:
         raise InputError(f"predict needs batch >= 1 and prompts of positive length, got {batch} and {contexts}.")
     cached = [context + generated for context in contexts]
     if batched and padded:
         cached = [max(cached)] * len(cached)
-    forwards = [cached] if batched else [[one] for one in cached]
+    forwards = [cached] if batched else [[positions] for positions in cached]
     passes = [
         _prefill(shape, target, batch, context, encodes=branch.encodes)
-        for context, branch in zip(contexts, (BranchLength(PLAIN), *branches), strict=True)
+        for context, branch in zip(contexts, rows, strict=True)
     ]
     return Prediction(
         shape=shape.name,
         target=target.name,
-        variant=_variant(branches, batched=batched),
+        executor=_executor(branches, batched=batched),
         batch=batch,
         prompt_tokens=prompt + shape.image_tokens,
         image_tokens=shape.image_tokens,
         generated=generated,
-        step_ms=sum(_step(shape, target, batch, one) for one in forwards) * 1e3,
+        step_ms=sum(_step(shape, target, batch, positions) for positions in forwards) * 1e3,
         prefill_ms=sum(passes) * 1e3,
         plain_step_ms=_step(shape, target, batch, [contexts[0] + generated]) * 1e3,
         plain_prefill_ms=passes[0] * 1e3,
@@ -167,83 +172,20 @@ def _context(shape: Shape, branch: BranchLength, prompt: int) -> float:
 
 
 def _step(shape: Shape, target: Target, batch: int, cached: Sequence[float]) -> float:
-    """Seconds of one forward with a row per request and context; `cached` holds positions."""
+    """Return the seconds of one forward with a row per request and context; `cached` holds positions."""
     read = shape.weight_bytes + batch * sum(cached) * shape.position_bytes
-    return target.seconds(read, batch * sum(shape.step_flops(one) for one in cached))
+    return target.seconds(read, batch * sum(shape.step_flops(positions) for positions in cached))
 
 
 def _prefill(shape: Shape, target: Target, batch: int, positions: float, *, encodes: bool) -> float:
-    """Seconds of a prefill as a pass of its own, and of encoding its images."""
+    """Return the seconds of a prefill as a pass of its own, and of encoding its images."""
     decoder = target.seconds(shape.weight_bytes, batch * shape.prefill_flops(positions))
     images = batch * shape.vision.flops(shape.image_tokens) if shape.vision is not None and encodes else 0.0
     return decoder + target.seconds(0.0, images)
 
 
-def _variant(branches: Sequence[BranchLength], *, batched: bool) -> str:
+def _executor(branches: Sequence[BranchLength], *, batched: bool) -> str:
+    """Return the word that the report of a guarded call uses."""
     if not branches:
-        return PLAIN
-    return f"{' + '.join(branch.name for branch in branches)}, {'batched' if batched else 'sequential'}"
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A prediction beside a measured row of the same variant.
-
-    Args:
-        prediction: The arithmetic.
-        gpu: Name of the GPU that was measured.
-        step_ms: Measured milliseconds per token after the first, median.
-        ratio: Measured ratio to plain generate in the same round, median.
-        prefill_ms: Measured milliseconds from the call to the first token, median.
-    """
-
-    prediction: Prediction
-    gpu: str
-    step_ms: float
-    ratio: float
-    prefill_ms: float
-
-    @property
-    def over_floor(self) -> float:
-        """Measured over predicted step. Below 1 the arithmetic is wrong or the machine is not the target."""
-        return self.step_ms / self.prediction.step_ms
-
-    @property
-    def ratio_error(self) -> float:
-        """Measured over predicted ratio, minus 1: above 0, guarding costs more than the bytes say."""
-        return self.ratio / self.prediction.ratio - 1
-
-    @property
-    def prefill_over_floor(self) -> float:
-        """Measured over predicted prefill; the prediction holds an assumed efficiency, so it is a floor only roughly."""
-        return self.prefill_ms / self.prediction.prefill_ms
-
-
-def check(prediction: Prediction, measured_rows: Iterable[Mapping[str, Any]]) -> Checked:
-    """Compare a prediction with the measured row of the same model, batch and variant.
-
-    Args:
-        prediction: Made with the row's prompt, image tokens and half its generated tokens.
-        measured_rows: Rows of `guard.json` as `benchmarks/gpu.py --part guard` writes it.
-
-    Raises:
-        InputError: No such row was measured, or it had other lengths than the prediction.
-    """
-    wanted = {"model": prediction.shape, "batch": prediction.batch, "variant": prediction.variant}
-    found = [row for row in measured_rows if wanted.items() <= row.items() and row.get("status") == "ok"]
-    if not found:
-        raise InputError(f"check: no row with status ok among the measured ones for {wanted}.")
-    row = found[0]
-    _refuse_other_lengths(prediction, row)
-    medians = (row["decode_ms_p50"], row["decode_ratio_p50"], row["prefill_ms_p50"])
-    return Checked(prediction, str(row["gpu_name"]), *medians)
-
-
-def _refuse_other_lengths(prediction: Prediction, row: Mapping[str, Any]) -> None:
-    measured = (row["prompt_tokens"], row["image_tokens"], row["new_tokens"] / 2)
-    predicted = (prediction.prompt_tokens, prediction.image_tokens, prediction.generated)
-    if measured != predicted:
-        raise InputError(
-            f"check: measured with (prompt, image, half the new tokens) {measured}, predicted for {predicted}: "
-            "predict with prompt = prompt - image tokens, generated = half the new tokens, image_tokens replaced."
-        )
+        return "none"
+    return "batched" if batched else "sequential"

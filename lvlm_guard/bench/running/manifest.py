@@ -1,4 +1,4 @@
-"""What a run is, as plain values: whoever has them can do it again, and a folder begun otherwise is told apart."""
+"""What a run is, as plain values: enough to repeat it, and to recognise a folder that holds another run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.suite import Problem, Suite
+from lvlm_guard.deprecation import moved_names
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow")
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
@@ -34,7 +35,7 @@ PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SuiteChoice:
     """A suite and how its answers are read.
 
     Args:
@@ -49,7 +50,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run does.
 
     Args:
@@ -57,12 +58,12 @@ class Plan:
         systems: Who answers.
         without: Controls that were switched off.
         data: Folder of the suites' files.
-        limit: At most so many items of each suite; all of them unless told.
+        limit: At most so many items of each suite; None is all of them.
         batch: Most rows of a call.
         seed: Of the sampling.
     """
 
-    suites: Mapping[str, Chosen]
+    suites: Mapping[str, SuiteChoice]
     systems: Sequence[System]
     without: tuple[str, ...] = ()
     data: Path | None = None
@@ -72,13 +73,13 @@ class Plan:
 
 
 def describe(
-    plan: Plan,
+    plan: RunPlan,
     model: Any,
     model_id: str,
     items: Mapping[str, Sequence[Item]],
     problems: Mapping[str, Sequence[Problem]],
 ) -> dict[str, Any]:
-    """The manifest of a run."""
+    """Build the manifest of a run."""
     return {
         "format": store.FORMAT,
         "model": {"id": model_id, **model_identity(model)},
@@ -90,7 +91,7 @@ def describe(
             **{name: dict(settings) for name, settings in DECODING.items()},
             "defaults": _plain(getattr(model, "generation_config", None)),
         },
-        "systems": {one.name: one.to_dict() for one in plan.systems},
+        "systems": {system.name: system.to_dict() for system in plan.systems},
         "without": sorted(plan.without),
         "suites": {name: _suite(chosen, items[name], problems[name]) for name, chosen in plan.suites.items()},
         "versions": versions(),
@@ -98,12 +99,12 @@ def describe(
     }
 
 
-def told_model(manifest: Mapping[str, Any]) -> str:
-    """The model of a run and its architecture, in words."""
+def describe_model(manifest: Mapping[str, Any]) -> str:
+    """Name the model of a run and its architecture."""
     return f"{manifest['model']['id']} ({manifest['model']['class']})"
 
 
-def _suite(chosen: Chosen, items: Sequence[Item], problems: Sequence[Problem]) -> dict[str, Any]:
+def _suite(chosen: SuiteChoice, items: Sequence[Item], problems: Sequence[Problem]) -> dict[str, Any]:
     return {
         "name": chosen.suite.name,
         "title": chosen.suite.title,
@@ -116,20 +117,20 @@ def _suite(chosen: Chosen, items: Sequence[Item], problems: Sequence[Problem]) -
         "pictures": len({item.image for item in items if item.image is not None}),
         **store.digest(items),
         "unusable_rows": len(problems),
-        "problems": [f"{one.file}:{one.line}: {one.what}" for one in problems[:PROBLEMS]],
+        "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],
     }
 
 
 def model_identity(model: Any) -> dict[str, Any]:
-    """What tells models apart: class, hash of the config, and a digest of a few weights of every tensor."""
-    told = {name: value for name, value in _plain(model.config).items() if name not in VOLATILE}
+    """Identify a model by its class, a hash of its config, and a digest of a few weights of every tensor."""
+    entries = {name: value for name, value in _plain(model.config).items() if name not in VOLATILE}
     weights = hashlib.sha256()
     for name, tensor in model.named_parameters():
         weights.update(f"{name}{tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().flatten()[:8].float().cpu().numpy().tobytes())
     return {
         "class": type(model).__name__,
-        "config": hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "config": hashlib.sha256(json.dumps(entries, sort_keys=True, default=str).encode()).hexdigest()[:16],
         "weights": weights.hexdigest()[:16],
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": getattr(model.config, "_attn_implementation", None),
@@ -137,13 +138,13 @@ def model_identity(model: Any) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the answers depend on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"lvlm_guard": lvlm_guard.__version__, "python": platform.python_version(), **found}
+    """Return the versions of the packages that answers depend on."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"lvlm_guard": lvlm_guard.__version__, "python": platform.python_version(), **packages}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """Where the model runs."""
+    """Describe the machine that the model runs on."""
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,
@@ -155,8 +156,18 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A config of transformers as plain values; its defaults left out where it can tell them."""
+    """Turn a config of transformers into plain values; its defaults are left out where it can tell them apart."""
     for name in ("to_diff_dict", "to_dict"):
-        if callable(told := getattr(config, name, None)):
-            return {key: value for key, value in told().items() if key not in VOLATILE}
+        if callable(convert := getattr(config, name, None)):
+            return {key: value for key, value in convert().items() if key not in VOLATILE}
     return {}
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "Plan": "lvlm_guard.bench.running.manifest:RunPlan",
+        "Chosen": "lvlm_guard.bench.running.manifest:SuiteChoice",
+        "told_model": "lvlm_guard.bench.running.manifest:describe_model",
+    },
+)

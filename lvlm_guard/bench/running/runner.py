@@ -1,4 +1,4 @@
-"""Puts every item of some suites to every system, and keeps each raw answer as soon as it is there."""
+"""Put every item of some suites to every system, and store each raw answer as soon as it exists."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
-from lvlm_guard.bench.running.batches import Batch, batches, limited
-from lvlm_guard.bench.running.manifest import DECODING, Plan, describe
+from lvlm_guard.bench.running.batches import Batch, build_batches, limit_items
+from lvlm_guard.bench.running.manifest import DECODING, RunPlan, describe
 from lvlm_guard.bench.running.store import Answer, Refusal, Shard
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
@@ -38,7 +38,7 @@ OWN_LOOPS = ("search", "finish")
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the suites of a plan hold.
+    """The content of the suites of a plan.
 
     Args:
         items: Items by suite, the limit applied.
@@ -49,7 +49,7 @@ class Gathered:
     problems: Mapping[str, Sequence[Problem]]
 
 
-def gather(plan: Plan) -> Gathered:
+def gather(plan: RunPlan) -> Gathered:
     """Read the items of a plan; no model is needed, so this comes before one is loaded.
 
     Raises:
@@ -58,17 +58,17 @@ def gather(plan: Plan) -> Gathered:
     if plan.batch < 1 or (plan.limit is not None and plan.limit < 1):
         raise InputError(f"batch and limit must be at least 1, got {plan.batch} and {plan.limit}.")
     loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
-    items = {name: limited(found.items, plan.limit) for name, found in loaded.items()}
-    for name, own in items.items():
-        if not own:
+    items = {name: limit_items(content.items, plan.limit) for name, content in loaded.items()}
+    for name, suite_items in items.items():
+        if not suite_items:
             raise InputError(f"{name} has no items.")
-        if len({item.id for item in own}) < len(own):
-            raise InputError(f"{name} has items of the same id, so their answers could not be told apart.")
-    return Gathered(items, {name: found.problems for name, found in loaded.items()})
+        if len({item.id for item in suite_items}) < len(suite_items):
+            raise InputError(f"{name} has items of the same id, so their answers could not be distinguished.")
+    return Gathered(items, {name: content.problems for name, content in loaded.items()})
 
 
 def run(
-    plan: Plan,
+    plan: RunPlan,
     model: Any,
     processor: Any,
     folder: Path,
@@ -86,7 +86,7 @@ def run(
         folder: Where the run is kept; see `store`.
         model_id: What the manifest calls the model.
         gathered: The items of the plan, if they have been read.
-        progress: Whether to show a bar with the time left, where somebody looks.
+        progress: Whether to show a bar with the time left, where the output is a terminal.
 
     Returns:
         The run as it is in the folder. A system that refused is in it with its reason; the others are not touched by it.
@@ -95,13 +95,15 @@ def run(
         InputError: The data cannot be read, the processor has no chat template, memory is too small for a batch, or the
             folder holds something else or is in use.
     """
-    found = gathered or gather(plan)
+    gathered_items = gathered or gather(plan)
     _check_template(processor)
-    with _one_thread_if_small(model):
-        manifest = describe(plan, model, model_id, found.items, found.problems)
-        with store.opened(folder, manifest, found.items):
-            planned = {name: batches(own, plan.batch) for name, own in found.items.items()}
-            _answer(_Asked(plan, model, processor, folder), planned, progress=progress)
+    with one_thread_if_small(model):
+        manifest = describe(plan, model, model_id, gathered_items.items, gathered_items.problems)
+        with store.open_run(folder, manifest, gathered_items.items):
+            batches_by_suite = {
+                name: build_batches(suite_items, plan.batch) for name, suite_items in gathered_items.items.items()
+            }
+            _answer(_Job(plan, model, processor, folder), batches_by_suite, progress=progress)
     return store.read(folder)
 
 
@@ -112,52 +114,54 @@ def _check_template(processor: Any) -> None:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a run works with."""
+class _Job:
+    """The plan, model and folder of a run."""
 
-    plan: Plan
+    plan: RunPlan
     model: Any
     processor: Any
     folder: Path
 
 
-def _answer(asked: _Asked, planned: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
-    """All systems answer a batch before the next one, so that what slows the machine slows them alike."""
+def _answer(job: _Job, batches_by_suite: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
+    """Let all systems answer a batch before the next one, so that a machine that slows down slows them alike."""
     shards = {
-        (system.name, name): Shard(asked.folder, system.name, name, own)
-        for name, own in planned.items()
-        for system in asked.plan.systems
+        (system.name, name): Shard(job.folder, system.name, name, suite_batches)
+        for name, suite_batches in batches_by_suite.items()
+        for system in job.plan.systems
     }
-    bar = tqdm(total=_rows(planned) * len(asked.plan.systems), unit="answer", disable=None if progress else True)
+    bar = tqdm(total=_rows(batches_by_suite) * len(job.plan.systems), unit="answer", disable=None if progress else True)
     with bar:
-        for name, own in planned.items():
-            done = {system.name: shards[system.name, name].finished for system in asked.plan.systems}
-            bar.update(sum(len(batch.items) for finished in done.values() for batch in own[:finished]))
-            speakers = [_Speaker(asked, system, name, shards[system.name, name]) for system in asked.plan.systems]
+        for name, suite_batches in batches_by_suite.items():
+            done = {system.name: shards[system.name, name].finished for system in job.plan.systems}
+            bar.update(sum(len(batch.items) for finished in done.values() for batch in suite_batches[:finished]))
+            answerers = [_Answerer(job, system, name, shards[system.name, name]) for system in job.plan.systems]
             bar.set_description(name)
-            _answer_suite(asked, name, own, speakers, bar)
+            _answer_suite(job, name, suite_batches, answerers, bar)
 
 
-def _rows(planned: Mapping[str, Sequence[Batch]]) -> int:
-    return sum(len(batch.items) for own in planned.values() for batch in own)
+def _rows(batches_by_suite: Mapping[str, Sequence[Batch]]) -> int:
+    return sum(len(batch.items) for suite_batches in batches_by_suite.values() for batch in suite_batches)
 
 
-def _answer_suite(asked: _Asked, name: str, own: Sequence[Batch], speakers: Sequence[_Speaker], bar: Any) -> None:
+def _answer_suite(
+    job: _Job, name: str, suite_batches: Sequence[Batch], answerers: Sequence[_Answerer], bar: Any
+) -> None:
     warm = False
-    for batch in own:
-        waiting = [one for one in speakers if one.waits_for(batch)]
+    for batch in suite_batches:
+        waiting = [candidate for candidate in answerers if candidate.waits_for(batch)]
         if waiting:
-            prompts = _prompts(asked.plan.suites[name].suite, asked.plan.data, batch)
+            prompts = _prompts(job.plan.suites[name].suite, job.plan.data, batch)
             if not warm:
-                _warm_up(asked, prompts)
+                _warm_up(job, prompts)
                 warm = True
-            for speaker in waiting:
-                speaker.say(batch, prompts)
+            for answerer in waiting:
+                answerer.answer(batch, prompts)
         bar.update(len(batch.items) * len(waiting))
 
 
 def _prompts(suite: Suite, data: Path | None, batch: Batch) -> list[list[dict[str, Any]]]:
-    """A conversation for every item; a picture is read once."""
+    """Build a conversation for every item; a picture is read once."""
     names = dict.fromkeys(item.image for item in batch.items if item.image is not None)
     pictures = {name: suite.picture(data, name) for name in names}
     return [_conversation(item.prompt, pictures.get(item.image or "")) for item in batch.items]
@@ -168,30 +172,30 @@ def _conversation(prompt: str, picture: Image.Image | None) -> list[dict[str, An
     return [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
 
 
-def _warm_up(asked: _Asked, prompts: Sequence[Any]) -> None:
-    """The first call of a process pays for setting up, which would be charged to whoever goes first."""
-    guard = Guard(asked.model, asked.processor, [])
+def _warm_up(job: _Job, prompts: Sequence[Any]) -> None:
+    """Make the first call of the process, whose set-up time would be charged to whichever system goes first."""
+    guard = Guard(job.model, job.processor, [])
     guard.generate(**guard.inputs(messages=prompts[:1]), **DECODING[GREEDY], max_new_tokens=2)
 
 
-class _Speaker:
+class _Answerer:
     """One system that answers one suite."""
 
-    def __init__(self, asked: _Asked, system: System, suite: str, shard: Shard) -> None:
-        self._asked, self._system, self._suite, self._shard = asked, system, suite, shard
-        self._tokenizer = getattr(asked.processor, "tokenizer", asked.processor)
+    def __init__(self, job: _Job, system: System, suite: str, shard: Shard) -> None:
+        self._job, self._system, self._suite, self._shard = job, system, suite, shard
+        self._tokenizer = getattr(job.processor, "tokenizer", job.processor)
         owns = any(is_marked(getattr(strategy, hook, None)) for strategy in system.stack for hook in OWN_LOOPS)
         self._yes_no = None if owns else margins.Tokens.of(self._tokenizer)
         self._refused = False
 
     def waits_for(self, batch: Batch) -> bool:
-        """Whether the batch is still to be answered."""
+        """Return whether the batch is still to be answered."""
         return not self._refused and batch.number >= self._shard.finished
 
-    def say(self, batch: Batch, prompts: Sequence[Any]) -> None:
+    def answer(self, batch: Batch, prompts: Sequence[Any]) -> None:
         """Answer a batch, or keep why not."""
         try:
-            answers, cost = self._answered(batch, prompts)
+            answers, cost = self._generate(batch, prompts)
         except GuardError as error:
             self._refused = True
             self._shard.refuse(Refusal(batch.number, type(error).__name__, str(error)))
@@ -203,22 +207,22 @@ class _Speaker:
             ) from error
         self._shard.append(answers, cost)
 
-    def _answered(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
+    def _generate(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
-        guard = Guard(self._asked.model, self._asked.processor, self._system.stack)
+        guard = Guard(self._job.model, self._job.processor, self._system.stack)
         inputs = guard.inputs(messages=prompts)
         recorder = self._recorder(batch)
         settings = dict(DECODING[SAMPLING if self._system.sampled else GREEDY])
         if recorder is not None:
             settings["logits_processor"] = [recorder]
-        with self._drawing(batch), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoEffectWarning)  # told once, by the share of changed answers
-            begun = time.perf_counter()
+        with self._seeded(batch), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
+            start = time.perf_counter()
             output = guard.generate(**inputs, **settings, max_new_tokens=batch.max_new_tokens)
             generated = sequences(output)[:, inputs["input_ids"].shape[1] :].cpu()
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
         answers = self._read(batch, generated, recorder)
-        return answers, _cost(batch, guard.report, sum(one.tokens for one in answers), seconds)
+        return answers, _cost(batch, guard.report, sum(answer.tokens for answer in answers), seconds)
 
     def _recorder(self, batch: Batch) -> margins.Recorder | None:
         return margins.Recorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
@@ -226,22 +230,25 @@ class _Speaker:
     def _read(self, batch: Batch, generated: Any, recorder: margins.Recorder | None) -> list[Answer]:
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         counts = margins.new_tokens(generated, self._ends(), self._tokenizer.pad_token_id)
-        found = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
-        told = zip(batch.items, texts, counts, found, strict=True)
+        row_margins = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
+        rows = zip(batch.items, texts, counts, row_margins, strict=True)
         return [
             Answer(item.id, text, tokens, None if margins.says_yes(item.truth) is None else margin)
-            for item, text, tokens, margin in told
+            for item, text, tokens, margin in rows
         ]
 
     def _ends(self) -> list[int]:
-        ends = getattr(self._asked.model.generation_config, "eos_token_id", None)
-        return [one for one in (ends if isinstance(ends, list) else [ends]) if one is not None]
+        ends = getattr(self._job.model.generation_config, "eos_token_id", None)
+        return [token for token in (ends if isinstance(ends, list) else [ends]) if token is not None]
 
     @contextmanager
-    def _drawing(self, batch: Batch) -> Iterator[None]:
-        """Random numbers of their own for every batch, the same for all systems; the caller's are as they were."""
-        device = self._asked.model.device
-        words = f"{self._asked.plan.seed} {self._suite} {batch.number}".encode()
+    def _seeded(self, batch: Batch) -> Iterator[None]:
+        """Give every batch random numbers of its own, the same for all systems.
+
+        The caller's state is restored afterwards.
+        """
+        device = self._job.model.device
+        words = f"{self._job.plan.seed} {self._suite} {batch.number}".encode()
         seed = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big")
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
@@ -262,10 +269,10 @@ def _cost(batch: Batch, report: Report, tokens: int, seconds: float) -> dict[str
 
 
 @contextmanager
-def _one_thread_if_small(model: Any) -> Iterator[None]:
-    """One thread on a CPU for a model so small that threads wait for each other longer than they work."""
+def one_thread_if_small(model: Any) -> Iterator[None]:
+    """Use one thread on a CPU for a model so small that threads wait for each other longer than they work."""
     before = torch.get_num_threads()
-    small = model.device.type == "cpu" and sum(one.numel() for one in model.parameters()) < SMALL
+    small = model.device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL
     torch.set_num_threads(1 if small else before)
     try:
         yield

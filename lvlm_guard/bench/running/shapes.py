@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ class Vision:
     full: int = 0
 
     def flops(self, image_tokens: int) -> float:
-        """Floating-point operations (a multiply and an add are two) of encoding one image."""
+        """Return the floating-point operations (a multiply and an add are two) of encoding one image."""
         positions = image_tokens * self.patches + self.classes
         linear = self.layers * (4 * self.width**2 + self.matrices * self.width * self.ffn)
         full = self.layers if self.window is None else self.full
@@ -139,12 +140,12 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_width * self.value_bytes
 
     def prefill_flops(self, positions: float) -> float:
-        """Floating-point operations of the prefill of one row, causal attention, head at the last position only."""
+        """Return the floating-point operations of the prefill of a row: causal attention, head at the last position only."""
         attention = 2.0 * self.layers * positions**2 * self.heads * self.head_width
         return 2.0 * self.layer_weights * positions + attention + 2.0 * self.vocabulary * self.width
 
     def step_flops(self, positions: float) -> float:
-        """Floating-point operations of one decode step of one row over `positions` cached positions."""
+        """Return the floating-point operations of one decode step of one row over `positions` cached positions."""
         return 2.0 * self.weights + 4.0 * self.layers * positions * self.heads * self.head_width
 
 
@@ -153,32 +154,35 @@ def _refuse_other_decoders(config: Any, text: Any) -> None:
     experts = any(getattr(text, name, None) for name in EXPERTS)
     if kinds != {FULL_ATTENTION} or experts or getattr(text, "cross_attention_layers", None):
         raise InputError(
-            f"Shape.of({config.model_type}): the arithmetic holds for dense decoders with full attention in every layer. "
-            "Measure this model instead, with measure_costs."
+            f"The arithmetic holds for dense decoders with full attention in every layer, which {config.model_type} does not "
+            "have. Measure this model instead: lvlm-guard bench cost."
         )
 
 
 def _image_tokens(config: Any) -> int:
-    found = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
-    if found is None:
-        raise InputError(f"Shape.of({config.model_type}): image tokens depend on the picture: pass image_tokens=.")
-    return int(found)
+    number = getattr(config, "image_seq_length", None) or getattr(config, "mm_tokens_per_image", None)
+    if number is None:
+        raise InputError(
+            f"The config of {config.model_type} does not say how many image tokens a picture has, since that depends on the "
+            "picture: pass image_tokens= (--image-tokens)."
+        )
+    return int(number)
 
 
 def _vision(config: Any) -> Vision | None:
-    """The encoder, where its config is understood."""
-    found: Any = getattr(config, "vision_config", None)
-    if config.model_type == "llava" and found.model_type == "clip_vision_model":
-        return Vision(found.num_hidden_layers, found.hidden_size, found.intermediate_size, classes=1)
+    """Return the encoder, where its config is understood."""
+    encoder: Any = getattr(config, "vision_config", None)
+    if config.model_type == "llava" and encoder.model_type == "clip_vision_model":
+        return Vision(encoder.num_hidden_layers, encoder.hidden_size, encoder.intermediate_size, classes=1)
     if config.model_type == "qwen2_5_vl":
         return Vision(
-            found.depth,
-            found.hidden_size,
-            found.intermediate_size,
+            encoder.depth,
+            encoder.hidden_size,
+            encoder.intermediate_size,
             matrices=3,
-            patches=found.spatial_merge_size**2,
-            window=(found.window_size // found.patch_size) ** 2,
-            full=len(found.fullatt_block_indexes),
+            patches=encoder.spatial_merge_size**2,
+            window=(encoder.window_size // encoder.patch_size) ** 2,
+            full=len(encoder.fullatt_block_indexes),
         )
     return None
 
@@ -210,3 +214,6 @@ QWEN2_5_VL_7B = Shape(
     vision=Vision(32, 1280, 3420, matrices=3, patches=4, window=64, full=4),
 )
 """Qwen2.5-VL-7B reading an image of 4800 patches; replace `image_tokens` for others. 56 KiB per position."""
+
+SHAPES: Mapping[str, Shape] = {"llava-1.5-7b": LLAVA_1_5_7B, "qwen2.5-vl-7b": QWEN2_5_VL_7B}
+"""Shapes by the names that the command line takes."""

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked of whom, and every raw answer, so that it resumes anywhere and is scored anew.
+"""The folder of a run: its settings and every raw answer, so that it can be resumed and scored again.
 
 `manifest.json` says what the run is, `items.jsonl` holds the prompts and their truth, `answers/<system>/<suite>.jsonl` the raw
 answers, `costs/` what each batch took, `refusals/` why a system could not answer. Answers and costs only grow, a batch at a
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.bench import files
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.running.batches import Batch
+from lvlm_guard.deprecation import moved_names, warn_renamed
 from lvlm_guard.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What one system said to one item. The fields are those of `Said`."""
+    """The answer of one system to one item, with the fields of `AnsweredItem`."""
 
     id: str
     text: str
@@ -58,21 +59,21 @@ class Refusal:
 
 
 class Shard:
-    """What one system says to one suite. Batches that are whole are kept, the rest is dropped and done again."""
+    """The answers of one system to one suite. Whole batches are kept; the rest is dropped and answered again."""
 
-    def __init__(self, folder: Path, system: str, suite: str, planned: Sequence[Batch]) -> None:
+    def __init__(self, folder: Path, system: str, suite: str, batches: Sequence[Batch]) -> None:
         self._answers, self._costs, self._refusal = _paths(folder, system, suite)
         for path in (self._answers, self._costs):
             path.parent.mkdir(parents=True, exist_ok=True)
         self._refusal.unlink(missing_ok=True)
-        self.finished = self._recovered(planned)
+        self.finished = self._recover(batches)
         """Batches that need not be done again."""
 
-    def _recovered(self, planned: Sequence[Batch]) -> int:
+    def _recover(self, batches: Sequence[Batch]) -> int:
         answers, costs = files.whole_lines(self._answers), files.whole_lines(self._costs)
-        self._check_order(answers, [item.id for batch in planned for item in batch.items])
+        self._check_order(answers, [item.id for batch in batches for item in batch.items])
         whole, finished = 0, 0
-        for batch in planned:
+        for batch in batches:
             if whole + len(batch.items) > len(answers):
                 break
             whole += len(batch.items)
@@ -81,9 +82,9 @@ class Shard:
         files.cut(self._costs, sum(map(len, costs[:finished])))
         return finished
 
-    def _check_order(self, lines: Sequence[bytes], planned: Sequence[str]) -> None:
-        found = [one.id for one in _answers(self._answers, lines)]
-        if found != planned[: len(found)]:
+    def _check_order(self, lines: Sequence[bytes], expected: Sequence[str]) -> None:
+        ids = [answer.id for answer in _answers(self._answers, lines)]
+        if ids != expected[: len(ids)]:
             raise InputError(
                 f"{self._answers} does not hold the answers of this run in their order. Remove that file, and the same "
                 "command answers its items again."
@@ -92,7 +93,7 @@ class Shard:
     def append(self, answers: Sequence[Answer], cost: Mapping[str, Any]) -> None:
         """Keep the answers to the next batch; they count once the last of them is on the disk."""
         files.append(self._costs, _line(cost))
-        files.append(self._answers, b"".join(_line(dataclasses.asdict(one)) for one in answers))
+        files.append(self._answers, b"".join(_line(dataclasses.asdict(answer)) for answer in answers))
 
     def refuse(self, refusal: Refusal) -> None:
         """Keep why there are no more answers."""
@@ -101,11 +102,11 @@ class Shard:
 
 
 @contextmanager
-def opened(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[None]:
-    """Begin a run in a folder, or take up the one that was begun there; no other process may until the block ends.
+def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[None]:
+    """Start a run in a folder, or resume the one there; no other process may use it until the block ends.
 
     Raises:
-        InputError: The folder holds something else, a run that was begun otherwise, or is in use.
+        InputError: The folder holds something else, a run with other settings, or is in use.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out must be a folder, but {folder} is a file. Name another one.")
@@ -115,39 +116,41 @@ def opened(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequen
         raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}. Name another one.") from error
     if not (folder / MANIFEST).exists():
         _refuse_strangers(folder)
-    with files.locked(folder / LOCK):
+    with files.hold_lock(folder / LOCK):
         for draft in folder.rglob(f".*{files.DRAFT}"):
             draft.unlink()
-        told = json.loads(json.dumps(manifest, default=str))
+        written = json.loads(json.dumps(manifest, default=str))
         if (folder / MANIFEST).exists():
-            _refuse_another(folder, told)
+            _refuse_another(folder, written)
         else:
             files.write_whole(folder / ITEMS, b"".join(_item_lines(items)))
-            files.write_whole(folder / MANIFEST, _pretty(told))
+            files.write_whole(folder / MANIFEST, _pretty(written))
         yield
 
 
 def _refuse_strangers(folder: Path) -> None:
     strangers = sorted(
-        one.name for one in folder.iterdir() if one.name not in (LOCK, ITEMS) and not one.name.endswith(files.DRAFT)
+        entry.name
+        for entry in folder.iterdir()
+        if entry.name not in (LOCK, ITEMS) and not entry.name.endswith(files.DRAFT)
     )
     if strangers:
         raise InputError(f"{folder} holds {strangers[0]} but no {MANIFEST}, so it is no run. Name an empty folder.")
 
 
 def _refuse_another(folder: Path, manifest: Mapping[str, Any]) -> None:
-    found = _read_json(folder / MANIFEST)
-    differences = [one for one in _differences(found, manifest) if one[0] not in UNCOMPARED]
+    existing = _read_json(folder / MANIFEST)
+    differences = [difference for difference in _differences(existing, manifest) if difference[0] not in UNCOMPARED]
     if differences:
-        told = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
+        examples = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise InputError(
-            f"{folder} holds a run that was begun otherwise: {told}{more}. Run it as it was begun, or name another folder."
+            f"{folder} holds a run with other settings: {examples}{more}. Repeat its settings, or name another folder."
         )
 
 
 def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """(path, value there, value here) wherever two JSON values differ."""
+    """Yield (path, value there, value here) wherever two JSON values differ."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in dict.fromkeys((*there, *here)):
             inner = f"{path}.{name}" if path else name
@@ -156,8 +159,8 @@ def _differences(there: Any, here: Any, path: str = "") -> Iterator[tuple[str, s
             else:
                 yield from _differences(there[name], here[name], inner)
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        for index, (one, other) in enumerate(zip(there, here, strict=True)):
-            yield from _differences(one, other, f"{path}[{index}]")
+        for index, (left, right) in enumerate(zip(there, here, strict=True)):
+            yield from _differences(left, right, f"{path}[{index}]")
     elif there != here:
         yield path, _short(there), _short(here)
 
@@ -169,7 +172,7 @@ def _short(value: Any, most: int = 60) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """What a folder holds of a run, finished or not.
+    """The content of the folder of a run, finished or not.
 
     Args:
         folder: The folder.
@@ -196,23 +199,28 @@ class Record:
         """Where the run found the suites' files."""
         return Path(self.manifest["data"]) if self.manifest["data"] else None
 
-    def said(self, system: str, suite: str) -> list[Said]:
-        """What a system has said so far, in the order of the items."""
+    def read_answers(self, system: str, suite: str) -> list[AnsweredItem]:
+        """Return the answers of a system so far, in the order of the items."""
         path, _, _ = _paths(self.folder, system, suite)
-        found = {one.id: one for one in _answers(path, files.whole_lines(path))}
+        by_id = {answer.id: answer for answer in _answers(path, files.whole_lines(path))}
         return [
-            Said(item, found[item.id].text, found[item.id].tokens, found[item.id].margin)
+            AnsweredItem(item, by_id[item.id].text, by_id[item.id].tokens, by_id[item.id].margin)
             for item in self.items[suite]
-            if item.id in found
+            if item.id in by_id
         ]
 
+    def said(self, system: str, suite: str) -> list[AnsweredItem]:
+        """Return what `read_answers` returns; deprecated."""
+        warn_renamed("Record.said", "Record.read_answers", stacklevel=3)
+        return self.read_answers(system, suite)
+
     def costs(self, system: str, suite: str) -> list[dict[str, Any]]:
-        """What each batch took, in the order of the batches."""
+        """Return what each batch cost, in the order of the batches."""
         _, path, _ = _paths(self.folder, system, suite)
         return [_parsed(path, line) for line in files.whole_lines(path)]
 
     def refusal(self, system: str, suite: str) -> Refusal | None:
-        """Why a system could not answer a suite; None where it could."""
+        """Return why a system could not answer a suite; None where it could."""
         _, _, path = _paths(self.folder, system, suite)
         return Refusal(**_read_json(path)) if path.exists() else None
 
@@ -234,13 +242,13 @@ def read(folder: Path) -> Record:
         )
     items: dict[str, list[Item]] = {suite: [] for suite in manifest["suites"]}
     for line in files.whole_lines(folder / ITEMS):
-        told = _parsed(folder / ITEMS, line)
-        items[told.pop("suite")].append(Item(**told))
+        values = _parsed(folder / ITEMS, line)
+        items[values.pop("suite")].append(Item(**values))
     return Record(folder, manifest, items)
 
 
 def digest(items: Sequence[Item]) -> dict[str, str]:
-    """SHA-256 of the ids, of the prompts and of everything that is known of some items, in their order."""
+    """Hash the ids, the prompts and all fields of some items in their order, with SHA-256."""
     ids, prompts, lines = ([f(item) for item in items] for f in (_id, _prompt, _whole))
     return {
         name: hashlib.sha256("\n".join(values).encode("utf-8")).hexdigest()
@@ -257,15 +265,15 @@ def _prompt(item: Item) -> str:
 
 
 def _whole(item: Item) -> str:
-    return json.dumps(_told(item), sort_keys=True)
+    return json.dumps(_to_plain(item), sort_keys=True)
 
 
-def _told(item: Item) -> dict[str, Any]:
+def _to_plain(item: Item) -> dict[str, Any]:
     return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)} | {"extra": dict(item.extra)}
 
 
 def _item_lines(items: Mapping[str, Sequence[Item]]) -> Iterator[bytes]:
-    return (_line({"suite": suite, **_told(item)}) for suite, own in items.items() for item in own)
+    return (_line({"suite": suite, **_to_plain(item)}) for suite, suite_items in items.items() for item in suite_items)
 
 
 def _paths(folder: Path, system: str, suite: str) -> tuple[Path, Path, Path]:
@@ -305,3 +313,6 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return _parsed(path, path.read_bytes())
+
+
+__getattr__ = moved_names(__name__, {"opened": "lvlm_guard.bench.running.store:open_run"})

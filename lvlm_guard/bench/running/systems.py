@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.host.stack import Stack
 
@@ -40,7 +41,7 @@ class System:
     Args:
         name: Unique in a run, and fit for a file name.
         stack: The strategies; none is plain generate.
-        role: Whether somebody asked for it or it is there for comparison.
+        role: Whether it is the user's stack or a control.
         sampled: Whether tokens are drawn (temperature 1, whole vocabulary) instead of taken greedily.
         matched: Names of the stacks whose strength a control was given.
     """
@@ -52,7 +53,7 @@ class System:
     matched: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the stack with every parameter."""
+        """Return plain values, the stack with every parameter."""
         return {
             "stack": self.stack.to_dict()["stack"],
             "role": self.role,
@@ -61,24 +62,26 @@ class System:
         }
 
 
-def named_stacks(given: Iterable[str]) -> dict[str, Stack]:
-    """Stacks by name from what the command line takes: a strategy's name, or a stack file, which names its stack.
+def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
+    """Read stacks by name: the name of a strategy, or a stack file, which names its stack.
 
     Raises:
         InputError: Two of the same name, or a name that no file could have.
         StackError: A stack that cannot be built.
     """
     stacks: dict[str, Stack] = {}
-    for one in given:
-        name = Path(one).stem if Path(one).suffix in FILES else one
+    for value in values:
+        name = Path(value).stem if Path(value).suffix in FILES else value
         if name in stacks:
             raise InputError(f"Two stacks are called {name!r}. Rename one of the files, or leave one out.")
-        stacks[name] = Stack.of(one)
+        stacks[name] = Stack.of(value)
     return stacks
 
 
-def line_up(stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampled: bool = False) -> tuple[System, ...]:
-    """Controls first, then the stacks in their order.
+def build_systems(
+    stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampled: bool = False
+) -> tuple[System, ...]:
+    """Build the controls, then the stacks in their order.
 
     Args:
         stacks: The user's, by name.
@@ -91,24 +94,27 @@ def line_up(stacks: Mapping[str, Stack], without: Collection[str] = (), *, sampl
     for name in without:
         if name not in CONTROLS:
             raise InputError(f"--without: no control is called {name!r}.{nearest(name, CONTROLS)}")
-    asked = [System(name, stack, sampled=sampled) for name, stack in stacks.items()]
-    systems = (*(one for name in CONTROLS if name not in without for one in _control(name, asked)), *asked)
+    compared = [System(name, stack, sampled=sampled) for name, stack in stacks.items()]
+    systems = (
+        *(control for name in CONTROLS if name not in without for control in _control(name, compared)),
+        *compared,
+    )
     _check_names(systems)
     return systems
 
 
 def _check_names(systems: Sequence[System]) -> None:
-    seen: dict[str, System] = {}
-    for one in systems:
-        if not _NAME.fullmatch(one.name):
+    by_name: dict[str, System] = {}
+    for system in systems:
+        if not _NAME.fullmatch(system.name):
             raise InputError(
-                f"The stack name {one.name!r} cannot be a file name. Use letters, digits and . + = @ , - _."
+                f"The stack name {system.name!r} cannot be a file name. Use letters, digits and . + = @ , - _."
             )
-        taken = seen.setdefault(one.name, one)
-        if taken is not one:
+        holder = by_name.setdefault(system.name, system)
+        if holder is not system:
             raise InputError(
-                f"{one.name!r} is a control that every run has. Leave the stack out, or switch the control off: "
-                f"--without {taken.name.split('@')[0]}."
+                f"{system.name!r} is a control that every run has. Leave the stack out, or switch the control off: "
+                f"--without {holder.name.split('@')[0]}."
             )
 
 
@@ -121,11 +127,11 @@ def _control(name: str, stacks: Sequence[System]) -> Sequence[System]:
 
 
 def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
-    """One temperature control for each strength that occurs; several are told apart by the first stack they match."""
+    """Build a temperature control for each strength that occurs; several are named after the first stack they match."""
     matches: dict[tuple[float, float], list[str]] = {}
-    for one in stacks:
-        if (strength := contrast(one.stack)) is not None:
-            matches.setdefault(strength, []).append(one.name)
+    for system in stacks:
+        if (strength := contrast(system.stack)) is not None:
+            matches.setdefault(strength, []).append(system.name)
     several = len(matches) > 1
     return [
         System(
@@ -140,8 +146,11 @@ def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
 
 
 def contrast(stack: Stack) -> tuple[float, float] | None:
-    """Strength of a stack's contrasts added up, and their strictest plausibility; None where nothing is contrasted."""
-    found = [
+    """Return the sum of a stack's contrast strengths, and the strictest plausibility.
+
+    None where nothing is contrasted.
+    """
+    contrasts = [
         (float(parameters[name]), float(parameters.get("beta", 0.0)))
         for strategy in stack
         if getattr(strategy, "family", "") == "contrastive"
@@ -149,6 +158,15 @@ def contrast(stack: Stack) -> tuple[float, float] | None:
         for name in STRENGTHS
         if name in parameters
     ]
-    if not found:
+    if not contrasts:
         return None
-    return sum(alpha for alpha, _ in found), max(beta for _, beta in found)
+    return sum(alpha for alpha, _ in contrasts), max(beta for _, beta in contrasts)
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "line_up": "lvlm_guard.bench.running.systems:build_systems",
+        "named_stacks": "lvlm_guard.bench.running.systems:read_stacks",
+    },
+)

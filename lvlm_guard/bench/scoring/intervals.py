@@ -18,7 +18,7 @@ _ENTRIES_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Interval:
-    """A score and the bounds it lies between with the confidence asked for."""
+    """A score and the bounds it lies between with the requested confidence."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Interval:
 
 
 def by_cluster(clusters: Sequence[str], counts: ArrayLike) -> Totals:
-    """Sums rows of counts, shape (n, counts), that belong to one cluster; the result is (clusters, counts)."""
+    """Sum rows of counts, shape (n, counts), that belong to one cluster; the result is (clusters, counts)."""
     rows = np.asarray(counts, dtype=np.float64)
     if len(rows) != len(clusters):
         raise ValueError(f"by_cluster: {len(clusters)} cluster names for {len(rows)} rows of counts.")
@@ -49,7 +49,7 @@ class Share:
     whole: tuple[int, ...]
 
     def __call__(self, totals: Totals) -> Totals:
-        """Scores of shape (...) from totals of shape (..., counts)."""
+        """Return scores of shape (...) from totals of shape (..., counts)."""
         part, whole = (totals[..., list(columns)].sum(-1) for columns in (self.part, self.whole))
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(part / whole)
@@ -60,17 +60,17 @@ share = Share((0,), (1,))
 
 
 def mean_share(totals: Totals) -> Totals:
-    """Mean of the shares 0/1 and 2/3: balanced accuracy from (right yes, all yes, right no, all no)."""
+    """Return the mean of the shares 0/1 and 2/3: balanced accuracy from (right yes, all yes, right no, all no)."""
     return (share(totals[..., 0:2]) + share(totals[..., 2:4])) / 2
 
 
-def yes_no_counts(said: Sequence[bool | None], true: Sequence[bool]) -> Totals:
-    """Counts of yes/no answers, one row each: (right yes, all yes, right no, all no, said yes), float64 (n, 5).
+def yes_no_counts(answers: Sequence[bool | None], true: Sequence[bool]) -> Totals:
+    """Count yes/no answers, one row each: (right yes, all yes, right no, all no, said yes), float64 (n, 5).
 
     An answer that says neither (None) is wrong, and not a yes. `mean_share`, `harmonic_share`, `accuracy`, `f1` and
     `yes_ratio` read sums of such rows. Raises ValueError where the lengths differ.
     """
-    rows = [(s is True and t, t, s is False and not t, not t, s is True) for s, t in zip(said, true, strict=True)]
+    rows = [(s is True and t, t, s is False and not t, not t, s is True) for s, t in zip(answers, true, strict=True)]
     return np.array(rows, dtype=np.float64).reshape(-1, 5)
 
 
@@ -82,13 +82,16 @@ yes_ratio = Share((4,), (1, 3))
 
 
 def f1(totals: Totals) -> Totals:
-    """F1 of "yes" from `yes_no_counts`: twice the hits over said yes and true yes together; nan without either."""
+    """Return F1 of "yes" from `yes_no_counts`: twice the hits over said yes and true yes together.
+
+    Nan without either.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(2 * totals[..., 0] / (totals[..., 4] + totals[..., 1]))
 
 
 def harmonic_share(totals: Totals) -> Totals:
-    """Harmonic mean of the shares 0/1 and 2/3: the index of PhD (arXiv 2403.11116) from the recalls of yes and of no.
+    """Return the harmonic mean of the shares 0/1 and 2/3: the index of PhD (arXiv 2403.11116) from both recalls.
 
     Zero where one side is never right, so an answer that is always "yes" earns nothing; nan where a side is empty.
     """
@@ -100,9 +103,9 @@ def harmonic_share(totals: Totals) -> Totals:
 def interval(
     totals: Totals, statistic: Statistic = share, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """The score over all scenes and its bootstrap interval; `totals` has one row per scene."""
-    drawn = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
-    return bounds(float(statistic(totals.sum(0))), drawn, level)
+    """Return the score over all scenes and its bootstrap interval; `totals` has one row per scene."""
+    draws = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
+    return bounds(float(statistic(totals.sum(0))), draws, level)
 
 
 def paired_difference(
@@ -114,32 +117,40 @@ def paired_difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """`after` minus `before` where row i of both is the same scene; each resample takes the same scenes for both."""
-    drawn = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
-    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), drawn, level)
+    """Return `after` minus `before`, where row i of both is the same scene.
+
+    Each resample takes the same scenes for both.
+    """
+    draws = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
+    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), draws, level)
 
 
 def paired_draws(
     before: Totals, after: Totals, statistic: Statistic = share, *, resamples: int = 1000, seed: int = 0
 ) -> Totals:
-    """Bootstrap draws of `after` minus `before`, shape (resamples,); nan where a draw leaves the score undefined."""
+    """Return bootstrap draws of `after` minus `before`, shape (resamples,).
+
+    Nan where a draw leaves the score undefined.
+    """
     if before.shape != after.shape:
         raise ValueError(f"paired_difference: the shapes differ, {before.shape} and {after.shape}.")
-    parts = [statistic(one @ after) - statistic(one @ before) for one in _weights(len(before), resamples, seed)]
+    parts = [
+        statistic(weights @ after) - statistic(weights @ before) for weights in _weights(len(before), resamples, seed)
+    ]
     return np.concatenate(parts)
 
 
-def bounds(value: float, drawn: Totals, level: float) -> Interval:
-    """A score between the percentiles of its draws that hold `level` of them; undefined draws are left out."""
-    known = drawn[~np.isnan(drawn)]
-    if known.size == 0:
+def bounds(value: float, draws: Totals, level: float) -> Interval:
+    """Return a score between the percentiles of its draws that hold `level` of them; undefined draws are left out."""
+    defined = draws[~np.isnan(draws)]
+    if defined.size == 0:
         return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(known, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return Interval(value, float(low), float(high))
 
 
 def _weights(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:
-    """How often each scene is in each resample, in blocks of shape (some resamples, clusters)."""
+    """Draw how often each scene is in each resample, in blocks of shape (some resamples, clusters)."""
     if clusters == 0:
         raise ValueError("a bootstrap needs at least one scene.")
     return (
@@ -151,7 +162,7 @@ def _weights(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:
 
 @functools.lru_cache(maxsize=4)
 def _few_weights(clusters: int, resamples: int, seed: int) -> tuple[Totals, ...]:
-    """Kept, since every measure of a suite is resampled alike and drawing takes longer than all the rest."""
+    """Cache the draws, since every measure of a suite is resampled alike and drawing takes longer than the rest."""
     return tuple(_blocks(clusters, resamples, seed))
 
 

@@ -27,7 +27,7 @@ class Tokens:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Tokens | None:
-        """Read them off a tokenizer; None where the two cannot be told apart by a first token."""
+        """Read them off a tokenizer; None where a first token does not distinguish the two."""
         yes, no = (_first_tokens(tokenizer, words) for words in (YES, NO))
         if not yes - no or not no - yes:
             return None
@@ -35,9 +35,9 @@ class Tokens:
 
 
 def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:
-    """Ids that begin any of the words; the unknown token begins none."""
-    begun = [tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in words]
-    return {int(one) for ids in begun for one in ids} - {getattr(tokenizer, "unk_token_id", None)}
+    """Return the ids that begin any of the words; the unknown token begins none."""
+    starts = [tokenizer(word, add_special_tokens=False)["input_ids"][:1] for word in words]
+    return {int(token) for ids in starts for token in ids} - {getattr(tokenizer, "unk_token_id", None)}
 
 
 class Recorder:
@@ -59,28 +59,31 @@ class Recorder:
         return scores
 
     def margins(self, rows: int) -> list[float | None]:
-        """A margin per row; None where there is none, or none that is finite."""
+        """Return a margin per row; None where there is none, or none that is finite."""
         if self._margins is None or len(self._margins) != rows:
             return [None] * rows
-        return [round(one, DIGITS) if math.isfinite(one) else None for one in self._margins.tolist()]
+        return [round(margin, DIGITS) if math.isfinite(margin) else None for margin in self._margins.tolist()]
 
 
 def says_yes(truth: Any) -> bool | None:
-    """Whether an item's truth is yes (True) or no (False); None where it is neither."""
+    """Return whether an item's truth is yes (True) or no (False); None where it is neither."""
     if isinstance(truth, bool):
         return truth
     return {"yes": True, "no": False}.get(truth.strip().lower()) if isinstance(truth, str) else None
 
 
 def asks_yes_no(items: Sequence[Item]) -> bool:
-    """Whether any of them is answered by yes or no."""
+    """Return whether any of them is answered by yes or no."""
     return any(says_yes(item.truth) is not None for item in items)
 
 
 def new_tokens(generated: Tensor, ends: Sequence[int], padding: int | None) -> list[int]:
-    """Tokens of each row `[rows, tokens]` up to its first end token, that one included; padding does not count."""
+    """Count the tokens of each row `[rows, tokens]` up to its first end token, that one included.
+
+    Padding does not count.
+    """
     ended = torch.isin(generated, torch.tensor(list(ends), device=generated.device).long())
     before = ended.long().cumsum(1) - ended.long() == 0
     if padding is not None and padding not in ends:
         before &= generated != padding
-    return [int(one) for one in before.sum(1)]
+    return [int(count) for count in before.sum(1)]

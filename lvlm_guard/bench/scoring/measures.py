@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.scoring.intervals import Statistic, Totals, by_cluster, share
 
 Counts: TypeAlias = tuple[float, ...]
-Group: TypeAlias = Sequence[Said]
+Group: TypeAlias = Sequence[AnsweredItem]
 Rows: TypeAlias = tuple[list[str], list[str], list[Counts]]
 """Names of groups, their clusters and their counts."""
 
@@ -23,7 +23,7 @@ def _alone(item: Item) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """A score over answers whose uncertainty can be told: sums of counts, and a statistic of the sums.
+    """A score over answers whose uncertainty can be estimated: sums of counts, and a statistic of the sums.
 
     Args:
         name: Unique within the suite, as in tables: "f1", "chair_i".
@@ -32,7 +32,7 @@ class Measure:
         count: Counts of one group of answers, or None where the group is not counted.
         statistic: Maps summed counts to the score.
         higher_is_better: None where neither is, as for a yes-ratio.
-        group: Answers with the same value are counted together; each alone unless told.
+        group: Answers with the same value are counted together; by default each alone.
         binary: `count` returns (1 or 0, 1), so that paired tests of outcomes apply.
     """
 
@@ -45,26 +45,33 @@ class Measure:
     group: Callable[[Item], str] = _alone
     binary: bool = False
 
-    def rows(self, said: Iterable[Said]) -> Rows:
-        """Group names, their clusters and their counts, in the order of the answers; what is not counted is left out."""
-        groups: dict[str, list[Said]] = {}
-        for one in said:
-            groups.setdefault(self.group(one.item), []).append(one)
-        counted = [(name, group[0].item.cluster, self.count(group)) for name, group in groups.items()]
-        kept = [(name, cluster, counts) for name, cluster, counts in counted if counts is not None]
-        return [name for name, _, _ in kept], [cluster for _, cluster, _ in kept], [counts for _, _, counts in kept]
+    def rows(self, answers: Iterable[AnsweredItem]) -> Rows:
+        """Group names, their clusters and their counts, in the order of the answers.
 
-    def totals(self, said: Iterable[Said]) -> Totals:
-        """Summed counts `[clusters, counts]`; no rows where nothing is counted."""
-        _, clusters, counts = self.rows(said)
+        What is not counted is left out.
+        """
+        groups: dict[str, list[AnsweredItem]] = {}
+        for answer in answers:
+            groups.setdefault(self.group(answer.item), []).append(answer)
+        all_counts = [(name, group[0].item.cluster, self.count(group)) for name, group in groups.items()]
+        defined = [(name, cluster, counts) for name, cluster, counts in all_counts if counts is not None]
+        return (
+            [name for name, _, _ in defined],
+            [cluster for _, cluster, _ in defined],
+            [counts for _, _, counts in defined],
+        )
+
+    def totals(self, answers: Iterable[AnsweredItem]) -> Totals:
+        """Return summed counts `[clusters, counts]`; no rows where nothing is counted."""
+        _, clusters, counts = self.rows(answers)
         return by_cluster(clusters, counts) if counts else np.zeros((0, 1))
 
-    def value(self, said: Iterable[Said]) -> float:
-        """The score; nan where nothing is counted."""
-        totals = self.totals(said)
+    def value(self, answers: Iterable[AnsweredItem]) -> float:
+        """Return the score; nan where nothing is counted."""
+        totals = self.totals(answers)
         return float(self.statistic(totals.sum(0))) if len(totals) else float("nan")
 
 
-def each(count: Callable[[Said], Counts | None]) -> Callable[[Group], Counts | None]:
-    """A count of single answers, for a measure whose answers stand alone."""
+def each(count: Callable[[AnsweredItem], Counts | None]) -> Callable[[Group], Counts | None]:
+    """Turn a count of single answers into one of groups, for a measure whose answers stand alone."""
     return lambda group: count(group[0])

@@ -63,7 +63,7 @@ _SHORTEST = 3
 
 
 def official_words(caption: str) -> list[str]:
-    """The words of a caption as NLTK would part them, lower case, marks between: hyphens and slashes stay inside a word."""
+    """Split a caption into words as NLTK would, lower case, marks between: hyphens and slashes stay inside a word."""
     parts = [part for part in _OFFICIAL_SPLIT.split(caption.lower()) if part]
     return [token for part in parts for token in _parted(part)]
 
@@ -78,12 +78,12 @@ def _parted(part: str) -> Iterator[str]:
 
 
 def our_words(caption: str) -> list[str]:
-    """The words of a caption, lower case, marks between: runs of letters and digits, hyphens and apostrophes inside kept."""
-    return [token for found in _OUR_TOKEN.findall(caption.lower()) for token in _unpossessed(found)]
+    """Split a caption into words, lower case, marks between: letters and digits, with inner hyphens and apostrophes."""
+    return [token for match in _OUR_TOKEN.findall(caption.lower()) for token in _unpossessed(match)]
 
 
 def _unpossessed(word: str) -> Iterator[str]:
-    """The word, and a mark instead of a possessive s or another short ending behind an apostrophe."""
+    """Yield the word, and a mark instead of a possessive s or another short ending after an apostrophe."""
     bare = _POSSESSIVE.sub("", word)
     if bare:
         yield bare
@@ -92,7 +92,7 @@ def _unpossessed(word: str) -> Iterator[str]:
 
 
 def official_singular(word: str) -> str:
-    """The singular as `pattern` 3.6 makes it, for plain words and the words of CHAIR's list.
+    """Return the singular as `pattern` 3.6 makes it, for plain words and the words of CHAIR's list.
 
     A last s always goes: `glass` becomes "glas", `bus` "bu", `tennis` "tenni", and `ties` becomes "ty".
     """
@@ -105,7 +105,7 @@ def official_singular(word: str) -> str:
 
 
 def our_singular(word: str) -> str:
-    """The singular of a noun by rule; words in -ss, -us and -is, and those without a singular, stay as they are."""
+    """Return the singular of a noun by rule; words in -ss, -us and -is, and those without a singular, are unchanged."""
     if word in _SAME_IN_PLURAL or _NO_PLURAL.search(word) or len(word) <= _SHORTEST:
         return _changed(word) or word
     if word.removesuffix("s") in _IE_WORDS or _OE_PLURAL.search(word):
@@ -117,10 +117,10 @@ def our_singular(word: str) -> str:
 
 
 def _changed(word: str) -> str | None:
-    """Irregular plurals, at the end of longer words too, and the regular endings that both readings share."""
-    for plural, one in _IRREGULAR.items():
+    """Apply irregular plurals, also at the end of longer words, and the regular endings that both readings share."""
+    for plural, singular in _IRREGULAR.items():
         if word.endswith(plural):
-            return word.removesuffix(plural) + one
+            return word.removesuffix(plural) + singular
     for ending, instead in _ENDINGS:
         if ending.search(word):
             return ending.sub(instead, word)
@@ -194,7 +194,7 @@ class Vocabulary:
         return frozenset(self.as_split.values())
 
     def official(self, caption: str) -> list[str]:
-        """The classes that a caption names, repeats included, as the official code finds them.
+        """Return the classes that a caption names, repeats included, as the official code finds them.
 
         Pairs of words count as one from left to right; where `toilet` and `seat` both occur, no seat counts; entries with a
         leading blank or a capital letter never match.
@@ -205,7 +205,7 @@ class Vocabulary:
         return [self.as_split[word] for word in words if word in self.as_split]
 
     def ours(self, caption: str) -> list[str]:
-        """The classes that a caption names, repeats included: singular or plural, phrases of up to three words first.
+        """Return the classes that a caption names, repeats included; phrases of up to three words come first.
 
         Colours and verbs that are also objects ("orange", "remote") count, as in the official code.
         """
@@ -214,14 +214,14 @@ class Vocabulary:
         classes: list[str] = []
         at = 0
         while at < len(words):
-            length, found = self._phrase(singular[at : at + _LONGEST_PHRASE])
-            found = found if length else self.repaired.get(_entry(words[at], self.repaired), "")
-            classes += [found] if found else []
+            length, name = self._phrase(singular[at : at + _LONGEST_PHRASE])
+            name = name if length else self.repaired.get(_entry(words[at], self.repaired), "")
+            classes += [name] if name else []
             at += length or 1
         return classes
 
     def _phrase(self, words: tuple[str, ...]) -> tuple[int, str]:
-        """How many words the phrase at the start takes, 0 without one, and its class, empty where it counts as none."""
+        """Return the number of words of the phrase at the start, 0 without one, and its class, empty where it has none."""
         for length in range(len(words), 1, -1):
             if words[:length] in self.phrases:
                 return length, self.phrases[words[:length]]
@@ -229,26 +229,31 @@ class Vocabulary:
 
 
 def _phrases(classes: Mapping[str, str]) -> dict[tuple[str, ...], str]:
-    """Entries of several words, and pairs that stand for another object or for none, in the singular."""
-    listed = {name: one for name, one in classes.items() if " " in name}
-    known = {**dict.fromkeys(_ONE_OBJECT, ""), **{pair: classes.get(one, "") for pair, one in _STANDS_FOR.items()}}
-    return {tuple(our_singular(word) for word in name.split()): one for name, one in {**known, **listed}.items()}
+    """Return entries of several words, and pairs that stand for another object or for none, in the singular."""
+    phrases = {name: meaning for name, meaning in classes.items() if " " in name}
+    pairs = {
+        **dict.fromkeys(_ONE_OBJECT, ""),
+        **{pair: classes.get(meaning, "") for pair, meaning in _STANDS_FOR.items()},
+    }
+    return {
+        tuple(our_singular(word) for word in name.split()): meaning for name, meaning in {**pairs, **phrases}.items()
+    }
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Words with the official pairs made one, greedily from the left."""
-    made: list[str] = []
+    """Join the official pairs of words, greedily from the left."""
+    joined: list[str] = []
     at = 0
     while at < len(words):
         pair = " ".join(words[at : at + 2])
-        taken = pair in _OFFICIAL_PAIRS and at + 1 < len(words)
-        made.append(_OFFICIAL_PAIRS[pair] if taken else words[at])
-        at += 2 if taken else 1
-    return made
+        is_pair = pair in _OFFICIAL_PAIRS and at + 1 < len(words)
+        joined.append(_OFFICIAL_PAIRS[pair] if is_pair else words[at])
+        at += 2 if is_pair else 1
+    return joined
 
 
 def _unhyphenated(words: Iterable[str], phrases: Collection[tuple[str, ...]]) -> Iterator[str]:
-    """Words, where a hyphen that joins a known phrase ("teddy-bear") is a blank."""
+    """Yield words; a hyphen that joins a known phrase ("teddy-bear") becomes a blank."""
     for word in words:
         parts = word.split("-")
         yield from parts if tuple(our_singular(part) for part in parts) in phrases else [word]
@@ -268,7 +273,7 @@ _BEFORE_A_NOUN = frozenset({
 
 
 def amber_nouns(response: str, vocabulary: Collection[str]) -> list[str]:
-    """Words of AMBER's vocabulary that a response uses as nouns, repeats included, in the singular that the vocabulary has.
+    """Return the words of AMBER's vocabulary that a response uses as nouns, repeats included, in the singular.
 
     In place of a tagger: a word that is often a verb, an adjective or an auxiliary ("can", "light") counts only after a word
     that a noun follows (an article, a number, a colour, "with"), or at the end of a phrase that such a word begins.
@@ -279,7 +284,10 @@ def amber_nouns(response: str, vocabulary: Collection[str]) -> list[str]:
 
 
 def _entry(word: str, vocabulary: Collection[str]) -> str:
-    """The form under which a vocabulary has a word, or nothing; "bus" is no plural where "bus" is known, "taxis" is one."""
+    """Return the form under which a vocabulary has a word, or nothing.
+
+    "bus" is no plural where "bus" is known, "taxis" is one.
+    """
     forms = (word, our_singular(word), word.removesuffix("s"))
     return next((form for form in forms if form in vocabulary), "")
 

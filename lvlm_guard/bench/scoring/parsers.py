@@ -19,7 +19,7 @@ from lvlm_guard.errors import InputError, nearest
 Parser = Callable[[str], bool | None]
 
 _WORD = re.compile(r"[a-z]+")
-_SAID = {"yes": True, "no": False}
+_YES_NO = {"yes": True, "no": False}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _DOT = re.compile(r"\.(?!\d)")
@@ -30,52 +30,57 @@ _REMEMBERED = 2**14
 
 
 def ours(text: str) -> bool | None:
-    """The first word where it is yes or no; else the one of the two that occurs, as a word in any case, without the other."""
+    """Read the first word where it is yes or no, else the only one of the two that occurs as a word, in any case."""
     words = _WORD.findall(text.lower())
-    if words and words[0] in _SAID:
-        return _SAID[words[0]]
-    return _only(set(words))
+    if words and words[0] in _YES_NO:
+        return _YES_NO[words[0]]
+    return _read_single(set(words))
 
 
 def official_pope(text: str) -> bool | None:
-    """No where the text before the first dot has `No`, `not` or `no` between blanks, commas dropped; else yes. Never None."""
+    """Read no where the text before the first dot has `No`, `not` or `no` between blanks, commas dropped; else yes.
+
+    Never None.
+    """
     words = text.split(".", maxsplit=1)[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
 
 def official_amber(text: str) -> bool | None:
-    """Exactly `Yes` or exactly `No`; anything else, `yes` and `No.` included, is neither."""
+    """Read exactly `Yes` or exactly `No`; anything else, including `yes` and `No.`, is neither."""
     return {"Yes": True, "No": False}.get(text)
 
 
 def official_mme(text: str) -> bool | None:
-    """In lower case, yes or no within the first four characters, yes before no."""
+    """Read yes or no within the first four characters in lower case, yes before no."""
     return _starts(text.lower())
 
 
 def official_reefknot(text: str) -> bool | None:
-    """Yes where `yes` occurs anywhere, inside a word too; else no. Never None."""
+    """Read yes where `yes` occurs anywhere, also inside a word; else no. Never None."""
     return "yes" in text.strip().lower()
 
 
 def official_reefknot_second(text: str) -> bool | None:
-    """For the second question of a pair: no where `no` occurs anywhere, as in `not` and `know`; else yes. Never None."""
+    """Read the second answer of a pair: no where `no` occurs anywhere, as in `not` and `know`; else yes. Never None."""
     return "no" not in text.strip().lower()
 
 
 def lmms_eval(text: str) -> bool | None:
-    """The whole answer is yes or no in any case, blanks round it dropped: `Yes.` is neither."""
-    return _SAID.get(text.lower().strip())
+    """Read the whole answer as yes or no in any case, surrounding blanks dropped: `Yes.` is neither."""
+    return _YES_NO.get(text.lower().strip())
 
 
 def lmms_eval_mme(text: str) -> bool | None:
-    """Without blanks round it and without dots: a lone y or n, or yes or no within the first four characters."""
+    """Read a lone y or n, or yes or no within the first four characters, without surrounding blanks and dots."""
     answer = text.lower().strip().replace(".", "")
     return {"y": True, "n": False}.get(answer) if len(answer) == 1 else _starts(answer)
 
 
 def vlmevalkit(text: str) -> bool | None:
-    """Yes or no as a word without the other, punctuation dropped; without the language model that may judge the rest.
+    """Read yes or no as a word without the other, punctuation dropped.
+
+    Without the language model that may judge the rest.
 
     A mark of punctuation is deleted where it stands beside a blank anywhere in the text, and becomes a blank where it does
     not; stars, colons and quotes stay.
@@ -86,12 +91,12 @@ def vlmevalkit(text: str) -> bool | None:
     for mark in _PUNCTUATION:
         beside_blank = f"{mark} " in lowered or f" {mark}" in lowered
         bare = bare.replace(mark, "" if beside_blank or numbers else " ")
-    return _only(set(_DOT.sub("", bare, count=_DOTS_DROPPED).split()))
+    return _read_single(set(_DOT.sub("", bare, count=_DOTS_DROPPED).split()))
 
 
-def _only(words: set[str]) -> bool | None:
-    said = words & set(_SAID)
-    return _SAID[said.pop()] if len(said) == 1 else None
+def _read_single(words: set[str]) -> bool | None:
+    readings = words & set(_YES_NO)
+    return _YES_NO[readings.pop()] if len(readings) == 1 else None
 
 
 def _starts(answer: str) -> bool | None:
@@ -104,7 +109,7 @@ COMMON: Mapping[str, Parser] = {"ours": ours, "lmms_eval": lmms_eval, "vlmevalki
 
 
 def named(suite: str, parsers: Mapping[str, Parser], name: str) -> Parser:
-    """One of a suite's parsers by name; it remembers what it read, since every measure asks about the same answers.
+    """Return one of a suite's parsers by name; it caches what it read, since every measure asks about the same answers.
 
     Raises:
         InputError: The suite has none of that name.
@@ -114,6 +119,6 @@ def named(suite: str, parsers: Mapping[str, Parser], name: str) -> Parser:
     return lru_cache(maxsize=_REMEMBERED)(parsers[name])
 
 
-def unknown_parser(suite: str, known: Mapping[str, object], name: str) -> InputError:
-    """The error for a parser that a suite does not have."""
-    return InputError(f"{suite} has no parser {name!r}.{nearest(name, known)}")
+def unknown_parser(suite: str, parsers: Mapping[str, object], name: str) -> InputError:
+    """Build the error for a parser that a suite does not have."""
+    return InputError(f"{suite} has no parser {name!r}.{nearest(name, parsers)}")

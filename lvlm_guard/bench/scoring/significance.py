@@ -26,6 +26,7 @@ from lvlm_guard.bench.scoring.intervals import (
     paired_draws,
     share,
 )
+from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError
 
 MCNEMAR = "exact McNemar"
@@ -45,7 +46,7 @@ class Significance:
         n: Questions (rows of counts).
         clusters: Pictures they belong to.
         test: `MCNEMAR`, `SIGN_FLIP` or `BOOTSTRAP`.
-        adjusted_p: `p` after Holm's correction by `adjusted`; None before it.
+        adjusted_p: `p` after Holm's correction by `correct_p_values`; None before it.
     """
 
     difference: Interval
@@ -84,7 +85,7 @@ class Changes:
         return "changed nothing" if self.is_none else f"changed {self.different} of {self.n} answers"
 
 
-def changes(plain: Sequence[object], guarded: Sequence[object]) -> Changes:
+def count_changes(plain: Sequence[object], guarded: Sequence[object]) -> Changes:
     """Count answers (texts, or parsed values) that differ from plain's; entry i of both answers one question.
 
     Raises:
@@ -92,9 +93,9 @@ def changes(plain: Sequence[object], guarded: Sequence[object]) -> Changes:
     """
     if not plain or len(plain) != len(guarded):
         raise InputError(
-            f"changes: {len(plain)} plain and {len(guarded)} guarded answers; give one of each per prompt."
+            f"count_changes: {len(plain)} plain and {len(guarded)} guarded answers; give one of each per prompt."
         )
-    return Changes(sum(one != other for one, other in zip(plain, guarded, strict=True)), len(plain))
+    return Changes(sum(before != after for before, after in zip(plain, guarded, strict=True)), len(plain))
 
 
 def significance(
@@ -128,19 +129,19 @@ def significance(
             "give (n, counts) twice and n names, n at least 1."
         )
     plain, guarded = by_cluster(clusters, old), by_cluster(clusters, new)
-    drawn = paired_draws(plain, guarded, statistic, resamples=resamples, seed=seed)
+    draws = paired_draws(plain, guarded, statistic, resamples=resamples, seed=seed)
     change = float(statistic(guarded.sum(0)) - statistic(plain.sum(0)))
-    test, p = _tested(old, new, plain, guarded, statistic, drawn)
+    test, p = _choose_test(old, new, plain, guarded, statistic, draws)
     p = float("nan") if np.isnan(change) else p
-    return Significance(bounds(change, drawn, level), p, len(old), len(plain), test)
+    return Significance(bounds(change, draws, level), p, len(old), len(plain), test)
 
 
-def _tested(
-    old: Totals, new: Totals, plain: Totals, guarded: Totals, statistic: Statistic, drawn: Totals
+def _choose_test(
+    old: Totals, new: Totals, plain: Totals, guarded: Totals, statistic: Statistic, draws: Totals
 ) -> tuple[str, float]:
-    """The test that fits, and its p value."""
+    """Choose the test that fits, and return its name and p value."""
     if not isinstance(statistic, Share) or not _same_wholes(plain, guarded, statistic):
-        return BOOTSTRAP, bootstrap_p(drawn)
+        return BOOTSTRAP, bootstrap_p(draws)
     part = list(statistic.part)
     change = guarded[:, part].sum(1) - plain[:, part].sum(1)
     right = old[:, part].sum(1), new[:, part].sum(1)
@@ -148,7 +149,7 @@ def _tested(
         return MCNEMAR, mcnemar(*right)
     if np.array_equal(change, np.rint(change)):
         return SIGN_FLIP, sign_flip(change)
-    return BOOTSTRAP, bootstrap_p(drawn)
+    return BOOTSTRAP, bootstrap_p(draws)
 
 
 def _same_wholes(plain: Totals, guarded: Totals, statistic: Share) -> bool:
@@ -157,7 +158,7 @@ def _same_wholes(plain: Totals, guarded: Totals, statistic: Share) -> bool:
 
 
 def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
-    """Two-sided p value of the exact McNemar test on paired right-or-wrong answers; 1 where nothing changed.
+    """Return the two-sided p value of the exact McNemar test on paired right-or-wrong answers; 1 where nothing changed.
 
     Of the answers that changed, as many should turn right as turn wrong: a binomial test with one half. It takes every
     question for a draw of its own; where several are about one picture it finds too much, and `sign_flip` is right.
@@ -172,12 +173,12 @@ def mcnemar(before: ArrayLike, after: ArrayLike) -> float:
     old, new = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     if old.shape != new.shape:
         raise InputError(f"mcnemar: the shapes differ, {old.shape} and {new.shape}; answer i of both is one question.")
-    gained, lost = int((new & ~old).sum()), int((old & ~new).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    gains, losses = int((new & ~old).sum()), int((old & ~new).sum())
+    return float(stats.binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
 
 
 def sign_flip(differences: ArrayLike) -> float:
-    """Two-sided p value of the exact sign-flip test over clusters; 1 where nothing changed.
+    """Return the two-sided p value of the exact sign-flip test over clusters; 1 where nothing changed.
 
     If guarded and plain answers to the questions about one picture are exchangeable, taken together, each cluster's
     difference is as likely with the other sign. The p value is the share of all 2^clusters sign patterns whose sum is at
@@ -202,28 +203,28 @@ def sign_flip(differences: ArrayLike) -> float:
 
 
 def _signed_sums(size: int, count: int) -> NDArray[np.float64]:
-    """Chances of the sums -size*count to size*count of `count` numbers plus or minus `size`."""
+    """Return the chances of the sums -size*count to size*count of `count` numbers plus or minus `size`."""
     chances = np.zeros(2 * size * count + 1)
     chances[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
     return chances
 
 
-def bootstrap_p(drawn: Totals) -> float:
-    """Two-sided p value from draws of a difference: twice the smaller share on either side of zero, at most 1.
+def bootstrap_p(draws: Totals) -> float:
+    """Return the two-sided p value from draws of a difference: twice the smaller share on either side of zero, at most 1.
 
     It inverts the percentile interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993): below 0.05 about
     where the 95 % interval leaves out zero. One is added to both counts, so it is never 0. Undefined draws are left out;
     nan where all are.
     """
-    known = drawn[~np.isnan(drawn)]
-    if not known.size:
+    defined = draws[~np.isnan(draws)]
+    if not defined.size:
         return float("nan")
-    rarer = min(int((known <= 0).sum()), int((known >= 0).sum()))
-    return min(2 * (rarer + 1) / (known.size + 1), 1.0)
+    rarer = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
+    return min(2 * (rarer + 1) / (defined.size + 1), 1.0)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scandinavian Journal of Statistics, 1979): p values that may be read side by side.
+    """Apply Holm's step-down correction (Scandinavian Journal of Statistics, 1979) to p values read side by side.
 
     The chance of any false finding among them stays at the level, however they depend on each other. A nan stays nan
     and does not count as a comparison.
@@ -232,16 +233,28 @@ def holm(p_values: Sequence[float]) -> list[float]:
         InputError: A p value outside 0 to 1.
     """
     values = np.asarray(p_values, dtype=np.float64)
-    known = np.flatnonzero(~np.isnan(values))
-    if ((values[known] < 0) | (values[known] > 1)).any():
+    defined = np.flatnonzero(~np.isnan(values))
+    if ((values[defined] < 0) | (values[defined] > 1)).any():
         raise InputError(f"holm: p values must lie between 0 and 1, got {list(p_values)}.")
-    order = known[np.argsort(values[known], kind="stable")]
+    order = defined[np.argsort(values[defined], kind="stable")]
     raised = values[order] * np.arange(order.size, 0, -1)
     values[order] = np.minimum(np.maximum.accumulate(raised), 1.0)
     return [float(value) for value in values]
 
 
-def adjusted(comparisons: Mapping[str, Significance]) -> dict[str, Significance]:
-    """The same comparisons with Holm's correction over all of them: several stacks against one plain run."""
-    corrected = holm([one.p for one in comparisons.values()])
-    return {name: replace(one, adjusted_p=p) for (name, one), p in zip(comparisons.items(), corrected, strict=True)}
+def correct_p_values(comparisons: Mapping[str, Significance]) -> dict[str, Significance]:
+    """Apply Holm's correction over all comparisons: several stacks against one plain run."""
+    corrected = holm([comparison.p for comparison in comparisons.values()])
+    return {
+        name: replace(comparison, adjusted_p=p)
+        for (name, comparison), p in zip(comparisons.items(), corrected, strict=True)
+    }
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "adjusted": "lvlm_guard.bench.scoring.significance:correct_p_values",
+        "changes": "lvlm_guard.bench.scoring.significance:count_changes",
+    },
+)

@@ -15,15 +15,32 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_amber
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_figures, script_figures
 from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
-from lvlm_guard.bench.suites.files import BadRow, Row, found, loaded, picture, read_document, read_rows, read_text
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, of_level, yes_no_measures
+from lvlm_guard.bench.suites.files import (
+    BadRow,
+    Row,
+    build_items,
+    find_file,
+    picture,
+    read_document,
+    read_rows,
+    read_text,
+)
+from lvlm_guard.bench.suites.yes_no import (
+    TRUTHS,
+    YES_NO_TOKENS,
+    Part,
+    of_kind,
+    of_level,
+    select_yes_no,
+    yes_no_measures,
+)
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -107,21 +124,26 @@ class Amber:
         at_least(self.name, "max_new_tokens", self.max_new_tokens, 1)
 
     def load(self, data: Path | None) -> Loaded:
-        """Read the part that is wanted, from the data folder or data in it; word lists only where descriptions are scored."""
-        queries = found(self.name, data, _QUERIES, "data")
-        annotations = read_rows(found(self.name, data, _ANNOTATIONS, "data"))
+        """Read the requested part, from the data folder or data in it.
+
+        Word lists only where descriptions are scored.
+        """
+        queries = find_file(self.name, data, _QUERIES, "data")
+        annotations = read_rows(find_file(self.name, data, _ANNOTATIONS, "data"))
         truths = {str(row.values.get("id")): row for row in annotations.rows}
         if self.part != "discriminative":
-            words = _Words.read(found(self.name, data, _RELATION, "data"), found(self.name, data, _SAFE_WORDS, "data"))
+            words = _Words.read(
+                find_file(self.name, data, _RELATION, "data"), find_file(self.name, data, _SAFE_WORDS, "data")
+            )
             object.__setattr__(self, "_words", words)
 
         def items(row: Row) -> list[Item]:
-            return [item for item in [self._item(row, truths)] if self._wanted(item)]
+            return [item for item in [self._item(row, truths)] if self._belongs(item)]
 
-        read = loaded(read_rows(queries), _QUERIES, items)
+        read = build_items(read_rows(queries), _QUERIES, items)
         return Loaded(read.items, (*annotations.problems, *read.problems))
 
-    def _wanted(self, item: Item) -> bool:
+    def _belongs(self, item: Item) -> bool:
         return self.part == "all" or (item.kind == GENERATIVE) == (self.part == GENERATIVE)
 
     def _item(self, row: Row, truths: Mapping[str, Row]) -> Item:
@@ -130,17 +152,17 @@ class Amber:
             raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")
         kind = truths[name].word("type", (GENERATIVE, *LEVEL_OF))
         if kind == GENERATIVE:
-            told = {key: truths[name].names(key) for key in ("truth", "hallu")}
-            return Item(name, image, query, told, "object", kind, max_new_tokens=self.max_new_tokens)
+            truth_lists = {key: truths[name].names(key) for key in ("truth", "hallu")}
+            return Item(name, image, query, truth_lists, "object", kind, max_new_tokens=self.max_new_tokens)
         truth = truths[name].word("truth", TRUTHS)
         return Item(name, image, query + self.prompt_suffix, truth, LEVEL_OF[kind], kind, max_new_tokens=YES_NO_TOKENS)
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from image, images, data/image or the data folder itself."""
+        """Return the picture, from image, images, data/image or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """F1 of "no" over all questions first, then the rest of them, the levels, the types, descriptions last.
+        """Return F1 of "no" over all questions first, then the rest of them, the levels, the types, descriptions last.
 
         Where only descriptions are loaded, theirs come alone.
 
@@ -152,7 +174,7 @@ class Amber:
         if self.part == GENERATIVE:
             return described
         levels = [Part(level, name, of_level(level), positive_no=True) for level, name in _LEVEL_NAMES.items()]
-        whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda one: one.name != "f1")
+        whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda measure: measure.name != "f1")
         of_levels = [measure for part in levels for measure in yes_no_measures(answer, part)]
         return [*whole, *of_levels, *_of_types(answer), *described]
 
@@ -161,25 +183,38 @@ class Amber:
             raise InputError(f"{self.name}: the words are not known yet. Call load(data) on the same object first.")
         cover = self._words.counter()
         return [
-            _measure("chair_ours", "nouns that are absent", cover, lambda one: (one.bad, one.nouns), better=False),
-            _measure("cover_ours", "objects present that are named", cover, lambda one: (one.covered, one.truths)),
+            _measure(
+                "chair_ours", "nouns that are absent", cover, lambda counts: (counts.bad, counts.nouns), better=False
+            ),
+            _measure(
+                "cover_ours", "objects present that are named", cover, lambda counts: (counts.covered, counts.truths)
+            ),
             _measure("hal_ours", "descriptions with an absent noun", cover, _hallucinates, better=False, binary=True),
             _measure(
-                "cog_ours", "expected absent objects named", cover, lambda one: (one.expected, one.hallus), better=False
+                "cog_ours",
+                "expected absent objects named",
+                cover,
+                lambda counts: (counts.expected, counts.hallus),
+                better=False,
             ),
-            _measure("length", "words per description", cover, lambda one: (one.words, 1), better=None),
+            _measure("length", "words per description", cover, lambda counts: (counts.words, 1), better=None),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """What the official script prints for the questions: percent to one place, positive class "no".
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return what the official script prints for the questions: percent to one place, positive class "no".
 
         Its counters begin at 0.001, so it never divides by zero. `official` takes `Yes` and `No` alone as answers, any other
         parser hands over what it reads. Figures of descriptions need the script itself.
         """
         answer = _parser(parser)
-        return script_figures([(one.item.kind, str(one.item.truth), answer(one.text)) for one in judged(said)])
+        return script_figures(
+            [
+                (answered.item.kind, str(answered.item.truth), answer(answered.text))
+                for answered in select_yes_no(answers)
+            ]
+        )
 
-    def export(self, said: Sequence[Said], path: Path, parser: str = "ours") -> None:
+    def export(self, answers: Sequence[AnsweredItem], path: Path, parser: str = "ours") -> None:
         """Write the response file of the official script, by id: descriptions raw, answers as `Yes` or `No`.
 
         An answer that the parser reads as neither is written raw, and the script counts it as wrong.
@@ -188,8 +223,8 @@ class Amber:
             InputError: The file cannot be written.
         """
         answer = _parser(parser)
-        by_id = sorted(said, key=lambda one: int(one.item.id))
-        rows = [{"id": int(one.item.id), "response": _response(one, answer)} for one in by_id]
+        by_id = sorted(answers, key=lambda answered: int(answered.item.id))
+        rows = [{"id": int(answered.item.id), "response": _response(answered, answer)} for answered in by_id]
         write_whole(path, json.dumps(rows, indent=1).encode())
 
     def import_scores(self, path: Path) -> Mapping[str, float]:
@@ -227,23 +262,26 @@ class _Words:
         Raises:
             InputError: One of them cannot be read, or is not of its layout.
         """
-        told = read_document(relation, _RELATION)
-        if not isinstance(told, dict) or not told or not all(_is_list_of_words(value) for value in told.values()):
+        lists = read_document(relation, _RELATION)
+        if not isinstance(lists, dict) or not lists or not all(_is_list_of_words(value) for value in lists.values()):
             raise InputError(f"{relation} is not {_RELATION.what}. Expected layout: {_RELATION.layout}")
-        associated = {key.lower(): [word.lower() for word in words] for key, words in told.items()}
+        associated = {key.lower(): [word.lower() for word in words] for key, words in lists.items()}
         safe = {line.strip().lower() for line in read_text(safe_words, _SAFE_WORDS).splitlines()} - {""}
         return cls(associated, {*associated, *(word for words in associated.values() for word in words)}, safe)
 
-    def counter(self) -> Callable[[Said], Coverage]:
-        """Compares descriptions with the truth of their items; it remembers the nouns, since every measure asks for them."""
+    def counter(self) -> Callable[[AnsweredItem], Coverage]:
+        """Return a function that compares a description with the truth of its item.
+
+        It caches the nouns for all measures.
+        """
 
         @lru_cache(maxsize=_REMEMBERED)
         def nouns(text: str) -> list[str]:
             return amber_nouns(text, self.vocabulary)
 
-        def covered(said: Said) -> Coverage:
-            truth, hallu = (list(map(str.lower, said.item.truth[key])) for key in ("truth", "hallu"))
-            return coverage(nouns(said.text), truth, hallu, self.associated, self.safe, len(said.text.split()))
+        def covered(answered: AnsweredItem) -> Coverage:
+            truth, hallu = (list(map(str.lower, answered.item.truth[key])) for key in ("truth", "hallu"))
+            return coverage(nouns(answered.text), truth, hallu, self.associated, self.safe, len(answered.text.split()))
 
         return covered
 
@@ -257,14 +295,14 @@ def _parser(name: str) -> Parser:
 
 
 def _of_types(answer: Parser) -> list[Measure]:
-    """Accuracy, yes-ratio and unparsed share of each type; two have a single truth, so F1 would say little."""
+    """Build accuracy, yes-ratio and unparsed share of each type; two have a single truth, so F1 would say little."""
     parts = [Part(level, _short(kind), of_kind(kind)) for kind, level in LEVEL_OF.items()]
-    kept = ("accuracy", "yes_ratio", "unparsed")
-    return [one for part in parts for one in yes_no_measures(answer, part) if one.name.startswith(kept)]
+    names = ("accuracy", "yes_ratio", "unparsed")
+    return [measure for part in parts for measure in yes_no_measures(answer, part) if measure.name.startswith(names)]
 
 
 def _short(kind: str) -> str:
-    """The end of a measure's name for a type of question."""
+    """Return the end of a measure's name for a type of question."""
     names = {
         "discriminative-hallucination": "hallucination",
         "discriminative-relation": "relation_yes",
@@ -273,25 +311,25 @@ def _short(kind: str) -> str:
     return names.get(kind) or kind.rpartition("-")[2]
 
 
-def _response(one: Said, answer: Parser) -> str:
-    heard = None if one.item.kind == GENERATIVE else answer(one.text)
-    return one.text if heard is None else "Yes" if heard else "No"
+def _response(answered: AnsweredItem, answer: Parser) -> str:
+    reading = None if answered.item.kind == GENERATIVE else answer(answered.text)
+    return answered.text if reading is None else "Yes" if reading else "No"
 
 
-def _hallucinates(one: Coverage) -> Counts:
-    return float(one.bad > 0), 1.0
+def _hallucinates(counts: Coverage) -> Counts:
+    return float(counts.bad > 0), 1.0
 
 
 def _measure(
     name: str,
     title: str,
-    cover: Callable[[Said], Coverage],
+    cover: Callable[[AnsweredItem], Coverage],
     pick: Callable[[Coverage], Counts],
     *,
     better: bool | None = True,
     binary: bool = False,
 ) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return pick(cover(one)) if one.item.kind == GENERATIVE else None
+    def count(answered: AnsweredItem) -> Counts | None:
+        return pick(cover(answered)) if answered.item.kind == GENERATIVE else None
 
     return Measure(name, "object", title, each(count), higher_is_better=better, binary=binary)

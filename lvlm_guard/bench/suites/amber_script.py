@@ -33,26 +33,26 @@ Answer = tuple[str, str, bool | None]
 
 
 def script_figures(answers: Sequence[Answer]) -> dict[str, float | None]:
-    """Accuracy, precision, recall and F1 as printed: over all questions, by level and by type of attribute."""
+    """Compute accuracy, precision, recall and F1 as printed: over all questions, by level and by type of attribute."""
     figures: dict[str, float | None] = {}
     for group, kinds in {"discriminative": (), **_GROUPS}.items():
-        asked = [one for one in answers if not kinds or one[0] in kinds]
+        selected = [row for row in answers if not kinds or row[0] in kinds]
         starts = len(kinds) if group == "attribute" else 1
         epsilon = _EXISTENCE_EPSILON if group == "existence" else _F1_EPSILON
-        figures |= {f"{group}/{name}": value for name, value in _figures(asked, starts * _START, epsilon).items()}
+        figures |= {f"{group}/{name}": value for name, value in _figures(selected, starts * _START, epsilon).items()}
     return figures
 
 
-def _figures(asked: Sequence[Answer], start: float, epsilon: float) -> dict[str, float]:
-    """Percent to one place; F1 is made of the rounded precision and recall."""
-    right = sum(said is (truth == "yes") for _, truth, said in asked)
-    noes = [truth for _, truth, said in asked if said is False]
-    hits, negatives = noes.count("no"), sum(truth == "no" for _, truth, _ in asked)
+def _figures(rows: Sequence[Answer], start: float, epsilon: float) -> dict[str, float]:
+    """Compute percentages to one place; F1 is computed from the rounded precision and recall."""
+    right = sum(verdict is (truth == "yes") for _, truth, verdict in rows)
+    noes = [truth for _, truth, verdict in rows if verdict is False]
+    hits, negatives = noes.count("no"), sum(truth == "no" for _, truth, _ in rows)
     precision = round(hits / (len(noes) + start) * 100, 1)
     recall = round(hits / (negatives + start) * 100, 1)
     f1 = 2 * (precision / 100) * (recall / 100) / (precision / 100 + recall / 100 + epsilon)
     return {
-        "accuracy": round(right / (len(asked) + start) * 100, 1),
+        "accuracy": round(right / (len(rows) + start) * 100, 1),
         "precision": precision,
         "recall": recall,
         "f1": round(f1 * 100, 1),
@@ -60,15 +60,15 @@ def _figures(asked: Sequence[Answer], start: float, epsilon: float) -> dict[str,
 
 
 def printed_figures(text: str) -> dict[str, float]:
-    """The figures in what the script printed, by section and name, such as "generative/CHAIR" or "existence/F1"."""
+    """Read the figures that the script printed, by section and name, such as "generative/CHAIR" or "existence/F1"."""
     figures: dict[str, float] = {}
     section = ""
     for line in text.splitlines():
-        told = _PRINTED.match(line.strip())
-        if told and told[2] is None:
-            section = _SECTIONS.get(told[1], told[1].lower())
-        elif told and section:
-            figures[f"{section}/{told[1]}"] = float(told[2])
+        match = _PRINTED.match(line.strip())
+        if match and match[2] is None:
+            section = _SECTIONS.get(match[1], match[1].lower())
+        elif match and section:
+            figures[f"{section}/{match[1]}"] = float(match[2])
     return figures
 
 
@@ -108,13 +108,13 @@ def coverage(
     A noun covers the object of its own name, else the first it goes with; the script prefers the latter, compares the rest by
     word vectors, and counts an object listed twice as two. Safe words are never wrong, and cover nothing.
     """
-    known = set(truth).union(*(associated.get(one, ()) for one in truth))
-    judged = [noun for noun in nouns if noun not in safe]
-    bad = [noun for noun in judged if noun not in known]
+    related = set(truth).union(*(associated.get(name, ()) for name in truth))
+    select_yes_no = [noun for noun in nouns if noun not in safe]
+    bad = [noun for noun in select_yes_no if noun not in related]
     return Coverage(
         bad=len(bad),
         nouns=len(nouns),
-        covered=len(_covered([noun for noun in judged if noun in known], truth, associated)),
+        covered=len(_covered([noun for noun in select_yes_no if noun in related], truth, associated)),
         truths=len(set(truth)),
         expected=len(_covered(bad, hallu, associated)),
         hallus=len(set(hallu)),
@@ -123,9 +123,9 @@ def coverage(
 
 
 def _covered(nouns: Sequence[str], objects: Sequence[str], associated: Mapping[str, Sequence[str]]) -> set[str]:
-    """Objects that the nouns name."""
+    """Return the objects that the nouns name."""
     covered: set[str] = set()
     for noun in nouns:
-        going_with = [one for one in objects if noun in associated.get(one, ())]
+        going_with = [name for name in objects if noun in associated.get(name, ())]
         covered.update([noun] if noun in objects else going_with[:1])
     return covered

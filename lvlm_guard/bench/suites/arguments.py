@@ -1,4 +1,4 @@
-"""Checks of the arguments that suites are made with; they come from a command line as often as from code."""
+"""Check the arguments of suites, which come from a command line as often as from code."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection
 from lvlm_guard.errors import InputError, nearest
 
 
-def one_of(suite: str, argument: str, value: object, known: Collection[str]) -> None:
+def one_of(suite: str, argument: str, value: object, values: Collection[str]) -> None:
     """Refuse a value that is none of the known ones.
 
     Raises:
         InputError: It is not; names the nearest.
     """
-    if value not in known:
-        raise InputError(f"{suite}: {argument}={value!r} is not possible.{nearest(str(value), known)}")
+    if value not in values:
+        raise InputError(f"{suite}: {argument}={value!r} is not possible.{nearest(str(value), values)}")
 
 
 def at_least(suite: str, argument: str, value: object, least: int) -> None:

@@ -17,14 +17,14 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import Reading, Vocabulary
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, Row, found, picture, read_document, read_text, records
+from lvlm_guard.bench.suites.files import BadRow, Row, find_file, picture, read_document, read_text, records
 from lvlm_guard.errors import InputError
 
 _REMEMBERED = 2**13
@@ -53,7 +53,7 @@ _CAPTIONS = Required(
 _IDS = Required(
     path="(the argument ids)",
     what="a list of image ids",
-    source="whoever fixed the subset",
+    source="the authors of the subset",
     layout="a number a line, or a JSON array of numbers",
 )
 _IMAGES = Required(
@@ -107,32 +107,32 @@ class Chair:
 
     def load(self, data: Path | None) -> Loaded:
         """Read the vocabulary, the annotations and the images chosen."""
-        vocabulary = _read_vocabulary(found(self.name, data, _SYNONYMS, "data", "annotations"))
+        vocabulary = _read_vocabulary(find_file(self.name, data, _SYNONYMS, "data", "annotations"))
         object.__setattr__(self, "_vocabulary", vocabulary)
-        path = found(self.name, data, _INSTANCES, "annotations")
-        told = found(self.name, data, _CAPTIONS, "annotations")
+        path = find_file(self.name, data, _INSTANCES, "annotations")
+        captions = find_file(self.name, data, _CAPTIONS, "annotations")
         instances = read_document(path, _INSTANCES)
-        listed, problems = _listed(records(instances, path, _INSTANCES, "images"), path)
-        chosen = self._chosen(data, listed)
+        listed_ids, problems = _group_ids(records(instances, path, _INSTANCES, "images"), path)
+        chosen = self._choose(data, listed_ids)
         names = _class_names(records(instances, path, _INSTANCES, "categories"), vocabulary, path)
-        present = _Present(vocabulary, names, {image: {one: set() for one in self.parsers} for image in chosen})
+        present = _Present(vocabulary, names, {image: {parser: set() for parser in self.parsers} for image in chosen})
         for row in records(instances, path, _INSTANCES, "annotations"):
             problems += present.with_instance(row)
-        for row in records(read_document(told, _CAPTIONS), told, _CAPTIONS, "annotations"):
+        for row in records(read_document(captions, _CAPTIONS), captions, _CAPTIONS, "annotations"):
             problems += present.with_caption(row)
         return Loaded(
-            tuple(self._item(image, listed[image], present.classes[image]) for image in chosen), tuple(problems)
+            tuple(self._item(image, listed_ids[image], present.classes[image]) for image in chosen), tuple(problems)
         )
 
-    def _chosen(self, data: Path | None, listed: Mapping[int, str]) -> list[int]:
-        """Ids of the images to caption: those of the file, or a draw without replacement from all, in order."""
+    def _choose(self, data: Path | None, listed_ids: Mapping[int, str]) -> list[int]:
+        """Choose the ids of the images to caption: those of the file, or a draw without replacement, in order."""
         if self.ids:
-            return _read_ids((data or Path()) / self.ids, listed)
-        every = np.array(sorted(listed))
+            return _read_ids((data or Path()) / self.ids, listed_ids)
+        every = np.array(sorted(listed_ids))
         if not self.images or self.images >= len(every):
-            return [int(one) for one in every]
-        drawn = np.random.default_rng(self.seed).choice(every, self.images, replace=False)
-        return sorted(int(one) for one in drawn)
+            return [int(name) for name in every]
+        draw = np.random.default_rng(self.seed).choice(every, self.images, replace=False)
+        return sorted(int(name) for name in draw)
 
     def _item(self, image: int, file: str, present: Mapping[str, Collection[str]]) -> Item:
         return Item(
@@ -146,11 +146,11 @@ class Chair:
         )
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2014, images/val2014, images or the data folder itself."""
+        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
+        """Return CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
 
         Raises:
             InputError: Nothing was loaded by this object, or the parser is unknown.
@@ -158,30 +158,34 @@ class Chair:
         count = self._counter(parser)
         return [
             _measure(
-                "chair_i", "objects named that are absent", count, lambda one: (one.absent, one.named), better=False
+                "chair_i",
+                "objects named that are absent",
+                count,
+                lambda counts: (counts.absent, counts.named),
+                better=False,
             ),
             _measure("chair_s", "captions that name an absent object", count, _captions, better=False, binary=True),
-            _measure("recall", "objects present that are named", count, lambda one: (one.found, one.present)),
-            _measure("named", "objects named per caption", count, lambda one: (one.named, 1), better=None),
-            _measure("length", "words per caption", count, lambda one: (one.words, 1), better=None),
+            _measure("recall", "objects present that are named", count, lambda counts: (counts.found, counts.present)),
+            _measure("named", "objects named per caption", count, lambda counts: (counts.named, 1), better=None),
+            _measure("length", "words per caption", count, lambda counts: (counts.words, 1), better=None),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return CHAIRs and CHAIRi in percent to one place; None where there is no caption, or none names an object."""
         count = self._counter(parser)
-        every = [count(one) for one in said]
-        named = sum(one.named for one in every)
+        every = [count(answer) for answer in answers]
+        named = sum(counts.named for counts in every)
         return {
-            "CHAIRs": round(100 * sum(one.absent > 0 for one in every) / len(every), 1) if every else None,
-            "CHAIRi": round(100 * sum(one.absent for one in every) / named, 1) if named else None,
+            "CHAIRs": round(100 * sum(counts.absent > 0 for counts in every) / len(every), 1) if every else None,
+            "CHAIRi": round(100 * sum(counts.absent for counts in every) / named, 1) if named else None,
         }
 
-    def _counter(self, parser: str) -> Callable[[Said], CaptionCounts]:
+    def _counter(self, parser: str) -> Callable[[AnsweredItem], CaptionCounts]:
         read = self._reading(parser)
 
-        def count(one: Said) -> CaptionCounts:
-            caption = finished(one.text) if self.drop_unfinished else one.text
-            return count_caption(read(caption), set(one.item.truth[parser]), len(caption.split()))
+        def count(answer: AnsweredItem) -> CaptionCounts:
+            caption = finished(answer.text) if self.drop_unfinished else answer.text
+            return count_caption(read(caption), set(answer.item.truth[parser]), len(caption.split()))
 
         return count
 
@@ -194,11 +198,14 @@ class Chair:
 
 
 def finished(caption: str) -> str:
-    """A caption without an unfinished last sentence; whole where it ends with one, or has no end of a sentence."""
+    """Cut an unfinished last sentence off.
+
+    A caption that ends with a whole one, or holds no end of a sentence, is unchanged.
+    """
     if _END.search(caption):
         return caption
-    kept = _LAST_END.match(caption)
-    return kept[0] if kept else caption
+    match = _LAST_END.match(caption)
+    return match[0] if match else caption
 
 
 def _readings(vocabulary: Vocabulary) -> Mapping[str, Reading]:
@@ -212,32 +219,32 @@ def _read_vocabulary(path: Path) -> Vocabulary:
     return vocabulary
 
 
-def _listed(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
-    """File names by image id, and the records that could not be used."""
-    listed: dict[int, str] = {}
-    problems = [problem for row in rows for problem in _list(row, listed)]
-    if not listed:
+def _group_ids(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
+    """Return file names by image id, and the records that could not be used."""
+    ids: dict[int, str] = {}
+    problems = [problem for row in rows for problem in _list(row, ids)]
+    if not ids:
         raise InputError(f"{path} lists no usable image. Expected layout: {_INSTANCES.layout}")
-    return listed, problems
+    return ids, problems
 
 
-def _list(row: Row, listed: dict[int, str]) -> list[Problem]:
+def _list(row: Row, ids: dict[int, str]) -> list[Problem]:
     """Add the file name of one image; the problem if the record cannot be used."""
     try:
-        listed[row.number("id")] = row.text("file_name")
+        ids[row.number("id")] = row.text("file_name")
     except BadRow as error:
         return [row.problem(error)]
     return []
 
 
-def _read_ids(path: Path, listed: Mapping[int, str]) -> list[int]:
+def _read_ids(path: Path, allowed: Mapping[int, str]) -> list[int]:
     text = read_text(path, _IDS)
     try:
-        told = json.loads(text) if text.lstrip().startswith("[") else text.split()
-        ids = list(dict.fromkeys(int(one) for one in told))
+        names = json.loads(text) if text.lstrip().startswith("[") else text.split()
+        ids = list(dict.fromkeys(int(name) for name in names))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not {_IDS.what}: {error}. Expected layout: {_IDS.layout}") from error
-    unknown = [one for one in ids if one not in listed]
+    unknown = [name for name in ids if name not in allowed]
     if unknown or not ids:
         what = f"the id {unknown[0]}, which {_INSTANCES.path} does not have" if unknown else "no id"
         raise InputError(f"{path} names {what}. Expected layout: {_IDS.layout}")
@@ -276,7 +283,7 @@ class _Present:
 
 
 def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
-    """Classes of CHAIR by category id; an unusable category makes problems of its annotations."""
+    """Return the classes of CHAIR by category id; an unusable category makes problems of its annotations."""
     names: dict[int, str] = {}
     for row in rows:
         try:
@@ -291,17 +298,19 @@ def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dic
     return names
 
 
-def _captions(one: CaptionCounts) -> tuple[float, float]:
-    return float(one.absent > 0), 1.0
+def _captions(counts: CaptionCounts) -> tuple[float, float]:
+    return float(counts.absent > 0), 1.0
 
 
 def _measure(
     name: str,
     title: str,
-    count: Callable[[Said], CaptionCounts],
+    count: Callable[[AnsweredItem], CaptionCounts],
     pick: Callable[[CaptionCounts], Counts],
     *,
     better: bool | None = True,
     binary: bool = False,
 ) -> Measure:
-    return Measure(name, "object", title, each(lambda one: pick(count(one))), higher_is_better=better, binary=binary)
+    return Measure(
+        name, "object", title, each(lambda counts: pick(count(counts))), higher_is_better=better, binary=binary
+    )

@@ -1,4 +1,4 @@
-"""Reads what suites are stored in, row by row with line numbers: JSON Lines, JSON arrays, whole documents and pictures."""
+"""Read the files of suites, row by row with line numbers: JSON Lines, JSON arrays, whole documents and pictures."""
 
 from __future__ import annotations
 
@@ -29,49 +29,52 @@ class BadRow(InputError):
 
 @dataclass(frozen=True)
 class Row:
-    """One record of a file, and where it stands. The readers raise `BadRow` where a value is missing or of another type."""
+    """One record of a file, and where it stands.
+
+    The readers raise `BadRow` where a value is missing or of another type.
+    """
 
     file: str
     line: int
     values: Mapping[str, Any]
 
     def text(self, key: str) -> str:
-        """A string that is not blank and holds no half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+        """Return a string that is not blank and holds no half of a surrogate pair, which UTF-8 cannot encode."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.strip() or _SURROGATE.search(value):
             raise BadRow(f"{key!r} should be a text, and is {_shown(self.values, key)}")
         return value
 
-    def word(self, key: str, known: Collection[str]) -> str:
-        """One of the known words, in any case, blanks round it dropped."""
+    def word(self, key: str, words: Collection[str]) -> str:
+        """Return one of the known words, in lower case, surrounding blanks dropped."""
         value = self.text(key).strip().lower()
-        if value not in known:
-            raise BadRow(f"{key!r} should be one of {', '.join(sorted(known))}, and is {_shown(self.values, key)}")
+        if value not in words:
+            raise BadRow(f"{key!r} should be one of {', '.join(sorted(words))}, and is {_shown(self.values, key)}")
         return value
 
     def name(self, key: str) -> str:
-        """A whole number or a text, as text."""
+        """Return a whole number or a text, as text."""
         value = self.values.get(key)
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**_LONGEST_ID:
             return str(value)
         return self.text(key).strip()
 
     def number(self, key: str) -> int:
-        """A whole number from 0, as a number or as text."""
+        """Return a whole number from 0, as a number or as text."""
         name = self.name(key)
         if not (name.isascii() and name.isdecimal() and len(name) <= _LONGEST_ID):
             raise BadRow(f"{key!r} should be a whole number, and is {_shown(self.values, key)}")
         return int(name)
 
     def names(self, key: str) -> list[str]:
-        """A list of texts; it may be empty."""
+        """Return a list of texts; it may be empty."""
         value = self.values.get(key)
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        if not isinstance(value, list) or not all(isinstance(element, str) for element in value):
             raise BadRow(f"{key!r} should be a list of texts, and is {_shown(self.values, key)}")
         return list(value)
 
     def problem(self, what: object) -> Problem:
-        """What is wrong with this row."""
+        """Return what is wrong with this row."""
         return Problem(self.file, self.line, str(what))
 
 
@@ -91,17 +94,17 @@ def read_rows(path: Path) -> Read:
         InputError: It cannot be opened.
     """
     content = read_bytes(path)
-    found = _of_array(content, path) if content.lstrip()[:1] == b"[" else _of_lines(content, path)
-    entries = list(found)
+    readings = _of_array(content, path) if content.lstrip()[:1] == b"[" else _of_lines(content, path)
+    entries = list(readings)
     return Read(
         path,
-        [one for one in entries if isinstance(one, Row)],
-        [one for one in entries if isinstance(one, Problem)],
+        [entry for entry in entries if isinstance(entry, Row)],
+        [entry for entry in entries if isinstance(entry, Problem)],
     )
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content without a byte order mark.
+    """Return the content without a byte order mark.
 
     Raises:
         InputError: It cannot be opened.
@@ -113,7 +116,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path, need: Required) -> str:
-    """A whole file as text.
+    """Return a whole file as text.
 
     Raises:
         InputError: It cannot be opened, or is not UTF-8.
@@ -125,7 +128,7 @@ def read_text(path: Path, need: Required) -> str:
 
 
 def read_document(path: Path, need: Required) -> Any:
-    """A whole file as one JSON value.
+    """Return a whole file as one JSON value.
 
     Raises:
         InputError: It cannot be opened, or is no JSON.
@@ -137,15 +140,17 @@ def read_document(path: Path, need: Required) -> Any:
 
 
 def records(document: Any, path: Path, need: Required, key: str) -> list[Row]:
-    """The records that a JSON document lists under a key; the line of each is its place in the list.
+    """Return the records that a JSON document lists under a key; the line of each is its place in the list.
 
     Raises:
         InputError: It has no such list.
     """
-    listed = document.get(key) if isinstance(document, dict) else None
-    if not isinstance(listed, list):
+    values = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(values, list):
         raise _unlike(path, need, f"it has no list {key!r}")
-    return [Row(f"{path.name}, {key}", at, one if isinstance(one, dict) else {}) for at, one in enumerate(listed, 1)]
+    return [
+        Row(f"{path.name}, {key}", at, value if isinstance(value, dict) else {}) for at, value in enumerate(values, 1)
+    ]
 
 
 def _of_lines(content: bytes, path: Path) -> Iterator[Row | Problem]:
@@ -169,11 +174,11 @@ def _of_array(content: bytes, path: Path) -> Iterator[Row | Problem]:
         yield Problem(path.name, 1 + content.count(b"\n", 0, error.start), f"not UTF-8: {error.reason}")
         return
     decoder = json.JSONDecoder()
-    at, counted, line = 1, 0, 1 + content[: len(content) - len(content.lstrip())].count(b"\n")
+    at, counted_to, line = 1, 0, 1 + content[: len(content) - len(content.lstrip())].count(b"\n")
     while True:
         gap = _BETWEEN.match(text, at)
         at = gap.end() if gap else at
-        line, counted = line + text.count("\n", counted, at), at
+        line, counted_to = line + text.count("\n", counted_to, at), at
         if text[at : at + 1] == "]":
             return
         try:
@@ -184,7 +189,7 @@ def _of_array(content: bytes, path: Path) -> Iterator[Row | Problem]:
         yield Row(path.name, line, value) if isinstance(value, dict) else Problem(path.name, line, "no JSON object")
 
 
-def loaded(read: Read, need: Required, make: Callable[[Row], Iterable[Item]]) -> Loaded:
+def build_items(read: Read, need: Required, make: Callable[[Row], Iterable[Item]]) -> Loaded:
     """Make items of all rows; rows that `make` refuses, and ids that occurred before, become problems.
 
     Raises:
@@ -194,23 +199,23 @@ def loaded(read: Read, need: Required, make: Callable[[Row], Iterable[Item]]) ->
     problems = list(read.problems)
     for row in read.rows:
         try:
-            made = list(make(row))
+            fresh = list(make(row))
         except BadRow as error:
             problems.append(row.problem(error))
             continue
-        again = [item.id for item in made if item.id in items]
+        again = [item.id for item in fresh if item.id in items]
         if again:
             problems.append(row.problem(f"the id {again[0]!r} occurred before"))
         else:
-            items.update((item.id, item) for item in made)
+            items.update((item.id, item) for item in fresh)
     if not items:
         first = f"line {problems[0].line}: {problems[0].what}" if problems else "it is empty"
         raise _unlike(read.path, need, first)
-    return Loaded(tuple(items.values()), tuple(sorted(problems, key=lambda one: one.line)))
+    return Loaded(tuple(items.values()), tuple(sorted(problems, key=lambda problem: problem.line)))
 
 
-def joined(parts: Iterable[Loaded]) -> Loaded:
-    """Everything that several files hold, in their order."""
+def join(parts: Iterable[Loaded]) -> Loaded:
+    """Join everything that several files hold, in their order."""
     every = list(parts)
     return Loaded(
         tuple(item for part in every for item in part.items),
@@ -218,8 +223,8 @@ def joined(parts: Iterable[Loaded]) -> Loaded:
     )
 
 
-def found(suite: str, data: Path | None, need: Required, *folders: str) -> Path:
-    """The place of a required file: under the data folder, or under the first of some folders in it that has it.
+def find_file(suite: str, data: Path | None, need: Required, *folders: str) -> Path:
+    """Find a required file under the data folder, or under the first of some folders in it that has it.
 
     Raises:
         InputError: It is in none of them; says what it is, where it comes from and what it looks like.
@@ -233,7 +238,7 @@ def found(suite: str, data: Path | None, need: Required, *folders: str) -> Path:
 
 
 def missing(suite: str, data: Path | None, need: Required) -> InputError:
-    """The error for something required that is not there."""
+    """Build the error for something required that is not there."""
     place = (
         f"{data / need.path} does not exist" if data is not None else f"{suite} needs a data folder with {need.path}"
     )
@@ -245,7 +250,7 @@ def _unlike(path: Path, need: Required, why: str) -> InputError:
 
 
 def picture(suite: str, data: Path | None, need: Required, name: str, folders: Sequence[str]) -> Image.Image:
-    """A picture by its name, RGB, from the first of some folders of the data folder that has it.
+    """Load a picture by its name as RGB, from the first of some folders of the data folder that has it.
 
     Raises:
         InputError: It is in none of them, its name leads out of them, or it cannot be read.

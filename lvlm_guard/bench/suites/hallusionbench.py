@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites import hallusionbench_causes
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, Row, found, loaded, picture, read_rows
-from lvlm_guard.bench.suites.yes_no import Part, judged, of_kind, yes_no_measures
+from lvlm_guard.bench.suites.files import BadRow, Row, build_items, find_file, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import Part, of_kind, select_yes_no, yes_no_measures
 
 KINDS = ("VD", "VS")
 _RELATIONS = ("video", "map")
@@ -73,22 +73,22 @@ class HallusionBench:
 
     def load(self, data: Path | None) -> Loaded:
         """Read all rows; those without a figure where they are wanted."""
-        return loaded(read_rows(found(self.name, data, _ROWS)), _ROWS, self._items)
+        return build_items(read_rows(find_file(self.name, data, _ROWS)), _ROWS, self._items)
 
     def _items(self, row: Row) -> list[Item]:
         part = {key: row.name(key) for key in ("category", "subcategory", "set_id", "figure_id", "question_id")}
         if part["category"] not in KINDS:
             raise BadRow(f"'category' should be VD or VS, and is {part['category']!r}")
         visual = row.word("visual_input", ("0", "1", "2"))
-        seen = visual != "0"
+        has_figure = visual != "0"
         question = [part[key] for key in ("category", "subcategory", "set_id", "question_id")]
         figure = [part[key] for key in ("category", "subcategory", "set_id", "figure_id")]
-        if not seen and not self.text_only:
+        if not has_figure and not self.text_only:
             return []
         return [
             Item(
                 id="/".join([*figure, part["question_id"]]),
-                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if seen else None,
+                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if has_figure else None,
                 prompt=row.text("question") + self.prompt_suffix,
                 truth="yes" if row.word("gt_answer", ("0", "1")) == "1" else "no",
                 level="relation" if part["subcategory"] in _RELATIONS else "attribute",
@@ -105,40 +105,43 @@ class HallusionBench:
         ]
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from hallusion_bench, images or the data folder itself."""
+        """Return the picture, from hallusion_bench, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _PICTURES)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Accuracy per question (aAcc) first, then per question group and figure, then the rest; over all and by category."""
+        """Return accuracy per question (aAcc) first, then per question group and figure, then the rest.
+
+        Over all and by category.
+        """
         answer = _parser(parser)
         parts = [Part("all"), *(Part("all", kind, of_kind(kind)) for kind in KINDS)]
         every = [measure for part in parts for measure in yes_no_measures(answer, part)]
         return [every[0], _grouped("question", answer), _grouped("figure", answer), *every[1:]]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """The figures of the official leaderboard, percent to four places, None where nothing of the kind was asked.
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return the figures of the official leaderboard, percent to four places; None where nothing was asked.
 
         The grades are ours (right, wrong, unclear); the arithmetic is the script's: unclear counts as right where there is
         no figure to a question that one would supplement; easy questions are those of figure 0, hard ones the others, both
         grouped as for qAcc. LH, VI, Mixed: of the failed groups of qAcc, why they failed (`hallusionbench_causes`).
         """
-        answer, asked = _parser(parser), judged(said)
-        easy = [one for one in asked if one.item.extra["figure_id"] == "0"]
-        hard = [one for one in asked if one.item.extra["figure_id"] != "0"]
-        figures = [one for one in asked if not _without_figure(one.item)]
+        answer, questions = _parser(parser), select_yes_no(answers)
+        easy = [answered for answered in questions if answered.item.extra["figure_id"] == "0"]
+        hard = [answered for answered in questions if answered.item.extra["figure_id"] != "0"]
+        figures = [answered for answered in questions if not _without_figure(answered.item)]
         return {
-            "aAcc": _all_right(asked, lambda item: item.id, answer),
-            "qAcc": _all_right(asked, _named("question"), answer),
+            "aAcc": _all_right(questions, lambda item: item.id, answer),
+            "qAcc": _all_right(questions, _named("question"), answer),
             "fAcc": _all_right(figures, _named("figure"), answer),
             "easy": _all_right(easy, _named("question"), answer),
             "hard": _all_right(hard, _named("question"), answer),
-            **hallusionbench_causes.shares(asked, answer),
+            **hallusionbench_causes.shares(questions, answer),
         }
 
 
 def _parser(name: str) -> Parser:
-    known = {one: COMMON[one] for one in HallusionBench.parsers}
-    return named(HallusionBench.name, known, name)
+    parsers = {parser: COMMON[parser] for parser in HallusionBench.parsers}
+    return named(HallusionBench.name, parsers, name)
 
 
 def _named(key: str) -> Callable[[Item], str]:
@@ -149,25 +152,28 @@ def _without_figure(item: Item) -> bool:
     return item.kind == "VS" and item.extra["figure_id"] == "0"
 
 
-def _is_right(one: Said, answer: Parser) -> bool:
-    heard = answer(one.text)
-    return _without_figure(one.item) if heard is None else heard is (one.item.truth == "yes")
+def _is_right(answered: AnsweredItem, answer: Parser) -> bool:
+    reading = answer(answered.text)
+    return _without_figure(answered.item) if reading is None else reading is (answered.item.truth == "yes")
 
 
-def _all_right(said: Sequence[Said], group: Callable[[Item], str], answer: Parser) -> float | None:
-    """Percent of groups whose every answer is right."""
+def _all_right(answers: Sequence[AnsweredItem], group: Callable[[Item], str], answer: Parser) -> float | None:
+    """Return the percentage of groups whose every answer is right."""
     groups: dict[str, bool] = {}
-    for one in said:
-        groups[group(one.item)] = groups.get(group(one.item), True) and _is_right(one, answer)
+    for answered in answers:
+        groups[group(answered.item)] = groups.get(group(answered.item), True) and _is_right(answered, answer)
     return round(100 * sum(groups.values()) / len(groups), 4) if groups else None
 
 
 def _grouped(key: str, answer: Parser) -> Measure:
-    """Share of groups whose every answer is right; figures leave the questions without one out, as the official script."""
+    """Measure the share of groups whose every answer is right.
+
+    Figures leave out questions without one, as the script does.
+    """
 
     def count(group: Group) -> Counts | None:
         if key == "figure" and _without_figure(group[0].item):
             return None
-        return (float(all(_is_right(one, answer) for one in group)), 1.0)
+        return (float(all(_is_right(answered, answer) for answered in group)), 1.0)
 
     return Measure(f"{key}_accuracy", "all", f"{key}s with every answer right", count, group=_named(key), binary=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.scoring.parsers import Parser
 
 LANGUAGE, VISION = "language", "vision"
@@ -25,49 +25,53 @@ AGAINST_COMMON_SENSE = "2"
 """`visual_input` of a figure that was edited."""
 
 
-def shares(said: Sequence[Said], answer: Parser) -> Mapping[str, float | None]:
-    """Percent, to four places, of the failed question groups that failed of language, of vision, or of both.
+def shares(answers: Sequence[AnsweredItem], answer: Parser) -> Mapping[str, float | None]:
+    """Return the percentages, to four places, of failed question groups that failed through language, vision, or both.
 
     A group without its original question is left out. All are None where no group failed.
     """
     causes: dict[str, Causes] = {}
-    originals = {str(one.item.extra["question"]): one for one in said if one.item.extra["figure_id"] == ORIGINAL}
-    for one in said:
-        name = str(one.item.extra["question"])
+    originals = {
+        str(answered.item.extra["question"]): answered
+        for answered in answers
+        if answered.item.extra["figure_id"] == ORIGINAL
+    }
+    for answered in answers:
+        name = str(answered.item.extra["question"])
         if name in originals:
-            causes[name] = causes.get(name, NONE) | _causes(one, originals[name], answer)
-    failed = [found for found in causes.values() if found]
+            causes[name] = causes.get(name, NONE) | _causes(answered, originals[name], answer)
+    failed = [cause for cause in causes.values() if cause]
     kinds = {"LH": FROM_LANGUAGE, "VI": FROM_VISION, "Mixed": FROM_BOTH}
     return {name: round(100 * failed.count(kind) / len(failed), 4) if failed else None for name, kind in kinds.items()}
 
 
-def _causes(one: Said, original: Said, answer: Parser) -> Causes:
-    needs_figure = one.item.kind == "VD"
-    if one is original:
+def _causes(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
+    needs_figure = answered.item.kind == "VD"
+    if answered is original:
         if needs_figure:
-            return NONE if _right(one, answer) else FROM_VISION
-        return NONE if _right(one, answer) is not False else FROM_LANGUAGE
-    if _right(one, answer):
+            return NONE if _right(answered, answer) else FROM_VISION
+        return NONE if _right(answered, answer) is not False else FROM_LANGUAGE
+    if _right(answered, answer):
         return NONE
-    return _of_figure(one, original, answer) if needs_figure else _of_supplement(one, original, answer)
+    return _of_figure(answered, original, answer) if needs_figure else _of_supplement(answered, original, answer)
 
 
-def _of_figure(one: Said, original: Said, answer: Parser) -> Causes:
-    """A question that cannot be answered without its figure, gone wrong on another figure than the original."""
-    remembered = _right(original, answer) and answer(one.text) is answer(original.text)
+def _of_figure(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
+    """Return why a question that needs its figure failed on another figure than the original."""
+    remembered = _right(original, answer) and answer(answered.text) is answer(original.text)
     return FROM_BOTH if remembered else FROM_VISION
 
 
-def _of_supplement(one: Said, original: Said, answer: Parser) -> Causes:
-    """A question that was first asked without a figure, gone wrong with one."""
-    before, same = _right(original, answer), answer(one.text) is answer(original.text)
+def _of_supplement(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
+    """Return why a question that was first asked without a figure failed with one."""
+    before, same = _right(original, answer), answer(answered.text) is answer(original.text)
     if before is False:
         return FROM_LANGUAGE if same else FROM_BOTH
-    ignored = before and same and one.item.extra["visual_input"] == AGAINST_COMMON_SENSE
+    ignored = before and same and answered.item.extra["visual_input"] == AGAINST_COMMON_SENSE
     return FROM_LANGUAGE if ignored else FROM_VISION
 
 
-def _right(one: Said, answer: Parser) -> bool | None:
-    """Whether the answer is right; None where it is neither yes nor no."""
-    heard = answer(one.text)
-    return None if heard is None else heard is (one.item.truth == "yes")
+def _right(answered: AnsweredItem, answer: Parser) -> bool | None:
+    """Return whether the answer is right; None where it is neither yes nor no."""
+    reading = answer(answered.text)
+    return None if reading is None else reading is (answered.item.truth == "yes")

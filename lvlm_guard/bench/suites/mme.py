@@ -14,14 +14,14 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.intervals import Statistic, Totals
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import is_text
-from lvlm_guard.bench.suites.files import Read, Row, joined, loaded, missing, picture, read_bytes
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, right, yes_no_measures
+from lvlm_guard.bench.suites.files import Read, Row, build_items, join, missing, picture, read_bytes
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, right, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -78,7 +78,7 @@ class Mme:
         parts = [part for kind in LEVEL_OF for part in self._task(data, kind)]
         if not any(part.items for part in parts):
             raise missing(self.name, data, _QUESTIONS)
-        return joined(parts)
+        return join(parts)
 
     def _task(self, data: Path | None, kind: str) -> Iterator[Loaded]:
         if data is None:
@@ -90,7 +90,7 @@ class Mme:
                 return
 
     def _picture_of(self, path: Path, kind: str, root: Path) -> Loaded:
-        """The questions about one picture; a file without a usable line is a problem, and stops nothing."""
+        """Build the questions about one picture; a file without a usable line is a problem, and stops nothing."""
         image = _beside(path, kind, root)
 
         def item(row: Row) -> list[Item]:
@@ -108,29 +108,35 @@ class Mme:
 
         read = _read(path, kind)
         try:
-            return loaded(read, _QUESTIONS, item)
+            return build_items(read, _QUESTIONS, item)
         except InputError as error:
             return Loaded((), (Problem(f"{kind}/{path.name}", 0, str(error)),))
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from the folder of its task."""
+        """Return the picture, from the folder of its task."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """The summed score first (0 to 800), then the score of each task (0 to 200), then what all yes/no suites have."""
+        """Return the summed score (0 to 800), the score of each task (0 to 200), then the measures of all yes/no suites."""
         answer = _parser(parser)
         parts = [Part("all"), *(Part(level, kind, of_kind(kind)) for kind, level in LEVEL_OF.items())]
         rest = [measure for part in parts for measure in yes_no_measures(answer, part)]
         return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """Score of each task and their sum; None where a picture has not exactly two answers, on which the tool stops."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Score of each task and their sum.
+
+        None where a picture has not exactly two answers, on which the tool stops.
+        """
         answer = _parser(parser)
         scores = {
-            kind: _official_score([one for one in judged(said) if one.item.kind == kind], answer) for kind in LEVEL_OF
+            kind: _official_score(
+                [answered for answered in select_yes_no(answers) if answered.item.kind == kind], answer
+            )
+            for kind in LEVEL_OF
         }
-        known = [score for score in scores.values() if score is not None]
-        return {**scores, "total": sum(known) if len(known) == len(LEVEL_OF) else None}
+        defined = [score for score in scores.values() if score is not None]
+        return {**scores, "total": sum(defined) if len(defined) == len(LEVEL_OF) else None}
 
 
 def _parser(name: str) -> Parser:
@@ -138,14 +144,14 @@ def _parser(name: str) -> Parser:
 
 
 def _beside(path: Path, kind: str, root: Path) -> str:
-    """Name of the picture that belongs to a file of questions; that of a .jpg where there is none yet."""
+    """Return the name of the picture that belongs to a file of questions; that of a .jpg where there is none yet."""
     folder = "images" if path.parent != root else "."
     names = [Path(kind, folder, path.stem + suffix) for suffix in _SUFFIXES]
     return next((name for name in names if (root.parent / name).is_file()), names[0]).as_posix()
 
 
 def _read(path: Path, kind: str) -> Read:
-    """The lines of a file; question and answer are parted by a tab."""
+    """Return the lines of a file; question and answer are parted by a tab."""
     lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     parted = [(number, line.strip().rpartition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
     rows = [
@@ -155,29 +161,29 @@ def _read(path: Path, kind: str) -> Read:
     return Read(path, rows, ())
 
 
-def _official_score(said: Sequence[Said], answer: Parser) -> float | None:
+def _official_score(answers: Sequence[AnsweredItem], answer: Parser) -> float | None:
     pictures: dict[str | None, list[bool]] = {}
-    for one in said:
-        pictures.setdefault(one.item.image, []).append(right(one, answer))
+    for answered in answers:
+        pictures.setdefault(answered.item.image, []).append(right(answered, answer))
     if not pictures or any(len(both) != _QUESTIONS_OF_A_PICTURE for both in pictures.values()):
         return None
-    accuracy = sum(map(sum, pictures.values())) / len(said)
+    accuracy = sum(map(sum, pictures.values())) / len(answers)
     return 100 * accuracy + 100 * sum(map(all, pictures.values())) / len(pictures)
 
 
 def _picture_counts(group: Group, kind: str, answer: Parser) -> Counts:
-    """Right answers, answers, whether all are right, one picture; zeros for a picture of another task."""
+    """Count right answers, answers, whether all are right, and one picture; zeros for a picture of another task."""
     if group[0].item.kind != kind:
         return (0.0, 0.0, 0.0, 0.0)
-    results = [right(one, answer) for one in group]
+    results = [right(answered, answer) for answered in group]
     return (float(sum(results)), float(len(results)), float(all(results)), 1.0)
 
 
 def _of_task(place: int) -> Statistic:
     def score(totals: Totals) -> Totals:
-        good, asked, both, pictures = (totals[..., 4 * place + at] for at in range(4))
+        good, answered, both, pictures = (totals[..., 4 * place + at] for at in range(4))
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(100 * good / asked + 100 * both / pictures)
+            return np.asarray(100 * good / answered + 100 * both / pictures)
 
     return score
 

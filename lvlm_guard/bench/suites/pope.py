@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
-from lvlm_guard.bench.suites.files import Row, joined, loaded, missing, picture, read_rows
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, of_kind, yes_no_measures
+from lvlm_guard.bench.suites.files import Row, build_items, join, missing, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
 KINDS = ("random", "popular", "adversarial")
@@ -76,10 +76,10 @@ class Pope:
         places = {kind: path for kind in KINDS if (path := self._place(data, kind)) is not None}
         if not places:
             raise missing(self.name, data, _QUESTIONS)
-        return joined(self._read(kind, path) for kind, path in places.items())
+        return join(self._read(kind, path) for kind, path in places.items())
 
     def _place(self, data: Path | None, kind: str) -> Path | None:
-        """The one file of a kind; its name may end in .json or .jsonl."""
+        """Find the one file of a kind; its name may end in .json or .jsonl."""
         if data is None:
             raise missing(self.name, data, _QUESTIONS)
         pattern = self.files or f"**/{self.source}_pope*{kind}*.json*"
@@ -109,20 +109,20 @@ class Pope:
                 )
             ]
 
-        return loaded(read_rows(path), _QUESTIONS, item)
+        return build_items(read_rows(path), _QUESTIONS, item)
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2014, images/val2014, images or the data folder itself."""
+        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _PICTURES)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Accuracy first; every measure over all kinds, then for each."""
+        """Return accuracy first; every measure over all kinds, then for each."""
         answer = _parser(parser)
         parts = [Part("object"), *(Part("object", kind, of_kind(kind)) for kind in KINDS)]
         return [measure for part in parts for measure in yes_no_measures(answer, part)]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """What the script of the parser's owner prints for each kind, and n.
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return what the script of the parser's owner prints for each kind, and n.
 
         `official` and `ours` go through POPE's script, which divides without a guard: where it fails, all its figures are
         None. `lmms_eval` has a recall that leaves answers out which are neither, and a yes-ratio of the truth. `vlmevalkit`
@@ -131,7 +131,11 @@ class Pope:
         answer, script = _parser(parser), _SCRIPTS.get(parser, _pope)
         figures: dict[str, float | None] = {}
         for kind in KINDS:
-            pairs = [(answer(one.text), one.item.truth == "yes") for one in judged(said) if one.item.kind == kind]
+            pairs = [
+                (answer(answered.text), answered.item.truth == "yes")
+                for answered in select_yes_no(answers)
+                if answered.item.kind == kind
+            ]
             if pairs:
                 printed = dict(zip(_FIGURES, script(pairs), strict=True))
                 figures |= {f"{kind}/{name}": value for name, value in printed.items()}
@@ -147,8 +151,8 @@ def _parser(name: str) -> Parser:
 
 
 def _pope(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
-    positives, right = sum(true for _, true in pairs), sum(said is true for said, true in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
+    positives, right = sum(true for _, true in pairs), sum(verdict is true for verdict, true in pairs)
     try:
         precision, recall = hits / yeses, hits / positives
         f1 = 2 * precision * recall / (precision + recall)
@@ -158,17 +162,20 @@ def _pope(pairs: Pairs) -> tuple[float | None, ...]:
 
 
 def _lmms_eval(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
     positives = sum(true for _, true in pairs)
-    misses, right = sum(said is False and true for said, true in pairs), sum(said is true for said, true in pairs)
+    misses, right = (
+        sum(verdict is False and true for verdict, true in pairs),
+        sum(verdict is true for verdict, true in pairs),
+    )
     precision, recall = _guarded(hits, yeses), _guarded(hits, hits + misses)
     f1 = _guarded(2 * precision * recall, precision + recall)
     return right / len(pairs), precision, recall, f1, positives / len(pairs)
 
 
 def _vlmevalkit(pairs: Pairs) -> tuple[float | None, ...]:
-    hits, yeses = sum(said is True and true for said, true in pairs), sum(said is True for said, _ in pairs)
-    positives, right = sum(true for _, true in pairs), sum(said is true for said, true in pairs)
+    hits, yeses = sum(verdict is True and true for verdict, true in pairs), sum(verdict is True for verdict, _ in pairs)
+    positives, right = sum(true for _, true in pairs), sum(verdict is true for verdict, true in pairs)
     precision, recall = _guarded(hits, yeses), _guarded(hits, positives)
     f1 = _guarded(2 * precision * recall, precision + recall)
     return 100 * right / len(pairs), 100 * precision, 100 * recall, 100 * f1, None

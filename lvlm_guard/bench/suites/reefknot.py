@@ -16,13 +16,13 @@ from typing import ClassVar
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import one_of
-from lvlm_guard.bench.suites.files import BadRow, Row, found, joined, loaded, picture, read_rows
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, judged, right, yes_no_measures
+from lvlm_guard.bench.suites.files import BadRow, Row, build_items, find_file, join, picture, read_rows
+from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, right, select_yes_no, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
 RELATIONS = ("perception", "cognitive")
@@ -76,15 +76,17 @@ class Reefknot:
 
     def load(self, data: Path | None) -> Loaded:
         """Read the files of the part that is wanted, from the data folder or Dataset in it."""
-        places = {task: found(self.name, data, _ROWS[task], "Dataset") for task in _PARTS[self.part]}
-        return joined(loaded(read_rows(path), _ROWS[task], _maker(task)) for task, path in places.items())
+        places = {task: find_file(self.name, data, _ROWS[task], "Dataset") for task in _PARTS[self.part]}
+        return join(build_items(read_rows(path), _ROWS[task], _maker(task)) for task, path in places.items())
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from VG_100K, VG_100K_2, images or the data folder itself."""
+        """Return the picture, from VG_100K, VG_100K_2, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Accuracy over both tasks first, then yes/no, pairs, choices; by perceptive and cognitive relations too.
+        """Return accuracy over both tasks first, then yes/no, pairs, choices.
+
+        By perceptive and cognitive relations too.
 
         Choices are read by `parse_choice` whatever the parser of yes/no, but `official` takes the first character.
         """
@@ -94,21 +96,21 @@ class Reefknot:
         choices = [_choice(choose, kind) for kind in ("", *RELATIONS)]
         return [_both(answer, choose), *every, _pairs(answer), *choices, _unread_choices(choose)]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """The figures of the scripts in the repository, to the two places that they print.
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return the figures of the scripts in the repository, to the two places that they print.
 
         They pair yes/no answers by order, the first of a pair asking for yes; `official` reads the second of a pair by
         another rule than the first. None where nothing was asked, where a pair is torn, and where a choice is empty.
         """
-        asked = judged(said)
-        figures = {**_yes_no_figures(asked, parser), **_pair_figures(asked, parser)}
-        chosen = [one for one in said if one.item.extra.get("task") == "choice"]
+        questions = select_yes_no(answers)
+        figures = {**_yes_no_figures(questions, parser), **_pair_figures(questions, parser)}
+        chosen = [answered for answered in answers if answered.item.extra.get("task") == "choice"]
         choose = _chooser(parser)
-        torn = not chosen or (parser == "official" and not all(one.text for one in chosen))
-        hits = sum(choose(one) == one.item.truth for one in chosen)
+        torn = not chosen or (parser == "official" and not all(answered.text for answered in chosen))
+        hits = sum(choose(answered) == answered.item.truth for answered in chosen)
         return {**figures, "choice/accuracy": None if torn else round(hits / len(chosen), 2)}
 
-    def export(self, said: Sequence[Said], path: Path) -> None:
+    def export(self, answers: Sequence[AnsweredItem], path: Path) -> None:
         """Write the answers as rows of the official files with `response` filled in, for a judge of free answers.
 
         Raises:
@@ -116,21 +118,21 @@ class Reefknot:
         """
         rows = [
             {
-                "image_id": str(one.item.image).removesuffix(".jpg"),
-                "query_prompt": one.item.prompt,
-                "label": one.item.truth,
-                "type": _TYPES[str(one.item.extra["task"])],
+                "image_id": str(answered.item.image).removesuffix(".jpg"),
+                "query_prompt": answered.item.prompt,
+                "label": answered.item.truth,
+                "type": _TYPES[str(answered.item.extra["task"])],
                 "mllm_name": "",
-                "response": one.text,
-                "relation_type": one.item.extra["relation"],
+                "response": answered.text,
+                "relation_type": answered.item.extra["relation"],
             }
-            for one in said
+            for answered in answers
         ]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter an answer chooses: one that stands alone or before a mark, else that of the only option it names.
+    """Return the letter an answer chooses: one alone or before a mark, else that of the only option it names.
 
     Args:
         text: The answer.
@@ -139,9 +141,9 @@ def parse_choice(text: str, options: Mapping[str, str]) -> str | None:
     letter = _LETTER.match(text)
     if letter:
         return letter[1].upper()
-    told = re.match(r"\W*([A-D])\s+(.+)", text, re.DOTALL)
-    if told and _names(told[2], options.get(told[1], "")):
-        return told[1]
+    lettered = re.match(r"\W*([A-D])\s+(.+)", text, re.DOTALL)
+    if lettered and _names(lettered[2], options.get(lettered[1], "")):
+        return lettered[1]
     named_ones = [key for key, option in options.items() if _names(text, option)]
     return named_ones[0] if len(named_ones) == 1 else None
 
@@ -182,15 +184,15 @@ def _parser(name: str) -> Parser:
     return named(Reefknot.name, {**COMMON, "official": official_reefknot}, name)
 
 
-Chooser = Callable[[Said], str | None]
+Chooser = Callable[[AnsweredItem], str | None]
 
 
 def _chooser(parser: str) -> Chooser:
-    def first_character(one: Said) -> str | None:
-        return one.text[:1].upper() or None
+    def first_character(answered: AnsweredItem) -> str | None:
+        return answered.text[:1].upper() or None
 
-    def parsed(one: Said) -> str | None:
-        return parse_choice(one.text, one.item.extra["options"])
+    def parsed(answered: AnsweredItem) -> str | None:
+        return parse_choice(answered.text, answered.item.extra["options"])
 
     return first_character if parser == "official" else parsed
 
@@ -199,22 +201,22 @@ def _relation_is(relation: str) -> Callable[[Item], bool]:
     return lambda item: item.extra.get("relation") == relation
 
 
-def _is_choice(one: Said, relation: str = "") -> bool:
-    return one.item.extra.get("task") == "choice" and relation in ("", one.item.extra["relation"])
+def _is_choice(answered: AnsweredItem, relation: str = "") -> bool:
+    return answered.item.extra.get("task") == "choice" and relation in ("", answered.item.extra["relation"])
 
 
 def _both(answer: Parser, choose: Chooser) -> Measure:
-    def count(one: Said) -> Counts | None:
-        if _is_choice(one):
-            return (float(choose(one) == one.item.truth), 1.0)
-        return (float(right(one, answer)), 1.0) if one.item.truth in TRUTHS else None
+    def count(answered: AnsweredItem) -> Counts | None:
+        if _is_choice(answered):
+            return (float(choose(answered) == answered.item.truth), 1.0)
+        return (float(right(answered, answer)), 1.0) if answered.item.truth in TRUTHS else None
 
     return Measure("accuracy_all", "relation", "right answers and choices", each(count), binary=True)
 
 
 def _choice(choose: Chooser, relation: str) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return (float(choose(one) == one.item.truth), 1.0) if _is_choice(one, relation) else None
+    def count(answered: AnsweredItem) -> Counts | None:
+        return (float(choose(answered) == answered.item.truth), 1.0) if _is_choice(answered, relation) else None
 
     ending = f"_{relation}" if relation else ""
     return Measure(
@@ -223,45 +225,45 @@ def _choice(choose: Chooser, relation: str) -> Measure:
 
 
 def _unread_choices(choose: Chooser) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return (float(choose(one) not in LETTERS), 1.0) if _is_choice(one) else None
+    def count(answered: AnsweredItem) -> Counts | None:
+        return (float(choose(answered) not in LETTERS), 1.0) if _is_choice(answered) else None
 
     title = "choices that name no letter"
     return Measure("unparsed_choice", "relation", title, each(count), higher_is_better=False)
 
 
 def _pairs(answer: Parser) -> Measure:
-    """Share of pairs with both answers right; rows 1 and 2 of the file are a pair, 3 and 4, and so on."""
+    """Return the share of pairs with both answers right; rows 1 and 2 of the file are a pair, 3 and 4, and so on."""
 
     def pair(item: Item) -> str:
         line = int(item.id.rpartition(":")[2])
         return f"yesno:{(line + 1) // 2}" if item.truth in TRUTHS else item.id
 
     def count(group: Group) -> Counts | None:
-        if {one.item.truth for one in group} != set(TRUTHS):
+        if {answered.item.truth for answered in group} != set(TRUTHS):
             return None
-        return (float(all(right(one, answer) for one in group)), 1.0)
+        return (float(all(right(answered, answer) for answered in group)), 1.0)
 
     title = "yes/no pairs with both answers right"
     return Measure("pair_accuracy", "relation", title, count, group=pair, binary=True)
 
 
-def _yes_no_figures(asked: Sequence[Said], parser: str) -> dict[str, float | None]:
+def _yes_no_figures(answers: Sequence[AnsweredItem], parser: str) -> dict[str, float | None]:
     answer = _parser(parser)
-    if not asked:
+    if not answers:
         return {"yesno/accuracy": None, "yesno/yes_rate": None}
-    hits = sum(right(one, answer) for one in asked)
-    yeses = sum(answer(one.text) is True for one in asked)
-    return {"yesno/accuracy": round(hits / len(asked), 2), "yesno/yes_rate": round(yeses / len(asked), 2)}
+    hits = sum(right(answered, answer) for answered in answers)
+    yeses = sum(answer(answered.text) is True for answered in answers)
+    return {"yesno/accuracy": round(hits / len(answers), 2), "yesno/yes_rate": round(yeses / len(answers), 2)}
 
 
-def _pair_figures(asked: Sequence[Said], parser: str) -> dict[str, float | None]:
+def _pair_figures(answers: Sequence[AnsweredItem], parser: str) -> dict[str, float | None]:
     first = _parser(parser)
     second = official_reefknot_second if parser == "official" else first
-    if not asked or len(asked) % 2:
+    if not answers or len(answers) % 2:
         return dict.fromkeys(("pair/accuracy_yes", "pair/accuracy_no", "pair/accuracy"))
-    of_yes = [right(one, first) for one in asked[0::2]]
-    of_no = [right(one, second) for one in asked[1::2]]
+    of_yes = [right(answered, first) for answered in answers[0::2]]
+    of_no = [right(answered, second) for answered in answers[1::2]]
     both = [yes and no for yes, no in zip(of_yes, of_no, strict=True)]
     return {
         "pair/accuracy_yes": round(sum(of_yes) / len(both), 2),

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from lvlm_guard.bench.items import Item, Level, Said
+from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
-from lvlm_guard.bench.suites.files import BadRow, Read, Row, joined, loaded, missing, picture, read_document
+from lvlm_guard.bench.suites.files import BadRow, Read, Row, build_items, join, missing, picture, read_document
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -72,14 +72,17 @@ class SugarCrepe:
         there = {kind: path for kind, paths in places.items() for path in reversed(paths) if path.is_file()}
         if not there:
             raise missing(self.name, data, _ROWS)
-        return joined(loaded(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
+        return join(build_items(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
-        """The picture, from val2017, images/val2017, images or the data folder itself."""
+        """Return the picture, from val2017, images/val2017, images or the data folder itself."""
         return picture(self.name, data, _IMAGES, image, _FOLDERS)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Rows right in both orders first, over all, by level and by kind; then single answers, orders and position."""
+        """Return rows right in both orders first, over all, by level and by kind.
+
+        Then single answers, orders and position.
+        """
         _check(parser)
         levels = {level: _level_is(level) for level in self.levels}
         kinds = {kind: _kind_is(kind) for kind in LEVEL_OF}
@@ -96,29 +99,36 @@ class SugarCrepe:
             _unparsed(),
         ]
 
-    def official(self, said: Sequence[Said], parser: str) -> Mapping[str, float | None]:
-        """Accuracy of each kind in each order, as the repository reports chat models; None where nothing was asked."""
+    def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
+        """Return accuracy of each kind in each order, as the repository reports chat models.
+
+        None where nothing was asked.
+        """
         _check(parser)
         figures: dict[str, float | None] = {}
         for kind in LEVEL_OF:
             for order in ORDERS:
-                asked = [one for one in said if one.item.kind == kind and one.item.extra["order"] == order]
-                hits = sum(_right(one) for one in asked)
-                figures[f"{kind}/{order}"] = hits / len(asked) if asked else None
+                selected = [
+                    answered
+                    for answered in answers
+                    if answered.item.kind == kind and answered.item.extra["order"] == order
+                ]
+                hits = sum(_right(answered) for answered in selected)
+                figures[f"{kind}/{order}"] = hits / len(selected) if selected else None
         return figures
 
 
 def parse_choice(text: str, captions: Sequence[str] = ()) -> str | None:
-    """The only number in brackets, "1" or "2", else the only bare one, else that of the only caption told whole.
+    """Return the only number in brackets, "1" or "2", else the only bare one, else that of the only quoted caption.
 
     Args:
         text: The answer.
         captions: The first and the second caption.
     """
     for pattern in (_BRACKETED, _BARE):
-        told = set(pattern.findall(text))
-        if told:
-            return told.pop() if len(told) == 1 else None
+        numbers = set(pattern.findall(text))
+        if numbers:
+            return numbers.pop() if len(numbers) == 1 else None
     whole = [str(at) for at, caption in enumerate(captions, 1) if _bare(caption) in _bare(text)]
     return whole[0] if len(whole) == 1 else None
 
@@ -133,7 +143,7 @@ def _check(parser: str) -> None:
 
 
 def _read(path: Path) -> Read:
-    """The entries of a file; the line of each is its place."""
+    """Return the entries of a file; the line of each is its place."""
     document = read_document(path, _ROWS)
     if not isinstance(document, dict):
         raise InputError(f"{path} is not {_ROWS.what}: it is no JSON object. Expected layout: {_ROWS.layout}")
@@ -154,25 +164,25 @@ def _maker(kind: str) -> Callable[[Row], list[Item]]:
             Item(
                 id=f"{pair}:{order}",
                 image=image,
-                prompt=_PROMPT.format(*shown),
+                prompt=_PROMPT.format(*ordered),
                 truth=truth,
                 level=LEVEL_OF[kind],
                 kind=kind,
                 max_new_tokens=_CHOICE_TOKENS,
-                extra={"pair": pair, "order": order, "captions": list(shown)},
+                extra={"pair": pair, "order": order, "captions": list(ordered)},
             )
-            for order, shown, truth in zip(ORDERS, (captions, captions[::-1]), ("1", "2"), strict=True)
+            for order, ordered, truth in zip(ORDERS, (captions, captions[::-1]), ("1", "2"), strict=True)
         ]
 
     return items
 
 
-def _chosen(one: Said) -> str | None:
-    return parse_choice(one.text, one.item.extra["captions"])
+def _choose(answered: AnsweredItem) -> str | None:
+    return parse_choice(answered.text, answered.item.extra["captions"])
 
 
-def _right(one: Said) -> bool:
-    return _chosen(one) == one.item.truth
+def _right(answered: AnsweredItem) -> bool:
+    return _choose(answered) == answered.item.truth
 
 
 Keep = Callable[[Item], bool]
@@ -198,7 +208,7 @@ def _rows(level: str, name: str, keep: Keep) -> Measure:
     def count(group: Group) -> Counts | None:
         if len(group) != len(ORDERS) or not keep(group[0].item):
             return None
-        return (float(all(_right(one) for one in group)), 1.0)
+        return (float(all(_right(answered) for answered in group)), 1.0)
 
     ending = f"_{name}" if name else ""
     return Measure(
@@ -207,24 +217,24 @@ def _rows(level: str, name: str, keep: Keep) -> Measure:
 
 
 def _single(name: str, title: str, keep: Keep) -> Measure:
-    def count(one: Said) -> Counts | None:
-        return (float(_right(one)), 1.0) if keep(one.item) else None
+    def count(answered: AnsweredItem) -> Counts | None:
+        return (float(_right(answered)), 1.0) if keep(answered.item) else None
 
     return Measure(name, "all", title, each(count), binary=True)
 
 
 def _position() -> Measure:
-    """Share of (1) among the choices made; 0.5 is no bias."""
+    """Return the share of (1) among the choices made; 0.5 is no bias."""
 
-    def count(one: Said) -> Counts | None:
-        chosen = _chosen(one)
+    def count(answered: AnsweredItem) -> Counts | None:
+        chosen = _choose(answered)
         return None if chosen is None else (float(chosen == "1"), 1.0)
 
     return Measure("first_ratio", "all", "choices of the first caption", each(count), higher_is_better=None)
 
 
 def _unparsed() -> Measure:
-    def count(one: Said) -> Counts:
-        return (float(_chosen(one) is None), 1.0)
+    def count(answered: AnsweredItem) -> Counts:
+        return (float(_choose(answered) is None), 1.0)
 
     return Measure("unparsed", "all", "answers that choose none", each(count), higher_is_better=False)

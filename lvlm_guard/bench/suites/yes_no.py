@@ -1,11 +1,11 @@
-"""The measures that all yes/no suites share; the truth of an item is "yes" or "no", of others nothing is counted."""
+"""The measures that all yes/no suites share; the truth of an item is "yes" or "no"; items with another truth are not counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lvlm_guard.bench.items import Item, Said
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.scoring.intervals import Share, Statistic, f1, harmonic_share, mean_share, share, yes_ratio
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.parsers import Parser
@@ -16,7 +16,7 @@ _UNPARSED = Share((5,), (1, 3))
 
 
 def everything(item: Item) -> bool:
-    """Leaves no item out."""
+    """Keep every item."""
     del item
     return True
 
@@ -38,40 +38,40 @@ class Part:
     positive_no: bool = False
 
 
-def right(said: Said, answer: Parser) -> bool:
-    """Whether an answer says what is true; one that says neither does not."""
-    return answer(said.text) is (said.item.truth == "yes")
+def right(answered: AnsweredItem, answer: Parser) -> bool:
+    """Return whether an answer says what is true; one that says neither does not."""
+    return answer(answered.text) is (answered.item.truth == "yes")
 
 
-def counts(said: Said, answer: Parser, *, positive_no: bool = False) -> Counts:
-    """Right yes, all yes, right no, all no, said yes, said neither; yes and no change places where "no" is positive."""
-    heard, true = answer(said.text), said.item.truth == "yes"
+def counts(answered: AnsweredItem, answer: Parser, *, positive_no: bool = False) -> Counts:
+    """Count right yes, all yes, right no, all no, said yes, said neither; yes and no swap where "no" is positive."""
+    reading, true = answer(answered.text), answered.item.truth == "yes"
     if positive_no:
-        heard, true = None if heard is None else not heard, not true
+        reading, true = None if reading is None else not reading, not true
     return (
-        float(heard is True and true),
+        float(reading is True and true),
         float(true),
-        float(heard is False and not true),
+        float(reading is False and not true),
         float(not true),
-        float(heard is True),
-        float(heard is None),
+        float(reading is True),
+        float(reading is None),
     )
 
 
 def yes_no_measures(answer: Parser, part: Part) -> list[Measure]:
-    """Accuracy, F1, precision, recall, balanced accuracy, harmonic mean of the recalls, yes-ratio and unparsed share."""
+    """Build accuracy, F1, precision, recall, balanced accuracy, harmonic recall, yes-ratio and unparsed share."""
 
-    def belongs(said: Said) -> bool:
-        return said.item.truth in TRUTHS and part.keep(said.item)
+    def belongs(answered: AnsweredItem) -> bool:
+        return answered.item.truth in TRUTHS and part.keep(answered.item)
 
-    def is_right(said: Said) -> Counts | None:
-        return (float(right(said, answer)), 1.0) if belongs(said) else None
+    def is_right(answered: AnsweredItem) -> Counts | None:
+        return (float(right(answered, answer)), 1.0) if belongs(answered) else None
 
-    def of_positive(said: Said) -> Counts | None:
-        return counts(said, answer, positive_no=part.positive_no) if belongs(said) else None
+    def of_positive(answered: AnsweredItem) -> Counts | None:
+        return counts(answered, answer, positive_no=part.positive_no) if belongs(answered) else None
 
-    def of_yes(said: Said) -> Counts | None:
-        return counts(said, answer) if belongs(said) else None
+    def of_yes(answered: AnsweredItem) -> Counts | None:
+        return counts(answered, answer) if belongs(answered) else None
 
     positive = "no" if part.positive_no else "yes"
     return [
@@ -90,7 +90,7 @@ def _measure(
     part: Part,
     name: str,
     title: str,
-    count: Callable[[Said], Counts | None],
+    count: Callable[[AnsweredItem], Counts | None],
     statistic: Statistic,
     *,
     better: bool | None = True,
@@ -108,15 +108,15 @@ def _measure(
 
 
 def of_kind(kind: str) -> Callable[[Item], bool]:
-    """Keeps the items of one kind."""
+    """Keep only the items of one kind."""
     return lambda item: item.kind == kind
 
 
 def of_level(level: str) -> Callable[[Item], bool]:
-    """Keeps the items of one level."""
+    """Keep only the items of one level."""
     return lambda item: item.level == level
 
 
-def judged(said: Sequence[Said]) -> list[Said]:
-    """The answers to yes/no questions."""
-    return [one for one in said if one.item.truth in TRUTHS]
+def select_yes_no(answers: Sequence[AnsweredItem]) -> list[AnsweredItem]:
+    """Return the answers to yes/no questions."""
+    return [answered for answered in answers if answered.item.truth in TRUTHS]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.scores import auc
 from lvlm_guard.host.stack import Stack
@@ -25,7 +25,7 @@ BRANCHES: Mapping[str, object] = {"image-free": Blind(), "noised a little": Nois
 """Strategies that answer as the model does without the image, and with a little or much noise in it."""
 
 
-def answer_branches(model: Any, processor: Any, suite: Scenes) -> dict[str, Sequence[Said]]:
+def answer_branches(model: Any, processor: Any, suite: Scenes) -> dict[str, Sequence[AnsweredItem]]:
     """Return the answers of plain generation ("greedy") and of every branch to the questions of a suite."""
     stacks = {_system_name(name): Stack.of([strategy]) for name, strategy in BRANCHES.items()}
     answers = answer(model, processor, {"scenes": replace(suite, captions=0)}, stacks)["scenes"]
@@ -37,7 +37,7 @@ def _system_name(branch: str) -> str:
 
 
 def agreement(
-    answers: Sequence[Said], branch_answers: Mapping[str, Sequence[Said]]
+    answers: Sequence[AnsweredItem], branch_answers: Mapping[str, Sequence[AnsweredItem]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return how often wrong and right answers agree with habit and with each branch, by level.
 
@@ -55,7 +55,7 @@ def agreement(
     return result
 
 
-def _agreement(chosen: Sequence[Said], texts: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
+def _agreement(chosen: Sequence[AnsweredItem], texts: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
     shares = {
         "n": float(len(chosen)),
         "habit": _mean([reply.text.strip() == reply.item.extra["habit"] for reply in chosen]),
@@ -69,7 +69,7 @@ def _mean(hits: Sequence[bool]) -> float:
     return sum(hits) / len(hits) if hits else float("nan")
 
 
-def predict_hallucinations(answers: Mapping[str, Sequence[Said]]) -> dict[str, float]:
+def predict_hallucinations(answers: Mapping[str, Sequence[AnsweredItem]]) -> dict[str, float]:
     """Return the AUC with which each branch's margin tells, among absent objects, the hallucinated from the rejected ones.
 
     `truth` is another matter: how well the model's own margin tells present objects from absent partners. Only scenes that
@@ -90,7 +90,7 @@ def predict_hallucinations(answers: Mapping[str, Sequence[Said]]) -> dict[str, f
     return shares
 
 
-def margins(answers: Sequence[Said]) -> dict[str, float]:
+def margins(answers: Sequence[AnsweredItem]) -> dict[str, float]:
     """Return the logit of yes minus that of no by item, for every existence question about a broken pair's scene."""
     return {
         reply.item.id: reply.margin
@@ -99,7 +99,7 @@ def margins(answers: Sequence[Said]) -> dict[str, float]:
     }
 
 
-def inventions(answers: Sequence[Said], suite: Scenes) -> dict[str, float]:
+def inventions(answers: Sequence[AnsweredItem], suite: Scenes) -> dict[str, float]:
     """Return the rates at which captions name absent categories: a present one's partner, others at home here, strangers."""
     drawn = {scene.name: scene for scene in map(suite.draw, range(suite.count))}
     counts = {"partner": np.zeros(2), "resident": np.zeros(2), "stranger": np.zeros(2)}
@@ -117,7 +117,7 @@ def _count(scene: Scene, named: set[str], counts: Mapping[str, np.ndarray]) -> N
             counts[kind] += (category in named, 1)
 
 
-def measure(model: Any, processor: Any, suite: Scenes, answers: Sequence[Said]) -> dict[str, Any]:
+def measure(model: Any, processor: Any, suite: Scenes, answers: Sequence[AnsweredItem]) -> dict[str, Any]:
     """Return everything of this module.
 
     Args:

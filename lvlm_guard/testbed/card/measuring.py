@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lvlm_guard.bench.items import Said
+from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import interval
 from lvlm_guard.testbed import architectures
@@ -81,7 +81,7 @@ def _card_suites(count: int) -> dict[str, Scenes]:
     return {**suites, **natural, "clear": ClearScenes(count=count, seed=CARD_SEED, captions=0)}
 
 
-def _measured(figure: Figure, answers: Sequence[Said]) -> dict[str, float]:
+def _measured(figure: Figure, answers: Sequence[AnsweredItem]) -> dict[str, float]:
     measure = figure.measure
     score = interval(measure.totals(answers), measure.statistic)
     return {**asdict(score), "n": len(measure.rows(answers)[0])}

@@ -1,0 +1,126 @@
+"""Tables of `lvlm-guard plan` and `lvlm-guard bench cost`, no wider than 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lvlm_guard.bench.running.branch_lengths import Uncounted
+from lvlm_guard.bench.running.cost import Cost
+from lvlm_guard.bench.running.cost_model import BranchLength, Prediction
+
+MEBIBYTE = 2**20
+WHOLE = 100
+"""From here on numbers are shown without decimals."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is predicted: a stack on a model, and the lengths of prompt, picture and answer in tokens.
+
+    Args:
+        model: Name of the model.
+        stack: What was given for the stack.
+        batch: Prompts at once.
+        prompt_tokens: Text tokens of a prompt.
+        image_tokens: Tokens of its picture.
+        tokens: Tokens of an answer.
+        branches: How long the context of each branch is.
+        uncounted: Work of the stack that is not in the prediction.
+    """
+
+    model: str
+    stack: str
+    batch: int
+    prompt_tokens: int
+    image_tokens: int
+    tokens: int
+    branches: tuple[BranchLength, ...]
+    uncounted: tuple[Uncounted, ...]
+
+
+def show_predictions(work: Work, predictions: Sequence[Prediction], console: Console) -> None:
+    """Print a table of floors, a row for each machine and way to decode, and what they rest on."""
+    table = _table(["machine", "decoding"], "first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
+    steps = work.tokens - 1
+    for prediction in predictions:
+        table.add_row(
+            escape(prediction.target),
+            "plain" if prediction.executor == "none" else prediction.executor,
+            *_cells(prediction.prefill_ms, prediction.prefill_ratio),
+            *_cells(prediction.step_ms, prediction.ratio),
+            *_cells(prediction.answer_ms(steps), prediction.answer_ratio(steps)),
+        )
+    console.print(f"{work.model} with {work.stack}: predicted, not measured", highlight=False, markup=False)
+    console.print(table)
+    for line in _explain(work):
+        console.print(line, highlight=False, markup=False)
+
+
+def _explain(work: Work) -> Iterator[str]:
+    yield (
+        f"{work.batch} x {work.prompt_tokens} text and {work.image_tokens} image tokens, answers of {work.tokens} tokens. "
+        "Floors: the time to read the bytes and do the operations, nothing else. Ratios are to plain."
+    )
+    for branch in work.branches:
+        encoder = ", encodes a picture of its own" if branch.encodes else ""
+        yield (
+            f"Branch {branch.name!r}: {work.prompt_tokens + branch.text} text and {branch.image * work.image_tokens:.0f} "
+            f"image tokens{encoder}."
+        )
+    if not work.branches:
+        yield "The stack asks for no branch, so only its uncounted work costs more than plain generate."
+    for uncounted in work.uncounted:
+        cost = f" (its cost: {uncounted.cost})" if uncounted.cost else ""
+        yield f"Not counted: {', '.join(uncounted.hooks)} of {uncounted.strategy}{cost}."
+
+
+def show_costs(costs: Mapping[str, Cost], title: str, console: Console) -> None:
+    """Print measured times beside plain's, then speed, forwards, rows and memory."""
+    times = _table(["stack"], "first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
+    work = _table(["stack"], "tokens/s", "prefills", "forwards a token", "rows", "MiB")
+    for name, cost in costs.items():
+        spreads = (cost.first_ms, cost.first_ratio, cost.token_ms, cost.token_ratio, cost.call_ms, cost.call_ratio)
+        medians = [None if spread is None else spread.median for spread in spreads]
+        times.add_row(escape(name), *_cells(*medians[:2]), *_cells(*medians[2:4]), *_cells(*medians[4:]))
+        work.add_row(escape(name), *_counts(cost))
+    memory = next(iter(costs.values())).memory
+    console.print(title, highlight=False, markup=False)
+    console.print(times)
+    console.print(work)
+    console.print(
+        f"Medians of {cost.calls} calls; ratios, prefills, forwards and rows are to plain. Memory: {memory}.",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _counts(cost: Cost) -> tuple[str, ...]:
+    forwards = ("", "") if cost.forwards is None else (f"{cost.forwards.prefill:.2f}", f"{cost.forwards.decode:.2f}")
+    rows = "" if cost.rows_per_forward is None else f"{cost.rows_per_forward:g}"
+    peak = "" if cost.peak_bytes is None else _number(cost.peak_bytes / MEBIBYTE)
+    return (_number(cost.tokens_per_second.median), *forwards, rows, peak)
+
+
+def _table(names: Sequence[str], *figures: str) -> Table:
+    """Return a table whose names stand on the left and whose figures stand on the right of their columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for figure in figures:
+        table.add_column(figure, justify="right")
+    return table
+
+
+def _cells(milliseconds: float | None, ratio: float | None) -> tuple[str, str]:
+    """Return a time and its ratio to plain's, empty where the call had no such part."""
+    return "" if milliseconds is None else _number(milliseconds), "" if ratio is None else f"{ratio:.2f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= WHOLE else f"{value:.3g}"
