@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from lvlm_guard import Stack
+from lvlm_guard import Guard, Stack
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import page, results
-from lvlm_guard.bench.running import runner, store
+from lvlm_guard.bench.running import store
 from lvlm_guard.bench.scoring.intervals import Interval, interval, paired_difference
 from lvlm_guard.cli import app, demonstration, demonstration_tables
 from lvlm_guard.errors import Refused, StrategyRefused
@@ -130,14 +130,14 @@ def test_a_stack_that_changes_nothing_shows_no_difference(tmp_path):
 
 
 def test_a_stack_that_refuses_is_named_with_its_reason(monkeypatch):
-    answered = runner._Speaker._answered
+    generate = Guard.generate
 
-    def refusing(speaker, batch, prompts):
-        if speaker._system.name == "icd":
+    def refuse(guard, **arguments):
+        if guard.stack.names == ("icd",):
             raise StrategyRefused("icd: no instruction here")
-        return answered(speaker, batch, prompts)
+        return generate(guard, **arguments)
 
-    monkeypatch.setattr(runner._Speaker, "_answered", refusing)
+    monkeypatch.setattr(Guard, "generate", refuse)
     result = CliRunner().invoke(app, ["demo", "--stack", "icd", "--scenes", "2", "--no-page"])
     assert isinstance(result.exception, Refused)
     assert "icd cannot answer counterfactual (StrategyRefused): icd: no instruction here" in str(result.exception)
