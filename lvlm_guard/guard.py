@@ -13,17 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
+from lvlm_guard.call.asking import build_asked_call
+from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
-from lvlm_guard.call.session import Session
-from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded
+from lvlm_guard.call.rules import refuse
+from lvlm_guard.call.run import run_call
+from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.forward.wrapper import is_decoding
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
-from lvlm_guard.request import conversation, requests
-from lvlm_guard.request.requests import Request
+from lvlm_guard.request import conversation
+from lvlm_guard.request.recent_pictures import RecentPictures
+from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
 
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
@@ -48,7 +52,7 @@ class Guard:
 
     Raises:
         StackError: The stack cannot be built.
-        InputError: An executor that there is not, or a processor that cannot be called.
+        InputError: An unknown executor, or a processor that cannot be called.
         ModelRefused: The model cannot generate.
     """
 
@@ -56,8 +60,7 @@ class Guard:
         self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
     ) -> None:
         model = unwrap_compiled(model)
-        if not callable(getattr(model, "generate", None)) or not _can_generate(model):
-            raise ModelRefused(f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.")
+        refuse(MODEL, model)
         if executor not in EXECUTORS:
             raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
         if processor is not None and not callable(processor):
@@ -67,9 +70,9 @@ class Guard:
         self.processor = processor
         self.stack = Stack.of(stack)
         self.executor: ExecutorName = executor
-        self._calls = StrategyCalls(self.stack.strategies)
-        self._memory = conversation.PictureMemory()
-        self._last: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
+        self._strategies = StrategyCalls(self.stack.strategies)
+        self._recent_pictures = RecentPictures()
+        self._last_report: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
         return Guard(copy.deepcopy(self.model, memo), self.processor, self.stack, executor=self.executor)
@@ -81,7 +84,7 @@ class Guard:
         Raises:
             InputError: No guarded call has finished in this context.
         """
-        report = self._last.get()
+        report = self._last_report.get()
         if report is None:
             raise InputError("No guarded call has finished in this thread yet, so there is no report.")
         return report
@@ -94,7 +97,7 @@ class Guard:
             InputError: Arguments that cannot be used.
             NonFiniteLogits: The model or a branch produced NaN.
         """
-        return self._generate(self._plain(), args, kwargs)
+        return self._generate(self._plain_generate(), args, kwargs)
 
     def inputs(
         self,
@@ -118,7 +121,9 @@ class Guard:
             ProcessorNeeded: The guard has no processor.
             InputError: Neither or both of text and messages, or a picture that cannot be read.
         """
-        return conversation.prepare(self.model, self.processor, self._memory, images, text, messages, options)
+        return conversation.prepare_inputs(
+            self.model, self.processor, self._recent_pictures, images, text, messages, options
+        )
 
     def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
         """Answer one conversation (text) or a list of them (list of texts).
@@ -129,15 +134,15 @@ class Guard:
             **kwargs: Passed on to generate.
         """
         batch = self.inputs(images=images, messages=messages)
-        sequences = self.generate(**batch, **kwargs)
-        return conversation.answers(self.processor, batch, sequences, many=conversation.is_batch(messages))
+        output = self.generate(**batch, **kwargs)
+        return conversation.decode_answers(self.processor, batch, output, many=conversation.is_batch(messages))
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
         """Guard every call of `model.generate` until the end of the block, whoever makes it and in any thread."""
         model = self.model
-        saved = vars(model).get("generate")
-        plain = self._plain()
+        previous = vars(model).get("generate")
+        plain = self._plain_generate()
 
         def generate(_: Any, *args: Any, **kwargs: Any) -> Any:
             return plain(*args, **kwargs) if is_decoding() else self._generate(plain, args, kwargs)
@@ -148,12 +153,12 @@ class Guard:
         try:
             yield self
         finally:
-            if saved is None:
+            if previous is None:
                 del model.generate
             else:
-                model.generate = saved
+                model.generate = previous
 
-    def _plain(self) -> Any:
+    def _plain_generate(self) -> Any:
         """The model's own generate, also while a guard is attached to it."""
         attached = vars(self.model).get("generate")
         if attached is None or hasattr(getattr(attached, "__func__", None), "is_guarded"):
@@ -161,58 +166,47 @@ class Guard:
         return attached
 
     def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        self._last.set(None)
-        arguments = requests.bind(plain, args, kwargs)
+        """Run one guarded call of the model's own generate."""
+        self._last_report.set(None)
+        arguments = bind_arguments(plain, args, kwargs)
         if not len(self.stack):
-            return self._unguarded(plain, arguments)
-        _refuse_arguments(arguments)
-        inputs, settings = requests.split(arguments)
-        pictures = self._memory.find(inputs)
-        defaults = getattr(self.model, "generation_config", None)
-        request = Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
-        ask = functools.partial(self._ask, request)
-        output, report = Session(plain, request, self._calls, self.executor, ask).run()
-        self._last.set(report)
+            return self._generate_unguarded(plain, arguments)
+        refuse(ARGUMENTS, arguments)
+        request = self._build_request(arguments)
+        ask = functools.partial(self._ask_about_picture, request)
+        output, report = run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
+        self._last_report.set(report)
         return output
 
-    def _ask(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
-        """Answers to questions about the picture of one request, by the stack without searches and revisions."""
+    def _build_request(self, arguments: Mapping[str, Any]) -> Request:
+        inputs, settings = split_arguments(arguments)
+        pictures = self._recent_pictures.find(inputs)
+        defaults = getattr(self.model, "generation_config", None)
+        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
+
+    def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
+        """Return answers about the picture of one request, by the stack without searches and revisions."""
         pictures = request.pictures.pictures if request.pictures is not None else ()
         if len(pictures) != request.input_ids.shape[0]:
             raise ProcessorNeeded("Asking about the picture needs it: make the inputs with guard.inputs or guard.chat.")
-        kept = [one for one in self.stack if not _takes_over(one)]
-        asker = Guard(self.model, self.processor, kept, executor=self.executor)
-        ask = [[conversation.question(text, pictures[row])] for text in questions]
-        found: list[str] = asker.chat(ask, max_new_tokens=ANSWER_TOKENS, do_sample=False) if ask else []
-        return found
+        strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
+        guard = Guard(self.model, self.processor, strategies, executor=self.executor)
+        conversations = [[conversation.write_question(text, pictures[row])] for text in questions]
+        if not conversations:
+            return []
+        answers: list[str] = guard.chat(conversations, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        return answers
 
-    def _unguarded(self, plain: Any, arguments: Mapping[str, Any]) -> Any:
-        """Plain generate, and a report that says so."""
+    def _generate_unguarded(self, plain: Any, arguments: Mapping[str, Any]) -> Any:
+        """Run plain generate, and report that it ran."""
         started = time.perf_counter()
         output = plain(**arguments)
-        ids = requests.split(arguments)[0].get("input_ids")
+        ids = split_arguments(arguments)[0].get("input_ids")
         if isinstance(output, Tensor) or hasattr(output, "sequences"):
-            self._last.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
+            self._last_report.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
         return output
 
 
 def _takes_over(strategy: object) -> bool:
+    """Return whether a strategy edits main's inputs, searches, or revises answers."""
     return any(is_marked(getattr(strategy, hook, None)) for hook in ("search", "finish", "edit_inputs"))
-
-
-def _can_generate(model: Any) -> bool:
-    check = getattr(model, "can_generate", None)
-    return bool(check()) if callable(check) else True
-
-
-def _refuse_arguments(arguments: Mapping[str, Any]) -> None:
-    if arguments.get("custom_generate") is not None:
-        raise ModeRefused("custom_generate replaces the decoding loop, so it cannot be guarded: drop it.")
-    if arguments.get("cache_implementation") == "paged":
-        raise ModeRefused("Paged and continuous batching bypass generate's loop: drop cache_implementation='paged'.")
-    cache = arguments.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        raise ModeRefused(
-            "generate() got a cache that already holds tokens; branches have no matching one. "
-            "Pass the whole conversation without past_key_values."
-        )

@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def sequences(output: Any) -> Tensor:
-    """Token ids `[rows, length]` of what generate returned."""
+    """Return the token ids `[rows, length]` of what generate returned."""
     ids: Tensor = output if isinstance(output, Tensor) else output.sequences
     return ids

@@ -1,1 +1,1 @@
-"""One guarded call, from arguments to output and report."""
+"""One guarded call: `run` is the recipe, each phase is a frozen value, and `refusals` lists what is refused."""

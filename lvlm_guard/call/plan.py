@@ -1,10 +1,10 @@
-"""What the strategies of one call asked for, checked, and who asked for it."""
+"""What the strategies of one call ask for, checked, and who asks for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
 
 from lvlm_guard.errors import InputError, StackError
 from lvlm_guard.strategy.branches import MAIN, Branch, InputEdit
@@ -21,66 +21,62 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "finish": (Revision,),
 }
 """The values each hook may yield."""
+INNER_HOOKS = ("attention", "hidden", "readouts")
+
+Edit: TypeAlias = AttentionEdit | AttentionCapture | HiddenEdit | Readout
+"""What is done inside the layers."""
+Kind = TypeVar("Kind")
+CallHook: TypeAlias = Callable[[str], Mapping[str, list[Any]]]
+"""A function from the name of a hook to the values of each strategy."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The branches of a call, each key once, its edits, probes and readouts, and who asked for them."""
+    """What runs beside and inside the forwards of a call.
 
-    branches: dict[Hashable, Branch] = field(default_factory=dict)
-    owners: dict[str, tuple[Hashable, ...]] = field(default_factory=dict)
-    edits: dict[str, list[Any]] = field(default_factory=dict)
+    Args:
+        branches: Every branch by its key, each once.
+        branch_keys: Keys of the branches that each strategy asks for.
+        edits: Edits, captures and readouts that each strategy asks for.
+    """
 
-    @classmethod
-    def of(cls, call: Callable[[str], Mapping[str, list[Any]]]) -> Plan:
-        """Ask every hook that says something about the forwards.
+    branches: Mapping[Hashable, Branch]
+    branch_keys: Mapping[str, tuple[Hashable, ...]]
+    edits: Mapping[str, tuple[Edit, ...]]
 
-        Raises:
-            InputError: A value of the wrong kind, one key for two different branches, or rows that nobody runs.
-        """
-        plan = cls()
-        for strategy, values in checked(call, "branches").items():
-            plan._add_branches(strategy, values)
-        for hook in ("attention", "hidden", "readouts"):
-            for strategy, values in checked(call, hook).items():
-                plan.edits.setdefault(strategy, []).extend(values)
-        plan._check_rows()
-        return plan
-
-    def all_of(self, kind: type | tuple[type, ...]) -> list[Any]:
-        """Every edit of a kind, in the order of the stack."""
+    def edits_of(self, kind: type[Kind]) -> list[Kind]:
+        """Return every edit of a kind, in the order of the stack."""
         return [edit for edits in self.edits.values() for edit in edits if isinstance(edit, kind)]
 
-    def _add_branches(self, strategy: str, branches: Sequence[Branch]) -> None:
-        for branch in branches:
-            known = self.branches.setdefault(branch.key, branch)
-            if _kind(known) != _kind(branch):
-                raise InputError(
-                    f"Two different branches share the key {branch.key!r}; put what tells them apart into it."
-                )
-        self.owners[strategy] = tuple(branch.key for branch in branches)
 
-    def _check_rows(self) -> None:
-        for strategy, edits in self.edits.items():
-            for edit in edits:
-                branch = getattr(edit, "branch", MAIN)
-                if branch != MAIN and branch not in self.branches:
-                    raise InputError(f"{strategy} edits branch {branch!r}, but no branch has that key.")
+def build_plan(call_hook: CallHook) -> Plan:
+    """Ask every hook that says something about the forwards.
+
+    Raises:
+        InputError: A value of the wrong kind, one key for two different branches, or rows that nobody runs.
+    """
+    branches = collect_values(call_hook, "branches")
+    keys = {name: tuple(branch.key for branch in values) for name, values in branches.items()}
+    merged = _merge_branches(branches)
+    plan = Plan(merged, keys, _merge_edits([collect_values(call_hook, hook) for hook in INNER_HOOKS]))
+    _check_edited_branches(plan)
+    return plan
 
 
-def checked(call: Callable[[str], Mapping[str, list[Any]]], hook: str) -> dict[str, list[Any]]:
-    """The values of one hook by strategy.
+def collect_values(call_hook: CallHook, hook: str) -> dict[str, list[Any]]:
+    """Return the values of one hook by strategy.
 
     Raises:
         InputError: A value of another kind than the hook's.
         StackError: More than one search in a stack.
     """
-    found = {name: list(values) for name, values in call(hook).items()}
-    for name, values in found.items():
-        _check_kind(f"{name}.{hook}", values, KINDS[hook])
-    if hook == "search" and sum(map(len, found.values())) > 1:
-        raise StackError(f"Only one strategy of a stack can search, got {', '.join(n for n, v in found.items() if v)}.")
-    return found
+    values = {name: list(of_strategy) for name, of_strategy in call_hook(hook).items()}
+    for name, of_strategy in values.items():
+        _check_kind(f"{name}.{hook}", of_strategy, KINDS[hook])
+    if hook == "search" and sum(map(len, values.values())) > 1:
+        searching = ", ".join(name for name, of_strategy in values.items() if of_strategy)
+        raise StackError(f"Only one strategy of a stack can search, got {searching}.")
+    return values
 
 
 def _check_kind(hook: str, values: Iterable[Any], kinds: tuple[type, ...]) -> None:
@@ -90,6 +86,36 @@ def _check_kind(hook: str, values: Iterable[Any], kinds: tuple[type, ...]) -> No
             raise InputError(f"{hook} must yield {expected} values, got {value!r}.")
 
 
-def _kind(branch: Branch) -> tuple[Any, ...]:
-    made = (branch.pixels, branch.picture, branch.features, branch.after_prefill)
-    return (*(edit is None for edit in made), branch.image, branch.tokens, branch.seed, branch.inside)
+def _merge_branches(by_strategy: Mapping[str, list[Branch]]) -> dict[Hashable, Branch]:
+    """Return each branch once, the first of its key."""
+    merged: dict[Hashable, Branch] = {}
+    for branches in by_strategy.values():
+        for branch in branches:
+            if _comparable(merged.setdefault(branch.key, branch)) != _comparable(branch):
+                raise InputError(
+                    f"Two different branches share the key {branch.key!r}; put what tells them apart into it."
+                )
+    return merged
+
+
+def _merge_edits(by_hook: Iterable[Mapping[str, list[Any]]]) -> dict[str, tuple[Edit, ...]]:
+    """Return the edits of each strategy, hook after hook."""
+    merged: dict[str, tuple[Edit, ...]] = {}
+    for by_strategy in by_hook:
+        for strategy, edits in by_strategy.items():
+            merged[strategy] = (*merged.get(strategy, ()), *edits)
+    return merged
+
+
+def _comparable(branch: Branch) -> tuple[Any, ...]:
+    """Return what can be compared of a branch; of functions, only whether there is one."""
+    functions = (branch.pixels, branch.picture, branch.features, branch.after_prefill)
+    return (*(function is None for function in functions), branch.image, branch.tokens, branch.seed, branch.inside)
+
+
+def _check_edited_branches(plan: Plan) -> None:
+    for strategy, edits in plan.edits.items():
+        for edit in edits:
+            branch = getattr(edit, "branch", MAIN)
+            if branch != MAIN and branch not in plan.branches:
+                raise InputError(f"{strategy} edits branch {branch!r}, but no branch has that key.")

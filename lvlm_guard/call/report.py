@@ -67,14 +67,14 @@ class Report:
 
     @classmethod
     def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float) -> Report:
-        """Report of a call with an empty stack."""
+        """Return the report of a call with an empty stack."""
         tokens = output.shape[-1] - (0 if prompt is None else prompt.shape[1])
         return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, output.shape[0], tokens, seconds)
 
     @property
     def branches(self) -> tuple[str, ...]:
         """Keys of the branches that ran, each once."""
-        return tuple(dict.fromkeys(key for one in self.strategies for key in one.branches))
+        return tuple(dict.fromkeys(key for strategy in self.strategies for key in strategy.branches))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""

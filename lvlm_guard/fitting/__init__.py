@@ -20,6 +20,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.forward import run_uncompiled
 from lvlm_guard.request import conversation
+from lvlm_guard.request.recent_pictures import RecentPictures
 from lvlm_guard.strategy.artefacts import Artefact, config_hash
 
 KINDS = ("adhh", "nullu", "vti")
@@ -145,8 +146,8 @@ def _prompt(processor: Any, demonstration: Demonstration) -> str:
 
 
 def _inputs(model: Any, processor: Any, demonstrations: Sequence[Demonstration], texts: list[str]) -> Any:
-    memory, pictures = conversation.PictureMemory(), [one.picture for one in demonstrations]
-    return conversation.prepare(model, processor, memory, pictures, texts, None, {})
+    pictures = [demonstration.picture for demonstration in demonstrations]
+    return conversation.prepare_inputs(model, processor, RecentPictures(), pictures, texts, None, {})
 
 
 def hidden_states(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

@@ -143,7 +143,7 @@ class GuardedDecode:
         if step.is_prefill:
             return Choice(self._sequential, self.choice.name, self.choice.reason)
         if self._interventions is not None:
-            self._interventions.effects.look(self.counts.steps + 1)
+            self._interventions.effects.read_when_due(self.counts.steps + 1)
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(

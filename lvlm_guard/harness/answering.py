@@ -68,7 +68,7 @@ class Answerer:
             raise InputError("A harness scores one answer per question: leave num_return_sequences out.")
         counts = new_tokens(generated, *find_end_tokens(self.guard))
         self.cost.add(self.guard.report, requests=len(batch), tokens=sum(counts), seconds=seconds)
-        texts = conversation.answers(self.guard.processor, inputs, output, many=True)
+        texts = conversation.decode_answers(self.guard.processor, inputs, output, many=True)
         rows = zip(batch, texts, counts, inputs["attention_mask"].sum(1).tolist(), strict=True)
         return [
             HarnessAnswer(cut_at_stop(text, question.stops), count, prompt_tokens)

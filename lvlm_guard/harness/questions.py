@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lvlm_guard.errors import GuardWarning, InputError
 from lvlm_guard.request.requests import SETTINGS
+from lvlm_guard.user_warnings import warn_user
 
 BLANK_LINE = "\n\n"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -87,7 +87,7 @@ def translate_settings(task_settings: Mapping[str, Any], length: int) -> dict[st
     """
     unknown = sorted(name for name in task_settings if name not in {*SETTINGS, *LENGTHS, "until"})
     if unknown:
-        warnings.warn(f"Not an argument of generate, so left out: {', '.join(unknown)}.", GuardWarning, stacklevel=2)
+        warn_user(f"Not an argument of generate, so left out: {', '.join(unknown)}.", GuardWarning)
     arguments = {name: value for name, value in task_settings.items() if name in SETTINGS and value is not None}
     limits = [task_settings[name] for name in LENGTHS if task_settings.get(name) is not None]
     arguments["max_new_tokens"] = int(limits[0] if limits else length)

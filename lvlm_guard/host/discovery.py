@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
 from lvlm_guard.errors import GuardWarning
+from lvlm_guard.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ def load_each(points: Iterable[EntryPoint], load: Callable[[EntryPoint], None], 
         except Exception as error:  # noqa: BLE001, PERF203 - somebody else's package must not take everybody down
             failure = Broken(point.name, distribution_of(point), f"{type(error).__name__}: {error}")
             broken.append(failure)
-            warnings.warn(
+            warn_user(
                 f"The {kind} {failure.entry_point!r} of {failure.distribution} was skipped: {failure.reason}",
                 GuardWarning,
-                stacklevel=3,
             )
     return broken

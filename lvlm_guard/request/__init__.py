@@ -1,1 +1,1 @@
-"""What was asked: arguments, prompts, images and conversations."""
+"""One request: its arguments, prompts, images and conversations."""

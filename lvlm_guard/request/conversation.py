@@ -3,97 +3,71 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.outputs import sequences
+from lvlm_guard.protocols import Model, Processor
+from lvlm_guard.request.recent_pictures import RecentPictures
 from lvlm_guard.request.requests import Pictures
 
-REMEMBERED = 16
-SAMPLES = 256
+Conversation = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class _Memory:
-    input_ids: Tensor
-    signature: Tensor
-    pictures: Pictures
-
-
-class PictureMemory:
-    """Remembers which pictures recent inputs were made of, across moves to other devices and dtypes."""
-
-    def __init__(self) -> None:
-        self._recent: deque[_Memory] = deque(maxlen=REMEMBERED)
-
-    def keep(self, batch: Mapping[str, Any], pictures: Pictures) -> None:
-        """Remember the pictures behind `batch`."""
-        if (signature := _signature(batch)) is not None:
-            self._recent.append(_Memory(batch["input_ids"].cpu(), signature, pictures))
-
-    def find(self, inputs: Mapping[str, Any]) -> Pictures | None:
-        """Return the pictures behind `inputs`, or None when they were made elsewhere."""
-        if not self._recent or (signature := _signature(inputs)) is None:
-            return None
-        ids = inputs["input_ids"].cpu()
-        for memory in reversed(self._recent):
-            same_text = memory.input_ids.shape == ids.shape and torch.equal(memory.input_ids, ids)
-            if same_text and _close(memory.signature, signature):
-                return memory.pictures
-        return None
-
-
-def _signature(inputs: Mapping[str, Any]) -> Tensor | None:
-    """A few hundred evenly spaced pixels, on the CPU in fp32; None without pixels."""
-    pixels = next((value for name, value in inputs.items() if anatomy.is_pixels(name, value)), None)
-    if pixels is None or "input_ids" not in inputs:
-        return None
-    flat = pixels.detach().flatten()
-    return flat[:: max(flat.numel() // SAMPLES, 1)].float().cpu()
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding to half precision."""
-    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=2e-2, atol=2e-2))
-
-
-def prepare(
-    model: Any,
-    processor: Any,
-    memory: PictureMemory,
+def prepare_inputs(
+    model: Model,
+    processor: Processor | None,
+    recent: RecentPictures,
     images: Any,
     text: str | Sequence[str] | None,
     messages: Sequence[Any] | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """Build the processor's batch for `Guard.inputs`."""
+    """Return the processor's batch for `Guard.inputs`, and remember its pictures in `recent`.
+
+    Raises:
+        ProcessorNeeded: There is no processor.
+        InputError: Neither or both of text and messages, or a picture or message that cannot be read.
+    """
     if processor is None:
         raise ProcessorNeeded("guard.inputs needs the processor: Guard(model, processor).")
     if (text is None) == (messages is None):
         raise InputError("Give either text= or messages= to guard.inputs.")
-    pictures = [_picture(one) for one in _as_list(images)]
+    pictures = [_read_picture(image) for image in _as_list(images)]
     if messages is not None:
-        text, found = _from_messages(processor, messages, with_images=bool(pictures))
-        pictures = pictures or found
+        text, pictures_in_messages = _apply_template(processor, messages, with_images=bool(pictures))
+        pictures = pictures or pictures_in_messages
     prompts = [text] if isinstance(text, str) else list(text or ())
 
-    def process(given: list[Any]) -> Any:
-        return _process(processor, given, prompts, options)
+    def process(images: list[Any]) -> Any:
+        return _process(processor, images, prompts, options)
 
     batch = process(pictures).to(device=model.device, dtype=model.dtype)
     if pictures:
-        memory.keep(batch, Pictures(tuple(pictures), process))
+        recent.remember(batch, Pictures(tuple(pictures), process))
     return batch
+
+
+def is_batch(messages: Sequence[Any]) -> bool:
+    """Return whether `messages` is a list of conversations rather than one conversation."""
+    return bool(messages) and not isinstance(messages[0], Mapping)
+
+
+def decode_answers(processor: Processor, batch: Mapping[str, Any], output: Any, *, many: bool) -> Any:
+    """Return the texts generated behind the prompts: a list, or the text itself for a single one unless `many`."""
+    texts = processor.batch_decode(sequences(output)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = [text.strip() for text in texts]
+    return texts if many or len(texts) != 1 else texts[0]
+
+
+def write_question(text: str, picture: Any) -> dict[str, Any]:
+    """Return one message of a user: a picture and a question about it."""
+    return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
 
 
 def _process(processor: Any, pictures: list[Any], prompts: list[str], options: Mapping[str, Any]) -> Any:
@@ -106,28 +80,26 @@ def _process(processor: Any, pictures: list[Any], prompts: list[str], options: M
         tokenizer.padding_side = side
 
 
-def is_batch(messages: Sequence[Any]) -> bool:
-    """Whether `messages` is a list of conversations rather than one conversation."""
-    return bool(messages) and not isinstance(messages[0], Mapping)
-
-
-def _from_messages(processor: Any, messages: Sequence[Any], *, with_images: bool) -> tuple[list[str], list[Any]]:
-    """Prompts by the processor's chat template, and the pictures that stand in the messages."""
-    conversations = list(messages) if is_batch(messages) else [messages]
-    normal = [[_message(one) for one in conversation] for conversation in conversations]
-    if not any(normal):
+def _apply_template(processor: Processor, messages: Sequence[Any], *, with_images: bool) -> tuple[list[str], list[Any]]:
+    """Return prompts by the processor's chat template, and the pictures that stand in the messages."""
+    batch = list(messages) if is_batch(messages) else [messages]
+    conversations = [[_normalise_message(message) for message in conversation] for conversation in batch]
+    if not any(conversations):
         raise InputError("messages is empty: give at least one message with a role and content.")
     pictures = []
-    for conversation in normal:
-        found = _pictures_of(conversation)
-        pictures += found
+    for conversation in conversations:
+        pictures += _read_pictures(conversation)
         if with_images and not _image_items(conversation):
-            _user_message(conversation)["content"].insert(0, {"type": "image"})
-    template = processor.apply_chat_template
-    return [template(_bare(one), add_generation_prompt=True, tokenize=False) for one in normal], pictures
+            _find_user_message(conversation)["content"].insert(0, {"type": "image"})
+    prompts = [
+        processor.apply_chat_template(_strip_pictures(conversation), add_generation_prompt=True, tokenize=False)
+        for conversation in conversations
+    ]
+    return prompts, pictures
 
 
-def _message(message: Any) -> dict[str, Any]:
+def _normalise_message(message: Any) -> dict[str, Any]:
+    """Return a message whose content is a list of items."""
     if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
         raise InputError(f"A message has a role and content, got {message!r}.")
     content = message["content"]
@@ -135,28 +107,32 @@ def _message(message: Any) -> dict[str, Any]:
     return {**message, "content": items}
 
 
-def _user_message(conversation: list[dict[str, Any]]) -> dict[str, Any]:
-    user = next((one for one in conversation if one["role"] == "user"), None)
+def _find_user_message(conversation: Conversation) -> dict[str, Any]:
+    user = next((message for message in conversation if message["role"] == "user"), None)
     if user is None:
         raise InputError("There is an image, but no message of the user to put it into.")
     return user
 
 
-def _image_items(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [item for one in conversation for item in one["content"] if item.get("type") == "image"]
+def _image_items(conversation: Conversation) -> list[dict[str, Any]]:
+    return [item for message in conversation for item in message["content"] if item.get("type") == "image"]
 
 
-def _pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
+def _read_pictures(conversation: Conversation) -> list[Any]:
+    """Return the pictures that stand in the messages, under any of the names that templates use."""
     names = ("image", "path", "url")
-    given = [next((item[name] for name in names if name in item), None) for item in _image_items(conversation)]
-    return [_picture(one) for one in given if one is not None]
+    values = [next((item[name] for name in names if name in item), None) for item in _image_items(conversation)]
+    return [_read_picture(value) for value in values if value is not None]
 
 
-def _bare(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages without the pictures themselves, which templates do not need."""
+def _strip_pictures(conversation: Conversation) -> Conversation:
+    """Return messages without the pictures themselves, which templates do not need."""
     return [
-        {**one, "content": [{"type": "image"} if item.get("type") == "image" else item for item in one["content"]]}
-        for one in conversation
+        {
+            **message,
+            "content": [{"type": "image"} if item.get("type") == "image" else item for item in message["content"]],
+        }
+        for message in conversation
     ]
 
 
@@ -166,7 +142,7 @@ def _as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _picture(value: Any) -> Any:
+def _read_picture(value: Any) -> Any:
     """Read a picture from a path or array; PIL pictures pass.
 
     Raises:
@@ -183,15 +159,3 @@ def _picture(value: Any) -> Any:
         except OSError as error:
             raise InputError(f"The picture {str(value)!r} cannot be read: {error}.") from None
     raise InputError(f"A picture is a PIL image, an array or a local path, got {type(value).__name__}.")
-
-
-def answers(processor: Any, batch: Mapping[str, Any], output: Any, *, many: bool) -> Any:
-    """Texts that were generated behind the prompts."""
-    texts = processor.batch_decode(sequences(output)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    texts = [one.strip() for one in texts]
-    return texts if many or len(texts) != 1 else texts[0]
-
-
-def question(text: str, picture: Any) -> dict[str, Any]:
-    """One message of a user: a picture and a question about it."""
-    return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}

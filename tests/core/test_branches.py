@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from toy_processor import toy_processor
 
 from lvlm_guard import Branch, Guard, Insert, ModelRefused, Replace
-from lvlm_guard.request.requests import Request, branch_inputs
+from lvlm_guard.request.branch_inputs import build_branch_inputs
+from lvlm_guard.request.requests import Request
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
 
@@ -53,7 +54,7 @@ PROMPT = [1, 8, 102, 100, 100, 103, 9, 10]
 )
 def test_tokens_go_where_they_were_asked_to(qwen, edits, wanted):
     qwen.text_config.bos_token_id = 1
-    inputs = branch_inputs(request(PROMPT, qwen), Branch("x", tokens=edits), None)
+    inputs = build_branch_inputs(request(PROMPT, qwen), Branch("x", tokens=edits), None)
     assert inputs["input_ids"][0].tolist() == wanted
     assert inputs["attention_mask"][0].tolist() == [1] * len(wanted)
 
@@ -68,11 +69,11 @@ def test_rows_are_edited_without_their_padding_and_padded_again(qwen):
         "mm_token_type_ids": types,
         "pixel_values": torch.zeros(3, 3, 2, 2),
     }
-    got = branch_inputs(Request(inputs, {}, qwen), Branch("x", tokens=(Insert((5, 6), "after_image"),)), None)
+    got = build_branch_inputs(Request(inputs, {}, qwen), Branch("x", tokens=(Insert((5, 6), "after_image"),)), None)
     assert got["input_ids"].tolist() == [[0, 0, 8, 100, 5, 6, 9], [8, 7, 100, 100, 5, 6, 9]]
     assert got["attention_mask"].tolist() == [[0, 0, 1, 1, 1, 1, 1], [1] * 7]
     assert got["mm_token_type_ids"].tolist() == [[0, 0, 0, 1, 0, 0, 0], [0, 0, 1, 1, 0, 0, 0]]
-    gone = branch_inputs(Request(inputs, {}, qwen), Branch("x", image="removed"), None)
+    gone = build_branch_inputs(Request(inputs, {}, qwen), Branch("x", image="removed"), None)
     assert gone["input_ids"].tolist() == [[0, 8, 9], [8, 7, 9]]
     assert gone["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
     assert "pixel_values" not in gone

@@ -20,7 +20,7 @@ OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = ("forward", "anatomy", "request.requests", "engines", "testing", "testbed", "cli", "loading")
-BASE = ("anatomy", "deprecation", "errors", "files", "outputs", "protocols")
+BASE = ("anatomy", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
 FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "host"), ("strategy",), BASE)
 
 

@@ -6,10 +6,11 @@ import pytest
 import saboteurs
 import torch
 
+import lvlm_guard.guard
 from lvlm_guard.forward.decode import GuardedDecode
 from lvlm_guard.forward.executors.batched import BatchedExecutor
 from lvlm_guard.forward.executors.branch_run import BranchRun
-from lvlm_guard.guard import Guard, Session
+from lvlm_guard.guard import Guard
 from lvlm_guard.testing import StrategyContract
 from lvlm_guard.testing.contract import Words
 
@@ -40,13 +41,13 @@ def red(contract):
 @pytest.fixture
 def strategies_see_the_model(monkeypatch):
     """What a strategy must never get: the module. Saboteurs that need it find it in gen.state."""
-    build = Session.__init__
+    run_call = lvlm_guard.guard.run_call
 
-    def with_model(self, generate, *args):
-        build(self, generate, *args)
-        self.gen.state["model"] = generate.__self__
+    def run_with_model(call):
+        call.gen.state["model"] = call.generate.__self__
+        return run_call(call)
 
-    monkeypatch.setattr(Session, "__init__", with_model)
+    monkeypatch.setattr(lvlm_guard.guard, "run_call", run_with_model)
 
 
 def test_an_honest_strategy_is_green():

@@ -137,7 +137,7 @@ def _edit_stage(
             edited = edited / edited.sum(-1, keepdim=True).clamp_min(1e-12)
         merged = torch.where(_applies(edit, where, start, tensor), edited, tensor)
         if call.running.owner is not None:
-            call.running.owner.effects.note(id(edit), tensor, merged)
+            call.running.owner.effects.record(id(edit), tensor, merged)
         tensor = merged
     return tensor
 

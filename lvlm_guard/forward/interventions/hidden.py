@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard import anatomy
-from lvlm_guard.arithmetic.touched import Touched
+from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.interventions.layout import EditPlace
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
@@ -28,7 +28,9 @@ class HiddenHooks:
         effects: Where it is noted which edit changed anything.
     """
 
-    def __init__(self, owner: object, layers: nn.ModuleList, edits: Sequence[HiddenEdit], effects: Touched) -> None:
+    def __init__(
+        self, owner: object, layers: nn.ModuleList, edits: Sequence[HiddenEdit], effects: EffectTracker
+    ) -> None:
         self._owner = owner
         self._layers = layers
         self._edits = edits
@@ -89,7 +91,7 @@ class HiddenHooks:
         edited = edited.to(before)
         if not place.everywhere:
             edited = torch.where(view.positions[..., None], edited, before)
-        self._effects.note(id(edit), before, edited)
+        self._effects.record(id(edit), before, edited)
         if place.rows is None:
             return edited
         output = hidden.clone()

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
-from lvlm_guard.arithmetic.touched import Touched
+from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.interventions import attention
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
@@ -42,7 +42,7 @@ class LayerInterventions:
         hidden_edits: Sequence[HiddenEdit] = (),
         readouts: Sequence[Readout] = (),
     ) -> None:
-        self.effects = Touched()
+        self.effects = EffectTracker()
         self.attention_plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
         self.is_empty = not (attention_edits or attention_captures or hidden_edits or readouts)
         self._module = module
@@ -63,7 +63,7 @@ class LayerInterventions:
     def had_effect(self, edits: Sequence[object]) -> bool | None:
         """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
         keys = {id(edit) for edit in edits} & self._edits
-        return self.effects.any_of(keys) if keys else None
+        return self.effects.had_effect(keys) if keys else None
 
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lvlm_guard.arithmetic.touched import Touched
+from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.forward.interventions.layout import ForwardLayout
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
 from lvlm_guard.strategy.generation import Generation
@@ -27,7 +27,7 @@ class Owner(Protocol):
         ...
 
     @property
-    def effects(self) -> Touched:
+    def effects(self) -> EffectTracker:
         """Where it is noted which edit changed anything."""
         ...
 

@@ -1,0 +1,79 @@
+"""After decoding: the user's prompt back in front, and revised answers in place of generated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.call.decoding import DecodedCall
+from lvlm_guard.call.generation import describe_output
+from lvlm_guard.call.plan import collect_values
+from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.outputs import sequences
+from lvlm_guard.protocols import Tokenizer
+from lvlm_guard.strategy.loops import Revision
+
+
+def finish_output(decoded: DecodedCall) -> Any:
+    """Return generate's output with the user's own prompt in front, and with revised answers.
+
+    Raises:
+        ProcessorNeeded: There is a revision and no tokenizer.
+        InputError: A revision of a row outside the batch.
+    """
+    planned = decoded.prepared.planned
+    call, output = planned.call, decoded.output
+    if planned.request is not call.request:
+        output = restore_prompt(output, planned.request.input_ids.shape[1], call.request.input_ids)
+    if not call.strategies.active("finish"):
+        return output
+    length = call.request.input_ids.shape[1]
+    describe_output(call.gen, output[:, length:], call.ask)
+    revisions = [revision for values in collect_values(call.ask_strategies, "finish").values() for revision in values]
+    if not revisions:
+        return output
+    return replace_answers(output, length, revisions, call.gen.tokenizer, decoded.prepared.main.settings)
+
+
+def restore_prompt(output: Any, edited_length: int, prompt: Tensor) -> Any:
+    """Return generate's output with the user's `prompt` `[batch, length]` in place of an edited one."""
+    ids = sequences(output)
+    rows = prompt.repeat_interleave(ids.shape[0] // prompt.shape[0], dim=0)
+    restored = torch.cat([rows.to(ids.device), ids[:, edited_length:]], dim=1)
+    if isinstance(output, Tensor):
+        return restored
+    output["sequences"] = restored
+    return output
+
+
+def replace_answers(
+    output: Tensor, length: int, revisions: Sequence[Revision], tokenizer: Tokenizer | None, settings: Any
+) -> Tensor:
+    """Return sequences `[requests, length + tokens]` with revised answers, ended and padded on the right.
+
+    Raises:
+        ProcessorNeeded: There is no tokenizer.
+        InputError: A row outside the batch.
+    """
+    if tokenizer is None:
+        raise ProcessorNeeded("Revised answers must be tokenized, so give the guard the processor.")
+    answers = list(output[:, length:])
+    for revision in revisions:
+        if not 0 <= revision.row < len(answers):
+            raise InputError(f"A revision names row {revision.row} of {len(answers)}.")
+        ids = tokenizer(revision.text, add_special_tokens=False)["input_ids"]
+        answers[revision.row] = output.new_tensor([*ids, *_end_tokens(settings)])
+    longest = max(len(answer) for answer in answers)
+    padding = settings.pad_token_id if settings.pad_token_id is not None else 0
+    padded = [torch.nn.functional.pad(answer, (0, longest - len(answer)), value=padding) for answer in answers]
+    return torch.cat([output[:, :length], torch.stack(padded)], dim=1)
+
+
+def _end_tokens(settings: Any) -> list[int]:
+    """Return the token that ends an answer, or nothing where there is none."""
+    end = settings.eos_token_id
+    end = end[0] if isinstance(end, (list, tuple)) else end
+    return [] if end is None else [int(end)]

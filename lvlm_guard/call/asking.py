@@ -1,0 +1,52 @@
+"""The first phase: a call as the user asked for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lvlm_guard.call.generation import create_generation
+from lvlm_guard.forward.executors.executor import ExecutorName
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.request.requests import Request
+from lvlm_guard.strategy.generation import Generation
+
+
+@dataclass(frozen=True, eq=False)
+class AskedCall:
+    """A call as the user asked for it.
+
+    Args:
+        generate: The model's own generate, unguarded.
+        request: Model inputs and settings.
+        strategies: The strategies of the stack.
+        executor: The executor asked for.
+        ask: Asks the guarded model questions about the picture of one request.
+        gen: The object that travels through every hook.
+        started: When the call began, in seconds of `time.perf_counter`.
+    """
+
+    generate: Callable[..., Any]
+    request: Request
+    strategies: StrategyCalls
+    executor: ExecutorName
+    ask: Callable[[Sequence[str], int], list[str]] | None
+    gen: Generation
+    started: float = field(default_factory=time.perf_counter)
+
+    def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
+        """Return what each strategy yields from a hook."""
+        return self.strategies.call(hook, self.gen)
+
+
+def build_asked_call(
+    generate: Callable[..., Any],
+    request: Request,
+    strategies: StrategyCalls,
+    executor: ExecutorName,
+    ask: Callable[[Sequence[str], int], list[str]] | None = None,
+) -> AskedCall:
+    """Return the first phase of a call; the arguments are those of `AskedCall`."""
+    return AskedCall(generate, request, strategies, executor, ask, create_generation(request))

@@ -1,0 +1,130 @@
+"""The fourth phase: generate decodes, with the terms of the strategies in main's logits."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.arithmetic import fusion
+from lvlm_guard.arithmetic.effects import EffectRecorder
+from lvlm_guard.call.preparing import PreparedCall
+from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
+from lvlm_guard.errors import InputError
+from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, guarded
+from lvlm_guard.forward.decode import Counts
+from lvlm_guard.forward.interventions import vision
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.protocols import Cache, Model
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.strategy.terms import Term
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedCall:
+    """A call that was decoded.
+
+    Args:
+        prepared: The call as prepared.
+        output: What generate returned.
+        effects: What happened to main's logits.
+        executor: The executor that decoded the branches, `none` when nothing was decoded with them.
+        reason: Why that executor; empty when no decode step was needed.
+        counts: What ran.
+    """
+
+    prepared: PreparedCall
+    output: Any
+    effects: EffectRecorder
+    executor: str
+    reason: str
+    counts: Counts
+
+
+def decode(prepared: PreparedCall) -> DecodedCall:
+    """Run generate, guarded, while the interventions of the call are installed.
+
+    Raises:
+        ModeRefused: The executor asked for would not be exact.
+        NonFiniteLogits: The model or a branch produced NaN in the prefill.
+        InputError: A term or an edit does not fit.
+    """
+    planned, call = prepared.planned, prepared.planned.call
+    effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
+    inputs, main_cache = dict(prepared.inputs), None
+    if any(planned.request.setting(name) for name in DRAFTS_OF_SAME_MODULE):
+        main_cache = inputs.setdefault("past_key_values", prepared.main.cache)
+    guarded_decode = _build_decode(prepared, effects, main_cache)
+    with guarded(guarded_decode), vision.encoding(call.gen, MAIN):
+        output = call.generate(**inputs, **_loop_settings(prepared))
+    choice = guarded_decode.choice
+    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts)
+
+
+def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:
+    """Return the decode whose forwards belong to this call."""
+    call, inside = prepared.planned.call, prepared.planned.interventions.inside
+    return GuardedDecode(
+        prepared.main,
+        prepared.branches,
+        call.gen,
+        functools.partial(_combine_terms, call.strategies, effects),
+        call.executor,
+        None if inside.is_empty else inside,
+        prepared.late_branches,
+        main_cache,
+    )
+
+
+def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:
+    """Return the settings of the loop, or of the search in its place."""
+    settings, search = prepared.planned.preparation.settings, prepared.planned.search
+    if search is None:
+        return dict(settings)
+    loop = functools.partial(_run_search, prepared)
+    return {**settings, "num_beams": search.rows_per_request, "custom_generate": loop}
+
+
+def _strategies_with_terms(strategies: StrategyCalls) -> Sequence[str]:
+    return [name for name in strategies.names if strategies.implements("terms", name)]
+
+
+def _combine_terms(strategies: StrategyCalls, effects: EffectRecorder, gen: Generation) -> Tensor | None:
+    """Ask for the terms, add them up, and record what changed; None leaves main's logits as they are."""
+    terms: Mapping[str, list[Term]] = {name: values for name, values in strategies.call("terms", gen).items() if values}
+    combined = fusion.combine(gen, [term for values in terms.values() for term in values])
+    assert gen.forward is not None
+    gen.forward.combined = gen.logits() if combined is None else combined
+    effects.record_forward(gen, terms, combined)
+    strategies.call("observe", gen)
+    return combined
+
+
+def _run_search(prepared: PreparedCall, model: Model, input_ids: Tensor, **kwargs: Any) -> Tensor:
+    """Let a search drive the decode in place of generate's loop; prompts and tokens `[requests, length]`."""
+    planned, main, search = prepared.planned, prepared.main, prepared.planned.search
+    assert search is not None
+    processors, criteria = kwargs.pop("logits_processor", None), kwargs.pop("stopping_criteria", None)
+    settings, requests = kwargs.pop("generation_config"), planned.request.input_ids.shape[0]
+    prompt = (main.input_ids, main.kwargs) if search.shared_prompt else (input_ids, kwargs)
+    loop = GuardedLoop(
+        PreparedDecode(model, *prompt, settings),
+        planned.call.gen,
+        requests,
+        search.rows_per_request,
+        processors,
+        criteria,
+    )
+    tokens: Any = search.run(loop)
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[:-1] != (loop.requests,):
+        raise InputError(f"A search must return token ids [{loop.requests}, tokens], got {_describe(tokens)}.")
+    return torch.cat([input_ids[:: loop.rows_per_request], tokens.to(input_ids)], dim=1)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,77 @@
+"""What the plan does inside the layers of the decoder and of the vision tower, for as long as a call runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lvlm_guard.call.plan import Edit, Plan
+from lvlm_guard.call.refusals import ATTENTION
+from lvlm_guard.call.rules import EditedAttention, refuse
+from lvlm_guard.errors import UncompiledWarning
+from lvlm_guard.forward import LayerInterventions, PreparedDecode, is_compiled
+from lvlm_guard.forward.interventions import vision
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.user_warnings import warn_user
+
+
+@dataclass(frozen=True, eq=False)
+class Interventions:
+    """What a call does inside the layers.
+
+    Args:
+        inside: Edits, captures and readouts of the decoder.
+        vision_edits: Edits of the vision tower.
+    """
+
+    inside: LayerInterventions
+    vision_edits: Sequence[HiddenEdit]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is hooked into any layer."""
+        return self.inside.is_empty and not self.vision_edits
+
+    @contextmanager
+    def installed(self, main: PreparedDecode, gen: Generation) -> Iterator[None]:
+        """Hook everything in; all of it is undone on the way out."""
+        with self.inside.installed(), vision.installed(main.module, self.vision_edits, gen):
+            yield
+
+    def had_effect(self, edits: Sequence[Edit]) -> bool | None:
+        """Return whether any of these edits changed anything; None where none of them edits the decoder."""
+        return self.inside.had_effect(edits)
+
+
+def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> Interventions:
+    """Return what the plan does inside the layers of this model.
+
+    Raises:
+        StrategyRefused: Attention to an image that is not there.
+        InputError: A layer or head outside the model.
+        ModelRefused: The model has no part of the kind an edit names.
+    """
+    attention, hidden = plan.edits_of(AttentionEdit), plan.edits_of(HiddenEdit)
+    refuse(ATTENTION, EditedAttention(attention, gen.image_mask, main))
+    of_decoder = [edit for edit in hidden if edit.tower == "decoder"]
+    inside = LayerInterventions(
+        main.module, attention, plan.edits_of(AttentionCapture), of_decoder, plan.edits_of(Readout)
+    )
+    return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"])
+
+
+def warn_if_uncompiled(main: PreparedDecode, *, hooked: bool) -> None:
+    """Warn when a compiled model runs uncompiled in this call; `hooked` when something is hooked into its layers."""
+    if hooked and is_compiled(main.module):
+        warn_user(
+            "The stack works inside the layers, where a compiled graph would miss it, so this call ran uncompiled.",
+            UncompiledWarning,
+        )
+    elif getattr(main.module, "_compiled_call_impl", None) is not None:
+        warn_user(
+            "A guard stands between a compiled module and its forward, so this call ran uncompiled. Compile the forward: "
+            "model.forward = torch.compile(model.forward).",
+            UncompiledWarning,
+        )

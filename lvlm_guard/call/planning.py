@@ -1,0 +1,104 @@
+"""The second phase: the request edited, main prepared, and everything fixed that strategies want done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lvlm_guard.call.asking import AskedCall
+from lvlm_guard.call.generation import describe_main, describe_request
+from lvlm_guard.call.interventions import Interventions, build_interventions, warn_if_uncompiled
+from lvlm_guard.call.plan import Plan, build_plan, collect_values
+from lvlm_guard.call.prompt_preparation import PromptPreparation, PromptRuns
+from lvlm_guard.call.refusals import BRANCH, FINISH, MAIN_PREPARED, SEARCH
+from lvlm_guard.call.rules import PreparedMain, RequestedBranch, refuse
+from lvlm_guard.forward import PreparedDecode
+from lvlm_guard.request.branch_inputs import describe_edit, edit_request
+from lvlm_guard.request.requests import Request
+from lvlm_guard.strategy.loops import Search
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedCall:
+    """A call whose branches, edits and search are fixed.
+
+    Args:
+        call: The call as the user asked for it.
+        preparation: Prepares prompts; holds the request and settings after all edits.
+        search: Drives the decode in place of generate's loop, or None.
+        main: Main as generate prepared it.
+        plan: Branches and edits.
+        interventions: The edits, resolved for this model.
+        prompt_runs: The prompts that strategies had run for their hidden states.
+    """
+
+    call: AskedCall
+    preparation: PromptPreparation
+    search: Search | None
+    main: PreparedDecode
+    plan: Plan
+    interventions: Interventions
+    prompt_runs: PromptRuns
+
+    @property
+    def request(self) -> Request:
+        """The request after the strategies' edits of main's own inputs."""
+        return self.preparation.request
+
+    @property
+    def candidates(self) -> int:
+        """Rows that a search keeps of each request; 1 without a search."""
+        return 1 if self.search is None else self.search.rows_per_request
+
+
+def plan_call(call: AskedCall) -> PlannedCall:
+    """Ask the strategies what they want done, and prepare main.
+
+    Raises:
+        Refused: A strategy, or the guard, cannot work on this request.
+        InputError: A strategy asks for something that is not there.
+    """
+    request = _edit_request(call)
+    search = _choose_search(call, request)
+    preparation = PromptPreparation(call.generate, request, _settings_for(search, request.settings), call.gen)
+    if call.strategies.active("finish"):
+        refuse(FINISH, request)
+    main = preparation.prepare_main()
+    refuse(MAIN_PREPARED, PreparedMain(main, request))
+    prompt_runs = PromptRuns(preparation)
+    describe_main(call.gen, main, prompt_runs)
+    call.ask_strategies("start")
+    plan = build_plan(call.ask_strategies)
+    interventions = build_interventions(plan, call.gen, main)
+    warn_if_uncompiled(main, hooked=not interventions.is_empty or bool(prompt_runs.keys))
+    return PlannedCall(call, preparation, search, main, plan, interventions, prompt_runs)
+
+
+def _edit_request(call: AskedCall) -> Request:
+    """Return the request after the strategies' edits of main's own inputs; the request itself where there are none."""
+    request = call.request
+    for edits in collect_values(call.ask_strategies, "edit_inputs").values():
+        for edit in edits:
+            refuse(BRANCH, RequestedBranch(describe_edit(edit), request))
+            request = edit_request(request, edit)
+    if request is not call.request:
+        describe_request(call.gen, request)
+    return request
+
+
+def _choose_search(call: AskedCall, request: Request) -> Search | None:
+    """Return the search that a strategy asks for, or None."""
+    searches = [search for values in collect_values(call.ask_strategies, "search").values() for search in values]
+    if not searches:
+        return None
+    refuse(SEARCH, request)
+    search: Search = searches[0]
+    return search
+
+
+def _settings_for(search: Search | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings that make generate prepare what a search begins with: a row for every request, or for every candidate."""
+    if search is None:
+        return dict(settings)
+    return {**settings, "num_beams": 1 if search.shared_prompt else search.rows_per_request, "do_sample": False}

@@ -1,0 +1,109 @@
+"""Prompts of main and of branches, prepared by the model's own generate and, where a strategy wants it, run once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
+from lvlm_guard.call.rules import PreparedBranch, refuse
+from lvlm_guard.errors import GuardError, ModelRefused
+from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
+from lvlm_guard.forward.interventions import vision
+from lvlm_guard.request.branch_inputs import build_branch_inputs
+from lvlm_guard.request.requests import Request
+from lvlm_guard.strategy.branches import MAIN, Branch
+from lvlm_guard.strategy.generation import Generation, PromptStates
+
+LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPreparation:
+    """Prepares the prompts of one call.
+
+    Args:
+        generate: The model's own generate, unguarded.
+        request: The request, edited.
+        settings: Settings of the loop.
+        gen: The object that travels through every hook.
+    """
+
+    generate: Callable[..., Any]
+    request: Request
+    settings: Mapping[str, Any]
+    gen: Generation
+
+    def prepare_main(self) -> PreparedDecode:
+        """Return main as generate prepares it."""
+        return capture_decode(self.generate, self.request.without_cache, self.settings)
+
+    def encode_images(self, main: PreparedDecode) -> Mapping[str, Any] | None:
+        """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
+        if not model_inputs.takes_encoded_images(main.module):
+            return None
+        if main.rows_per_request > 1:
+            single = {**self.settings, "num_beams": 1, "num_return_sequences": 1}
+            main = capture_decode(self.generate, self.request.without_cache, single)
+        encoded = main.kwargs.get("mm_encoder_outputs")
+        return encoded if encoded and encoded.get("image") is not None else None
+
+    def prepare_branch(self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> PreparedDecode:
+        """Return a branch as generate prepares it, with main's encoded images where its image is main's.
+
+        Raises:
+            ModelRefused: The model cannot prepare it.
+            InputError: Its prompt is too long.
+        """
+        inputs = build_branch_inputs(self.request, branch, encoded)
+        settings = _limit_new_tokens(self.settings, count_new_tokens(main))
+        try:
+            with vision.encoding(self.gen, branch.key):
+                prepared = capture_decode(self.generate, inputs, settings)
+        except GuardError:
+            raise
+        except Exception as error:
+            hint = " Choose a strategy whose branches keep the image." if branch.drops_image else ""
+            raise ModelRefused(
+                f"Branch {branch.key!r} cannot be prepared on {type(main.module).__name__}: {error}.{hint}"
+            ) from error
+        refuse(BRANCH_PREPARED, PreparedBranch(branch, prepared, main))
+        return prepared
+
+
+class PromptRuns:
+    """Runs the prompt of main or of a branch once, nothing edited inside; `gen.prefix`.
+
+    Args:
+        preparation: Prepares the prompts.
+
+    Attributes:
+        keys: Keys of the prompts that were run, in order.
+    """
+
+    def __init__(self, preparation: PromptPreparation) -> None:
+        self.keys: list[Hashable] = []
+        self._preparation = preparation
+
+    def __call__(self, branch: Branch | None) -> PromptStates:
+        """Run the prompt of main (None) or of a branch."""
+        main = self._preparation.prepare_main()
+        states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
+        self.keys.append(MAIN if branch is None else branch.key)
+        return states
+
+    def _prepare(self, branch: Branch, main: PreparedDecode) -> PreparedDecode:
+        encoded = None if branch.drops_image else self._preparation.encode_images(main)
+        return self._preparation.prepare_branch(branch, main, encoded)
+
+
+def _limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """Return settings with as many new tokens as main may generate, whatever lengths they named."""
+    without_lengths = {name: value for name, value in settings.items() if name not in LENGTHS}
+    if (config := without_lengths.get("generation_config")) is not None:
+        config = without_lengths["generation_config"] = copy.deepcopy(config)
+        for name in LENGTHS:
+            setattr(config, name, None)
+    return {**without_lengths, "max_new_tokens": tokens}

@@ -1,0 +1,346 @@
+"""Everything a guarded call refuses, as rules in the order they are checked; `docs/reference/refusals.md` is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lvlm_guard import anatomy
+from lvlm_guard.call.rules import (
+    EditedAttention,
+    PreparedBranch,
+    PreparedMain,
+    Refusal,
+    RefusalRule,
+    RequestedBranch,
+)
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused
+from lvlm_guard.forward import PreparedDecode, caches
+from lvlm_guard.protocols import Cache
+from lvlm_guard.request.requests import Request
+
+DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
+DRAFTS = (*DRAFTS_OF_SAME_MODULE, "prompt_lookup_num_tokens")
+NEED_THE_LOOP = (*DRAFTS, "stop_strings", "guidance_scale")
+NEED_FINAL_TOKENS = ("return_dict_in_generate", "output_scores", "output_logits")
+
+
+def count_new_tokens(main: PreparedDecode) -> int:
+    """Return how many tokens main may generate at most."""
+    return max(int(main.settings.max_length) - main.input_ids.shape[1], 1)
+
+
+def _first_setting(request: Request, names: Sequence[str]) -> str | None:
+    """Return the first of these settings that is switched on."""
+    return next((name for name in names if request.setting(name)), None)
+
+
+def _holds_tokens(cache: Cache | None) -> bool:
+    return cache is not None and cache.get_seq_length() > 0
+
+
+def _cannot_generate(model: object) -> bool:
+    check = getattr(model, "can_generate", None)
+    return not callable(getattr(model, "generate", None)) or (callable(check) and not check())
+
+
+def _edits_absent_image(subject: EditedAttention) -> bool:
+    if not any(edit.keys in ("image", "before_image") for edit in subject.edits):
+        return False
+    return not bool(subject.image_mask.any()) and not anatomy.attends_across(subject.main.module)
+
+
+def _cannot_roll_back(subject: PreparedMain) -> bool:
+    return _first_setting(subject.request, DRAFTS) is not None and not caches.can_roll_back(subject.main.cache)
+
+
+def _overflows(subject: PreparedBranch) -> bool:
+    limit = anatomy.maximum_length(subject.main.module.config)
+    new = count_new_tokens(subject.main)
+    return limit is not None and subject.prepared.length + new > limit >= subject.main.length + new
+
+
+def _describe_overflow(subject: PreparedBranch) -> str:
+    limit = anatomy.maximum_length(subject.main.module.config)
+    return (
+        f"Branch {subject.branch.key!r} makes the prompt {subject.prepared.length} tokens long; with "
+        f"{count_new_tokens(subject.main)} new tokens that passes the model's {limit} positions. "
+        "Shorten the prompt or max_new_tokens."
+    )
+
+
+def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
+    """Return the rules about arguments that need every token to be final when it is chosen."""
+    owner = author.lower()
+    return (
+        RefusalRule(
+            f"a streamer with {owner}",
+            "tokens may change after they were chosen",
+            "drop `streamer`",
+            ModeRefused,
+            lambda request: request.settings.get("streamer") is not None,
+            lambda _: f"{author} changes answers after they were generated, so nothing can be streamed: drop it.",
+        ),
+        RefusalRule(
+            f"`num_return_sequences` with {owner}",
+            "it works on one answer for each request",
+            "drop it",
+            ModeRefused,
+            lambda request: (request.setting("num_return_sequences") or 1) > 1,
+            lambda _: f"{author} works on one answer a request: drop num_return_sequences.",
+        ),
+        RefusalRule(
+            f"`return_dict_in_generate`, `output_scores` and `output_logits` with {owner}",
+            "the scores would be those of other tokens",
+            "drop them",
+            ModeRefused,
+            lambda request: _first_setting(request, NEED_FINAL_TOKENS) is not None,
+            lambda request: f"{author} cannot be combined with {_first_setting(request, NEED_FINAL_TOKENS)}: drop it.",
+        ),
+    )
+
+
+MODEL: tuple[RefusalRule[object], ...] = (
+    RefusalRule(
+        "a model without an autoregressive `generate`",
+        "there is nothing to guard",
+        "pass the model that generates",
+        ModelRefused,
+        _cannot_generate,
+        lambda model: f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.",
+    ),
+)
+"""About the model, when the guard is made."""
+
+ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
+    RefusalRule(
+        "`custom_generate`",
+        "it replaces the loop",
+        "drop it",
+        ModeRefused,
+        lambda arguments: arguments.get("custom_generate") is not None,
+        lambda _: "custom_generate replaces the decoding loop, so it cannot be guarded: drop it.",
+    ),
+    RefusalRule(
+        "paged and continuous batching",
+        "they bypass the loop",
+        'drop `cache_implementation="paged"`',
+        ModeRefused,
+        lambda arguments: arguments.get("cache_implementation") == "paged",
+        lambda _: "Paged and continuous batching bypass generate's loop: drop cache_implementation='paged'.",
+    ),
+    RefusalRule(
+        "a cache that already holds tokens",
+        "branches have no matching one",
+        "pass the whole conversation",
+        ModeRefused,
+        lambda arguments: _holds_tokens(arguments.get("past_key_values")),
+        lambda _: (
+            "generate() got a cache that already holds tokens; branches have no matching one. "
+            "Pass the whole conversation without past_key_values."
+        ),
+    ),
+)
+"""About the arguments of generate, before anything else."""
+
+SEARCH: tuple[RefusalRule[Request], ...] = (
+    *_rules_of_whole_answers("A search"),
+    RefusalRule(
+        "`past_key_values` with a search",
+        "candidates would be left in it",
+        "drop it",
+        ModeRefused,
+        lambda request: request.inputs.get("past_key_values") is not None,
+        lambda _: "A search would leave its candidates in the cache: drop past_key_values.",
+    ),
+    RefusalRule(
+        "`do_sample=True` with a search",
+        "the search chooses the tokens",
+        "drop it",
+        ModeRefused,
+        lambda request: bool(request.settings.get("do_sample")),
+        lambda _: "A search chooses the tokens itself: drop do_sample.",
+    ),
+    RefusalRule(
+        f"{', '.join(f'`{name}`' for name in NEED_THE_LOOP)} with a search",
+        "they need generate's own loop, which the search replaces",
+        "drop one of them",
+        ModeRefused,
+        lambda request: _first_setting(request, NEED_THE_LOOP) is not None,
+        lambda request: (
+            f"A search owns the decoding loop, which {_first_setting(request, NEED_THE_LOOP)} needs: drop one of them."
+        ),
+    ),
+    RefusalRule(
+        "beams with a search",
+        "the search has candidates of its own",
+        "drop `num_beams`",
+        ModeRefused,
+        lambda request: (request.setting("num_beams") or 1) > 1,
+        lambda _: "A search keeps its own candidates: drop num_beams.",
+    ),
+    RefusalRule(
+        "`use_cache=False` with a search",
+        "a search goes on from a cache",
+        "drop it",
+        ModeRefused,
+        lambda request: request.setting("use_cache") is False,
+        lambda _: "A search needs a cache: drop use_cache=False.",
+    ),
+)
+"""About the request, when a strategy of the stack searches."""
+
+FINISH: tuple[RefusalRule[Request], ...] = _rules_of_whole_answers("A revision")
+"""About the request, when a strategy of the stack revises answers."""
+
+MAIN_PREPARED: tuple[RefusalRule[PreparedMain], ...] = (
+    RefusalRule(
+        "`prefill_chunk_size`",
+        "the wrapper would see parts of a prompt",
+        "drop it",
+        ModeRefused,
+        lambda subject: getattr(subject.main.settings, "prefill_chunk_size", None) is not None,
+        lambda _: "Chunked prefill cannot be guarded: drop prefill_chunk_size.",
+    ),
+    RefusalRule(
+        "assistants and prompt lookup with sliding windows, on older transformers",
+        "rejected candidates cannot be taken back out",
+        "upgrade, or generate without",
+        ModeRefused,
+        _cannot_roll_back,
+        lambda _: (
+            "This version of transformers cannot take rejected candidates back out of sliding-window layers: "
+            "upgrade it, or generate without assistant and prompt lookup."
+        ),
+    ),
+)
+"""About main, once generate has prepared it."""
+
+ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
+    RefusalRule(
+        "edits of attention to the image, without an image in the prompt",
+        "there is nothing to attend to",
+        "pass the image",
+        StrategyRefused,
+        _edits_absent_image,
+        lambda _: "Attention to the image is to be edited, but the prompt holds no image.",
+    ),
+)
+"""About the attention edits of the plan."""
+
+BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
+    RefusalRule(
+        "a branch about the image, without an image",
+        "there is nothing to contrast with",
+        "pass the image",
+        StrategyRefused,
+        lambda subject: subject.branch.needs_image and not subject.request.has_image,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} needs an image, but generate() got no pixel_values. "
+            "Pass the processor's full output: guard.generate(**inputs)."
+        ),
+    ),
+)
+"""About a branch, before it is prepared."""
+
+BRANCH_PREPARED: tuple[RefusalRule[PreparedBranch], ...] = (
+    RefusalRule(
+        "a branch that decodes on another module than main",
+        "its tokens would not be main's",
+        "another kind of branch",
+        ModelRefused,
+        lambda subject: subject.prepared.module is not subject.main.module,
+        lambda subject: f"Branch {subject.branch.key!r} decodes on another module than main.",
+    ),
+    RefusalRule(
+        "a branch whose prompt is too long for the model",
+        "positions past the model's last one are undefined",
+        "shorten the prompt or `max_new_tokens`",
+        InputError,
+        _overflows,
+        _describe_overflow,
+    ),
+)
+"""About a branch, once generate has prepared it."""
+
+RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
+    "The model": MODEL,
+    "Arguments": ARGUMENTS,
+    "Searches": SEARCH,
+    "Revisions": FINISH,
+    "Main, once prepared": MAIN_PREPARED,
+    "Attention edits": ATTENTION,
+    "Branches": BRANCH,
+    "Branches, once prepared": BRANCH_PREPARED,
+}
+"""Every rule, by what it is about, in the order of the call."""
+
+REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
+    "Inputs": (
+        Refusal(
+            "a call without `input_ids`",
+            "branches cannot be made of embeddings",
+            "pass the processor's full output",
+            ModeRefused,
+        ),
+        Refusal(
+            "prompts padded on the right",
+            "generation starts at the last position",
+            '`padding_side = "left"`',
+            InputError,
+        ),
+        Refusal(
+            "`position_ids` and `inputs_embeds`, where a branch changes the prompt",
+            "they cannot follow the change",
+            "drop them",
+            ModeRefused,
+        ),
+    ),
+    "Edits of images and prompts": (
+        Refusal(
+            "feature edits where generate takes no encoded images",
+            "they could not reach the model",
+            "another kind of branch",
+            ModelRefused,
+        ),
+        Refusal(
+            "edits of pixels where the images come already encoded",
+            "there are no pixels",
+            "pass the pixels",
+            StrategyRefused,
+        ),
+        Refusal(
+            "edits of pictures without a processor",
+            "mean and deviation of the pixels are unknown",
+            "`Guard(model, processor)`",
+            ProcessorNeeded,
+        ),
+        Refusal(
+            "masked images where images stand beside the prompt",
+            "there is nothing in the prompt to mask",
+            "another kind of branch",
+            ModelRefused,
+        ),
+    ),
+    "Executors": (
+        Refusal(
+            '`executor="batched"` with `use_cache=False`',
+            "one batch goes on from one cache",
+            'drop `use_cache=False`, or `executor="sequential"`',
+            ModeRefused,
+        ),
+        Refusal(
+            '`executor="batched"` where it would not be exact',
+            "it was insisted on",
+            '`executor="auto"`',
+            ModeRefused,
+        ),
+        Refusal(
+            "searches that go back, where a cache layer cannot forget tokens",
+            "rejected tokens would stay in the cache",
+            "another search, or another model",
+            ModeRefused,
+        ),
+    ),
+}
+"""What rooms below this one refuse where they meet it."""

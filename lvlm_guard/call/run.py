@@ -1,0 +1,32 @@
+"""One guarded call: asked, planned, prepared, decoded, reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lvlm_guard.call.answers import finish_output
+from lvlm_guard.call.asking import AskedCall
+from lvlm_guard.call.decoding import decode
+from lvlm_guard.call.planning import plan_call
+from lvlm_guard.call.preparing import prepare_branches
+from lvlm_guard.call.report import Report
+from lvlm_guard.call.reporting import report_call
+
+
+@torch.no_grad()
+def run_call(call: AskedCall) -> tuple[Any, Report]:
+    """Run a guarded call, and return the output of generate and the report.
+
+    Raises:
+        Refused: The call cannot be guarded exactly.
+        InputError: Something that a strategy yields cannot be used.
+        NonFiniteLogits: The model or a branch produced NaN.
+    """
+    planned = plan_call(call)
+    with planned.interventions.installed(planned.main, call.gen):
+        prepared = prepare_branches(planned)
+        decoded = decode(prepared)
+    report = report_call(decoded)
+    return finish_output(decoded), report

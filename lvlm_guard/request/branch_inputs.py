@@ -1,0 +1,126 @@
+"""Model inputs of each branch, and main's own request after edits of its prompt and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
+from lvlm_guard.request import images, prompts
+from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
+from lvlm_guard.strategy.branches import Branch, InputEdit
+
+
+def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the model inputs of a branch, left-padded anew when the prompt changed.
+
+    Args:
+        request: The user's request.
+        branch: What differs.
+        encoded: Main's encoded images, which branches with unchanged pixels share; None where the model cannot.
+
+    Raises:
+        ModelRefused: The model does not take what the branch edits.
+        StrategyRefused: The images or the prompt cannot be edited.
+        ProcessorNeeded: There is no processor to recover pictures with.
+    """
+    inputs = {**request.without_cache, "attention_mask": request.attention_mask}
+    if branch.pixels is not None or branch.picture is not None:
+        inputs.update(_edit_images(request, branch))
+    elif encoded is not None and not branch.drops_image:
+        inputs = share_encoded(inputs, _edit_features(branch, encoded))
+    elif branch.features is not None:
+        raise ModelRefused(f"Branch {branch.key!r} edits image features, which this model or version does not take.")
+    if branch.image == "masked":
+        inputs["attention_mask"] = _mask_images(request)
+    if branch.drops_image:
+        inputs = {name: value for name, value in inputs.items() if not anatomy.is_image_input(name)}
+    if branch.drops_image or branch.tokens:
+        inputs.update(prompts.edit_tokens(request, branch, inputs))
+    return inputs
+
+
+def describe_edit(edit: InputEdit) -> Branch:
+    """Return the branch that differs from main as an edit of main's own inputs says."""
+    return Branch("edited input", edit.pixels, edit.picture, tokens=edit.tokens, seed=edit.seed, inside=True)
+
+
+def edit_request(request: Request, edit: InputEdit) -> Request:
+    """Return the request after an edit of main's own prompt and pictures."""
+    inputs = build_branch_inputs(request, describe_edit(edit), None)
+    if request.inputs.get("past_key_values") is not None:
+        inputs["past_key_values"] = request.inputs["past_key_values"]
+    settings = _lengthen_limits(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
+    pictures = _edit_known_pictures(request.pictures, edit)
+    return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
+
+
+def share_encoded(inputs: Mapping[str, Any], encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs with encoded images in place of pixels."""
+    without_pixels = {name: value for name, value in inputs.items() if not anatomy.is_pixels(name, value)}
+    return {**without_pixels, "mm_encoder_outputs": images.copy_encoded(encoded)}
+
+
+def _edit_known_pictures(pictures: Pictures | None, edit: InputEdit) -> Pictures | None:
+    """Return what later edits of pictures start from; pictures whose pixels were edited are recovered from those."""
+    if pictures is None or edit.pixels is not None:
+        return None
+    if edit.picture is None:
+        return pictures
+    return Pictures(tuple(images.edit_pictures(pictures.pictures, edit.picture, edit.seed)), pictures.process)
+
+
+def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
+    """Return settings whose total lengths count a prompt that grew by some tokens."""
+    settings = dict(request.settings)
+    for name in ("max_length", "min_length"):
+        limit, default = request.setting(name), DEFAULT_SETTINGS[name]
+        if name in request.settings or limit not in (None, default):
+            settings[name] = None if limit is None else limit + tokens
+    return settings
+
+
+def _edit_features(branch: Branch, encoded: Mapping[str, Any]) -> Mapping[str, Any]:
+    return encoded if branch.features is None else images.edit_features(encoded, branch.features, branch.seed)
+
+
+def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
+    """Return the pixel inputs after the branch's edit of pixels or of pictures."""
+    pixels = {name: value for name, value in request.inputs.items() if anatomy.is_pixels(name, value)}
+    if branch.picture is not None:
+        return _edit_pictures(request, branch, pixels)
+    assert branch.pixels is not None
+    if not pixels:
+        raise StrategyRefused(f"Branch {branch.key!r} edits pixels, but the images come already encoded.")
+    grid = request.inputs.get(anatomy.PACKED_GRID)
+    return {
+        name: images.edit_pixels(name, value, grid, request.config, branch.pixels, branch.seed)
+        for name, value in pixels.items()
+    }
+
+
+def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the pixel inputs of edited pictures: of those remembered, or of those recovered from the pixels."""
+    assert branch.picture is not None
+    if request.pictures is not None:
+        edited = images.edit_pictures(request.pictures.pictures, branch.picture, branch.seed)
+        processed = request.pictures.process(edited)
+        return {name: processed[name].to(value.device, value.dtype) for name, value in pixels.items()}
+    if request.processor is None:
+        raise ProcessorNeeded(
+            f"Branch {branch.key!r} edits pictures, which needs the processor: Guard(model, processor)."
+        )
+    return {
+        name: images.edit_recovered(value, request.processor, branch.picture, branch.seed)
+        for name, value in pixels.items()
+    }
+
+
+def _mask_images(request: Request) -> Tensor:
+    mask = request.image_mask
+    if not bool(mask.any()) or "cross_attention_mask" in request.inputs:
+        raise ModelRefused("This model does not place images among the prompt tokens, so they cannot be masked there.")
+    return request.attention_mask.masked_fill(mask, 0)

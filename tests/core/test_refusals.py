@@ -1,0 +1,238 @@
+"""Every refusal on the page really refuses, with the error it names; a refusal without a case here fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from gold import EXTRA, Against
+from transformers import DynamicCache
+
+from lvlm_guard import AttentionEdit, Branch, Guard, Refused, Revision, Search, hookimpl
+from lvlm_guard.call import prompt_preparation
+from lvlm_guard.call.refusals import REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.rules import refuse
+from lvlm_guard.forward import caches, model_inputs
+from lvlm_guard.request.branch_inputs import build_branch_inputs
+from lvlm_guard.request.requests import Request
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.contract import Words
+
+REFUSALS = {
+    refusal.case: refusal for table in (RULES, REFUSED_ELSEWHERE) for refusals in table.values() for refusal in refusals
+}
+STREAMER = type("Streamer", (), {"put": lambda self, _: None, "end": lambda self: None})()
+
+
+def go_back(loop):
+    for _ in range(2):
+        loop.append(loop.logits().argmax(-1))
+    loop.rewind(1)
+
+
+@dataclass(frozen=True)
+class Does:
+    """A strategy put together from values."""
+
+    name: ClassVar[str] = "does"
+    branch: Branch | None = None
+    edit: AttentionEdit | None = None
+    loop: Callable[..., Any] | None = None
+    answer: str = ""
+
+    @hookimpl
+    def branches(self, gen):
+        return [self.branch] if self.branch else []
+
+    @hookimpl
+    def attention(self, gen):
+        return [self.edit] if self.edit else []
+
+    @hookimpl
+    def search(self, gen):
+        return [Search(self.loop)] if self.loop else []
+
+    @hookimpl
+    def finish(self, gen):
+        return [Revision(0, self.answer)] if self.answer else []
+
+
+@dataclass(frozen=True)
+class Searches:
+    name: ClassVar[str] = "searches"
+
+    @hookimpl
+    def search(self, gen):
+        return [Search(go_back)]
+
+
+def call(stack="vcd", executor="auto", without=(), **arguments):
+    """Run a guarded call on a tiny model, without some of its inputs, or with other arguments."""
+    model, inputs = tiny("llava")
+    guard = Guard(model, Words(), stack if isinstance(stack, str) else [stack], executor=executor)
+    inputs = {name: value for name, value in inputs.items() if name not in without}
+    guard.generate(**{**inputs, "max_new_tokens": 4, "do_sample": False, **arguments})
+
+
+def text_only():
+    return {"without": ("pixel_values",), "input_ids": torch.tensor([[1, 8, 9, 10]]), "attention_mask": None}
+
+
+def filled_cache():
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4), 0)
+    return cache
+
+
+def cannot_roll_back(monkeypatch):
+    monkeypatch.setattr(caches, "can_roll_back", lambda _: False)
+    call(prompt_lookup_num_tokens=2)
+
+
+def decode_elsewhere(monkeypatch):
+    capture, prepared = prompt_preparation.capture_decode, []
+
+    def capture_elsewhere(*arguments):
+        prepared.append(capture(*arguments))
+        return dataclasses.replace(prepared[-1], module=torch.nn.Linear(1, 1)) if prepared[1:] else prepared[0]
+
+    monkeypatch.setattr(prompt_preparation, "capture_decode", capture_elsewhere)
+    call(Against("longer"))
+
+
+def outgrow():
+    model, inputs = tiny("llava")
+    model.config.text_config.max_position_embeddings = inputs["input_ids"].shape[1] + 3 + len(EXTRA) - 1
+    Guard(model, None, [Against("longer")]).generate(**inputs, max_new_tokens=3)
+
+
+def pad_right():
+    _, inputs = tiny("llava")
+    mask = inputs["attention_mask"].clone()
+    mask[:, -2:] = 0
+    call(attention_mask=mask)
+
+
+def edit_features(monkeypatch):
+    monkeypatch.setattr(model_inputs, "takes_encoded_images", lambda _: False)
+    call(Does(Branch("shrunk", features=lambda features, generator: features * 0.5)))
+
+
+def build_branch(branch, without=(), **more):
+    model, inputs = tiny("llava")
+    inputs = {name: value for name, value in inputs.items() if name not in without}
+    build_branch_inputs(Request({**inputs, **more}, {}, model.config), branch, None)
+
+
+FINAL_TOKENS = "`return_dict_in_generate`, `output_scores` and `output_logits`"
+FINISHES, SEARCHES = Does(answer="w9"), Searches()
+NEED_THE_LOOP = (
+    "`assistant_model`, `assistant_early_exit`, `prompt_lookup_num_tokens`, `stop_strings`, `guidance_scale`"
+)
+CASES: dict[str, tuple[Callable[..., Any], str]] = {
+    "a model without an autoregressive `generate`": (lambda _: Guard(torch.nn.Linear(2, 2)), "no autoregressive"),
+    "`custom_generate`": (lambda _: call(custom_generate="somebody/loop"), "^custom_generate replaces"),
+    "paged and continuous batching": (lambda _: call(cache_implementation="paged"), "^Paged and continuous batching"),
+    "a cache that already holds tokens": (lambda _: call(past_key_values=filled_cache()), "already holds tokens"),
+    "a streamer with a search": (lambda _: call(SEARCHES, streamer=STREAMER), "^A search changes answers after"),
+    "`num_return_sequences` with a search": (
+        lambda _: call(SEARCHES, num_return_sequences=2),
+        "^A search works on one answer",
+    ),
+    f"{FINAL_TOKENS} with a search": (
+        lambda _: call(SEARCHES, output_logits=True),
+        "^A search cannot be combined with output_logits",
+    ),
+    "`past_key_values` with a search": (
+        lambda _: call(SEARCHES, past_key_values=DynamicCache()),
+        "leave its candidates in the cache",
+    ),
+    "`do_sample=True` with a search": (lambda _: call(SEARCHES, do_sample=True), "chooses the tokens itself"),
+    f"{NEED_THE_LOOP} with a search": (
+        lambda _: call(SEARCHES, guidance_scale=2.0),
+        "owns the decoding loop, which guidance_scale needs",
+    ),
+    "beams with a search": (lambda _: call(SEARCHES, num_beams=2), "keeps its own candidates"),
+    "`use_cache=False` with a search": (lambda _: call(SEARCHES, use_cache=False), "needs a cache"),
+    "a streamer with a revision": (lambda _: call(FINISHES, streamer=STREAMER), "^A revision changes answers after"),
+    "`num_return_sequences` with a revision": (
+        lambda _: call(FINISHES, num_return_sequences=2, do_sample=True),
+        "^A revision works on one answer",
+    ),
+    f"{FINAL_TOKENS} with a revision": (
+        lambda _: call(FINISHES, output_scores=True),
+        "^A revision cannot be combined with output_scores",
+    ),
+    "`prefill_chunk_size`": (lambda _: call(prefill_chunk_size=4), "^Chunked prefill"),
+    "assistants and prompt lookup with sliding windows, on older transformers": (cannot_roll_back, "sliding-window"),
+    "edits of attention to the image, without an image in the prompt": (
+        lambda _: call(Does(edit=AttentionEdit((0, 1), "add", 1.0)), **text_only()),
+        "the prompt holds no image",
+    ),
+    "a branch about the image, without an image": (lambda _: call(**text_only()), "needs an image"),
+    "a branch that decodes on another module than main": (decode_elsewhere, "another module than main"),
+    "a branch whose prompt is too long for the model": (lambda _: outgrow(), "passes the model's"),
+    "a call without `input_ids`": (lambda _: call(without=("input_ids", "attention_mask")), "needs input_ids"),
+    "prompts padded on the right": (lambda _: pad_right(), "padded on the right"),
+    "`position_ids` and `inputs_embeds`, where a branch changes the prompt": (
+        lambda _: build_branch(Branch("gone", image="removed"), position_ids=torch.arange(4)[None]),
+        "position_ids and inputs_embeds cannot be given",
+    ),
+    "feature edits where generate takes no encoded images": (edit_features, "edits image features"),
+    "edits of pixels where the images come already encoded": (
+        lambda _: build_branch(
+            Branch("x", pixels=lambda pixels, _: pixels), without=("pixel_values",), mm_encoder_outputs={}
+        ),
+        "come already encoded",
+    ),
+    "edits of pictures without a processor": (
+        lambda _: build_branch(Branch("x", picture=lambda picture, _: picture)),
+        "needs the processor",
+    ),
+    "masked images where images stand beside the prompt": (
+        lambda _: build_branch(Branch("x", image="masked"), cross_attention_mask=torch.ones(1, 4)),
+        "cannot be masked there",
+    ),
+    '`executor="batched"` with `use_cache=False`': (
+        lambda _: call(executor="batched", use_cache=False),
+        "The batched executor needs a cache",
+    ),
+    '`executor="batched"` where it would not be exact': (
+        lambda _: call(executor="batched", cache_implementation="static"),
+        "would not be exact here",
+    ),
+    "searches that go back, where a cache layer cannot forget tokens": (
+        lambda _: call(SEARCHES, cache_implementation="static"),
+        "This search goes back",
+    ),
+}
+
+
+def test_every_refusal_has_its_own_case():
+    refusals = [refusal for table in (RULES, REFUSED_ELSEWHERE) for entries in table.values() for refusal in entries]
+    assert len({refusal.case for refusal in refusals}) == len(refusals)
+    assert set(CASES) == {refusal.case for refusal in refusals}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_refusal_comes_with_the_error_it_names(case, monkeypatch):
+    run, message = CASES[case]
+    with pytest.raises(REFUSALS[case].error, match=message) as caught:
+        run(monkeypatch)
+    assert type(caught.value) is REFUSALS[case].error
+
+
+def test_the_first_rule_that_applies_refuses_and_others_are_not_asked():
+    def never(_):
+        raise AssertionError("asked after a refusal")
+
+    rule = RULES["Arguments"][0]
+    skipped = dataclasses.replace(rule, applies=lambda _: False)
+    first = dataclasses.replace(rule, applies=bool, message=lambda subject: f"not {subject}")
+    with pytest.raises(Refused, match="not this"):
+        refuse((skipped, first, dataclasses.replace(rule, applies=never)), "this")
+    refuse((skipped,), "this")
