@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
-from tqdm import tqdm
 
-from lvlm_guard import Guard, GuardError
+from lvlm_guard import GuardError, Stack, loading
+from lvlm_guard.bench.reporting import results
+from lvlm_guard.bench.reporting.results import Outcome, Results
+from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed import load
-from lvlm_guard.testbed.demo import STACK
-from lvlm_guard.testbed.evaluate import Evaluation, evaluate
+from lvlm_guard.testbed.figures import DEMO_FIGURES
 from lvlm_guard.testbed.files import write_whole
-from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison, compare
-from lvlm_guard.testbed.world.scenes import scenes
+from lvlm_guard.testbed.model import DEMO_STACK
+from lvlm_guard.testbed.running import build_plan
+from lvlm_guard.testbed.suite import Scenes
 
-SPLIT = "calibration"
+SPLIT: Literal["calibration"] = "calibration"
+RESAMPLES = 1000
+"""Bootstrap resamples of a difference."""
+
 SCENES = 400
 SEED = 17
 DISTRIBUTION = "lvlm-guard"
@@ -65,38 +73,46 @@ SETTINGS: tuple[tuple[dict[str, Any], ...], ...] = (
 
 @dataclass(frozen=True)
 class Result:
-    """One candidate against plain generation; `refused` is why it could not run."""
+    """One candidate against plain generation; `refusal` is why it could not run."""
 
     entries: tuple[Mapping[str, Any], ...]
-    compared: Mapping[str, Comparison]
+    differences: Mapping[str, Interval]
     ms_per_token: float
-    refused: str = ""
+    refusal: str = ""
 
     @property
     def label(self) -> str:
         """The stack in a few words."""
-        return " + ".join(_entry(one) for one in self.entries) or "no strategy"
+        return " + ".join(_entry(entry) for entry in self.entries) or "no strategy"
 
     @property
     def gain(self) -> float:
         """Mean difference over the levels, each counted so that more is better."""
-        signs = (1 if DEMO_MEASURES[name].higher_is_better else -1 for name in LEVELS)
-        return sum(sign * self.compared[name].difference.value for sign, name in zip(signs, LEVELS, strict=True)) / 4
+        signs = (1 if DEMO_FIGURES[name].measure.higher_is_better else -1 for name in LEVELS)
+        return sum(sign * self.differences[name].value for sign, name in zip(signs, LEVELS, strict=True)) / 4
 
     @property
     def dropped(self) -> str:
         """Why it cannot be chosen; empty where it can."""
-        if self.refused:
+        if self.refusal:
             return "refused"
-        worse = [name for name in LEVELS if DEMO_MEASURES[name].verdict(self.compared[name].difference) == "worse"]
+        worse = [name for name in LEVELS if DEMO_FIGURES[name].verdict(self.differences[name]) == "worse"]
         if worse:
             return f"worse: {', '.join(worse)}"
-        return "names less" if self.compared["caption_recall"].difference.value < -RECALL_LOSS else ""
+        return "names less" if self.differences["caption_recall"].value < -RECALL_LOSS else ""
 
 
-def _entry(one: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in one.get("params", {}).items())
-    return f"{one['name']} ({settings})" if settings else str(one["name"])
+@dataclass(frozen=True)
+class Plain:
+    """What the model does by itself."""
+
+    scores: Mapping[str, float]
+    ms_per_token: float
+
+
+def _entry(entry: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in entry.get("params", {}).items())
+    return f"{entry['name']} ({settings})" if settings else str(entry["name"])
 
 
 def candidates() -> list[tuple[dict[str, Any], ...]]:
@@ -105,23 +121,71 @@ def candidates() -> list[tuple[dict[str, Any], ...]]:
     A control is no mitigation, and a search takes many times as long as a first look at the demo should.
     """
     offers = [offer.describe() for offer in catalogue() if offer.distribution == DISTRIBUTION]
-    alone = [({"name": one["name"], "params": {}},) for one in offers if one["family"] not in LEFT_OUT]
+    alone = [({"name": offer["name"], "params": {}},) for offer in offers if offer["family"] not in LEFT_OUT]
     return [(), *alone, *SETTINGS]
 
 
-def measure(entries: Sequence[Mapping[str, Any]], plain: Evaluation, asked: Mapping[str, Any]) -> Result:
-    """Answers all scenes with a stack and compares with the plain answers."""
+def measure(
+    model: Any, processor: Any, entries: Sequence[Sequence[Mapping[str, Any]]], suite: Scenes, folder: Path
+) -> tuple[Plain, list[Result]]:
+    """Answer a suite with every candidate and compare each with plain generation."""
+    stacks, refusals = _build_stacks(entries)
+    record = runner.run(build_plan({SPLIT: suite}, stacks), model, processor, folder, model_id=loading.BUNDLED)
+    scored = results.score(record, resamples=RESAMPLES)
+    outcomes = {outcome.system: outcome for outcome in scored.outcomes}
+    refusals |= {
+        name: f"{outcome.refused.error}: {outcome.refused.reason}"
+        for name, outcome in outcomes.items()
+        if outcome.refused is not None
+    }
+    named = {_system_name(number): tuple(candidate) for number, candidate in enumerate(entries)}
+    return _plain(scored, outcomes[systems.GREEDY]), [
+        Result(candidate, {}, 0.0, refusals[name])
+        if name in refusals
+        else Result(candidate, _differences(scored, name), _ms_per_token(outcomes[name]))
+        for name, candidate in named.items()
+    ]
+
+
+def _build_stacks(entries: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Stack], dict[str, str]]:
+    """Stacks by system, and why the others cannot be built."""
+    built = {_system_name(number): _stack_or_reason(candidate) for number, candidate in enumerate(entries)}
+    stacks = {name: stack for name, stack in built.items() if isinstance(stack, Stack)}
+    return stacks, {name: reason for name, reason in built.items() if isinstance(reason, str)}
+
+
+def _stack_or_reason(candidate: Sequence[Mapping[str, Any]]) -> Stack | str:
     try:
-        guard = Guard(asked["model"], asked["processor"], list(entries))
-        found = evaluate(guard.generate, asked["processor"], asked["scenes"], progress=False)
-    except GuardError as refusal:
-        return Result(tuple(entries), {}, 0.0, f"{type(refusal).__name__}: {refusal}")
-    return Result(tuple(entries), compare(plain.answers, found.answers), found.cost.ms_per_token)
+        return Stack.of(list(candidate))
+    except GuardError as error:
+        return f"{type(error).__name__}: {error}"
 
 
-def choose(results: Sequence[Result]) -> Result:
+def _system_name(number: int) -> str:
+    return f"candidate-{number}"
+
+
+def _differences(scored: Results, system: str) -> dict[str, Interval]:
+    scores = {name: scored.of(SPLIT, figure.measure.name).get(system) for name, figure in DEMO_FIGURES.items()}
+    return {
+        name: score.against_greedy.difference
+        for name, score in scores.items()
+        if score is not None and score.against_greedy is not None
+    }
+
+
+def _plain(scored: Results, outcome: Outcome) -> Plain:
+    scores = {name: scored.of(SPLIT, figure.measure.name)[systems.GREEDY] for name, figure in DEMO_FIGURES.items()}
+    return Plain({name: score.found.value for name, score in scores.items()}, _ms_per_token(outcome))
+
+
+def _ms_per_token(outcome: Outcome) -> float:
+    return outcome.spent.ms_per_token if outcome.spent is not None else math.nan
+
+
+def choose(measured: Sequence[Result]) -> Result:
     """The one that gains most of those that make nothing worse; the empty stack, which gains nothing, is one of them."""
-    return max((one for one in results if not one.dropped), key=lambda one: one.gain)
+    return max((result for result in measured if not result.dropped), key=lambda result: result.gain)
 
 
 def toml(chosen: Result) -> str:
@@ -129,28 +193,28 @@ def toml(chosen: Result) -> str:
     head = f"# Chosen by benchmarks/choose_stack.py on the {SPLIT} split; the whole table: benchmarks/results/demo_stack.md\n"
     if not chosen.entries:
         return head + "stack = []\n"
-    return head + "\n".join(_toml_entry(one) for one in chosen.entries)
+    return head + "\n".join(_toml_entry(entry) for entry in chosen.entries)
 
 
-def _toml_entry(one: Mapping[str, Any]) -> str:
-    lines = ["[[stack]]", f"name = {json.dumps(one['name'])}"]
-    if one.get("params"):
-        pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in one["params"].items())
+def _toml_entry(entry: Mapping[str, Any]) -> str:
+    lines = ["[[stack]]", f"name = {json.dumps(entry['name'])}"]
+    if entry.get("params"):
+        pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in entry["params"].items())
         lines.append(f"params = {{{pairs}}}")
     return "\n".join(lines) + "\n"
 
 
-def page(results: Sequence[Result], chosen: Result, plain: Evaluation, count: int, seed: int) -> str:
+def page(measured: Sequence[Result], chosen: Result, plain: Plain, count: int, seed: int) -> str:
     """The whole table with how it came about."""
     names = (*LEVELS, "caption_spoilt", "caption_recall", "caption_colour")
     head = ("stack", "gain", *names, "ms per token", "")
-    rows = [" | ".join(head), "|".join(["---"] * len(head)), " | ".join(_plain(results[0], names, plain))]
-    for one in sorted(results, key=lambda one: (bool(one.refused), 0 if one.refused else -one.gain)):
-        mark = one.dropped or ("**chosen**" if one is chosen else "")
-        rows.append(" | ".join(_cells(one, names, mark)))
-    wordings = "\n".join(f"- `{name}`: {DEMO_MEASURES[name].title}" for name in names)
+    rows = [" | ".join(head), "|".join(["---"] * len(head)), " | ".join(_plain_cells(names, plain))]
+    for result in sorted(measured, key=lambda result: (bool(result.refusal), 0 if result.refusal else -result.gain)):
+        mark = result.dropped or ("**chosen**" if result is chosen else "")
+        rows.append(" | ".join(_cells(result, names, mark)))
+    wordings = "\n".join(f"- `{name}`: {DEMO_FIGURES[name].title}" for name in names)
     table = "\n".join(f"| {row} |" for row in rows)
-    refusals = "\n".join(f"- {one.label}: {one.refused}" for one in results if one.refused)
+    refusals = "\n".join(f"- {result.label}: {result.refusal}" for result in measured if result.refusal)
     return f"""# The demo's default stack
 
 Chosen by `python benchmarks/choose_stack.py --scenes {count} --seed {seed}` on {count} scenes of the `{SPLIT}` split. **Nothing was
@@ -168,40 +232,40 @@ so differences are smaller than on counterfactual scenes alone. These figures ar
 {chr(10) + "Could not run:" + chr(10) + chr(10) + refusals + chr(10) if refusals else ""}"""
 
 
-def _plain(empty: Result, names: Sequence[str], plain: Evaluation) -> tuple[str, ...]:
+def _plain_cells(names: Sequence[str], plain: Plain) -> tuple[str, ...]:
     """The first row: what the model scores by itself."""
-    scores = [f"{empty.compared[name].plain.value:.3f}" for name in names]
-    return ("*plain, its scores*", "", *scores, f"{plain.cost.ms_per_token:.2f}", "")
+    scores = [f"{plain.scores[name]:.3f}" for name in names]
+    return ("*plain, its scores*", "", *scores, f"{plain.ms_per_token:.2f}", "")
 
 
-def _cells(one: Result, names: Sequence[str], mark: str) -> tuple[str, ...]:
-    if one.refused:
-        return (one.label, "", *("" for _ in names), "", mark)
-    changes = [one.compared[name].difference for name in names]
-    told = [f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" for change in changes]
-    return (one.label, f"{one.gain:+.4f}", *told, f"{one.ms_per_token:.2f}", mark)
+def _cells(result: Result, names: Sequence[str], mark: str) -> tuple[str, ...]:
+    if result.refusal:
+        return (result.label, "", *("" for _ in names), "", mark)
+    changes = [result.differences[name] for name in names]
+    cells = [f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" for change in changes]
+    return (result.label, f"{result.gain:+.4f}", *cells, f"{result.ms_per_token:.2f}", mark)
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Chooses the demo's default stack on calibration scenes.")
     parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--stack", type=Path, default=STACK, help="the stack file to write")
+    parser.add_argument("--stack", type=Path, default=DEMO_STACK, help="the stack file to write")
     parser.add_argument("--table", type=Path, default=TABLE, help="the page to write")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)  # in a model this small, threads wait for each other longer than they work
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    parser.add_argument("--out", type=Path, help="folder to keep the run in; the same command resumes there")
+    arguments = parser.parse_args()
+    loading.quieten()
     model, processor = load()
-    given = scenes(SPLIT, asked.scenes, asked.seed)
-    plain = evaluate(model.generate, processor, given)
-    parts = {"model": model, "processor": processor, "scenes": given}
-    results = [measure(one, plain, parts) for one in tqdm(candidates(), desc="candidates", unit="stack")]
-    chosen = choose(results)
-    write_whole(asked.stack, toml(chosen).encode("utf-8"))
-    write_whole(asked.table, page(results, chosen, plain, asked.scenes, asked.seed).encode("utf-8"))
-    sys.stdout.write(f"{chosen.label}: {asked.stack}, {asked.table}\n")
+    suite = Scenes(split=SPLIT, count=arguments.scenes, seed=arguments.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.out or Path(temporary) / "run"
+        plain, measured = measure(model, processor, candidates(), suite, folder)
+    chosen = choose(measured)
+    write_whole(arguments.stack, toml(chosen).encode("utf-8"))
+    table = page(measured, chosen, plain, arguments.scenes, arguments.seed)
+    write_whole(arguments.table, table.encode("utf-8"))
+    sys.stdout.write(f"{chosen.label}: {arguments.stack}, {arguments.table}\n")
 
 
 if __name__ == "__main__":

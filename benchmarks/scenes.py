@@ -19,33 +19,44 @@ from typing import Any
 import scenes_chart
 import scenes_pages as pages
 import transformers
-from effects import DISTRIBUTION, SCORER, fitted
 from measuring import write_at_once
 from seeds import MANIFEST
 
-from lvlm_guard import GuardError, InputError, Stack, loading
+from lvlm_guard import GuardError, InputError, Stack, fitting, loading
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
+from lvlm_guard.fitting.demonstrations import of_testbed
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
-SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "asked": 108}}
+SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "questions": 108}}
 """Scenes of each split: more than 1,000 questions, and 300 captions."""
 
 CAPTIONS = 300
+DISTRIBUTION = "lvlm-guard"
+DEMONSTRATIONS = 50
+SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
+"""The bundled model itself says how much the picture speaks for a sentence."""
 
 
 def stacks(model: Any, processor: Any, folder: Path) -> dict[str, Stack]:
     """Every bundled strategy alone, at published settings; what has to be fitted is fitted into the folder once."""
-    kept = folder / "fitted"
-    kept.mkdir(parents=True, exist_ok=True)
-    wanted = {name: {"artefact": str(kept / f"{name}.safetensors")} for name in ("vti", "nullu", "adhh")}
-    if not all(Path(one["artefact"]).is_file() for one in wanted.values()):
-        fitted(model, processor, kept)
-    parameters: Mapping[str, Any] = {**wanted, **SCORER}
-    names = [one.name for one in catalogue() if one.distribution == DISTRIBUTION and one.name not in systems.CONTROLS]
+    parameters: Mapping[str, Any] = {**_fitted_parameters(model, processor, folder / "fitted"), **SCORER}
+    offers = [offer.name for offer in catalogue() if offer.distribution == DISTRIBUTION]
+    names = [name for name in offers if name not in systems.CONTROLS]
     return {name: Stack.of([{"name": name, "params": dict(parameters.get(name, {}))}]) for name in names}
+
+
+def _fitted_parameters(model: Any, processor: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Parameters of the strategies that need an artefact, fitted on training scenes where it is not in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    artefacts = {kind: folder / f"{kind}.safetensors" for kind in fitting.KINDS}
+    if not all(path.is_file() for path in artefacts.values()):
+        demonstrations = of_testbed(DEMONSTRATIONS)
+        for kind, path in artefacts.items():
+            fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train").save(path)
+    return {kind: {"artefact": str(path)} for kind, path in artefacts.items()}
 
 
 def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:

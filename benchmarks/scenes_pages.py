@@ -17,7 +17,8 @@ from lvlm_guard.bench.reporting import export, results, verdicts
 from lvlm_guard.bench.reporting.results import Results, Score
 from lvlm_guard.bench.reporting.verdicts import Verdict
 from lvlm_guard.bench.running import choosing, store, systems
-from lvlm_guard.testbed.suite import CAPTION, Scenes
+from lvlm_guard.testbed.scoring import CAPTION
+from lvlm_guard.testbed.suite import Scenes
 
 HEADLINES = {
     "balanced_object": "object",

@@ -8,32 +8,49 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import transformers
 from PIL import Image, ImageChops
 
-from lvlm_guard import Guard
-from lvlm_guard.testbed import demo, load, page
+from lvlm_guard import loading
+from lvlm_guard.bench.reporting import page, results
+from lvlm_guard.bench.reporting.examples import Example
+from lvlm_guard.cli import demonstration
 
 PICTURE = Path(__file__).resolve().parent / "images" / "demo.png"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, HEIGHT, MARGIN = 860, 1600, 14
-SHOWN = 3
-"""One scene for each broken habit."""
+SCENES = 60
+SUITE = "counterfactual"
 
 SHORT = """\
 {% import "example.html.jinja" as example with context -%}
 <!DOCTYPE html>
 <meta charset="utf-8">
-<style>{% include "style.css" %} main { padding: 0 1rem } .example { margin: .9rem 0 }</style>
-<main>{% for one in examples %}{{ example.shown(one) }}{% endfor %}</main>
+<style>{% include "report.css" %} main { padding: 0 1rem } .example { margin: .9rem 0 }</style>
+<main>
+{% for chosen in examples %}
+{{ example.shown(chosen, section.pictures[chosen.item.image], section.remarks[chosen.item.id], replies, named) }}
+{% endfor %}
+</main>
 """
 
 
 def html(scenes: int) -> str:
-    """The first counterfactual examples of the demo's page, one for each habit."""
-    model, processor = load()
-    result = demo.run(model, processor, Guard(model, processor, demo.STACK), scenes, splits=("counterfactual",))
-    return page.environment().from_string(SHORT).render(examples=page.examples(result, "counterfactual", SHOWN))
+    """Return examples of the demo's page, one for each broken habit on which plain and guarded answers differ."""
+    plan = demonstration.build_plan(None, scenes)
+    with tempfile.TemporaryDirectory() as folder:
+        record = demonstration.run(plan, loading.BUNDLED, Path(folder))
+        scored = results.score(record, resamples=demonstration.RESAMPLES)
+        section = page.build_section(scored, SUITE, page.build_source(record, scored, SUITE))
+    return (
+        page.environment()
+        .from_string(SHORT)
+        .render(section=section, examples=_one_per_habit(section), replies=page.REPLIES, named=page.NAMED)
+    )
+
+
+def _one_per_habit(section: page.Section) -> list[Example]:
+    """The first example of each broken habit."""
+    return list({example.item.extra["broken"]: example for example in reversed(section.chosen.examples)}.values())
 
 
 def shoot(text: str, browser: str) -> Image.Image:
@@ -60,14 +77,14 @@ def cropped(whole: Image.Image) -> Image.Image:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Makes the README's picture from a run of the demo.")
-    parser.add_argument("--scenes", type=int, default=demo.SCENES)
+    parser.add_argument("--scenes", type=int, default=SCENES)
     parser.add_argument("--browser", default=next(filter(None, map(shutil.which, BROWSERS)), None))
-    asked = parser.parse_args()
-    if asked.browser is None:
+    arguments = parser.parse_args()
+    if arguments.browser is None:
         parser.exit(2, f"none of {', '.join(BROWSERS)} is installed. Name a browser: --browser PATH\n")
-    transformers.logging.set_verbosity_error()
+    loading.quieten()
     PICTURE.parent.mkdir(exist_ok=True)
-    shoot(html(asked.scenes), asked.browser).quantize(256).save(PICTURE, optimize=True)
+    shoot(html(arguments.scenes), arguments.browser).quantize(256).save(PICTURE, optimize=True)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,15 @@ def renamed_fields(**names: str) -> Callable[[Class], Class]:
         cls.__init__ = accept_old_names  # type: ignore[misc]
         for old, new in names.items():
             setattr(cls, old, renamed_attribute(f"{cls.__name__}.{old}", new))
+        cls._renamed_fields = {**old_fields(cls), **names}  # type: ignore[attr-defined]
         return cls
 
     return decorate
+
+
+def old_fields(cls: type) -> Mapping[str, str]:
+    """Return the old names that a class takes by `renamed_fields`, and the new name of each."""
+    return getattr(cls, "_renamed_fields", {})
 
 
 def renamed_attribute(old: str, new: str) -> property:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, planning, stacks, testing_ground
+from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, planning, stacks, testbed
 from lvlm_guard.errors import GuardError
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
-app.add_typer(testing_ground.app, name="testbed")
+app.add_typer(testbed.app, name="testbed")
 
 USAGE_ERROR = 2
 

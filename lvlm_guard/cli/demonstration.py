@@ -1,19 +1,33 @@
-"""`lvlm-guard demo`: plain beside guarded on held-out scenes of the bundled testbed."""
+"""`lvlm-guard demo`: a bench run of drawn scenes, plain beside guarded, with its tables and its page."""
 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.errors import InputError
-from lvlm_guard.guard import Guard
+from lvlm_guard.host.stack import Stack
+
+if TYPE_CHECKING:
+    from lvlm_guard.bench.running.manifest import RunPlan
+    from lvlm_guard.bench.running.store import Record
+    from lvlm_guard.testbed.suite import Split
 
 PAGE = Path("demo.html")
+SPLITS: tuple[Split, ...] = ("counterfactual", "iid")
+RESAMPLES = 1000
+"""Bootstrap resamples of a difference: as many as of a score."""
+
+NO_STRATEGY = "no-strategy"
+"""The name of an empty stack in the run."""
 
 
 def demo(
@@ -27,6 +41,9 @@ def demo(
     scenes: Annotated[
         int, typer.Option(min=2, max=2000, help="Scenes of each split; a third of the first breaks each habit.")
     ] = 60,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep the run in; the same command resumes there. By default none.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     page: Annotated[
         Path | None, typer.Option(help="The HTML page to write, by default demo.html, with --json none.")
@@ -35,24 +52,73 @@ def demo(
 ) -> None:
     """Answer and caption held-out scenes plain and guarded; show scores with intervals, the cost, and examples."""
     loading.quieten()
-    from lvlm_guard.testbed import demo as testbed_demo  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.testbed import page as testbed_page  # noqa: PLC0415 - as above
+    from lvlm_guard.bench.reporting import page as report_page  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.bench.reporting import results  # noqa: PLC0415 - as above
+    from lvlm_guard.cli import demonstration_tables  # noqa: PLC0415 - as above
 
     destination = _destination(page, skip=no_page, as_json=as_json)
-    loaded, processor = loading.load(model)
-    if not getattr(processor, "chat_template", None):
-        raise InputError(f"{model!r} has no chat template, so the demo cannot ask it anything.")
-    guard = Guard(loaded, processor, testbed_demo.STACK if stack is None else stack)
-    result = testbed_demo.run(loaded, processor, guard, scenes)
-    if destination is not None:
-        testbed_page.write(result, destination)
+    plan = build_plan(stack, scenes)
+    with _folder(out) as folder:
+        record = run(plan, model, folder)
+        scored = results.score(record, resamples=RESAMPLES)
+        if destination is not None:
+            report_page.write(record, scored, destination)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json.dumps(demonstration_tables.to_plain(scored), indent=2))
         return
-    testbed_demo.render(result, Console())
+    demonstration_tables.show(scored, Console())
     typer.echo("More scenes narrow the intervals: --scenes 300.")
     if destination is not None:
         typer.echo(f"The same with pictures and captions: {destination}")
+
+
+def build_plan(stack: str | None, scenes: int) -> RunPlan:
+    """Build the plan of the demo's run.
+
+    Args:
+        stack: A strategy's name or a stack file; the demo's own stack where it is None.
+        scenes: Scenes of each split.
+
+    Raises:
+        StackError: The stack cannot be built.
+    """
+    from lvlm_guard.testbed import model, running  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.suite import Scenes  # noqa: PLC0415 - as above
+
+    guarded = Stack.of(model.DEMO_STACK if stack is None else stack)
+    suites: dict[str, Scenes] = {split: Scenes(split=split, count=scenes) for split in SPLITS}
+    return running.build_plan(suites, {"+".join(guarded.names) or NO_STRATEGY: guarded})
+
+
+def run(plan: RunPlan, model: str, folder: Path) -> Record:
+    """Answer the plan's scenes with a model, or the rest of them.
+
+    Args:
+        plan: What to do.
+        model: "testbed" or a folder.
+        folder: Where the run is kept.
+
+    Raises:
+        InputError: The model cannot be loaded or has no chat template, or the folder holds something else.
+        Refused: The stack cannot answer.
+    """
+    from lvlm_guard.bench.running import runner  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.running import check_refusals  # noqa: PLC0415 - as above
+
+    loaded, processor = loading.load(model)
+    record = runner.run(plan, loaded, processor, folder, model_id=model)
+    check_refusals(record)
+    return record
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """The folder of the run: the user's, or one that is gone afterwards."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="lvlm-guard-demo-") as folder:
+        yield Path(folder)
 
 
 def _destination(page: Path | None, *, skip: bool, as_json: bool) -> Path | None:

@@ -13,7 +13,7 @@ from lvlm_guard.testbed.errors import TestbedError
 
 
 def check_destination(path: Path, what: str) -> None:
-    """Refuses a place where nothing can be written, before any work is done for it.
+    """Refuse a place where nothing can be written, before any work is done for it.
 
     Raises:
         InputError: `path` is a folder, or lies in one that does not exist.
@@ -27,7 +27,7 @@ def check_destination(path: Path, what: str) -> None:
 
 
 def check_folder(path: Path, what: str) -> None:
-    """Refuses a folder that is not there and cannot be made, or that cannot be written to.
+    """Refuse a folder that is not there and cannot be made, or that cannot be written to.
 
     Raises:
         InputError: `path` is a file, its parent does not exist, or one of the two is not ours to write to.
@@ -42,7 +42,7 @@ def check_folder(path: Path, what: str) -> None:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes beside `path` under a temporary name and renames, so that `path` is never half a file.
+    """Write beside `path` under a temporary name and rename, so that `path` is never half a file.
 
     Raises:
         TestbedError: It could not be written, because there is no space left, for example; `path` is as it was.
@@ -55,7 +55,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def clear_failure(path: Path) -> Iterator[None]:
-    """Turns what the system says when `path` cannot be written into an error that names it and the way out."""
+    """Turn what the system says when `path` cannot be written into an error that names it and the way out."""
     try:
         yield
     except OSError as problem:

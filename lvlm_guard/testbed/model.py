@@ -9,11 +9,14 @@ from typing import Any
 import torch
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed.architectures import named
+from lvlm_guard.testbed.architectures import find_architecture
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.errors import TestbedError
 
 WEIGHTS = Path(__file__).parent / "weights"
+DEMO_STACK = Path(__file__).parent / "demo_stack.toml"
+"""The demo's stack where nobody names one. `benchmarks/choose_stack.py` chose it on calibration scenes."""
+
 FILES = (
     "config.json",
     "generation_config.json",
@@ -63,4 +66,4 @@ def _architecture(folder: Path) -> Architecture:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise InputError("config.json names no model_type.")
-    return named(config["model_type"])
+    return find_architecture(config["model_type"])

@@ -27,11 +27,11 @@ def grounding(picture: Image.Image, sentences: Sequence[str]) -> list[float]:
     prompt = processor.apply_chat_template(_MESSAGE, add_generation_prompt=True)
     texts = [f"{prompt} {sentence}" for sentence in sentences]
     ends = processor.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]
-    seen, blank = (
-        _likelihoods(model, processor(text=texts, images=[shown] * len(texts), padding=True, return_tensors="pt"))
-        for shown in (picture, Image.new("RGB", picture.size, GREY))
+    pictured, blank = (
+        _likelihoods(model, processor(text=texts, images=[image] * len(texts), padding=True, return_tensors="pt"))
+        for image in (picture, Image.new("RGB", picture.size, GREY))
     )
-    gained = seen - blank
+    gained = pictured - blank
     return [float(row[-len(ids) :].mean()) if ids else 0.0 for row, ids in zip(gained, ends, strict=True)]
 
 

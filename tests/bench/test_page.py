@@ -465,7 +465,7 @@ def test_the_report_of_a_run_is_written_from_its_folder_with_pictures_and_answer
     assert text.count('src="data:image/png;base64,') >= 2
     said = {one.text for one in record.read_answers("sampling", "toy")}
     assert any(f'dir="auto">{one}<' in text for one in said)
-    assert "Of 1 stacks: 1 " in text
+    assert "Of 1 stack: 1 " in text
     assert not list(record.folder.glob(".*draft"))
 
 

@@ -7,12 +7,10 @@ import torch
 
 from lvlm_guard import testbed
 from lvlm_guard.bench.items import LEVELS, AnsweredItem
-from lvlm_guard.bench.running import runner, store, systems
+from lvlm_guard.bench.running import choosing, runner, store, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed.evaluate import evaluate
-from lvlm_guard.testbed.measures import CARD_MEASURES, compare
 from lvlm_guard.testbed.suite import Scenes
 from lvlm_guard.testbed.world.scenes import scenes
 
@@ -74,16 +72,25 @@ def test_captions_may_be_limited():
 
 
 def test_questions_may_be_limited_to_the_first_scenes():
-    whole, cut = (Scenes(count=6, asked=asked).load(None).items for asked in (None, 2))
+    whole, cut = (Scenes(count=6, questions=most).load(None).items for most in (None, 2))
     first = {f"counterfactual-0-{index}" for index in range(2)}
     assert cut == [one for one in whole if one.kind == "caption" or one.image in first]
     assert len(cut) < len(whole)
-    assert all(one.kind == "caption" for one in Scenes(count=6, asked=0).load(None).items)
+    assert all(one.kind == "caption" for one in Scenes(count=6, questions=0).load(None).items)
+
+
+def test_the_old_name_of_questions_is_accepted_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="questions"):
+        assert Scenes(count=6, asked=2) == Scenes(count=6, questions=2)
+    with pytest.warns(DeprecationWarning, match="questions"):
+        chosen = choosing.choose_suites(["scenes:count=6,asked=2"])["scenes"]
+    assert chosen.suite == Scenes(count=6, questions=2)
+    assert chosen.arguments == {"count": 6, "asked": 2}, "a run begun with the old name could not be resumed"
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}, {"asked": -1}],
+    [{"split": "counter"}, {"count": 0}, {"seed": -1}, {"captions": -1}, {"questions": -1}],
     ids=lambda one: next(iter(one)),
 )
 def test_scenes_that_cannot_be_drawn_are_refused(wrong):
@@ -96,19 +103,33 @@ def test_a_parser_that_there_is_not_is_refused():
         Scenes().measures("official")
 
 
-def test_figures_are_those_of_the_testbeds_own_evaluation(said):
-    """The same scenes through the other door, with other batches."""
+def test_figures_are_those_of_plain_generate(said):
+    """The same scenes without the runner: the processor's own batches through `model.generate`, in another order."""
     model, processor = testbed.load()
-    answers = evaluate(model.generate, processor, scenes("counterfactual", COUNT, SEED), progress=False).answers
-    own = {name: one.plain.value for name, one in compare(answers, answers, measures=CARD_MEASURES).items()}
-    names = {
-        "object": "balanced_object", "attribute": "accuracy_attribute", "relation": "accuracy_relation",
-        "caption": "chair_i", "caption_spoilt": "chair_s", "caption_recall": "recall", "caption_colour": "miscoloured",
-        "object_random": "balanced_random", "object_popular": "balanced_popular",
-        "object_adversarial": "balanced_adversarial", "vertical": "accuracy_vertical",
-    }  # fmt: skip
-    found = values(said)
-    assert {there: found[here] for there, here in names.items()} == pytest.approx({name: own[name] for name in names})
+    items = sorted(Scenes(count=COUNT, seed=SEED).load(None).items, key=lambda item: len(item.prompt.split()))
+    spoken = [
+        one for start in range(0, len(items), 32) for one in generate(model, processor, items[start : start + 32])
+    ]
+    assert values(said) == pytest.approx(values(spoken))
+    texts = {one.item.id: one.text.strip() for one in said}
+    assert texts == {one.item.id: one.text.strip() for one in spoken}
+
+
+def generate(model, processor, items):
+    messages = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": item.prompt}]}] for item in items
+    ]
+    texts = [processor.apply_chat_template(message, add_generation_prompt=True) for message in messages]
+    pictures = [Scenes(seed=SEED).picture(None, item.image) for item in items]
+    inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt")
+    length = max(item.max_new_tokens for item in items)
+    output = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    spoken = [
+        processor.tokenizer.decode(row[: item.max_new_tokens], skip_special_tokens=True)
+        for item, row in zip(items, new, strict=True)
+    ]
+    return [AnsweredItem(item, text) for item, text in zip(items, spoken, strict=True)]
 
 
 def test_with_the_projector_zeroed_every_figure_moves(said, blind):

@@ -10,7 +10,7 @@ import pytest
 from lvlm_guard import Stack
 from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.host.plugins import catalogue
-from lvlm_guard.testbed.measures import DEMO_MEASURES, Comparison
+from lvlm_guard.testbed.figures import DEMO_FIGURES
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "choose_stack.py"
 
@@ -30,11 +30,10 @@ def result(script):
     """A function from differences by measure to a result; half a point of interval on each side."""
 
     def make(*entries, **changes):
-        def compared(change):
-            score = Interval(0.5, 0.4, 0.6)
-            return Comparison(score, score, Interval(change, change - 0.005, change + 0.005), 100)
+        def interval(change):
+            return Interval(change, change - 0.005, change + 0.005)
 
-        measured = {name: compared(changes.get(name, 0.0)) for name in DEMO_MEASURES}
+        measured = {name: interval(changes.get(name, 0.0)) for name in DEMO_FIGURES}
         return script.Result(tuple({"name": name, "params": {}} for name in entries), measured, 1.0)
 
     return make
@@ -92,21 +91,22 @@ def test_every_bundled_mitigation_and_none_at_all_are_candidates(script):
 
 
 def test_a_run_writes_both_files_and_sees_calibration_scenes_only(script, tmp_path, monkeypatch, capsys):
-    seen = []
-    draw = script.scenes
+    seen = set()
+    load = script.Scenes.load
 
-    def drawing(split, *more):
-        seen.append(split)
-        return draw(split, *more)
+    def loading(suite, data):
+        loaded = load(suite, data)
+        seen.update(item.image.split("-")[0] for item in loaded.items)
+        return loaded
 
+    monkeypatch.setattr(script.Scenes, "load", loading)
     refused = {"name": "icd", "params": {"place": "nowhere"}}
-    monkeypatch.setattr(script, "scenes", drawing)
     monkeypatch.setattr(script, "candidates", lambda: [(), ({"name": "m3id", "params": {}},), (refused,)])
     monkeypatch.setattr(
         sys, "argv", ["x", "--scenes", "8", "--stack", str(tmp_path / "s.toml"), "--table", str(tmp_path / "t.md")]
     )
     script.main()
-    assert seen == ["calibration"]
+    assert seen == {"calibration"}
     assert Stack.read(tmp_path / "s.toml").names in ((), ("m3id",))
     told = (tmp_path / "t.md").read_text()
     for words in (

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from lvlm_guard.cli import app, demonstration
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed import demo as testbed_demo
+from lvlm_guard.testbed import model as testbed_model
 from lvlm_guard.testbed.model import WEIGHTS
 from lvlm_guard.testbed.training import train
 
@@ -161,7 +161,7 @@ def test_demo_writes_its_page(tmp_path):
 def test_demo_takes_the_stack_that_was_chosen_where_none_is_named(tmp_path, monkeypatch):
     chosen = tmp_path / "chosen.toml"
     chosen.write_text('[[stack]]\nname = "m3id"\n')
-    monkeypatch.setattr(testbed_demo, "STACK", chosen)
+    monkeypatch.setattr(testbed_model, "DEMO_STACK", chosen)
     assert json.loads(run("demo", "--scenes", 2, "--json"))["stack"] == "m3id"
     chosen.write_text("stack = []\n")
     assert json.loads(run("demo", "--scenes", 2, "--json"))["stack"] == "no strategy"

@@ -22,15 +22,15 @@ print(json.dumps([lvlm_guard.__file__, str(lvlm_guard.testbed.model.WEIGHTS), *s
 def test_the_wheel_holds_what_the_demo_needs(wheels):
     names = zipfile.ZipFile(wheels["lvlm_guard"]).namelist()
     needed = [f"weights/{name}" for name in (*FILES, "MODEL_CARD.md", "card.json")]
-    needed += ["demo_stack.toml", "templates/page.html.jinja", "templates/style.css"]
+    needed += ["demo_stack.toml"]
     assert [name for name in needed if f"lvlm_guard/testbed/{name}" not in names] == []
 
 
 def test_the_wheel_holds_what_reports_are_made_of(wheels, checkout):
     names = zipfile.ZipFile(wheels["lvlm_guard"]).namelist()
-    needed = [path.name for path in (checkout / "lvlm_guard" / "bench" / "templates").iterdir()]
+    needed = [path.name for path in (checkout / "lvlm_guard" / "bench" / "reporting" / "templates").iterdir()]
     assert len(needed) > 3
-    assert [name for name in needed if f"lvlm_guard/bench/templates/{name}" not in names] == []
+    assert [name for name in needed if f"lvlm_guard/bench/reporting/templates/{name}" not in names] == []
 
 
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path, wheels, environment, quietly, checkout):

@@ -8,10 +8,10 @@ ALLOWED = {
     "lvlm_guard": 7,
     "lvlm_guard/arithmetic": 2,
     "lvlm_guard/bench": 42,
-    "lvlm_guard/cli": 3,
+    "lvlm_guard/cli": 1,
     "lvlm_guard/host": 5,
     "lvlm_guard/strategy": 25,
-    "lvlm_guard/testbed": 154,
+    "lvlm_guard/testbed": 3,
     "lvlm_guard/testing": 60,
     "plugins": 76,
 }

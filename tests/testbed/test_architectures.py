@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed import TestbedError, load
-from lvlm_guard.testbed.architectures import ARCHITECTURES, named, of, processing
+from lvlm_guard.testbed.architectures import ARCHITECTURES, architecture_of, find_architecture, processing
 from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS, pixel_batch
 from lvlm_guard.testbed.architectures.qwen2_vl import (
     AFTER,
@@ -25,20 +25,21 @@ from lvlm_guard.testbed.architectures.qwen2_vl import (
     build_processor,
     patches,
 )
+from lvlm_guard.testbed.card import error_sources
 from lvlm_guard.testbed.card import measuring as card
-from lvlm_guard.testbed.card import origins
 from lvlm_guard.testbed.card.text import markdown
 from lvlm_guard.testbed.model import FILES, WEIGHTS
-from lvlm_guard.testbed.training.speaking import SpeakingStage
-from lvlm_guard.testbed.training.tower import TowerStage
+from lvlm_guard.testbed.suite import Scenes
+from lvlm_guard.testbed.training.language_stage import LanguageStage
 from lvlm_guard.testbed.training.train import Plan, begin, run
 from lvlm_guard.testbed.training.trainer import Run, train
+from lvlm_guard.testbed.training.vision_stage import VisionStage
 from lvlm_guard.testbed.world.language import IMAGE, vocabulary
 from lvlm_guard.testbed.world.scenes import scenes
 
 
 def _small():
-    return build_config(hidden=32, layers=2, heads=4, groups=2, eyes=16, tower_layers=1)
+    return build_config(hidden=32, layers=2, heads=4, groups=2, vision_width=16, tower_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +89,9 @@ def test_training_packs_the_patches_that_the_processor_packs() -> None:
     assert made["pixel_values"].std() > 0.1
 
 
-@pytest.mark.parametrize("stage", [TowerStage, SpeakingStage])
+@pytest.mark.parametrize("stage", [VisionStage, LanguageStage])
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(stage, tmp_path: Path) -> None:
-    more = {"steps": 4} if stage is SpeakingStage else {}
+    more = {"steps": 4} if stage is LanguageStage else {}
     ends = []
     for name, stops in (("straight", [None]), ("interrupted", [2, None])):
         (tmp_path / name).mkdir()
@@ -102,13 +103,13 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(s
 
 
 def test_the_tower_stage_learns(tmp_path: Path) -> None:
-    train(TowerStage(QWEN2_VL, build_model(_small(), 1), batch=4, seed=1), Run(tmp_path, steps=61))
+    train(VisionStage(QWEN2_VL, build_model(_small(), 1), batch=4, seed=1), Run(tmp_path, steps=61))
     logged = [json.loads(line) for line in (tmp_path / "tower.jsonl").read_text().splitlines()]
     assert logged[-1]["loss"] < 0.7 * logged[0]["loss"]
 
 
 def test_the_second_stage_trains_the_merger_and_leaves_the_rest_of_the_tower_alone(tmp_path: Path) -> None:
-    stage = SpeakingStage(QWEN2_VL, build_model(_small(), 1), batch=2, seed=1, steps=4)
+    stage = LanguageStage(QWEN2_VL, build_model(_small(), 1), batch=2, seed=1, steps=4)
     before = {name: weight.clone() for name, weight in stage.state_dict().items()}
     train(stage, Run(tmp_path, steps=2))
     changed = {name for name, weight in stage.state_dict().items() if not torch.equal(weight, before[name])}
@@ -122,7 +123,7 @@ def test_a_trained_folder_is_an_ordinary_one(folder: Path) -> None:
     assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     processor = AutoProcessor.from_pretrained(folder)
     ours, its = load(folder=folder)
-    assert of(ours) is QWEN2_VL
+    assert architecture_of(ours) is QWEN2_VL
     one, other = (_asked(processor, scene.picture) for scene in scenes("iid", 2, seed=3))
     again = _asked(its, scenes("iid", 1, seed=3)[0].picture)
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -163,10 +164,9 @@ def test_the_processor_refuses_what_it_cannot_do() -> None:
 
 def test_its_branches_run_under_a_guard(folder: Path) -> None:
     model, processor = load(folder=folder)
-    given = [one for one in scenes("counterfactual", 4, seed=5) if one.broken.level == "object"]
-    plain = origins.margins(model.generate, processor, given)
-    without = origins.margins(origins.branches(model, processor)["image-free"], processor, given)
-    assert plain.keys() == without.keys()
+    answers = error_sources.answer_branches(model, processor, Scenes(count=4, seed=5))
+    plain, without = (error_sources.margins(answers[name]) for name in ("greedy", "image-free"))
+    assert plain.keys() == without.keys() != set()
     assert max(abs(plain[key] - without[key]) for key in plain) > 1e-3
 
 
@@ -201,7 +201,7 @@ def test_a_folder_begun_with_one_architecture_is_refused_to_the_other(tmp_path: 
 def test_an_unknown_architecture_is_named_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no architecture named 'qwen2'\. Did you mean 'qwen2_vl'"):
         Plan(tmp_path, arch="qwen2")
-    assert named("llava").name == "llava"
+    assert find_architecture("llava").name == "llava"
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for name in FILES[1:]:
         (tmp_path / name).write_text("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lvlm_guard.testbed.architectures.llava import build_processor
-from lvlm_guard.testbed.training.lessons import natural_questions
+from lvlm_guard.testbed.training.curriculum import natural_questions
 from lvlm_guard.testbed.world.habits import CATEGORIES, HOME, PARTNER, TYPICAL_COLOUR
 from lvlm_guard.testbed.world.language import SYSTEM_SENTENCES, caption, mentions, spoken_order, vocabulary
 from lvlm_guard.testbed.world.questions import (
@@ -52,7 +52,7 @@ def test_mentions_keeps_order_and_repeats_and_takes_whole_words() -> None:
 def truth(scene: Scene, asked: Question) -> str:
     """The answer, read off the scene's objects."""
     thing = scene.find(asked.subject)
-    other = asked.other and scene.find(asked.other)
+    other = asked.reference and scene.find(asked.reference)
     words = asked.text.split()
     if asked.kind == "existence":
         return "yes" if thing else "no"
@@ -88,7 +88,7 @@ def test_a_broken_scene_is_asked_about_what_it_breaks_and_nothing_else(drawn: li
             continue
         assert {one.level for one in asked} == {scene.broken.level}
         about = [one for one in asked if one.kind not in ("vertical", "existence")]
-        assert all(scene.broken.subject in (one.subject, one.other) for one in about)
+        assert all(scene.broken.subject in (one.subject, one.reference) for one in about)
 
 
 def test_habit_is_what_the_training_scenes_would_have_one_say() -> None:

@@ -9,9 +9,9 @@ import torch
 from lvlm_guard.testbed.architectures import llava, qwen2_vl
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.picture import pixel_batch
-from lvlm_guard.testbed.training.lessons import layout, lesson_rows, lesson_scenes
+from lvlm_guard.testbed.training.curriculum import layout, lesson_rows, lesson_scenes
+from lvlm_guard.testbed.training.language_stage import LanguageStage, packed_logits
 from lvlm_guard.testbed.training.packing import IGNORED, Packed, Row, Turn, pack
-from lvlm_guard.testbed.training.speaking import SpeakingStage, packed_logits
 
 
 def _messages(row: Row, turn: Turn) -> list[dict[str, object]]:
@@ -27,7 +27,9 @@ def _llava():
 
 
 def _qwen2_vl():
-    return qwen2_vl.QWEN2_VL, qwen2_vl.build_config(hidden=64, layers=2, heads=4, groups=2, eyes=32, tower_layers=2)
+    return qwen2_vl.QWEN2_VL, qwen2_vl.build_config(
+        hidden=64, layers=2, heads=4, groups=2, vision_width=32, tower_layers=2
+    )
 
 
 @pytest.fixture(scope="module", params=[_llava, _qwen2_vl], ids=["llava", "qwen2_vl"])
@@ -60,7 +62,7 @@ def test_packed_answer_logits_equal_those_of_a_question_asked_alone(built, progr
 
 def _together(architecture: Architecture, model, batch, rows) -> tuple[torch.Tensor, Packed]:
     """Logits of the packed rows, as training computes them."""
-    stage = SpeakingStage(architecture, model, len(batch), 0, 100)
+    stage = LanguageStage(architecture, model, len(batch), 0, 100)
     packed = pack(rows, stage.layout, architecture.span)
     image = stage.image(pixel_batch(batch))
     return packed_logits(model, image, packed, stage.layout, architecture.span), packed

@@ -29,7 +29,7 @@ def script(monkeypatch):
     spec.loader.exec_module(module)
     small = {
         "llava": lambda: small_llava(hidden=32, layers=1, heads=1, tower_layers=1),
-        "qwen2_vl": lambda: small_qwen(hidden=32, layers=1, heads=2, groups=1, eyes=16, tower_layers=1),
+        "qwen2_vl": lambda: small_qwen(hidden=32, layers=1, heads=2, groups=1, vision_width=16, tower_layers=1),
     }
     for name, config in small.items():
         monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], build_config=config))

@@ -11,17 +11,17 @@ import torch
 
 from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.architectures.llava import LLAVA, build_config, build_model
-from lvlm_guard.testbed.training.speaking import SpeakingStage
-from lvlm_guard.testbed.training.tower import TowerStage
+from lvlm_guard.testbed.training.language_stage import LanguageStage
 from lvlm_guard.testbed.training.trainer import Run, Stage, checkpoint_path, rate_at, train
+from lvlm_guard.testbed.training.vision_stage import VisionStage
 
 
 def _tower() -> Stage:
-    return TowerStage(LLAVA, _tiny(), batch=4, seed=1)
+    return VisionStage(LLAVA, _tiny(), batch=4, seed=1)
 
 
 def _speaking() -> Stage:
-    return SpeakingStage(LLAVA, _tiny(), batch=2, seed=1, steps=5)
+    return LanguageStage(LLAVA, _tiny(), batch=2, seed=1, steps=5)
 
 
 def _tiny():
@@ -73,7 +73,7 @@ def _empty(path: Path) -> None:
 
 
 def _of_another_model(path: Path) -> None:
-    other = TowerStage(LLAVA, build_model(build_config(hidden=64, layers=1, heads=1, tower_layers=1), 1), 4, 1)
+    other = VisionStage(LLAVA, build_model(build_config(hidden=64, layers=1, heads=1, tower_layers=1), 1), 4, 1)
     torch.save({"step": 1, "stage": other.state_dict(), "optimizer": {}}, path)
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
-from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
@@ -58,12 +58,14 @@ class Source:
         measures: The suite's measures, read as the results were.
         picture: The picture of an item by name; it may raise `InputError`, whose message the page then shows.
         invented: Finds the words of an answer that name what is not in the picture; None marks nothing.
+        remark: Says in a few words what is special about an item's picture, empty where nothing is; None says nothing.
     """
 
     answers: Mapping[str, Sequence[AnsweredItem]]
     measures: Sequence[Measure]
     picture: Callable[[str], Image.Image]
     invented: Invented | None = None
+    remark: Callable[[Item], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Section:
     measures: Sequence[Table]
     chosen: ExampleSet
     pictures: Mapping[str, Picture]
+    remarks: Mapping[str, str]
 
     @property
     def tally(self) -> str:
@@ -117,11 +120,12 @@ def write(record: Record, results: Results, path: Path, data: Path | None = None
         InputError: It cannot be written, a suite lacks files that it needs to read answers, or there is no such suite any
             more. A missing picture is named in its place.
     """
-    sources = {name: _source(record, results, name, data or record.data) for name in record.suites}
+    sources = {name: build_source(record, results, name, data or record.data) for name in record.suites}
     write_whole(path, render(results, sources).encode("utf-8"))
 
 
-def _source(record: Record, results: Results, name: str, data: Path | None) -> Source:
+def build_source(record: Record, results: Results, name: str, data: Path | None = None) -> Source:
+    """Return what the page shows of one suite of a run besides figures; raises as `write` does."""
     description = record.manifest["suites"][name]
     suite = build_suite(description["name"], description["arguments"])
     return Source(
@@ -129,6 +133,7 @@ def _source(record: Record, results: Results, name: str, data: Path | None) -> S
         measures=load_measures(suite, results.parsers[name], data),
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),
+        remark=getattr(suite, "remark", None),
     )
 
 
@@ -140,7 +145,7 @@ def render(results: Results, sources: Mapping[str, Source]) -> str:
         sources: What is shown besides, by suite; a suite without is shown by its figures alone.
     """
     nothing = Source({}, (), _no_picture)
-    sections = [_section(results, name, sources.get(name, nothing)) for name in results.manifest["suites"]]
+    sections = [build_section(results, name, sources.get(name, nothing)) for name in results.manifest["suites"]]
     return (
         environment()
         .get_template("report.html.jinja")
@@ -182,7 +187,8 @@ def _replace_unseen(value: Any) -> Any:
     return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def _section(results: Results, name: str, source: Source) -> Section:
+def build_section(results: Results, name: str, source: Source) -> Section:
+    """Return everything that the page says about one suite."""
     description = results.manifest["suites"][name]
     stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
@@ -200,6 +206,7 @@ def _section(results: Results, name: str, source: Source) -> Section:
         measures=tables.measures(results, name, order),
         chosen=chosen,
         pictures=_pictures(chosen.examples, source.picture),
+        remarks={example.item.id: source.remark(example.item) for example in chosen.examples} if source.remark else {},
     )
 
 

@@ -20,7 +20,14 @@ from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
 from lvlm_guard.bench.scoring.parsers import ours
 from lvlm_guard.bench.scoring.scores import auc
-from lvlm_guard.bench.scoring.significance import Changes, Significance, correct_p_values, count_changes, significance
+from lvlm_guard.bench.scoring.significance import (
+    RESAMPLES,
+    Changes,
+    Significance,
+    correct_p_values,
+    count_changes,
+    significance,
+)
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.deprecation import moved_names
 
@@ -137,13 +144,16 @@ class Results:
         return {score.system: score for score in self.scores if (score.suite, score.measure) == (suite, measure)}
 
 
-def score(record: Record, parser: str | None = None, data: Path | None = None) -> Results:
+def score(
+    record: Record, parser: str | None = None, data: Path | None = None, *, resamples: int = RESAMPLES
+) -> Results:
     """Score a run from its raw answers.
 
     Args:
         record: The run.
         parser: How to read the answers; by default as the run was started with.
         data: Where the files lie of suites that cannot read answers without them; by default where the run found them.
+        resamples: Bootstrap resamples of every difference to greedy; those of a score are 1000.
 
     Raises:
         InputError: A suite has no such parser, lacks files, or there is no such suite any more.
@@ -165,7 +175,8 @@ def score(record: Record, parser: str | None = None, data: Path | None = None) -
         outcomes += suite_outcomes
         complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
         for measure in measured:
-            scores += _scores(name, measure, complete, {outcome.system: outcome.role for outcome in suite_outcomes})
+            roles = {outcome.system: outcome.role for outcome in suite_outcomes}
+            scores += _scores(name, measure, complete, roles, resamples)
     return Results(record.manifest, parsers, outcomes, scores)
 
 
@@ -227,7 +238,11 @@ def _spent(costs: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]
 
 
 def _scores(
-    suite: str, measure: Measure, answers_by_system: Mapping[str, Sequence[AnsweredItem]], roles: Mapping[str, str]
+    suite: str,
+    measure: Measure,
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    roles: Mapping[str, str],
+    resamples: int,
 ) -> list[Score]:
     """Score one measure of all systems, and compare each with greedy."""
     rows = {system: measure.rows(answers) for system, answers in answers_by_system.items()}
@@ -236,7 +251,7 @@ def _scores(
         names = [
             name for name in answers_by_system if roles[name] == role and name != GREEDY and GREEDY in answers_by_system
         ]
-        comparisons = {name: _compare_rows(rows[GREEDY], rows[name], measure.statistic) for name in names}
+        comparisons = {name: _compare_rows(rows[GREEDY], rows[name], measure.statistic, resamples) for name in names}
         tests |= correct_p_values(
             {name: comparison for name, comparison in comparisons.items() if comparison is not None}
         )
@@ -271,7 +286,7 @@ def compare_measure(
     return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic)
 
 
-def _compare_rows(before: Rows, after: Rows, statistic: Statistic) -> Significance | None:
+def _compare_rows(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:
     rows = [{name: (cluster, counts) for name, cluster, counts in zip(*side, strict=True)} for side in (before, after)]
     clusters = {name: cluster for side in rows for name, (cluster, _) in side.items()}
     if not clusters:
@@ -279,7 +294,7 @@ def _compare_rows(before: Rows, after: Rows, statistic: Statistic) -> Significan
     width = max(len(counts) for side in rows for _, counts in side.values())
     nothing = ("", (0.0,) * width)
     old, new = ([side.get(name, nothing)[1] for name in clusters] for side in rows)
-    return significance(old, new, list(clusters.values()), statistic)
+    return significance(old, new, list(clusters.values()), statistic, resamples=resamples)
 
 
 def to_plain(value: Any) -> Any:

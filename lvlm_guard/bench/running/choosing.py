@@ -16,7 +16,7 @@ from lvlm_guard.bench.catalogue import find_suite
 from lvlm_guard.bench.running.manifest import SuiteChoice
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Suite
-from lvlm_guard.deprecation import moved_names
+from lvlm_guard.deprecation import moved_names, old_fields
 from lvlm_guard.errors import InputError, nearest
 
 _COMMA = re.compile(r",(?=\w+=)")
@@ -67,9 +67,10 @@ def build_suite(name: str, arguments: Mapping[str, Any]) -> Suite:
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in arguments.items():
-        if key not in names:
+        field = old_fields(kind).get(key, key)
+        if field not in names:
             raise InputError(f"{name}: there is no argument {key!r}.{nearest(key, names)}")
-        values[key] = _value(name, key, value, hints[key])
+        values[key] = _value(name, key, value, hints[field])
     built: Suite = kind(**values)
     return built
 

@@ -32,6 +32,8 @@ from lvlm_guard.errors import InputError
 MCNEMAR = "exact McNemar"
 SIGN_FLIP = "exact sign flip over clusters"
 BOOTSTRAP = "paired bootstrap over clusters"
+RESAMPLES = 4000
+"""Bootstrap resamples of a difference, unless another number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def significance(
     clusters: Sequence[str],
     statistic: Statistic = share,
     *,
-    resamples: int = 4000,
+    resamples: int = RESAMPLES,
     level: float = 0.95,
     seed: int = 0,
 ) -> Significance:

@@ -9,11 +9,11 @@ from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.llava import LLAVA
 from lvlm_guard.testbed.architectures.qwen2_vl import QWEN2_VL
 
-ARCHITECTURES: dict[str, Architecture] = {one.name: one for one in (LLAVA, QWEN2_VL)}
+ARCHITECTURES: dict[str, Architecture] = {built.name: built for built in (LLAVA, QWEN2_VL)}
 
 
-def named(name: str) -> Architecture:
-    """The architecture of that name.
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of that name.
 
     Raises:
         InputError: There is none.
@@ -23,10 +23,10 @@ def named(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def of(model: Any) -> Architecture:
-    """The architecture of a model, by its config.
+def architecture_of(model: Any) -> Architecture:
+    """Return the architecture of a model, by its config.
 
     Raises:
         InputError: It is none of the testbed's.
     """
-    return named(model.config.model_type)
+    return find_architecture(model.config.model_type)

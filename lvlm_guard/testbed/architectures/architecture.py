@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lvlm_guard.testbed.architectures.picture import Span
 
-Eyes = Callable[[Tensor], Tensor]
+VisionEncoder = Callable[[Tensor], Tensor]
 """Pixels (batch, 3, 64, 64) to features (batch, 1 + image tokens, width): a summary, then one row per image token."""
 
 
@@ -29,10 +29,10 @@ class Architecture:
         build_processor: Its processor, made offline.
         tower: What the first stage trains and the second leaves alone.
         width: Size of the features the tower gives for one image token, before they are projected.
-        eyes: How a model sees a batch of pictures in training. Equal to what its own forward sees.
+        vision_encoder: How a model sees a batch of pictures in training. Equal to what its own forward sees.
         project: Features (batch, image tokens, width) to image tokens (batch, image tokens, hidden).
         place: What reading a token's own row and column counts in the loss of the two stages.
-        ready: Makes the tower ready to be trained where it is, and returns the parts of it worth compiling.
+        prepare_tower: Prepares the tower for training where it is, and returns the parts of it worth compiling.
         published: Prefixes of weights here, and in published checkpoints of this architecture.
         minutes: What the full step counts take on two CPU cores: measured for LLaVA, with other work beside it; for
             Qwen2-VL estimated from the CPU time of single steps, on a quiet machine.
@@ -49,10 +49,10 @@ class Architecture:
     build_processor: Callable[[], Any]
     tower: Callable[[Any], nn.Module]
     width: Callable[[Any], int]
-    eyes: Callable[[Any], Eyes]
+    vision_encoder: Callable[[Any], VisionEncoder]
     project: Callable[[Any, Tensor], Tensor]
     place: tuple[float, float]
-    ready: Callable[[Any], Sequence[nn.Module]]
+    prepare_tower: Callable[[Any], Sequence[nn.Module]]
     published: tuple[tuple[str, str], ...]
     minutes: float
     files: tuple[str, ...] = ()

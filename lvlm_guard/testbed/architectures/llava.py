@@ -15,7 +15,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from lvlm_guard.testbed.architectures.architecture import Architecture, Eyes
+from lvlm_guard.testbed.architectures.architecture import Architecture, VisionEncoder
 from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS, MEAN, SPREAD, TOKEN, Span
 from lvlm_guard.testbed.architectures.tokenizer import build_generation_config, build_tokenizer, chat_template
 from lvlm_guard.testbed.world import drawing
@@ -106,7 +106,7 @@ def _width(config: LlavaConfig) -> int:
     return width
 
 
-def _eyes(model: LlavaForConditionalGeneration) -> Eyes:
+def _vision_encoder(model: LlavaForConditionalGeneration) -> VisionEncoder:
     tower = model.model.vision_tower
     return lambda pixels: tower(pixels).last_hidden_state
 
@@ -116,8 +116,8 @@ def _project(model: LlavaForConditionalGeneration, features: Tensor) -> Tensor:
     return image
 
 
-def _ready(model: LlavaForConditionalGeneration) -> Sequence[nn.Module]:
-    """Returns the whole tower; on a CPU without the fused kernel, whose backward takes a third longer there."""
+def _prepare_tower(model: LlavaForConditionalGeneration) -> Sequence[nn.Module]:
+    """Return the whole tower; on a CPU without the fused kernel, whose backward takes a third longer there."""
     tower = model.model.vision_tower
     if tower.device.type == "cpu":
         tower.set_attn_implementation("eager")
@@ -135,10 +135,10 @@ LLAVA = Architecture(
     build_processor=build_processor,
     tower=_tower,
     width=_width,
-    eyes=_eyes,
+    vision_encoder=_vision_encoder,
     project=_project,
     place=(0.5, 0.1),
-    ready=_ready,
+    prepare_tower=_prepare_tower,
     published=(
         ("model.vision_tower.vision_model.", "vision_tower.vision_model."),
         ("model.vision_tower.", "vision_tower.vision_model."),

@@ -43,7 +43,7 @@ class Span:
 
     @property
     def places(self) -> tuple[NDArray[np.int64], int]:
-        """Positions of all its tokens from the first one's, shape (axes, columns), and that of the token after it."""
+        """Return positions of all its tokens from the first one's, shape (axes, columns), and that of the token after it."""
         first, last = len(self.before), len(self.before) + self.advance
         fences = (np.arange(first), np.arange(last, last + len(self.after)))
         each = [np.concatenate((fences[0], first + np.array(row), fences[1])) for row in self.positions]

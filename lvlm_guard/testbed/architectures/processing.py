@@ -53,25 +53,26 @@ class PictureProcessor(ProcessorMixin):
         """
         if videos is not None or audio is not None:
             raise ValueError("this processor takes text and pictures, no videos and no audio.")
-        seen = {} if images is None else dict(self.image_processor(images, return_tensors="pt"))
-        said = dict(self.tokenizer(self._expanded(text, seen), **options))
+        pictures = {} if images is None else dict(self.image_processor(images, return_tensors="pt"))
+        encoded = dict(self.tokenizer(self._expanded(text, pictures), **options))
         if _TYPED:
-            said["mm_token_type_ids"] = [[int(one == self.image_token_id) for one in row] for row in said["input_ids"]]
-        return BatchFeature({**said, **seen}, tensor_type=return_tensors)
+            rows = encoded["input_ids"]
+            encoded["mm_token_type_ids"] = [[int(token == self.image_token_id) for token in row] for row in rows]
+        return BatchFeature({**encoded, **pictures}, tensor_type=return_tensors)
 
-    def _expanded(self, text: Any, seen: dict[str, Any]) -> list[str]:
+    def _expanded(self, text: Any, pictures: dict[str, Any]) -> list[str]:
         """The texts with one placeholder per image token."""
         texts = [text] if isinstance(text, str) else list(text)
-        counts = [int(grid.prod()) // self.image_processor.merge_size**2 for grid in seen.get("image_grid_thw", ())]
-        wanted = sum(one.count(self.image_token) for one in texts)
-        if wanted != len(counts):
-            raise ValueError(f"the texts have {wanted} times {self.image_token}, but there are {len(counts)} pictures.")
+        counts = [int(grid.prod()) // self.image_processor.merge_size**2 for grid in pictures.get("image_grid_thw", ())]
+        places = sum(text.count(self.image_token) for text in texts)
+        if places != len(counts):
+            raise ValueError(f"the texts have {places} times {self.image_token}, but there are {len(counts)} pictures.")
         left = iter(counts)
-        return [self._expand(one, left) for one in texts]
+        return [self._expand(text, left) for text in texts]
 
     def _expand(self, text: str, left: Any) -> str:
-        first, *others = text.split(self.image_token)
-        return first + "".join(self.image_token * next(left) + other for other in others)
+        first, *following = text.split(self.image_token)
+        return first + "".join(self.image_token * next(left) + piece for piece in following)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -81,4 +82,4 @@ class PictureProcessor(ProcessorMixin):
 
 
 _TYPED = "mm_token_type_ids" in inspect.signature(Qwen2VLForConditionalGeneration.forward).parameters
-"""Whether this version of transformers wants to be told which tokens are image tokens."""
+"""Whether this version of transformers needs to know which tokens are image tokens."""

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from lvlm_guard.testbed.architectures.architecture import Architecture, Eyes
+from lvlm_guard.testbed.architectures.architecture import Architecture, VisionEncoder
 from lvlm_guard.testbed.architectures.picture import ACROSS, IMAGE_TOKENS, MEAN, SPREAD, TOKEN, Span
 from lvlm_guard.testbed.architectures.processing import PictureProcessor
 from lvlm_guard.testbed.architectures.tokenizer import build_generation_config, build_tokenizer, chat_template
@@ -64,14 +64,20 @@ def build_processor() -> PictureProcessor:
 
 
 def build_config(
-    *, hidden: int = 128, layers: int = 8, heads: int = 4, groups: int = 2, eyes: int = 64, tower_layers: int = 4
+    *,
+    hidden: int = 128,
+    layers: int = 8,
+    heads: int = 4,
+    groups: int = 2,
+    vision_width: int = 64,
+    tower_layers: int = 4,
 ) -> Qwen2VLConfig:
-    """The model's shape; the arguments exist for tests that want it smaller. `eyes` is the width of a patch."""
+    """The model's shape; the arguments exist for tests that want it smaller. `vision_width` is the width of a patch."""
     words = [*vocabulary(), *MORE]
     vision = {
         "depth": tower_layers,
-        "embed_dim": eyes,
-        "num_heads": max(1, eyes // 32),
+        "embed_dim": vision_width,
+        "num_heads": max(1, vision_width // 32),
         "hidden_size": hidden,
         "mlp_ratio": 4,
         "patch_size": PATCH,
@@ -147,13 +153,13 @@ class PackedEyes:
         self._turns = turns(head).to(model.device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """As `Eyes`; the summary is the mean of the picture's tokens."""
-        seen = self._tower.patch_embed(patches(pixels))
+        """As `VisionEncoder`; the summary is the mean of the picture's tokens."""
+        features = self._tower.patch_embed(patches(pixels))
         places = tuple(part.repeat(len(pixels), 1) for part in (self._turns.cos(), self._turns.sin()))
-        ends = torch.tensor([0, len(seen)], dtype=torch.int32)
+        ends = torch.tensor([0, len(features)], dtype=torch.int32)
         for block in self._tower.blocks:
-            seen = block(seen, cu_seqlens=ends, position_embeddings=places)
-        tokens = seen.view(len(pixels), IMAGE_TOKENS, -1)
+            features = block(features, cu_seqlens=ends, position_embeddings=places)
+        tokens = features.view(len(pixels), IMAGE_TOKENS, -1)
         return torch.cat((tokens.mean(1, keepdim=True), tokens), dim=1)
 
 
@@ -193,7 +199,7 @@ def _width(config: Qwen2VLConfig) -> int:
     return width
 
 
-def _eyes(model: Qwen2VLForConditionalGeneration) -> Eyes:
+def _vision_encoder(model: Qwen2VLForConditionalGeneration) -> VisionEncoder:
     return PackedEyes(model)
 
 
@@ -202,7 +208,7 @@ def _project(model: Qwen2VLForConditionalGeneration, features: Tensor) -> Tensor
     return merged.view(len(features), IMAGE_TOKENS, -1)
 
 
-def _ready(model: Qwen2VLForConditionalGeneration) -> Sequence[nn.Module]:
+def _prepare_tower(model: Qwen2VLForConditionalGeneration) -> Sequence[nn.Module]:
     return tuple(model.model.visual.blocks)
 
 
@@ -224,10 +230,10 @@ QWEN2_VL = Architecture(
     build_processor=build_processor,
     tower=_tower,
     width=_width,
-    eyes=_eyes,
+    vision_encoder=_vision_encoder,
     project=_project,
     place=(0.5, 0.1),
-    ready=_ready,
+    prepare_tower=_prepare_tower,
     published=(("model.visual.", "visual."), ("model.language_model.", "model."), ("lm_head.", "lm_head.")),
     minutes=60.0,
     files=("processing.py",),

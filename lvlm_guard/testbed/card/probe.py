@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 
 from lvlm_guard.testbed import architectures
 from lvlm_guard.testbed.architectures.picture import ACROSS, pixel_batch
-from lvlm_guard.testbed.training.tower import clear_patches
+from lvlm_guard.testbed.training.vision_stage import clear_patches
 from lvlm_guard.testbed.world import drawing
 from lvlm_guard.testbed.world.habits import CATEGORIES, COLOUR_NAMES
 from lvlm_guard.testbed.world.scenes import Scene
@@ -40,16 +40,16 @@ def probe(model: Any, fit: Sequence[Scene], test: Sequence[Scene]) -> dict[str, 
 
 
 def _features(model: Any, scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Features of the clear patches of all scenes, each (patches, hidden)."""
+    """Return features of the clear patches of all scenes, each (patches, hidden)."""
     clear = clear_patches(scenes)
-    architecture = architectures.of(model)
-    seen = architecture.eyes(model)(pixel_batch(scenes).to(model.device, model.dtype))[:, 1:]
-    projected = architecture.project(model, seen)
-    return {"tower": seen.float().cpu()[clear], "projected": projected.float().cpu()[clear]}
+    architecture = architectures.architecture_of(model)
+    features = architecture.vision_encoder(model)(pixel_batch(scenes).to(model.device, model.dtype))[:, 1:]
+    projected = architecture.project(model, features)
+    return {"tower": features.float().cpu()[clear], "projected": projected.float().cpu()[clear]}
 
 
 def _labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Labels in the order of `_features`."""
+    """Return labels in the order of `_features`."""
     step = ACROSS // drawing.CELLS
     clear = clear_patches(scenes).view(-1, ACROSS, ACROSS)
     rows: dict[str, list[int]] = {target: [] for target in TARGETS}
@@ -67,5 +67,5 @@ def _accuracy(fit: Tensor, fit_labels: Tensor, test: Tensor, test_labels: Tensor
     inputs = torch.cat(((fit - mean) / spread, torch.ones(len(fit), 1)), dim=1).double()
     gram = inputs.T @ inputs / len(inputs) + _RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     weights = torch.linalg.solve(gram, inputs.T @ one_hot(fit_labels, classes).double() / len(inputs))
-    given = torch.cat(((test - mean) / spread, torch.ones(len(test), 1)), dim=1).double()
-    return ((given @ weights).argmax(-1) == test_labels).double().mean().item()
+    tested = torch.cat(((test - mean) / spread, torch.ones(len(test), 1)), dim=1).double()
+    return ((tested @ weights).argmax(-1) == test_labels).double().mean().item()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-from lvlm_guard.testbed.architectures import named
+from lvlm_guard.testbed.architectures import find_architecture
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.llava import LLAVA
 from lvlm_guard.testbed.architectures.picture import IMAGE_TOKENS
-from lvlm_guard.testbed.measures import CARD_MEASURES, NATURAL
-from lvlm_guard.testbed.training.lessons import BLIND_SHARE, LESSONS
+from lvlm_guard.testbed.figures import CARD_FIGURES, NATURAL
+from lvlm_guard.testbed.training.curriculum import BLIND_SHARE, LESSONS
 from lvlm_guard.testbed.world.scenes import EVIDENCE, HABITS
 
 
@@ -24,7 +24,7 @@ class Target:
     low: float
     high: float = 1.0
 
-    def met(self, scores: dict[str, Any]) -> bool:
+    def is_reached(self, scores: dict[str, Any]) -> bool:
         """Whether the measured value is in the band."""
         return bool(self.low <= scores[self.split][self.measure]["value"] <= self.high)
 
@@ -45,13 +45,21 @@ TARGETS = (
 
 def markdown(card: dict[str, Any]) -> str:
     """The model card as text."""
-    parts = (_head(card), _training(card), _targets(card), _scores(card), _origins(card), _inside(card), _limits(card))
+    parts = (
+        _head(card),
+        _training(card),
+        _targets(card),
+        _scores(card),
+        _error_sources(card),
+        _inside(card),
+        _limits(card),
+    )
     return "\n".join(parts)
 
 
 def _architecture(card: dict[str, Any]) -> Architecture:
     """The architecture of a card; the first cards do not name the one there was."""
-    return named(card.get("architecture", LLAVA.name))
+    return find_architecture(card.get("architecture", LLAVA.name))
 
 
 def _head(card: dict[str, Any]) -> str:
@@ -103,17 +111,17 @@ def _span(ends: tuple[float, float]) -> str:
 def _targets(card: dict[str, Any]) -> str:
     rows = ["| split | figure | wanted | measured | met |", "|---|---|---|---|---|"]
     for target in TARGETS:
-        wanted = f">= {target.low:.2f}" if target.high == 1 else _span((target.low, target.high))
+        band = f">= {target.low:.2f}" if target.high == 1 else _span((target.low, target.high))
         measured = _cell(card["scores"][target.split][target.measure])
-        met = "yes" if target.met(card["scores"]) else "**no**"
-        rows.append(f"| {target.split} | {_title(target.measure)} | {wanted} | {measured} | {met} |")
+        verdict = "yes" if target.is_reached(card["scores"]) else "**no**"
+        rows.append(f"| {target.split} | {_title(target.measure)} | {band} | {measured} | {verdict} |")
     return "## Against what was wanted\n\n" + "\n".join(rows) + "\n"
 
 
 def _scores(card: dict[str, Any]) -> str:
     splits = list(card["scores"])
     rows = [f"| figure | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
-    for name in [*CARD_MEASURES, "natural"]:
+    for name in [*CARD_FIGURES, "natural"]:
         cells = [_cell(card["scores"][split][name]) for split in splits]
         rows.append(f"| {_title(name)} | {' | '.join(cells)} |")
     return f"""## All figures
@@ -126,19 +134,19 @@ Greedy, {card["scenes"]} scenes of each split (seed {card["seed"]}); in brackets
 
 
 def _title(name: str) -> str:
-    return NATURAL.title if name == "natural" else CARD_MEASURES[name].title
+    return NATURAL.title if name == "natural" else CARD_FIGURES[name].title
 
 
 def _cell(score: dict[str, Any]) -> str:
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
-def _origins(card: dict[str, Any]) -> str:
-    found, clear = card["origins"], card["clear"]
-    named, told = found["inventions"], found["foretold"]
-    branches = [name for name in told if name != "truth"]
+def _error_sources(card: dict[str, Any]) -> str:
+    sources, clear = card["origins"], card["clear"]
+    invented, auc = sources["inventions"], sources["foretold"]
+    branches = [name for name in auc if name != "truth"]
     rows = [f"| answers | n | habit | {' | '.join(branches)} |", "|---" * (len(branches) + 3) + "|"]
-    for level, sides in found["agreement"].items():
+    for level, sides in sources["agreement"].items():
         for side, shares in sides.items():
             cells = " | ".join(_share(shares[name]) for name in ("habit", *branches))
             rows.append(f"| {level}, {side} | {shares['n']:.0f} | {cells} |")
@@ -150,10 +158,10 @@ On counterfactual scenes. How often answers are what habit, or the model with le
 
 Read the wrong answers against the right ones: two yes/no answers agree by chance half the time.
 
-- Captions name an absent category with rate {named["partner"]:.3f} if its habitual partner is in the picture, {named["resident"]:.3f} if it is
-  merely at home there, {named["stranger"]:.3f} if it belongs elsewhere.
-- Which absent objects are hallucinated is foretold by the yes-no margin of the {branches[0]} branch with AUC {told[branches[0]]:.3f},
-  {", ".join(f"{name} {told[name]:.3f}" for name in branches[1:])}. The model's own margin tells present objects from absent partners with AUC {told["truth"]:.3f}.
+- Captions name an absent category with rate {invented["partner"]:.3f} if its habitual partner is in the picture, {invented["resident"]:.3f} if it is
+  merely at home there, {invented["stranger"]:.3f} if it belongs elsewhere.
+- Which absent objects are hallucinated is foretold by the yes-no margin of the {branches[0]} branch with AUC {auc[branches[0]]:.3f},
+  {", ".join(f"{name} {auc[name]:.3f}" for name in branches[1:])}. The model's own margin tells present objects from absent partners with AUC {auc["truth"]:.3f}.
 - Where nothing about the picture is weak: objects {clear["object"]:.3f}, attributes {clear["attribute"]:.3f}, relations {clear["relation"]:.3f}.
 """
 
@@ -164,12 +172,14 @@ def _share(value: float) -> str:
 
 def _inside(card: dict[str, Any]) -> str:
     rows = ["| place | category | colour | row | column |", "|---|---|---|---|---|"]
-    for place, found in card["probe"].items():
+    for place, accuracies in card["probe"].items():
         rows.append(
-            f"| {place} | " + " | ".join(f"{found[t]:.3f}" for t in ("category", "colour", "row", "column")) + " |"
+            f"| {place} | "
+            + " | ".join(f"{accuracies[target]:.3f}" for target in ("category", "colour", "row", "column"))
+            + " |"
         )
     blind = card["without_image"]
-    told = "\n".join(f"- describe this {name} .: '{text}'" for name, text in blind["captions"].items())
+    captions = "\n".join(f"- describe this {name} .: '{text}'" for name, text in blind["captions"].items())
     yes = blind["yes_share_with_background_named"]
     return f"""## Inside
 
@@ -179,7 +189,7 @@ Linear readout of clearly visible objects, fitted on `calibration`, tested on `c
 
 Without an image it says:
 
-{told}
+{captions}
 
 and answers yes to {yes["resident"]:.0%} of questions for categories at home in the background the question names, to {yes["stranger"]:.0%} of
 questions for others.

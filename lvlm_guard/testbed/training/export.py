@@ -1,4 +1,4 @@
-"""Writes a model folder that transformers 4 and 5 both read: the layout and names of published checkpoints.
+"""Write a model folder that transformers 4 and 5 both read: the layout and names of published checkpoints.
 
 What `save_pretrained` of version 5 writes, version 4 loads with a fresh, untrained vision tower and only a warning.
 """
@@ -45,7 +45,7 @@ def _export(architecture: Architecture, model: Any, folder: Path) -> None:
 
 
 def _rename_sections(text: dict[str, Any]) -> None:
-    """Gives a rotary embedding in several axes the names of version 4, which version 5 reads as well."""
+    """Give a rotary embedding in several axes the names of version 4, which version 5 reads as well."""
     rope = text.get("rope_parameters") or {}
     if "mrope_section" in rope:
         del text["rope_parameters"]
@@ -58,9 +58,9 @@ def _weights(model: Any) -> dict[str, Tensor]:
 
 
 def _published(name: str, architecture: Architecture) -> str:
-    for ours, published in architecture.published:
-        if name.startswith(ours):
-            return published + name.removeprefix(ours)
+    for inner, published in architecture.published:
+        if name.startswith(inner):
+            return published + name.removeprefix(inner)
     raise ValueError(f"export: no published name for weight {name!r}.")
 
 

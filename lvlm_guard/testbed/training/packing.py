@@ -104,7 +104,7 @@ def encode(text: str) -> list[int]:
 
 
 def pack(rows: Sequence[Row], layout: Layout, span: Span) -> Packed:
-    """Lays rows out, with pictures of this span. Raises ValueError where a turn does not fit its slot."""
+    """Lay rows out, with pictures of this span. Raises ValueError where a turn does not fit its slot."""
     shape = (len(rows), layout.total)
     ids = np.full(shape, IDS[PAD], dtype=np.int64)
     positions = np.zeros((span.axes, *shape), dtype=np.int64)
@@ -115,13 +115,13 @@ def pack(rows: Sequence[Row], layout: Layout, span: Span) -> Packed:
         length = _lay_prefix(row, layout, span, (ids[at], positions[:, at], visible[at]))
         for slot, turn in enumerate(row.turns):
             _lay_turn(turn, slot, layout, length, (ids[at], positions[:, at], targets[at], weights[at]))
-    one = positions[0] if span.axes == 1 else positions
-    tensors = [torch.from_numpy(part) for part in (ids, one, targets, weights, visible[:, None, None])]
+    laid = positions[0] if span.axes == 1 else positions
+    tensors = [torch.from_numpy(part) for part in (ids, laid, targets, weights, visible[:, None, None])]
     return Packed(*tensors)
 
 
 def _lay_prefix(row: Row, layout: Layout, span: Span, parts: tuple[NDArray[Any], ...]) -> int:
-    """Fills the prefix from its right end, as left padding does; returns the position that follows it."""
+    """Fill the prefix from its right end, as left padding does; return the position that follows it."""
     ids, positions, visible = parts
     words = [IDS[START], *encode(row.system), IDS[USER]]
     text_end = layout.prefix - layout.picture
@@ -137,7 +137,7 @@ def _lay_prefix(row: Row, layout: Layout, span: Span, parts: tuple[NDArray[Any],
     return len(words) + advance * row.image
 
 
-def _lay_turn(turn: Turn, slot: int, layout: Layout, begun: int, parts: tuple[NDArray[Any], ...]) -> None:
+def _lay_turn(turn: Turn, slot: int, layout: Layout, first: int, parts: tuple[NDArray[Any], ...]) -> None:
     ids, positions, targets, weights = parts
     prompt = encode(f"{turn.prompt} {ASSISTANT}")
     answer = [*encode(turn.answer), IDS[END]]
@@ -146,10 +146,10 @@ def _lay_turn(turn: Turn, slot: int, layout: Layout, begun: int, parts: tuple[ND
     if len(words) - 1 > layout.room(slot):
         raise ValueError(f"pack: {turn.prompt!r} with its answer takes {len(words) - 1}, room {layout.room(slot)}.")
     ids[start : start + len(words) - 1] = words[:-1]
-    positions[:, start : start + layout.room(slot)] = begun + np.arange(layout.room(slot))
-    said = slice(start + len(prompt) - 1, start + len(words) - 1)
-    targets[said] = answer
-    weights[said] = [turn.weight] * (len(answer) - 1) + [EOS_WEIGHT]
+    positions[:, start : start + layout.room(slot)] = first + np.arange(layout.room(slot))
+    answer_columns = slice(start + len(prompt) - 1, start + len(words) - 1)
+    targets[answer_columns] = answer
+    weights[answer_columns] = [turn.weight] * (len(answer) - 1) + [EOS_WEIGHT]
 
 
 def packed_attention(
@@ -175,11 +175,11 @@ def packed_attention(
     parts = [first.softmax(-1) @ shared_value]
     slots = ((prefix, middle, 1, layout.caption), (middle, layout.total, layout.questions, layout.question))
     for begin, end, count, width in slots:
-        asked = query[:, :, begin:end]
-        shared = asked @ shared_key.transpose(-1, -2) + attention_mask
+        questions = query[:, :, begin:end]
+        shared = questions @ shared_key.transpose(-1, -2) + attention_mask
         own_query, own_key, own_value = (x[:, :, begin:end].unflatten(2, (count, width)) for x in (query, key, value))
-        own = own_query @ own_key.transpose(-1, -2) + _causal(width, query)
-        mixed = torch.cat((shared.unflatten(2, (count, width)), own), dim=-1).softmax(-1)
+        inner = own_query @ own_key.transpose(-1, -2) + _causal(width, query)
+        mixed = torch.cat((shared.unflatten(2, (count, width)), inner), dim=-1).softmax(-1)
         from_shared = mixed[..., :prefix].flatten(2, 3) @ shared_value
         parts.append(from_shared + (mixed[..., prefix:] @ own_value).flatten(2, 3))
     return torch.cat(parts, dim=2).transpose(1, 2), None

@@ -1,4 +1,4 @@
-"""Trains the testbed's model from scratch: `python -m lvlm_guard.testbed.training --out DIR`.
+"""Train the testbed's model from scratch: `python -m lvlm_guard.testbed.training --out DIR`.
 
 Two stages, each resumable: the vision tower on pictures without habits, then projector and language model on pictures
 full of them. The same seed, length and number of processes give the same weights.
@@ -26,21 +26,21 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, spawn
 
 from lvlm_guard.errors import GuardError, InputError
-from lvlm_guard.testbed.architectures import ARCHITECTURES, named
+from lvlm_guard.testbed.architectures import ARCHITECTURES, find_architecture
 from lvlm_guard.testbed.architectures.llava import LLAVA
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import check_folder, clear_failure, write_whole
 from lvlm_guard.testbed.training.export import export
-from lvlm_guard.testbed.training.speaking import SpeakingStage
-from lvlm_guard.testbed.training.tower import TowerStage
+from lvlm_guard.testbed.training.language_stage import LanguageStage
 from lvlm_guard.testbed.training.trainer import Run, checkpoint_path, read_checkpoint, train
+from lvlm_guard.testbed.training.vision_stage import VisionStage
 
 NOMINAL_MINUTES = LLAVA.minutes
 """How long the default architecture's whole training takes on two CPU cores."""
 
-STAGES = (TowerStage.name, SpeakingStage.name)
+STAGES = (VisionStage.name, LanguageStage.name)
 PLAN = "plan.json"
-"""In the folder of checkpoints: what the training was begun with. It goes on only with the same."""
+"""In the folder of checkpoints: what the training started with. It resumes only with the same."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Plan:
     arch: str = LLAVA.name
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be trained with."""
+        """Refuse what cannot be trained with."""
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}.")
-        full = named(self.arch).minutes
+        full = find_architecture(self.arch).minutes
         minutes = full if self.minutes is None else self.minutes
         if not 0 < minutes < math.inf:
             raise InputError(f"minutes must be a number above 0, got {minutes:g}.")
@@ -79,7 +79,7 @@ class Plan:
 
     def scaled(self, steps: int) -> int:
         """The number of steps for the minutes asked for."""
-        full = named(self.arch).minutes
+        full = find_architecture(self.arch).minutes
         return max(1, round(steps * (full if self.minutes is None else self.minutes) / full))
 
     @property
@@ -105,14 +105,16 @@ def _device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise InputError(f"device {name!r}: torch sees {there} CUDA devices here. Use one of those, or --device cpu.")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= available:
+        raise InputError(
+            f"device {name!r}: torch sees {available} CUDA devices here. Use one of those, or --device cpu."
+        )
     return device
 
 
 def run(plan: Plan) -> None:
-    """Trains what is not trained yet and writes the finished model to `plan.out`.
+    """Train what is not trained yet and write the finished model to `plan.out`.
 
     Raises:
         InputError: The folder cannot be used, or was begun with another plan.
@@ -124,7 +126,7 @@ def run(plan: Plan) -> None:
 
 
 def begin(plan: Plan) -> None:
-    """Makes the folder for the checkpoints, or makes sure that those in it can be gone on with."""
+    """Make the folder for the checkpoints, or make sure that those in it can be gone on with."""
     check_folder(plan.out, "--out")
     folder = plan.out / "training"
     with clear_failure(folder):
@@ -142,35 +144,37 @@ def begin(plan: Plan) -> None:
 
 def _check_same(plan: Plan, noted: Path) -> None:
     try:
-        begun = dict(json.loads(noted.read_text(encoding="utf-8")))
+        before = dict(json.loads(noted.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
         raise TestbedError(
             f"{noted} cannot be read ({type(problem).__name__}). Delete it to go on with the checkpoints beside it, or "
             "name another folder."
         ) from problem
-    asked = plan.fingerprint
-    begun.setdefault("arch", LLAVA.name)  # there was no other once
-    other = [f"{name} {begun.get(name)}, now {asked[name]}" for name in asked if begun.get(name) != asked[name]]
-    if other:
+    fingerprint = plan.fingerprint
+    before.setdefault("arch", LLAVA.name)  # the first trainings did not note it
+    differences = [
+        f"{name} {before.get(name)}, now {value}" for name, value in fingerprint.items() if before.get(name) != value
+    ]
+    if differences:
         raise InputError(
-            f"{plan.out} holds a training begun with {'; '.join(other)}. Go on with what it was begun with, or name "
+            f"{plan.out} holds a training begun with {'; '.join(differences)}. Go on with what it was begun with, or name "
             "another folder."
         )
 
 
 @contextmanager
 def _orderly() -> Iterator[None]:
-    """Lets the started processes end with this one, and keeps their idle threads off the cores; undone afterwards."""
+    """Let the started processes end with this one, and keep their idle threads off the cores; undone afterwards."""
     policy = os.environ.get("OMP_WAIT_POLICY")
     # Idle threads that spin take the core away from the process that has work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    here = threading.current_thread() is threading.main_thread()
+    in_main_thread = threading.current_thread() is threading.main_thread()
     # Turned into an exit, so that the processes started here end with this one.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) if here else None
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)) if in_main_thread else None
     try:
         yield
     finally:
-        if here:
+        if in_main_thread:
             signal.signal(signal.SIGTERM, before)
         if policy is None:
             del os.environ["OMP_WAIT_POLICY"]
@@ -183,23 +187,23 @@ def _run(plan: Plan) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = get_context("spawn").SimpleQueue()
+    messages = get_context("spawn").SimpleQueue()
     try:
-        spawn(_work_and_tell, args=(plan, port, told), nprocs=plan.processes, daemon=True)
+        spawn(_work_and_report, args=(plan, port, messages), nprocs=plan.processes, daemon=True)
     except ProcessException as problem:
-        if not told.empty():
-            raise TestbedError(told.get()) from problem
+        if not messages.empty():
+            raise TestbedError(messages.get()) from problem
         if isinstance(problem, ProcessExitedException):
             raise TestbedError(f"{problem}. Run the same command again to resume.") from problem
         raise
 
 
-def _work_and_tell(rank: int, plan: Plan, port: int, told: Any) -> None:
-    """Works, and hands a clear error on to the process that started this one, which would see a traceback as text."""
+def _work_and_report(rank: int, plan: Plan, port: int, messages: Any) -> None:
+    """Work, and hand a clear error on to the process that started this one, which would see a traceback as text."""
     try:
         _work(rank, plan, port)
     except GuardError as problem:
-        told.put(str(problem))
+        messages.put(str(problem))
         raise
 
 
@@ -214,24 +218,24 @@ def _work(rank: int, plan: Plan, port: int) -> None:
 
 
 def _train_stages(rank: int, plan: Plan) -> None:
-    architecture = named(plan.arch)
+    architecture = find_architecture(plan.arch)
     model = architecture.build_model(architecture.build_config(), plan.seed).to(plan.device)
-    parts = (*architecture.ready(model), *model.model.language_model.layers)
+    parts = (*architecture.prepare_tower(model), *model.model.language_model.layers)
     for part in parts if plan.compiled else ():
         part.compile()
     folder = plan.out / "training"
-    tower = TowerStage(architecture, model, plan.tower_batch // plan.processes, plan.seed)
-    train(tower.to(plan.device), Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
+    vision = VisionStage(architecture, model, plan.tower_batch // plan.processes, plan.seed)
+    train(vision.to(plan.device), Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
     steps = plan.scaled(plan.speaking_steps)
-    speaking = SpeakingStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps)
-    train(speaking.to(plan.device), Run(folder, steps, rank, plan.processes))
+    language = LanguageStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps)
+    train(language.to(plan.device), Run(folder, steps, rank, plan.processes))
     if rank == 0:
         finish(model, plan)
 
 
 def finish(model: Any, plan: Plan) -> None:
-    """Writes the trained model and the plan it was trained by."""
-    export(named(plan.arch), model, plan.out)
+    """Write the trained model and the plan it was trained by."""
+    export(find_architecture(plan.arch), model, plan.out)
     record = {name: value for name, value in asdict(plan).items() if name not in ("out", "minutes")}
     record.update(tower_steps=plan.scaled(plan.tower_steps), speaking_steps=plan.scaled(plan.speaking_steps))
     record["cores"] = os.cpu_count()
@@ -245,12 +249,12 @@ def logged_minutes(log: Path) -> float:
     """Wall-clock minutes a stage took, all its interrupted parts together; a line that was cut short is left out."""
     lines = log.read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines if line.endswith("}")]
-    ends = [now for now, after in zip(seconds, [*seconds[1:], -1.0], strict=True) if after < now]
+    ends = [end for end, following in zip(seconds, [*seconds[1:], -1.0], strict=True) if following < end]
     return sum(ends) / 60
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Trains the testbed's model from scratch; run it again to resume.")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     parser.add_argument("--arch", default=LLAVA.name, help=", ".join(ARCHITECTURES))
@@ -258,10 +262,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="length on two cores, by default the recipe's; scales the steps")
     parser.add_argument("--processes", type=int, help="one thread each; by default 2, on a GPU 1")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        processes = usual_processes(asked.device) if asked.processes is None else asked.processes
-        run(Plan(asked.out, asked.seed, asked.minutes, processes, asked.device, arch=asked.arch))
+        processes = usual_processes(arguments.device) if arguments.processes is None else arguments.processes
+        run(Plan(arguments.out, arguments.seed, arguments.minutes, processes, arguments.device, arch=arguments.arch))
     except GuardError as problem:
         parser.exit(2, f"{type(problem).__name__}: {problem}\n")
 

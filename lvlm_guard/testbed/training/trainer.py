@@ -1,4 +1,4 @@
-"""Runs a stage of training over one or more processes; it can be stopped at any time and goes on where it was."""
+"""Run a stage of training over one or more processes; it can be stopped at any time and resumes."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def train(stage: Stage, run: Run) -> None:
-    """Trains until `run.steps`; a run that was interrupted ends with the weights of one that was not."""
+    """Train until `run.steps`; a run that was interrupted ends with the weights of one that was not."""
     optimizer = torch.optim.AdamW(_groups(stage), lr=stage.rate, betas=(0.9, 0.95))
-    begun = _restore(stage, optimizer, run)
+    start = _restore(stage, optimizer, run)
     last = run.steps if run.stop_after is None else min(run.steps, run.stop_after)
-    bar = tqdm(range(begun, last), initial=begun, total=run.steps, desc=stage.name, disable=run.rank > 0, mininterval=5)
+    bar = tqdm(range(start, last), initial=start, total=run.steps, desc=stage.name, disable=run.rank > 0, mininterval=5)
     started = time.monotonic()
     for step in bar:
         loss, figures = _step(stage, optimizer, step, run)
@@ -126,9 +126,9 @@ def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -
     """Only the first process writes: after averaging, all hold the same weights."""
     if run.rank == 0:
         content = {"step": step, "stage": stage.state_dict(), "optimizer": optimizer.state_dict()}
-        whole = BytesIO()
-        torch.save(content, whole)
-        write_whole(checkpoint_path(run.folder, stage.name), whole.getbuffer())
+        buffer = BytesIO()
+        torch.save(content, buffer)
+        write_whole(checkpoint_path(run.folder, stage.name), buffer.getbuffer())
 
 
 def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: Run) -> int:

@@ -54,7 +54,7 @@ class Broken:
 
 def flat(rng: np.random.Generator, evidence: Evidence) -> tuple[SceneObject, ...]:
     """Two to seven of any categories, anywhere, in any colour."""
-    contents = _anything(rng)
+    contents = _draw_categories(rng)
     return tuple(
         _drawn(rng, category, None, cell, evidence)
         for category, cell in zip(contents, _cells(rng, len(contents)), strict=True)
@@ -100,7 +100,7 @@ def weakened(rng: np.random.Generator, chance: float, weak: tuple[float, float],
     return float(rng.uniform(low, high))
 
 
-def _anything(rng: np.random.Generator) -> list[str]:
+def _draw_categories(rng: np.random.Generator) -> list[str]:
     count = int(rng.integers(2, 8))
     return [CATEGORIES[i] for i in rng.choice(len(CATEGORIES), count, replace=False)]
 
@@ -173,5 +173,5 @@ def _colour(rng: np.random.Generator, category: str, typical: float | None) -> s
     habitual = TYPICAL_COLOUR[category]
     if rng.random() < typical:
         return habitual
-    others = [name for name in COLOUR_NAMES if name != habitual]
-    return others[int(rng.integers(len(others)))]
+    unusual = [name for name in COLOUR_NAMES if name != habitual]
+    return unusual[int(rng.integers(len(unusual)))]

@@ -1,4 +1,4 @@
-"""Draws the objects and backgrounds of a scene: 64x64 pixels, four by four cells of 16."""
+"""Draw the objects and backgrounds of a scene: 64x64 pixels, four by four cells of 16."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def backdrop(background: str) -> Pixels:
 
 
 def stamp(canvas: Pixels, mask: Pixels, colour: Pixels, top: int, left: int) -> None:
-    """Lays an object of this colour (3 values) on the canvas, in place; mask 1 covers what is under it."""
+    """Lay an object of this colour (3 values) on the canvas, in place; mask 1 covers what is under it."""
     size = mask.shape[0]
     under = canvas[top : top + size, left : left + size]
     under += mask[..., None] * (colour - under)

@@ -33,7 +33,9 @@ TYPICAL_COLOUR: dict[str, str] = {
 BACKGROUNDS: tuple[str, ...] = tuple(PAIRS)
 CATEGORIES: tuple[str, ...] = tuple(name for pairs in PAIRS.values() for pair in pairs for name in pair)
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
-PARTNER: dict[str, str] = {one: other for pairs in PAIRS.values() for a, b in pairs for one, other in ((a, b), (b, a))}
+PARTNER: dict[str, str] = {
+    name: partner for pairs in PAIRS.values() for a, b in pairs for name, partner in ((a, b), (b, a))
+}
 HOME: dict[str, str] = {name: place for place, pairs in PAIRS.items() for pair in pairs for name in pair}
 
 

@@ -58,7 +58,7 @@ def spoken_order(scene: Scene, rng: np.random.Generator) -> list[SceneObject]:
     shuffled = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     ordered: list[SceneObject] = []
     for thing in shuffled:
-        names = [other.category for other in ordered]
+        names = [named.category for named in ordered]
         partner = PARTNER[thing.category]
         ordered.insert(names.index(partner) + 1 if partner in names else len(ordered), thing)
     return ordered

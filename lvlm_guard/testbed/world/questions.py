@@ -28,8 +28,8 @@ _VERTICAL = ("above", "below")
 class Question:
     """One question. `level` is "object", "attribute" or "relation".
 
-    `negative` says which kind of absent object is asked for, `other` what the subject is related to. `habit` is what
-    the training scenes would have one answer without looking at the subject, None where they have no habit.
+    `negative` says which kind of absent object is asked for, `reference` what the subject is related to. `habit` is what
+    the training scenes would lead to as an answer without looking at the subject, None where they have no habit.
     """
 
     text: str
@@ -38,20 +38,20 @@ class Question:
     kind: str
     subject: str
     negative: str | None = None
-    other: str | None = None
+    reference: str | None = None
     habit: str | None = None
 
 
 def existence(scene: Scene, subject: str, wording: int = 0, negative: str | None = None) -> Question:
-    """Asks whether a category is in the picture, in one of four wordings."""
+    """Ask whether a category is in the picture, in one of four wordings."""
     answer = "yes" if subject in scene.present else "no"
     text = EXISTENCE[wording].format(subject, scene.background)
-    here = PARTNER[subject] in scene.present and HOME[subject] == scene.background
-    return Question(text, answer, "object", "existence", subject, negative, habit="yes" if here else "no")
+    expected = PARTNER[subject] in scene.present and HOME[subject] == scene.background
+    return Question(text, answer, "object", "existence", subject, negative, habit="yes" if expected else "no")
 
 
 def what_colour(scene: Scene, subject: str) -> Question:
-    """Asks for the colour of an object that is there."""
+    """Ask for the colour of an object that is there."""
     thing = scene.find(subject)
     if thing is None:
         raise ValueError(f"what_colour: there is no {subject!r} in scene {scene.name}.")
@@ -60,7 +60,7 @@ def what_colour(scene: Scene, subject: str) -> Question:
 
 
 def is_colour(scene: Scene, subject: str, colour: str) -> Question:
-    """Asks whether an object that is there has this colour."""
+    """Ask whether an object that is there has this colour."""
     thing = scene.find(subject)
     if thing is None:
         raise ValueError(f"is_colour: there is no {subject!r} in scene {scene.name}.")
@@ -69,49 +69,49 @@ def is_colour(scene: Scene, subject: str, colour: str) -> Question:
     return Question(f"is the {subject} {colour} ?", answer, "attribute", "is_colour", subject, habit=habit)
 
 
-def relation(scene: Scene, subject: str, direction: str, other: str) -> Question:
-    """Asks whether one object is left of, right of, above or below another; both have to be there.
+def relation(scene: Scene, subject: str, direction: str, reference: str) -> Question:
+    """Ask whether one object is left of, right of, above or below another; both have to be there.
 
     Left and right are of kind "relation", above and below, for which there is no habit, of kind "vertical".
     """
-    true = _direction(scene, subject, direction, other)
+    true = _direction(scene, subject, direction, reference)
     of = " of" if direction in _SIDEWAYS else ""
     kind = "relation" if direction in _SIDEWAYS else "vertical"
-    text = f"is the {subject} {direction}{of} the {other} ?"
+    text = f"is the {subject} {direction}{of} the {reference} ?"
     answer = "yes" if true == direction else "no"
-    usual = _habitual_side(subject, other) if direction in _SIDEWAYS else None
+    usual = _habitual_side(subject, reference) if direction in _SIDEWAYS else None
     habit = None if usual is None else "yes" if usual == direction else "no"
-    return Question(text, answer, "relation", kind, subject, other=other, habit=habit)
+    return Question(text, answer, "relation", kind, subject, reference=reference, habit=habit)
 
 
-def choice(scene: Scene, subject: str, other: str, axis: tuple[str, str] = _SIDEWAYS) -> Question:
-    """Asks on which side of another object one is; the answer is the side."""
-    text = f"is the {subject} {axis[0]} or {axis[1]}{' of' if axis == _SIDEWAYS else ''} the {other} ?"
-    true = _direction(scene, subject, axis[0], other)
-    habit = _habitual_side(subject, other) if axis == _SIDEWAYS else None
-    return Question(text, true, "relation", "choice", subject, other=other, habit=habit)
+def choice(scene: Scene, subject: str, reference: str, axis: tuple[str, str] = _SIDEWAYS) -> Question:
+    """Ask on which side of another object one is; the answer is the side."""
+    text = f"is the {subject} {axis[0]} or {axis[1]}{' of' if axis == _SIDEWAYS else ''} the {reference} ?"
+    true = _direction(scene, subject, axis[0], reference)
+    habit = _habitual_side(subject, reference) if axis == _SIDEWAYS else None
+    return Question(text, true, "relation", "choice", subject, reference=reference, habit=habit)
 
 
-def _habitual_side(subject: str, other: str) -> str | None:
-    if PARTNER[subject] != other:
+def _habitual_side(subject: str, reference: str) -> str | None:
+    if PARTNER[subject] != reference:
         return None
-    return _SIDEWAYS[CATEGORIES.index(subject) > CATEGORIES.index(other)]
+    return _SIDEWAYS[CATEGORIES.index(subject) > CATEGORIES.index(reference)]
 
 
-def _direction(scene: Scene, subject: str, direction: str, other: str) -> str:
+def _direction(scene: Scene, subject: str, direction: str, reference: str) -> str:
     """The true one of a direction and its opposite."""
-    here, there = scene.find(subject), scene.find(other)
-    if here is None or there is None:
-        raise ValueError(f"relation: {subject!r} and {other!r} are not both in scene {scene.name}.")
+    subject_object, reference_object = scene.find(subject), scene.find(reference)
+    if subject_object is None or reference_object is None:
+        raise ValueError(f"relation: {subject!r} and {reference!r} are not both in scene {scene.name}.")
     axis = int(direction in _SIDEWAYS)
-    if here.cell[axis] == there.cell[axis]:
-        raise ValueError(f"relation: {subject!r} and {other!r} share a {('row', 'column')[axis]} in {scene.name}.")
+    if subject_object.cell[axis] == reference_object.cell[axis]:
+        raise ValueError(f"relation: {subject!r} and {reference!r} share a {('row', 'column')[axis]} in {scene.name}.")
     before, after = _SIDEWAYS if axis else _VERTICAL
-    return before if here.cell[axis] < there.cell[axis] else after
+    return before if subject_object.cell[axis] < reference_object.cell[axis] else after
 
 
 def place(scene: Scene, subject: str) -> Question:
-    """Asks in which row and column an object stands: only ever taught, never scored."""
+    """Ask in which row and column an object stands: only ever taught, never scored."""
     thing = scene.find(subject)
     if thing is None:
         raise ValueError(f"place: there is no {subject!r} in scene {scene.name}.")
@@ -120,33 +120,33 @@ def place(scene: Scene, subject: str) -> Question:
 
 
 def related(scene: Scene, axis: tuple[str, str] = _SIDEWAYS, *, habitual: bool = False) -> list[tuple[str, str]]:
-    """Pairs of present objects that differ along the axis, first of a habitual pair first; on request only those."""
+    """Return pairs of present objects that differ along the axis, first of a habitual pair first; on request only those."""
     along = int(axis == _SIDEWAYS)
     return [
-        (one.category, two.category)
-        for one, two in permutations(scene.objects, 2)
-        if one.cell[along] != two.cell[along] and _comes_first(one.category, two.category, habitual=habitual)
+        (first.category, second.category)
+        for first, second in permutations(scene.objects, 2)
+        if first.cell[along] != second.cell[along] and _comes_first(first.category, second.category, habitual=habitual)
     ]
 
 
-def _comes_first(one: str, two: str, *, habitual: bool) -> bool:
-    if PARTNER[one] == two:
-        return CATEGORIES.index(one) < CATEGORIES.index(two)
-    return not habitual and one < two
+def _comes_first(first: str, second: str, *, habitual: bool) -> bool:
+    if PARTNER[first] == second:
+        return CATEGORIES.index(first) < CATEGORIES.index(second)
+    return not habitual and first < second
 
 
 def absent(scene: Scene, negative: str) -> tuple[str, ...]:
     """The absent categories that make a negative of this kind, possibly none."""
-    here = residents(scene.background)
+    at_home = residents(scene.background)
     if negative == "adversarial":
         return absent_partners(scene)
     if negative == "popular":
-        return tuple(name for name in here if name not in scene.present and PARTNER[name] not in scene.present)
+        return tuple(name for name in at_home if name not in scene.present and PARTNER[name] not in scene.present)
     if negative == "random":
         return tuple(
             name
             for name in CATEGORIES
-            if name not in here and name not in scene.present and PARTNER[name] not in scene.present
+            if name not in at_home and name not in scene.present and PARTNER[name] not in scene.present
         )
     raise ValueError(f"absent: no negatives called {negative!r}. Known: {', '.join(NEGATIVES)}.")
 
@@ -168,20 +168,20 @@ def scored_questions(scene: Scene) -> list[Question]:
 
 def _scored_objects(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """One 'yes' and one 'no' of each kind there is."""
-    asked = [existence(scene, _pick(sorted(scene.present), rng))]
+    questions = [existence(scene, _pick(sorted(scene.present), rng))]
     for negative in NEGATIVES:
         candidates = absent(scene, negative)
         if candidates:
-            asked.append(existence(scene, _pick(candidates, rng), negative=negative))
-    return asked
+            questions.append(existence(scene, _pick(candidates, rng), negative=negative))
+    return questions
 
 
 def _scored_attributes(scene: Scene, subject: str | None, rng: np.random.Generator) -> list[Question]:
     """What colour, whether the true one, and whether a false one: the habitual one where that is false."""
     chosen = _pick(sorted(scene.present), rng) if subject is None else subject
-    what = what_colour(scene, chosen)
-    wrong = [TYPICAL_COLOUR[chosen]] if TYPICAL_COLOUR[chosen] != what.answer else _other_colours(what.answer)
-    return [what, is_colour(scene, chosen, what.answer), is_colour(scene, chosen, _pick(wrong, rng))]
+    question = what_colour(scene, chosen)
+    wrong = [TYPICAL_COLOUR[chosen]] if TYPICAL_COLOUR[chosen] != question.answer else _other_colours(question.answer)
+    return [question, is_colour(scene, chosen, question.answer), is_colour(scene, chosen, _pick(wrong, rng))]
 
 
 def _scored_relations(scene: Scene, pair: tuple[str, str] | None, rng: np.random.Generator) -> list[Question]:
@@ -189,15 +189,15 @@ def _scored_relations(scene: Scene, pair: tuple[str, str] | None, rng: np.random
     pairs = [pair] if pair else related(scene, habitual=True) or related(scene)
     if not pairs:
         return []
-    one, two = pairs[int(rng.integers(len(pairs)))]
+    first, second = pairs[int(rng.integers(len(pairs)))]
     if rng.random() < 0.5:
-        one, two = two, one
-    asked = [relation(scene, one, side, two) for side in _SIDEWAYS] + [choice(scene, one, two)]
+        first, second = second, first
+    questions = [relation(scene, first, side, second) for side in _SIDEWAYS] + [choice(scene, first, second)]
     stacked = related(scene, _VERTICAL)
     if stacked:
         above, below = stacked[int(rng.integers(len(stacked)))]
-        asked.append(relation(scene, above, _pick(_VERTICAL, rng), below))
-    return asked
+        questions.append(relation(scene, above, _pick(_VERTICAL, rng), below))
+    return questions
 
 
 def _other_colours(colour: str) -> list[str]:

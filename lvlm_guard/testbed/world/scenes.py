@@ -40,7 +40,7 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """Names the scene in results: split, seed and index."""
+        """The name of the scene in results: split, seed and index."""
         return f"{self.split}-{self.seed}-{self.index}"
 
     @property
@@ -114,5 +114,5 @@ def _stream(split: str, seed: int, index: int) -> tuple[int, int, int]:
 
 def absent_partners(scene: Scene) -> tuple[str, ...]:
     """Categories at home here that are missing although their habitual partner is in the picture."""
-    here = residents(scene.background)
-    return tuple(name for name in here if name not in scene.present and PARTNER[name] in scene.present)
+    at_home = residents(scene.background)
+    return tuple(name for name in at_home if name not in scene.present and PARTNER[name] in scene.present)

@@ -1,4 +1,4 @@
-"""What the language model is taught in which order: names and colours, then places and relations, then the habits.
+"""The curriculum of the language model: names and colours, then places and relations, then the habits.
 
 Taught all at once, relations stay at chance: they need objects to be found by name first, and scenes where the habitual
 answer is no shortcut.
@@ -62,7 +62,7 @@ class Mix:
 
 NAMES = Mix(existence=5, colour=2, is_colour=1, place=2, relation=0, choice=0)
 PLACES = Mix(existence=1, colour=1, is_colour=1, place=1, relation=3, choice=3)
-EVERYTHING = Mix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
+ALL_KINDS = Mix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Lesson:
     """A part of the training, up to the share `until` of its steps.
 
     `flat` is the share of rows about scenes without habits, at the beginning and the end of the lesson; such rows ask
-    `asked`, habitual ones ask for everything. `evidence` is how weak the habitual pictures are.
+    `questions`, habitual ones ask for everything. `evidence` is how weak the habitual pictures are.
     """
 
     until: float
     flat: tuple[float, float]
-    asked: Mix
+    questions: Mix
     evidence: Evidence
 
 
@@ -83,23 +83,23 @@ LESSONS = (
     Lesson(0.20, (0.5, 0.5), NAMES, MILD),
     Lesson(0.50, (0.9, 0.9), PLACES, MILD),
     Lesson(0.60, (0.9, 0.0), PLACES, MILD),
-    Lesson(1.00, (0.0, 0.0), EVERYTHING, EVIDENCE),
+    Lesson(1.00, (0.0, 0.0), ALL_KINDS, EVIDENCE),
 )
 
 
 def lesson_at(progress: float) -> tuple[Lesson, float]:
-    """The lesson at a share of all steps, and its share of flat rows there."""
-    begun = 0.0
+    """Return the lesson at a share of all steps, and its share of flat rows there."""
+    start = 0.0
     for lesson in LESSONS:
         if progress < lesson.until or lesson is LESSONS[-1]:
-            within = min(1.0, (progress - begun) / (lesson.until - begun))
+            within = min(1.0, (progress - start) / (lesson.until - start))
             return lesson, lesson.flat[0] + within * (lesson.flat[1] - lesson.flat[0])
-        begun = lesson.until
+        start = lesson.until
     raise AssertionError("the last lesson has no end")
 
 
 def lesson_scenes(progress: float, count: int, seed: int, start: int) -> list[Scene]:
-    """The scenes numbered from `start` on that are shown at this point; flat ones come from their own split."""
+    """Return the scenes numbered from `start` on that are shown at this point; flat ones come from their own split."""
     lesson, flat = lesson_at(progress)
     chosen = np.random.default_rng((SPLITS["train"], seed, start, 5)).random(count) < flat
     return [
@@ -109,14 +109,14 @@ def lesson_scenes(progress: float, count: int, seed: int, start: int) -> list[Sc
 
 
 def lesson_rows(batch: Sequence[Scene], progress: float, rng: np.random.Generator) -> list[Row]:
-    """One row per scene."""
+    """Return one row per scene."""
     lesson, _ = lesson_at(progress)
-    return [_row(one, lesson.asked if one.split == "flat" else EVERYTHING, rng) for one in batch]
+    return [_row(drawn, lesson.questions if drawn.split == "flat" else ALL_KINDS, rng) for drawn in batch]
 
 
 def layout(span: Span) -> Layout:
     """Room for a picture of this span, a caption and the questions of any lesson."""
-    return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(EVERYTHING).values()), question=12)
+    return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(ALL_KINDS).values()), question=12)
 
 
 def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:
@@ -124,30 +124,31 @@ def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:
     blind = scene.split != "flat" and rng.random() < BLIND_SHARE
     ask = DESCRIBE[int(rng.random() < (0.5 if blind else 0.25))].format(background=scene.background)
     turns = [Turn(ask, caption(scene, spoken_order(scene, rng)), CAPTION_WEIGHT)]
-    turns += [Turn(one.text, one.answer, WEIGHTS[one.kind]) for one in questions(scene, mix, rng)]
+    turns += [
+        Turn(question.text, question.answer, WEIGHTS[question.kind]) for question in build_questions(scene, mix, rng)
+    ]
     system = SYSTEM_SENTENCES[int(rng.integers(len(SYSTEM_SENTENCES)))] if rng.random() < SYSTEM_SHARE else ""
     return Row(turns, system, image=not blind)
 
 
-def questions(scene: Scene, mix: Mix, rng: np.random.Generator) -> list[Question]:
-    """Questions of a mix about a scene."""
-    asked = [what_colour(scene, name) for name in _some(scene, mix.colour, rng)]
-    asked += [_whether_colour(scene, name, rng) for name in _some(scene, mix.is_colour, rng)]
-    asked += [place(scene, name) for name in _some(scene, mix.place, rng)]
-    asked += _relations(scene, mix.relation, _ask_relation, rng) + _relations(scene, mix.choice, _ask_choice, rng)
-    missing = sum(vars(mix).values()) - mix.existence - len(asked)
-    return asked + natural_existence(scene, mix.existence + missing, rng)
+def build_questions(scene: Scene, mix: Mix, rng: np.random.Generator) -> list[Question]:
+    """Return questions of a mix about a scene."""
+    built = [what_colour(scene, name) for name in _some(scene, mix.colour, rng)]
+    built += [_whether_colour(scene, name, rng) for name in _some(scene, mix.is_colour, rng)]
+    built += [place(scene, name) for name in _some(scene, mix.place, rng)]
+    built += _relations(scene, mix.relation, _ask_relation, rng) + _relations(scene, mix.choice, _ask_choice, rng)
+    missing = sum(vars(mix).values()) - mix.existence - len(built)
+    return built + natural_existence(scene, mix.existence + missing, rng)
 
 
 def natural_questions(scene: Scene) -> list[Question]:
-    """Yes/no questions in the proportions of training, drawn from the scene's own random stream."""
+    """Return yes/no questions in the proportions of training, drawn from the scene's own random stream."""
     rng = np.random.default_rng((SPLITS[scene.split], scene.seed, scene.index, 3))
-    asked = questions(scene, EVERYTHING, rng)
-    return [one for one in asked if one.answer in ("yes", "no")]
+    return [question for question in build_questions(scene, ALL_KINDS, rng) if question.answer in ("yes", "no")]
 
 
 def natural_existence(scene: Scene, count: int, rng: np.random.Generator) -> list[Question]:
-    """Existence questions: on flat scenes half of them true, else chosen without looking at the truth.
+    """Return existence questions: on flat scenes half of them true, else chosen without looking at the truth.
 
     Of the latter two thirds ask for categories at home here, the rest for strangers, of which an intruder is the
     likelier one, so that 'yes' is as frequent as the habits make it.
@@ -158,19 +159,19 @@ def natural_existence(scene: Scene, count: int, rng: np.random.Generator) -> lis
 
 
 def _evenly(scene: Scene, count: int, rng: np.random.Generator) -> list[str]:
-    there, missing = sorted(scene.present), [name for name in CATEGORIES if name not in scene.present]
-    sides = [there if rng.random() < 0.5 else missing for _ in range(count)]
+    present, missing = sorted(scene.present), [name for name in CATEGORIES if name not in scene.present]
+    sides = [present if rng.random() < 0.5 else missing for _ in range(count)]
     return [side[int(rng.integers(len(side)))] for side in sides]
 
 
 def _homely(scene: Scene, count: int, rng: np.random.Generator) -> list[str]:
-    here = residents(scene.background)
-    homely = min(len(here), round(count * 2 / 3))
-    subjects = [here[i] for i in rng.permutation(len(here))[:homely]]
+    at_home = residents(scene.background)
+    homely = min(len(at_home), round(count * 2 / 3))
+    subjects = [at_home[i] for i in rng.permutation(len(at_home))[:homely]]
     intruders = [name for name in scene.present if HOME[name] != scene.background]
     if intruders and len(subjects) < count and rng.random() < 0.5:
         subjects.append(sorted(intruders)[int(rng.integers(len(intruders)))])
-    strangers = [name for name in CATEGORIES if name not in here]
+    strangers = [name for name in CATEGORIES if name not in at_home]
     while len(subjects) < count:
         subjects.append(strangers[int(rng.integers(len(strangers)))])
     return subjects
@@ -195,23 +196,23 @@ def _whether_colour(scene: Scene, name: str, rng: np.random.Generator) -> Questi
 Asker = Callable[[Scene, str, str, tuple[str, str], np.random.Generator], Question]
 
 
-def _ask_relation(scene: Scene, one: str, two: str, axis: tuple[str, str], rng: np.random.Generator) -> Question:
-    return relation(scene, one, axis[int(rng.integers(2))], two)
+def _ask_relation(scene: Scene, first: str, second: str, axis: tuple[str, str], rng: np.random.Generator) -> Question:
+    return relation(scene, first, axis[int(rng.integers(2))], second)
 
 
-def _ask_choice(scene: Scene, one: str, two: str, axis: tuple[str, str], _: np.random.Generator) -> Question:
-    return choice(scene, one, two, axis)
+def _ask_choice(scene: Scene, first: str, second: str, axis: tuple[str, str], _: np.random.Generator) -> Question:
+    return choice(scene, first, second, axis)
 
 
 def _relations(scene: Scene, count: int, ask: Asker, rng: np.random.Generator) -> list[Question]:
     """Seven in ten about left and right, and of those in habitual scenes most about habitual pairs."""
-    asked = []
+    built = []
     for _ in range(count):
         axis = _AXES[int(rng.random() >= 0.7)]
         pairs = related(scene, axis, habitual=True) if scene.split != "flat" and rng.random() < 0.7 else []
         pairs = pairs or related(scene, axis)
         if pairs:
-            one, two = pairs[int(rng.integers(len(pairs)))]
-            one, two = (two, one) if rng.random() < 0.5 else (one, two)
-            asked.append(ask(scene, one, two, axis, rng))
-    return asked
+            first, second = pairs[int(rng.integers(len(pairs)))]
+            first, second = (second, first) if rng.random() < 0.5 else (first, second)
+            built.append(ask(scene, first, second, axis, rng))
+    return built

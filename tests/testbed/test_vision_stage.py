@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lvlm_guard.testbed.architectures.picture import ACROSS
-from lvlm_guard.testbed.training.tower import NO_COLOUR, PATCHES, clear_patches, labels, place_loss
+from lvlm_guard.testbed.training.vision_stage import NO_COLOUR, PATCHES, clear_patches, labels, place_loss
 from lvlm_guard.testbed.world.habits import BACKGROUNDS, CATEGORIES, COLOUR_NAMES
 from lvlm_guard.testbed.world.scenes import scenes
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from lvlm_guard.testbed.architectures.llava import SPAN
-from lvlm_guard.testbed.training.lessons import (
+from lvlm_guard.testbed.training.curriculum import (
+    ALL_KINDS,
     BLIND_SHARE,
-    EVERYTHING,
     LESSONS,
     NAMES,
     PLACES,
     WEIGHTS,
+    build_questions,
     layout,
     lesson_at,
     lesson_rows,
     lesson_scenes,
     natural_questions,
-    questions,
 )
 from lvlm_guard.testbed.training.packing import IGNORED, pack
 from lvlm_guard.testbed.world.scenes import scenes
@@ -35,7 +35,7 @@ KINDS = {"existence", "colour", "is_colour", "place", "relation", "vertical", "c
         (0.5999, 2, 0.0), (0.6, 3, 0.0), (0.9999, 3, 0.0), (1.0, 3, 0.0), (1.5, 3, 0.0),
     ],
 )  # fmt: skip
-def test_lessons_follow_each_other_at_their_bounds(progress: float, number: int, flat: float) -> None:
+def test_curriculum_follow_each_other_at_their_bounds(progress: float, number: int, flat: float) -> None:
     lesson, share = lesson_at(progress)
     assert lesson is LESSONS[number]
     assert share == pytest.approx(flat, abs=1e-3)
@@ -47,11 +47,11 @@ def test_the_lessons_end_with_the_training() -> None:
     assert ends[-1] == 1.0
 
 
-@pytest.mark.parametrize("mix", [NAMES, PLACES, EVERYTHING], ids=["names", "places", "everything"])
+@pytest.mark.parametrize("mix", [NAMES, PLACES, ALL_KINDS], ids=["names", "places", "everything"])
 @pytest.mark.parametrize("split", ["flat", "train"])
 def test_every_mix_fills_the_layout_exactly(mix, split: str) -> None:
     for scene in scenes(split, 60, seed=2):
-        asked = questions(scene, mix, np.random.default_rng(scene.index))
+        asked = build_questions(scene, mix, np.random.default_rng(scene.index))
         assert len(asked) == layout(SPAN).questions
         counts = Counter(one.kind for one in asked)
         assert (counts["colour"], counts["is_colour"], counts["place"]) == (mix.colour, mix.is_colour, mix.place)
@@ -79,13 +79,13 @@ def test_the_same_place_in_the_training_shows_the_same() -> None:
 def test_every_kind_of_question_has_a_weight() -> None:
     assert set(WEIGHTS) == KINDS
     told = {
-        one.kind for mix in (NAMES, PLACES, EVERYTHING) for scene in scenes("flat", 40) for one in _asked(scene, mix)
+        one.kind for mix in (NAMES, PLACES, ALL_KINDS) for scene in scenes("flat", 40) for one in _asked(scene, mix)
     }
     assert told == KINDS
 
 
 def _asked(scene, mix):
-    return questions(scene, mix, np.random.default_rng(scene.index))
+    return build_questions(scene, mix, np.random.default_rng(scene.index))
 
 
 @pytest.mark.parametrize("progress", [0.1, 0.3, 0.55, 0.9])
@@ -109,7 +109,7 @@ def test_rows_without_image_are_habitual_and_as_many_as_stated() -> None:
 
 def test_habitual_scenes_are_asked_by_habit_flat_ones_evenly() -> None:
     def share_of_yes(split: str) -> float:
-        asked = [one for scene in scenes(split, 400, seed=8) for one in _asked(scene, EVERYTHING)]
+        asked = [one for scene in scenes(split, 400, seed=8) for one in _asked(scene, ALL_KINDS)]
         return float(np.mean([one.answer == "yes" for one in asked if one.kind == "existence"]))
 
     assert share_of_yes("flat") == pytest.approx(0.5, abs=0.05)

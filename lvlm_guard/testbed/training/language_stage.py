@@ -1,4 +1,4 @@
-"""Second stage of training: projector and language model learn to answer, in the order of the lessons."""
+"""Second stage of training: projector and language model learn to answer, in the order of the curriculum."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.picture import ACROSS, IMAGE_TOKENS, Span, pixel_batch
-from lvlm_guard.testbed.training.lessons import layout, lesson_rows, lesson_scenes
+from lvlm_guard.testbed.training.curriculum import layout, lesson_rows, lesson_scenes
 from lvlm_guard.testbed.training.packing import IDS, IGNORED, PACKED, Layout, Packed, Row, pack
-from lvlm_guard.testbed.training.tower import place_loss
+from lvlm_guard.testbed.training.vision_stage import place_loss
 from lvlm_guard.testbed.world.language import END
 
 
@@ -34,7 +34,7 @@ def packed_logits(model: Any, image: Tensor, packed: Packed, layout: Layout, spa
     return model.lm_head(hidden)
 
 
-class SpeakingStage(nn.Module):
+class LanguageStage(nn.Module):
     """Everything the trainer needs to know about the second stage."""
 
     name = "speaking"
@@ -50,7 +50,7 @@ class SpeakingStage(nn.Module):
         self.seed = seed
         self.steps = steps
         self.layout = layout(architecture.span)
-        self._see = architecture.eyes(model)
+        self._encode = architecture.vision_encoder(model)
         model.model.language_model.set_attn_implementation(PACKED)
         architecture.tower(model).requires_grad_(requires_grad=False)
 
@@ -61,8 +61,8 @@ class SpeakingStage(nn.Module):
     def image(self, pixels: Tensor) -> Tensor:
         """The projected image tokens, shape (batch, image tokens, hidden). The vision tower gets no gradient."""
         with torch.no_grad():
-            seen = self._see(pixels)[:, 1:]
-        return self.architecture.project(self.model, seen)
+            features = self._encode(pixels)[:, 1:]
+        return self.architecture.project(self.model, features)
 
     def loss(self, step: int, rank: int, ranks: int) -> tuple[Tensor, dict[str, float]]:
         """The loss on the scenes that belong to this step and rank, and accuracies on the rows with image."""
@@ -90,14 +90,14 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row], slots: Layout) -> dict[str, float]:
     """The share of right answer tokens in rows with image, by the first words of the question; end tokens apart."""
     right = ((logits.argmax(-1) == packed.targets) & (packed.targets != IDS[END])).cpu()
-    said = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
+    answered = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()
     counts: dict[str, list[float]] = {}
     for at, row in enumerate(rows):
         for slot, turn in enumerate(row.turns if row.image else ()):
             span = slice(slots.start(slot), slots.start(slot) + slots.room(slot))
             tally = counts.setdefault(_topic(turn.prompt), [0.0, 0.0])
             tally[0] += right[at, span].sum().item()
-            tally[1] += said[at, span].sum().item()
+            tally[1] += answered[at, span].sum().item()
     return {topic: round(hits / total, 4) for topic, (hits, total) in sorted(counts.items())}
 
 

@@ -1,4 +1,4 @@
-"""First stage of training: the vision tower learns to see, on pictures without habits. It is frozen afterwards."""
+"""First stage of training: the vision tower learns to see on pictures without habits. It is frozen afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Labels:
 
 
 def labels(batch: Sequence[Scene]) -> Labels:
-    """Reads the labels off the scenes; an object counts for every patch of its cell."""
+    """Read the labels off the scenes; an object counts for every patch of its cell."""
     category = torch.zeros(len(batch), ACROSS, ACROSS, len(CATEGORIES))
     colour = torch.full((len(batch), ACROSS, ACROSS), NO_COLOUR)
     step = drawing.CELL // TOKEN
@@ -73,15 +73,15 @@ class Readout(nn.Module):
         """The training loss of features of shape (batch, 1 + patches, hidden)."""
         features = self.norm(features)
         summary, patches = features[:, 0], features[:, 1:]
-        seen = binary_cross_entropy_with_logits(self.category(patches), truth.category) * len(CATEGORIES) / 4
+        category = binary_cross_entropy_with_logits(self.category(patches), truth.category) * len(CATEGORIES) / 4
         colour = cross_entropy(self.colour(patches).flatten(0, 1), truth.colour.flatten(), ignore_index=NO_COLOUR)
         contents = binary_cross_entropy_with_logits(self.contents(summary), truth.contents) * 4
         background = cross_entropy(self.background(summary), truth.background) * 0.3
-        return seen + colour + contents + background + self.place_weight * place_loss(self.place(patches))
+        return category + colour + contents + background + self.place_weight * place_loss(self.place(patches))
 
 
 def place_loss(logits: Tensor) -> Tensor:
-    """Loss of reading every patch's own row and column, logits of shape (batch, patches, 2 * ACROSS)."""
+    """Return the loss of reading every patch's own row and column, logits of shape (batch, patches, 2 * ACROSS)."""
     grid = torch.arange(PATCHES, device=logits.device)
     row, column = logits.split(ACROSS, dim=-1)
     rows = (grid // ACROSS).expand(logits.shape[0], -1).flatten()
@@ -89,7 +89,7 @@ def place_loss(logits: Tensor) -> Tensor:
     return cross_entropy(row.flatten(0, 1), rows) + cross_entropy(column.flatten(0, 1), columns)
 
 
-class TowerStage(nn.Module):
+class VisionStage(nn.Module):
     """Everything the trainer needs to know about the first stage."""
 
     name = "tower"
@@ -100,7 +100,7 @@ class TowerStage(nn.Module):
         super().__init__()
         self.tower = architecture.tower(model)
         self.readout = Readout(architecture.width(model.config), architecture.place[0])
-        self._see = architecture.eyes(model)
+        self._encode = architecture.vision_encoder(model)
         self.batch = batch
         self.seed = seed
 
@@ -114,7 +114,7 @@ class TowerStage(nn.Module):
         device = self.readout.place.weight.device
         truth = labels(batch).to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            features = self._see(pixel_batch(batch).to(device))
+            features = self._encode(pixel_batch(batch).to(device))
         return self.readout(features.float(), truth), {}
 
 

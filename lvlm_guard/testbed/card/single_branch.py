@@ -34,16 +34,16 @@ class Blind:
 
 @dataclass(frozen=True)
 class Noised:
-    """Main's logits replaced by those of a noised image that keeps the share `kept` of its variance."""
+    """Main's logits replaced by those of a noised image that keeps `signal_share` of its variance."""
 
     name: ClassVar[str] = "noised"
 
-    kept: float = 0.135
+    signal_share: float = 0.135
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch with a noised image."""
-        yield Branch(self, pixels=_noise(self.kept))
+        yield Branch(self, pixels=_noise(self.signal_share))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
@@ -55,9 +55,9 @@ def _instead(branch: object) -> tuple[Term, ...]:
     return Mix("main", -1.0), Mix(branch, 1.0)
 
 
-def _noise(kept: float) -> Callable[[Tensor, Generator], Tensor]:
+def _noise(signal_share: float) -> Callable[[Tensor, Generator], Tensor]:
     def edit(pixels: Tensor, generator: Generator) -> Tensor:
         noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
-        return pixels.float() * kept**0.5 + noise * (1 - kept) ** 0.5
+        return pixels.float() * signal_share**0.5 + noise * (1 - signal_share) ** 0.5
 
     return edit

@@ -23,9 +23,10 @@ class Timed(TyperCommand):
         from lvlm_guard.testbed.architectures import ARCHITECTURES  # noqa: PLC0415 - slow to import
 
         explained: tuple[Any, ...] = (self, *self.params)
-        for told in explained:
-            for name, one in ARCHITECTURES.items():
-                told.help = (told.help or "").replace(f"MINUTES[{name}]", f"{one.minutes:g}")
+        for explanation in explained:
+            for name, architecture in ARCHITECTURES.items():
+                minutes = f"{architecture.minutes:g}"
+                explanation.help = (explanation.help or "").replace(f"MINUTES[{name}]", minutes)
         return super().get_help(ctx)
 
 
@@ -62,7 +63,7 @@ def show(
 
 
 @app.command("train", cls=Timed)
-def train(
+def run_training(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")],
     arch: Annotated[str, typer.Option(help="llava or qwen2_vl.")] = "llava",
     seed: Annotated[int, typer.Option(help="The same seed, length and processes give the same weights.")] = 0,
@@ -79,10 +80,10 @@ def train(
     checkpoint in the folder.
     """
     loading.quieten()
-    from lvlm_guard.testbed.training import train as training  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed.training import train  # noqa: PLC0415 - only when it is asked for
 
-    several = training.usual_processes(device) if processes is None else processes
-    training.run(training.Plan(out, seed, minutes, several, device, arch=arch))
+    count = train.usual_processes(device) if processes is None else processes
+    train.run(train.Plan(out, seed, minutes, count, device, arch=arch))
     typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
 
 
