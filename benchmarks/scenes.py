@@ -25,8 +25,8 @@ from seeds import MANIFEST
 from lvlm_guard import GuardError, InputError, Stack, fitting, loading
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
-from lvlm_guard.fitting.demonstrations import of_testbed
 from lvlm_guard.host.plugins import catalogue
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
@@ -53,7 +53,7 @@ def _fitted_parameters(model: Any, processor: Any, folder: Path) -> dict[str, Ma
     folder.mkdir(parents=True, exist_ok=True)
     artefacts = {kind: folder / f"{kind}.safetensors" for kind in fitting.KINDS}
     if not all(path.is_file() for path in artefacts.values()):
-        demonstrations = of_testbed(DEMONSTRATIONS)
+        demonstrations = build_demonstrations(DEMONSTRATIONS)
         for kind, path in artefacts.items():
             fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train").save(path)
     return {kind: {"artefact": str(path)} for kind, path in artefacts.items()}
