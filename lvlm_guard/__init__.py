@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.terms import Statistics as Statistics
     from lvlm_guard.strategy.terms import Term as Term
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
