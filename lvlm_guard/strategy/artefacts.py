@@ -35,7 +35,7 @@ class Artefact:
     """Tensors fitted offline for one strategy and one model.
 
     ```python
-    directions = Artefact.load(self.artefact, "vti", gen.config)["decoder"]
+    directions = Artefact.load(self.artefact, "vti", gen.model.config)["decoder"]
     ```
 
     Args:
@@ -58,7 +58,7 @@ class Artefact:
         Args:
             path: The file.
             kind: What it must be fitted for.
-            config: The config of the model it is for: `gen.config`.
+            config: The config of the model it is for: `gen.model.config`.
 
         Raises:
             InputError: No such file, a file that is no artefact, or one of another kind.

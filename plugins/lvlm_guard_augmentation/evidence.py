@@ -40,9 +40,9 @@ class Evidence:
         """The evidence as text, and the crop."""
         if self.source is None:
             return
-        if gen.pictures is None or gen.tokenizer is None:
+        if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded("'evidence' shows pictures to its source: make the inputs with guard.inputs.")
-        found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.pictures)]
+        found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
             one if isinstance(one, str) else " ".join(self.sentence.format(box[SIDES]) for box in one) for one in found
         ]
@@ -50,7 +50,9 @@ class Evidence:
             ids = tuple(gen.tokenize(text) if text else () for text in texts)
             yield InputEdit(tokens=(Insert(place="after_image", per_row=ids),))
         boxes = {
-            picture.tobytes(): one for picture, one in zip(gen.pictures, found, strict=True) if isinstance(one, list)
+            picture.tobytes(): one
+            for picture, one in zip(gen.prompt.pictures, found, strict=True)
+            if isinstance(one, list)
         }
         if self.crop and any(boxes.values()):
             yield InputEdit(picture=lambda picture, _: cut(picture, boxes.get(picture.tobytes(), [])))
@@ -68,9 +70,9 @@ class Evidence:
 
 def question(gen: Generation, row: int) -> str:
     """The prompt's text behind the image."""
-    image = gen.image_mask[row].nonzero().flatten().tolist()
-    ids = gen.input_ids[row][image[-1] + 1 if image else 0 :]
-    return str(gen.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    image = gen.prompt.image_mask[row].nonzero().flatten().tolist()
+    ids = gen.prompt.ids[row][image[-1] + 1 if image else 0 :]
+    return str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def cut(picture: Any, boxes: list[Any]) -> Any:

@@ -52,10 +52,10 @@ class Revise:
         """Revised answers of the rows where something was denied."""
         if not self.rounds:
             return
-        if gen.tokenizer is None or gen.ask is None or gen.output_ids is None:
+        if gen.model.tokenizer is None:
             raise ProcessorNeeded("'revise' reads answers as text, so give the guard the processor.")
         for row, ids in enumerate(gen.output_ids):
-            said = text = str(gen.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            said = text = str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             for _ in range(self.rounds):
                 before, text = text, self._checked(gen, row, text)
                 if text == before:
@@ -68,7 +68,6 @@ class Revise:
         sentences = [one for one in SENTENCE.findall(text) if one.strip()]
         claims = [self._claims(gen, sentence) for sentence in sentences]
         questions = list(dict.fromkeys(asked for own in claims for _, asked in own))
-        assert gen.ask is not None
         answers = dict(zip(questions, gen.ask(questions, row), strict=True))
         denied = {asked for asked, answer in answers.items() if re.match(r"\W*no\b", answer, re.IGNORECASE)}
         kept = [

@@ -52,7 +52,7 @@ class AvisC:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse where there is nothing to choose from."""
-        if self.alpha and not bool((gen.image_mask.sum(-1) > 1).any()):
+        if self.alpha and not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
             raise StrategyRefused("'avisc' needs several image tokens in a prompt.")
 
     @hookimpl
@@ -65,7 +65,7 @@ class AvisC:
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """Where main looks from the end of its prompt."""
         if self.alpha:
-            yield AttentionCapture(LOOK, (0, gen.depth), look, when="prefill")
+            yield AttentionCapture(LOOK, (0, gen.model.depth), look, when="prefill")
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -86,7 +86,7 @@ class AvisC:
 
     def _blanked(self, hidden: Tensor, view: View) -> Tensor:
         if self.name not in view.gen.rows:  # without a cache the prompt runs again: what was chosen stays
-            seen = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.depth)], dim=1)
+            seen = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.model.depth)], dim=1)
             view.gen.rows.put(self.name, self._seeing(seen, view.image))
         chosen = view.gen.rows[self.name]
         return hidden.masked_fill(pad(chosen, (0, hidden.shape[1] - chosen.shape[1]))[..., None], 0)

@@ -51,5 +51,5 @@ class VDD:
         return {"none": [none], "unk": [unk], "both": [none, unk]}[self.blank]
 
     def _unknown(self, gen: Generation) -> int:
-        known = self.unk_id if self.unk_id is not None else getattr(gen.tokenizer, "unk_token_id", None)
+        known = self.unk_id if self.unk_id is not None else getattr(gen.model.tokenizer, "unk_token_id", None)
         return 0 if known is None else int(known)

@@ -57,7 +57,7 @@ def first_tokens(name: str, gen: Generation, *answers: Sequence[str]) -> tuple[l
         StrategyRefused: An answer is left with none.
     """
     begun = [{gen.tokenize(word)[0] for word in words if gen.tokenize(word)} for words in answers]
-    unknown = {getattr(gen.tokenizer, "unk_token_id", None)}
+    unknown = {getattr(gen.model.tokenizer, "unk_token_id", None)}
     told = [ids.difference(unknown, *(others for others in begun if others is not ids)) for ids in begun]
     if not all(told):
         raise StrategyRefused(f"{name!r} cannot tell {answers} apart by their first tokens: give other words.")

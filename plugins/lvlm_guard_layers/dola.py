@@ -46,8 +46,10 @@ class DoLa:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse a decoder that has none of the candidates."""
-        if self.weight and (gen.depth <= 1 or not self._candidates(gen)):
-            raise StrategyRefused(f"dola: of layers={self.layers!r}, none is an earlier one of {gen.depth} layers.")
+        if self.weight and (gen.model.depth <= 1 or not self._candidates(gen)):
+            raise StrategyRefused(
+                f"dola: of layers={self.layers!r}, none is an earlier one of {gen.model.depth} layers."
+            )
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
@@ -66,7 +68,7 @@ class DoLa:
             yield Plausible(self.beta)
 
     def _candidates(self, gen: Generation) -> tuple[float, ...]:
-        depth, first = gen.depth, min(2, gen.depth - 1) if gen.tied else 0
+        depth, first = gen.model.depth, min(2, gen.model.depth - 1) if gen.model.tied_embeddings else 0
         if self.layers == "all":
             return tuple(range(first, depth, 2))
         if self.layers == "low":

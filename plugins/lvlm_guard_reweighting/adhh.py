@@ -48,8 +48,8 @@ class ADHH:
         if self.tau == 1 or self.heads:
             gen.state[self.name] = self.heads
         elif self.artefact:
-            found = Artefact.load(self.artefact, self.name, gen.config)["heads"]
-            count = max(round(self.share * gen.depth * gen.heads), 1)
+            found = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
+            count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
             gen.state[self.name] = [(layer, head) for layer, head in found[:count].tolist()]
         else:
             raise StrategyRefused("adhh knows no heads: give `heads`, or `artefact` from lvlm-guard fit adhh.")

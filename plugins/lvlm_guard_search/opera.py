@@ -112,7 +112,7 @@ def seen(loop: DecodingLoop) -> Tensor:
     logits = loop.logits()
     tokens, rows = loop.generated.shape[1], loop.gen.rows
     if KEY not in rows or rows[KEY].shape[1] == tokens:
-        row = loop.gen.observations[KEY, loop.gen.depth - 1]
+        row = loop.gen.observations[KEY, loop.gen.model.depth - 1]
         own = row[:, row.shape[1] - tokens :]
         rows.append(KEY, torch.nn.functional.pad(torch.cat([row[:, :1], own], -1), (0, loop.limit - tokens))[:, None])
     return logits

@@ -51,7 +51,7 @@ class Rank:
                 raise InputError(
                     "'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path."
                 )
-            if gen.pictures is None or gen.tokenizer is None:
+            if gen.prompt.pictures is None or gen.model.tokenizer is None:
                 raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
             yield Search(self._run, self.max_candidates)
 
@@ -88,7 +88,7 @@ class Rank:
             loop.append(torch.tensor(fed, device=loop.generated.device))
             ends = loop.finished().tolist()
             for sample, end in zip(samples, ends, strict=True):
-                sample.close(loop.gen.tokenizer, step, end=end)
+                sample.close(loop.gen.model.tokenizer, step, end=end)
         return samples
 
     def _drawn(self, loop: DecodingLoop) -> tuple[list[int], list[float]]:
@@ -102,7 +102,7 @@ class Rank:
     def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
         """Take the best sentence of a request over into its answer; the row it stands in."""
         first = row * self.max_candidates
-        if answer.done or gen.pictures is None:
+        if answer.done or gen.prompt.pictures is None:
             return first
         own = samples[first : first + self.max_candidates]
         scores = self._scores(gen, row, answer, [sample.text for sample in own])
@@ -117,7 +117,7 @@ class Rank:
 
     def _scores(self, gen: Generation, row: int, answer: "Answer", texts: list[str]) -> list[list[float]]:
         """Scores of the answer's sentences with each candidate in the end; an empty one adds none."""
-        pictures, said = gen.pictures or (), [text for text in texts if text]
+        pictures, said = gen.prompt.pictures or (), [text for text in texts if text]
         if not said:
             return [answer.scores for _ in texts]
         assert self.scorer is not None

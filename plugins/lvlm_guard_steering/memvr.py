@@ -43,10 +43,12 @@ class MemVR:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse what has no image in its prompt, or no layer to trigger and one to follow."""
-        if self.ratio and not bool(gen.image_mask.any()):
+        if self.ratio and not bool(gen.prompt.image_mask.any()):
             raise StrategyRefused("memvr: the prompt holds no image tokens to retrace.")
         if self.ratio and not self._outputs(gen):
-            raise StrategyRefused(f"memvr: layers={self.layers} name no layer that another follows in {gen.depth}.")
+            raise StrategyRefused(
+                f"memvr: layers={self.layers} name no layer that another follows in {gen.model.depth}."
+            )
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
@@ -64,8 +66,8 @@ class MemVR:
 
     def _outputs(self, gen: Generation) -> range:
         """Counts of the outputs that may trigger, which are the indices of the layers that follow."""
-        start, stop = (round(share * gen.depth) + 1 for share in self.layers)
-        return range(start, min(max(stop, start + 1), gen.depth))
+        start, stop = (round(share * gen.model.depth) + 1 for share in self.layers)
+        return range(start, min(max(stop, start + 1), gen.model.depth))
 
     def _retrace(self, output: Tensor, view: View) -> Tensor:
         unsure = _uncertainty(view.readout(view.layer)) > self.threshold

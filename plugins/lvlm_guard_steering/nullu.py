@@ -37,10 +37,10 @@ class Nullu:
     def start(self, gen: Generation) -> None:
         """Read the directions."""
         if self.strength:
-            found = Artefact.load(self.artefact, self.name, gen.config)["directions"]
+            found = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
             if self.k > found.shape[1]:
                 raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
-            gen.state[self.name] = found[:, : self.k].to(gen.input_ids.device).unbind()
+            gen.state[self.name] = found[:, : self.k].to(gen.prompt.ids.device).unbind()
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:

@@ -41,10 +41,10 @@ class VSV:
         """Run the prompt with and without the image."""
         if not self.strength:
             return
-        if not gen.has_image or gen.prefix is None:
+        if not gen.prompt.has_image:
             raise StrategyRefused("vsv steers towards the image, but the request brings none.")
-        with_image = gen.prefix(None).hidden
-        added = with_image - gen.prefix(NO_IMAGE).hidden
+        with_image = gen.prompt_states().hidden
+        added = with_image - gen.prompt_states(NO_IMAGE).hidden
         felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
         for layer, unit in enumerate((normalize(added, dim=-1) * felt).split(1, dim=1)):
             gen.rows.put(f"{self.name} {layer}", unit)

@@ -40,8 +40,8 @@ class VTI:
     def start(self, gen: Generation) -> None:
         """Read the directions."""
         if self.alpha_text or self.alpha_image:
-            found = Artefact.load(self.artefact, self.name, gen.config)
-            device = gen.input_ids.device
+            found = Artefact.load(self.artefact, self.name, gen.model.config)
+            device = gen.prompt.ids.device
             gen.state[self.name] = {
                 "decoder": normalize(found["decoder"].to(device), dim=-1).unbind(),
                 "vision": found["vision"].to(device),

@@ -77,8 +77,8 @@ def test_hook_start_branches_terms_observe_run_in_this_order():
         @hookimpl
         def start(self, gen):
             called.append("start")
-            assert gen.has_image
-            assert gen.image_mask.sum() == 25
+            assert gen.prompt.has_image
+            assert gen.prompt.image_mask.sum() == 25
 
         @hookimpl
         def branches(self, gen):

@@ -12,8 +12,11 @@ import lvlm_guard
 from lvlm_guard import fitting
 from lvlm_guard.fitting import Demonstration, Fitted, Fitter
 from lvlm_guard.strategy.branches import TokenEdit
-from lvlm_guard.strategy.generation import Forward, Generation, Rows
+from lvlm_guard.strategy.forward import Forward
+from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
+from lvlm_guard.strategy.prompt import ModelInfo, Prompt
+from lvlm_guard.strategy.rows import Rows
 from lvlm_guard.strategy.terms import Statistics, Term
 
 HOOKS = {name: vars(space)[name] for space in (Discovery, Strategy) for name in hook_names(space)}
@@ -28,7 +31,17 @@ EDITS = (
     lvlm_guard.Revision,
 )
 FITTING = (Fitter, Demonstration, Fitted)
-VALUES = (*FITTING, *EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
+VALUES = (
+    *FITTING,
+    *EDITS,
+    *TokenEdit.__args__,
+    *Term.__args__,
+    Generation,
+    Prompt,
+    ModelInfo,
+    Forward,
+    lvlm_guard.PromptStates,
+)
 PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
 MEMBERS = [
     (owner, name)

@@ -17,6 +17,7 @@ from twin import Twin
 
 from lvlm_guard import Guard, InputError, ProcessorNeeded
 from lvlm_guard.request.images import generator_for
+from lvlm_guard.strategy.prompt import ModelInfo
 from lvlm_guard.testing import StrategyContract, tiny
 from lvlm_guard.testing.contract import Words
 
@@ -163,7 +164,7 @@ class Recalling:
 
     def __init__(self, texts, denied):
         self.texts, self.denied, self.asked = texts, denied, []
-        self.output_ids, self.tokenizer = range(len(texts)), self
+        self.output_ids, self.model = range(len(texts)), ModelInfo(tokenizer=self)
 
     def decode(self, row, **_):
         return self.texts[row]

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from twin import Twin
 
 from lvlm_guard import Guard, InputError, ModelRefused, PluginRejected, Stack, StackError, StrategyRefused
+from lvlm_guard.strategy.prompt import ModelInfo
 from lvlm_guard.testing import StrategyContract, tiny
 
 DEMOTED = -1e3
@@ -144,11 +146,7 @@ class TestSLA(StrategyContract):
     ],
 )
 def test_dola_has_the_candidates_of_transformers(depth, tied, layers, wanted):
-    class Generation:
-        pass
-
-    gen = Generation()
-    gen.depth, gen.tied = depth, tied
+    gen = SimpleNamespace(model=ModelInfo(depth=depth, tied_embeddings=tied))
     assert next(DoLa(layers=layers).readouts(gen)).layers == tuple(wanted)
 
 

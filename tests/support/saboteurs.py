@@ -93,7 +93,7 @@ class LeftBehind(Honest):
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         if self.alpha:
-            shift = gen.input_ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
+            shift = gen.prompt.ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
             yield HiddenEdit("mlp", lambda hidden, view: hidden + self.alpha * shift)
 
 
