@@ -32,7 +32,7 @@ class Discovery:
 
 
 class Strategy:
-    """Hooks of one strategy in a stack, called in the order of the stack."""
+    """Hooks of one strategy in a stack, called in the order of the stack; none while it has its neutral values."""
 
     @hookspec
     def start(self, gen: Generation) -> None:
@@ -40,12 +40,12 @@ class Strategy:
 
     @hookspec
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """Once, before everything else: changes of main's prompt or pictures; none at the neutral value."""
+        """Once, before everything else: changes of main's prompt or pictures."""
         raise NotImplementedError
 
     @hookspec
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """Once: the extra branches wanted; none at the neutral value."""
+        """Once: the extra branches."""
         raise NotImplementedError
 
     @hookspec
@@ -65,7 +65,7 @@ class Strategy:
 
     @hookspec
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Each forward: the terms to add to main's logits; none at the neutral value."""
+        """Each forward: the terms to add to main's logits."""
         raise NotImplementedError
 
     @hookspec

@@ -38,8 +38,6 @@ class Evidence:
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """The evidence as text, and the crop."""
-        if self.source is None:
-            return
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded("'evidence' shows pictures to its source: make the inputs with guard.inputs.")
         found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]

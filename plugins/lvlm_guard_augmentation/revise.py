@@ -50,8 +50,6 @@ class Revise:
     @hookimpl
     def finish(self, gen: Generation) -> Iterable[Revision]:
         """Revised answers of the rows where something was denied."""
-        if not self.rounds:
-            return
         if gen.model.tokenizer is None:
             raise ProcessorNeeded("'revise' reads answers as text, so give the guard the processor.")
         for row, ids in enumerate(gen.output_ids):

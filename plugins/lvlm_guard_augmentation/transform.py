@@ -37,9 +37,9 @@ class Transform:
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """One edit of every image."""
-        if self.strength and self.kind == "noise":
+        if self.kind == "noise":
             yield InputEdit(pixels=self._noised, seed=self.seed)
-        elif self.strength:
+        else:
             change = {"blur": self._blurred, "crop": self._cropped, "mask": self._masked}[self.kind]
             yield InputEdit(picture=change, seed=self.seed)
 

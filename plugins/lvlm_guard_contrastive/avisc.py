@@ -52,33 +52,29 @@ class AvisC:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse where there is nothing to choose from."""
-        if self.alpha and not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
+        if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
             raise StrategyRefused("'avisc' needs several image tokens in a prompt.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch with the same inputs."""
-        if self.alpha:
-            yield Branch(self._key, inside=True)
+        yield Branch(self._key, inside=True)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """Where main looks from the end of its prompt."""
-        if self.alpha:
-            yield AttentionCapture(LOOK, (0, gen.model.depth), look, when="prefill")
+        yield AttentionCapture(LOOK, (0, gen.model.depth), look, when="prefill")
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Embeddings of the branch's prompt."""
-        if self.alpha:
-            yield HiddenEdit("embedding", self._blanked, positions="image", branch=self._key, when="prefill")
+        yield HiddenEdit("embedding", self._blanked, positions="image", branch=self._key, when="prefill")
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the blind branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

@@ -37,15 +37,13 @@ class ICD:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch with the instruction in its prompt."""
-        if self.alpha:
-            yield Branch(self._key, tokens=(Insert(gen.tokenize(self.instruction), self.place),))
+        yield Branch(self._key, tokens=(Insert(gen.tokenize(self.instruction), self.place),))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the disturbed branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

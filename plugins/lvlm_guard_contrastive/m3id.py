@@ -35,16 +35,14 @@ class M3ID:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch without the image."""
-        if self.decay:
-            yield NO_IMAGE
+        yield NO_IMAGE
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast that grows with the position, where main is unsure."""
-        if self.decay:
-            growth = ((gen.positions + 1) * self.decay).exp() - 1
-            yield Contrast(NO_IMAGE, lambda now: self._weight(now, growth))
-            yield Plausible(self.beta)
+        growth = ((gen.positions + 1) * self.decay).exp() - 1
+        yield Contrast(NO_IMAGE, lambda now: self._weight(now, growth))
+        yield Plausible(self.beta)
 
     def _weight(self, now: Statistics, growth: Tensor) -> Tensor:
         """Weight `[rows, positions]`; `(1 - g) / g` is `exp(decay t) - 1`."""

@@ -41,15 +41,13 @@ class RITUAL:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch that sees a transformed picture."""
-        if self.kappa:
-            yield Branch(self._key, picture=self._transformed, seed=self.seed)
+        yield Branch(self._key, picture=self._transformed, seed=self.seed)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Main plus the transformed branch, on plausible tokens."""
-        if self.kappa:
-            yield Mix(self._key, self.kappa)
-            yield Plausible(self.beta)
+        yield Mix(self._key, self.kappa)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

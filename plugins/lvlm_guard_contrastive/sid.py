@@ -50,34 +50,31 @@ class SID:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse where there is nothing to choose from."""
-        if self.alpha and (gen.model.depth <= 1 or not bool((gen.prompt.image_mask.sum(-1) > 1).any())):
+        if gen.model.depth <= 1 or not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
             raise StrategyRefused("'sid' needs two layers or more, and several image tokens in a prompt.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch with the same inputs."""
-        if self.alpha:
-            yield Branch(self._key, inside=True)
+        yield Branch(self._key, inside=True)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
         """The choice in one layer, and the mask in all later ones."""
-        if self.alpha:
-            first = min(max(round(self.layer * gen.model.depth), 1), gen.model.depth - 1)
+        first = min(max(round(self.layer * gen.model.depth), 1), gen.model.depth - 1)
 
-            def mask(scores: Tensor, view: View) -> Tensor:
-                unseen = view.fit(view.spread(view.observed(self._key, first - 1)))
-                return scores.masked_fill(unseen[:, None, -scores.shape[2] :], UNSEEN)
+        def mask(scores: Tensor, view: View) -> Tensor:
+            unseen = view.fit(view.spread(view.observed(self._key, first - 1)))
+            return scores.masked_fill(unseen[:, None, -scores.shape[2] :], UNSEEN)
 
-            yield AttentionCapture(self._key, (first - 1, first), self._unseen, branch=self._key)
-            yield AttentionEdit((first, gen.model.depth), mask, queries="all", branch=self._key)
+        yield AttentionCapture(self._key, (first - 1, first), self._unseen, branch=self._key)
+        yield AttentionEdit((first, gen.model.depth), mask, queries="all", branch=self._key)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the half-blind branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

@@ -37,15 +37,13 @@ class VCD:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch that sees a noised image."""
-        if self.alpha:
-            yield Branch(self._key, pixels=self._noised, seed=self.seed)
+        yield Branch(self._key, pixels=self._noised, seed=self.seed)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the noised branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

@@ -33,16 +33,15 @@ class VDD:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """Image-free branches."""
-        return self._blanks(gen) if self.alpha else []
+        return self._blanks(gen)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the mean of the image-free branches."""
-        if self.alpha:
-            blanks = self._blanks(gen)
-            yield Mix("main", self.alpha)
-            yield from (Mix(blank, -self.alpha / len(blanks)) for blank in blanks)
-            yield Plausible(self.beta)
+        blanks = self._blanks(gen)
+        yield Mix("main", self.alpha)
+        yield from (Mix(blank, -self.alpha / len(blanks)) for blank in blanks)
+        yield Plausible(self.beta)
 
     def _blanks(self, gen: Generation) -> list[Branch]:
         none = Branch(("no image",), image="removed")

@@ -28,5 +28,4 @@ class MaskOnly:
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """The cut."""
-        if self.beta:
-            yield Plausible(self.beta)
+        yield Plausible(self.beta)

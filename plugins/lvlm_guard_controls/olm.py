@@ -37,13 +37,12 @@ class OLM:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Find the tokens."""
-        if self.gap:
-            gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
+        gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Demotion of all but yes, in the rows that hesitate."""
-        if self.gap and gen.step == 0:
+        if gen.step == 0:
             yes, no = (torch.tensor(ids, device=gen.logits().device) for ids in gen.state[self.name])
             chances = gen.logits()[:, 0].float().softmax(-1)
             for_yes, for_no = chances[:, yes].sum(-1), chances[:, no].sum(-1)

@@ -33,5 +33,4 @@ class PBA:
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """The prompt with the hint."""
-        if self.hint:
-            yield InputEdit(tokens=(Insert(gen.tokenize(self.hint), self.place),))
+        yield InputEdit(tokens=(Insert(gen.tokenize(self.hint), self.place),))

@@ -29,6 +29,5 @@ class Temperature:
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Main once more, on plausible tokens."""
-        if self.alpha:
-            yield Mix("main", self.alpha)
-            yield Plausible(self.beta)
+        yield Mix("main", self.alpha)
+        yield Plausible(self.beta)

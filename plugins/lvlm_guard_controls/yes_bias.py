@@ -36,13 +36,12 @@ class YesBias:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Find the tokens."""
-        if self.strength:
-            gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
+        gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """The push, where the first token is predicted."""
-        if self.strength and gen.step == 0:
+        if gen.step == 0:
             yes, no = gen.state[self.name]
             push = torch.zeros_like(gen.logits()[:1], dtype=torch.float32)
             push[:, 0, yes] = self.strength

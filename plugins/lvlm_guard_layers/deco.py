@@ -40,22 +40,19 @@ class DeCo:
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
         """The inner layers."""
-        if self.alpha:
-            yield Readout(self.layers)
+        yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """The surest layer's logits, weighed by how sure it is, and the candidates."""
-        if self.alpha:
-            inner, (ids, chosen) = gen.readouts(Readout(self.layers)), self._candidates(gen)
-            likely = (
-                inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float()
-                - gen.statistics.log_sum_exp(inner)[..., None]
-            )
-            surest, layer = likely.exp().where(chosen, 0.0).amax(-1).max(0)
-            index = layer[None, ..., None].expand_as(inner[:1])
-            yield Mix(inner.gather(0, index)[0], self.alpha * surest)
-            yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, chosen))
+        inner, (ids, chosen) = gen.readouts(Readout(self.layers)), self._candidates(gen)
+        likely = (
+            inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float() - gen.statistics.log_sum_exp(inner)[..., None]
+        )
+        surest, layer = likely.exp().where(chosen, 0.0).amax(-1).max(0)
+        index = layer[None, ..., None].expand_as(inner[:1])
+        yield Mix(inner.gather(0, index)[0], self.alpha * surest)
+        yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, chosen))
 
     def _candidates(self, gen: Generation) -> tuple[Tensor, Tensor]:
         """The best tokens and which of them are candidates, `[rows, positions, top_k]` each."""

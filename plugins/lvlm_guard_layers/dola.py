@@ -46,7 +46,7 @@ class DoLa:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse a decoder that has none of the candidates."""
-        if self.weight and (gen.model.depth <= 1 or not self._candidates(gen)):
+        if gen.model.depth <= 1 or not self._candidates(gen):
             raise StrategyRefused(
                 f"dola: of layers={self.layers!r}, none is an earlier one of {gen.model.depth} layers."
             )
@@ -54,18 +54,16 @@ class DoLa:
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
         """The candidates."""
-        if self.weight:
-            yield Readout(self._candidates(gen), self.final_norm)
+        yield Readout(self._candidates(gen), self.final_norm)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the chosen layer, on plausible tokens."""
-        if self.weight:
-            candidates = Readout(self._candidates(gen), self.final_norm)
-            early = gen.readouts(candidates)
-            chosen = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
-            yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
-            yield Plausible(self.beta)
+        candidates = Readout(self._candidates(gen), self.final_norm)
+        early = gen.readouts(candidates)
+        chosen = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
+        yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
+        yield Plausible(self.beta)
 
     def _candidates(self, gen: Generation) -> tuple[float, ...]:
         depth, first = gen.model.depth, min(2, gen.model.depth - 1) if gen.model.tied_embeddings else 0

@@ -33,12 +33,10 @@ class SLA:
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
         """The window."""
-        if self.gamma:
-            yield Readout(self.layers)
+        yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """The mean of the window in place of a share of main."""
-        if self.gamma:
-            yield Mix("main", -self.gamma)
-            yield Mix(gen.readouts(Readout(self.layers)).float().mean(0), self.gamma)
+        yield Mix("main", -self.gamma)
+        yield Mix(gen.readouts(Readout(self.layers)).float().mean(0), self.gamma)

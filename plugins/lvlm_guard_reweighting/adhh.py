@@ -45,7 +45,7 @@ class ADHH:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Know the heads."""
-        if self.tau == 1 or self.heads:
+        if self.heads:
             gen.state[self.name] = self.heads
         elif self.artefact:
             found = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
@@ -57,8 +57,6 @@ class ADHH:
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
         """One edit for each layer that has heads listed."""
-        if self.tau == 1:
-            return
         for layer, heads in _by_layer(gen.state[self.name]).items():
             yield AttentionEdit(
                 (layer, layer + 1),

@@ -50,14 +50,12 @@ class OPERA:
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """The last layer's attention of the newest token."""
-        if self.weight:
-            yield AttentionCapture(KEY, (1.0, 1.0), newest)
+        yield AttentionCapture(KEY, (1.0, 1.0), newest)
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
         """Beam search with penalty and rollback."""
-        if self.weight:
-            yield Search(self._run, self.beams * self.candidates)
+        yield Search(self._run, self.beams * self.candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
         rules = Rules(self.beams, self.candidates, self.threshold, self.rollbacks, self.opening, self.window)

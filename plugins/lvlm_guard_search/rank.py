@@ -46,14 +46,11 @@ class Rank:
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
         """Sample and choose, sentence by sentence."""
-        if self.max_candidates:
-            if self.scorer is None:
-                raise InputError(
-                    "'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path."
-                )
-            if gen.prompt.pictures is None or gen.model.tokenizer is None:
-                raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
-            yield Search(self._run, self.max_candidates)
+        if self.scorer is None:
+            raise InputError("'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path.")
+        if gen.prompt.pictures is None or gen.model.tokenizer is None:
+            raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
+        yield Search(self._run, self.max_candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
         answers = [Answer() for _ in range(loop.requests)]

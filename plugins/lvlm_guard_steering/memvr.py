@@ -43,9 +43,9 @@ class MemVR:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse what has no image in its prompt, or no layer to trigger and one to follow."""
-        if self.ratio and not bool(gen.prompt.image_mask.any()):
+        if not bool(gen.prompt.image_mask.any()):
             raise StrategyRefused("memvr: the prompt holds no image tokens to retrace.")
-        if self.ratio and not self._outputs(gen):
+        if not self._outputs(gen):
             raise StrategyRefused(
                 f"memvr: layers={self.layers} name no layer that another follows in {gen.model.depth}."
             )
@@ -53,16 +53,14 @@ class MemVR:
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
         """Each layer that may trigger."""
-        if self.ratio:
-            yield Readout(tuple(self._outputs(gen)), online=True)
+        yield Readout(tuple(self._outputs(gen)), online=True)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Keep the image, and mix it in behind the layer that triggers."""
-        if self.ratio:
-            outputs = self._outputs(gen)
-            yield HiddenEdit("embedding", _remember, positions="image", when="prefill")
-            yield HiddenEdit("mlp", self._retrace, (outputs.start, outputs.stop))
+        outputs = self._outputs(gen)
+        yield HiddenEdit("embedding", _remember, positions="image", when="prefill")
+        yield HiddenEdit("mlp", self._retrace, (outputs.start, outputs.stop))
 
     def _outputs(self, gen: Generation) -> range:
         """Counts of the outputs that may trigger, which are the indices of the layers that follow."""

@@ -36,17 +36,15 @@ class Nullu:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        if self.strength:
-            found = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
-            if self.k > found.shape[1]:
-                raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
-            gen.state[self.name] = found[:, : self.k].to(gen.prompt.ids.device).unbind()
+        found = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
+        if self.k > found.shape[1]:
+            raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
+        gen.state[self.name] = found[:, : self.k].to(gen.prompt.ids.device).unbind()
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Project feed-forward outputs."""
-        if self.strength:
-            yield HiddenEdit("mlp", self._projected, self.layers)
+        yield HiddenEdit("mlp", self._projected, self.layers)
 
     def _projected(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]

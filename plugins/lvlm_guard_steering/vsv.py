@@ -39,8 +39,6 @@ class VSV:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Run the prompt with and without the image."""
-        if not self.strength:
-            return
         if not gen.prompt.has_image:
             raise StrategyRefused("vsv steers towards the image, but the request brings none.")
         with_image = gen.prompt_states().hidden
@@ -52,8 +50,7 @@ class VSV:
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Turn every layer's feed-forward output."""
-        if self.strength:
-            yield HiddenEdit("mlp", self._turned)
+        yield HiddenEdit("mlp", self._turned)
 
     def _turned(self, hidden: Tensor, view: View) -> Tensor:
         """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""

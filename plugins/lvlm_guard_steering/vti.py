@@ -39,13 +39,12 @@ class VTI:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        if self.alpha_text or self.alpha_image:
-            found = Artefact.load(self.artefact, self.name, gen.model.config)
-            device = gen.prompt.ids.device
-            gen.state[self.name] = {
-                "decoder": normalize(found["decoder"].to(device), dim=-1).unbind(),
-                "vision": found["vision"].to(device),
-            }
+        found = Artefact.load(self.artefact, self.name, gen.model.config)
+        device = gen.prompt.ids.device
+        gen.state[self.name] = {
+            "decoder": normalize(found["decoder"].to(device), dim=-1).unbind(),
+            "vision": found["vision"].to(device),
+        }
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:

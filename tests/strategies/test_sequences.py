@@ -97,7 +97,7 @@ class Draws:
 
     @hookimpl
     def search(self, gen):
-        return [Search(self._run, 1)] if self.on or self.fault == "never neutral" else []
+        return [Search(self._run, 1)]
 
     def _run(self, decoder):
         chance = None if self.fault == "global" else torch.Generator().manual_seed(0)
@@ -114,6 +114,13 @@ class Draws:
         return decoder.generated
 
 
+@dataclass(frozen=True)
+class NeverNeutral(Draws):
+    """States no neutral values, so that the core cannot leave it out, and searches at those of its contract too."""
+
+    neutral: ClassVar[dict[str, bool]] = {}
+
+
 FAULTS = {
     "none": None,
     "never neutral": "test_neutral_is_plain_and_refuses_nothing",
@@ -127,7 +134,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_contract_turns_red_for_what_is_broken(fault):
     class Contract(SequenceContract):
-        strategy = Draws(fault=fault)
+        strategy = (NeverNeutral if fault == "never neutral" else Draws)(fault=fault)
+        neutral: ClassVar = {"on": False}
         architectures = ("llava",)
 
     failed = red(Contract())

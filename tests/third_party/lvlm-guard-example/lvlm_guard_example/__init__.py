@@ -27,12 +27,12 @@ class Fog:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch that sees the image through the fog."""
-        return [self._fogged] if self.alpha else []
+        return [self._fogged]
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the fogged branch, on plausible tokens."""
-        return [Contrast(self._fogged, self.alpha), Plausible(self.beta)] if self.alpha else []
+        return [Contrast(self._fogged, self.alpha), Plausible(self.beta)]
 
     @property
     def _fogged(self) -> Branch:
