@@ -90,6 +90,18 @@ class Branch:
         if not (deferred or self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
             raise InputError(f"Branch {self.key!r} changes nothing; give it an edit or leave it out.")
 
+    @classmethod
+    def without_image(cls, placeholder: int | None = None) -> Branch:
+        """Return the branch that asks main's prompt without the image; strategies that use it share one forward.
+
+        Args:
+            placeholder: Id of a token that stands in place of each image; None drops the image and the tokens that
+                fence it.
+        """
+        if placeholder is None:
+            return cls(("no image",), image="removed")
+        return cls(("image replaced by", placeholder), tokens=(Replace((placeholder,)),))
+
     @property
     def edits_image(self) -> bool:
         """Whether pixels, picture or features are edited."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lvlm_guard.strategy.edits import layer_index
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -52,6 +54,10 @@ class ModelInfo:
     depth: int = 0
     heads: int = 0
     tied_embeddings: bool = False
+
+    def layer_number(self, layer: float) -> int:
+        """Return the number of a layer: a whole number is one, a float is a fraction of the depth."""
+        return layer_index(layer, self.depth)
 
 
 @dataclass(frozen=True)

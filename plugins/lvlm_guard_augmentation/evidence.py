@@ -1,13 +1,13 @@
 """Tell the model what somebody else sees: a detector's boxes, a retriever's text."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
 from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeeded, hookimpl
+from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
 
@@ -28,12 +28,10 @@ class Evidence:
     cost: ClassVar[str] = "the source, and a longer prompt"
     neutral: ClassVar[dict[str, None]] = {"source": None}
 
-    source: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
-    ] = None
+    source: UserFunction = None
     crop: Annotated[bool, Field(description="cut the picture to the boxes")] = False
-    sentence: Annotated[str, Field(pattern=r"\{\}", description="what a box is turned into")] = "There is a {}."
-    timeout: Annotated[float, Field(gt=0, description="seconds the source may take for a picture")] = 60.0
+    sentence: Annotated[Template, Field(description="what a box is turned into")] = "There is a {}."
+    timeout: Timeout = 60.0
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:

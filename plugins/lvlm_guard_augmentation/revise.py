@@ -1,15 +1,15 @@
 """Ask the model about every thing it named, and take back what it denies."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
 from lvlm_guard import Generation, InputError, ProcessorNeeded, Revision, hookimpl
+from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SENTENCE = re.compile(r"[^.!?]*[.!?]*\s*")
 PHRASE = re.compile(
@@ -38,14 +38,12 @@ class Revise:
     neutral: ClassVar[dict[str, int]] = {"rounds": 0}
 
     rounds: Annotated[int, Field(ge=0, description="how often the answer is checked; 0 is off")] = 1
-    question: Annotated[str, Field(pattern=r"\{\}", description="question about an object")] = (
-        "Is there a {} in the image?"
-    )
+    question: Annotated[Template, Field(description="question about an object")] = "Is there a {} in the image?"
     splitter: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None,
+        UserFunction,
         Field(description='function from a sentence to (piece, question) pairs, or "package.module:function"'),
     ] = None
-    timeout: Annotated[float, Field(gt=0, description="seconds the splitter may take for a sentence")] = 60.0
+    timeout: Timeout = 60.0
 
     @hookimpl
     def finish(self, gen: Generation) -> Iterable[Revision]:

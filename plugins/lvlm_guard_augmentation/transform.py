@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Generation, InputEdit, hookimpl
+from lvlm_guard.fields import Seed, Share
 
 GRID = 8
 
@@ -31,8 +32,8 @@ class Transform:
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
     kind: Annotated[Literal["noise", "blur", "crop", "mask"], Field(description="what happens to it")] = "noise"
-    strength: Annotated[float, Field(ge=0, le=1, description="how much of it")] = 0.5
-    seed: Annotated[int, Field(description="seed of noise, window and cells")] = 0
+    strength: Annotated[Share, Field(description="how much of it")] = 0.5
+    seed: Seed = 0
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:

@@ -21,6 +21,7 @@ from lvlm_guard import (
     View,
     hookimpl,
 )
+from lvlm_guard.fields import ContrastStrength, Plausibility, PositiveShare
 
 LOOK = ("attention of the prompt's last position",)
 
@@ -44,9 +45,9 @@ class AvisC:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 2.5
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    gamma: Annotated[float, Field(gt=0, le=1, description="share of image attention that layers must reach")] = 0.5
+    alpha: ContrastStrength = 2.5
+    beta: Plausibility = 0.1
+    gamma: Annotated[PositiveShare, Field(description="share of image attention that layers must reach")] = 0.5
     lam: Annotated[float, Field(allow_inf_nan=False, description="deviations above the mean of a blind token")] = 1.0
 
     @hookimpl

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Branch, Contrast, Generation, Insert, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 DISTURBANCE = "You are a confused object detector and give only a vague impression of the image."
 
@@ -27,8 +28,8 @@ class ICD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     instruction: Annotated[str, Field(min_length=1, description="the disturbing instruction")] = DISTURBANCE
     place: Annotated[
         Literal["start", "before_image", "after_image"], Field(description="where the instruction goes")

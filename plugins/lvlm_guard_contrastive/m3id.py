@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Statistics, Term, hookimpl
+from lvlm_guard.fields import Plausibility, PositiveShare, Strength
 
-NO_IMAGE = Branch(("no image",), image="removed")
+NO_IMAGE = Branch.without_image()
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class M3ID:
     cost: ClassVar[str] = "one image-free branch"
     neutral: ClassVar[dict[str, float]] = {"decay": 0.0}
 
-    decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="forgetting rate per token (lambda)")] = 0.02
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    confidence: Annotated[float, Field(gt=0, le=1, description="leave rows this sure alone; 1 is off")] = 1.0
+    decay: Annotated[Strength, Field(description="forgetting rate per token (lambda)")] = 0.02
+    beta: Plausibility = 0.1
+    confidence: Annotated[PositiveShare, Field(description="leave rows this sure alone; 1 is off")] = 1.0
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Generator
 
 from lvlm_guard import Branch, Generation, Mix, Plausible, Term, hookimpl
+from lvlm_guard.fields import Plausibility, Seed, Strength
 
 Transform: TypeAlias = Literal["flip", "flop", "rotate", "colour", "blur", "crop"]
 EVERY: tuple[Transform, ...] = ("flip", "flop", "rotate", "colour", "blur", "crop")
@@ -33,10 +34,10 @@ class RITUAL:
     neutral: ClassVar[dict[str, float]] = {"kappa": 0.0}
     contrast_strength: ClassVar[str] = "kappa"
 
-    kappa: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the transformed picture")] = 3.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    kappa: Annotated[Strength, Field(description="weight of the transformed picture")] = 3.0
+    beta: Plausibility = 0.1
     transforms: Annotated[tuple[Transform, ...], Field(min_length=1, description="what is drawn from")] = EVERY
-    seed: Annotated[int, Field(description="seed of the draws")] = 0
+    seed: Seed = 0
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

@@ -19,6 +19,7 @@ from lvlm_guard import (
     View,
     hookimpl,
 )
+from lvlm_guard.fields import ContrastStrength, EarlierLayer, Plausibility
 
 UNSEEN = -1e30  # above what masks future positions: a query left with nothing but these still sees no future
 
@@ -42,9 +43,11 @@ class SID:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    layer: Annotated[float, Field(ge=0, lt=1, description="first masked layer, as a share of the depth")] = 2 / 32
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
+    layer: Annotated[
+        EarlierLayer, Field(description="first masked layer: its number, or a fraction of the depth below 1")
+    ] = 2 / 32
     kept: Annotated[float, Field(gt=0, lt=1, description="share of image tokens the branch keeps")] = 100 / 576
 
     @hookimpl
@@ -61,7 +64,7 @@ class SID:
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
         """The choice in one layer, and the mask in all later ones."""
-        first = min(max(round(self.layer * gen.model.depth), 1), gen.model.depth - 1)
+        first = min(max(gen.model.layer_number(self.layer), 1), gen.model.depth - 1)
 
         def mask(scores: Tensor, view: View) -> Tensor:
             unseen = view.fit(view.spread(view.observed(self._key, first - 1)))

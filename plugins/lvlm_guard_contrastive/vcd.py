@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility, Seed
 
 STEPS = 1000
 
@@ -29,10 +30,10 @@ class VCD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     noise_step: Annotated[int, Field(ge=0, lt=STEPS, description="diffusion step of the noised image")] = 500
-    seed: Annotated[int, Field(description="seed of the noise")] = 0
+    seed: Seed = 0
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lvlm_guard import Branch, Generation, Mix, Plausible, Replace, Term, hookimpl
+from lvlm_guard import Branch, Generation, Mix, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class VDD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     blank: Annotated[Literal["none", "unk", "both"], Field(description="what stands for the image")] = "both"
     unk_id: Annotated[int | None, Field(description="id of the unknown token; none: the tokenizer's, else 0")] = None
 
@@ -44,9 +45,7 @@ class VDD:
         yield Plausible(self.beta)
 
     def _blanks(self, gen: Generation) -> list[Branch]:
-        none = Branch(("no image",), image="removed")
-        token = self._unknown(gen)
-        unk = Branch(("image replaced by", token), tokens=(Replace((token,)),))
+        none, unk = Branch.without_image(), Branch.without_image(self._unknown(gen))
         return {"none": [none], "unk": [unk], "both": [none, unk]}[self.blank]
 
     def _unknown(self, gen: Generation) -> int:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from lvlm_guard import Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import Plausibility
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class MaskOnly:
     cost: ClassVar[str] = "none"
     neutral: ClassVar[dict[str, float]] = {"beta": 0.0}
 
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    beta: Plausibility = 0.1
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from lvlm_guard import Bias, Generation, Term, hookimpl
+from lvlm_guard.fields import Probability
 from lvlm_guard_controls.yes_bias import NO, YES, Words, first_tokens
 
 DEMOTION = 1e4
@@ -29,8 +30,8 @@ class OLM:
     cost: ClassVar[str] = "none"
     neutral: ClassVar[dict[str, float]] = {"gap": 0.0}
 
-    gap: Annotated[float, Field(ge=0, le=1, description="say yes where the two are closer than this")] = 0.5
-    mass: Annotated[float, Field(ge=0, le=1, description="probability that both together must exceed")] = 0.2
+    gap: Annotated[Probability, Field(description="say yes where the two are closer than this")] = 0.5
+    mass: Annotated[Probability, Field(description="probability that both together must exceed")] = 0.2
     yes: Words = YES
     no: Words = NO
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lvlm_guard import Generation, Mix, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Temperature:
     cost: ClassVar[str] = "none"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast matched")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token; 0 is off")] = 0.0
+    alpha: Annotated[ContrastStrength, Field(description="strength of the contrast matched")] = 1.0
+    beta: Annotated[Plausibility, Field(description="plausibility, relative to the best token; 0 is off")] = 0.0
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Generation, Mix, Readout, Restrict, Term, hookimpl
+from lvlm_guard.fields import Count, LayerOutputs, PositiveShare, Strength
 
 LAYERS = tuple(layer / 32 for layer in range(20, 29))
 
@@ -30,12 +31,10 @@ class DeCo:
     cost: ClassVar[str] = "one head product over nine layers"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the correction")] = 0.6
-    top_p: Annotated[float, Field(gt=0, le=1, description="probability that the candidates make up")] = 0.9
-    top_k: Annotated[int, Field(ge=1, description="most candidates")] = 20
-    layers: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, description="fractions of the depth")
-    ] = LAYERS
+    alpha: Annotated[Strength, Field(description="strength of the correction")] = 0.6
+    top_p: Annotated[PositiveShare, Field(description="probability that the candidates make up")] = 0.9
+    top_k: Annotated[Count, Field(description="most candidates")] = 20
+    layers: LayerOutputs = LAYERS
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:

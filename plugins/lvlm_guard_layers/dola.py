@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Generation, Mix, Plausible, Readout, StrategyRefused, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, EarlierLayer, Plausibility
 
 MOST = 20  # layers that `low` and `high` reach from either end of a deep decoder
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class DoLa:
     cost: ClassVar[str] = "one head product over the candidate layers"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    weight: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     layers: Annotated[
-        Literal["all", "low", "high"] | tuple[Fraction, ...], Field(description="candidates, or fractions of the depth")
+        Literal["all", "low", "high"] | tuple[EarlierLayer, ...],
+        Field(description="candidates: all, low, high, layer numbers (0 is the embeddings), or fractions of the depth"),
     ] = "all"
     final_norm: Annotated[bool, Field(description="apply the final norm to inner layers")] = False
     divergence: Annotated[
@@ -73,4 +74,4 @@ class DoLa:
             return tuple(range(first, min(depth // 2, MOST), 2)) or (first,)
         if self.layers == "high":
             return tuple(range(max(depth // 2, depth - MOST), depth, 2))
-        return tuple(one for one in self.layers if round(one * depth) < depth)
+        return tuple(layer for layer in self.layers if gen.model.layer_number(layer) < depth)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lvlm_guard import Generation, Mix, Readout, Term, hookimpl
+from lvlm_guard.fields import LayerOutputs, Share
 
 LAYERS = tuple(layer / 32 for layer in range(25, 31))
 
@@ -25,10 +26,8 @@ class SLA:
     cost: ClassVar[str] = "one head product over six layers"
     neutral: ClassVar[dict[str, float]] = {"gamma": 0.0}
 
-    gamma: Annotated[float, Field(ge=0, le=1, description="share of the inner layers")] = 0.3
-    layers: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, description="fractions of the depth")
-    ] = LAYERS
+    gamma: Annotated[Share, Field(description="share of the inner layers")] = 0.3
+    layers: LayerOutputs = LAYERS
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, AttentionEdit, Generation, StrategyRefused, View, hookimpl
+from lvlm_guard.fields import PositiveShare, Probability
 
 Head = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
@@ -37,10 +38,10 @@ class ADHH:
     cost: ClassVar[str] = "attention of the newest row twice, in layers with listed heads"
     neutral: ClassVar[dict[str, float]] = {"tau": 1.0}
 
-    tau: Annotated[float, Field(ge=0, le=1, description="mass on text from which a head is cut off; 1 is never")] = 0.4
+    tau: Annotated[Probability, Field(description="mass on text from which a head is cut off; 1 is never")] = 0.4
     heads: Annotated[tuple[Head, ...], Field(description="(layer, head) of each; none: the artefact's")] = ()
     artefact: Annotated[Path | None, Field(description="file made by lvlm-guard fit adhh")] = None
-    share: Annotated[float, Field(gt=0, le=1, description="of the model's heads, taken from the artefact")] = 20 / 1024
+    share: Annotated[PositiveShare, Field(description="of the model's heads, taken from the artefact")] = 20 / 1024
 
     @hookimpl
     def start(self, gen: Generation) -> None:

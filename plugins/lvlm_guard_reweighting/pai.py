@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from lvlm_guard import AttentionEdit, Branch, Contrast, Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import LayerRange, Strength
 
-NO_IMAGE = Branch(("no image",), image="removed")
+NO_IMAGE = Branch.without_image()
 BETA = 0.1
-
-Layer: TypeAlias = int | Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class PAI:
     cost: ClassVar[str] = "one image-free branch; attention of the newest row twice"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0, "gamma": 1.0}
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="lift of the image's scores")] = 0.2
+    alpha: Annotated[Strength, Field(description="lift of the image's scores")] = 0.2
     gamma: Annotated[float, Field(ge=1, allow_inf_nan=False, description="guidance; 1 runs no branch")] = 1.1
-    layers: Annotated[tuple[Layer, Layer], Field(description="layers edited, the second excluded")] = (2 / 32, 1.0)
+    layers: LayerRange = (2 / 32, 1.0)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:

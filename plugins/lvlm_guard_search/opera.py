@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import AttentionCapture, DecodingLoop, Generation, Search, View, hookimpl
+from lvlm_guard.fields import Count, Strength
 from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
@@ -38,14 +39,14 @@ class OPERA:
     cost: ClassVar[str] = "beams times candidates rows, and repeated steps"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the penalty")] = 1.0
-    beams: Annotated[int, Field(ge=1, description="beams kept")] = 5
-    candidates: Annotated[int, Field(ge=1, description="candidates of a beam at each step")] = 5
+    weight: Annotated[Strength, Field(description="weight of the penalty")] = 1.0
+    beams: Annotated[Count, Field(description="beams kept")] = 5
+    candidates: Annotated[Count, Field(description="candidates of a beam at each step")] = 5
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor of attention in the product")] = 50.0
-    threshold: Annotated[int, Field(ge=1, description="wins of one token that send the beams back")] = 15
+    threshold: Annotated[Count, Field(description="wins of one token that send the beams back")] = 15
     rollbacks: Annotated[int, Field(ge=0, description="most returns to one place; 0 never returns")] = 5
     opening: Annotated[int, Field(ge=0, description="tokens rewarded for image attention and never taken back")] = 10
-    window: Annotated[int, Field(ge=1, description="newest tokens that are looked at")] = 512
+    window: Annotated[Count, Field(description="newest tokens that are looked at")] = 512
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:

@@ -1,15 +1,15 @@
 """Sentence by sentence: say it several ways, keep what an outside scorer finds closest to the picture."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
 from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Search, hookimpl
+from lvlm_guard.fields import Count, Seed, Strength, Timeout, UserFunction
 
 STOPS = (".", "!", "?")
 
@@ -32,16 +32,14 @@ class Rank:
     cost: ClassVar[str] = "a row for each candidate, repeated tokens, the scorer"
     neutral: ClassVar[dict[str, int]] = {"max_candidates": 0}
 
-    scorer: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
-    ] = None
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the score")] = 1.0
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the log-probability")] = 0.01
+    scorer: UserFunction = None
+    beta: Annotated[Strength, Field(description="weight of the score")] = 1.0
+    alpha: Annotated[Strength, Field(description="weight of the log-probability")] = 0.01
     max_candidates: Annotated[int, Field(ge=0, description="sentences to choose from; 0 is off")] = 3
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of the sampling")] = 0.2
-    top_k: Annotated[int, Field(ge=1, description="tokens to sample from")] = 5
-    seed: Annotated[int, Field(description="seed of the sampling")] = 0
-    timeout: Annotated[float, Field(gt=0, description="seconds the scorer may take")] = 60.0
+    top_k: Annotated[Count, Field(description="tokens to sample from")] = 5
+    seed: Seed = 0
+    timeout: Timeout = 60.0
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:

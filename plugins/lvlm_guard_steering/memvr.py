@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Generation, HiddenEdit, Readout, StrategyRefused, View, hookimpl
+from lvlm_guard.fields import LayerRange, Share
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 BEST = 10
 IMAGE, OPEN = "memvr image", "memvr open"
 
@@ -33,12 +33,9 @@ class MemVR:
     cost: ClassVar[str] = "a head product after each layer in the range"
     neutral: ClassVar[dict[str, float]] = {"ratio": 0.0}
 
-    ratio: Annotated[float, Field(ge=0, le=1, description="share of the retraced image")] = 0.12
-    threshold: Annotated[float, Field(ge=0, le=1, description="uncertainty that triggers (theta)")] = 0.75
-    layers: Annotated[tuple[Fraction, Fraction], Field(description="half-open range, fractions of the depth")] = (
-        6 / 32,
-        16 / 32,
-    )
+    ratio: Annotated[Share, Field(description="share of the retraced image")] = 0.12
+    threshold: Annotated[Share, Field(description="uncertainty that triggers (theta)")] = 0.75
+    layers: LayerRange = (6 / 32, 16 / 32)
 
     @hookimpl
     def start(self, gen: Generation) -> None:
@@ -64,7 +61,7 @@ class MemVR:
 
     def _outputs(self, gen: Generation) -> range:
         """Counts of the outputs that may trigger, which are the indices of the layers that follow."""
-        start, stop = (round(share * gen.model.depth) + 1 for share in self.layers)
+        start, stop = (gen.model.layer_number(layer) + 1 for layer in self.layers)
         return range(start, min(max(stop, start + 1), gen.model.depth))
 
     def _retrace(self, output: Tensor, view: View) -> Tensor:

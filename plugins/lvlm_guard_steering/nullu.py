@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, View, hookimpl
+from lvlm_guard.fields import Count, LayerRange, Share
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Nullu:
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
     artefact: Annotated[Path, Field(description="file made by lvlm-guard fit nullu")]
-    strength: Annotated[float, Field(ge=0, le=1, description="share of the projection that is removed")] = 1.0
-    k: Annotated[int, Field(ge=1, description="how many directions are removed")] = 4
-    layers: Annotated[tuple[float, float], Field(description="decoder layers, as fractions of the depth")] = (0.5, 1.0)
+    strength: Annotated[Share, Field(description="share of the projection that is removed")] = 1.0
+    k: Annotated[Count, Field(description="how many directions are removed")] = 4
+    layers: LayerRange = (0.5, 1.0)
 
     @hookimpl
     def start(self, gen: Generation) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
+from lvlm_guard.fields import Strength
 from lvlm_guard_steering.turning import at_length, length
 
-NO_IMAGE = Branch(("no image",), image="removed")
 FAINT = 1e-3
 """A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
 
@@ -34,7 +34,7 @@ class VSV:
     cost: ClassVar[str] = "two prefills per request"
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
-    strength: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the turn (lambda)")] = 0.17
+    strength: Annotated[Strength, Field(description="strength of the turn (lambda)")] = 0.17
 
     @hookimpl
     def start(self, gen: Generation) -> None:
@@ -42,7 +42,7 @@ class VSV:
         if not gen.prompt.has_image:
             raise StrategyRefused("vsv steers towards the image, but the request brings none.")
         with_image = gen.prompt_states().hidden
-        added = with_image - gen.prompt_states(NO_IMAGE).hidden
+        added = with_image - gen.prompt_states(Branch.without_image()).hidden
         felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
         for layer, unit in enumerate((normalize(added, dim=-1) * felt).split(1, dim=1)):
             gen.rows.put(f"{self.name} {layer}", unit)

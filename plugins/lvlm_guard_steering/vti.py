@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, View, hookimpl
+from lvlm_guard.fields import Strength
 from lvlm_guard_steering.turning import at_length, length
 
 STEP = 0.1
@@ -33,8 +34,8 @@ class VTI:
     neutral: ClassVar[dict[str, float]] = {"alpha_text": 0.0, "alpha_image": 0.0}
 
     artefact: Annotated[Path, Field(description="file made by lvlm-guard fit vti")]
-    alpha_text: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength in the decoder")] = 0.9
-    alpha_image: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength in the vision tower")] = 0.9
+    alpha_text: Annotated[Strength, Field(description="strength in the decoder")] = 0.9
+    alpha_image: Annotated[Strength, Field(description="strength in the vision tower")] = 0.9
 
     @hookimpl
     def start(self, gen: Generation) -> None:

@@ -9,8 +9,9 @@ import re
 import pytest
 
 import lvlm_guard
-from lvlm_guard import fitting
+from lvlm_guard import fields, fitting
 from lvlm_guard.fitting import Demonstration, Fitted, Fitter
+from lvlm_guard.strategy import fields as strategy_fields
 from lvlm_guard.strategy.branches import TokenEdit
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation
@@ -90,6 +91,16 @@ def test_the_overview_has_every_hook(sections, docs, name):
 def test_no_hook_is_invented(sections):
     values = {value.__name__ for value in VALUES} | {"Rows", "Statistics", "View", "DecodingLoop"}
     assert set(sections) == set(HOOKS) | values
+
+
+def test_every_type_for_parameters_stands_there(docs):
+    page = (docs / "reference" / "hooks.md").read_text(encoding="utf-8")
+    section = page.partition("### Types for parameters")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(vars_in_order())
+
+
+def vars_in_order():
+    return (name for name in vars(strategy_fields) if name in fields.__all__)
 
 
 @pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda value: getattr(value, "__name__", None) or value.name)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Fog:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     density: Annotated[float, Field(gt=0, lt=1, description="share of the image that the fog hides")] = 0.9
 
     @hookimpl
