@@ -66,12 +66,14 @@ class Artefact:
         """
         found = _read(Path(path), kind)
         if found.kind != kind:
-            raise InputError(f"{path} was fitted for {found.kind!r}, not for {kind!r}. {_refit(kind)}")
+            raise InputError(
+                f"{kind!r} needs an artefact fitted for it: {path} was fitted for {found.kind!r}. {_refit(kind)}"
+            )
         if found.manifest.get("config") != config_hash(config):
             model = found.manifest.get("model", "another model")
             raise StrategyRefused(
-                f"{kind}: {path} was fitted on {model}, whose layers or sizes are not those of this model "
-                f"({config.model_type}). {_refit(kind)}"
+                f"{kind!r} needs an artefact of this model ({config.model_type}): {path} was fitted on {model}, whose layers "
+                f"or sizes differ. {_refit(kind)}"
             )
         return found
 

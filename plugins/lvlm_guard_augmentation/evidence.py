@@ -37,7 +37,7 @@ class Evidence:
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """The evidence as text, and the crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
-            raise ProcessorNeeded("'evidence' shows pictures to its source: make the inputs with guard.inputs.")
+            raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
         found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
             one if isinstance(one, str) else " ".join(self.sentence.format(box[SIDES]) for box in one) for one in found
@@ -60,7 +60,9 @@ class Evidence:
             return answer.strip()
         boxes = list(answer) if isinstance(answer, (list, tuple)) else [answer]
         if not all(isinstance(box, (list, tuple)) and len(box) == SIDES + 1 for box in boxes):
-            raise InputError(f"The source must return text or boxes (x0, y0, x1, y1, label), got {answer!r}.")
+            raise InputError(
+                f"'evidence' needs text or boxes (x0, y0, x1, y1, label): correct the source, which returned {answer!r}."
+            )
         return boxes
 
 
@@ -79,5 +81,7 @@ def cut(picture: Any, boxes: list[Any]) -> Any:
     right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
     window = round(left), round(top), min(round(right), picture.width), min(round(bottom), picture.height)
     if window[0] >= window[2] or window[1] >= window[3]:
-        raise InputError(f"Boxes must lie inside the picture of {picture.width} x {picture.height}, got {boxes!r}.")
+        raise InputError(
+            f"'evidence' needs boxes inside the picture of {picture.width} x {picture.height}: correct the source, which returned {boxes!r}."
+        )
     return picture.crop(window).resize(picture.size)

@@ -49,7 +49,7 @@ class Revise:
     def finish(self, gen: Generation) -> Iterable[Revision]:
         """Revised answers of the rows where something was denied."""
         if gen.model.tokenizer is None:
-            raise ProcessorNeeded("'revise' reads answers as text, so give the guard the processor.")
+            raise ProcessorNeeded("'revise' needs a tokenizer: give the guard the processor, Guard(model, processor).")
         for row, ids in enumerate(gen.output_ids):
             said = text = str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             for _ in range(self.rounds):
@@ -79,7 +79,7 @@ class Revise:
         found = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
         pairs = [(str(piece), str(asked)) for piece, asked in found]
         if any(piece not in sentence for piece, _ in pairs):
-            raise InputError(f"The splitter must return pieces of {sentence!r}, got {found!r}.")
+            raise InputError(f"'revise' needs pieces of {sentence!r}: correct the splitter, which returned {found!r}.")
         return pairs
 
 

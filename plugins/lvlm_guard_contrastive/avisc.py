@@ -54,7 +54,7 @@ class AvisC:
     def start(self, gen: Generation) -> None:
         """Refuse where there is nothing to choose from."""
         if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
-            raise StrategyRefused("'avisc' needs several image tokens in a prompt.")
+            raise StrategyRefused("'avisc' needs several image tokens in a prompt: pass an image, or drop 'avisc'.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

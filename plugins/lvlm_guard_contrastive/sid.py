@@ -53,8 +53,10 @@ class SID:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse where there is nothing to choose from."""
-        if gen.model.depth <= 1 or not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
-            raise StrategyRefused("'sid' needs two layers or more, and several image tokens in a prompt.")
+        if gen.model.depth <= 1:
+            raise StrategyRefused("'sid' needs two decoder layers or more: drop 'sid'.")
+        if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
+            raise StrategyRefused("'sid' needs several image tokens in a prompt: pass an image, or drop 'sid'.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

@@ -59,5 +59,7 @@ def first_tokens(name: str, gen: Generation, *answers: Sequence[str]) -> tuple[l
     unknown = {getattr(gen.model.tokenizer, "unk_token_id", None)}
     told = [ids.difference(unknown, *(others for others in begun if others is not ids)) for ids in begun]
     if not all(told):
-        raise StrategyRefused(f"{name!r} cannot tell {answers} apart by their first tokens: give other words.")
+        raise StrategyRefused(
+            f"{name!r} needs answers that differ in their first tokens: give other words than {answers}."
+        )
     return tuple(sorted(ids) for ids in told)

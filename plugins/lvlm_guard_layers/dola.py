@@ -49,7 +49,7 @@ class DoLa:
         """Refuse a decoder that has none of the candidates."""
         if gen.model.depth <= 1 or not self._candidates(gen):
             raise StrategyRefused(
-                f"dola: of layers={self.layers!r}, none is an earlier one of {gen.model.depth} layers."
+                f"'dola' needs a layer before the last of {gen.model.depth}: change layers={self.layers!r}, which has none."
             )
 
     @hookimpl

@@ -53,7 +53,7 @@ class ADHH:
             count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
             gen.state[self.name] = [(layer, head) for layer, head in found[:count].tolist()]
         else:
-            raise StrategyRefused("adhh knows no heads: give `heads`, or `artefact` from lvlm-guard fit adhh.")
+            raise StrategyRefused("'adhh' needs heads: give `heads`, or an `artefact` from lvlm-guard fit adhh.")
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:

@@ -45,9 +45,11 @@ class Rank:
     def search(self, gen: Generation) -> Iterable[Search]:
         """Sample and choose, sentence by sentence."""
         if self.scorer is None:
-            raise InputError("'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path.")
+            raise InputError(
+                "'rank' needs a scorer: give a function (picture, sentences) -> scores, or its import path."
+            )
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
-            raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
+            raise ProcessorNeeded("'rank' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
         yield Search(self._run, self.max_candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
@@ -119,7 +121,9 @@ class Rank:
         found = gen.call_user_function(self.scorer, pictures[row], said, what="scorer", timeout=self.timeout)
         numbers = [float(one) for one in found]
         if len(numbers) != len(said) or not all(abs(one) < float("inf") for one in numbers):
-            raise InputError(f"The scorer must return a finite score for each of {len(said)} sentences, got {found!r}.")
+            raise InputError(
+                f"'rank' needs a finite score for each of {len(said)} sentences: correct the scorer, which returned {found!r}."
+            )
         waiting = iter(numbers)
         return [[*answer.scores, next(waiting)] if text else answer.scores for text in texts]
 

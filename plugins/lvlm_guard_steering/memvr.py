@@ -41,10 +41,10 @@ class MemVR:
     def start(self, gen: Generation) -> None:
         """Refuse what has no image in its prompt, or no layer to trigger and one to follow."""
         if not bool(gen.prompt.image_mask.any()):
-            raise StrategyRefused("memvr: the prompt holds no image tokens to retrace.")
+            raise StrategyRefused("'memvr' needs image tokens in the prompt: pass an image, or drop 'memvr'.")
         if not self._outputs(gen):
             raise StrategyRefused(
-                f"memvr: layers={self.layers} name no layer that another follows in {gen.model.depth}."
+                f"'memvr' needs a layer that another one of {gen.model.depth} follows: change layers={self.layers}, which has none."
             )
 
     @hookimpl

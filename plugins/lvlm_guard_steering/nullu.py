@@ -39,7 +39,7 @@ class Nullu:
         """Read the directions."""
         found = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
         if self.k > found.shape[1]:
-            raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
+            raise InputError(f"'nullu' needs {self.k} directions: lower k, for {self.artefact} holds {found.shape[1]}.")
         gen.state[self.name] = found[:, : self.k].to(gen.prompt.ids.device).unbind()
 
     @hookimpl

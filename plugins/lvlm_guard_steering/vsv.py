@@ -40,7 +40,7 @@ class VSV:
     def start(self, gen: Generation) -> None:
         """Run the prompt with and without the image."""
         if not gen.prompt.has_image:
-            raise StrategyRefused("vsv steers towards the image, but the request brings none.")
+            raise StrategyRefused("'vsv' needs an image: pass one, or drop 'vsv'.")
         with_image = gen.prompt_states().hidden
         added = with_image - gen.prompt_states(Branch.without_image()).hidden
         felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)

@@ -214,8 +214,13 @@ def refuses(model, inputs, strategy, error, words):
 
 
 def test_dola_needs_an_earlier_layer():
-    refuses(*shallow(1), DoLa(), StrategyRefused, "dola: .*none is an earlier one of 1 layers")
-    refuses(*shallow(3), DoLa(layers=(0.9,)), StrategyRefused, r"dola: of layers=\(0.9,\)")
+    refuses(*shallow(1), DoLa(), StrategyRefused, "'dola' needs a layer before the last of 1: change layers='all'")
+    refuses(
+        *shallow(3),
+        DoLa(layers=(0.9,)),
+        StrategyRefused,
+        r"'dola' needs a layer before the last of 3: change layers=\(0.9,\)",
+    )
 
 
 @pytest.mark.parametrize("strategy", [DeCo(), SLA()])

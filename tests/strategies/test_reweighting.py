@@ -155,9 +155,9 @@ def test_adhh_refuses_to_run_without_heads_or_with_those_of_another_model(tmp_pa
     other, _ = tiny("llava")
     with pytest.raises(StrategyRefused, match="fit adhh"):
         first_logits(model, inputs, ADHH())
-    with pytest.raises(StrategyRefused, match="not those of this model"):
+    with pytest.raises(StrategyRefused, match=r"'adhh' needs an artefact of this model"):
         first_logits(model, inputs, ADHH(artefact=heads_file(other, tmp_path / "other.safetensors")))
-    with pytest.raises(InputError, match="fitted for 'vti'"):
+    with pytest.raises(InputError, match=r"needs an artefact fitted for it: .* for 'vti'"):
         first_logits(model, inputs, ADHH(artefact=heads_file(model, tmp_path / "vti.safetensors", kind="vti")))
 
 

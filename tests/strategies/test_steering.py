@@ -169,7 +169,7 @@ def test_vsv_where_the_image_misses_layers(architecture):
 
 def test_vsv_needs_an_image():
     model, inputs = tiny("llava")
-    with pytest.raises(StrategyRefused, match="vsv steers towards the image, but the request brings none"):
+    with pytest.raises(StrategyRefused, match="'vsv' needs an image: pass one"):
         Guard(model, Words(), [VSV()]).generate(**without_image(inputs), max_new_tokens=2)
 
 
