@@ -1,4 +1,4 @@
-"""Tell the model what somebody else sees: a detector's boxes, a retriever's text."""
+"""Put outside evidence into the prompt: a detector's boxes, a retriever's text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ SIDES = 4
 
 @dataclass(frozen=True)
 class Evidence:
-    """Put what a callable says about the picture in front of the question, row by row.
+    """Put the answer of an outside source about the picture in front of the question, row by row.
 
     Prompting with outside detections, as MARINE (arXiv 2402.08680) and Woodpecker (arXiv 2310.16045) write them, but
     as plain text in main's own prompt. The source is called as `(picture, question)` and returns text, or boxes
@@ -35,20 +35,21 @@ class Evidence:
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """The evidence as text, and the crop."""
+        """Insert the evidence as text, and crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
-        found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
+        answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
-            one if isinstance(one, str) else " ".join(self.sentence.format(box[SIDES]) for box in one) for one in found
+            answer if isinstance(answer, str) else " ".join(self.sentence.format(box[SIDES]) for box in answer)
+            for answer in answers
         ]
         if any(texts):
             ids = tuple(gen.tokenize(text) if text else () for text in texts)
             yield InputEdit(tokens=(Insert(place="after_image", per_row=ids),))
         boxes = {
-            picture.tobytes(): one
-            for picture, one in zip(gen.prompt.pictures, found, strict=True)
-            if isinstance(one, list)
+            picture.tobytes(): answer
+            for picture, answer in zip(gen.prompt.pictures, answers, strict=True)
+            if isinstance(answer, list)
         }
         if self.crop and any(boxes.values()):
             yield InputEdit(picture=lambda picture, _: cut(picture, boxes.get(picture.tobytes(), [])))
@@ -67,14 +68,14 @@ class Evidence:
 
 
 def question(gen: Generation, row: int) -> str:
-    """The prompt's text behind the image."""
+    """Return the text of the prompt after the image."""
     image = gen.prompt.image_mask[row].nonzero().flatten().tolist()
     ids = gen.prompt.ids[row][image[-1] + 1 if image else 0 :]
     return str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def cut(picture: Any, boxes: list[Any]) -> Any:
-    """The smallest window of a picture that holds all boxes, enlarged to its size; no box leaves it whole."""
+    """Return the smallest window of a picture that holds all boxes, enlarged to its size; without boxes, the picture."""
     if not boxes:
         return picture
     left, top = (max(min(box[side] for box in boxes), 0) for side in (0, 1))

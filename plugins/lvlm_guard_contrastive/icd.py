@@ -1,4 +1,4 @@
-"""Instruction contrastive decoding: subtract what the model says under a disturbing instruction."""
+"""Instruction contrastive decoding: contrast with the answer under a disturbing instruction."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class ICD:
     """Contrast with the same image under a disturbing instruction: `(1 + alpha) z - alpha z'` on plausible tokens.
 
     Wang et al., arXiv 2403.18715, eq. 4-5. The released LLaVA script replaces the system prompt; chat templates fence
-    theirs with special tokens, so here the instruction goes in front of the image, or behind it as later
-    re-implementations have it. Its wording is ours. `alpha = 0` is neutral.
+    theirs with special tokens, so here the instruction goes before the image, or after it as in later
+    re-implementations. Its wording is ours. `alpha = 0` is neutral.
     """
 
     name: ClassVar[str] = "icd"
@@ -37,7 +37,7 @@ class ICD:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch with the instruction in its prompt."""
+        """Add a branch with the instruction in its prompt."""
         yield Branch(self._key, tokens=(Insert(gen.tokenize(self.instruction), self.place),))
 
     @hookimpl

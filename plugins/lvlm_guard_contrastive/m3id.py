@@ -35,17 +35,17 @@ class M3ID:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch without the image."""
+        """Add the branch without the image."""
         yield NO_IMAGE
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Contrast that grows with the position, where main is unsure."""
+        """Contrast more at later positions, where main is unsure."""
         growth = ((gen.positions + 1) * self.decay).exp() - 1
-        yield Contrast(NO_IMAGE, lambda now: self._weight(now, growth))
+        yield Contrast(NO_IMAGE, lambda statistics: self._weight(statistics, growth))
         yield Plausible(self.beta)
 
-    def _weight(self, now: Statistics, growth: Tensor) -> Tensor:
-        """Weight `[rows, positions]`; `(1 - g) / g` is `exp(decay t) - 1`."""
-        best = now.max_probability("main")
+    def _weight(self, statistics: Statistics, growth: Tensor) -> Tensor:
+        """Return the weight `[rows, positions]`; `(1 - g) / g` is `exp(decay t) - 1`."""
+        best = statistics.max_probability("main")
         return growth * (best < self.confidence) if self.confidence < 1 else growth.expand_as(best)

@@ -1,4 +1,4 @@
-"""Self-introspective decoding: subtract what the model says from the image tokens it attends to least."""
+"""Self-introspective decoding: contrast with the image tokens that get least attention."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class SID:
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Refuse where there is nothing to choose from."""
+        """Refuse a prompt without several image tokens, or a decoder of one layer."""
         if gen.model.depth <= 1:
             raise StrategyRefused("'sid' needs two decoder layers or more: drop 'sid'.")
         if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
@@ -60,12 +60,12 @@ class SID:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch with the same inputs."""
+        """Add a branch with the same inputs."""
         yield Branch(self._key, inside=True)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
-        """The choice in one layer, and the mask in all later ones."""
+        """Choose in one layer, and mask in all later ones."""
         first = min(max(gen.model.layer_number(self.layer), 1), gen.model.depth - 1)
 
         def mask(scores: Tensor, view: View) -> Tensor:
@@ -86,7 +86,7 @@ class SID:
         return ("least attended image tokens", self.layer, self.kept)
 
     def _unseen(self, probabilities: Tensor, view: View) -> Tensor:
-        """Image tokens that the branch loses `[rows, predicting, keys]`."""
+        """Return the image tokens that the branch loses `[rows, predicting, keys]`."""
         image: Tensor = view.keys[:, None]
         attended = probabilities.mean(1).masked_fill(~image, 2.0)
         rank = attended.argsort(dim=-1, stable=True).argsort(dim=-1)

@@ -1,4 +1,4 @@
-"""Visual contrastive decoding: subtract what the model says about a noised image."""
+"""Visual contrastive decoding: contrast with a noised image."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class VCD:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch that sees a noised image."""
-        yield Branch(self._key, pixels=self._noised, seed=self.seed)
+        """Add a branch that sees a noised image."""
+        yield Branch(self._key, pixels=self._add_noise, seed=self.seed)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
@@ -50,13 +50,13 @@ class VCD:
     def _key(self) -> tuple[object, ...]:
         return ("diffusion noise", self.noise_step, self.seed)
 
-    def _noised(self, pixels: Tensor, generator: Generator) -> Tensor:
-        kept = signal_share(self.noise_step)
+    def _add_noise(self, pixels: Tensor, generator: Generator) -> Tensor:
+        signal = signal_share(self.noise_step)
         noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32).to(pixels.device)
-        return pixels.float().mul(kept**0.5).add(noise, alpha=(1 - kept) ** 0.5)
+        return pixels.float().mul(signal**0.5).add(noise, alpha=(1 - signal) ** 0.5)
 
 
 def signal_share(step: int) -> float:
-    """Share of the image's variance that is left at a diffusion step in 0..999."""
+    """Return the share of the image's variance that is left at a diffusion step in 0..999."""
     betas = torch.linspace(-6, 6, STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     return float((1 - betas).cumprod(0)[step])

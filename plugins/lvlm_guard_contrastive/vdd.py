@@ -1,4 +1,4 @@
-"""Visual debias decoding: subtract what the model would say about no image at all."""
+"""Visual debias decoding: contrast with no image at all."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class VDD:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """Image-free branches."""
+        """Add image-free branches."""
         return self._blanks(gen)
 
     @hookimpl
@@ -45,9 +45,9 @@ class VDD:
         yield Plausible(self.beta)
 
     def _blanks(self, gen: Generation) -> list[Branch]:
-        none, unk = Branch.without_image(), Branch.without_image(self._unknown(gen))
+        none, unk = Branch.without_image(), Branch.without_image(self._unknown_token(gen))
         return {"none": [none], "unk": [unk], "both": [none, unk]}[self.blank]
 
-    def _unknown(self, gen: Generation) -> int:
-        known = self.unk_id if self.unk_id is not None else getattr(gen.model.tokenizer, "unk_token_id", None)
-        return 0 if known is None else int(known)
+    def _unknown_token(self, gen: Generation) -> int:
+        unk_id = self.unk_id if self.unk_id is not None else getattr(gen.model.tokenizer, "unk_token_id", None)
+        return 0 if unk_id is None else int(unk_id)

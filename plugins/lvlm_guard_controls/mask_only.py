@@ -13,7 +13,7 @@ class MaskOnly:
     """Demote tokens under `beta` times main's best probability, and nothing else.
 
     Yin H. et al., arXiv 2504.10020: under sampling, the cut alone explains much of what contrastive decoding gains.
-    Greedy decoding says what it would say without. `beta = 0` is neutral.
+    Greedy decoding gives the same tokens without it. `beta = 0` is neutral.
     """
 
     name: ClassVar[str] = "mask_only"
@@ -26,5 +26,5 @@ class MaskOnly:
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The cut."""
+        """Cut implausible tokens."""
         yield Plausible(self.beta)

@@ -12,10 +12,10 @@ from lvlm_guard.fields import ContrastStrength, Plausibility
 
 @dataclass(frozen=True)
 class Temperature:
-    """`(1 + alpha) z`: a contrast of strength alpha with a branch that says nothing, so temperature `1 / (1 + alpha)`.
+    """`(1 + alpha) z`: a contrast of strength alpha with a branch whose logits are 0, so temperature `1 / (1 + alpha)`.
 
     Yin H. et al., arXiv 2504.10020: set alpha and beta to those of the contrast (or alpha to RITUAL's kappa) and see
-    what is left of its gain. Greedy decoding says what it would say without. `alpha = 0` is neutral.
+    how much of its gain remains. Greedy decoding gives the same tokens without it. `alpha = 0` is neutral.
     """
 
     name: ClassVar[str] = "temperature"
@@ -29,6 +29,6 @@ class Temperature:
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Main once more, on plausible tokens."""
+        """Add main once more, on plausible tokens."""
         yield Mix("main", self.alpha)
         yield Plausible(self.beta)

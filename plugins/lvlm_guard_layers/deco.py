@@ -1,4 +1,4 @@
-"""Dynamic correction decoding: add what the inner layer says that is surest of a likely token."""
+"""Dynamic correction decoding: add the logits of the inner layer that is surest of a likely token."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,23 +38,23 @@ class DeCo:
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The inner layers."""
+        """Read the inner layers."""
         yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The surest layer's logits, weighed by how sure it is, and the candidates."""
-        inner, (ids, chosen) = gen.readouts(Readout(self.layers)), self._candidates(gen)
+        """Add the logits of the surest layer, weighted by its probability, and keep the candidates only."""
+        inner, (ids, eligible) = gen.readouts(Readout(self.layers)), self._candidates(gen)
         likely = (
             inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float() - gen.statistics.log_sum_exp(inner)[..., None]
         )
-        surest, layer = likely.exp().where(chosen, 0.0).amax(-1).max(0)
+        surest, layer = likely.exp().where(eligible, 0.0).amax(-1).max(0)
         index = layer[None, ..., None].expand_as(inner[:1])
         yield Mix(inner.gather(0, index)[0], self.alpha * surest)
-        yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, chosen))
+        yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, eligible))
 
     def _candidates(self, gen: Generation) -> tuple[Tensor, Tensor]:
-        """The best tokens and which of them are candidates, `[rows, positions, top_k]` each."""
+        """Return the best tokens and which of them are candidates, `[rows, positions, top_k]` each."""
         best = gen.logits().float().topk(min(self.top_k, gen.logits().shape[-1]), dim=-1)
         mass = (best.values - gen.statistics.log_sum_exp("main")[..., None]).exp()
         return best.indices, mass.cumsum(-1) - mass < self.top_p

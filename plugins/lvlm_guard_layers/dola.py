@@ -1,4 +1,4 @@
-"""Decoding by contrasting layers: subtract what the most different earlier layer says."""
+"""Decoding by contrasting layers: contrast with the earlier layer that differs most."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,16 +54,16 @@ class DoLa:
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The candidates."""
+        """Read the candidate layers."""
         yield Readout(self._candidates(gen), self.final_norm)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Contrast with the chosen layer, on plausible tokens."""
+        """Contrast with the candidate that differs most, on plausible tokens."""
         candidates = Readout(self._candidates(gen), self.final_norm)
         early = gen.readouts(candidates)
-        chosen = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
-        yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
+        furthest = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
+        yield Mix(early.gather(0, furthest.expand_as(early[:1]))[0], -self.weight)
         yield Plausible(self.beta)
 
     def _candidates(self, gen: Generation) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Self-logits augmentation: mix in what the last but one layers say."""
+"""Self-logits augmentation: mix in the logits of the last layers before the final one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ class SLA:
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The window."""
+        """Read the window."""
         yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The mean of the window in place of a share of main."""
+        """Put the mean of the window in place of a share of main."""
         yield Mix("main", -self.gamma)
         yield Mix(gen.readouts(Readout(self.layers)).float().mean(0), self.gamma)

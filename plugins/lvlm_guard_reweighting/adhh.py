@@ -45,19 +45,19 @@ class ADHH:
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Know the heads."""
+        """Take the heads given, or read them from the artefact."""
         if self.heads:
             gen.state[self.name] = self.heads
         elif self.artefact:
-            found = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
+            ranked = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
             count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
-            gen.state[self.name] = [(layer, head) for layer, head in found[:count].tolist()]
+            gen.state[self.name] = [(layer, head) for layer, head in ranked[:count].tolist()]
         else:
             raise StrategyRefused("'adhh' needs heads: give `heads`, or an `artefact` from lvlm-guard fit adhh.")
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
-        """One edit for each layer that has heads listed."""
+        """Edit each layer that has heads listed."""
         for layer, heads in _by_layer(gen.state[self.name]).items():
             yield AttentionEdit(
                 (layer, layer + 1),

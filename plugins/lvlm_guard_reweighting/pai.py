@@ -1,4 +1,4 @@
-"""Pay attention to image: lift the attention to the image, and subtract what the model says without it."""
+"""Pay attention to image: lift the attention to the image, and contrast with a branch without it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BETA = 0.1
 class PAI:
     """Scores `s + alpha |s|` on image keys where tokens are predicted, then `z + (gamma - 1)(z - z')` on plausible tokens.
 
-    Liu et al., arXiv 2407.21771, ECCV 2024. `z'` is said without the image and without the edit. The paper writes the
+    Liu et al., arXiv 2407.21771, ECCV 2024. `z'` are the logits without the image and without the edit. The paper writes the
     contrast in log-probabilities, `lp' + gamma (lp - lp')`: the same up to a constant per row. Rows: the last of the
     prompt and every generated one; all heads; the released commands' numbers (their parser falls back to gamma 2). The
     plausibility cut is the released code's fixed 0.1; it goes with the contrast. Layers are fractions of the depth, or
@@ -42,7 +42,7 @@ class PAI:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch without the image, shared with whoever else asks for it."""
+        """Add the branch without the image, which other strategies share."""
         if self.gamma > 1:
             yield NO_IMAGE
 

@@ -32,7 +32,7 @@ class VAF:
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
-        """Scale the scores of the image, and of what comes before it."""
+        """Scale the scores of the image, and those before it."""
         if self.enhance != 1:
             yield AttentionEdit(self.layers, "scale", self.enhance, keys="image", queries="after_image")
         if self.suppress != 1:

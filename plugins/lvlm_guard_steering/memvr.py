@@ -1,4 +1,4 @@
-"""Memory-space visual retracing: show the image again, once, where a layer is unsure."""
+"""Memory-space visual retracing: inject the image again, once, where a layer is unsure."""
 
 import math
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class MemVR:
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Refuse what has no image in its prompt, or no layer to trigger and one to follow."""
+        """Refuse a prompt without an image, and a range in which no layer can trigger the next."""
         if not bool(gen.prompt.image_mask.any()):
             raise StrategyRefused("'memvr' needs image tokens in the prompt: pass an image, or drop 'memvr'.")
         if not self._outputs(gen):
@@ -49,42 +49,42 @@ class MemVR:
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """Each layer that may trigger."""
+        """Read each layer that may trigger."""
         yield Readout(tuple(self._outputs(gen)), online=True)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
-        """Keep the image, and mix it in behind the layer that triggers."""
+        """Keep the image, and mix it in after the layer that triggers."""
         outputs = self._outputs(gen)
         yield HiddenEdit("embedding", _remember, positions="image", when="prefill")
         yield HiddenEdit("mlp", self._retrace, (outputs.start, outputs.stop))
 
     def _outputs(self, gen: Generation) -> range:
-        """Counts of the outputs that may trigger, which are the indices of the layers that follow."""
+        """Return the numbers of the outputs that may trigger, which are the indices of the layers that follow."""
         start, stop = (gen.model.layer_number(layer) + 1 for layer in self.layers)
         return range(start, min(max(stop, start + 1), gen.model.depth))
 
     def _retrace(self, output: Tensor, view: View) -> Tensor:
         unsure = _uncertainty(view.readout(view.layer)) > self.threshold
-        begun = view.layer > self._outputs(view.gen).start
-        still = view.gen.state[OPEN].to(unsure.device) if begun else unsure.new_ones(unsure.shape)
-        view.gen.state[OPEN] = still & ~unsure
+        is_first = view.layer == self._outputs(view.gen).start
+        untriggered = unsure.new_ones(unsure.shape) if is_first else view.gen.state[OPEN].to(unsure.device)
+        view.gen.state[OPEN] = untriggered & ~unsure
         assert view.input is not None
         image: Tensor = view.gen.rows[IMAGE].to(output.device)
-        found = view.input.float() @ image.mT @ image
-        size = found.abs().mean(-1, keepdim=True)
+        retraced = view.input.float() @ image.mT @ image
+        size = retraced.abs().mean(-1, keepdim=True)
         scale = output.float().abs().mean(-1, keepdim=True) / size.clamp_min(1e-12)
-        mixed = (1 - self.ratio) * output + self.ratio * scale * found
-        return mixed.where(view.spread((still & unsure)[..., None]) & (size > 0), output)
+        mixed = (1 - self.ratio) * output + self.ratio * scale * retraced
+        return mixed.where(view.spread((untriggered & unsure)[..., None]) & (size > 0), output)
 
 
 def _remember(hidden: Tensor, view: View) -> Tensor:
-    """Keep the embedded image of each row; what is no image is 0 and so adds nothing to the products."""
+    """Keep the embedded image of each row; other positions are 0 and so add nothing to the products."""
     view.gen.rows.put(IMAGE, hidden.float() * view.positions[..., None])
     return hidden
 
 
 def _uncertainty(logits: Tensor) -> Tensor:
-    """Entropy of the best logits as a share of the most it could be `[rows, predicting]`."""
+    """Return the entropy of the best logits over its maximum `[rows, predicting]`."""
     best = logits.float().topk(BEST, dim=-1).values.log_softmax(-1)
     return -(best.exp() * best).sum(-1) / math.log(BEST)

@@ -1,4 +1,4 @@
-"""Null-space projection: take the directions of hallucination out of what feed-forward blocks say."""
+"""Null-space projection: remove the directions of hallucination from feed-forward outputs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,17 +37,19 @@ class Nullu:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        found = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
-        if self.k > found.shape[1]:
-            raise InputError(f"'nullu' needs {self.k} directions: lower k, for {self.artefact} holds {found.shape[1]}.")
-        gen.state[self.name] = found[:, : self.k].to(gen.prompt.ids.device).unbind()
+        directions = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
+        if self.k > directions.shape[1]:
+            raise InputError(
+                f"'nullu' needs {self.k} directions: lower k, for {self.artefact} holds {directions.shape[1]}."
+            )
+        gen.state[self.name] = directions[:, : self.k].to(gen.prompt.ids.device).unbind()
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Project feed-forward outputs."""
-        yield HiddenEdit("mlp", self._projected, self.layers)
+        yield HiddenEdit("mlp", self._project, self.layers)
 
-    def _projected(self, hidden: Tensor, view: View) -> Tensor:
+    def _project(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
         hidden = hidden.float()
         return torch.sub(hidden, hidden @ directions.T @ directions, alpha=self.strength)

@@ -10,7 +10,7 @@ import torch
 from against_twin import ARCHITECTURES, check
 from gold import SUPPRESSED
 from lvlm_guard_augmentation import Evidence, Revise, Transform
-from lvlm_guard_augmentation.revise import without
+from lvlm_guard_augmentation.revise import remove_pieces
 from PIL import Image
 from toy_processor import toy_processor
 from twin import Twin
@@ -52,7 +52,7 @@ def logits(output):
 def test_a_transformed_picture_is_that_picture(kind):
     strategy, shown = Transform(kind=kind, strength=0.6, seed=3), pictures()
     inputs, got = run([strategy], shown)
-    change = {"blur": strategy._blurred, "crop": strategy._cropped, "mask": strategy._masked}[kind]
+    change = {"blur": strategy._blur, "crop": strategy._crop, "mask": strategy._mask}[kind]
     changed = [change(one, generator_for(torch.from_numpy(np.asarray(one).copy()), 3)) for one in shown]
     assert all(one.size == (30, 30) for one in changed)
     _, hand = run([], changed)
@@ -64,12 +64,12 @@ def test_a_transformed_picture_is_that_picture(kind):
 
 def test_noise_is_the_stated_noise():
     strategy, pixels = Transform(strength=0.5, seed=1), torch.zeros(3, 40, 40)
-    noised = strategy._noised(pixels, torch.Generator().manual_seed(0))
+    noised = strategy._add_noise(pixels, torch.Generator().manual_seed(0))
     assert float(noised.std()) == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_mask_hides_its_share():
-    masked = Transform(kind="mask", strength=0.25)._masked(Image.new("RGB", (64, 64), (255, 0, 0)), torch.Generator())
+    masked = Transform(kind="mask", strength=0.25)._mask(Image.new("RGB", (64, 64), (255, 0, 0)), torch.Generator())
     assert float((np.asarray(masked) == 128).all(-1).mean()) == pytest.approx(0.25)
 
 
@@ -150,7 +150,7 @@ def test_evidence_needs_pictures():
     ("A man rides a horse.", ["A man", "a horse"], [], "A man rides a horse."),
 ])  # fmt: skip
 def test_what_is_denied_goes(sentence, pieces, denied, wanted):
-    assert without(sentence, pieces, denied) == wanted
+    assert remove_pieces(sentence, pieces, denied) == wanted
 
 
 def test_claims_are_phrases_with_an_article():

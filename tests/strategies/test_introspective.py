@@ -10,7 +10,7 @@ import torch
 from against_twin import ARCHITECTURES, check
 from gold import OLD
 from lvlm_guard_contrastive import RITUAL, SID, AvisC
-from lvlm_guard_contrastive.ritual import EVERY, TRANSFORMS, turned
+from lvlm_guard_contrastive.ritual import EVERY, TRANSFORMS, turn_hue
 from PIL import Image
 from twin import Twin
 
@@ -107,7 +107,7 @@ def test_avisc(architecture, gamma, lam):
 def test_avisc_leaves_a_row_without_image_alone():
     image = torch.tensor([[True, True, True, False], [False] * 4])
     attention = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) * image[:, None]
-    gone = AvisC(lam=0.0)._seeing(attention, image)
+    gone = AvisC(lam=0.0)._select_seeing(attention, image)
     assert 0 < int(gone[0].sum()) < 3
     assert not gone[1].any()
 
@@ -172,7 +172,7 @@ def test_transforms_keep_the_size_and_draw_from_their_generator_alone(transform)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     drawn = [
-        RITUAL(transforms=(transform,))._transformed(picture, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        RITUAL(transforms=(transform,))._transform(picture, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     ]
     assert torch.equal(torch.get_rng_state(), before)
     assert all(one.size == picture.size and one.mode == "RGB" for one in drawn)
@@ -187,8 +187,8 @@ def test_transforms_do_what_they_are_called():
     assert np.array_equal(TRANSFORMS["flop"](picture, generator), pixels[::-1])
     assert np.asarray(TRANSFORMS["blur"](picture, generator)).std() < 0.5 * pixels.std()
     red = Image.new("RGB", (4, 4), (255, 0, 0))
-    assert turned(red, 1 / 3).getpixel((0, 0)) == (0, 255, 0)
-    assert turned(red, 0.0).getpixel((0, 0)) == (255, 0, 0)
+    assert turn_hue(red, 1 / 3).getpixel((0, 0)) == (0, 255, 0)
+    assert turn_hue(red, 0.0).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_crop_shows_a_window_of_the_published_sizes():
@@ -208,7 +208,7 @@ def test_every_transform_is_drawn_as_often():
         for name in EVERY:
             patch.setitem(TRANSFORMS, name, lambda _, generator, name=name: drawn.append(shown[name]))
         for seed in range(600):
-            RITUAL()._transformed(picture, torch.Generator().manual_seed(seed))
+            RITUAL()._transform(picture, torch.Generator().manual_seed(seed))
     assert all(70 <= drawn.count(name) <= 130 for name in EVERY)
 
 
