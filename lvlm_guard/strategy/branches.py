@@ -1,4 +1,4 @@
-"""What a strategy may change about the inputs: branches beside main, and main's own prompt and pictures."""
+"""Changes of the inputs: branches beside main, and main's own prompt and pictures."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TokenEdit: TypeAlias = Insert | Replace
 
 @dataclass(frozen=True)
 class Branch:
-    """An extra forward per step that differs from main in its inputs and is fed the same chosen tokens.
+    """Run an extra forward per step that differs from main in its inputs and gets the same chosen tokens.
 
     Branches with equal keys are one branch: they share a forward, so a key must hold everything that tells two
-    branches apart (operation, parameters, seed). Edits of the image draw only from the generator they are given: one
+    branches apart (operation, parameters, seed). Edits of the image draw only from the generator that they receive: one
     per image, seeded by (`seed`, digest of the pixels), so that neither the batch nor its order changes a row.
 
     Args:
-        key: What identifies the branch, for example `("diffusion noise", 500, 0)`.
+        key: Identifies the branch, for example `("diffusion noise", 500, 0)`.
         pixels: Elementwise edit of the preprocessed pixels of one image tile, any shape, same shape back. Padding
             tiles and repeated video frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
@@ -120,7 +120,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class InputEdit:
-    """A change of main's own prompt or pictures, made before anything is encoded.
+    """Change main's own prompt or pictures, before anything is encoded.
 
     Returned sequences still begin with the prompt the user passed.
 

@@ -36,7 +36,7 @@ class Strategy:
 
     @hookspec
     def start(self, gen: Generation) -> None:
-        """Once, before any token is generated: refuse by raising `StrategyRefused`, run prefixes, keep directions."""
+        """Once, before any token is generated: refuse by raising `StrategyRefused`, run prompts, keep directions."""
 
     @hookspec
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
@@ -60,7 +60,7 @@ class Strategy:
 
     @hookspec
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """Once: layers whose next-token logits are wanted."""
+        """Once: layers whose next-token logits the strategy reads."""
         raise NotImplementedError
 
     @hookspec
@@ -75,14 +75,14 @@ class Strategy:
 
     @hookspec
     def finish(self, gen: Generation) -> Iterable[Revision]:
-        """Once, after decoding: revised answers; none where nothing is to be revised."""
+        """Once, after decoding: revised answers, where there are any."""
         raise NotImplementedError
 
     @hookspec
     def observe(self, gen: Generation) -> None:
-        """Each forward, after the terms were added: look, change nothing."""
+        """Each forward, after the terms are added: look, change nothing."""
 
 
 def hook_names(space: type) -> tuple[str, ...]:
-    """Names of the hooks specified in `space`, in the order of the source."""
+    """Return the names of the hooks specified in `space`, in the order of the source."""
     return tuple(name for name in vars(space) if hasattr(vars(space)[name], f"{PROJECT}_spec"))

@@ -63,7 +63,7 @@ class Beams:
         self._banned: dict[int, set[tuple[int, int]]] = {}
         self._returns: Counter[int] = Counter()
         self._answers: list[tuple[float, Tensor]] = []
-        self.done = False
+        self.is_done = False
 
     def propose(self, step: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the token that each row tries next and its logit, `[rows]` each; decided rows replay their tokens.
@@ -73,7 +73,7 @@ class Beams:
             logits: Of the next token `[rows, vocab]`.
         """
         rules = self._rules
-        if self.done:
+        if self.is_done:
             return logits.new_zeros(len(logits), dtype=torch.long), logits[:, 0]
         if step < self._state.length:
             return self._state.tokens[:, step].repeat_interleave(rules.candidates).to(logits.device), logits[:, 0]
@@ -94,7 +94,7 @@ class Beams:
     ) -> Tensor:
         """Return the row in which each row continues; all arguments `[rows]`, of the tokens just tried, on the CPU."""
         width, rows = self._rules.candidates, torch.arange(len(penalty), device=CPU)
-        if self.done or step < self._state.length:
+        if self.is_done or step < self._state.length:
             return rows
         self._tokens = tokens.long()
         scores = self._scores(step, values - penalty)
@@ -113,7 +113,7 @@ class Beams:
 
     def retrospect(self, length: int) -> Return | None:
         """Go back if the beams, of `length` tokens each, agree on the token that they keep summing up; else return None."""
-        place = None if self.done or self._state.length != length else self._place()
+        place = None if self.is_done or self._state.length != length else self._place()
         if place is None:
             return None
         current, self._state = self._state, self._past[place]
@@ -142,7 +142,7 @@ class Beams:
     def _advance(self, going: list[int], scores: Tensor, winner: Tensor) -> None:
         """Replace the beams by the rows that go on; missing beams are copies that cannot win."""
         if not going:
-            self.done = True
+            self.is_done = True
             return
         rows = torch.tensor(going + going[:1] * (self._rules.beams - len(going)), device=CPU)
         parents = rows // self._rules.candidates
@@ -153,7 +153,7 @@ class Beams:
         self._state = State(tokens, winners, totals)
         best = sorted((score for score, _ in self._answers), reverse=True)[: self._rules.beams]
         hopeless = float(totals[0]) / self._state.length**self._power <= best[-1] if best else False
-        self.done = len(best) == self._rules.beams and (self._early or hopeless)
+        self.is_done = len(best) == self._rules.beams and (self._early or hopeless)
 
     def _place(self) -> int | None:
         """Return how many tokens to keep, or None to go on."""

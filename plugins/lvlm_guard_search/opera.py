@@ -61,7 +61,7 @@ class OPERA:
     def _run(self, loop: DecodingLoop) -> Tensor:
         rules = Rules(self.beams, self.candidates, self.threshold, self.rollbacks, self.opening, self.window)
         requests = [Beams(rules, loop.settings) for _ in range(loop.requests)]
-        while not all(request.done for request in requests):
+        while not all(request.is_done for request in requests):
             logits = read_logits(loop).float().view(loop.requests, loop.rows_per_request, -1)
             step = loop.generated.shape[1]
             proposals = [request.propose(step, rows) for request, rows in zip(requests, logits, strict=True)]

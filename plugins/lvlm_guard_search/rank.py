@@ -54,11 +54,11 @@ class Rank:
 
     def _run(self, loop: DecodingLoop) -> Tensor:
         answers = [Answer() for _ in range(loop.requests)]
-        while not all(answer.done for answer in answers):
+        while not all(answer.is_done for answer in answers):
             samples = self._round(loop, answers)
             best = [self._choose(loop.gen, row, answer, samples) for row, answer in enumerate(answers)]
             loop.select(torch.tensor(best, device=loop.generated.device).repeat_interleave(self.max_candidates))
-            going = [len(answer.tokens) for answer in answers if not answer.done]
+            going = [len(answer.tokens) for answer in answers if not answer.is_done]
             if going:
                 loop.rewind(min(going))
         return torch.nn.utils.rnn.pad_sequence(
@@ -70,7 +70,7 @@ class Rank:
     def _round(self, loop: DecodingLoop, answers: "list[Answer]") -> "list[Sample]":
         """Sample a sentence for every row; rows wait for the longest."""
         samples = [
-            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.done)
+            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.is_done)
             for answer in answers
             for _ in range(self.max_candidates)
         ]
@@ -99,7 +99,7 @@ class Rank:
     def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
         """Append the best sentence of a request to its answer; return its row."""
         first = row * self.max_candidates
-        if answer.done or gen.prompt.pictures is None:
+        if answer.is_done or gen.prompt.pictures is None:
             return first
         candidates = samples[first : first + self.max_candidates]
         scores = self._scores(gen, row, answer, [sample.text for sample in candidates])
@@ -108,7 +108,7 @@ class Rank:
             for score, sample in zip(scores, candidates, strict=True)
         ]
         best = values.index(max(values))
-        answer.tokens, answer.logarithm, answer.done = (
+        answer.tokens, answer.logarithm, answer.is_done = (
             candidates[best].tokens,
             candidates[best].logarithm,
             candidates[best].ended,
@@ -139,7 +139,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     logarithm: float = 0.0
     scores: list[float] = field(default_factory=list)
-    done: bool = False
+    is_done: bool = False
 
 
 @dataclass
