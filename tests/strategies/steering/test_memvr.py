@@ -1,4 +1,6 @@
-"""Visual retracing against its formula, and what it refuses."""
+"""(1 - ratio) FFN(x) + ratio s (x V^T) V after the first layer whose uncertainty exceeds the threshold."""
+
+from __future__ import annotations
 
 import math
 
@@ -21,7 +23,7 @@ def uncertainty(logits):
     return float(-(best * best.log()).sum()) / math.log(10)
 
 
-def retraced(model, inputs, prefix, *, first, threshold, ratio, triggers):
+def retrace(model, inputs, prefix, *, first, threshold, ratio, triggers):
     """The twin and its logits with the image mixed in by hand; `first` is the first layer that may trigger."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     fired = {}
@@ -66,7 +68,7 @@ def test_memvr(architecture, settings, first, threshold, ratio):
     triggers = []
 
     def gold(model, inputs, prefix):
-        _, edited = retraced(model, inputs, prefix, first=first, threshold=threshold, ratio=ratio, triggers=triggers)
+        _, edited = retrace(model, inputs, prefix, first=first, threshold=threshold, ratio=ratio, triggers=triggers)
         return edited, Twin(model).next(inputs, prefix)
 
     check([MemVR(**settings)], gold, architecture)
@@ -80,7 +82,7 @@ def test_memvr(architecture, settings, first, threshold, ratio):
 def test_readouts_of_others_see_what_was_retraced(reverse):
     def gold(model, inputs, prefix):
         asked = {"first": 0, "threshold": 0.985, "ratio": 0.9, "triggers": []}
-        twin, edited = retraced(model, inputs, prefix, **asked)
+        twin, edited = retrace(model, inputs, prefix, **asked)
         return 0.5 * edited + 0.25 * (twin.lens(1) + twin.lens(2)), Twin(model).next(inputs, prefix)
 
     stack = [MemVR(ratio=0.9, threshold=0.985, layers=EVERY), SLA(gamma=0.5, layers=(1 / 3, 2 / 3))]
