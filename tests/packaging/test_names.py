@@ -9,7 +9,6 @@ ALLOWED = {
     "lvlm_guard/arithmetic": 2,
     "lvlm_guard/bench": 42,
     "lvlm_guard/cli": 1,
-    "lvlm_guard/host": 5,
     "lvlm_guard/strategy": 6,
     "lvlm_guard/testbed": 3,
     "lvlm_guard/testing": 1,
