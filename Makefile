@@ -32,7 +32,7 @@ QUICK := \
 	tests/kernels/test_reference.py tests/kernels/test_dispatch.py \
 	tests/core/test_terms.py tests/core/test_stack.py tests/core/test_branches.py tests/core/test_batches.py \
 	tests/core/test_effect_tracking.py tests/core/test_plugins.py tests/core/test_artefacts.py tests/core/test_bad_input.py \
-	tests/core/test_constraints.py tests/strategies/test_formulas.py \
+	tests/core/test_constraints.py tests/strategies/test_messages.py tests/strategies/test_book.py \
 	tests/docs/test_hooks.py tests/docs/test_errors.py tests/docs/test_command_line.py \
 	tests/bench/test_parsers.py tests/bench/test_significance.py tests/testbed/test_language.py
 quick: check

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.edits import Readout as Readout
     from lvlm_guard.strategy.edits import View as View
     from lvlm_guard.strategy.generation import Generation as Generation
-    from lvlm_guard.strategy.generation import PromptStates as PromptStates
     from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
     from lvlm_guard.strategy.loops import DecodingLoop as DecodingLoop
     from lvlm_guard.strategy.loops import Revision as Revision
     from lvlm_guard.strategy.loops import Search as Search
+    from lvlm_guard.strategy.prompt import PromptStates as PromptStates
     from lvlm_guard.strategy.terms import Bias as Bias
     from lvlm_guard.strategy.terms import Contrast as Contrast
     from lvlm_guard.strategy.terms import Mix as Mix
@@ -63,7 +63,8 @@ _OWNERS = {
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused", "UncompiledWarning",
     ),
-    "strategy.generation": ("Generation", "PromptStates"),
+    "strategy.generation": ("Generation",),
+    "strategy.prompt": ("PromptStates",),
     "guard": ("Guard",),
     "strategy.hookspecs": ("hookimpl",),
     "call.report": ("Report",),

@@ -48,7 +48,7 @@ class ForwardStatistics:
 
     def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
         """Return the divergence of main from each layer `[layers, rows, positions]`."""
-        key = ("layers", readout_layers(readout, self._gen.depth), readout.final_norm, mode)
+        key = ("layers", readout_layers(readout, self._gen.model.depth), readout.final_norm, mode)
         if key not in self._results:
             layers = self._gen.readouts(readout)
             with _translate_errors():

@@ -35,7 +35,7 @@ def finish_output(decoded: DecodedCall) -> Any:
     revisions = [revision for values in collect_values(call.ask_strategies, "finish").values() for revision in values]
     if not revisions:
         return output
-    return replace_answers(output, length, revisions, call.gen.tokenizer, decoded.prepared.main.settings)
+    return replace_answers(output, length, revisions, call.gen.model.tokenizer, decoded.prepared.main.settings)
 
 
 def restore_prompt(output: Any, edited_length: int, prompt: Tensor) -> Any:

@@ -15,7 +15,8 @@ from lvlm_guard.forward.interventions import vision
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
-from lvlm_guard.strategy.generation import Generation, PromptStates
+from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.strategy.prompt import PromptStates
 
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
@@ -74,7 +75,7 @@ class PromptPreparation:
 
 
 class PromptRuns:
-    """Runs the prompt of main or of a branch once, nothing edited inside; `gen.prefix`.
+    """Runs the prompt of main or of a branch once, nothing edited inside; `gen.prompt_states`.
 
     Args:
         preparation: Prepares the prompts.

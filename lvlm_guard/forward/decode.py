@@ -22,7 +22,8 @@ from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Cache, Model
-from lvlm_guard.strategy.generation import Forward, Generation
+from lvlm_guard.strategy.forward import Forward
+from lvlm_guard.strategy.generation import Generation
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class GuardedDecode:
         """Go on with every row repeated: a search ran its prompts once and now takes them apart."""
         self._sequential.repeat(times)
         self._layouts.select(index)
-        self._gen.rows_per_request *= times
+        self._gen.multiply_rows(times)
         self._gen.observations = {
             key: value.index_select(0, index.to(value.device)) for key, value in self._gen.observations.items()
         }

@@ -45,9 +45,11 @@ class DecodeLayouts:
         ids, length = prepared.input_ids, prepared.length
         rows = int(prepared.kwargs["inputs_embeds"].shape[0]) if "inputs_embeds" in prepared.kwargs else ids.shape[0]
         image = torch.zeros(rows, length, dtype=torch.bool, device=ids.device)
-        requested = self._gen.image_mask.repeat_interleave(rows // max(self._gen.image_mask.shape[0], 1), dim=0)
-        if ids.shape[1] == length and self._gen.image_token is not None:
-            image = ids == self._gen.image_token
+        requested = self._gen.prompt.image_mask.repeat_interleave(
+            rows // max(self._gen.prompt.image_mask.shape[0], 1), dim=0
+        )
+        if ids.shape[1] == length and self._gen.prompt.image_token is not None:
+            image = ids == self._gen.prompt.image_token
         elif requested.shape == image.shape:
             image = requested
         mask = prepared.kwargs.get("attention_mask")

@@ -13,7 +13,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.preparation import PreparedDecode
-from lvlm_guard.strategy.generation import PromptStates
+from lvlm_guard.strategy.prompt import PromptStates
 
 _collecting: ContextVar[dict[int, Tensor] | None] = ContextVar("lvlm_guard_collecting", default=None)
 

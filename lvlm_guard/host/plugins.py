@@ -138,7 +138,7 @@ def strategy_name(strategy: type | object) -> str:
 
 
 def is_neutral(strategy: object) -> bool:
-    """Whether a strategy that states a neutral value is at it."""
+    """Return whether a strategy has all of its neutral values; one that states none never has."""
     neutral = getattr(strategy, "neutral", None) or {}
     return bool(neutral) and all(getattr(strategy, name) == value for name, value in neutral.items())
 
@@ -168,16 +168,20 @@ def check_strategy(strategy: type) -> None:
             _check_hook(name, attribute, member, hooks)
         elif attribute in hooks:
             raise PluginRejected(f"{name}.{attribute}: a hook without its marker; decorate it with @hookimpl.")
-    _check_contrast_strength(name, strategy)
+    _check_parameters(name, strategy)
 
 
-def _check_contrast_strength(name: str, strategy: type) -> None:
-    parameter = contrast_strength(strategy)
+def _check_parameters(name: str, strategy: type) -> None:
+    """Check that `contrast_strength` and `neutral` name parameters."""
     parameters = [field.name for field in dataclasses.fields(strategy)]
-    if parameter is not None and parameter not in parameters:
-        raise PluginRejected(
-            f"{name}.contrast_strength: no parameter is called {parameter!r}.{nearest(str(parameter), parameters)}"
-        )
+    strength = contrast_strength(strategy)
+    stated = [("neutral", parameter) for parameter in getattr(strategy, "neutral", None) or {}]
+    if strength is not None:
+        stated.append(("contrast_strength", strength))
+    for attribute, parameter in stated:
+        if parameter not in parameters:
+            hint = nearest(str(parameter), parameters)
+            raise PluginRejected(f"{name}.{attribute}: no parameter is called {parameter!r}.{hint}")
 
 
 def _check_hook(name: str, hook: str, function: Callable[..., Any], hooks: Sequence[str]) -> None:
@@ -223,7 +227,10 @@ def problems(error: PydanticError) -> str:
 
 
 class StrategyCalls:
-    """The strategies of one stack behind pluggy, strictly checked, called in the order of the list."""
+    """The strategies of one stack behind pluggy, strictly checked, called in the order of the list.
+
+    No hook of a strategy at its neutral values is ever called, so a strategy needs no code for them.
+    """
 
     def __init__(self, strategies: Sequence[object]) -> None:
         self._manager = pluggy.PluginManager(PROJECT)
@@ -233,25 +240,27 @@ class StrategyCalls:
             check_strategy(type(strategy))
             self._manager.register(strategy, name=name)
         self._manager.check_pending()
+        neutral = {name for name in self.names if is_neutral(self._manager.get_plugin(name))}
         self._callers: Mapping[str, Mapping[str, Any]] = {
-            hook: {name: self._caller(hook, name) for name in self.names if self._implements(hook, name)}
+            hook: {
+                name: self._caller(hook, name)
+                for name in self.names
+                if name not in neutral and self.implements(hook, name)
+            }
             for hook in hook_names(Strategy)
         }
 
     def implements(self, hook: str, name: str) -> bool:
-        """Whether the strategy called `name` implements `hook`."""
-        return name in self._callers[hook]
+        """Return whether the strategy called `name` implements `hook`, also at its neutral values."""
+        return is_marked(getattr(self._manager.get_plugin(name), hook, None))
 
     def active(self, hook: str) -> tuple[str, ...]:
-        """Names of the strategies that implement `hook` and are not at their neutral value."""
-        return tuple(name for name in self._callers[hook] if not is_neutral(self._manager.get_plugin(name)))
+        """Return the names of the strategies that implement `hook` and are not at their neutral values."""
+        return tuple(self._callers[hook])
 
     def call(self, hook: str, gen: Any) -> dict[str, list[Any]]:
-        """Call `hook` on every strategy in stack order; per strategy, the values it yielded or returned."""
+        """Call `hook` on every active strategy in stack order; per strategy, the values it yielded or returned."""
         return {name: _collect(f"{name}.{hook}", caller(gen=gen)) for name, caller in self._callers[hook].items()}
-
-    def _implements(self, hook: str, name: str) -> bool:
-        return is_marked(getattr(self._manager.get_plugin(name), hook, None))
 
     def _caller(self, hook: str, name: str) -> Any:
         silenced = [self._manager.get_plugin(plugin) for plugin in self.names if plugin != name]

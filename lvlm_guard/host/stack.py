@@ -44,8 +44,8 @@ class Stack:
             return value
         if isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix in _READERS):
             return cls.read(Path(value))
-        entries, path = _entries(value)
-        strategies = tuple(_strategy(entry, f"{path}[{index}]") for index, entry in enumerate(entries))
+        entries, path = _split_entries(value)
+        strategies = tuple(_build_entry(entry, f"{path}[{index}]") for index, entry in enumerate(entries))
         _check_names(strategies, path)
         return cls(strategies)
 
@@ -73,7 +73,7 @@ class Stack:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the strategies in order."""
-        return tuple(strategy_name(one) for one in self.strategies)
+        return tuple(strategy_name(strategy) for strategy in self.strategies)
 
     def __iter__(self) -> Iterator[object]:
         return iter(self.strategies)
@@ -85,37 +85,37 @@ class Stack:
         """Return the stack as plain values, accepted by `Stack.of`."""
         return {
             "stack": [
-                {"name": strategy_name(one), "params": _plain(dataclasses.asdict(one))}  # type: ignore[call-overload]
-                for one in self.strategies
+                {"name": strategy_name(strategy), "params": _plain_values(dataclasses.asdict(strategy))}  # type: ignore[call-overload]
+                for strategy in self.strategies
             ]
         }
 
 
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as stack files hold them: paths are text there."""
+def _plain_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters as stack files hold them: paths are text there."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
 
 
 _READERS: dict[str, Any] = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
 
 
-def _entries(value: Any) -> tuple[Sequence[Any], str]:
+def _split_entries(value: Any) -> tuple[Sequence[Any], str]:
     if value is None:
         return (), "stack"
     if isinstance(value, Mapping) and "name" not in value:
         unknown = [str(key) for key in value if key != "stack"]
         if unknown:
             raise StackError(f"{unknown[0]}: unknown key.{nearest(unknown[0], ['stack'])}")
-        return _entries(value.get("stack"))
+        return _split_entries(value.get("stack"))
     if isinstance(value, (list, tuple)):
         return value, "stack"
     return (value,), "stack"
 
 
-def _strategy(entry: Any, path: str) -> object:
+def _build_entry(entry: Any, path: str) -> object:
     try:
         if isinstance(entry, str):
-            return _built(entry, {}, path)
+            return _build_named(entry, {}, path)
         if isinstance(entry, Mapping):
             return _from_mapping(entry, path)
         if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
@@ -133,15 +133,15 @@ def _from_mapping(entry: Mapping[str, Any], path: str) -> object:
     name, parameters = entry.get("name"), entry.get("params") or {}
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
         raise StackError(f"{path}: expected name as text and params as a mapping, got {dict(entry)!r}.")
-    return _built(name, parameters, path)
+    return _build_named(name, parameters, path)
 
 
-def _built(name: str, parameters: Mapping[str, Any], path: str) -> object:
+def _build_named(name: str, parameters: Mapping[str, Any], path: str) -> object:
     strategy = catalogue().find(name)
-    known = [one.name for one in dataclasses.fields(strategy)]
+    names = [parameter.name for parameter in dataclasses.fields(strategy)]
     for parameter in parameters:
-        if parameter not in known:
-            hint = nearest(str(parameter), known)
+        if parameter not in names:
+            hint = nearest(str(parameter), names)
             raise StackError(f"{path}.params.{parameter}: {name!r} has no such parameter.{hint}")
     try:
         return build(strategy, parameters)
@@ -150,11 +150,11 @@ def _built(name: str, parameters: Mapping[str, Any], path: str) -> object:
 
 
 def _check_names(strategies: Sequence[object], path: str) -> None:
-    seen: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     for index, strategy in enumerate(strategies):
         name = strategy_name(strategy)
-        if name in seen:
+        if name in first_index:
             raise StackError(
-                f"{path}[{index}]: {name!r} is already at {path}[{seen[name]}]; each strategy goes in once."
+                f"{path}[{index}]: {name!r} is already at {path}[{first_index[name]}]; each strategy goes in once."
             )
-        seen[name] = index
+        first_index[name] = index

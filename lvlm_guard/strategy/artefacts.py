@@ -35,13 +35,13 @@ class Artefact:
     """Tensors fitted offline for one strategy and one model.
 
     ```python
-    directions = Artefact.load(self.artefact, "vti", gen.config)["decoder"]
+    directions = Artefact.load(self.artefact, "vti", gen.model.config)["decoder"]
     ```
 
     Args:
         kind: Name of the strategy they were fitted for.
         tensors: Tensors by name, on the CPU.
-        manifest: What else there is to know: `model` (its id), `config` (its hash), `split` (the data fitted on),
+        manifest: Further facts: `model` (its id), `config` (its hash), `split` (the data fitted on),
             `settings` of the fitter, `lvlm_guard` (the version). Plain values that JSON holds.
         path: The file it was read from.
     """
@@ -57,23 +57,25 @@ class Artefact:
 
         Args:
             path: The file.
-            kind: What it must be fitted for.
-            config: The config of the model it is for: `gen.config`.
+            kind: Name of the strategy that it must be fitted for.
+            config: The config of the model it is for: `gen.model.config`.
 
         Raises:
             InputError: No such file, a file that is no artefact, or one of another kind.
             StrategyRefused: It was fitted on another model.
         """
-        found = _read(Path(path), kind)
-        if found.kind != kind:
-            raise InputError(f"{path} was fitted for {found.kind!r}, not for {kind!r}. {_refit(kind)}")
-        if found.manifest.get("config") != config_hash(config):
-            model = found.manifest.get("model", "another model")
-            raise StrategyRefused(
-                f"{kind}: {path} was fitted on {model}, whose layers or sizes are not those of this model "
-                f"({config.model_type}). {_refit(kind)}"
+        artefact = _read(Path(path), kind)
+        if artefact.kind != kind:
+            raise InputError(
+                f"{kind!r} needs an artefact fitted for it: {path} was fitted for {artefact.kind!r}. {_refit(kind)}"
             )
-        return found
+        if artefact.manifest.get("config") != config_hash(config):
+            model = artefact.manifest.get("model", "another model")
+            raise StrategyRefused(
+                f"{kind!r} needs an artefact of this model ({config.model_type}): {path} was fitted on {model}, whose layers "
+                f"or sizes differ. {_refit(kind)}"
+            )
+        return artefact
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -81,26 +83,26 @@ class Artefact:
         return self.tensors[name]
 
     def save(self, path: str | Path) -> None:
-        """Write the file whole and rename it, so that `path` is never half an artefact.
+        """Write the file whole and rename it, so that `path` never holds half an artefact.
 
         Raises:
             InputError: It cannot be written; `path` is as it was.
         """
-        told = {MANIFEST: json.dumps({**self.manifest, "kind": self.kind}, sort_keys=True)}
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        write_whole(Path(path), safetensors.torch.save(kept, told))
+        metadata = {MANIFEST: json.dumps({**self.manifest, "kind": self.kind}, sort_keys=True)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        write_whole(Path(path), safetensors.torch.save(tensors, metadata))
 
 
 def config_hash(config: Any) -> str:
-    """Hash of what makes a model's hidden states its own: architecture and sizes, not the names of versions."""
+    """Return a hash of what hidden states depend on: architecture and sizes, not the names of versions."""
     text, vision = config.get_text_config(decoder=True), getattr(config, "vision_config", None)
-    told = {"model_type": config.model_type, "text": _sizes(text, _TEXT), "vision": _sizes(vision, _VISION)}
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+    facts = {"model_type": config.model_type, "text": _sizes(text, _TEXT), "vision": _sizes(vision, _VISION)}
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _sizes(config: Any, wanted: Mapping[str, tuple[str, ...]]) -> dict[str, int | None]:
-    known = {name: [getattr(config, one, None) for one in names] for name, names in wanted.items()}
-    return {name: next((one for one in values if isinstance(one, int)), None) for name, values in known.items()}
+def _sizes(config: Any, names: Mapping[str, tuple[str, ...]]) -> dict[str, int | None]:
+    values = {name: [getattr(config, alias, None) for alias in aliases] for name, aliases in names.items()}
+    return {name: next((value for value in row if isinstance(value, int)), None) for name, row in values.items()}
 
 
 def _refit(kind: str) -> str:

@@ -1,4 +1,4 @@
-"""What a strategy may change about the inputs: branches beside main, and main's own prompt and pictures."""
+"""Changes of the inputs: branches beside main, and main's own prompt and pictures."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TokenEdit: TypeAlias = Insert | Replace
 
 @dataclass(frozen=True)
 class Branch:
-    """An extra forward per step that differs from main in its inputs and is fed the same chosen tokens.
+    """Run an extra forward per step that differs from main in its inputs and gets the same chosen tokens.
 
     Branches with equal keys are one branch: they share a forward, so a key must hold everything that tells two
-    branches apart (operation, parameters, seed). Edits of the image draw only from the generator they are given: one
+    branches apart (operation, parameters, seed). Edits of the image draw only from the generator that they receive: one
     per image, seeded by (`seed`, digest of the pixels), so that neither the batch nor its order changes a row.
 
     Args:
-        key: What identifies the branch, for example `("diffusion noise", 500, 0)`.
+        key: Identifies the branch, for example `("diffusion noise", 500, 0)`.
         pixels: Elementwise edit of the preprocessed pixels of one image tile, any shape, same shape back. Padding
             tiles and repeated video frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
@@ -90,6 +90,18 @@ class Branch:
         if not (deferred or self.drops_image or self.edits_image or self.image == "masked" or self.tokens):
             raise InputError(f"Branch {self.key!r} changes nothing; give it an edit or leave it out.")
 
+    @classmethod
+    def without_image(cls, placeholder: int | None = None) -> Branch:
+        """Return the branch that asks main's prompt without the image; strategies that use it share one forward.
+
+        Args:
+            placeholder: Id of a token that stands in place of each image; None drops the image and the tokens that
+                fence it.
+        """
+        if placeholder is None:
+            return cls(("no image",), image="removed")
+        return cls(("image replaced by", placeholder), tokens=(Replace((placeholder,)),))
+
     @property
     def edits_image(self) -> bool:
         """Whether pixels, picture or features are edited."""
@@ -108,7 +120,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class InputEdit:
-    """A change of main's own prompt or pictures, made before anything is encoded.
+    """Change main's own prompt or pictures, before anything is encoded.
 
     Returned sequences still begin with the prompt the user passed.
 

@@ -1,4 +1,4 @@
-"""What a strategy may do inside the layers: edits of attention and hidden states, captures, and readouts."""
+"""Work inside the layers: edits of attention and hidden states, captures, and readouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Depth: TypeAlias = "tuple[float, float]"
 
 
 class View(Protocol):
-    """What an edit inside a layer may look at; every tensor holds the rows of the edit's own block, and lies where the layer is."""
+    """The facts that an edit inside a layer may read; tensors hold the rows of its own block, on the layer's device."""
 
     @property
     def gen(self) -> Any:
@@ -59,19 +59,19 @@ class View(Protocol):
         ...
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values `[rows, predicting, ...]` for all positions: those of the prompt get what its last one has."""
+        """Spread values `[rows, predicting, ...]` over all positions: those of the prompt get the value of its last."""
         ...
 
     def fit(self, values: Tensor) -> Tensor:
-        """Values over every position so far `[..., positions]`, cut to the keys that this layer holds."""
+        """Cut values over every position so far `[..., positions]` to the keys that this layer holds."""
         ...
 
     def observed(self, key: Hashable, layer: int) -> Tensor:
-        """What a capture observed in an earlier layer of this forward, or in main's forward before a branch's."""
+        """Return what a capture observed in an earlier layer of this forward, or in main's forward before a branch's."""
         ...
 
     def readout(self, layer: int) -> Tensor:
-        """Next-token logits `[rows, predicting, vocab]` of an online readout of an earlier layer of this forward."""
+        """Return next-token logits `[rows, predicting, vocab]` of an online readout of an earlier layer of this forward."""
         ...
 
 
@@ -84,7 +84,7 @@ Operation: TypeAlias = "Callable[[Tensor, View], Tensor]"
 @renamed_fields(rows="branch")
 @dataclass(frozen=True)
 class AttentionEdit:
-    """An edit of attention inside main's or a branch's forward.
+    """Edit attention inside main's or a branch's forward.
 
     Args:
         layers: Half-open range of decoder layers: floats are fractions of the depth, whole numbers count layers; at
@@ -142,7 +142,7 @@ STAGES = {
 @renamed_fields(rows="branch")
 @dataclass(frozen=True)
 class AttentionCapture:
-    """An observation of attention, for later layers of the same forward, for branches, and for `terms`.
+    """Observe attention, for later layers of the same forward, for branches, and for `terms`.
 
     Args:
         key: Name of the observation; found as `gen.observations[key, layer]`.
@@ -168,7 +168,7 @@ class AttentionCapture:
 @renamed_fields(rows="branch")
 @dataclass(frozen=True)
 class HiddenEdit:
-    """An edit of hidden states.
+    """Edit hidden states.
 
     Args:
         site: Output of a layer's feed-forward (`mlp`) or attention block (`attention`) before it joins the residual
@@ -196,7 +196,7 @@ class HiddenEdit:
 
 @dataclass(frozen=True)
 class Readout:
-    """Next-token logits of chosen layers of main; all of a forward in one stacked head product.
+    """Read next-token logits of chosen layers of main; all of a forward in one stacked head product.
 
     Args:
         layers: Which layers' outputs: floats are fractions of the depth, whole numbers count outputs from 1 to the
@@ -211,12 +211,12 @@ class Readout:
 
 
 def layer_range(layers: Depth, depth: int) -> range:
-    """Indices of the layers in a half-open range of fractions or counts; at least one.
+    """Return the indices of the layers in a half-open range of fractions or numbers; at least one.
 
     Raises:
         InputError: The range lies outside the model.
     """
-    start, stop = (layer_index(one, depth) for one in layers)
+    start, stop = (layer_index(layer, depth) for layer in layers)
     if not 0 <= start <= stop <= depth or (start == depth and not isinstance(layers[0], float)):
         raise InputError(f"Layers {tuple(layers)} lie outside a decoder of {depth} layers.")
     start = min(start, depth - 1)
@@ -224,19 +224,19 @@ def layer_range(layers: Depth, depth: int) -> range:
 
 
 def layer_index(layer: float, depth: int) -> int:
-    """A layer as a count: floats are fractions of the depth."""
+    """Return a layer as a number: floats are fractions of the depth."""
     return round(layer * depth) if isinstance(layer, float) else int(layer)
 
 
 def readout_layers(readout: Readout, depth: int) -> tuple[int, ...]:
-    """Layer outputs (1 to the depth, 0 the embeddings) that a readout names, each once, in its order.
+    """Return the layer outputs (1 to the depth, 0 the embeddings) that a readout names, each once, in its order.
 
     Raises:
         InputError: A layer outside the model.
     """
-    indices = [layer_index(one, depth) for one in readout.layers]
-    for index, given in zip(indices, readout.layers, strict=True):
+    indices = [layer_index(layer, depth) for layer in readout.layers]
+    for index, layer in zip(indices, readout.layers, strict=True):
         if not 0 <= index <= depth:
-            raise InputError(f"Readout of layer {given} lies outside a decoder of {depth} layers (0 to {depth}).")
+            raise InputError(f"Readout of layer {layer} lies outside a decoder of {depth} layers (0 to {depth}).")
     named = zip(indices, readout.layers, strict=True)
-    return tuple(dict.fromkeys(max(index, 1) if given else 0 for index, given in named))
+    return tuple(dict.fromkeys(max(index, 1) if layer else 0 for index, layer in named))

@@ -32,20 +32,20 @@ class Discovery:
 
 
 class Strategy:
-    """Hooks of one strategy in a stack, called in the order of the stack."""
+    """Hooks of one strategy in a stack, called in the order of the stack; none while it has its neutral values."""
 
     @hookspec
     def start(self, gen: Generation) -> None:
-        """Once, before any token is generated: refuse by raising `StrategyRefused`, run prefixes, keep directions."""
+        """Once, before any token is generated: refuse by raising `StrategyRefused`, run prompts, keep directions."""
 
     @hookspec
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """Once, before everything else: changes of main's prompt or pictures; none at the neutral value."""
+        """Once, before everything else: changes of main's prompt or pictures."""
         raise NotImplementedError
 
     @hookspec
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """Once: the extra branches wanted; none at the neutral value."""
+        """Once: the extra branches."""
         raise NotImplementedError
 
     @hookspec
@@ -60,12 +60,12 @@ class Strategy:
 
     @hookspec
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """Once: layers whose next-token logits are wanted."""
+        """Once: layers whose next-token logits the strategy reads."""
         raise NotImplementedError
 
     @hookspec
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Each forward: the terms to add to main's logits; none at the neutral value."""
+        """Each forward: the terms to add to main's logits."""
         raise NotImplementedError
 
     @hookspec
@@ -75,14 +75,14 @@ class Strategy:
 
     @hookspec
     def finish(self, gen: Generation) -> Iterable[Revision]:
-        """Once, after decoding: revised answers; none where nothing is to be revised."""
+        """Once, after decoding: revised answers, where there are any."""
         raise NotImplementedError
 
     @hookspec
     def observe(self, gen: Generation) -> None:
-        """Each forward, after the terms were added: look, change nothing."""
+        """Each forward, after the terms are added: look, change nothing."""
 
 
 def hook_names(space: type) -> tuple[str, ...]:
-    """Names of the hooks specified in `space`, in the order of the source."""
+    """Return the names of the hooks specified in `space`, in the order of the source."""
     return tuple(name for name in vars(space) if hasattr(vars(space)[name], f"{PROJECT}_spec"))

@@ -1,4 +1,4 @@
-"""What a strategy may put in place of generate's loop and of its answer: searches and revisions."""
+"""Searches, which replace generate's loop, and revisions, which replace its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lvlm_guard.deprecation import renamed_fields
 
 
 class DecodingLoop(Protocol):
-    """What a decoding loop drives: rows of candidates, fed token by token, combined logits back.
+    """The rows that a search drives: it feeds them token by token, and reads combined logits.
 
     Rows are grouped by request: `rows_per_request` candidates of the first request, then of the second.
     """
@@ -31,11 +31,11 @@ class DecodingLoop(Protocol):
 
     @property
     def limit(self) -> int:
-        """How many tokens may be generated."""
+        """Greatest number of generated tokens."""
         ...
 
     def logits(self) -> Tensor:
-        """Logits `[rows, vocab]` of the next token: combined, then through the call's own logits processors."""
+        """Return logits `[rows, vocab]` of the next token: combined, then through the call's own logits processors."""
         ...
 
     def draw(
@@ -59,7 +59,7 @@ class DecodingLoop(Protocol):
         ...
 
     def finished(self) -> Tensor:
-        """Rows that end here by the call's own criteria (end token, length, the user's), bool `[rows]`."""
+        """Return which rows end here by the call's own criteria (end token, length, the user's), bool `[rows]`."""
         ...
 
     def select(self, index: Tensor) -> None:
@@ -67,14 +67,14 @@ class DecodingLoop(Protocol):
         ...
 
     def rewind(self, tokens: int) -> None:
-        """Forget what was generated from token number `tokens` on."""
+        """Forget the generated tokens from number `tokens` on."""
         ...
 
 
 @renamed_fields(alike="shared_prompt")
 @dataclass(frozen=True)
 class Search:
-    """A decoding loop that replaces generate's own.
+    """Replace generate's decoding loop.
 
     Args:
         run: Drives a `DecodingLoop` and returns the generated tokens `[requests, tokens]`, padded on the right.
@@ -90,7 +90,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Revision:
-    """A revised answer in place of what was generated.
+    """Put a revised answer in place of the generated one.
 
     Args:
         row: Index of the request.

@@ -1,4 +1,4 @@
-"""The algebra of logits: what a strategy may ask to be added, bounded or removed.
+"""The algebra of logits: terms that add, bound or remove.
 
 All mixes add up on top of main's logits; restrictions intersect; the strictest plausibility wins, measured on main's
 raw logits inside the restriction, never on the running sum; biases add. Terms commute: their order never matters.
@@ -29,19 +29,19 @@ class Statistics(Protocol):
     """
 
     def logits(self, source: Source) -> Tensor:
-        """Raw logits `[rows, positions, vocab]` of a source, in fp32."""
+        """Return raw logits `[rows, positions, vocab]` of a source, in fp32."""
         ...
 
     def log_sum_exp(self, source: Source) -> Tensor:
-        """Logarithm of the sum of exponentials: a logit minus it is a log-probability."""
+        """Return the logarithm of the sum of exponentials: a logit minus it is a log-probability."""
         ...
 
     def entropy(self, source: Source) -> Tensor:
-        """Entropy of the next-token distribution in nats."""
+        """Return the entropy of the next-token distribution in nats."""
         ...
 
     def max_probability(self, source: Source) -> Tensor:
-        """Probability of the most likely token."""
+        """Return the probability of the most likely token."""
         ...
 
     def divergence(self, one: Source, other: Source) -> Tensor:
@@ -49,7 +49,7 @@ class Statistics(Protocol):
         ...
 
     def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
-        """Divergence `[layers, rows, positions]` of main from each layer of a readout.
+        """Return the divergence `[layers, rows, positions]` of main from each layer of a readout.
 
         `jensen_shannon` is in nats; `released` is what DoLa's code computes, `KL(m | p) + KL(m | q)` with the mean `m`.
         """

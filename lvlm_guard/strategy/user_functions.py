@@ -1,4 +1,4 @@
-"""Callables that users bring along: found by import path, given a time limit, blamed by name."""
+"""Functions of the user's: imported by path, called with a time limit, named in errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lvlm_guard.errors import InputError
 
 
 def resolve(function: str | Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The function behind an import path "package.module:function"; functions pass.
+    """Return the function behind an import path "package.module:function", or a callable as it is.
 
     Raises:
         InputError: There is no such function.
@@ -22,18 +22,18 @@ def resolve(function: str | Callable[..., Any], what: str) -> Callable[..., Any]
         return function
     module, _, name = function.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        resolved = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
             f"The {what} {function!r} cannot be imported: {error}. Name it package.module:function."
         ) from error
-    if not callable(found):
-        raise InputError(f"The {what} {function!r} is not a function but {found!r}.")
-    return found
+    if not callable(resolved):
+        raise InputError(f"The {what} {function!r} is not a function but {resolved!r}.")
+    return resolved
 
 
 def call_user_function(function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
-    """What the function returns, if it does so in time.
+    """Call a function, and return its result if it answers in time.
 
     Raises:
         InputError: It raised, or did not return within `timeout` seconds; its thread dies with the process then.
@@ -45,14 +45,14 @@ def call_user_function(function: str | Callable[..., Any], *arguments: Any, what
         try:
             with torch.no_grad():
                 outcome.append((ready(*arguments), None))
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised again where the user sees it
+        except BaseException as error:  # noqa: BLE001 - every exception is raised again in the user's thread
             outcome.append((None, error))
 
     thread = threading.Thread(target=work, name=f"lvlm_guard {what}", daemon=True)
     thread.start()
     thread.join(timeout)
     if not outcome:
-        raise InputError(f"The {what} {name} did not answer within {timeout:g} s. Raise its timeout, or mend it.")
+        raise InputError(f"The {what} {name} did not answer within {timeout:g} s. Raise its timeout, or correct it.")
     value, error = outcome[0]
     if error is not None:
         raise InputError(f"The {what} {name} raised {type(error).__name__}: {error}.") from error
@@ -60,5 +60,5 @@ def call_user_function(function: str | Callable[..., Any], *arguments: Any, what
 
 
 def name_of(function: str | Callable[..., Any]) -> str:
-    """A callable for people."""
+    """Return a readable name of a callable."""
     return repr(function) if isinstance(function, str) else getattr(function, "__qualname__", repr(function))

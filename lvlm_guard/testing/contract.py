@@ -1,4 +1,4 @@
-"""The contract every strategy inherits: subclass it in a test module and say what to test.
+"""The contract that every strategy inherits: subclass it in a test module and name the strategy.
 
 ```python
 class TestMine(StrategyContract):
@@ -33,21 +33,20 @@ IMPLAUSIBLE = 1e3  # demoted tokens sit 1e4 below; fp32 has no digits left down 
 
 
 class Words:
-    """A tokenizer as far as strategies need one: each letter becomes a token."""
+    """A tokenizer for strategies that need one: each letter becomes a token."""
 
     unk_token_id = 3
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        """Token ids of the first letters of a text."""
+        """Return the token ids of the first letters of a text."""
         return {"input_ids": [5 + ord(letter) % 50 for letter in text[:6]]}
 
 
 class StrategyContract:
-    """What holds for every strategy, checked on tiny models in fp32.
+    """The promises of every strategy, checked on tiny models in fp32.
 
     Set `strategy`; set `architectures`, `neutral`, `waits` (how often each token may wait for the device), or override
-    `guard` where needed. Each check fails with a message that says which promise broke, and each first asserts that the
-    strategy visibly changes the logits.
+    `guard` where needed. Each check fails with a message that names the broken promise.
     """
 
     strategy: ClassVar[Any]
@@ -68,13 +67,13 @@ class StrategyContract:
             assert effect > POWER, f"{self._name}: changes logits by {effect:.3f} only, a test on it has no power"
 
     def test_neutral_is_bit_identical(self) -> None:
-        """At its neutral value it yields nothing: the very bits of plain generate."""
+        """At its neutral values the output equals plain generate bit for bit."""
         for model, inputs in self._models():
             plain = _run(model, inputs, self.tokens)
             guarded = self._guarded(model, inputs, self._at(1.0))
             assert torch.equal(plain.sequences, guarded.sequences), f"{self._name}: neutral changes tokens"
-            same = all(torch.equal(one, other) for one, other in zip(plain.logits, guarded.logits, strict=True))
-            assert same, f"{self._name}: neutral changes logits"
+            equal = all(torch.equal(*pair) for pair in zip(plain.logits, guarded.logits, strict=True))
+            assert equal, f"{self._name}: neutral changes logits"
 
     def test_near_neutral_is_near_plain(self) -> None:
         """At 1e-6 from neutral, plausible tokens keep their logits within 1e-4."""
@@ -99,10 +98,10 @@ class StrategyContract:
         """A left-padded batch of three equals three single runs."""
         for name, (model, _) in zip(self.architectures, self._models(), strict=True):
             singles, batch = ragged(name, model)
-            alone = [self._logits(model, one) for one in singles]
-            together = self._logits(model, batch)
-            for row, expected in enumerate(alone):
-                difference = _distance(expected, together[:, row : row + 1])
+            singly = [self._logits(model, inputs) for inputs in singles]
+            batched = self._logits(model, batch)
+            for row, expected in enumerate(singly):
+                difference = _distance(expected, batched[:, row : row + 1])
                 assert difference <= TOLERANCE, f"{self._name}: row {row} differs by {difference} inside a batch"
 
     def test_executors_and_recompute_agree(self) -> None:
@@ -110,11 +109,13 @@ class StrategyContract:
         for model, inputs in self._models():
             for beams in (1, 3):
                 mode = {"num_beams": beams}
-                wanted = self._guarded(model, inputs, executor="sequential", use_cache=False, num_beams=beams)
+                recomputed = self._guarded(model, inputs, executor="sequential", use_cache=False, num_beams=beams)
                 for executor in ("auto", "sequential"):
-                    got = self._guarded(model, inputs, executor=executor, num_beams=beams)
-                    assert torch.equal(got.sequences, wanted.sequences), f"{self._name}: {executor} {mode} other tokens"
-                    difference = _distance(_logits(wanted), _logits(got))
+                    output = self._guarded(model, inputs, executor=executor, num_beams=beams)
+                    assert torch.equal(output.sequences, recomputed.sequences), (
+                        f"{self._name}: {executor} {mode} other tokens"
+                    )
+                    difference = _distance(_logits(recomputed), _logits(output))
                     assert difference <= TOLERANCE, f"{self._name}: {executor} {mode} differs by {difference}"
 
     def test_the_same_seed_gives_the_same_logits(self) -> None:
@@ -133,7 +134,7 @@ class StrategyContract:
             _run(model, inputs, 1, logits_processor=[plain])
             self._guarded(model, inputs, tokens=1, logits_processor=[guarded])
             effect = _distance(plain.seen[0][1][None], guarded.seen[0][1][None], floor=True)
-            assert effect > POWER, f"{self._name}: processors see main's logits; terms were added behind them"
+            assert effect > POWER, f"{self._name}: processors see main's logits; terms were added after them"
 
     def test_a_forbidden_token_stays_forbidden(self) -> None:
         """`min_new_tokens` and bad words give distinct, allowed tokens; nothing falls back to token 0."""
@@ -148,7 +149,9 @@ class StrategyContract:
                     "min_new_tokens": 3,
                 }
                 new = self._guarded(model, inputs, **banned, **mode).sequences[:, inputs["input_ids"].shape[1] :]
-                assert not torch.isin(new, torch.tensor([first, 0])).any(), f"{self._name}: {mode} a banned token came"
+                assert not torch.isin(new, torch.tensor([first, 0])).any(), (
+                    f"{self._name}: {mode} a banned token was chosen"
+                )
                 assert not (new[:, :3] == 7).any(), f"{self._name}: {mode} ended before min_new_tokens"  # noqa: PLR2004
 
     def test_two_threads_get_their_own_answers(self) -> None:
@@ -163,36 +166,36 @@ class StrategyContract:
             )
 
     def test_a_model_on_two_devices_says_the_same(self) -> None:
-        """Layers on two devices, as `device_map` spreads them: what is kept is brought to where a layer is."""
+        """Layers on two devices, as `device_map` spreads them: the strategy moves its tensors to the device of a layer."""
         name = self.architectures[0]
-        (model, inputs), (apart, _) = tiny(name), tiny(name)
-        wanted = self._logits(model, inputs)
-        with devices.two(apart, self._name):
-            got = self._logits(apart, devices.moved(inputs)).cpu()
-        difference = _distance(wanted, got)
+        (model, inputs), (spread, _) = tiny(name), tiny(name)
+        expected = self._logits(model, inputs)
+        with devices.two(spread, self._name):
+            logits = self._logits(spread, devices.move(inputs)).cpu()
+        difference = _distance(expected, logits)
         assert difference <= TOLERANCE, f"{self._name}: {name} on two devices differs by {difference}"
 
     def test_no_token_waits_for_the_device(self) -> None:
-        """A decode step reads nothing back from the device that plain generate does not; see `waits`."""
+        """A decode step reads nothing from the device that plain generate does not read; see `waits`."""
         name = self.architectures[0]
         model, _ = tiny(name)
-        padded = ragged(name, model)[1]  # transformers looks at every padding mask it gets
+        padded = ragged(name, model)[1]  # transformers reads every padding mask
         with devices.two(model, self._name) as waited:
-            moved = devices.moved(padded)
-            plain = devices.waits_per_token(waited, lambda tokens: _run(model, moved, tokens, min_new_tokens=tokens))
+            inputs = devices.move(padded)
+            plain = devices.waits_per_token(waited, lambda tokens: _run(model, inputs, tokens, min_new_tokens=tokens))
             guarded = devices.waits_per_token(
-                waited, lambda tokens: self._guarded(model, moved, tokens=tokens, min_new_tokens=tokens)
+                waited, lambda tokens: self._guarded(model, inputs, tokens=tokens, min_new_tokens=tokens)
             )
         more = len(guarded) - len(plain)
         assert more <= self.waits, f"{self._name}: waits for the device {more} times more a token, at {set(guarded)}"
 
     def test_the_default_device_does_not_matter(self) -> None:
-        """Under `torch.set_default_device`, everything still says where it lies."""
+        """Under `torch.set_default_device`, every tensor is made on a stated device."""
         model, inputs = tiny(self.architectures[0])
-        wanted, guard = self._logits(model, inputs), self.guard(model, self.strategy)
+        expected, guard = self._logits(model, inputs), self.guard(model, self.strategy)
         with devices.no_default(self._name):
-            got = _logits(_quiet(guard, inputs, _settings(self.tokens, {})))
-        assert torch.equal(wanted, got), f"{self._name}: another default device changes logits"
+            logits = _logits(_quiet(guard, inputs, _settings(self.tokens, {})))
+        assert torch.equal(expected, logits), f"{self._name}: another default device changes logits"
 
     @property
     def _name(self) -> str:
@@ -202,7 +205,7 @@ class StrategyContract:
         return (tiny(name) for name in self.architectures)
 
     def _at(self, share: float) -> Any:
-        """The strategy moved towards its neutral value by `share`; 1 is neutral itself."""
+        """Return the strategy moved towards its neutral values by `share`; 1 is neutral itself."""
         neutral = self.neutral or getattr(self.strategy, "neutral", None)
         if not neutral:
             raise GuardError(f"{self._name}: name the neutral values, neutral = {{'alpha': 0.0}}.")
@@ -229,22 +232,22 @@ class StrategyContract:
 
 
 def ragged(name: str, model: nn.Module) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Three prompts of different lengths and images, alone and as one left-padded batch."""
+    """Return three prompts of different lengths and images, singly and as one left-padded batch."""
     singles = [inputs_for(name, model, 1, text=text, seed=text) for text in (3, 6, 11)]
     return singles, left_padded(singles)
 
 
 def left_padded(singles: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch of single-row inputs: token-aligned ones padded on the left, pixels stacked."""
-    length = max(one["input_ids"].shape[1] for one in singles)
+    """Return one batch of single-row inputs: token-aligned tensors padded on the left, pixels stacked."""
+    length = max(inputs["input_ids"].shape[1] for inputs in singles)
     batch = {}
     for key in singles[0]:
         aligned = singles[0][key].shape[:2] == singles[0]["input_ids"].shape
-        batch[key] = torch.cat([_padded(one[key], length) if aligned else one[key] for one in singles])
+        batch[key] = torch.cat([_pad(inputs[key], length) if aligned else inputs[key] for inputs in singles])
     return batch
 
 
-def _padded(value: Tensor, length: int) -> Tensor:
+def _pad(value: Tensor, length: int) -> Tensor:
     return torch.cat([value.new_zeros(1, length - value.shape[1], *value.shape[2:]), value], dim=1)
 
 
@@ -267,13 +270,13 @@ def _logits(output: Any) -> Tensor:
     return torch.stack(list(output.logits))
 
 
-def _distance(one: Tensor, other: Tensor, *, floor: bool = False) -> float:
-    """Largest difference over tokens that neither side demotes; with `floor`, demotion by one side counts as 1."""
-    here, there = one > -IMPLAUSIBLE, other > -IMPLAUSIBLE
-    if floor and not torch.equal(here, there):
+def _distance(left: Tensor, right: Tensor, *, floor: bool = False) -> float:
+    """Return the largest difference over tokens that neither side demotes; with `floor`, one-sided demotion counts as 1."""
+    left_plausible, right_plausible = left > -IMPLAUSIBLE, right > -IMPLAUSIBLE
+    if floor and not torch.equal(left_plausible, right_plausible):
         return 1.0
-    alive = here & there
-    return float((one - other)[alive].abs().max()) if bool(alive.any()) else 0.0
+    plausible = left_plausible & right_plausible
+    return float((left - right)[plausible].abs().max()) if bool(plausible.any()) else 0.0
 
 
 __all__ = ["StrategyContract", "Words", "left_padded", "ragged"]

@@ -1,7 +1,7 @@
 """A model spread over devices that this machine lacks: tensors on the CPU that say they lie elsewhere.
 
-Where torch would refuse tensors of two devices, so do these; a strategy or a core that forgets to move something fails here as it
-would on two GPUs. Copies between devices cost nothing, so this tells nothing about speed.
+They refuse to meet across devices as torch's do, so a strategy or a core that forgets to move a tensor fails here as it would on
+two GPUs. Copies between devices cost nothing, so speed is not measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing_extensions import Self
 from lvlm_guard import anatomy
 
 KIND = "lazy"
-"""A kind of device whose guards every build of torch has, and whose memory none touches."""
+"""A kind of device whose guards every build of torch has, and whose memory no build touches."""
 SHORT = 3
 NO_AUTOCAST = "unknown device type for autocast", "unsupported scalarType"
 FIRST, SECOND = torch.device(KIND, 0), torch.device(KIND, 1)
@@ -42,28 +42,28 @@ _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.defaul
 class Elsewhere(Tensor):
     """A tensor on the CPU that says it lies on another device."""
 
-    held: Tensor
+    content: Tensor
 
     @staticmethod
-    def __new__(cls: type[Self], held: Tensor, device: torch.device) -> Self:
-        """Wrap what is really on the CPU."""
-        made: Self = Tensor._make_wrapper_subclass(  # noqa: SLF001 - torch's door for this
+    def __new__(cls: type[Self], values: Tensor, device: torch.device) -> Self:
+        """Wrap a tensor that is really on the CPU."""
+        wrapper: Self = Tensor._make_wrapper_subclass(  # noqa: SLF001 - torch's door for this
             cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
             device=device,
         )
-        made.held = held
-        return made
+        wrapper.content = values
+        return wrapper
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
-        """The values, and where they say they are."""
-        return f"{self.held!r} on {self.device}"
+        """Return the values, and the device that they name."""
+        return f"{self.content!r} on {self.device}"
 
     def tolist(self) -> Any:
-        """Plain numbers."""
+        """Return plain numbers."""
         return self.cpu().tolist()
 
     @classmethod
@@ -73,7 +73,7 @@ class Elsewhere(Tensor):
 
 
 class _Pretending(TorchDispatchMode):
-    """Sends what is created on a device of this kind through the same door, and writes down what would wait for it."""
+    """Send tensors created on a device of this kind through the same door, and note operators that wait for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,45 +86,47 @@ class _Pretending(TorchDispatchMode):
 
 
 class _Making(TorchFunctionMode):
-    """Sees to tensors of Python values, which torch makes below every other door."""
+    """Handle tensors of Python values, which torch makes below every other door."""
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = kwargs or {}
         if func is Tensor.new_tensor:
             options = {"device": args[0].device, **options}
         lists = func is torch.tensor and isinstance(args[0], list | tuple)
-        return func(*(tree_map(_behind, args) if lists else args), **options)
+        return func(*(tree_map(_unwrap, args) if lists else args), **options)
 
 
 @contextmanager
 def pretended() -> Iterator[list[str]]:
-    """Let tensors be made on and moved to `FIRST` and `SECOND`; yields the operators that waited for a device so far.
+    """Let tensors be made on and moved to `FIRST` and `SECOND`; yield the operators that waited for a device so far.
 
     Raises:
-        SkipTest: Something asked for autocast there, as older transformers do in every forward; torch has none for this kind.
+        SkipTest: A forward uses autocast, as older transformers always do; torch has none for this kind.
     """
-    lifted = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 - so that what is made of Python values is moved, not made, there
+    lifted = torch._C._only_lift_cpu_tensors()  # noqa: SLF001 - so that tensors of Python values are moved there, not made there
     torch._C._set_only_lift_cpu_tensors(True)  # noqa: SLF001, FBT003 - as above
     try:
         with _Pretending() as mode, _Making():
             yield mode.waited
     except RuntimeError as problem:
         if any(words in str(problem) for words in NO_AUTOCAST):
-            raise unittest.SkipTest(f"Pretended devices have no autocast, which was asked for: {problem}") from problem
+            raise unittest.SkipTest(
+                f"Pretended devices have no autocast, which this forward uses: {problem}"
+            ) from problem
         raise
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)  # noqa: SLF001 - as above
 
 
 @contextmanager
-def two(model: nn.Module, whose: str) -> Iterator[list[str]]:
-    """A model spread over two devices, and a failure where something was not brought to where a layer is.
+def two(model: nn.Module, name: str) -> Iterator[list[str]]:
+    """Spread a model over two devices, and fail where a tensor was not moved to the device of a layer.
 
-    Yields what waited for a device, as `pretended` does.
+    Yields the operators that waited for a device, as `pretended` does.
 
     Args:
-        model: It stays spread, so take one that nobody else uses.
-        whose: What the failure is put down to.
+        model: It stays spread, so pass one that no other test uses.
+        name: The strategy that the failure names.
 
     Raises:
         SkipTest: accelerate, which spreads models, is not installed.
@@ -136,20 +138,20 @@ def two(model: nn.Module, whose: str) -> Iterator[list[str]]:
         try:
             yield waited
         except DevicesApart as problem:
-            raise AssertionError(f"{whose}: {problem} Bring what is kept to the device of what it meets.") from problem
+            raise AssertionError(f"{name}: {problem} Move the tensor to the device of the one it meets.") from problem
 
 
-def moved(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inputs on the first device."""
+def move(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move inputs to the first device."""
     return {name: value.to(FIRST) for name, value in inputs.items()}
 
 
 def waits_per_token(waited: Sequence[str], generate: Callable[[int], Any]) -> list[str]:
-    """What each further token waits for: operators in a generation of two tokens more, counted down to one.
+    """Return the operators that each further token waits for: the difference of two generations, per token.
 
     Args:
-        waited: What `two` yields.
-        generate: Generates so many tokens, no fewer.
+        waited: The list that `two` yields.
+        generate: Generates exactly that many tokens.
     """
     counts = []
     for tokens in (SHORT, SHORT + 2):
@@ -161,11 +163,11 @@ def waits_per_token(waited: Sequence[str], generate: Callable[[int], Any]) -> li
 
 
 @contextmanager
-def no_default(whose: str) -> Iterator[None]:
-    """A default device that holds no numbers, and a failure where something was made there.
+def no_default(name: str) -> Iterator[None]:
+    """Set a default device that holds no numbers, and fail where a tensor was made there.
 
     Args:
-        whose: What the failure is put down to.
+        name: The strategy that the failure names.
     """
     with torch.device("meta"):
         try:
@@ -173,7 +175,7 @@ def no_default(whose: str) -> Iterator[None]:
         except RuntimeError as problem:
             if "meta" not in str(problem):
                 raise
-            raise AssertionError(f"{whose}: {problem} Say on which device a tensor is made.") from problem
+            raise AssertionError(f"{name}: {problem} State the device of a tensor where it is made.") from problem
 
 
 def spread(model: nn.Module) -> None:
@@ -181,13 +183,13 @@ def spread(model: nn.Module) -> None:
     from accelerate import dispatch_model  # noqa: PLC0415 - an optional package
 
     layers = anatomy.decoder_layers(model)
-    behind = [anatomy.final_norm(model)]
+    last = [anatomy.final_norm(model)]
     if not anatomy.ties_embeddings(model):
-        behind.append(model.get_output_embeddings())  # type: ignore[operator]
-    dispatch_model(model, dict(_placed(model, "", layers, behind)), force_hooks=True)
+        last.append(model.get_output_embeddings())  # type: ignore[operator]
+    dispatch_model(model, dict(_place(model, "", layers, last)), force_hooks=True)
 
 
-def _placed(module: nn.Module, prefix: str, layers: nn.ModuleList, behind: Container[Any]) -> Iterator[tuple[str, str]]:
+def _place(module: nn.Module, prefix: str, layers: nn.ModuleList, last: Container[Any]) -> Iterator[tuple[str, str]]:
     for name in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
         yield prefix + name, str(FIRST)
     for name, child in module.named_children():
@@ -195,57 +197,61 @@ def _placed(module: nn.Module, prefix: str, layers: nn.ModuleList, behind: Conta
             for index in range(len(layers)):
                 yield f"{prefix}{name}.{index}", str(FIRST if index < len(layers) // 2 else SECOND)
         elif any(part is layers for part in child.modules()):
-            yield from _placed(child, f"{prefix}{name}.", layers, behind)
+            yield from _place(child, f"{prefix}{name}.", layers, last)
         else:
-            yield prefix + name, str(SECOND if child in behind else FIRST)
+            yield prefix + name, str(SECOND if child in last else FIRST)
 
 
 def _run(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator on the tensors behind, and wrap what it gives for the device it would lie on."""
-    wrapped = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Elsewhere)]
-    asked = None if kwargs.get("device") is None else torch.device(kwargs["device"])
-    if not wrapped and (asked is None or asked.type != KIND):
+    """Run an operator on the values, and wrap its result for the device that it would lie on."""
+    wrapped = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Elsewhere)]
+    requested = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    if not wrapped and (requested is None or requested.type != KIND):
         return func(*args, **kwargs)
-    here = _device(func, args, kwargs, asked)
-    options = {**kwargs, "device": torch.device("cpu")} if asked is not None else kwargs
-    result = func(*tree_map(_behind, args), **tree_map(_behind, options))
-    known = {id(one.held): one for one in wrapped}  # what works in place gives back what it was given
-    return tree_map(lambda one: _wrapped(one, here, known), result)
+    device = _find_device(func, args, kwargs, requested)
+    options = {**kwargs, "device": torch.device("cpu")} if requested is not None else kwargs
+    result = func(*tree_map(_unwrap, args), **tree_map(_unwrap, options))
+    wrappers = {id(leaf.content): leaf for leaf in wrapped}  # an operator in place returns its own argument
+    return tree_map(lambda leaf: _wrap(leaf, device, wrappers), result)
 
 
 def _waits(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether the host has to know a number that is on a device: to read it, or to shape a result."""
+    """Return whether the host needs a number that is on a device: to read it, or to shape a result."""
     leaves = tree_leaves((args, kwargs))
-    if not any(isinstance(one, Elsewhere) for one in leaves):
+    if not any(isinstance(leaf, Elsewhere) for leaf in leaves):
         return False
     if func in _INDEXED:
-        return any(one.dtype == torch.bool for one in tree_leaves(args[1]) if isinstance(one, Tensor))
+        return any(leaf.dtype == torch.bool for leaf in tree_leaves(args[1]) if isinstance(leaf, Tensor))
     home = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cpu"
     return func in _READ or (func is _MOVES[0] and home)
 
 
-def _behind(value: Any) -> Any:
-    return value.held if isinstance(value, Elsewhere) else value
+def _unwrap(value: Any) -> Any:
+    return value.content if isinstance(value, Elsewhere) else value
 
 
-def _wrapped(value: Any, here: torch.device, known: Mapping[int, Elsewhere]) -> Any:
-    if not isinstance(value, Tensor) or here.type != KIND:
+def _wrap(value: Any, device: torch.device, wrappers: Mapping[int, Elsewhere]) -> Any:
+    if not isinstance(value, Tensor) or device.type != KIND:
         return value
-    return known[id(value)] if id(value) in known else Elsewhere(value, here)
+    return wrappers[id(value)] if id(value) in wrappers else Elsewhere(value, device)
 
 
-def _device(func: Any, args: Any, kwargs: Mapping[str, Any], asked: torch.device | None) -> torch.device:
-    """Where the result lies: where it was asked for, else where all tensors lie.
+def _find_device(func: Any, args: Any, kwargs: Mapping[str, Any], requested: torch.device | None) -> torch.device:
+    """Return the device of the result: the requested one, else that of all tensors.
 
     Raises:
-        DevicesApart: They do not.
+        DevicesApart: The tensors lie on two devices.
     """
     if func in _MOVES:
-        return asked if asked is not None else args[0].device
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        return requested if requested is not None else args[0].device
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     indices = tree_leaves(args[1]) if func in _INDEXED else []
-    bound = [one for one in tensors if one.ndim or one.device.type == KIND]
-    found = {one.device for one in bound if not (one.device.type == "cpu" and any(one is index for index in indices))}
-    if len(found) > 1:
-        raise DevicesApart(f"{func} met tensors on {' and '.join(sorted(map(str, found)))}.")
-    return asked if asked is not None else found.pop()
+    bound = [tensor for tensor in tensors if tensor.ndim or tensor.device.type == KIND]
+    devices = {
+        tensor.device
+        for tensor in bound
+        if not (tensor.device.type == "cpu" and any(tensor is index for index in indices))
+    }
+    if len(devices) > 1:
+        raise DevicesApart(f"{func} met tensors on {' and '.join(sorted(map(str, devices)))}.")
+    return requested if requested is not None else devices.pop()

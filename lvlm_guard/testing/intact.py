@@ -1,4 +1,4 @@
-"""What a guarded call must leave alone: the model it ran, exceptions inside it, and other threads."""
+"""Checks that a guarded call leaves the model, exceptions inside it and other threads alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INSTANCE = {"forward", "generate", "_forward", "__call__"}
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """Weights, attributes that shadow methods, hooks, attention and mode of a model."""
+    """Return weights, attributes that shadow methods, hooks, attention and mode of a model."""
     weights = hashlib.blake2b()
     for tensor in model.state_dict().values():
         weights.update(tensor.detach().float().numpy().tobytes())
@@ -33,7 +33,7 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
 
 
 class BoomError(Exception):
-    """What an exploding model raises."""
+    """The exception of an exploding model."""
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def exploding(model: nn.Module, at: int = 3) -> Iterator[None]:
 
 
 def shares_positions(model: nn.Module) -> bool:
-    """Whether this version keeps rope state on the module, so that not even plain generate runs in two threads."""
+    """Return whether this version keeps rope state on the module, so that not even plain generate runs in two threads."""
     return hasattr(model, "_get_initial_cache_position") and bool(anatomy.rope_owners(model))
 
 

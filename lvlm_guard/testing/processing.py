@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
-from lvlm_guard.testing.tiny import ARCHITECTURES, completed, placeholders
+from lvlm_guard.testing.tiny import ARCHITECTURES, complete, placeholders
 
 SPECIAL = frozenset({*range(5), *range(98, 105)})
 NO, STOP = 75, 4
@@ -22,20 +22,20 @@ PACKED = (16, 16)
 class TinyTokenizer:
     """Words that name their ids, as `w81` names 81.
 
-    Below 75 they are nos, as in `no-17`, and each fourth ends a sentence, as `w80.` does. In prompts `w17` is 17 too, and any
-    other word is some id. So a tiny model says sentences and answers no, if at random.
+    Below 75 they begin with no, as `no-17` does, and each fourth ends a sentence, as `w80.` does. In prompts `w17` is 17 too, and
+    any other word is some id. So a tiny model writes sentences and answers no, at random.
     """
 
     unk_token_id = 3
     padding_side = "left"
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         return {"input_ids": [_id(word) for word in text.split()]}
 
     def decode(self, ids: Iterable[Any], **_: Any) -> str:
-        """The words of token ids, special ones left out."""
-        return " ".join(_word(int(one)) for one in ids if int(one) not in SPECIAL)
+        """Return the words of token ids, without special ones."""
+        return " ".join(_word(int(token)) for token in ids if int(token) not in SPECIAL)
 
 
 def _id(word: str) -> int:
@@ -43,8 +43,8 @@ def _id(word: str) -> int:
     return int(number[1]) if number else 5 + sum(map(ord, word)) % 50
 
 
-def _word(one: int) -> str:
-    return ("no-" if one < NO else "w") + str(one) + ("." if one % STOP == 0 else "")
+def _word(token: int) -> str:
+    return ("no-" if token < NO else "w") + str(token) + ("." if token % STOP == 0 else "")
 
 
 class TinyProcessor:
@@ -62,45 +62,45 @@ class TinyProcessor:
         self.tokenizer = TinyTokenizer()
 
     def __call__(self, images: Sequence[Any] | None = None, text: Sequence[str] = (), **_: Any) -> BatchFeature:
-        """Inputs of a batch, padded on the left."""
-        rows = [self._ids(one) for one in text]
+        """Return the inputs of a batch, padded on the left."""
+        rows = [self._ids(prompt) for prompt in text]
         length = max(map(len, rows))
         ids = torch.tensor([[0] * (length - len(row)) + row for row in rows], device="cpu")
         mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device="cpu")
         if not images:
             return BatchFeature({"input_ids": ids, "attention_mask": mask})
-        return BatchFeature(completed(self.architecture, ids, mask, self.pixels(images)))
+        return BatchFeature(complete(self.architecture, ids, mask, self.pixels(images)))
 
     def pixels(self, images: Sequence[Any]) -> Tensor:
-        """Pixels of PIL pictures, normalised, in the architecture's own layout."""
+        """Return the pixels of PIL pictures, normalised, in the architecture's own layout."""
         shape = ARCHITECTURES[self.architecture].pixels
         if len(shape) == 2:  # noqa: PLR2004 - a matrix of patches
-            return torch.cat([_patches(self._normalised(one, PACKED), shape) for one in images])
+            return torch.cat([_patches(self._normalise(image, PACKED), shape) for image in images])
         height, width = shape[-2:]
-        return torch.stack([self._normalised(one, (width, height)).expand(shape) for one in images])
+        return torch.stack([self._normalise(image, (width, height)).expand(shape) for image in images])
 
     def apply_chat_template(self, messages: Sequence[Any], **_: Any) -> str:
-        """The text of one conversation."""
+        """Return the text of one conversation."""
         items = [item for message in messages for item in message["content"]]
         texts = ["<image>" if item["type"] == "image" else str(item["text"]) for item in items]
         return " ".join(["user", *texts])
 
     def batch_decode(self, sequences: Iterable[Any], **_: Any) -> list[str]:
-        """The words of each sequence."""
-        return [self.tokenizer.decode(one) for one in sequences]
+        """Return the words of each sequence."""
+        return [self.tokenizer.decode(sequence) for sequence in sequences]
 
     def _ids(self, text: str) -> list[int]:
         image = placeholders(self.architecture)
-        return [one for word in text.split() for one in (image if word == "<image>" else [_id(word)])]
+        return [token for word in text.split() for token in (image if word == "<image>" else [_id(word)])]
 
-    def _normalised(self, picture: Any, size: tuple[int, int]) -> Tensor:
-        shown = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
-        mean, deviation = (np.array(one, dtype=np.float32) for one in (self.image_mean, self.image_std))
-        return torch.from_numpy((shown - mean) / deviation).permute(2, 0, 1)
+    def _normalise(self, picture: Any, size: tuple[int, int]) -> Tensor:
+        pixels = np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BILINEAR), dtype=np.float32) / 255
+        mean, deviation = (np.array(values, dtype=np.float32) for values in (self.image_mean, self.image_std))
+        return torch.from_numpy((pixels - mean) / deviation).permute(2, 0, 1)
 
 
 def _patches(pixels: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Flattened patches of a square picture `[3, side, side]`, equal in both frames."""
+    """Return flattened patches of a square picture `[3, side, side]`, equal in both frames."""
     count, width = shape
     grid = round(count**0.5)
     side = pixels.shape[-1] // grid

@@ -1,4 +1,4 @@
-"""The oracle: what a formula gives when every branch is recomputed from scratch at every step."""
+"""The oracle: a formula whose branches are recomputed from scratch at every step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Formula = Callable[[Sequence[Tensor], int], Tensor]
 
 
 class Recorder(LogitsProcessor):
-    """A logits processor that keeps every (prefix, scores) pair that generate's loop saw, and changes nothing."""
+    """A logits processor that keeps every (prefix, scores) pair of generate's loop, and changes nothing."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Tensor, Tensor]] = []
@@ -38,19 +38,19 @@ class Oracle:
         self._model = model
         self._variants = variants
         self._formula = formula
-        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        self._results: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def logits(self, generated: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return (combined, main) logits `[vocab]` in fp32 behind the `generated` tokens."""
+        """Return (combined, main) logits `[vocab]` in fp32 after the `generated` tokens."""
         key = tuple(generated)
-        if key not in self._known:
+        if key not in self._results:
             raw = [next_logits(self._model, variant, key) for variant in self._variants]
-            self._known[key] = self._formula(raw, len(key)), raw[0]
-        return self._known[key]
+            self._results[key] = self._formula(raw, len(key)), raw[0]
+        return self._results[key]
 
 
 def next_logits(model: Any, inputs: Mapping[str, Any], generated: Sequence[int]) -> Tensor:
-    """Raw next-token logits `[vocab]` in fp32 of one row, prompt and generated tokens run in one go."""
+    """Return raw next-token logits `[vocab]` in fp32 of one row, prompt and generated tokens run at once."""
     grown = extend(inputs, generated)
     output = model.generate(
         **grown, max_new_tokens=1, do_sample=False, use_cache=False, return_dict_in_generate=True, output_logits=True
@@ -60,7 +60,7 @@ def next_logits(model: Any, inputs: Mapping[str, Any], generated: Sequence[int])
 
 
 def extend(inputs: Mapping[str, Any], generated: Sequence[int]) -> dict[str, Any]:
-    """Inputs with `generated` tokens appended to the prompt as text."""
+    """Return inputs with `generated` tokens appended to the prompt as text."""
     grown = dict(inputs)
     tokens = torch.tensor([list(generated)], dtype=torch.long, device=inputs["input_ids"].device)
     grown["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)

@@ -43,36 +43,36 @@ ALL = (0, 1, 2)
 
 
 def pictures(count: int = len(TEXTS)) -> list[Image.Image]:
-    """Pictures of coarse random cells, which stay different when they are made small."""
+    """Draw pictures of coarse random cells, which stay different when they are made small."""
     draw = np.random.default_rng(0)
     drawn = [Image.fromarray(draw.integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)) for _ in range(count)]
-    return [one.resize((SIDE, SIDE), Image.Resampling.NEAREST) for one in drawn]
+    return [picture.resize((SIDE, SIDE), Image.Resampling.NEAREST) for picture in drawn]
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """A contrast with the negative of the picture, to stand in a stack beside what is tested."""
+class Companion:
+    """A contrast with the negative of the picture, for a stack with the strategy under test."""
 
-    name: ClassVar[str] = "beside"
+    name: ClassVar[str] = "companion"
 
     weight: float = 0.7
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:  # noqa: ARG002 - a hook's signature is fixed
-        """The negative."""
+        """Add the negative."""
         yield Branch("negative", pixels=_negative)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Contrast]:  # noqa: ARG002 - as above
-        """Away from it."""
+        """Contrast with it."""
         yield Contrast("negative", self.weight)
 
 
 class SequenceContract:
-    """What holds for every strategy that searches, edits the prompt or revises, checked on tiny models in fp32.
+    """The promises of every strategy that searches, edits the prompt or revises, checked on tiny models in fp32.
 
     The prompts come with pictures, through `guard.inputs`. Set `strategy`, at settings that matter on a tiny model; set
-    `neutral`, `architectures`, `baseline` (generate's settings that are plain beside it), `explosions` (decoder forwards
+    `neutral`, `architectures`, `baseline` (the settings of plain generate to compare with), `explosions` (decoder forwards
     in which the model raises), or override `guard` where needed.
     """
 
@@ -82,7 +82,7 @@ class SequenceContract:
     tokens: ClassVar[int] = 6
     baseline: ClassVar[Mapping[str, Any]] = {}
     explosions: ClassVar[tuple[int, ...]] = (3,)
-    companion: ClassVar[Any] = Beside()
+    companion: ClassVar[Any] = Companion()
 
     def guard(self, architecture: str, model: nn.Module, *strategies: Any, **options: Any) -> Any:
         """Build the guard under test."""
@@ -93,7 +93,7 @@ class SequenceContract:
         for name, model in self._models():
             plain = self._plain(name, model, ALL, **self.baseline)
             guarded = self._new(name, model, ALL)
-            assert not _same(plain, guarded), f"{self._name}: {name} says the same, a test on it has no power"
+            assert not _equal(plain, guarded), f"{self._name}: {name} gives the same tokens, a test on it has no power"
 
     def test_neutral_is_plain_and_refuses_nothing(self) -> None:
         """At its neutral value every mode of generate works, and gives plain generate's tokens."""
@@ -107,10 +107,10 @@ class SequenceContract:
             for mode in modes:
                 plain, guarded = self._seeded(name, model, mode)
                 assert torch.equal(plain, guarded), f"{self._name}: {name} {mode} neutral changes tokens"
-            heard = [_Heard(), _Heard()]
-            self._plain(name, model, ALONE, streamer=heard[0])
-            self._new(name, model, ALONE, self._at_neutral(), streamer=heard[1])
-            assert heard[0].tokens == heard[1].tokens, f"{self._name}: {name} neutral streams other tokens"
+            listeners = [_Listener(), _Listener()]
+            self._plain(name, model, ALONE, streamer=listeners[0])
+            self._new(name, model, ALONE, self._at_neutral(), streamer=listeners[1])
+            assert listeners[0].tokens == listeners[1].tokens, f"{self._name}: {name} neutral streams other tokens"
 
     def test_the_model_is_left_as_it_was(self) -> None:
         """Weights, hooks, instance attributes and attention stay, after a call and after exceptions inside it."""
@@ -127,10 +127,10 @@ class SequenceContract:
     def test_rows_of_a_batch_do_not_see_each_other(self) -> None:
         """A left-padded batch of three equals three single runs."""
         for name, model in self._models():
-            together = self._new(name, model, ALL)
+            batched = self._new(name, model, ALL)
             for row in ALL:
-                alone = self._new(name, model, (row,))
-                assert _same(alone, together[row : row + 1]), f"{self._name}: {name} row {row} differs inside a batch"
+                single = self._new(name, model, (row,))
+                assert _equal(single, batched[row : row + 1]), f"{self._name}: {name} row {row} differs inside a batch"
 
     def test_executors_agree_beside_a_branch(self) -> None:
         """With a branch of another strategy, one batch and a cache per branch give the same tokens."""
@@ -139,8 +139,8 @@ class SequenceContract:
             batched, report = self._reported(name, model, ALL, *stack)
             assert report.executor == "batched", f"{self._name}: {name} ran {report.executor}: {report.reason}"
             sequential = self._new(name, model, ALL, *stack, executor="sequential")
-            assert _same(batched, sequential), f"{self._name}: {name} executors give other tokens"
-            visible = not _same(batched, self._new(name, model, ALL))
+            assert _equal(batched, sequential), f"{self._name}: {name} executors give other tokens"
+            visible = not _equal(batched, self._new(name, model, ALL))
             assert visible, f"{self._name}: {name} the branch beside it does nothing, a test on it has no power"
 
     def test_the_same_call_gives_the_same_tokens(self) -> None:
@@ -150,19 +150,19 @@ class SequenceContract:
             torch.manual_seed(1234)
             torch.randn(7)
             before = torch.get_rng_state()
-            assert _same(first, self._new(name, model, ALL)), f"{self._name}: {name} a repeated call differs"
+            assert _equal(first, self._new(name, model, ALL)), f"{self._name}: {name} a repeated call differs"
             assert torch.equal(before, torch.get_rng_state()), f"{self._name}: {name} draws from the global generator"
 
     def test_a_forbidden_token_stays_forbidden(self) -> None:
-        """Bad words never come; the end comes not before `min_new_tokens`, unless answers are revised."""
+        """Bad words are never chosen; unless answers are revised, none ends before `min_new_tokens`."""
         for name, model in self._models():
             answers = self._plain(name, model, ALL), self._new(name, model, ALL)
-            banned = {0, *torch.cat([one[:, :1].flatten() for one in answers]).tolist()} - {END}
-            limits: dict[str, Any] = {"bad_words_ids": [[one] for one in banned], "min_new_tokens": SHORTEST}
+            banned = {0, *torch.cat([answer[:, :1].flatten() for answer in answers]).tolist()} - {END}
+            limits: dict[str, Any] = {"bad_words_ids": [[token] for token in banned], "min_new_tokens": SHORTEST}
             new = self._new(name, model, ALL, eos_token_id=END, pad_token_id=END, **limits)
-            assert new.numel(), f"{self._name}: {name} says nothing at all, a test on it has no power"
-            came = banned.union(FORBIDDEN) & set(new.flatten().tolist())
-            assert not came, f"{self._name}: {name} the banned tokens {came} came"
+            assert new.numel(), f"{self._name}: {name} generates nothing, a test on it has no power"
+            violations = banned.union(FORBIDDEN) & set(new.flatten().tolist())
+            assert not violations, f"{self._name}: {name} chose the banned tokens {violations}"
             if not is_marked(getattr(self.strategy, "finish", None)):
                 assert not (new[:, :SHORTEST] == END).any(), f"{self._name}: {name} ended before min_new_tokens"
 
@@ -176,25 +176,25 @@ class SequenceContract:
                     guarded=functools.partial(self._new, name, model, ALONE),
                 )
 
-    def test_a_model_on_two_devices_says_the_same(self) -> None:
-        """Layers on two devices, as `device_map` spreads them: what is kept is brought to where a layer is."""
+    def test_a_model_on_two_devices_says_the_equal(self) -> None:
+        """Layers on two devices, as `device_map` spreads them: the strategy moves its tensors to the device of a layer."""
         name = self.architectures[0]
-        wanted = self._new(name, tiny(name)[0], ALL)
-        apart = tiny(name)[0]
-        with devices.two(apart, self._name):
-            got = self._new(name, apart, ALL).cpu()
-        assert _same(wanted, got), f"{self._name}: {name} on two devices says something else"
+        expected = self._new(name, tiny(name)[0], ALL)
+        spread = tiny(name)[0]
+        with devices.two(spread, self._name):
+            tokens = self._new(name, spread, ALL).cpu()
+        assert _equal(expected, tokens), f"{self._name}: {name} on two devices gives other tokens"
 
     def test_the_default_device_does_not_matter(self) -> None:
-        """Under `torch.set_default_device`, everything still says where it lies."""
+        """Under `torch.set_default_device`, every tensor is made on a stated device."""
         name = self.architectures[0]
         model, _ = tiny(name)
         guard = self.guard(name, model, self.strategy)
-        inputs = _shown(guard, ALL)  # processors make their tensors on the default device
+        inputs = _prepare(guard, ALL)  # processors make their tensors on the default device
         with devices.no_default(self._name):
-            got = _tokens(guard.generate, inputs, self.tokens, {})
-        wanted = self._new(name, model, ALL)
-        assert _same(wanted, got), f"{self._name}: another default device changes tokens"
+            tokens = _tokens(guard.generate, inputs, self.tokens, {})
+        expected = self._new(name, model, ALL)
+        assert _equal(expected, tokens), f"{self._name}: another default device changes tokens"
 
     @property
     def _name(self) -> str:
@@ -204,37 +204,37 @@ class SequenceContract:
         return ((name, tiny(name)[0]) for name in self.architectures)
 
     def _at_neutral(self) -> Any:
-        """The strategy at its neutral value."""
+        """Return the strategy at its neutral values."""
         neutral = self.neutral or getattr(self.strategy, "neutral", None)
         if not neutral:
             raise GuardError(f"{self._name}: name the neutral values, neutral = {{'rounds': 0}}.")
         return dataclasses.replace(self.strategy, **neutral)
 
     def _seeded(self, name: str, model: nn.Module, mode: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Plain and neutral tokens in a mode, from the same random state."""
+        """Return plain and neutral tokens in a mode, from the same random state."""
         torch.manual_seed(0)
         plain = self._plain(name, model, ALL, **mode)
         torch.manual_seed(0)
         return plain, self._new(name, model, ALL, self._at_neutral(), **mode)
 
     def _plain(self, name: str, model: Any, rows: Sequence[int], **settings: Any) -> Tensor:
-        """New tokens `[rows, tokens]` of the model alone."""
-        inputs = _shown(self.guard(name, model), rows)
+        """Return new tokens `[rows, tokens]` of the model alone."""
+        inputs = _prepare(self.guard(name, model), rows)
         return _tokens(model.generate, inputs, self.tokens, settings)
 
     def _new(self, name: str, model: nn.Module, rows: Sequence[int], *stack: Any, **settings: Any) -> Tensor:
-        """New tokens `[rows, tokens]` of a guarded call; without a stack, the strategy's own."""
+        """Return new tokens `[rows, tokens]` of a guarded call, by default of the strategy alone."""
         return self._reported(name, model, rows, *stack, **settings)[0]
 
     def _reported(
         self, name: str, model: nn.Module, rows: Sequence[int], *stack: Any, executor: str = "auto", **settings: Any
     ) -> tuple[Tensor, Report]:
-        """The same with the report."""
+        """Return the new tokens and the report."""
         guard = self.guard(name, model, *(stack or (self.strategy,)), executor=executor)
-        return _tokens(guard.generate, _shown(guard, rows), self.tokens, settings), guard.report
+        return _tokens(guard.generate, _prepare(guard, rows), self.tokens, settings), guard.report
 
 
-class _Heard(BaseStreamer):
+class _Listener(BaseStreamer):
     """A streamer that keeps what it gets."""
 
     def __init__(self) -> None:
@@ -245,17 +245,17 @@ class _Heard(BaseStreamer):
         self.tokens += value.flatten().tolist()
 
     def end(self) -> None:
-        """Nothing follows."""
+        """Ignore the end."""
 
 
 def _negative(pixels: Tensor, _: Generator) -> Tensor:
     return -pixels
 
 
-def _shown(guard: Any, rows: Sequence[int]) -> Any:
-    """Inputs of some of the prompts, with their pictures."""
-    shown = pictures()
-    return guard.inputs(images=[shown[row] for row in rows], text=[TEXTS[row] for row in rows])
+def _prepare(guard: Any, rows: Sequence[int]) -> Any:
+    """Return the inputs of some of the prompts, with their pictures."""
+    images = pictures()
+    return guard.inputs(images=[images[row] for row in rows], text=[TEXTS[row] for row in rows])
 
 
 def _tokens(generate: Any, inputs: Any, tokens: int, settings: Mapping[str, Any]) -> Tensor:
@@ -265,11 +265,11 @@ def _tokens(generate: Any, inputs: Any, tokens: int, settings: Mapping[str, Any]
         return sequences(generate(**inputs, **base))[:, inputs["input_ids"].shape[1] :]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal tokens, padding behind the shorter one set aside."""
-    length = min(one.shape[1], other.shape[1])
-    rest = torch.cat([one[:, length:].flatten(), other[:, length:].flatten()])
-    return torch.equal(one[:, :length], other[:, :length]) and not bool(rest.any())
+def _equal(left: Tensor, right: Tensor) -> bool:
+    """Return whether tokens are equal, apart from the padding of the shorter ones."""
+    length = min(left.shape[1], right.shape[1])
+    tail = torch.cat([left[:, length:].flatten(), right[:, length:].flatten()])
+    return torch.equal(left[:, :length], right[:, :length]) and not bool(tail.any())
 
 
-__all__ = ["Beside", "SequenceContract", "pictures"]
+__all__ = ["Companion", "SequenceContract", "pictures"]

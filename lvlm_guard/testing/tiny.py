@@ -1,7 +1,7 @@
 """Tiny random vision-language models, one per architecture, built offline in milliseconds.
 
 Weights are boosted so that the image and the prompt visibly matter: with default initialisation, every branch of a tiny
-model says the same, and a test on it has no power.
+model gives the same logits, and a test on it has no power.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def boost(model: nn.Module, factor: float = BOOST) -> None:
 
 
 def inputs_for(name: str, model: nn.Module, batch: int = 1, *, text: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs of a tiny model: two text tokens, the image, `text` text tokens; drawn from `seed`."""
+    """Return inputs of a tiny model: two text tokens, the image, `text` text tokens; drawn from `seed`."""
     entry = ARCHITECTURES[name]
     draw = torch.Generator().manual_seed(seed)
     before, after = (torch.randint(5, 60, (batch, size), generator=draw) for size in (2, text))
@@ -102,20 +102,20 @@ def inputs_for(name: str, model: nn.Module, batch: int = 1, *, text: int = 6, se
     packed = len(entry.pixels) == 2  # noqa: PLR2004 - a matrix of patches
     shape = (batch * entry.pixels[0], *entry.pixels[1:]) if packed else (batch, *entry.pixels)
     pixels = torch.randn(shape, generator=draw)
-    return completed(name, ids, torch.ones_like(ids), pixels, model.forward)
+    return complete(name, ids, torch.ones_like(ids), pixels, model.forward)
 
 
 def placeholders(name: str) -> list[int]:
-    """Token ids that stand for the image in a prompt, with their fences."""
+    """Return the token ids that stand for the image in a prompt, with their fences."""
     entry = ARCHITECTURES[name]
     image = [IMAGE_TOKEN] * entry.image_tokens
     return [VISION_START, *image, VISION_END] if entry.fenced else image
 
 
-def completed(
+def complete(
     name: str, ids: Tensor, mask: Tensor, pixels: Tensor, forward: Callable[..., Any] | None = None
 ) -> dict[str, Tensor]:
-    """Model inputs of prompts `[batch, length]` with one image each: what `forward` accepts, the class's own if None."""
+    """Return model inputs of prompts `[batch, length]` with one image each: what `forward` accepts, the class's own if None."""
     entry = ARCHITECTURES[name]
     inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
     inputs |= {key: _per_prompt(value, ids, len(ids)) for key, value in entry.extra.items()}

@@ -1,4 +1,4 @@
-"""Augmentation and revision: strategies that change what goes in, or what comes out."""
+"""Augmentation and revision: strategies that change the inputs, or the answer."""
 
 from collections.abc import Callable
 

@@ -1,20 +1,20 @@
-"""Tell the model what somebody else sees: a detector's boxes, a retriever's text."""
+"""Put outside evidence into the prompt: a detector's boxes, a retriever's text."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
 from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeeded, hookimpl
+from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Put what a callable says about the picture in front of the question, row by row.
+    """Put the answer of an outside source about the picture in front of the question, row by row.
 
     Prompting with outside detections, as MARINE (arXiv 2402.08680) and Woodpecker (arXiv 2310.16045) write them, but
     as plain text in main's own prompt. The source is called as `(picture, question)` and returns text, or boxes
@@ -28,29 +28,28 @@ class Evidence:
     cost: ClassVar[str] = "the source, and a longer prompt"
     neutral: ClassVar[dict[str, None]] = {"source": None}
 
-    source: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
-    ] = None
+    source: UserFunction = None
     crop: Annotated[bool, Field(description="cut the picture to the boxes")] = False
-    sentence: Annotated[str, Field(pattern=r"\{\}", description="what a box is turned into")] = "There is a {}."
-    timeout: Annotated[float, Field(gt=0, description="seconds the source may take for a picture")] = 60.0
+    sentence: Annotated[Template, Field(description="what a box is turned into")] = "There is a {}."
+    timeout: Timeout = 60.0
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """The evidence as text, and the crop."""
-        if self.source is None:
-            return
-        if gen.pictures is None or gen.tokenizer is None:
-            raise ProcessorNeeded("'evidence' shows pictures to its source: make the inputs with guard.inputs.")
-        found = [self._ask(gen, row, picture) for row, picture in enumerate(gen.pictures)]
+        """Insert the evidence as text, and crop."""
+        if gen.prompt.pictures is None or gen.model.tokenizer is None:
+            raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
+        answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
-            one if isinstance(one, str) else " ".join(self.sentence.format(box[SIDES]) for box in one) for one in found
+            answer if isinstance(answer, str) else " ".join(self.sentence.format(box[SIDES]) for box in answer)
+            for answer in answers
         ]
         if any(texts):
             ids = tuple(gen.tokenize(text) if text else () for text in texts)
             yield InputEdit(tokens=(Insert(place="after_image", per_row=ids),))
         boxes = {
-            picture.tobytes(): one for picture, one in zip(gen.pictures, found, strict=True) if isinstance(one, list)
+            picture.tobytes(): answer
+            for picture, answer in zip(gen.prompt.pictures, answers, strict=True)
+            if isinstance(answer, list)
         }
         if self.crop and any(boxes.values()):
             yield InputEdit(picture=lambda picture, _: cut(picture, boxes.get(picture.tobytes(), [])))
@@ -62,24 +61,28 @@ class Evidence:
             return answer.strip()
         boxes = list(answer) if isinstance(answer, (list, tuple)) else [answer]
         if not all(isinstance(box, (list, tuple)) and len(box) == SIDES + 1 for box in boxes):
-            raise InputError(f"The source must return text or boxes (x0, y0, x1, y1, label), got {answer!r}.")
+            raise InputError(
+                f"'evidence' needs text or boxes (x0, y0, x1, y1, label): correct the source, which returned {answer!r}."
+            )
         return boxes
 
 
 def question(gen: Generation, row: int) -> str:
-    """The prompt's text behind the image."""
-    image = gen.image_mask[row].nonzero().flatten().tolist()
-    ids = gen.input_ids[row][image[-1] + 1 if image else 0 :]
-    return str(gen.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+    """Return the text of the prompt after the image."""
+    image = gen.prompt.image_mask[row].nonzero().flatten().tolist()
+    ids = gen.prompt.ids[row][image[-1] + 1 if image else 0 :]
+    return str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def cut(picture: Any, boxes: list[Any]) -> Any:
-    """The smallest window of a picture that holds all boxes, enlarged to its size; no box leaves it whole."""
+    """Return the smallest window of a picture that holds all boxes, enlarged to its size; without boxes, the picture."""
     if not boxes:
         return picture
     left, top = (max(min(box[side] for box in boxes), 0) for side in (0, 1))
     right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
     window = round(left), round(top), min(round(right), picture.width), min(round(bottom), picture.height)
     if window[0] >= window[2] or window[1] >= window[3]:
-        raise InputError(f"Boxes must lie inside the picture of {picture.width} x {picture.height}, got {boxes!r}.")
+        raise InputError(
+            f"'evidence' needs boxes inside the picture of {picture.width} x {picture.height}: correct the source, which returned {boxes!r}."
+        )
     return picture.crop(window).resize(picture.size)

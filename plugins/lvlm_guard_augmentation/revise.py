@@ -1,15 +1,15 @@
-"""Ask the model about every thing it named, and take back what it denies."""
+"""Ask the model about every object that it named, and remove those that it denies."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 
 from lvlm_guard import Generation, InputError, ProcessorNeeded, Revision, hookimpl
+from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SENTENCE = re.compile(r"[^.!?]*[.!?]*\s*")
 PHRASE = re.compile(
@@ -38,96 +38,93 @@ class Revise:
     neutral: ClassVar[dict[str, int]] = {"rounds": 0}
 
     rounds: Annotated[int, Field(ge=0, description="how often the answer is checked; 0 is off")] = 1
-    question: Annotated[str, Field(pattern=r"\{\}", description="question about an object")] = (
-        "Is there a {} in the image?"
-    )
+    question: Annotated[Template, Field(description="question about an object")] = "Is there a {} in the image?"
     splitter: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None,
+        UserFunction,
         Field(description='function from a sentence to (piece, question) pairs, or "package.module:function"'),
     ] = None
-    timeout: Annotated[float, Field(gt=0, description="seconds the splitter may take for a sentence")] = 60.0
+    timeout: Timeout = 60.0
 
     @hookimpl
     def finish(self, gen: Generation) -> Iterable[Revision]:
-        """Revised answers of the rows where something was denied."""
-        if not self.rounds:
-            return
-        if gen.tokenizer is None or gen.ask is None or gen.output_ids is None:
-            raise ProcessorNeeded("'revise' reads answers as text, so give the guard the processor.")
+        """Return revised answers of the rows in which a claim was denied."""
+        if gen.model.tokenizer is None:
+            raise ProcessorNeeded("'revise' needs a tokenizer: give the guard the processor, Guard(model, processor).")
         for row, ids in enumerate(gen.output_ids):
-            said = text = str(gen.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            answer = text = str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
             for _ in range(self.rounds):
-                before, text = text, self._checked(gen, row, text)
+                before, text = text, self._check(gen, row, text)
                 if text == before:
                     break
-            if text != said:
+            if text != answer:
                 yield Revision(row, text)
 
-    def _checked(self, gen: Generation, row: int, text: str) -> str:
-        """A text without the claims that the model denies."""
-        sentences = [one for one in SENTENCE.findall(text) if one.strip()]
+    def _check(self, gen: Generation, row: int, text: str) -> str:
+        """Return a text without the claims that the model denies."""
+        sentences = [sentence for sentence in SENTENCE.findall(text) if sentence.strip()]
         claims = [self._claims(gen, sentence) for sentence in sentences]
-        questions = list(dict.fromkeys(asked for own in claims for _, asked in own))
-        assert gen.ask is not None
+        questions = list(dict.fromkeys(question for pairs in claims for _, question in pairs))
         answers = dict(zip(questions, gen.ask(questions, row), strict=True))
-        denied = {asked for asked, answer in answers.items() if re.match(r"\W*no\b", answer, re.IGNORECASE)}
-        kept = [
-            without(sentence, [piece for piece, _ in own], [piece for piece, asked in own if asked in denied])
-            for sentence, own in zip(sentences, claims, strict=True)
+        denied = {question for question, answer in answers.items() if re.match(r"\W*no\b", answer, re.IGNORECASE)}
+        revised = [
+            remove_pieces(
+                sentence, [piece for piece, _ in pairs], [piece for piece, question in pairs if question in denied]
+            )
+            for sentence, pairs in zip(sentences, claims, strict=True)
         ]
-        return "".join(kept).strip()
+        return "".join(revised).strip()
 
     def _claims(self, gen: Generation, sentence: str) -> Sequence[Claim]:
-        """(piece, question) pairs of one sentence."""
+        """Return the (piece, question) pairs of a sentence."""
         if self.splitter is None:
-            return [(one[0], self.question.format(one[1].split()[-1])) for one in PHRASE.finditer(sentence)]
-        found = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
-        pairs = [(str(piece), str(asked)) for piece, asked in found]
+            return [(phrase[0], self.question.format(phrase[1].split()[-1])) for phrase in PHRASE.finditer(sentence)]
+        claims = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
+        pairs = [(str(piece), str(question)) for piece, question in claims]
         if any(piece not in sentence for piece, _ in pairs):
-            raise InputError(f"The splitter must return pieces of {sentence!r}, got {found!r}.")
+            raise InputError(f"'revise' needs pieces of {sentence!r}: correct the splitter, which returned {claims!r}.")
         return pairs
 
 
-def without(sentence: str, pieces: Sequence[str], denied: Sequence[str]) -> str:
-    """A sentence without denied pieces; empty where one of them does not stand in a list with others that stay."""
-    rest, rebuilt = sentence, ""
-    for run in runs(sentence, pieces):
-        start = rest.index(run.text)
-        kept = [piece for piece in run.pieces if piece not in denied]
-        if not kept:
+def remove_pieces(sentence: str, pieces: Sequence[str], denied: Sequence[str]) -> str:
+    """Return a sentence without denied pieces; empty where one is in no list, or in a list of which nothing remains."""
+    tail, rebuilt = sentence, ""
+    for run in find_lists(sentence, pieces):
+        start = tail.index(run.text)
+        remaining = [piece for piece in run.pieces if piece not in denied]
+        if not remaining:
             return ""
-        rebuilt += rest[:start] + run.joined(kept)
-        rest = rest[start + len(run.text) :]
-    return rebuilt + rest
+        rebuilt += tail[:start] + run.join(remaining)
+        tail = tail[start + len(run.text) :]
+    return rebuilt + tail
 
 
 @dataclass(frozen=True)
 class Run:
-    """Pieces that follow each other as a list, and what stands between them."""
+    """A list in a sentence: its text, its pieces, and the separators between them."""
 
     text: str
     pieces: tuple[str, ...]
     between: tuple[str, ...]
 
-    def joined(self, kept: Sequence[str]) -> str:
-        """The list of those that stay, with the list's own separators."""
-        if len(kept) == len(self.pieces) or len(kept) == 1:
-            return self.text if len(kept) == len(self.pieces) else kept[0]
-        return self.between[0].join(kept[:-1]) + self.between[-1] + kept[-1]
+    def join(self, remaining: Sequence[str]) -> str:
+        """Return the list of the remaining pieces, with the separators of the whole list."""
+        if len(remaining) == len(self.pieces) or len(remaining) == 1:
+            return self.text if len(remaining) == len(self.pieces) else remaining[0]
+        return self.between[0].join(remaining[:-1]) + self.between[-1] + remaining[-1]
 
 
-def runs(sentence: str, pieces: Sequence[str]) -> Iterable[Run]:
-    """The lists of a sentence, in its order."""
-    found: list[tuple[int, int]] = []
+def find_lists(sentence: str, pieces: Sequence[str]) -> Iterable[Run]:
+    """Find the lists of a sentence, in its order."""
+    spans: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
         start = sentence.find(piece, at)
         if start >= 0:
             at = start + len(piece)
-            found.append((start, at))
-    while found:
-        run = [found.pop(0)]
-        while found and BETWEEN.fullmatch(sentence[run[-1][1] : found[0][0]]):
-            run.append(found.pop(0))
-        between = [sentence[one[1] : other[0]] for one, other in pairwise(run)]
+            spans.append((start, at))
+    while spans:
+        run = [spans.pop(0)]
+        while spans and BETWEEN.fullmatch(sentence[run[-1][1] : spans[0][0]]):
+            run.append(spans.pop(0))
+        between = [sentence[left[1] : right[0]] for left, right in pairwise(run)]
         yield Run(sentence[run[0][0] : run[-1][1]], tuple(sentence[a:b] for a, b in run), tuple(between))

@@ -1,4 +1,4 @@
-"""Show the model a changed picture instead of the user's own."""
+"""Show the model a changed picture in place of the user's."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Generation, InputEdit, hookimpl
+from lvlm_guard.fields import Seed, Share
 
 GRID = 8
 
@@ -31,33 +32,33 @@ class Transform:
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
     kind: Annotated[Literal["noise", "blur", "crop", "mask"], Field(description="what happens to it")] = "noise"
-    strength: Annotated[float, Field(ge=0, le=1, description="how much of it")] = 0.5
-    seed: Annotated[int, Field(description="seed of noise, window and cells")] = 0
+    strength: Annotated[Share, Field(description="how much of it")] = 0.5
+    seed: Seed = 0
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """One edit of every image."""
-        if self.strength and self.kind == "noise":
-            yield InputEdit(pixels=self._noised, seed=self.seed)
-        elif self.strength:
-            change = {"blur": self._blurred, "crop": self._cropped, "mask": self._masked}[self.kind]
+        """Return one edit for every image."""
+        if self.kind == "noise":
+            yield InputEdit(pixels=self._add_noise, seed=self.seed)
+        else:
+            change = {"blur": self._blur, "crop": self._crop, "mask": self._mask}[self.kind]
             yield InputEdit(picture=change, seed=self.seed)
 
-    def _noised(self, pixels: Tensor, generator: Generator) -> Tensor:
+    def _add_noise(self, pixels: Tensor, generator: Generator) -> Tensor:
         noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32).to(pixels.device)
         return pixels + self.strength * noise
 
-    def _blurred(self, picture: Any, generator: Generator) -> Any:
+    def _blur(self, picture: Any, generator: Generator) -> Any:
         return picture.filter(ImageFilter.GaussianBlur(self.strength * max(picture.size) / 8))
 
-    def _cropped(self, picture: Any, generator: Generator) -> Any:
+    def _crop(self, picture: Any, generator: Generator) -> Any:
         share = max(1 - self.strength, 0.01) ** 0.5
         width, height = (max(round(side * share), 1) for side in picture.size)
         across, down = torch.rand(2, generator=generator).tolist()
         left, top = round(across * (picture.width - width)), round(down * (picture.height - height))
         return picture.crop((left, top, left + width, top + height)).resize(picture.size)
 
-    def _masked(self, picture: Any, generator: Generator) -> Any:
+    def _mask(self, picture: Any, generator: Generator) -> Any:
         hidden = torch.randperm(GRID * GRID, generator=generator)[: round(self.strength * GRID * GRID)]
         cells = torch.zeros(GRID * GRID, dtype=torch.uint8).index_fill(0, hidden, 255).view(GRID, GRID)
         where = Image.fromarray(cells.numpy()).resize(picture.size, Image.Resampling.NEAREST)

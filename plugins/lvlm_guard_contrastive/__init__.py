@@ -1,4 +1,4 @@
-"""Contrastive decoding: strategies that subtract, or add, what a changed branch says."""
+"""Contrastive decoding: strategies that subtract, or add, the logits of a changed branch."""
 
 from collections.abc import Callable
 

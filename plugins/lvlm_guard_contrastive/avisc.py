@@ -1,4 +1,4 @@
-"""Attentional vision calibration: subtract what the model says from the image tokens it stares at."""
+"""Attentional vision calibration: contrast with the image tokens that attract most attention."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from lvlm_guard import (
     View,
     hookimpl,
 )
+from lvlm_guard.fields import ContrastStrength, Plausibility, PositiveShare
 
 LOOK = ("attention of the prompt's last position",)
 
@@ -44,55 +45,51 @@ class AvisC:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 2.5
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    gamma: Annotated[float, Field(gt=0, le=1, description="share of image attention that layers must reach")] = 0.5
+    alpha: ContrastStrength = 2.5
+    beta: Plausibility = 0.1
+    gamma: Annotated[PositiveShare, Field(description="share of image attention that layers must reach")] = 0.5
     lam: Annotated[float, Field(allow_inf_nan=False, description="deviations above the mean of a blind token")] = 1.0
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Refuse where there is nothing to choose from."""
-        if self.alpha and not bool((gen.image_mask.sum(-1) > 1).any()):
-            raise StrategyRefused("'avisc' needs several image tokens in a prompt.")
+        """Refuse a prompt without several image tokens."""
+        if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
+            raise StrategyRefused("'avisc' needs several image tokens in a prompt: pass an image, or drop 'avisc'.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch with the same inputs."""
-        if self.alpha:
-            yield Branch(self._key, inside=True)
+        """Add a branch with the same inputs."""
+        yield Branch(self._key, inside=True)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
-        """Where main looks from the end of its prompt."""
-        if self.alpha:
-            yield AttentionCapture(LOOK, (0, gen.depth), look, when="prefill")
+        """Capture the attention of the last prompt position of main."""
+        yield AttentionCapture(LOOK, (0, gen.model.depth), average_heads, when="prefill")
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
-        """Embeddings of the branch's prompt."""
-        if self.alpha:
-            yield HiddenEdit("embedding", self._blanked, positions="image", branch=self._key, when="prefill")
+        """Edit the embeddings of the branch's prompt."""
+        yield HiddenEdit("embedding", self._blank, positions="image", branch=self._key, when="prefill")
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the blind branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:
         return ("blind image tokens", self.gamma, self.lam)
 
-    def _blanked(self, hidden: Tensor, view: View) -> Tensor:
-        if self.name not in view.gen.rows:  # without a cache the prompt runs again: what was chosen stays
-            seen = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.depth)], dim=1)
-            view.gen.rows.put(self.name, self._seeing(seen, view.image))
-        chosen = view.gen.rows[self.name]
-        return hidden.masked_fill(pad(chosen, (0, hidden.shape[1] - chosen.shape[1]))[..., None], 0)
+    def _blank(self, hidden: Tensor, view: View) -> Tensor:
+        if self.name not in view.gen.rows:  # without a cache the prompt runs again: the first choice holds
+            attention = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.model.depth)], dim=1)
+            view.gen.rows.put(self.name, self._select_seeing(attention, view.image))
+        seeing = view.gen.rows[self.name]
+        return hidden.masked_fill(pad(seeing, (0, hidden.shape[1] - seeing.shape[1]))[..., None], 0)
 
-    def _seeing(self, attention: Tensor, image: Tensor) -> Tensor:
-        """Image tokens that are not blind `[rows, positions]`, from attention `[rows, layers, positions]`."""
+    def _select_seeing(self, attention: Tensor, image: Tensor) -> Tensor:
+        """Return the image tokens that are not blind `[rows, positions]`, from attention `[rows, layers, positions]`."""
         share = attention.sum(-1) / attention.sum((-2, -1))[:, None]
         ordered, order = share.sort(dim=-1, descending=True, stable=True)
         reached = torch.zeros_like(share, dtype=torch.bool)
@@ -104,6 +101,6 @@ class AvisC:
         return image & (weight < mean + self.lam * deviation)
 
 
-def look(probabilities: Tensor, view: View) -> Tensor:
-    """Head-mean attention of the prompt's last position to image tokens `[rows, positions]`, 0 elsewhere."""
+def average_heads(probabilities: Tensor, view: View) -> Tensor:
+    """Return head-mean attention of the prompt's last position to image tokens `[rows, positions]`, 0 elsewhere."""
     return probabilities[:, :, 0].mean(1) * view.keys

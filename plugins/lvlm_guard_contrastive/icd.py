@@ -1,4 +1,4 @@
-"""Instruction contrastive decoding: subtract what the model says under a disturbing instruction."""
+"""Instruction contrastive decoding: contrast with the answer under a disturbing instruction."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Branch, Contrast, Generation, Insert, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 DISTURBANCE = "You are a confused object detector and give only a vague impression of the image."
 
@@ -16,8 +17,8 @@ class ICD:
     """Contrast with the same image under a disturbing instruction: `(1 + alpha) z - alpha z'` on plausible tokens.
 
     Wang et al., arXiv 2403.18715, eq. 4-5. The released LLaVA script replaces the system prompt; chat templates fence
-    theirs with special tokens, so here the instruction goes in front of the image, or behind it as later
-    re-implementations have it. Its wording is ours. `alpha = 0` is neutral.
+    theirs with special tokens, so here the instruction goes before the image, or after it as in later
+    re-implementations. Its wording is ours. `alpha = 0` is neutral.
     """
 
     name: ClassVar[str] = "icd"
@@ -27,8 +28,8 @@ class ICD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     instruction: Annotated[str, Field(min_length=1, description="the disturbing instruction")] = DISTURBANCE
     place: Annotated[
         Literal["start", "before_image", "after_image"], Field(description="where the instruction goes")
@@ -36,16 +37,14 @@ class ICD:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch with the instruction in its prompt."""
-        if self.alpha:
-            yield Branch(self._key, tokens=(Insert(gen.tokenize(self.instruction), self.place),))
+        """Add a branch with the instruction in its prompt."""
+        yield Branch(self._key, tokens=(Insert(gen.tokenize(self.instruction), self.place),))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the disturbed branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:

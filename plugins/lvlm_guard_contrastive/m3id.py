@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Statistics, Term, hookimpl
+from lvlm_guard.fields import Plausibility, PositiveShare, Strength
 
-NO_IMAGE = Branch(("no image",), image="removed")
+NO_IMAGE = Branch.without_image()
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,23 @@ class M3ID:
     cost: ClassVar[str] = "one image-free branch"
     neutral: ClassVar[dict[str, float]] = {"decay": 0.0}
 
-    decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="forgetting rate per token (lambda)")] = 0.02
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    confidence: Annotated[float, Field(gt=0, le=1, description="leave rows this sure alone; 1 is off")] = 1.0
+    decay: Annotated[Strength, Field(description="forgetting rate per token (lambda)")] = 0.02
+    beta: Plausibility = 0.1
+    confidence: Annotated[PositiveShare, Field(description="leave rows this sure alone; 1 is off")] = 1.0
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch without the image."""
-        if self.decay:
-            yield NO_IMAGE
+        """Add the branch without the image."""
+        yield NO_IMAGE
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Contrast that grows with the position, where main is unsure."""
-        if self.decay:
-            growth = ((gen.positions + 1) * self.decay).exp() - 1
-            yield Contrast(NO_IMAGE, lambda now: self._weight(now, growth))
-            yield Plausible(self.beta)
+        """Contrast more at later positions, where main is unsure."""
+        growth = ((gen.positions + 1) * self.decay).exp() - 1
+        yield Contrast(NO_IMAGE, lambda statistics: self._weight(statistics, growth))
+        yield Plausible(self.beta)
 
-    def _weight(self, now: Statistics, growth: Tensor) -> Tensor:
-        """Weight `[rows, positions]`; `(1 - g) / g` is `exp(decay t) - 1`."""
-        best = now.max_probability("main")
+    def _weight(self, statistics: Statistics, growth: Tensor) -> Tensor:
+        """Return the weight `[rows, positions]`; `(1 - g) / g` is `exp(decay t) - 1`."""
+        best = statistics.max_probability("main")
         return growth * (best < self.confidence) if self.confidence < 1 else growth.expand_as(best)

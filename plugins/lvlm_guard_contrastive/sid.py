@@ -1,4 +1,4 @@
-"""Self-introspective decoding: subtract what the model says from the image tokens it attends to least."""
+"""Self-introspective decoding: contrast with the image tokens that get least attention."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from lvlm_guard import (
     View,
     hookimpl,
 )
+from lvlm_guard.fields import ContrastStrength, EarlierLayer, Plausibility
 
 UNSEEN = -1e30  # above what masks future positions: a query left with nothing but these still sees no future
 
@@ -42,49 +43,50 @@ class SID:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
-    layer: Annotated[float, Field(ge=0, lt=1, description="first masked layer, as a share of the depth")] = 2 / 32
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
+    layer: Annotated[
+        EarlierLayer, Field(description="first masked layer: its number, or a fraction of the depth below 1")
+    ] = 2 / 32
     kept: Annotated[float, Field(gt=0, lt=1, description="share of image tokens the branch keeps")] = 100 / 576
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Refuse where there is nothing to choose from."""
-        if self.alpha and (gen.depth <= 1 or not bool((gen.image_mask.sum(-1) > 1).any())):
-            raise StrategyRefused("'sid' needs two layers or more, and several image tokens in a prompt.")
+        """Refuse a prompt without several image tokens, or a decoder of one layer."""
+        if gen.model.depth <= 1:
+            raise StrategyRefused("'sid' needs two decoder layers or more: drop 'sid'.")
+        if not bool((gen.prompt.image_mask.sum(-1) > 1).any()):
+            raise StrategyRefused("'sid' needs several image tokens in a prompt: pass an image, or drop 'sid'.")
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch with the same inputs."""
-        if self.alpha:
-            yield Branch(self._key, inside=True)
+        """Add a branch with the same inputs."""
+        yield Branch(self._key, inside=True)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit | AttentionCapture]:
-        """The choice in one layer, and the mask in all later ones."""
-        if self.alpha:
-            first = min(max(round(self.layer * gen.depth), 1), gen.depth - 1)
+        """Choose in one layer, and mask in all later ones."""
+        first = min(max(gen.model.layer_number(self.layer), 1), gen.model.depth - 1)
 
-            def mask(scores: Tensor, view: View) -> Tensor:
-                unseen = view.fit(view.spread(view.observed(self._key, first - 1)))
-                return scores.masked_fill(unseen[:, None, -scores.shape[2] :], UNSEEN)
+        def mask(scores: Tensor, view: View) -> Tensor:
+            unseen = view.fit(view.spread(view.observed(self._key, first - 1)))
+            return scores.masked_fill(unseen[:, None, -scores.shape[2] :], UNSEEN)
 
-            yield AttentionCapture(self._key, (first - 1, first), self._unseen, branch=self._key)
-            yield AttentionEdit((first, gen.depth), mask, queries="all", branch=self._key)
+        yield AttentionCapture(self._key, (first - 1, first), self._unseen, branch=self._key)
+        yield AttentionEdit((first, gen.model.depth), mask, queries="all", branch=self._key)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the half-blind branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:
         return ("least attended image tokens", self.layer, self.kept)
 
     def _unseen(self, probabilities: Tensor, view: View) -> Tensor:
-        """Image tokens that the branch loses `[rows, predicting, keys]`."""
+        """Return the image tokens that the branch loses `[rows, predicting, keys]`."""
         image: Tensor = view.keys[:, None]
         attended = probabilities.mean(1).masked_fill(~image, 2.0)
         rank = attended.argsort(dim=-1, stable=True).argsort(dim=-1)

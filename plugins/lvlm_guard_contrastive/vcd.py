@@ -1,4 +1,4 @@
-"""Visual contrastive decoding: subtract what the model says about a noised image."""
+"""Visual contrastive decoding: contrast with a noised image."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility, Seed
 
 STEPS = 1000
 
@@ -29,35 +30,33 @@ class VCD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     noise_step: Annotated[int, Field(ge=0, lt=STEPS, description="diffusion step of the noised image")] = 500
-    seed: Annotated[int, Field(description="seed of the noise")] = 0
+    seed: Seed = 0
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """One branch that sees a noised image."""
-        if self.alpha:
-            yield Branch(self._key, pixels=self._noised, seed=self.seed)
+        """Add a branch that sees a noised image."""
+        yield Branch(self._key, pixels=self._add_noise, seed=self.seed)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the noised branch, on plausible tokens."""
-        if self.alpha:
-            yield Contrast(self._key, self.alpha)
-            yield Plausible(self.beta)
+        yield Contrast(self._key, self.alpha)
+        yield Plausible(self.beta)
 
     @property
     def _key(self) -> tuple[object, ...]:
         return ("diffusion noise", self.noise_step, self.seed)
 
-    def _noised(self, pixels: Tensor, generator: Generator) -> Tensor:
-        kept = signal_share(self.noise_step)
+    def _add_noise(self, pixels: Tensor, generator: Generator) -> Tensor:
+        signal = signal_share(self.noise_step)
         noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32).to(pixels.device)
-        return pixels.float().mul(kept**0.5).add(noise, alpha=(1 - kept) ** 0.5)
+        return pixels.float().mul(signal**0.5).add(noise, alpha=(1 - signal) ** 0.5)
 
 
 def signal_share(step: int) -> float:
-    """Share of the image's variance that is left at a diffusion step in 0..999."""
+    """Return the share of the image's variance that is left at a diffusion step in 0..999."""
     betas = torch.linspace(-6, 6, STEPS, dtype=torch.float64).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     return float((1 - betas).cumprod(0)[step])

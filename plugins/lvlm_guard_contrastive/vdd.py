@@ -1,4 +1,4 @@
-"""Visual debias decoding: subtract what the model would say about no image at all."""
+"""Visual debias decoding: contrast with no image at all."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from lvlm_guard import Branch, Generation, Mix, Plausible, Replace, Term, hookimpl
+from lvlm_guard import Branch, Generation, Mix, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 
 @dataclass(frozen=True)
@@ -25,31 +26,28 @@ class VDD:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     blank: Annotated[Literal["none", "unk", "both"], Field(description="what stands for the image")] = "both"
     unk_id: Annotated[int | None, Field(description="id of the unknown token; none: the tokenizer's, else 0")] = None
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        """Image-free branches."""
-        return self._blanks(gen) if self.alpha else []
+        """Add image-free branches."""
+        return self._blanks(gen)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the mean of the image-free branches."""
-        if self.alpha:
-            blanks = self._blanks(gen)
-            yield Mix("main", self.alpha)
-            yield from (Mix(blank, -self.alpha / len(blanks)) for blank in blanks)
-            yield Plausible(self.beta)
+        blanks = self._blanks(gen)
+        yield Mix("main", self.alpha)
+        yield from (Mix(blank, -self.alpha / len(blanks)) for blank in blanks)
+        yield Plausible(self.beta)
 
     def _blanks(self, gen: Generation) -> list[Branch]:
-        none = Branch(("no image",), image="removed")
-        token = self._unknown(gen)
-        unk = Branch(("image replaced by", token), tokens=(Replace((token,)),))
+        none, unk = Branch.without_image(), Branch.without_image(self._unknown_token(gen))
         return {"none": [none], "unk": [unk], "both": [none, unk]}[self.blank]
 
-    def _unknown(self, gen: Generation) -> int:
-        known = self.unk_id if self.unk_id is not None else getattr(gen.tokenizer, "unk_token_id", None)
-        return 0 if known is None else int(known)
+    def _unknown_token(self, gen: Generation) -> int:
+        unk_id = self.unk_id if self.unk_id is not None else getattr(gen.model.tokenizer, "unk_token_id", None)
+        return 0 if unk_id is None else int(unk_id)

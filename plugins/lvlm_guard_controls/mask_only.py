@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from lvlm_guard import Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import Plausibility
 
 
 @dataclass(frozen=True)
@@ -14,7 +13,7 @@ class MaskOnly:
     """Demote tokens under `beta` times main's best probability, and nothing else.
 
     Yin H. et al., arXiv 2504.10020: under sampling, the cut alone explains much of what contrastive decoding gains.
-    Greedy decoding says what it would say without. `beta = 0` is neutral.
+    Greedy decoding gives the same tokens without it. `beta = 0` is neutral.
     """
 
     name: ClassVar[str] = "mask_only"
@@ -23,10 +22,9 @@ class MaskOnly:
     cost: ClassVar[str] = "none"
     neutral: ClassVar[dict[str, float]] = {"beta": 0.0}
 
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    beta: Plausibility = 0.1
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The cut."""
-        if self.beta:
-            yield Plausible(self.beta)
+        """Cut implausible tokens."""
+        yield Plausible(self.beta)

@@ -16,8 +16,8 @@ class PBA:
     """Put a hint to prefer yes into the prompt.
 
     Prompt-based adjustment, Yin H. et al., arXiv 2504.10020; the wording is ours. The paper's hint follows the
-    question. Chat templates fence the question with special tokens, so `after_image` puts the hint behind the image,
-    which is always inside the user's turn; `end` is behind everything and suits prompts without a template. An empty
+    question. Chat templates fence the question with special tokens, so `after_image` puts the hint after the image,
+    which is always inside the user's turn; `end` is the end of the prompt and suits prompts without a template. An empty
     hint is neutral.
     """
 
@@ -27,11 +27,10 @@ class PBA:
     cost: ClassVar[str] = "a longer prompt"
     neutral: ClassVar[dict[str, str]] = {"hint": ""}
 
-    hint: Annotated[str, Field(description="what the prompt says besides; empty is off")] = HINT
+    hint: Annotated[str, Field(description="text added to the prompt; empty is off")] = HINT
     place: Annotated[Literal["after_image", "end"], Field(description="where the hint goes")] = "after_image"
 
     @hookimpl
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
-        """The prompt with the hint."""
-        if self.hint:
-            yield InputEdit(tokens=(Insert(gen.tokenize(self.hint), self.place),))
+        """Insert the hint."""
+        yield InputEdit(tokens=(Insert(gen.tokenize(self.hint), self.place),))

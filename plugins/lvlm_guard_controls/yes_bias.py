@@ -19,8 +19,8 @@ class YesBias:
     """Add `strength` to the tokens that begin "yes" and take it from those that begin "no", at the first token only.
 
     Yin H. et al., arXiv 2504.10020: contrastive decoding moves yes/no answers one way, whatever the image shows; this
-    does it with no image and no branch. Negative strengths lean to "no". Each answer is known by the first tokens of
-    its words; a token that begins both is left alone. `strength = 0` is neutral.
+    does it without image and branch. Negative strengths lean to "no". Each answer is recognised by the first tokens
+    of its words; a token that begins both is left alone. `strength = 0` is neutral.
     """
 
     name: ClassVar[str] = "yes_bias"
@@ -36,13 +36,12 @@ class YesBias:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Find the tokens."""
-        if self.strength:
-            gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
+        gen.state[self.name] = first_tokens(self.name, gen, self.yes, self.no)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The push, where the first token is predicted."""
-        if self.strength and gen.step == 0:
+        """Push, where the first token is predicted."""
+        if gen.step == 0:
             yes, no = gen.state[self.name]
             push = torch.zeros_like(gen.logits()[:1], dtype=torch.float32)
             push[:, 0, yes] = self.strength
@@ -51,14 +50,16 @@ class YesBias:
 
 
 def first_tokens(name: str, gen: Generation, *answers: Sequence[str]) -> tuple[list[int], ...]:
-    """Ids that begin the words of each answer and of no other; the unknown token begins none.
+    """Return the ids that begin the words of each answer and of no other answer; the unknown token begins none.
 
     Raises:
-        StrategyRefused: An answer is left with none.
+        StrategyRefused: An answer has no such id.
     """
-    begun = [{gen.tokenize(word)[0] for word in words if gen.tokenize(word)} for words in answers]
-    unknown = {getattr(gen.tokenizer, "unk_token_id", None)}
-    told = [ids.difference(unknown, *(others for others in begun if others is not ids)) for ids in begun]
-    if not all(told):
-        raise StrategyRefused(f"{name!r} cannot tell {answers} apart by their first tokens: give other words.")
-    return tuple(sorted(ids) for ids in told)
+    beginnings = [{gen.tokenize(word)[0] for word in words if gen.tokenize(word)} for words in answers]
+    unknown = {getattr(gen.model.tokenizer, "unk_token_id", None)}
+    distinct = [ids.difference(unknown, *(rivals for rivals in beginnings if rivals is not ids)) for ids in beginnings]
+    if not all(distinct):
+        raise StrategyRefused(
+            f"{name!r} needs answers that differ in their first tokens: give other words than {answers}."
+        )
+    return tuple(sorted(ids) for ids in distinct)

@@ -1,4 +1,4 @@
-"""Layer contrast: strategies that use what inner layers would say."""
+"""Layer contrast: strategies that use the logits of inner layers."""
 
 from collections.abc import Callable
 

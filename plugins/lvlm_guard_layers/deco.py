@@ -1,4 +1,4 @@
-"""Dynamic correction decoding: add what the inner layer says that is surest of a likely token."""
+"""Dynamic correction decoding: add the logits of the inner layer that is surest of a likely token."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Generation, Mix, Readout, Restrict, Term, hookimpl
+from lvlm_guard.fields import Count, LayerOutputs, PositiveShare, Strength
 
 LAYERS = tuple(layer / 32 for layer in range(20, 29))
 
@@ -30,35 +31,30 @@ class DeCo:
     cost: ClassVar[str] = "one head product over nine layers"
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the correction")] = 0.6
-    top_p: Annotated[float, Field(gt=0, le=1, description="probability that the candidates make up")] = 0.9
-    top_k: Annotated[int, Field(ge=1, description="most candidates")] = 20
-    layers: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, description="fractions of the depth")
-    ] = LAYERS
+    alpha: Annotated[Strength, Field(description="strength of the correction")] = 0.6
+    top_p: Annotated[PositiveShare, Field(description="probability that the candidates make up")] = 0.9
+    top_k: Annotated[Count, Field(description="most candidates")] = 20
+    layers: LayerOutputs = LAYERS
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The inner layers."""
-        if self.alpha:
-            yield Readout(self.layers)
+        """Read the inner layers."""
+        yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The surest layer's logits, weighed by how sure it is, and the candidates."""
-        if self.alpha:
-            inner, (ids, chosen) = gen.readouts(Readout(self.layers)), self._candidates(gen)
-            likely = (
-                inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float()
-                - gen.statistics.log_sum_exp(inner)[..., None]
-            )
-            surest, layer = likely.exp().where(chosen, 0.0).amax(-1).max(0)
-            index = layer[None, ..., None].expand_as(inner[:1])
-            yield Mix(inner.gather(0, index)[0], self.alpha * surest)
-            yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, chosen))
+        """Add the logits of the surest layer, weighted by its probability, and keep the candidates only."""
+        inner, (ids, eligible) = gen.readouts(Readout(self.layers)), self._candidates(gen)
+        likely = (
+            inner.gather(-1, ids.expand(*inner.shape[:-1], -1)).float() - gen.statistics.log_sum_exp(inner)[..., None]
+        )
+        surest, layer = likely.exp().where(eligible, 0.0).amax(-1).max(0)
+        index = layer[None, ..., None].expand_as(inner[:1])
+        yield Mix(inner.gather(0, index)[0], self.alpha * surest)
+        yield Restrict(torch.zeros_like(gen.logits(), dtype=torch.bool).scatter(-1, ids, eligible))
 
     def _candidates(self, gen: Generation) -> tuple[Tensor, Tensor]:
-        """The best tokens and which of them are candidates, `[rows, positions, top_k]` each."""
+        """Return the best tokens and which of them are candidates, `[rows, positions, top_k]` each."""
         best = gen.logits().float().topk(min(self.top_k, gen.logits().shape[-1]), dim=-1)
         mass = (best.values - gen.statistics.log_sum_exp("main")[..., None]).exp()
         return best.indices, mass.cumsum(-1) - mass < self.top_p

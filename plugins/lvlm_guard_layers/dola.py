@@ -1,4 +1,4 @@
-"""Decoding by contrasting layers: subtract what the most different earlier layer says."""
+"""Decoding by contrasting layers: contrast with the earlier layer that differs most."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Generation, Mix, Plausible, Readout, StrategyRefused, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, EarlierLayer, Plausibility
 
 MOST = 20  # layers that `low` and `high` reach from either end of a deep decoder
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class DoLa:
     cost: ClassVar[str] = "one head product over the candidate layers"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    weight: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     layers: Annotated[
-        Literal["all", "low", "high"] | tuple[Fraction, ...], Field(description="candidates, or fractions of the depth")
+        Literal["all", "low", "high"] | tuple[EarlierLayer, ...],
+        Field(description="candidates: all, low, high, layer numbers (0 is the embeddings), or fractions of the depth"),
     ] = "all"
     final_norm: Annotated[bool, Field(description="apply the final norm to inner layers")] = False
     divergence: Annotated[
@@ -46,31 +47,31 @@ class DoLa:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Refuse a decoder that has none of the candidates."""
-        if self.weight and (gen.depth <= 1 or not self._candidates(gen)):
-            raise StrategyRefused(f"dola: of layers={self.layers!r}, none is an earlier one of {gen.depth} layers.")
+        if gen.model.depth <= 1 or not self._candidates(gen):
+            raise StrategyRefused(
+                f"'dola' needs a layer before the last of {gen.model.depth}: change layers={self.layers!r}, which has none."
+            )
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The candidates."""
-        if self.weight:
-            yield Readout(self._candidates(gen), self.final_norm)
+        """Read the candidate layers."""
+        yield Readout(self._candidates(gen), self.final_norm)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Contrast with the chosen layer, on plausible tokens."""
-        if self.weight:
-            candidates = Readout(self._candidates(gen), self.final_norm)
-            early = gen.readouts(candidates)
-            chosen = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
-            yield Mix(early.gather(0, chosen.expand_as(early[:1]))[0], -self.weight)
-            yield Plausible(self.beta)
+        """Contrast with the candidate that differs most, on plausible tokens."""
+        candidates = Readout(self._candidates(gen), self.final_norm)
+        early = gen.readouts(candidates)
+        furthest = gen.statistics.layers(candidates, self.divergence).argmax(0, keepdim=True)[..., None]
+        yield Mix(early.gather(0, furthest.expand_as(early[:1]))[0], -self.weight)
+        yield Plausible(self.beta)
 
     def _candidates(self, gen: Generation) -> tuple[float, ...]:
-        depth, first = gen.depth, min(2, gen.depth - 1) if gen.tied else 0
+        depth, first = gen.model.depth, min(2, gen.model.depth - 1) if gen.model.tied_embeddings else 0
         if self.layers == "all":
             return tuple(range(first, depth, 2))
         if self.layers == "low":
             return tuple(range(first, min(depth // 2, MOST), 2)) or (first,)
         if self.layers == "high":
             return tuple(range(max(depth // 2, depth - MOST), depth, 2))
-        return tuple(one for one in self.layers if round(one * depth) < depth)
+        return tuple(layer for layer in self.layers if gen.model.layer_number(layer) < depth)

@@ -1,4 +1,4 @@
-"""Self-logits augmentation: mix in what the last but one layers say."""
+"""Self-logits augmentation: mix in the logits of the last layers before the final one."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from lvlm_guard import Generation, Mix, Readout, Term, hookimpl
+from lvlm_guard.fields import LayerOutputs, Share
 
 LAYERS = tuple(layer / 32 for layer in range(25, 31))
 
@@ -25,20 +26,16 @@ class SLA:
     cost: ClassVar[str] = "one head product over six layers"
     neutral: ClassVar[dict[str, float]] = {"gamma": 0.0}
 
-    gamma: Annotated[float, Field(ge=0, le=1, description="share of the inner layers")] = 0.3
-    layers: Annotated[
-        tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, description="fractions of the depth")
-    ] = LAYERS
+    gamma: Annotated[Share, Field(description="share of the inner layers")] = 0.3
+    layers: LayerOutputs = LAYERS
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """The window."""
-        if self.gamma:
-            yield Readout(self.layers)
+        """Read the window."""
+        yield Readout(self.layers)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """The mean of the window in place of a share of main."""
-        if self.gamma:
-            yield Mix("main", -self.gamma)
-            yield Mix(gen.readouts(Readout(self.layers)).float().mean(0), self.gamma)
+        """Put the mean of the window in place of a share of main."""
+        yield Mix("main", -self.gamma)
+        yield Mix(gen.readouts(Readout(self.layers)).float().mean(0), self.gamma)

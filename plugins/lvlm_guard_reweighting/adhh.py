@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, AttentionEdit, Generation, StrategyRefused, View, hookimpl
+from lvlm_guard.fields import PositiveShare, Probability
 
 Head = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
@@ -37,28 +38,26 @@ class ADHH:
     cost: ClassVar[str] = "attention of the newest row twice, in layers with listed heads"
     neutral: ClassVar[dict[str, float]] = {"tau": 1.0}
 
-    tau: Annotated[float, Field(ge=0, le=1, description="mass on text from which a head is cut off; 1 is never")] = 0.4
+    tau: Annotated[Probability, Field(description="mass on text from which a head is cut off; 1 is never")] = 0.4
     heads: Annotated[tuple[Head, ...], Field(description="(layer, head) of each; none: the artefact's")] = ()
     artefact: Annotated[Path | None, Field(description="file made by lvlm-guard fit adhh")] = None
-    share: Annotated[float, Field(gt=0, le=1, description="of the model's heads, taken from the artefact")] = 20 / 1024
+    share: Annotated[PositiveShare, Field(description="of the model's heads, taken from the artefact")] = 20 / 1024
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Know the heads."""
-        if self.tau == 1 or self.heads:
+        """Take the heads given, or read them from the artefact."""
+        if self.heads:
             gen.state[self.name] = self.heads
         elif self.artefact:
-            found = Artefact.load(self.artefact, self.name, gen.config)["heads"]
-            count = max(round(self.share * gen.depth * gen.heads), 1)
-            gen.state[self.name] = [(layer, head) for layer, head in found[:count].tolist()]
+            ranked = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
+            count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
+            gen.state[self.name] = [(layer, head) for layer, head in ranked[:count].tolist()]
         else:
-            raise StrategyRefused("adhh knows no heads: give `heads`, or `artefact` from lvlm-guard fit adhh.")
+            raise StrategyRefused("'adhh' needs heads: give `heads`, or an `artefact` from lvlm-guard fit adhh.")
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
-        """One edit for each layer that has heads listed."""
-        if self.tau == 1:
-            return
+        """Edit each layer that has heads listed."""
         for layer, heads in _by_layer(gen.state[self.name]).items():
             yield AttentionEdit(
                 (layer, layer + 1),

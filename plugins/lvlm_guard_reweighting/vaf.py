@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from lvlm_guard import AttentionEdit, Generation, hookimpl
-
-Layer: TypeAlias = int | Annotated[float, Field(ge=0, le=1)]
+from lvlm_guard.fields import Factor, LayerRange
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class VAF:
     cost: ClassVar[str] = "attention of the rows after the image twice, in a few layers"
     neutral: ClassVar[dict[str, float]] = {"enhance": 1.0, "suppress": 1.0}
 
-    enhance: Annotated[float, Field(ge=0, allow_inf_nan=False, description="factor on the image's scores")] = 1.15
-    suppress: Annotated[float, Field(ge=0, allow_inf_nan=False, description="factor on scores before the image")] = 0.95
-    layers: Annotated[tuple[Layer, Layer], Field(description="layers edited, the second excluded")] = (9 / 32, 15 / 32)
+    enhance: Annotated[Factor, Field(description="factor on the image's scores")] = 1.15
+    suppress: Annotated[Factor, Field(description="factor on scores before the image")] = 0.95
+    layers: LayerRange = (9 / 32, 15 / 32)
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionEdit]:
-        """Scale the scores of the image, and of what comes before it."""
+        """Scale the scores of the image, and those before it."""
         if self.enhance != 1:
             yield AttentionEdit(self.layers, "scale", self.enhance, keys="image", queries="after_image")
         if self.suppress != 1:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import AttentionCapture, DecodingLoop, Generation, Search, View, hookimpl
+from lvlm_guard.fields import Count, Strength
 from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
@@ -38,43 +39,43 @@ class OPERA:
     cost: ClassVar[str] = "beams times candidates rows, and repeated steps"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the penalty")] = 1.0
-    beams: Annotated[int, Field(ge=1, description="beams kept")] = 5
-    candidates: Annotated[int, Field(ge=1, description="candidates of a beam at each step")] = 5
+    weight: Annotated[Strength, Field(description="weight of the penalty")] = 1.0
+    beams: Annotated[Count, Field(description="beams kept")] = 5
+    candidates: Annotated[Count, Field(description="candidates of a beam at each step")] = 5
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor of attention in the product")] = 50.0
-    threshold: Annotated[int, Field(ge=1, description="wins of one token that send the beams back")] = 15
+    threshold: Annotated[Count, Field(description="wins of one token that send the beams back")] = 15
     rollbacks: Annotated[int, Field(ge=0, description="most returns to one place; 0 never returns")] = 5
     opening: Annotated[int, Field(ge=0, description="tokens rewarded for image attention and never taken back")] = 10
-    window: Annotated[int, Field(ge=1, description="newest tokens that are looked at")] = 512
+    window: Annotated[Count, Field(description="newest tokens that are looked at")] = 512
 
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
-        """The last layer's attention of the newest token."""
-        if self.weight:
-            yield AttentionCapture(KEY, (1.0, 1.0), newest)
+        """Capture the last layer's attention of the newest token."""
+        yield AttentionCapture(KEY, (1.0, 1.0), newest_attention)
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
-        """Beam search with penalty and rollback."""
-        if self.weight:
-            yield Search(self._run, self.beams * self.candidates)
+        """Run beam search with penalty and rollback."""
+        yield Search(self._run, self.beams * self.candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
         rules = Rules(self.beams, self.candidates, self.threshold, self.rollbacks, self.opening, self.window)
         requests = [Beams(rules, loop.settings) for _ in range(loop.requests)]
-        while not all(request.done for request in requests):
-            logits = seen(loop).float().view(loop.requests, loop.rows_per_request, -1)
+        while not all(request.is_done for request in requests):
+            logits = read_logits(loop).float().view(loop.requests, loop.rows_per_request, -1)
             step = loop.generated.shape[1]
-            proposed = [request.propose(step, own) for request, own in zip(requests, logits, strict=True)]
-            tokens, values = (torch.cat(one) for one in zip(*proposed, strict=True))
+            proposals = [request.propose(step, rows) for request, rows in zip(requests, logits, strict=True)]
+            tokens, values = (torch.cat(parts) for parts in zip(*proposals, strict=True))
             loop.append(tokens)
-            seen(loop)
+            read_logits(loop)
             penalty, winner = self._penalty(loop)
-            told = (tokens, values, self.weight * penalty, winner, loop.finished())
-            facts = torch.stack([one.float() for one in told], dim=-1)  # token ids are exact in fp32
-            own = facts.view(loop.requests, loop.rows_per_request, -1).cpu()
-            index = [request.choose(step, *one.unbind(-1)) for request, one in zip(requests, own, strict=True)]
-            loop.select(within(loop, index))
+            columns = (tokens, values, self.weight * penalty, winner, loop.finished())
+            facts = torch.stack([column.float() for column in columns], dim=-1)  # token ids are exact in fp32
+            per_request = facts.view(loop.requests, loop.rows_per_request, -1).cpu()
+            index = [
+                request.choose(step, *rows.unbind(-1)) for request, rows in zip(requests, per_request, strict=True)
+            ]
+            loop.select(global_rows(loop, index))
             go_back(loop, requests)
         return torch.nn.utils.rnn.pad_sequence(
             [request.answer() for request in requests],
@@ -83,22 +84,22 @@ class OPERA:
         )
 
     def _penalty(self, loop: DecodingLoop) -> tuple[Tensor, Tensor]:
-        """Penalty of every row's newest token, and the token that won; `[rows]` each."""
+        """Return the penalty of every row's newest token, and the token that won; `[rows]` each."""
         tokens = loop.generated.shape[1]
-        kept = loop.gen.rows[KEY].to(loop.generated.device)
-        phi, winner = over_trust(kept[:, 1:, 1 : tokens + 1], self.scale, self.window)
-        return (-kept[:, -1, 0] if tokens <= self.opening else phi), winner
+        attention = loop.gen.rows[KEY].to(loop.generated.device)
+        phi, winner = over_trust(attention[:, 1:, 1 : tokens + 1], self.scale, self.window)
+        return (-attention[:, -1, 0] if tokens <= self.opening else phi), winner
 
 
-def newest(probabilities: Tensor, view: View) -> Tensor:
-    """Attention of the last position `[rows, 1 + keys]`, greatest head, of sum 1; in front, its share on the image."""
+def newest_attention(probabilities: Tensor, view: View) -> Tensor:
+    """Return the attention of the last position `[rows, 1 + keys]`, greatest head, of sum 1, after its share on the image."""
     row = probabilities[:, :, -1].amax(1)
     row = row / row.sum(-1, keepdim=True)
     return torch.cat([(row * view.keys).sum(-1, keepdim=True), row], dim=-1)
 
 
 def over_trust(attention: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
-    """The greatest column product of lower-triangular maps `[rows, tokens, tokens]`, and its column; `[rows]` each."""
+    """Return the greatest column product of lower-triangular maps `[rows, tokens, tokens]` and its column, `[rows]` each."""
     tokens = attention.shape[-1]
     local = attention[:, -window:, -window:].float()
     columns = (local * scale).log().masked_fill(torch.ones_like(local[0]).tril() == 0, 0.0).sum(1)
@@ -107,30 +108,31 @@ def over_trust(attention: Tensor, scale: float, window: int) -> tuple[Tensor, Te
     return logarithm.clamp(max=80.0).exp(), winner + max(tokens - window, 0)
 
 
-def seen(loop: DecodingLoop) -> Tensor:
-    """Logits of the next token, with the attention behind them kept by row; one entry for each forward so far."""
+def read_logits(loop: DecodingLoop) -> Tensor:
+    """Return the logits of the next token, and append the attention behind them to the rows; one entry per forward."""
     logits = loop.logits()
     tokens, rows = loop.generated.shape[1], loop.gen.rows
     if KEY not in rows or rows[KEY].shape[1] == tokens:
-        row = loop.gen.observations[KEY, loop.gen.depth - 1]
-        own = row[:, row.shape[1] - tokens :]
-        rows.append(KEY, torch.nn.functional.pad(torch.cat([row[:, :1], own], -1), (0, loop.limit - tokens))[:, None])
+        row = loop.gen.observations[KEY, loop.gen.model.depth - 1]
+        generated = row[:, row.shape[1] - tokens :]
+        rows.append(
+            KEY, torch.nn.functional.pad(torch.cat([row[:, :1], generated], -1), (0, loop.limit - tokens))[:, None]
+        )
     return logits
 
 
-def within(loop: DecodingLoop, index: Iterable[Tensor]) -> Tensor:
-    """Row indices within requests as indices of all rows."""
+def global_rows(loop: DecodingLoop, index: Iterable[Tensor]) -> Tensor:
+    """Turn row indices within each request into indices of all rows."""
     width = loop.rows_per_request
-    moved = [one + number * width for number, one in enumerate(index)]
-    return torch.cat(moved)
+    return torch.cat([rows + number * width for number, rows in enumerate(index)])
 
 
 def go_back(loop: DecodingLoop, requests: Iterable[Beams]) -> None:
-    """Take back what some requests want undone; the others will replay their own tokens."""
+    """Take back tokens of the requests that go back; the others replay theirs."""
     returns = [request.retrospect(loop.generated.shape[1]) for request in requests]
-    if any(one is not None for one in returns):
+    if any(way is not None for way in returns):
         identity = torch.arange(loop.rows_per_request, device=CPU)
-        loop.select(within(loop, [identity if one is None else one.index for one in returns]))
-        shared = min(one.shared for one in returns if one is not None)
+        loop.select(global_rows(loop, [identity if way is None else way.index for way in returns]))
+        shared = min(way.shared for way in returns if way is not None)
         loop.rewind(shared)
         loop.gen.rows.crop(max(shared, 1))

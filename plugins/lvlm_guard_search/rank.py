@@ -1,15 +1,15 @@
-"""Sentence by sentence: say it several ways, keep what an outside scorer finds closest to the picture."""
+"""Guided decoding: sample each sentence several times, keep the one that an outside scorer finds closest to the picture."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from torch import Tensor
 
 from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Search, hookimpl
+from lvlm_guard.fields import Count, Seed, Strength, Timeout, UserFunction
 
 STOPS = (".", "!", "?")
 
@@ -32,36 +32,33 @@ class Rank:
     cost: ClassVar[str] = "a row for each candidate, repeated tokens, the scorer"
     neutral: ClassVar[dict[str, int]] = {"max_candidates": 0}
 
-    scorer: Annotated[
-        str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
-    ] = None
-    beta: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the score")] = 1.0
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="weight of the log-probability")] = 0.01
+    scorer: UserFunction = None
+    beta: Annotated[Strength, Field(description="weight of the score")] = 1.0
+    alpha: Annotated[Strength, Field(description="weight of the log-probability")] = 0.01
     max_candidates: Annotated[int, Field(ge=0, description="sentences to choose from; 0 is off")] = 3
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of the sampling")] = 0.2
-    top_k: Annotated[int, Field(ge=1, description="tokens to sample from")] = 5
-    seed: Annotated[int, Field(description="seed of the sampling")] = 0
-    timeout: Annotated[float, Field(gt=0, description="seconds the scorer may take")] = 60.0
+    top_k: Annotated[Count, Field(description="tokens to sample from")] = 5
+    seed: Seed = 0
+    timeout: Timeout = 60.0
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
         """Sample and choose, sentence by sentence."""
-        if self.max_candidates:
-            if self.scorer is None:
-                raise InputError(
-                    "'rank' needs a scorer: a function (picture, sentences) -> scores, or its import path."
-                )
-            if gen.pictures is None or gen.tokenizer is None:
-                raise ProcessorNeeded("'rank' shows pictures to its scorer: make the inputs with guard.inputs.")
-            yield Search(self._run, self.max_candidates)
+        if self.scorer is None:
+            raise InputError(
+                "'rank' needs a scorer: give a function (picture, sentences) -> scores, or its import path."
+            )
+        if gen.prompt.pictures is None or gen.model.tokenizer is None:
+            raise ProcessorNeeded("'rank' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
+        yield Search(self._run, self.max_candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
         answers = [Answer() for _ in range(loop.requests)]
-        while not all(answer.done for answer in answers):
+        while not all(answer.is_done for answer in answers):
             samples = self._round(loop, answers)
-            best = [self._choose(loop.gen, row, one, samples) for row, one in enumerate(answers)]
+            best = [self._choose(loop.gen, row, answer, samples) for row, answer in enumerate(answers)]
             loop.select(torch.tensor(best, device=loop.generated.device).repeat_interleave(self.max_candidates))
-            going = [len(answer.tokens) for answer in answers if not answer.done]
+            going = [len(answer.tokens) for answer in answers if not answer.is_done]
             if going:
                 loop.rewind(min(going))
         return torch.nn.utils.rnn.pad_sequence(
@@ -71,15 +68,15 @@ class Rank:
         )
 
     def _round(self, loop: DecodingLoop, answers: "list[Answer]") -> "list[Sample]":
-        """One sentence for every row; rows wait for the longest."""
+        """Sample a sentence for every row; rows wait for the longest."""
         samples = [
-            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.done)
+            Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.is_done)
             for answer in answers
             for _ in range(self.max_candidates)
         ]
         while not all(sample.over for sample in samples):
             step = loop.generated.shape[1]
-            tokens, logarithms = self._drawn(loop)
+            tokens, logarithms = self._draw(loop)
             for row, sample in enumerate(samples):
                 if step >= len(sample.tokens) and not sample.over:
                     sample.tokens.append(tokens[row])
@@ -88,11 +85,11 @@ class Rank:
             loop.append(torch.tensor(fed, device=loop.generated.device))
             ends = loop.finished().tolist()
             for sample, end in zip(samples, ends, strict=True):
-                sample.close(loop.gen.tokenizer, step, end=end)
+                sample.close(loop.gen.model.tokenizer, step, end=end)
         return samples
 
-    def _drawn(self, loop: DecodingLoop) -> tuple[list[int], list[float]]:
-        """A token for every row, drawn by the number of the candidate, whatever request it is of."""
+    def _draw(self, loop: DecodingLoop) -> tuple[list[int], list[float]]:
+        """Draw a token for every row, by the number of the candidate within its request."""
         rows = torch.arange(loop.requests * self.max_candidates, device=loop.generated.device)
         tokens, logarithms = loop.draw(
             temperature=self.temperature, top_k=self.top_k, seed=self.seed, rows=rows % self.max_candidates
@@ -100,48 +97,54 @@ class Rank:
         return tokens.tolist(), logarithms.tolist()
 
     def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
-        """Take the best sentence of a request over into its answer; the row it stands in."""
+        """Append the best sentence of a request to its answer; return its row."""
         first = row * self.max_candidates
-        if answer.done or gen.pictures is None:
+        if answer.is_done or gen.prompt.pictures is None:
             return first
-        own = samples[first : first + self.max_candidates]
-        scores = self._scores(gen, row, answer, [sample.text for sample in own])
+        candidates = samples[first : first + self.max_candidates]
+        scores = self._scores(gen, row, answer, [sample.text for sample in candidates])
         values = [
             self.beta * sum(score) / max(len(score), 1) + self.alpha * sample.logarithm / len(sample.tokens)
-            for score, sample in zip(scores, own, strict=True)
+            for score, sample in zip(scores, candidates, strict=True)
         ]
         best = values.index(max(values))
-        answer.tokens, answer.logarithm, answer.done = own[best].tokens, own[best].logarithm, own[best].ended
+        answer.tokens, answer.logarithm, answer.is_done = (
+            candidates[best].tokens,
+            candidates[best].logarithm,
+            candidates[best].ended,
+        )
         answer.scores = scores[best]
         return first + best
 
     def _scores(self, gen: Generation, row: int, answer: "Answer", texts: list[str]) -> list[list[float]]:
-        """Scores of the answer's sentences with each candidate in the end; an empty one adds none."""
-        pictures, said = gen.pictures or (), [text for text in texts if text]
-        if not said:
+        """Return the scores of the answer's sentences followed by each candidate's; an empty candidate adds none."""
+        pictures, sentences = gen.prompt.pictures or (), [text for text in texts if text]
+        if not sentences:
             return [answer.scores for _ in texts]
         assert self.scorer is not None
-        found = gen.call_user_function(self.scorer, pictures[row], said, what="scorer", timeout=self.timeout)
-        numbers = [float(one) for one in found]
-        if len(numbers) != len(said) or not all(abs(one) < float("inf") for one in numbers):
-            raise InputError(f"The scorer must return a finite score for each of {len(said)} sentences, got {found!r}.")
+        returned = gen.call_user_function(self.scorer, pictures[row], sentences, what="scorer", timeout=self.timeout)
+        numbers = [float(score) for score in returned]
+        if len(numbers) != len(sentences) or not all(abs(number) < float("inf") for number in numbers):
+            raise InputError(
+                f"'rank' needs a finite score for each of {len(sentences)} sentences: correct the scorer, which returned {returned!r}."
+            )
         waiting = iter(numbers)
         return [[*answer.scores, next(waiting)] if text else answer.scores for text in texts]
 
 
 @dataclass
 class Answer:
-    """What is decided of one request's answer."""
+    """The part of a request's answer that is decided."""
 
     tokens: list[int] = field(default_factory=list)
     logarithm: float = 0.0
     scores: list[float] = field(default_factory=list)
-    done: bool = False
+    is_done: bool = False
 
 
 @dataclass
 class Sample:
-    """One row: the answer so far and a sentence that is being sampled behind it."""
+    """A row: the answer so far, and a sentence that is being sampled after it."""
 
     tokens: list[int]
     logarithm: float
@@ -151,7 +154,7 @@ class Sample:
     text: str = ""
 
     def close(self, tokenizer: Any, step: int, *, end: bool) -> None:
-        """Stop once the token fed at this step ended the call or the sentence."""
+        """Stop if the token fed at this step ended the call or the sentence."""
         if self.over or step < self.start or step != len(self.tokens) - 1:
             return
         self.text = tokenizer.decode(self.tokens[self.start :], skip_special_tokens=True).strip()

@@ -1,4 +1,4 @@
-"""Steering: strategies that move hidden states, by directions fitted offline or found in the prompt."""
+"""Steering: strategies that move hidden states, by directions fitted offline or computed from the prompt."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING

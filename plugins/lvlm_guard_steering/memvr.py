@@ -1,4 +1,4 @@
-"""Memory-space visual retracing: show the image again, once, where a layer is unsure."""
+"""Memory-space visual retracing: inject the image again, once, where a layer is unsure."""
 
 import math
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Generation, HiddenEdit, Readout, StrategyRefused, View, hookimpl
+from lvlm_guard.fields import LayerRange, Share
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 BEST = 10
 IMAGE, OPEN = "memvr image", "memvr open"
 
@@ -33,61 +33,58 @@ class MemVR:
     cost: ClassVar[str] = "a head product after each layer in the range"
     neutral: ClassVar[dict[str, float]] = {"ratio": 0.0}
 
-    ratio: Annotated[float, Field(ge=0, le=1, description="share of the retraced image")] = 0.12
-    threshold: Annotated[float, Field(ge=0, le=1, description="uncertainty that triggers (theta)")] = 0.75
-    layers: Annotated[tuple[Fraction, Fraction], Field(description="half-open range, fractions of the depth")] = (
-        6 / 32,
-        16 / 32,
-    )
+    ratio: Annotated[Share, Field(description="share of the retraced image")] = 0.12
+    threshold: Annotated[Share, Field(description="uncertainty that triggers (theta)")] = 0.75
+    layers: LayerRange = (6 / 32, 16 / 32)
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Refuse what has no image in its prompt, or no layer to trigger and one to follow."""
-        if self.ratio and not bool(gen.image_mask.any()):
-            raise StrategyRefused("memvr: the prompt holds no image tokens to retrace.")
-        if self.ratio and not self._outputs(gen):
-            raise StrategyRefused(f"memvr: layers={self.layers} name no layer that another follows in {gen.depth}.")
+        """Refuse a prompt without an image, and a range in which no layer can trigger the next."""
+        if not bool(gen.prompt.image_mask.any()):
+            raise StrategyRefused("'memvr' needs image tokens in the prompt: pass an image, or drop 'memvr'.")
+        if not self._outputs(gen):
+            raise StrategyRefused(
+                f"'memvr' needs a layer that another one of {gen.model.depth} follows: change layers={self.layers}, which has none."
+            )
 
     @hookimpl
     def readouts(self, gen: Generation) -> Iterable[Readout]:
-        """Each layer that may trigger."""
-        if self.ratio:
-            yield Readout(tuple(self._outputs(gen)), online=True)
+        """Read each layer that may trigger."""
+        yield Readout(tuple(self._outputs(gen)), online=True)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
-        """Keep the image, and mix it in behind the layer that triggers."""
-        if self.ratio:
-            outputs = self._outputs(gen)
-            yield HiddenEdit("embedding", _remember, positions="image", when="prefill")
-            yield HiddenEdit("mlp", self._retrace, (outputs.start, outputs.stop))
+        """Keep the image, and mix it in after the layer that triggers."""
+        outputs = self._outputs(gen)
+        yield HiddenEdit("embedding", _remember, positions="image", when="prefill")
+        yield HiddenEdit("mlp", self._retrace, (outputs.start, outputs.stop))
 
     def _outputs(self, gen: Generation) -> range:
-        """Counts of the outputs that may trigger, which are the indices of the layers that follow."""
-        start, stop = (round(share * gen.depth) + 1 for share in self.layers)
-        return range(start, min(max(stop, start + 1), gen.depth))
+        """Return the numbers of the outputs that may trigger, which are the indices of the layers that follow."""
+        start, stop = (gen.model.layer_number(layer) + 1 for layer in self.layers)
+        return range(start, min(max(stop, start + 1), gen.model.depth))
 
     def _retrace(self, output: Tensor, view: View) -> Tensor:
         unsure = _uncertainty(view.readout(view.layer)) > self.threshold
-        begun = view.layer > self._outputs(view.gen).start
-        still = view.gen.state[OPEN].to(unsure.device) if begun else unsure.new_ones(unsure.shape)
-        view.gen.state[OPEN] = still & ~unsure
+        is_first = view.layer == self._outputs(view.gen).start
+        untriggered = unsure.new_ones(unsure.shape) if is_first else view.gen.state[OPEN].to(unsure.device)
+        view.gen.state[OPEN] = untriggered & ~unsure
         assert view.input is not None
         image: Tensor = view.gen.rows[IMAGE].to(output.device)
-        found = view.input.float() @ image.mT @ image
-        size = found.abs().mean(-1, keepdim=True)
+        retraced = view.input.float() @ image.mT @ image
+        size = retraced.abs().mean(-1, keepdim=True)
         scale = output.float().abs().mean(-1, keepdim=True) / size.clamp_min(1e-12)
-        mixed = (1 - self.ratio) * output + self.ratio * scale * found
-        return mixed.where(view.spread((still & unsure)[..., None]) & (size > 0), output)
+        mixed = (1 - self.ratio) * output + self.ratio * scale * retraced
+        return mixed.where(view.spread((untriggered & unsure)[..., None]) & (size > 0), output)
 
 
 def _remember(hidden: Tensor, view: View) -> Tensor:
-    """Keep the embedded image of each row; what is no image is 0 and so adds nothing to the products."""
+    """Keep the embedded image of each row; other positions are 0 and so add nothing to the products."""
     view.gen.rows.put(IMAGE, hidden.float() * view.positions[..., None])
     return hidden
 
 
 def _uncertainty(logits: Tensor) -> Tensor:
-    """Entropy of the best logits as a share of the most it could be `[rows, predicting]`."""
+    """Return the entropy of the best logits over its maximum `[rows, predicting]`."""
     best = logits.float().topk(BEST, dim=-1).values.log_softmax(-1)
     return -(best.exp() * best).sum(-1) / math.log(BEST)

@@ -1,4 +1,4 @@
-"""Null-space projection: take the directions of hallucination out of what feed-forward blocks say."""
+"""Null-space projection: remove the directions of hallucination from feed-forward outputs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, View, hookimpl
+from lvlm_guard.fields import Count, LayerRange, Share
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,26 @@ class Nullu:
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
     artefact: Annotated[Path, Field(description="file made by lvlm-guard fit nullu")]
-    strength: Annotated[float, Field(ge=0, le=1, description="share of the projection that is removed")] = 1.0
-    k: Annotated[int, Field(ge=1, description="how many directions are removed")] = 4
-    layers: Annotated[tuple[float, float], Field(description="decoder layers, as fractions of the depth")] = (0.5, 1.0)
+    strength: Annotated[Share, Field(description="share of the projection that is removed")] = 1.0
+    k: Annotated[Count, Field(description="how many directions are removed")] = 4
+    layers: LayerRange = (0.5, 1.0)
 
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        if self.strength:
-            found = Artefact.load(self.artefact, self.name, gen.config)["directions"]
-            if self.k > found.shape[1]:
-                raise InputError(f"nullu: {self.artefact} holds {found.shape[1]} directions, so k cannot be {self.k}.")
-            gen.state[self.name] = found[:, : self.k].to(gen.input_ids.device).unbind()
+        directions = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
+        if self.k > directions.shape[1]:
+            raise InputError(
+                f"'nullu' needs {self.k} directions: lower k, for {self.artefact} holds {directions.shape[1]}."
+            )
+        gen.state[self.name] = directions[:, : self.k].to(gen.prompt.ids.device).unbind()
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Project feed-forward outputs."""
-        if self.strength:
-            yield HiddenEdit("mlp", self._projected, self.layers)
+        yield HiddenEdit("mlp", self._project, self.layers)
 
-    def _projected(self, hidden: Tensor, view: View) -> Tensor:
+    def _project(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
         hidden = hidden.float()
         return torch.sub(hidden, hidden @ directions.T @ directions, alpha=self.strength)

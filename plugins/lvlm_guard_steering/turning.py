@@ -1,4 +1,4 @@
-"""Turns of hidden states that keep their length."""
+"""Turns of hidden states that keep their norms."""
 
 from torch import Tensor
 from torch.linalg import vector_norm
@@ -6,12 +6,12 @@ from torch.linalg import vector_norm
 TINY = 1e-12
 
 
-def length(hidden: Tensor) -> Tensor:
-    """Euclidean norms `[..., 1]` of hidden states `[..., hidden]`."""
-    found: Tensor = vector_norm(hidden, dim=-1, keepdim=True)
-    return found
+def norm(hidden: Tensor) -> Tensor:
+    """Return the Euclidean norms `[..., 1]` of hidden states `[..., hidden]`."""
+    norms: Tensor = vector_norm(hidden, dim=-1, keepdim=True)
+    return norms
 
 
-def at_length(hidden: Tensor, wanted: Tensor) -> Tensor:
-    """Hidden states `[..., hidden]` brought to lengths `[..., 1]`; zero where they are zero."""
-    return hidden * (wanted / (length(hidden) + TINY))
+def scale_to(hidden: Tensor, norms: Tensor) -> Tensor:
+    """Scale hidden states `[..., hidden]` to norms `[..., 1]`; they stay zero where they are zero."""
+    return hidden * (norms / (norm(hidden) + TINY))

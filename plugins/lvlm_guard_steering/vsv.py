@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
-from lvlm_guard_steering.turning import at_length, length
+from lvlm_guard.fields import Strength
+from lvlm_guard_steering.turning import norm, scale_to
 
-NO_IMAGE = Branch(("no image",), image="removed")
 FAINT = 1e-3
 """A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
 
@@ -22,7 +22,7 @@ class VSV:
     """Turn feed-forward outputs towards the image: `|x| norm(norm(x) + w norm(d))`, every position and layer.
 
     Li et al. (VISTA), arXiv 2502.03628: `d` is the hidden state of the prompt's last token after the layer, with the
-    image minus without it, found anew for every request; `w = strength (1 + max(0, cos(x, -d)))` is larger where `x`
+    image minus without it, computed for every request; `w = strength (1 + max(0, cos(x, -d)))` is larger where `x`
     points away. The released code asserts one row; here every row has its own `d`. It takes the first principal
     component of the single difference, which is the difference. The default is the published CHAIR setting of
     LLaVA-1.5; POPE has 0.01. Layers that the image has not reached yet are left alone. `strength = 0` is neutral.
@@ -34,31 +34,28 @@ class VSV:
     cost: ClassVar[str] = "two prefills per request"
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
-    strength: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the turn (lambda)")] = 0.17
+    strength: Annotated[Strength, Field(description="strength of the turn (lambda)")] = 0.17
 
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Run the prompt with and without the image."""
-        if not self.strength:
-            return
-        if not gen.has_image or gen.prefix is None:
-            raise StrategyRefused("vsv steers towards the image, but the request brings none.")
-        with_image = gen.prefix(None).hidden
-        added = with_image - gen.prefix(NO_IMAGE).hidden
-        felt = added.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
-        for layer, unit in enumerate((normalize(added, dim=-1) * felt).split(1, dim=1)):
+        if not gen.prompt.has_image:
+            raise StrategyRefused("'vsv' needs an image: pass one, or drop 'vsv'.")
+        with_image = gen.prompt_states().hidden
+        difference = with_image - gen.prompt_states(Branch.without_image()).hidden
+        is_clear = difference.norm(dim=-1, keepdim=True) > FAINT * with_image.norm(dim=-1, keepdim=True)
+        for layer, unit in enumerate((normalize(difference, dim=-1) * is_clear).split(1, dim=1)):
             gen.rows.put(f"{self.name} {layer}", unit)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Turn every layer's feed-forward output."""
-        if self.strength:
-            yield HiddenEdit("mlp", self._turned)
+        yield HiddenEdit("mlp", self._turn)
 
-    def _turned(self, hidden: Tensor, view: View) -> Tensor:
-        """The formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
+    def _turn(self, hidden: Tensor, view: View) -> Tensor:
+        """Return the formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
         hidden = hidden.float()
         unit = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
-        size = length(hidden)
+        size = norm(hidden)
         pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
-        return at_length(torch.add(hidden, pull * unit, alpha=self.strength), size)
+        return scale_to(torch.add(hidden, pull * unit, alpha=self.strength), size)

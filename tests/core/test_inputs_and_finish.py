@@ -205,7 +205,7 @@ def second_thought(key):
     """A branch that reads main's most likely first token behind the image."""
 
     def build(gen):
-        first = gen.logits()[:: gen.rows_per_request, -1].argmax(-1).tolist()
+        first = gen.logits()[:: gen.prompt.rows_per_request, -1].argmax(-1).tolist()
         return Branch(key, tokens=(Insert(per_row=tuple((token,) for token in first)),))
 
     return Branch(key, after_prefill=build)

@@ -7,7 +7,9 @@ import torch
 
 from lvlm_guard import Bias, Contrast, InputError, Mix, Plausible, Restrict
 from lvlm_guard.arithmetic.fusion import ForwardStatistics, combine
-from lvlm_guard.strategy.generation import Forward, Generation
+from lvlm_guard.strategy.forward import Forward
+from lvlm_guard.strategy.generation import Generation, Services
+from lvlm_guard.strategy.prompt import Prompt
 
 VOCABULARY = 11
 
@@ -17,7 +19,7 @@ def gen():
     draw = torch.Generator().manual_seed(0)
     main, one, two = (torch.randn(2, 3, VOCABULARY, generator=draw) * 3 for _ in range(3))
     ids = torch.ones(2, 4, dtype=torch.long)
-    generation = Generation({}, ids, ids, ids.bool(), measure=ForwardStatistics)
+    generation = Generation(Prompt({}, ids, ids, ids.bool()), services=Services(measure=ForwardStatistics))
     generation.forward = Forward(main, {"one": one, "two": two}, first_position=5)
     return generation
 
@@ -107,3 +109,23 @@ def test_logits_are_known_only_during_a_forward(gen):
     gen.forward = None
     with pytest.raises(InputError, match="no logits yet"):
         gen.logits()
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda gen: gen.prompt_states(), "from start on"),
+        (lambda gen: gen.ask(["is it red?"], 0), "only in finish"),
+        (lambda gen: gen.output_ids, "only in finish"),
+        (lambda gen: gen.combined, "only in observe"),
+    ],
+)
+def test_what_is_not_available_yet_says_when_it_is(gen, read, message):
+    with pytest.raises(InputError, match=message):
+        read(gen)
+
+
+def test_rows_per_request_multiply(gen):
+    gen.multiply_rows(3)
+    gen.multiply_rows(2)
+    assert gen.prompt.rows_per_request == 6

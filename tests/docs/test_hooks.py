@@ -9,11 +9,15 @@ import re
 import pytest
 
 import lvlm_guard
-from lvlm_guard import fitting
+from lvlm_guard import fields, fitting
 from lvlm_guard.fitting import Demonstration, Fitted, Fitter
+from lvlm_guard.strategy import fields as strategy_fields
 from lvlm_guard.strategy.branches import TokenEdit
-from lvlm_guard.strategy.generation import Forward, Generation, Rows
+from lvlm_guard.strategy.forward import Forward
+from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.hookspecs import Discovery, Strategy, hook_names
+from lvlm_guard.strategy.prompt import ModelInfo, Prompt
+from lvlm_guard.strategy.rows import Rows
 from lvlm_guard.strategy.terms import Statistics, Term
 
 HOOKS = {name: vars(space)[name] for space in (Discovery, Strategy) for name in hook_names(space)}
@@ -28,7 +32,17 @@ EDITS = (
     lvlm_guard.Revision,
 )
 FITTING = (Fitter, Demonstration, Fitted)
-VALUES = (*FITTING, *EDITS, *TokenEdit.__args__, *Term.__args__, Generation, Forward, lvlm_guard.PromptStates)
+VALUES = (
+    *FITTING,
+    *EDITS,
+    *TokenEdit.__args__,
+    *Term.__args__,
+    Generation,
+    Prompt,
+    ModelInfo,
+    Forward,
+    lvlm_guard.PromptStates,
+)
 PAIRS = [(value, field) for value in VALUES for field in dataclasses.fields(value)]
 MEMBERS = [
     (owner, name)
@@ -77,6 +91,16 @@ def test_the_overview_has_every_hook(sections, docs, name):
 def test_no_hook_is_invented(sections):
     values = {value.__name__ for value in VALUES} | {"Rows", "Statistics", "View", "DecodingLoop"}
     assert set(sections) == set(HOOKS) | values
+
+
+def test_every_type_for_parameters_stands_there(docs):
+    page = (docs / "reference" / "hooks.md").read_text(encoding="utf-8")
+    section = page.partition("### Types for parameters")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(vars_in_order())
+
+
+def vars_in_order():
+    return (name for name in vars(strategy_fields) if name in fields.__all__)
 
 
 @pytest.mark.parametrize(("value", "field"), PAIRS, ids=lambda value: getattr(value, "__name__", None) or value.name)

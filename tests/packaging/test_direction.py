@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import lvlm_guard
-from lvlm_guard import fitting
+from lvlm_guard import fields, fitting
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
@@ -21,9 +21,13 @@ OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = ("forward", "anatomy", "request.requests", "engines", "testing", "testbed", "cli", "loading")
-PUBLIC = {"lvlm_guard": lvlm_guard.__all__, "lvlm_guard.fitting": fitting.__all__}
+PUBLIC = {
+    "lvlm_guard": lvlm_guard.__all__,
+    "lvlm_guard.fields": fields.__all__,
+    "lvlm_guard.fitting": fitting.__all__,
+}
 BASE = ("anatomy", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
-FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "host"), ("strategy",), BASE)
+FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "fields", "host"), ("strategy",), BASE)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,11 @@ class Honest:
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
-        if self.alpha:
-            yield Branch("noise", pixels=self.noised)
+        yield Branch("noise", pixels=self.noised)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        if self.alpha:
-            yield Contrast("noise", self.weight(gen))
+        yield Contrast("noise", self.weight(gen))
 
     def weight(self, gen: Generation) -> float | Tensor:
         return self.alpha
@@ -65,8 +63,7 @@ class MutatedWeight(Honest):
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        if self.alpha:
-            next(gen.state["model"].parameters()).data.mul_(1 + 1e-6)
+        next(gen.state["model"].parameters()).data.mul_(1 + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,8 @@ class LeftBehind(Honest):
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
-        if self.alpha:
-            shift = gen.input_ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
-            yield HiddenEdit("mlp", lambda hidden, view: hidden + self.alpha * shift)
+        shift = gen.prompt.ids.new_full((), 0.5, dtype=torch.float32).reshape(1)
+        yield HiddenEdit("mlp", lambda hidden, view: hidden + self.alpha * shift)
 
 
 @dataclass(frozen=True)

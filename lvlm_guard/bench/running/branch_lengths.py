@@ -14,6 +14,7 @@ from lvlm_guard.bench.running.shapes import Shape
 from lvlm_guard.errors import GuardError, InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.strategy.prompt import ModelInfo, Prompt
 
 UNCOUNTED_HOOKS = ("edit_inputs", "search", "attention", "hidden", "readouts", "finish")
 """Hooks whose work is not a matter of context lengths, so that a prediction leaves it out."""
@@ -46,18 +47,15 @@ def sketch_request(shape: Shape, prompt: int, config: Any = None, tokenizer: Any
     ids = torch.zeros(1, shape.image_tokens + prompt, dtype=torch.long)
     image_mask = torch.zeros_like(ids, dtype=torch.bool)
     image_mask[:, : shape.image_tokens] = True
-    return Generation(
+    request = Prompt(
         inputs={"input_ids": ids},
-        input_ids=ids,
+        ids=ids,
         attention_mask=torch.ones_like(ids),
         image_mask=image_mask,
         has_image=True,
-        tokenizer=tokenizer,
         image_token=None if config is None else anatomy.image_token_id(config),
-        config=config,
-        depth=shape.layers,
-        heads=shape.heads,
     )
+    return Generation(request, ModelInfo(config, tokenizer, shape.layers, shape.heads))
 
 
 def read_branches(stack: Stack, request: Generation) -> tuple[BranchLength, ...]:

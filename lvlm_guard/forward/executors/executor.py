@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from lvlm_guard.forward.history import Step
-from lvlm_guard.strategy.generation import Forward
+from lvlm_guard.strategy.forward import Forward
 
 ExecutorName: TypeAlias = Literal["auto", "batched", "sequential"]
 Run: TypeAlias = Callable[..., Any]

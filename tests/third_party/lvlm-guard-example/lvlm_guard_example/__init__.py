@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from lvlm_guard import Branch, Contrast, Generation, Plausible, Term, hookimpl
+from lvlm_guard.fields import ContrastStrength, Plausibility
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,19 @@ class Fog:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0}
     contrast_strength: ClassVar[str] = "alpha"
 
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the contrast")] = 1.0
-    beta: Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")] = 0.1
+    alpha: ContrastStrength = 1.0
+    beta: Plausibility = 0.1
     density: Annotated[float, Field(gt=0, lt=1, description="share of the image that the fog hides")] = 0.9
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """One branch that sees the image through the fog."""
-        return [self._fogged] if self.alpha else []
+        return [self._fogged]
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Contrast with the fogged branch, on plausible tokens."""
-        return [Contrast(self._fogged, self.alpha), Plausible(self.beta)] if self.alpha else []
+        return [Contrast(self._fogged, self.alpha), Plausible(self.beta)]
 
     @property
     def _fogged(self) -> Branch:

@@ -1,4 +1,6 @@
-"""Visual retracing against its formula, and what it refuses."""
+"""(1 - ratio) FFN(x) + ratio s (x V^T) V after the first layer whose uncertainty exceeds the threshold."""
+
+from __future__ import annotations
 
 import math
 
@@ -21,7 +23,7 @@ def uncertainty(logits):
     return float(-(best * best.log()).sum()) / math.log(10)
 
 
-def retraced(model, inputs, prefix, *, first, threshold, ratio, triggers):
+def retrace(model, inputs, prefix, *, first, threshold, ratio, triggers):
     """The twin and its logits with the image mixed in by hand; `first` is the first layer that may trigger."""
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     fired = {}
@@ -66,7 +68,7 @@ def test_memvr(architecture, settings, first, threshold, ratio):
     triggers = []
 
     def gold(model, inputs, prefix):
-        _, edited = retraced(model, inputs, prefix, first=first, threshold=threshold, ratio=ratio, triggers=triggers)
+        _, edited = retrace(model, inputs, prefix, first=first, threshold=threshold, ratio=ratio, triggers=triggers)
         return edited, Twin(model).next(inputs, prefix)
 
     check([MemVR(**settings)], gold, architecture)
@@ -80,7 +82,7 @@ def test_memvr(architecture, settings, first, threshold, ratio):
 def test_readouts_of_others_see_what_was_retraced(reverse):
     def gold(model, inputs, prefix):
         asked = {"first": 0, "threshold": 0.985, "ratio": 0.9, "triggers": []}
-        twin, edited = retraced(model, inputs, prefix, **asked)
+        twin, edited = retrace(model, inputs, prefix, **asked)
         return 0.5 * edited + 0.25 * (twin.lens(1) + twin.lens(2)), Twin(model).next(inputs, prefix)
 
     stack = [MemVR(ratio=0.9, threshold=0.985, layers=EVERY), SLA(gamma=0.5, layers=(1 / 3, 2 / 3))]
@@ -103,7 +105,7 @@ def test_rows_that_are_sure_are_left_alone():
 def test_no_image_is_refused():
     model, inputs = tiny("llava")
     text = {name: value[:, -6:] for name, value in inputs.items() if name != "pixel_values"}
-    with pytest.raises(StrategyRefused, match="memvr: the prompt holds no image"):
+    with pytest.raises(StrategyRefused, match="'memvr' needs image tokens in the prompt"):
         Guard(model, None, [MemVR()]).generate(**text, max_new_tokens=2, do_sample=False)
 
 
@@ -111,7 +113,7 @@ def test_one_layer_is_refused():
     model, inputs = tiny("llava")
     decoder = model.get_decoder()
     decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:1], 1
-    with pytest.raises(StrategyRefused, match=r"memvr: .*no layer that another follows in 1"):
+    with pytest.raises(StrategyRefused, match=r"'memvr' needs a layer that another one of 1 follows: change layers="):
         Guard(model, None, [MemVR()]).generate(**inputs, max_new_tokens=2, do_sample=False)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in decoder.layers.modules())
 

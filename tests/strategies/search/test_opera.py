@@ -1,25 +1,22 @@
-"""Strategies that own the loop, against searches written naively that run the whole prompt for every candidate."""
+"""Beam search on log softmax(z - weight phi), phi = max_j 1e-7 prod_{i >= j} scale A_ij, with rollback."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 from against_twin import ARCHITECTURES
-from gold import OLD, SUPPRESSED
-from lvlm_guard_kernels.select.noise import gumbel
-from lvlm_guard_search import OPERA, Rank
+from gold import SUPPRESSED
+from lvlm_guard_search import OPERA
 from lvlm_guard_search.opera import over_trust
-from PIL import Image
 from twin import Twin
 
-from lvlm_guard import Guard, InputError, ModeRefused, ProcessorNeeded
-from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard import Guard, ModeRefused
+from lvlm_guard.testing import SequenceContract, tiny
 from lvlm_guard.testing.contract import Words, left_padded
 from lvlm_guard.testing.tiny import inputs_for
 
@@ -156,8 +153,6 @@ SETTINGS = {
 
 
 PAIRS = [(one, kind) for one in ARCHITECTURES for kind in SETTINGS if kind != "rollback" or one == "llava"]
-if OLD:
-    PAIRS.remove(("gemma3", "narrow"))  # it goes back, and sliding windows cannot forget there
 
 
 @pytest.mark.parametrize(("architecture", "kind"), PAIRS)
@@ -185,16 +180,6 @@ def test_with_every_token_a_candidate_and_no_weight_opera_is_plain_beam_search()
         assert torch.equal(got, generate(model, batch, OPERA(weight=0.0), tokens=3, num_beams=3, **ends))
 
 
-@pytest.mark.parametrize("strategy", [OPERA(weight=0.0), Rank(max_candidates=0)])
-def test_neutral_runs_generates_own_loop(strategy):
-    model, _, batch = ragged("llava")
-    settings = {"max_new_tokens": 4, "output_scores": True, "return_dict_in_generate": True, "num_beams": 2}
-    plain = model.generate(**batch, **settings)
-    got = Guard(model, Words(), [strategy]).generate(**batch, **settings)
-    assert torch.equal(got.sequences, plain.sequences)
-    assert all(torch.equal(*pair) for pair in zip(got.scores, plain.scores, strict=True))
-
-
 def test_opera_needs_a_cache_that_forgets():
     model, inputs = tiny("llava")
     with pytest.raises(ModeRefused, match="drop use_cache"):
@@ -202,110 +187,12 @@ def test_opera_needs_a_cache_that_forgets():
     assert "forward" not in vars(model)
 
 
-def pictures():
-    draw = np.random.default_rng(0)
-    return [Image.fromarray(draw.integers(0, 255, (30, 30, 3), dtype=np.uint8)) for _ in range(3)]
+class TestOPERA(SequenceContract):
+    strategy = OPERA(beams=3, candidates=2, weight=2.0, opening=2, threshold=99, scale=2000.0)
+    baseline: ClassVar = {"num_beams": 3}
 
 
-def liked(picture, texts):
-    """A score that depends on picture and words alone."""
-    shade = float(np.asarray(picture).mean())
-    return [math.sin(shade + sum(map(ord, text))) for text in texts]
-
-
-RANK = Rank(scorer=liked, temperature=2.0, top_k=8, max_candidates=3, alpha=0.3, seed=5)
-PROMPTS = ["a <image> b", "a b c <image> d e f", "<image> a"]
-
-
-def ranked(strategy, shown, prompts, tokens=8, architecture="llava", **settings):
-    model, _ = tiny(architecture)
-    guard = Guard(model, TinyProcessor(architecture), [strategy])
-    inputs = guard.inputs(images=shown, text=prompts)
-    base = {"max_new_tokens": tokens, "suppress_tokens": SUPPRESSED, "eos_token_id": 59, "pad_token_id": 0}
-    output = guard.generate(**inputs, **(base | settings))
-    return model, inputs, output[:, inputs["input_ids"].shape[1] :]
-
-
-def naive_rank(model, inputs, picture, tokenizer, limit):
-    """One prompt: whole prompts, one candidate after the other."""
-    answer, total, scores = [], 0.0, []
-    while len(answer) < limit and answer[-1:] != [59]:
-        options = []
-        for candidate in range(RANK.max_candidates):
-            tokens, logarithm = list(answer), total
-            while True:
-                logits = Twin(model).next(inputs, tokens)
-                logits[SUPPRESSED] = -math.inf
-                best, ids = logits.log_softmax(-1).topk(RANK.top_k)
-                noise = gumbel(RANK.seed, len(tokens), torch.tensor([candidate]), ids[None])[0]
-                chosen = (best / RANK.temperature + noise).argmax()
-                tokens.append(int(ids[chosen]))
-                logarithm += float(best[chosen])
-                text = tokenizer.decode(tokens[len(answer) :], skip_special_tokens=True)
-                if tokens[-1] == 59 or len(tokens) == limit or text.endswith("."):
-                    break
-            now = [*scores, *(liked(picture, [text]) if text else [])]
-            value = RANK.beta * sum(now) / max(len(now), 1) + RANK.alpha * logarithm / len(tokens)
-            options.append((value, tokens, logarithm, now))
-        _, answer, total, scores = max(options, key=lambda option: option[0])
-    return answer, len(scores)
-
-
-@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl"] if OLD else ARCHITECTURES)  # as above
-def test_rank_is_its_twin(architecture):
-    shown = pictures()
-    model, _, got = ranked(RANK, shown, PROMPTS, architecture=architecture)
-    processor, rounds = TinyProcessor(architecture), []
-    for row in range(3):
-        single = processor(images=[shown[row]], text=[PROMPTS[row]])
-        wanted, said = naive_rank(model, single, shown[row], processor.tokenizer, 8)
-        rounds.append(said)
-        assert got[row].tolist() == (wanted + [0] * 8)[: got.shape[1]]
-        alone = ranked(RANK, shown[row : row + 1], PROMPTS[row : row + 1], architecture=architecture)[2][0]
-        assert alone.tolist() == wanted
-    print(f"{architecture}: sentences {rounds}")
-    assert OLD or max(rounds) > 1  # versions draw other random weights
-    other = ranked(Rank(**{**vars(RANK), "beta": 0.0}), shown, PROMPTS, architecture=architecture)[2]
-    assert got.shape != other.shape or not torch.equal(got, other)
-
-
-def hanging(picture, texts):
-    time.sleep(3)
-
-
-def raising(picture, texts):
-    raise RuntimeError("no weights")
-
-
-@pytest.mark.parametrize(("scorer", "message"), [
-    (hanging, "scorer hanging did not answer within 0.1 s"),
-    (raising, "scorer raising raised RuntimeError: no weights"),
-    (lambda picture, texts: [1.0], "a finite score for each of 3 sentences"),
-    (lambda picture, texts: [float("nan")] * 3, "a finite score for each of 3 sentences"),
-    ("nowhere.at:all", "'nowhere.at:all' cannot be imported"),
-    ("math:pi", "is not a function"),
-    (None, "needs a scorer"),
-])  # fmt: skip
-def test_a_bad_scorer_is_named(scorer, message):
-    begun = time.monotonic()
-    model, _ = tiny("llava")
-    guard = Guard(model, TinyProcessor("llava"), [Rank(scorer=scorer, timeout=0.1)])
-    inputs = guard.inputs(images=pictures()[0], text="a <image> b")
-    with pytest.raises(InputError, match=message):
-        guard.generate(**inputs, max_new_tokens=3, suppress_tokens=SUPPRESSED)
-    assert time.monotonic() - begun < 2.5
-    assert "forward" not in vars(model)
-    plain = {"max_new_tokens": 3, "suppress_tokens": SUPPRESSED}
-    assert torch.equal(model.generate(**inputs, **plain), Guard(model, None, []).generate(**inputs, **plain))
-
-
-def test_a_scorer_may_be_an_import_path():
-    for scorer in ("builtins:zip", "nowhere"):
-        with pytest.raises(InputError):
-            ranked(Rank(scorer=scorer), pictures(), PROMPTS)
-
-
-def test_rank_needs_pictures():
-    model, inputs = tiny("llava")
-    with pytest.raises(ProcessorNeeded, match=r"guard\.inputs"):
-        Guard(model, TinyProcessor("llava"), [RANK]).generate(**inputs, max_new_tokens=2)
+class TestOPERAGoingBack(SequenceContract):
+    strategy = OPERA(beams=2, candidates=3, weight=1e6, opening=1, threshold=1, rollbacks=2, scale=30.0)
+    baseline: ClassVar = {"num_beams": 2}
+    architectures = ("llava",)

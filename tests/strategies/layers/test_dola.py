@@ -1,25 +1,32 @@
-"""Layer contrasts against their formulas, against transformers' own former DoLa, and what they refuse."""
+"""z - weight z_j on plausible tokens, j = argmax JSD(z, z_j) over candidate layers."""
+
+from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from against_twin import ARCHITECTURES, check
-from lvlm_guard_layers import SLA, DeCo, DoLa
+from lvlm_guard_layers import DoLa
 from safetensors.torch import load_file, save_file
+from shallow import check_refusal, make_shallow
 from transformers import LlavaForConditionalGeneration
 from twin import Twin
 
-from lvlm_guard import Guard, InputError, ModelRefused, PluginRejected, Stack, StackError, StrategyRefused
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard import Guard, StrategyRefused
+from lvlm_guard.strategy.prompt import ModelInfo
+from lvlm_guard.testing import StrategyContract
 
 DEMOTED = -1e3
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "dola"
 
 
-def demoted(main, beta):
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "dola"
+
+
+def is_demoted(main, beta):
     return main < main.max() + math.log(beta)
 
 
@@ -30,7 +37,7 @@ def read(twin, layer, *, normed):
     return twin.model.get_output_embeddings()(twin.decoder.norm(last) if normed else last)[-1].float()
 
 
-def seen_whole(model, inputs, prefix):
+def run_whole(model, inputs, prefix):
     """Main's logits, and the twin that said them, its embeddings kept."""
     twin = Twin(model)
 
@@ -68,65 +75,21 @@ def test_dola(architecture, settings, layers, normed, divergence):
     chosen = set()
 
     def gold(model, inputs, prefix):
-        twin, main = seen_whole(model, inputs, prefix)
+        twin, main = run_whole(model, inputs, prefix)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         named = (2,) if layers == (0, 2) and tied else layers
         inner = {layer: read(twin, layer, normed=normed) for layer in named}
         best = max(inner, key=lambda layer: divergence(main, inner[layer]))
         chosen.add(best)
         wanted = main - settings.get("weight", 1.0) * inner[best]
-        return torch.where(demoted(main, 0.1), main - 1e4, wanted), main
+        return torch.where(is_demoted(main, 0.1), main - 1e4, wanted), main
 
     check([DoLa(**settings)], gold, architecture)
     print(f"layers chosen: {sorted(chosen)}")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(
-    ("settings", "layers"), [({"alpha": 3.0}, (2, 3)), ({"layers": (1 / 3, 2 / 3), "top_p": 0.6, "alpha": 6.0}, (1, 2))]
-)
-def test_deco(architecture, settings, layers):
-    def gold(model, inputs, prefix):
-        twin = Twin(model)
-        main = twin.next(inputs, prefix)
-        candidates, total = [], 0.0
-        for token in main.argsort(descending=True)[:20].tolist():
-            candidates.append(token)
-            total += float(main.softmax(-1)[token])
-            if total >= settings.get("top_p", 0.9):
-                break
-        pairs = {(layer, token): float(twin.lens(layer).softmax(-1)[token]) for layer in layers for token in candidates}
-        layer, token = max(pairs, key=pairs.get)
-        wanted = torch.full_like(main, -torch.inf)
-        corrected = main + settings.get("alpha", 0.6) * pairs[layer, token] * twin.lens(layer)
-        wanted[candidates] = corrected[candidates]
-        return wanted, main
-
-    check([DeCo(**settings)], gold, architecture)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize(("settings", "layers"), [({}, (2, 3)), ({"gamma": 0.8, "layers": (1 / 3, 2 / 3)}, (1, 2))])
-def test_sla(architecture, settings, layers):
-    def gold(model, inputs, prefix):
-        twin = Twin(model)
-        main = twin.next(inputs, prefix)
-        gamma = settings.get("gamma", 0.3)
-        return (1 - gamma) * main + gamma * sum(twin.lens(layer) for layer in layers) / len(layers), main
-
-    check([SLA(**settings)], gold, architecture)
-
-
 class TestDoLa(StrategyContract):
     strategy = DoLa()
-
-
-class TestDeCo(StrategyContract):
-    strategy = DeCo(layers=(1 / 3, 2 / 3))
-
-
-class TestSLA(StrategyContract):
-    strategy = SLA(layers=(1 / 3, 2 / 3))
 
 
 @pytest.mark.parametrize(
@@ -144,11 +107,7 @@ class TestSLA(StrategyContract):
     ],
 )
 def test_dola_has_the_candidates_of_transformers(depth, tied, layers, wanted):
-    class Generation:
-        pass
-
-    gen = Generation()
-    gen.depth, gen.tied = depth, tied
+    gen = SimpleNamespace(model=ModelInfo(depth=depth, tied_embeddings=tied))
     assert next(DoLa(layers=layers).readouts(gen)).layers == tuple(wanted)
 
 
@@ -163,7 +122,7 @@ def transformers_dola(tmp_path_factory):
     return model, tensors, page
 
 
-def former(transformers_dola, case, **settings):
+def run_former(transformers_dola, case, **settings):
     """A case of the fixture, and its scores by the strategy."""
     model, tensors, page = transformers_dola
     case = page["cases"][case]
@@ -176,7 +135,7 @@ def former(transformers_dola, case, **settings):
 
 @pytest.mark.parametrize("case", range(9))
 def test_dola_is_what_transformers_did_when_it_had_it(transformers_dola, case):
-    case, tokens, scores = former(transformers_dola, case, divergence="released")
+    case, tokens, scores = run_former(transformers_dola, case, divergence="released")
     assert tokens == case["tokens"]
     _, tensors, _ = transformers_dola
     effects = []
@@ -194,61 +153,19 @@ def test_dola_is_what_transformers_did_when_it_had_it(transformers_dola, case):
 
 def test_the_divergence_of_the_paper_chooses_other_layers_than_the_released_one(transformers_dola):
     runs = [
-        (former(transformers_dola, case), former(transformers_dola, case, divergence="released")) for case in (3, 7)
+        (run_former(transformers_dola, case), run_former(transformers_dola, case, divergence="released"))
+        for case in (3, 7)
     ]
     assert all(not torch.allclose(paper[2], code[2], atol=0.1) for paper, code in runs)
 
 
-def shallow(depth):
-    model, inputs = tiny("llava")
-    decoder = model.get_decoder()
-    decoder.layers = decoder.layers[:depth]
-    decoder.config.num_hidden_layers = depth
-    return model, inputs
-
-
-def refuses(model, inputs, strategy, error, words):
-    model.generate(**inputs, max_new_tokens=1)  # transformers leaves capture hooks of its own behind a first call
-    before = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
-    with pytest.raises(error, match=words):
-        Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=2, do_sample=False)
-    assert before == [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
-
-
 def test_dola_needs_an_earlier_layer():
-    refuses(*shallow(1), DoLa(), StrategyRefused, "dola: .*none is an earlier one of 1 layers")
-    refuses(*shallow(3), DoLa(layers=(0.9,)), StrategyRefused, r"dola: of layers=\(0.9,\)")
-
-
-@pytest.mark.parametrize("strategy", [DeCo(), SLA()])
-def test_one_layer_is_its_own_inner_layer(strategy):
-    model, inputs = shallow(1)
-    output = Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=3, do_sample=False)
-    assert torch.equal(output, model.generate(**inputs, max_new_tokens=3, do_sample=False))
-
-
-@pytest.mark.parametrize("strategy", [DoLa(), DeCo(), SLA()])
-def test_a_model_with_something_between_norm_and_head_is_refused(strategy):
-    def bend(_module, _args, output):
-        output.last_hidden_state = output.last_hidden_state.flip(-1)
-
-    model, inputs = tiny("llava")
-    model.model.register_forward_hook(bend)
-    refuses(model, inputs, strategy, ModelRefused, "differs from its logits")
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "words"),
-    [
-        ("dola", {"layers": [2.0]}, "layers"),
-        ("dola", {"layers": "middle"}, "layers"),
-        ("dola", {"weight": -1.0}, "weight"),
-        ("deco", {"layers": []}, "layers"),
-        ("deco", {"layers": [1.5]}, "layers"),
-        ("deco", {"top_k": 0}, "top_k"),
-        ("sla", {"gamma": 1.5}, "gamma"),
-    ],
-)
-def test_values_outside_their_range_are_named(name, params, words):
-    with pytest.raises((StackError, InputError, PluginRejected), match=words):
-        Stack.of([{"name": name, "params": params}])
+    check_refusal(
+        *make_shallow(1), DoLa(), StrategyRefused, "'dola' needs a layer before the last of 1: change layers='all'"
+    )
+    check_refusal(
+        *make_shallow(3),
+        DoLa(layers=(0.9,)),
+        StrategyRefused,
+        r"'dola' needs a layer before the last of 3: change layers=\(0.9,\)",
+    )

@@ -1,0 +1,42 @@
+"""Types for the parameters of strategies: `from lvlm_guard.fields import Strength, Plausibility, LayerRange`.
+
+Not imported by `import lvlm_guard`, because it brings pydantic.
+"""
+
+from lvlm_guard.strategy.fields import (
+    ContrastStrength,
+    Count,
+    EarlierLayer,
+    Factor,
+    Layer,
+    LayerOutputs,
+    LayerRange,
+    Plausibility,
+    PositiveShare,
+    Probability,
+    Seed,
+    Share,
+    Strength,
+    Template,
+    Timeout,
+    UserFunction,
+)
+
+__all__ = [
+    "ContrastStrength",
+    "Count",
+    "EarlierLayer",
+    "Factor",
+    "Layer",
+    "LayerOutputs",
+    "LayerRange",
+    "Plausibility",
+    "PositiveShare",
+    "Probability",
+    "Seed",
+    "Share",
+    "Strength",
+    "Template",
+    "Timeout",
+    "UserFunction",
+]
