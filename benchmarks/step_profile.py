@@ -45,7 +45,7 @@ PARTS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "attention function": (("lvlm_guard/forward/interventions/attention.py", ("guarded_attention",)),),
     "terms": (("lvlm_guard/host/plugins.py", ("call",)),),
     "combine": (("lvlm_guard/arithmetic/fusion.py", ("combine",)),),
-    "notes": (("lvlm_guard/arithmetic/effects.py", ("note",)),),
+    "notes": (("lvlm_guard/arithmetic/effects.py", ("record_forward",)),),
     "guard": (("lvlm_guard/forward/decode.py", ("step",)),),
 }
 """Files and functions whose cumulative time makes up a part; `guard` holds all the others."""

@@ -69,7 +69,7 @@ def test_list_tells_what_every_suite_needs():
         "count": 60,
         "seed": 0,
         "captions": None,
-        "asked": None,
+        "questions": None,
     }
     assert all(set(need) >= {"path", "what", "source", "layout"} for need in listed["pope"]["required"])
     assert all(one["parsers"] and one["licence"] for one in listed.values())
