@@ -55,7 +55,7 @@ def make(out: Path, wanted: Sequence[Made], minutes: float | None, processes: in
         out.mkdir(exist_ok=True)
     noted = _noted(out)
     for one in wanted:
-        plan = train.Plan(out / one.name, one.seed, minutes, processes, arch=one.arch)
+        plan = train.TrainingPlan(out / one.name, one.seed, minutes, processes, arch=one.arch)
         train.run(plan)
         digest = hashlib.sha256((plan.out / "model.safetensors").read_bytes()).hexdigest()
         before = noted.get(one.name, {})
@@ -75,7 +75,7 @@ def _measured(folder: Path) -> bool:
     return all((folder / name).is_file() for name in ("card.json", "MODEL_CARD.md"))
 
 
-def _entry(plan: train.Plan, digest: str, scenes: int) -> dict[str, Any]:
+def _entry(plan: train.TrainingPlan, digest: str, scenes: int) -> dict[str, Any]:
     told = json.loads((plan.out / "training.json").read_text(encoding="utf-8"))
     return {
         **plan.fingerprint,

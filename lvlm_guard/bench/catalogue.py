@@ -18,7 +18,7 @@ GROUP = "lvlm_guard.suites"
 
 
 @dataclass(frozen=True)
-class Offer:
+class SuiteOffer:
     """A suite class, and the distribution that offers it."""
 
     suite: Any
@@ -30,7 +30,7 @@ class Offer:
         return str(self.suite.name)
 
 
-class Catalogue:
+class SuiteCatalogue:
     """Suites by name.
 
     Args:
@@ -45,7 +45,7 @@ class Catalogue:
         """Names of all suites in alphabetical order, whether they can be loaded or not."""
         return tuple(dict.fromkeys(point.name for point in self._points))
 
-    def find(self, name: str) -> Offer:
+    def find(self, name: str) -> SuiteOffer:
         """Import the suite called `name`.
 
         Raises:
@@ -60,9 +60,9 @@ class Catalogue:
             raise PluginError(f"The suite {name!r} is offered twice, by {places}. Uninstall or rename one.")
         return _load(points[0])
 
-    def load_all(self) -> tuple[list[Offer], list[Broken]]:
+    def load_all(self) -> tuple[list[SuiteOffer], list[Broken]]:
         """Import every suite; one that fails is warned about, skipped, and returned with its reason."""
-        offers: dict[str, Offer] = {}
+        offers: dict[str, SuiteOffer] = {}
 
         def load(point: EntryPoint) -> None:
             offers[point.name] = self.find(point.name)
@@ -72,9 +72,9 @@ class Catalogue:
 
 
 @functools.cache
-def catalogue() -> Catalogue:
+def catalogue() -> SuiteCatalogue:
     """Read the entry points of the installed distributions, once per process."""
-    return Catalogue(entry_points(group=GROUP))
+    return SuiteCatalogue(entry_points(group=GROUP))
 
 
 def find_suite(name: str) -> Any:
@@ -92,7 +92,7 @@ def list_suites() -> tuple[str, ...]:
     return catalogue().names
 
 
-def _load(point: EntryPoint) -> Offer:
+def _load(point: EntryPoint) -> SuiteOffer:
     distribution = distribution_of(point)
     try:
         suite = point.load()
@@ -104,7 +104,7 @@ def _load(point: EntryPoint) -> Offer:
         raise PluginError(
             f"The suite {point.name!r} of {distribution} cannot be loaded: {type(error).__name__}: {error}"
         ) from error
-    return Offer(suite, distribution)
+    return SuiteOffer(suite, distribution)
 
 
 def _check(name: str, suite: Any) -> None:

@@ -16,7 +16,7 @@ from lvlm_guard.cli import costing
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
-    from lvlm_guard.bench.catalogue import Offer
+    from lvlm_guard.bench.catalogue import SuiteOffer
     from lvlm_guard.bench.running.store import Record
 
 app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
@@ -57,7 +57,7 @@ def list_suites(
         typer.echo(f"skipped {failure.entry_point} of {failure.distribution}: {failure.reason}", err=True)
 
 
-def _describe(offer: Offer) -> dict[str, Any]:
+def _describe(offer: SuiteOffer) -> dict[str, Any]:
     suite = offer.suite
     return {
         "name": offer.name,

@@ -20,7 +20,7 @@ PLAIN, GUARDED = "plain", "guarded"
 _STYLES = {"better": "green", "worse": "red", "unclear": "dim"}
 
 
-class Comparison(NamedTuple):
+class DemoComparison(NamedTuple):
     """A figure of plain and of guarded generation on the same prompts; `difference` is guarded minus plain."""
 
     plain: Interval
@@ -29,7 +29,7 @@ class Comparison(NamedTuple):
     n: int
 
 
-class Cost(NamedTuple):
+class DemoCost(NamedTuple):
     """What answers took. Forwards and rows per decode forward are counted against plain generation, which has 1."""
 
     ms_per_token: float
@@ -39,14 +39,14 @@ class Cost(NamedTuple):
     rows: float
 
 
-def compare(results: Results, split: str) -> dict[str, Comparison]:
+def compare(results: Results, split: str) -> dict[str, DemoComparison]:
     """Return the demo's figures of one split by name; a figure of which nothing is counted is left out."""
     compared = {}
     for name, figure in DEMO_FIGURES.items():
         scores = results.of(split, figure.measure.name)
         if (guarded := scores.get(guarded_system(results))) is not None and guarded.against_greedy is not None:
             difference = guarded.against_greedy.difference
-            compared[name] = Comparison(scores[GREEDY].found, guarded.found, difference, guarded.n)
+            compared[name] = DemoComparison(scores[GREEDY].found, guarded.found, difference, guarded.n)
     return compared
 
 
@@ -61,7 +61,7 @@ def stack_title(results: Results) -> str:
     return "+".join(entry["name"] for entry in entries) or "no strategy"
 
 
-def costs(results: Results) -> dict[str, Cost]:
+def costs(results: Results) -> dict[str, DemoCost]:
     """Return what plain and guarded generation took over all splits."""
     systems = {PLAIN: GREEDY, GUARDED: guarded_system(results)}
     return {title: _cost(_spent(results, system)) for title, system in systems.items()}
@@ -71,13 +71,13 @@ def _spent(results: Results, system: str) -> list[Spent]:
     return [outcome.spent for outcome in results.outcomes if outcome.system == system and outcome.spent is not None]
 
 
-def _cost(spent: Sequence[Spent]) -> Cost:
+def _cost(spent: Sequence[Spent]) -> DemoCost:
     tokens = sum(part.tokens for part in spent)
 
     def mean(name: str) -> float:
         return sum(getattr(part, name) * part.tokens for part in spent) / max(tokens, 1)
 
-    return Cost(mean("ms_per_token"), tokens, mean("prefill"), mean("decode"), mean("rows_per_forward"))
+    return DemoCost(mean("ms_per_token"), tokens, mean("prefill"), mean("decode"), mean("rows_per_forward"))
 
 
 def scenes_per_split(results: Results) -> int:
@@ -99,12 +99,12 @@ def to_plain(results: Results) -> dict[str, Any]:
     }
 
 
-def _plain_comparison(compared: Comparison) -> dict[str, Any]:
+def _plain_comparison(compared: DemoComparison) -> dict[str, Any]:
     intervals = {PLAIN: compared.plain, GUARDED: compared.guarded, "difference": compared.difference}
     return {name: {**dataclasses.asdict(interval), "n": compared.n} for name, interval in intervals.items()}
 
 
-def _plain_cost(cost: Cost) -> dict[str, Any]:
+def _plain_cost(cost: DemoCost) -> dict[str, Any]:
     forwards = {"prefill": cost.prefill, "decode": cost.decode}
     return {
         "ms_per_token": cost.ms_per_token,
@@ -124,7 +124,7 @@ def show(results: Results, console: Console) -> None:
     console.print(LIMIT)
 
 
-def _figure_table(title: str, compared: Mapping[str, Comparison]) -> Table:
+def _figure_table(title: str, compared: Mapping[str, DemoComparison]) -> Table:
     table = Table("measure", PLAIN, GUARDED, "difference [95 %]", "n", title=title)
     figures = [DEMO_FIGURES[name] for name in compared]
     next_levels = [*(figure.level for figure in figures[1:]), None]
@@ -133,7 +133,7 @@ def _figure_table(title: str, compared: Mapping[str, Comparison]) -> Table:
     return table
 
 
-def _cells(figure: Figure, compared: Comparison) -> tuple[str, ...]:
+def _cells(figure: Figure, compared: DemoComparison) -> tuple[str, ...]:
     change, style = compared.difference, _STYLES[figure.verdict(compared.difference)]
     return (
         f"{figure.title} ({figure.aim})",
@@ -144,7 +144,7 @@ def _cells(figure: Figure, compared: Comparison) -> tuple[str, ...]:
     )
 
 
-def _cost_table(costs_by_title: Mapping[str, Cost]) -> Table:
+def _cost_table(costs_by_title: Mapping[str, DemoCost]) -> Table:
     columns = ("", "ms per token", "prefill forwards", "decode forwards", "rows per forward")
     table = Table(*columns, title="cost, measured in this run")
     for title, cost in costs_by_title.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from tqdm import tqdm
@@ -38,7 +38,9 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, help="Which scenes of the testbed, and what is invented.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Annotated[
+        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
+    ] = "auto",
     _: Annotated[
         bool,
         typer.Option(

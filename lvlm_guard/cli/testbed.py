@@ -83,7 +83,7 @@ def run_training(
     from lvlm_guard.testbed.training import train  # noqa: PLC0415 - only when it is asked for
 
     count = train.usual_processes(device) if processes is None else processes
-    train.run(train.Plan(out, seed, minutes, count, device, arch=arch))
+    train.run(train.TrainingPlan(out, seed, minutes, count, device, arch=arch))
     typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
 
 

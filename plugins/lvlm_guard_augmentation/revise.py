@@ -99,7 +99,7 @@ def remove_pieces(sentence: str, pieces: Sequence[str], denied: Sequence[str]) -
 
 
 @dataclass(frozen=True)
-class Run:
+class ClaimList:
     """A list in a sentence: its text, its pieces, and the separators between them."""
 
     text: str
@@ -113,7 +113,7 @@ class Run:
         return self.between[0].join(remaining[:-1]) + self.between[-1] + remaining[-1]
 
 
-def find_lists(sentence: str, pieces: Sequence[str]) -> Iterable[Run]:
+def find_lists(sentence: str, pieces: Sequence[str]) -> Iterable[ClaimList]:
     """Find the lists of a sentence, in its order."""
     spans: list[tuple[int, int]] = []
     at = 0
@@ -127,4 +127,4 @@ def find_lists(sentence: str, pieces: Sequence[str]) -> Iterable[Run]:
         while spans and BETWEEN.fullmatch(sentence[run[-1][1] : spans[0][0]]):
             run.append(spans.pop(0))
         between = [sentence[left[1] : right[0]] for left, right in pairwise(run)]
-        yield Run(sentence[run[0][0] : run[-1][1]], tuple(sentence[a:b] for a, b in run), tuple(between))
+        yield ClaimList(sentence[run[0][0] : run[-1][1]], tuple(sentence[a:b] for a, b in run), tuple(between))

@@ -53,7 +53,7 @@ class Rank:
         yield Search(self._run, self.max_candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:
-        answers = [Answer() for _ in range(loop.requests)]
+        answers = [RankedAnswer() for _ in range(loop.requests)]
         while not all(answer.is_done for answer in answers):
             samples = self._round(loop, answers)
             best = [self._choose(loop.gen, row, answer, samples) for row, answer in enumerate(answers)]
@@ -67,7 +67,7 @@ class Rank:
             padding_value=loop.settings.pad_token_id or 0,
         )
 
-    def _round(self, loop: DecodingLoop, answers: "list[Answer]") -> "list[Sample]":
+    def _round(self, loop: DecodingLoop, answers: "list[RankedAnswer]") -> "list[Sample]":
         """Sample a sentence for every row; rows wait for the longest."""
         samples = [
             Sample(list(answer.tokens), answer.logarithm, len(answer.tokens), over=answer.is_done)
@@ -96,7 +96,7 @@ class Rank:
         )
         return tokens.tolist(), logarithms.tolist()
 
-    def _choose(self, gen: Generation, row: int, answer: "Answer", samples: "list[Sample]") -> int:
+    def _choose(self, gen: Generation, row: int, answer: "RankedAnswer", samples: "list[Sample]") -> int:
         """Append the best sentence of a request to its answer; return its row."""
         first = row * self.max_candidates
         if answer.is_done or gen.prompt.pictures is None:
@@ -116,7 +116,7 @@ class Rank:
         answer.scores = scores[best]
         return first + best
 
-    def _scores(self, gen: Generation, row: int, answer: "Answer", texts: list[str]) -> list[list[float]]:
+    def _scores(self, gen: Generation, row: int, answer: "RankedAnswer", texts: list[str]) -> list[list[float]]:
         """Return the scores of the answer's sentences followed by each candidate's; an empty candidate adds none."""
         pictures, sentences = gen.prompt.pictures or (), [text for text in texts if text]
         if not sentences:
@@ -133,7 +133,7 @@ class Rank:
 
 
 @dataclass
-class Answer:
+class RankedAnswer:
     """The part of a request's answer that is decided."""
 
     tokens: list[int] = field(default_factory=list)

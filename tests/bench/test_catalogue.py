@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import lvlm_guard.bench
 from lvlm_guard.bench import suites
-from lvlm_guard.bench.catalogue import GROUP, Catalogue, catalogue
+from lvlm_guard.bench.catalogue import GROUP, SuiteCatalogue, catalogue
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.cli import app
 from lvlm_guard.errors import GuardWarning, InputError, PluginError
@@ -122,7 +122,7 @@ def test_a_broken_suite_is_reported_and_skipped(outsider):
 
 
 def test_a_name_offered_twice_is_an_error_and_the_others_stay():
-    clashing = Catalogue(
+    clashing = SuiteCatalogue(
         [point("pope", POPE), point("pope", "elsewhere:Pope"), point("scenes", "lvlm_guard.testbed.suite:Scenes")]
     )
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_only_the_suite_that_is_needed_is_imported():
-    both = Catalogue([point("pope", POPE), point("bad", "no_such_package_anywhere:Bad")])
+    both = SuiteCatalogue([point("pope", POPE), point("bad", "no_such_package_anywhere:Bad")])
     assert both.names == ("bad", "pope")
     assert both.find("pope").name == "pope"
 
@@ -157,7 +157,7 @@ def test_only_the_suite_that_is_needed_is_imported():
 )
 def test_what_is_no_suite_is_refused(value, message):
     with pytest.raises(PluginError, match=message):
-        Catalogue([point("mine", value)]).find("mine")
+        SuiteCatalogue([point("mine", value)]).find("mine")
 
 
 def test_the_old_functions_still_work_and_warn():

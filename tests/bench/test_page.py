@@ -14,12 +14,12 @@ import pytest
 import quick_run
 from PIL import Image
 
-from lvlm_guard.bench.catalogue import Catalogue, Offer
+from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.bench.items import LEVELS, AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, labels, page, tables, verdicts
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, Spent, score
 from lvlm_guard.bench.reporting.verdicts import Case, Rival
-from lvlm_guard.bench.running.store import Refusal
+from lvlm_guard.bench.running.store import SystemRefusal
 from lvlm_guard.bench.running.systems import CONTROLS
 from lvlm_guard.bench.scoring.intervals import Interval, share
 from lvlm_guard.bench.scoring.measures import Measure, each
@@ -208,7 +208,7 @@ def test_fewer_absent_objects_by_saying_less_is_no_help():
 
 def test_what_changed_nothing_refused_or_is_unfinished_is_told_before_any_figure():
     assert judged(different=0).kind == "changed nothing"
-    refused = replace(answered("pai"), refused=Refusal(3, "ModelRefused", "no attention scores"))
+    refused = replace(answered("pai"), refused=SystemRefusal(3, "ModelRefused", "no attention scores"))
     assert verdicts.judge(Case(refused)).kind == "refused"
     assert "no attention scores" in verdicts.judge(Case(refused)).why
     assert verdicts.judge(Case(replace(answered("pai"), answers=50))).kind == "unfinished"
@@ -380,7 +380,7 @@ def test_every_stack_is_in_every_part_of_the_page(count):
 
 def test_the_page_says_what_was_run_what_was_left_out_and_who_refused():
     results = made(["vcd", "pai"], without=["olm", "pba"])
-    refusal = Refusal(0, "StrategyRefused", "no <attention> scores")
+    refusal = SystemRefusal(0, "StrategyRefused", "no <attention> scores")
     outcomes = [replace(one, refused=refusal, answers=0) if one.system == "pai" else one for one in results.outcomes]
     text = page.render(replace(results, outcomes=outcomes), {})
     told = html.unescape(re.sub(r"<[^>]*>", " ", text))
@@ -452,7 +452,7 @@ class Asking(quick_run.Toy):
 
 
 def test_the_report_of_a_run_is_written_from_its_folder_with_pictures_and_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Asking, "tests"))
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Asking, "tests"))
     record = quick_run.run(tmp_path / "run", quick_run.plan(pictures=40))
     told = record.manifest["systems"]
     record = replace(

@@ -11,7 +11,7 @@ import pytest
 import quick_run
 from quick_run import Toy
 
-from lvlm_guard.bench.catalogue import Catalogue, Offer
+from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.bench.reporting import comparing, export, results
 from lvlm_guard.bench.running import manifest
 from lvlm_guard.bench.running.store import read
@@ -70,7 +70,7 @@ class Needy(Asking):
 
 @pytest.fixture(autouse=True)
 def _in_the_catalogue(monkeypatch):
-    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Asking, "tests"))
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Asking, "tests"))
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ def test_another_parser_reads_the_same_answers_anew(record):
 
 def test_a_suite_that_needs_its_files_to_read_answers_is_given_them(record, tmp_path, monkeypatch):
     expected = results.score(record)
-    monkeypatch.setattr(Catalogue, "find", lambda _, name: Offer(Needy, "tests"))
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Needy, "tests"))
     with pytest.raises(InputError, match="load"):
         results.score(record)
     assert results.score(record, data=tmp_path).scores == expected.scores

@@ -153,16 +153,16 @@ def test_sampling_leaves_the_callers_random_numbers_alone(tmp_path):
 
 
 def test_a_margin_is_the_first_tokens_yes_minus_no():
-    recorder = margins.Recorder(margins.Tokens((YES,), (NO,)))
+    recorder = margins.MarginRecorder(margins.Tokens((YES,), (NO,)))
     scores = torch.zeros(2, len(WORDS))
     scores[0, YES], scores[1, NO] = 2.5, 1.0
     assert recorder(None, scores) is scores
     recorder(None, torch.full((2, len(WORDS)), 7.0))
     assert recorder.margins(2) == [2.5, -1.0]
     assert recorder.margins(10) == [None] * 10
-    assert margins.Recorder(margins.Tokens((YES,), (NO,))).margins(1) == [None]
+    assert margins.MarginRecorder(margins.Tokens((YES,), (NO,))).margins(1) == [None]
     scores[:, YES] = -torch.inf
-    removed = margins.Recorder(margins.Tokens((YES,), (NO,)))
+    removed = margins.MarginRecorder(margins.Tokens((YES,), (NO,)))
     removed(None, scores)
     assert removed.margins(2) == [None, None]
 

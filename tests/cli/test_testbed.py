@@ -62,8 +62,8 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "run", plans.append)
     assert "--model new" in run("testbed", "train", "--out", "new", "--seed", 3, "--minutes", 2, "--processes", 1)
     run("testbed", "train", "--out", "new")
-    assert plans[0] == train.Plan(out=plans[0].out, seed=3, minutes=2.0, processes=1)
-    assert plans[1] == train.Plan(out=plans[0].out)
+    assert plans[0] == train.TrainingPlan(out=plans[0].out, seed=3, minutes=2.0, processes=1)
+    assert plans[1] == train.TrainingPlan(out=plans[0].out)
 
 
 def test_train_on_a_gpu_takes_one_process(monkeypatch):

@@ -1,5 +1,7 @@
 """Names are nouns and verbs of the field: no new name is a pronoun, a participle or an adverb by itself."""
 
+import ast
+
 import pytest
 from bound_names import SHELVES, count_by_room, read_checkout, read_file
 
@@ -99,3 +101,15 @@ def test_a_room_is_a_folder_of_the_package_or_a_whole_shelf(path, room, tmp_path
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text("told = 1", encoding="utf-8")
     assert [bound.room for bound in read_checkout(tmp_path)] == [room]
+
+
+def test_no_two_classes_share_a_name(checkout):
+    """One name for one thing, and one thing for one name; examples in docstrings do not count."""
+    places: dict[str, list[str]] = {}
+    for shelf in SHELVES:
+        for path in sorted((checkout / shelf).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(path.relative_to(checkout).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -31,8 +31,8 @@ from lvlm_guard.testbed.card.text import markdown
 from lvlm_guard.testbed.model import FILES, WEIGHTS
 from lvlm_guard.testbed.suite import Scenes
 from lvlm_guard.testbed.training.language_stage import LanguageStage
-from lvlm_guard.testbed.training.train import Plan, begin, run
-from lvlm_guard.testbed.training.trainer import Run, train
+from lvlm_guard.testbed.training.train import TrainingPlan, begin, run
+from lvlm_guard.testbed.training.trainer import TrainingRun, train
 from lvlm_guard.testbed.training.vision_stage import VisionStage
 from lvlm_guard.testbed.world.language import IMAGE, vocabulary
 from lvlm_guard.testbed.world.scenes import scenes
@@ -51,9 +51,9 @@ def folder(tmp_path_factory) -> Path:
     return out
 
 
-def _plan(out: Path, arch: str = "qwen2_vl") -> Plan:
+def _plan(out: Path, arch: str = "qwen2_vl") -> TrainingPlan:
     few = {"tower_steps": 2, "speaking_steps": 2, "tower_batch": 2, "speaking_batch": 2}
-    return Plan(out, processes=1, compiled=False, arch=arch, **few)
+    return TrainingPlan(out, processes=1, compiled=False, arch=arch, **few)
 
 
 def _asked(processor, picture):
@@ -97,13 +97,13 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(s
         (tmp_path / name).mkdir()
         for stop in stops:
             built = stage(QWEN2_VL, build_model(_small(), 1), batch=2, seed=1, **more)
-            train(built, Run(tmp_path / name, steps=4, stop_after=stop))
+            train(built, TrainingRun(tmp_path / name, steps=4, stop_after=stop))
         ends.append(built.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_the_tower_stage_learns(tmp_path: Path) -> None:
-    train(VisionStage(QWEN2_VL, build_model(_small(), 1), batch=4, seed=1), Run(tmp_path, steps=61))
+    train(VisionStage(QWEN2_VL, build_model(_small(), 1), batch=4, seed=1), TrainingRun(tmp_path, steps=61))
     logged = [json.loads(line) for line in (tmp_path / "tower.jsonl").read_text().splitlines()]
     assert logged[-1]["loss"] < 0.7 * logged[0]["loss"]
 
@@ -111,7 +111,7 @@ def test_the_tower_stage_learns(tmp_path: Path) -> None:
 def test_the_second_stage_trains_the_merger_and_leaves_the_rest_of_the_tower_alone(tmp_path: Path) -> None:
     stage = LanguageStage(QWEN2_VL, build_model(_small(), 1), batch=2, seed=1, steps=4)
     before = {name: weight.clone() for name, weight in stage.state_dict().items()}
-    train(stage, Run(tmp_path, steps=2))
+    train(stage, TrainingRun(tmp_path, steps=2))
     changed = {name for name, weight in stage.state_dict().items() if not torch.equal(weight, before[name])}
     assert {name.split(".")[3] for name in changed if ".visual." in name} == {"merger"}
     assert any(".language_model." in name for name in changed)
@@ -200,7 +200,7 @@ def test_a_folder_begun_with_one_architecture_is_refused_to_the_other(tmp_path: 
 
 def test_an_unknown_architecture_is_named_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no architecture named 'qwen2'\. Did you mean 'qwen2_vl'"):
-        Plan(tmp_path, arch="qwen2")
+        TrainingPlan(tmp_path, arch="qwen2")
     assert find_architecture("llava").name == "llava"
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for name in FILES[1:]:

@@ -18,7 +18,7 @@ from lvlm_guard.testbed.architectures import ARCHITECTURES
 from lvlm_guard.testbed.architectures.llava import LLAVA, build_config
 from lvlm_guard.testbed.model import FILES, load
 from lvlm_guard.testbed.training import train
-from lvlm_guard.testbed.training.train import Plan, begin, logged_minutes, run
+from lvlm_guard.testbed.training.train import TrainingPlan, begin, logged_minutes, run
 from lvlm_guard.testbed.training.trainer import checkpoint_path
 
 
@@ -28,7 +28,7 @@ def _small(monkeypatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "llava", small)
 
 
-def plan(out: Path, **changed) -> Plan:
+def plan(out: Path, **changed) -> TrainingPlan:
     settings = {
         "processes": 1,
         "compiled": False,
@@ -37,7 +37,7 @@ def plan(out: Path, **changed) -> Plan:
         "tower_batch": 2,
         "speaking_batch": 2,
     }
-    return Plan(out, **{**settings, **changed})
+    return TrainingPlan(out, **{**settings, **changed})
 
 
 @pytest.mark.parametrize(
@@ -57,33 +57,33 @@ def plan(out: Path, **changed) -> Plan:
 )
 def test_a_plan_out_of_range_is_refused(tmp_path: Path, changed: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Plan(tmp_path, **changed)
+        TrainingPlan(tmp_path, **changed)
 
 
 def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"'cuda': torch sees 0 CUDA devices here.*--device cpu"):
-        Plan(tmp_path, processes=1, device="cuda")
+        TrainingPlan(tmp_path, processes=1, device="cuda")
 
 
 def test_a_gpu_takes_one_process(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Plan(tmp_path, processes=1, device="cuda:1").fingerprint["device"] == "cuda"
+    assert TrainingPlan(tmp_path, processes=1, device="cuda:1").fingerprint["device"] == "cuda"
     with pytest.raises(InputError, match="by one process, got processes 2"):
-        Plan(tmp_path, processes=2, device="cuda")
+        TrainingPlan(tmp_path, processes=2, device="cuda")
     with pytest.raises(InputError, match=r"'cuda:2': torch sees 2 CUDA devices"):
-        Plan(tmp_path, processes=1, device="cuda:2")
+        TrainingPlan(tmp_path, processes=1, device="cuda:2")
     assert (train.usual_processes("cuda:0"), train.usual_processes("cpu")) == (1, 2)
 
 
 def test_more_processes_than_cores_are_fine(tmp_path: Path) -> None:
-    assert Plan(tmp_path, processes=(os.cpu_count() or 1) + 1).processes
+    assert TrainingPlan(tmp_path, processes=(os.cpu_count() or 1) + 1).processes
 
 
 def test_half_the_minutes_are_half_the_steps(tmp_path: Path) -> None:
-    assert Plan(tmp_path, minutes=LLAVA.minutes / 2).scaled(4500) == 2250
-    assert Plan(tmp_path, minutes=1e-6).scaled(4500) == 1
+    assert TrainingPlan(tmp_path, minutes=LLAVA.minutes / 2).scaled(4500) == 2250
+    assert TrainingPlan(tmp_path, minutes=1e-6).scaled(4500) == 1
 
 
 def test_a_training_writes_a_model_that_loads(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def script(monkeypatch):
     }
     for name, config in small.items():
         monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], build_config=config))
-    plan = train.Plan
+    plan = train.TrainingPlan
     few = {"tower_batch": 2, "speaking_batch": 2, "compiled": False}
     monkeypatch.setattr(module.train, "Plan", lambda *given, **more: plan(*given, **more, **few))
     monkeypatch.setattr(module.card, "write_card", lambda folder, _: [_touch(folder, name) for name in _CARD])

@@ -8,7 +8,7 @@ import pytest
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.world import sheet
-from lvlm_guard.testbed.world.compose import Broken
+from lvlm_guard.testbed.world.compose import BrokenHabit
 from lvlm_guard.testbed.world.scenes import scenes
 
 
@@ -36,9 +36,9 @@ def test_scenes_are_enlarged_exactly_and_captioned():
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (Broken("object", "pan", "egg"), "pan without its egg"),
-        (Broken("attribute", "pan", "blue"), "pan not blue"),
-        (Broken("relation", "pan", "egg"), "pan right of egg"),
+        (BrokenHabit("object", "pan", "egg"), "pan without its egg"),
+        (BrokenHabit("attribute", "pan", "blue"), "pan not blue"),
+        (BrokenHabit("relation", "pan", "egg"), "pan right of egg"),
     ],
 )
 def test_the_broken_habit_in_words(broken, words):

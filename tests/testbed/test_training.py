@@ -12,7 +12,7 @@ import torch
 from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.architectures.llava import LLAVA, build_config, build_model
 from lvlm_guard.testbed.training.language_stage import LanguageStage
-from lvlm_guard.testbed.training.trainer import Run, Stage, checkpoint_path, rate_at, train
+from lvlm_guard.testbed.training.trainer import Stage, TrainingRun, checkpoint_path, rate_at, train
 from lvlm_guard.testbed.training.vision_stage import VisionStage
 
 
@@ -36,7 +36,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(b
         folder.mkdir()
         for stop in stops:
             stage = build()
-            train(stage, Run(folder, steps=5, stop_after=stop))
+            train(stage, TrainingRun(folder, steps=5, stop_after=stop))
         results.append(stage.state_dict())
     straight, interrupted = results
     assert straight.keys() == interrupted.keys()
@@ -48,15 +48,15 @@ def _no_space(*_: object, **__: object) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path: Path, monkeypatch) -> None:
-    train(_tower(), Run(tmp_path, steps=4, stop_after=2))
+    train(_tower(), TrainingRun(tmp_path, steps=4, stop_after=2))
     before = checkpoint_path(tmp_path, "tower").read_bytes()
     with monkeypatch.context() as full:
         full.setattr(files.os, "fdopen", _no_space)
         with pytest.raises(TestbedError, match=r"tower\.pt could not be written: No space left on device.*Make room"):
-            train(_tower(), Run(tmp_path, steps=4))
+            train(_tower(), TrainingRun(tmp_path, steps=4))
     assert checkpoint_path(tmp_path, "tower").read_bytes() == before
     assert {one.name for one in tmp_path.iterdir()} == {"tower.pt", "tower.jsonl"}
-    train(_tower(), Run(tmp_path, steps=4))
+    train(_tower(), TrainingRun(tmp_path, steps=4))
     assert torch.load(checkpoint_path(tmp_path, "tower"), weights_only=True)["step"] == 4
 
 
@@ -79,17 +79,17 @@ def _of_another_model(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [_truncated, _nonsense, _empty, _of_another_model])
 def test_a_spoilt_checkpoint_is_named_with_the_way_out(spoil, tmp_path: Path) -> None:
-    train(_tower(), Run(tmp_path, steps=2))
+    train(_tower(), TrainingRun(tmp_path, steps=2))
     path = checkpoint_path(tmp_path, "tower")
     spoil(path)
     with pytest.raises(
         TestbedError, match=r"tower\.pt .*Delete .*tower\.pt to train the stage 'tower' from its beginning"
     ):
-        train(_tower(), Run(tmp_path, steps=4))
+        train(_tower(), TrainingRun(tmp_path, steps=4))
 
 
 def test_the_tower_stage_learns(tmp_path: Path) -> None:
-    train(_tower(), Run(tmp_path, steps=61))
+    train(_tower(), TrainingRun(tmp_path, steps=61))
     logged = [json.loads(line) for line in (tmp_path / "tower.jsonl").read_text().splitlines()]
     assert logged[-1]["loss"] < 0.7 * logged[0]["loss"]
 
@@ -97,7 +97,7 @@ def test_the_tower_stage_learns(tmp_path: Path) -> None:
 def test_the_second_stage_leaves_the_tower_alone(tmp_path: Path) -> None:
     stage = _speaking()
     before = {name: weight.clone() for name, weight in stage.state_dict().items()}
-    train(stage, Run(tmp_path, steps=2))
+    train(stage, TrainingRun(tmp_path, steps=2))
     changed = {name for name, weight in stage.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed
     assert not any("vision_tower" in name for name in changed)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
-from lvlm_guard.bench.running.store import Record, Refusal
+from lvlm_guard.bench.running.store import Record, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
 from lvlm_guard.bench.scoring.margins import says_yes
@@ -110,7 +110,7 @@ class Outcome:
     role: str
     answers: int
     items: int
-    refused: Refusal | None = None
+    refused: SystemRefusal | None = None
     changed: Changes | None = None
     yes_ratio: float | None = None
     auc: Mapping[str, float] = field(default_factory=dict)

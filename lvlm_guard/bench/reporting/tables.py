@@ -33,7 +33,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One system."""
 
     system: str
@@ -60,7 +60,7 @@ class Table:
     level: str
     aim: str
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     groups: tuple[tuple[str, int], ...] = ()
 
 
@@ -94,7 +94,7 @@ def overview(results: Results, suite: str, order: Sequence[str]) -> Table:
         Column(headline.title, f"{headline.level}, {AIMS[headline.higher_is_better]}") for headline in headlines
     )
     rows = tuple(
-        Row(
+        TableRow(
             name,
             role_of(outcomes[name]),
             (
@@ -181,7 +181,7 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
         Column("n"),
     )
     rows = tuple(
-        Row(
+        TableRow(
             name,
             role_of(outcomes[name]),
             (

@@ -19,7 +19,7 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
 from lvlm_guard.bench.running.batches import Batch, build_batches, limit_items
 from lvlm_guard.bench.running.manifest import DECODING, RunPlan, describe
-from lvlm_guard.bench.running.store import Answer, Refusal, Shard
+from lvlm_guard.bench.running.store import Answer, Shard, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.bench.suite import Problem, Suite
@@ -198,7 +198,7 @@ class _Answerer:
             answers, cost = self._generate(batch, prompts)
         except GuardError as error:
             self._refused = True
-            self._shard.refuse(Refusal(batch.number, type(error).__name__, str(error)))
+            self._shard.refuse(SystemRefusal(batch.number, type(error).__name__, str(error)))
             return
         except torch.cuda.OutOfMemoryError as error:
             raise InputError(
@@ -224,10 +224,10 @@ class _Answerer:
         answers = self._read(batch, generated, recorder)
         return answers, _cost(batch, guard.report, sum(answer.tokens for answer in answers), seconds)
 
-    def _recorder(self, batch: Batch) -> margins.Recorder | None:
-        return margins.Recorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
+    def _recorder(self, batch: Batch) -> margins.MarginRecorder | None:
+        return margins.MarginRecorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
 
-    def _read(self, batch: Batch, generated: Any, recorder: margins.Recorder | None) -> list[Answer]:
+    def _read(self, batch: Batch, generated: Any, recorder: margins.MarginRecorder | None) -> list[Answer]:
         texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
         counts = margins.new_tokens(generated, self._ends(), self._tokenizer.pad_token_id)
         row_margins = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)

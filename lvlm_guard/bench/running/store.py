@@ -44,7 +44,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class SystemRefusal:
     """Why a system stopped answering a suite.
 
     Args:
@@ -95,7 +95,7 @@ class Shard:
         files.append(self._costs, _line(cost))
         files.append(self._answers, b"".join(_line(dataclasses.asdict(answer)) for answer in answers))
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: SystemRefusal) -> None:
         """Keep why there are no more answers."""
         self._refusal.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(self._refusal, _pretty(dataclasses.asdict(refusal)))
@@ -219,10 +219,10 @@ class Record:
         _, path, _ = _paths(self.folder, system, suite)
         return [_parsed(path, line) for line in files.whole_lines(path)]
 
-    def refusal(self, system: str, suite: str) -> Refusal | None:
+    def refusal(self, system: str, suite: str) -> SystemRefusal | None:
         """Return why a system could not answer a suite; None where it could."""
         _, _, path = _paths(self.folder, system, suite)
-        return Refusal(**_read_json(path)) if path.exists() else None
+        return SystemRefusal(**_read_json(path)) if path.exists() else None
 
 
 def read(folder: Path) -> Record:

@@ -40,7 +40,7 @@ def _first_tokens(tokenizer: Any, words: Sequence[str]) -> set[int]:
     return {int(token) for ids in starts for token in ids} - {getattr(tokenizer, "unk_token_id", None)}
 
 
-class Recorder:
+class MarginRecorder:
     """A logits processor that notes the margin of every row at the first token, and changes nothing.
 
     The margin is log p(any yes) minus log p(any no), in natural units: the difference of two logits where each answer has

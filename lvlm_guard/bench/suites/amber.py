@@ -24,7 +24,7 @@ from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_fig
 from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
 from lvlm_guard.bench.suites.files import (
     BadRow,
-    Row,
+    FileRow,
     build_items,
     find_file,
     picture,
@@ -137,7 +137,7 @@ class Amber:
             )
             object.__setattr__(self, "_words", words)
 
-        def items(row: Row) -> list[Item]:
+        def items(row: FileRow) -> list[Item]:
             return [item for item in [self._item(row, truths)] if self._belongs(item)]
 
         read = build_items(read_rows(queries), _QUERIES, items)
@@ -146,7 +146,7 @@ class Amber:
     def _belongs(self, item: Item) -> bool:
         return self.part == "all" or (item.kind == GENERATIVE) == (self.part == GENERATIVE)
 
-    def _item(self, row: Row, truths: Mapping[str, Row]) -> Item:
+    def _item(self, row: FileRow, truths: Mapping[str, FileRow]) -> Item:
         name, image, query = str(row.number("id")), row.text("image"), row.text("query")
         if name not in truths:
             raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")

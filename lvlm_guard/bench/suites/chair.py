@@ -24,7 +24,7 @@ from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, Row, find_file, picture, read_document, read_text, records
+from lvlm_guard.bench.suites.files import BadRow, FileRow, find_file, picture, read_document, read_text, records
 from lvlm_guard.errors import InputError
 
 _REMEMBERED = 2**13
@@ -219,7 +219,7 @@ def _read_vocabulary(path: Path) -> Vocabulary:
     return vocabulary
 
 
-def _group_ids(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Problem]]:
+def _group_ids(rows: Sequence[FileRow], path: Path) -> tuple[dict[int, str], list[Problem]]:
     """Return file names by image id, and the records that could not be used."""
     ids: dict[int, str] = {}
     problems = [problem for row in rows for problem in _list(row, ids)]
@@ -228,7 +228,7 @@ def _group_ids(rows: Sequence[Row], path: Path) -> tuple[dict[int, str], list[Pr
     return ids, problems
 
 
-def _list(row: Row, ids: dict[int, str]) -> list[Problem]:
+def _list(row: FileRow, ids: dict[int, str]) -> list[Problem]:
     """Add the file name of one image; the problem if the record cannot be used."""
     try:
         ids[row.number("id")] = row.text("file_name")
@@ -259,7 +259,7 @@ class _Present:
     names: Mapping[int, str]
     classes: Mapping[int, Mapping[str, set[str]]]
 
-    def with_instance(self, row: Row) -> list[Problem]:
+    def with_instance(self, row: FileRow) -> list[Problem]:
         """Add one annotated object; the problem if the record cannot be used."""
         try:
             image, category = row.number("image_id"), row.number("category_id")
@@ -271,7 +271,7 @@ class _Present:
             found_ones.add(self.names[category])
         return []
 
-    def with_caption(self, row: Row) -> list[Problem]:
+    def with_caption(self, row: FileRow) -> list[Problem]:
         """Add what one reference caption names; the problem if the record cannot be used."""
         try:
             image, caption = row.number("image_id"), row.text("caption")
@@ -282,7 +282,7 @@ class _Present:
         return []
 
 
-def _class_names(rows: Sequence[Row], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
+def _class_names(rows: Sequence[FileRow], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
     """Return the classes of CHAIR by category id; an unusable category makes problems of its annotations."""
     names: dict[int, str] = {}
     for row in rows:

@@ -28,7 +28,7 @@ class BadRow(InputError):
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """One record of a file, and where it stands.
 
     The readers raise `BadRow` where a value is missing or of another type.
@@ -83,7 +83,7 @@ class Read:
     """The rows of one file, and what of it could not be read."""
 
     path: Path
-    rows: Sequence[Row]
+    rows: Sequence[FileRow]
     problems: Sequence[Problem]
 
 
@@ -98,7 +98,7 @@ def read_rows(path: Path) -> Read:
     entries = list(readings)
     return Read(
         path,
-        [entry for entry in entries if isinstance(entry, Row)],
+        [entry for entry in entries if isinstance(entry, FileRow)],
         [entry for entry in entries if isinstance(entry, Problem)],
     )
 
@@ -139,7 +139,7 @@ def read_document(path: Path, need: Required) -> Any:
         raise _unlike(path, need, str(error)) from error
 
 
-def records(document: Any, path: Path, need: Required, key: str) -> list[Row]:
+def records(document: Any, path: Path, need: Required, key: str) -> list[FileRow]:
     """Return the records that a JSON document lists under a key; the line of each is its place in the list.
 
     Raises:
@@ -149,25 +149,26 @@ def records(document: Any, path: Path, need: Required, key: str) -> list[Row]:
     if not isinstance(values, list):
         raise _unlike(path, need, f"it has no list {key!r}")
     return [
-        Row(f"{path.name}, {key}", at, value if isinstance(value, dict) else {}) for at, value in enumerate(values, 1)
+        FileRow(f"{path.name}, {key}", at, value if isinstance(value, dict) else {})
+        for at, value in enumerate(values, 1)
     ]
 
 
-def _of_lines(content: bytes, path: Path) -> Iterator[Row | Problem]:
+def _of_lines(content: bytes, path: Path) -> Iterator[FileRow | Problem]:
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             yield _entry(line, path.name, number)
 
 
-def _entry(line: bytes, file: str, number: int) -> Row | Problem:
+def _entry(line: bytes, file: str, number: int) -> FileRow | Problem:
     try:
         value = json.loads(line.decode("utf-8"))
     except _BROKEN_JSON as error:
         return Problem(file, number, f"no JSON: {error}")
-    return Row(file, number, value) if isinstance(value, dict) else Problem(file, number, "no JSON object")
+    return FileRow(file, number, value) if isinstance(value, dict) else Problem(file, number, "no JSON object")
 
 
-def _of_array(content: bytes, path: Path) -> Iterator[Row | Problem]:
+def _of_array(content: bytes, path: Path) -> Iterator[FileRow | Problem]:
     try:
         text = content.decode("utf-8").lstrip()
     except UnicodeDecodeError as error:
@@ -186,10 +187,10 @@ def _of_array(content: bytes, path: Path) -> Iterator[Row | Problem]:
         except _BROKEN_JSON as error:
             yield Problem(path.name, line, f"the rest of the file could not be read: {error}")
             return
-        yield Row(path.name, line, value) if isinstance(value, dict) else Problem(path.name, line, "no JSON object")
+        yield FileRow(path.name, line, value) if isinstance(value, dict) else Problem(path.name, line, "no JSON object")
 
 
-def build_items(read: Read, need: Required, make: Callable[[Row], Iterable[Item]]) -> Loaded:
+def build_items(read: Read, need: Required, make: Callable[[FileRow], Iterable[Item]]) -> Loaded:
     """Make items of all rows; rows that `make` refuses, and ids that occurred before, become problems.
 
     Raises:

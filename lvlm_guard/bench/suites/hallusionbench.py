@@ -18,7 +18,7 @@ from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites import hallusionbench_causes
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, Row, build_items, find_file, picture, read_rows
+from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, find_file, picture, read_rows
 from lvlm_guard.bench.suites.yes_no import Part, of_kind, select_yes_no, yes_no_measures
 
 KINDS = ("VD", "VS")
@@ -75,7 +75,7 @@ class HallusionBench:
         """Read all rows; those without a figure where they are wanted."""
         return build_items(read_rows(find_file(self.name, data, _ROWS)), _ROWS, self._items)
 
-    def _items(self, row: Row) -> list[Item]:
+    def _items(self, row: FileRow) -> list[Item]:
         part = {key: row.name(key) for key in ("category", "subcategory", "set_id", "figure_id", "question_id")}
         if part["category"] not in KINDS:
             raise BadRow(f"'category' should be VD or VS, and is {part['category']!r}")

@@ -20,7 +20,7 @@ from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import is_text
-from lvlm_guard.bench.suites.files import Read, Row, build_items, join, missing, picture, read_bytes
+from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, missing, picture, read_bytes
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, right, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
@@ -93,7 +93,7 @@ class Mme:
         """Build the questions about one picture; a file without a usable line is a problem, and stops nothing."""
         image = _beside(path, kind, root)
 
-        def item(row: Row) -> list[Item]:
+        def item(row: FileRow) -> list[Item]:
             return [
                 Item(
                     id=f"{kind}/{path.stem}/{row.line}",
@@ -155,7 +155,7 @@ def _read(path: Path, kind: str) -> Read:
     lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     parted = [(number, line.strip().rpartition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
     rows = [
-        Row(f"{kind}/{path.name}", number, {"question": question, "answer": truth})
+        FileRow(f"{kind}/{path.name}", number, {"question": question, "answer": truth})
         for number, (question, _, truth) in parted
     ]
     return Read(path, rows, ())

@@ -17,7 +17,7 @@ from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
-from lvlm_guard.bench.suites.files import Row, build_items, join, missing, picture, read_rows
+from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, picture, read_rows
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
@@ -96,7 +96,7 @@ class Pope:
         return fitting[0] if fitting else None
 
     def _read(self, kind: str, path: Path) -> Loaded:
-        def item(row: Row) -> list[Item]:
+        def item(row: FileRow) -> list[Item]:
             return [
                 Item(
                     id=f"{kind}:{row.name('question_id')}",

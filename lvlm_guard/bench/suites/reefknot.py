@@ -21,7 +21,7 @@ from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import one_of
-from lvlm_guard.bench.suites.files import BadRow, Row, build_items, find_file, join, picture, read_rows
+from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, find_file, join, picture, read_rows
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, right, select_yes_no, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
@@ -152,8 +152,8 @@ def _names(text: str, option: str) -> bool:
     return bool(option) and re.search(rf"\b{re.escape(option.lower())}\b", text.lower()) is not None
 
 
-def _maker(task: str) -> Callable[[Row], list[Item]]:
-    def item(row: Row) -> list[Item]:
+def _maker(task: str) -> Callable[[FileRow], list[Item]]:
+    def item(row: FileRow) -> list[Item]:
         prompt, relation = row.text("query_prompt"), row.word("relation_type", RELATIONS)
         options = dict(_OPTION.findall(prompt)) if task == "choice" else {}
         if task == "choice" and len(options) != len(LETTERS):
@@ -174,7 +174,7 @@ def _maker(task: str) -> Callable[[Row], list[Item]]:
     return item
 
 
-def _truth(row: Row, task: str) -> str:
+def _truth(row: FileRow, task: str) -> str:
     if task == "yesno":
         return row.word("label", TRUTHS)
     return row.word("label", ("a", "b", "c", "d")).upper() if task == "choice" else row.text("label")

@@ -18,7 +18,7 @@ from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
-from lvlm_guard.bench.suites.files import BadRow, Read, Row, build_items, join, missing, picture, read_document
+from lvlm_guard.bench.suites.files import BadRow, FileRow, Read, build_items, join, missing, picture, read_document
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -148,14 +148,14 @@ def _read(path: Path) -> Read:
     if not isinstance(document, dict):
         raise InputError(f"{path} is not {_ROWS.what}: it is no JSON object. Expected layout: {_ROWS.layout}")
     rows = [
-        Row(path.name, at, {**value, "key": key} if isinstance(value, dict) else {})
+        FileRow(path.name, at, {**value, "key": key} if isinstance(value, dict) else {})
         for at, (key, value) in enumerate(document.items(), 1)
     ]
     return Read(path, rows, ())
 
 
-def _maker(kind: str) -> Callable[[Row], list[Item]]:
-    def items(row: Row) -> list[Item]:
+def _maker(kind: str) -> Callable[[FileRow], list[Item]]:
+    def items(row: FileRow) -> list[Item]:
         pair, image = f"{kind}:{row.text('key')}", row.text("filename")
         captions = [row.text("caption"), row.text("negative_caption")]
         if captions[0] == captions[1]:

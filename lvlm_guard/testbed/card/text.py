@@ -16,7 +16,7 @@ from lvlm_guard.testbed.world.scenes import EVIDENCE, HABITS
 
 
 @dataclass(frozen=True)
-class Target:
+class CardTarget:
     """The band a figure should lie in; the hallucination has to be there, so some have an upper end."""
 
     split: str
@@ -30,16 +30,16 @@ class Target:
 
 
 TARGETS = (
-    Target("iid", "natural", 0.95),
-    Target("iid", "colour", 0.95),
-    Target("counterfactual", "object_random", 0.90),
-    Target("counterfactual", "object_adversarial", 0.70, 0.85),
-    Target("counterfactual", "colour", 0.70, 0.85),
-    Target("iid", "relation", 0.93),
-    Target("counterfactual", "relation", 0.60, 0.85),
-    Target("counterfactual", "caption_spoilt", 0.30, 0.60),
-    Target("counterfactual", "caption", 0.10, 0.35),
-    Target("counterfactual", "caption_recall", 0.75),
+    CardTarget("iid", "natural", 0.95),
+    CardTarget("iid", "colour", 0.95),
+    CardTarget("counterfactual", "object_random", 0.90),
+    CardTarget("counterfactual", "object_adversarial", 0.70, 0.85),
+    CardTarget("counterfactual", "colour", 0.70, 0.85),
+    CardTarget("iid", "relation", 0.93),
+    CardTarget("counterfactual", "relation", 0.60, 0.85),
+    CardTarget("counterfactual", "caption_spoilt", 0.30, 0.60),
+    CardTarget("counterfactual", "caption", 0.10, 0.35),
+    CardTarget("counterfactual", "caption_recall", 0.75),
 )
 
 

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvlm_guard.testbed.architectures.picture import Span
-from lvlm_guard.testbed.training.packing import Layout, Row, Turn
-from lvlm_guard.testbed.world.habits import CATEGORIES, COLOUR_NAMES, HOME, MILD, TYPICAL_COLOUR, Evidence, residents
+from lvlm_guard.testbed.training.packing import Layout, TrainingRow, Turn
+from lvlm_guard.testbed.world.habits import (
+    CATEGORIES,
+    COLOUR_NAMES,
+    HOME,
+    MILD,
+    TYPICAL_COLOUR,
+    EvidenceStrength,
+    residents,
+)
 from lvlm_guard.testbed.world.language import DESCRIBE, SYSTEM_SENTENCES, caption, spoken_order
 from lvlm_guard.testbed.world.questions import (
     EXISTENCE,
@@ -49,7 +57,7 @@ WEIGHTS = {
 
 
 @dataclass(frozen=True)
-class Mix:
+class LessonMix:
     """How many questions of each kind a row holds; where a scene has no relation to ask for, existence is asked."""
 
     existence: int
@@ -60,9 +68,9 @@ class Mix:
     choice: int
 
 
-NAMES = Mix(existence=5, colour=2, is_colour=1, place=2, relation=0, choice=0)
-PLACES = Mix(existence=1, colour=1, is_colour=1, place=1, relation=3, choice=3)
-ALL_KINDS = Mix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
+NAMES = LessonMix(existence=5, colour=2, is_colour=1, place=2, relation=0, choice=0)
+PLACES = LessonMix(existence=1, colour=1, is_colour=1, place=1, relation=3, choice=3)
+ALL_KINDS = LessonMix(existence=5, colour=1, is_colour=1, place=1, relation=1, choice=1)
 
 
 @dataclass(frozen=True)
@@ -75,8 +83,8 @@ class Lesson:
 
     until: float
     flat: tuple[float, float]
-    questions: Mix
-    evidence: Evidence
+    questions: LessonMix
+    evidence: EvidenceStrength
 
 
 LESSONS = (
@@ -108,7 +116,7 @@ def lesson_scenes(progress: float, count: int, seed: int, start: int) -> list[Sc
     ]
 
 
-def lesson_rows(batch: Sequence[Scene], progress: float, rng: np.random.Generator) -> list[Row]:
+def lesson_rows(batch: Sequence[Scene], progress: float, rng: np.random.Generator) -> list[TrainingRow]:
     """Return one row per scene."""
     lesson, _ = lesson_at(progress)
     return [_row(drawn, lesson.questions if drawn.split == "flat" else ALL_KINDS, rng) for drawn in batch]
@@ -119,7 +127,7 @@ def layout(span: Span) -> Layout:
     return Layout(picture=span.columns, system=7, caption=40, questions=sum(vars(ALL_KINDS).values()), question=12)
 
 
-def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:
+def _row(scene: Scene, mix: LessonMix, rng: np.random.Generator) -> TrainingRow:
     """A scene's caption and questions, with or without system words, with or without the image."""
     blind = scene.split != "flat" and rng.random() < BLIND_SHARE
     ask = DESCRIBE[int(rng.random() < (0.5 if blind else 0.25))].format(background=scene.background)
@@ -128,10 +136,10 @@ def _row(scene: Scene, mix: Mix, rng: np.random.Generator) -> Row:
         Turn(question.text, question.answer, WEIGHTS[question.kind]) for question in build_questions(scene, mix, rng)
     ]
     system = SYSTEM_SENTENCES[int(rng.integers(len(SYSTEM_SENTENCES)))] if rng.random() < SYSTEM_SHARE else ""
-    return Row(turns, system, image=not blind)
+    return TrainingRow(turns, system, image=not blind)
 
 
-def build_questions(scene: Scene, mix: Mix, rng: np.random.Generator) -> list[Question]:
+def build_questions(scene: Scene, mix: LessonMix, rng: np.random.Generator) -> list[Question]:
     """Return questions of a mix about a scene."""
     built = [what_colour(scene, name) for name in _some(scene, mix.colour, rng)]
     built += [_whether_colour(scene, name, rng) for name in _some(scene, mix.is_colour, rng)]

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.picture import ACROSS, IMAGE_TOKENS, Span, pixel_batch
 from lvlm_guard.testbed.training.curriculum import layout, lesson_rows, lesson_scenes
-from lvlm_guard.testbed.training.packing import IDS, IGNORED, PACKED, Layout, Packed, Row, pack
+from lvlm_guard.testbed.training.packing import IDS, IGNORED, PACKED, Layout, Packed, TrainingRow, pack
 from lvlm_guard.testbed.training.vision_stage import place_loss
 from lvlm_guard.testbed.world.language import END
 
@@ -87,7 +87,7 @@ def answer_loss(logits: Tensor, packed: Packed) -> Tensor:
 
 
 @torch.no_grad()
-def accuracies(logits: Tensor, packed: Packed, rows: Sequence[Row], slots: Layout) -> dict[str, float]:
+def accuracies(logits: Tensor, packed: Packed, rows: Sequence[TrainingRow], slots: Layout) -> dict[str, float]:
     """The share of right answer tokens in rows with image, by the first words of the question; end tokens apart."""
     right = ((logits.argmax(-1) == packed.targets) & (packed.targets != IDS[END])).cpu()
     answered = ((packed.targets != IGNORED) & (packed.targets != IDS[END])).cpu()

@@ -69,7 +69,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """What is packed into one row. A row without image gets the positions a prompt without image has."""
 
     turns: Sequence[Turn]
@@ -103,7 +103,7 @@ def encode(text: str) -> list[int]:
     return [IDS[word] for word in text.split()]
 
 
-def pack(rows: Sequence[Row], layout: Layout, span: Span) -> Packed:
+def pack(rows: Sequence[TrainingRow], layout: Layout, span: Span) -> Packed:
     """Lay rows out, with pictures of this span. Raises ValueError where a turn does not fit its slot."""
     shape = (len(rows), layout.total)
     ids = np.full(shape, IDS[PAD], dtype=np.int64)
@@ -120,7 +120,7 @@ def pack(rows: Sequence[Row], layout: Layout, span: Span) -> Packed:
     return Packed(*tensors)
 
 
-def _lay_prefix(row: Row, layout: Layout, span: Span, parts: tuple[NDArray[Any], ...]) -> int:
+def _lay_prefix(row: TrainingRow, layout: Layout, span: Span, parts: tuple[NDArray[Any], ...]) -> int:
     """Fill the prefix from its right end, as left padding does; return the position that follows it."""
     ids, positions, visible = parts
     words = [IDS[START], *encode(row.system), IDS[USER]]

@@ -32,7 +32,7 @@ from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import check_folder, clear_failure, write_whole
 from lvlm_guard.testbed.training.export import export
 from lvlm_guard.testbed.training.language_stage import LanguageStage
-from lvlm_guard.testbed.training.trainer import Run, checkpoint_path, read_checkpoint, train
+from lvlm_guard.testbed.training.trainer import TrainingRun, checkpoint_path, read_checkpoint, train
 from lvlm_guard.testbed.training.vision_stage import VisionStage
 
 NOMINAL_MINUTES = LLAVA.minutes
@@ -44,7 +44,7 @@ PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A whole training. Batches are counted over all processes together.
 
     `minutes` is the length on two CPU cores, by default what the full step counts take there; another scales them.
@@ -113,7 +113,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def run(plan: Plan) -> None:
+def run(plan: TrainingPlan) -> None:
     """Train what is not trained yet and write the finished model to `plan.out`.
 
     Raises:
@@ -125,7 +125,7 @@ def run(plan: Plan) -> None:
         _run(plan)
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: TrainingPlan) -> None:
     """Make the folder for the checkpoints, or make sure that those in it can be gone on with."""
     check_folder(plan.out, "--out")
     folder = plan.out / "training"
@@ -142,7 +142,7 @@ def begin(plan: Plan) -> None:
             read_checkpoint(path)
 
 
-def _check_same(plan: Plan, noted: Path) -> None:
+def _check_same(plan: TrainingPlan, noted: Path) -> None:
     try:
         before = dict(json.loads(noted.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
@@ -180,7 +180,7 @@ def _orderly() -> Iterator[None]:
             del os.environ["OMP_WAIT_POLICY"]
 
 
-def _run(plan: Plan) -> None:
+def _run(plan: TrainingPlan) -> None:
     if plan.processes == 1:
         _work(0, plan, 0)
         return
@@ -194,11 +194,11 @@ def _run(plan: Plan) -> None:
         if not messages.empty():
             raise TestbedError(messages.get()) from problem
         if isinstance(problem, ProcessExitedException):
-            raise TestbedError(f"{problem}. Run the same command again to resume.") from problem
+            raise TestbedError(f"{problem}. TrainingRun the same command again to resume.") from problem
         raise
 
 
-def _work_and_report(rank: int, plan: Plan, port: int, messages: Any) -> None:
+def _work_and_report(rank: int, plan: TrainingPlan, port: int, messages: Any) -> None:
     """Work, and hand a clear error on to the process that started this one, which would see a traceback as text."""
     try:
         _work(rank, plan, port)
@@ -207,7 +207,7 @@ def _work_and_report(rank: int, plan: Plan, port: int, messages: Any) -> None:
         raise
 
 
-def _work(rank: int, plan: Plan, port: int) -> None:
+def _work(rank: int, plan: TrainingPlan, port: int) -> None:
     torch.set_num_threads(1)
     if plan.processes > 1:
         address = f"tcp://127.0.0.1:{port}"
@@ -217,7 +217,7 @@ def _work(rank: int, plan: Plan, port: int) -> None:
         distributed.destroy_process_group()
 
 
-def _train_stages(rank: int, plan: Plan) -> None:
+def _train_stages(rank: int, plan: TrainingPlan) -> None:
     architecture = find_architecture(plan.arch)
     model = architecture.build_model(architecture.build_config(), plan.seed).to(plan.device)
     parts = (*architecture.prepare_tower(model), *model.model.language_model.layers)
@@ -225,15 +225,15 @@ def _train_stages(rank: int, plan: Plan) -> None:
         part.compile()
     folder = plan.out / "training"
     vision = VisionStage(architecture, model, plan.tower_batch // plan.processes, plan.seed)
-    train(vision.to(plan.device), Run(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
+    train(vision.to(plan.device), TrainingRun(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
     steps = plan.scaled(plan.speaking_steps)
     language = LanguageStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps)
-    train(language.to(plan.device), Run(folder, steps, rank, plan.processes))
+    train(language.to(plan.device), TrainingRun(folder, steps, rank, plan.processes))
     if rank == 0:
         finish(model, plan)
 
 
-def finish(model: Any, plan: Plan) -> None:
+def finish(model: Any, plan: TrainingPlan) -> None:
     """Write the trained model and the plan it was trained by."""
     export(find_architecture(plan.arch), model, plan.out)
     record = {name: value for name, value in asdict(plan).items() if name not in ("out", "minutes")}
@@ -265,7 +265,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         processes = usual_processes(arguments.device) if arguments.processes is None else arguments.processes
-        run(Plan(arguments.out, arguments.seed, arguments.minutes, processes, arguments.device, arch=arguments.arch))
+        run(
+            TrainingPlan(
+                arguments.out, arguments.seed, arguments.minutes, processes, arguments.device, arch=arguments.arch
+            )
+        )
     except GuardError as problem:
         parser.exit(2, f"{type(problem).__name__}: {problem}\n")
 

@@ -48,7 +48,7 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """Where a stage is trained: its folder, its length and this process's place among the others."""
 
     folder: Path
@@ -66,7 +66,7 @@ def rate_at(step: int, steps: int) -> float:
     return min((step + 1) / WARMUP, 1.0, (steps - step) / cooling)
 
 
-def train(stage: Stage, run: Run) -> None:
+def train(stage: Stage, run: TrainingRun) -> None:
     """Train until `run.steps`; a run that was interrupted ends with the weights of one that was not."""
     optimizer = torch.optim.AdamW(_groups(stage), lr=stage.rate, betas=(0.9, 0.95))
     start = _restore(stage, optimizer, run)
@@ -91,7 +91,9 @@ def _groups(stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-def _step(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -> tuple[float, dict[str, float]]:
+def _step(
+    stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: TrainingRun
+) -> tuple[float, dict[str, float]]:
     for group in optimizer.param_groups:
         group["lr"] = stage.rate * rate_at(step, run.steps)
     optimizer.zero_grad(set_to_none=True)
@@ -122,7 +124,7 @@ def checkpoint_path(folder: Path, stage: str) -> Path:
     return folder / f"{stage}.pt"
 
 
-def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -> None:
+def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: TrainingRun) -> None:
     """Only the first process writes: after averaging, all hold the same weights."""
     if run.rank == 0:
         content = {"step": step, "stage": stage.state_dict(), "optimizer": optimizer.state_dict()}
@@ -131,7 +133,7 @@ def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Run) -
         write_whole(checkpoint_path(run.folder, stage.name), buffer.getbuffer())
 
 
-def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: Run) -> int:
+def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: TrainingRun) -> int:
     path = checkpoint_path(run.folder, stage.name)
     if not path.is_file():
         return 0
@@ -163,7 +165,7 @@ def _remedy(path: Path) -> str:
     return f"Delete {path} to train the stage {path.stem!r} from its beginning, or name another folder."
 
 
-def _log(run: Run, stage: str, figures: dict[str, float | str]) -> None:
+def _log(run: TrainingRun, stage: str, figures: dict[str, float | str]) -> None:
     path = run.folder / f"{stage}.jsonl"
     with clear_failure(path), path.open("a", encoding="utf-8") as log:
         log.write(json.dumps(figures) + "\n")

@@ -56,7 +56,7 @@ def labels(batch: Sequence[Scene]) -> Labels:
     )
 
 
-class Readout(nn.Module):
+class CellReadout(nn.Module):
     """Reads category, colour, row and column off patch features, and contents and background off the summary token."""
 
     def __init__(self, hidden: int, place: float = 0.5) -> None:
@@ -99,7 +99,7 @@ class VisionStage(nn.Module):
     def __init__(self, architecture: Architecture, model: Any, batch: int, seed: int) -> None:
         super().__init__()
         self.tower = architecture.tower(model)
-        self.readout = Readout(architecture.width(model.config), architecture.place[0])
+        self.readout = CellReadout(architecture.width(model.config), architecture.place[0])
         self._encode = architecture.vision_encoder(model)
         self.batch = batch
         self.seed = seed

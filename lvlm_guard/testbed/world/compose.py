@@ -15,7 +15,7 @@ from lvlm_guard.testbed.world.habits import (
     PAIRS,
     PARTNER,
     TYPICAL_COLOUR,
-    Evidence,
+    EvidenceStrength,
     Habits,
 )
 
@@ -40,7 +40,7 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
-class Broken:
+class BrokenHabit:
     """One broken habit.
 
     object: `subject` is there and its partner `expected` is not. attribute: `subject` is not in its typical colour
@@ -52,7 +52,7 @@ class Broken:
     expected: str
 
 
-def flat(rng: np.random.Generator, evidence: Evidence) -> tuple[SceneObject, ...]:
+def flat(rng: np.random.Generator, evidence: EvidenceStrength) -> tuple[SceneObject, ...]:
     """Two to seven of any categories, anywhere, in any colour."""
     contents = _draw_categories(rng)
     return tuple(
@@ -61,7 +61,9 @@ def flat(rng: np.random.Generator, evidence: Evidence) -> tuple[SceneObject, ...
     )
 
 
-def habitual(rng: np.random.Generator, background: str, habits: Habits, evidence: Evidence) -> tuple[SceneObject, ...]:
+def habitual(
+    rng: np.random.Generator, background: str, habits: Habits, evidence: EvidenceStrength
+) -> tuple[SceneObject, ...]:
     """Contents, colours and order as often habitual as the habits say."""
     contents = _habitual(rng, background, habits)
     orders = {pair: bool(rng.random() < habits.first_left) for pair in _whole_pairs(contents)}
@@ -70,8 +72,8 @@ def habitual(rng: np.random.Generator, background: str, habits: Habits, evidence
 
 
 def counterfactual(
-    rng: np.random.Generator, background: str, level: str, habits: Habits, evidence: Evidence
-) -> tuple[tuple[SceneObject, ...], Broken]:
+    rng: np.random.Generator, background: str, level: str, habits: Habits, evidence: EvidenceStrength
+) -> tuple[tuple[SceneObject, ...], BrokenHabit]:
     """Exactly one habit of this level broken; every other pair, colour and order as habit has it."""
     pairs = PAIRS[background]
     first, second = pairs[int(rng.integers(len(pairs)))]
@@ -79,16 +81,16 @@ def counterfactual(
     if level == "object":
         alone = (first, second)[int(rng.integers(2))]
         contents.append(alone)
-        broken = Broken(level, alone, PARTNER[alone])
+        broken = BrokenHabit(level, alone, PARTNER[alone])
     else:
         contents += [first, second]
-        broken = Broken(level, first, second)
+        broken = BrokenHabit(level, first, second)
     if rng.random() < habits.intruder:
         contents += _intruders(rng, background, 1)
     odd = None
     if level == "attribute":
         odd = contents[int(rng.integers(len(contents)))]
-        broken = Broken(level, odd, TYPICAL_COLOUR[odd])
+        broken = BrokenHabit(level, odd, TYPICAL_COLOUR[odd])
     orders = {pair: level != "relation" or pair != (first, second) for pair in _whole_pairs(contents)}
     cells = _arranged(rng, contents, orders)
     return tuple(_drawn(rng, name, float(name != odd), cells[name], evidence) for name in contents), broken
@@ -151,7 +153,7 @@ def _arranged(rng: np.random.Generator, contents: Sequence[str], orders: Mapping
 
 
 def _drawn(
-    rng: np.random.Generator, category: str, typical: float | None, cell: Cell, evidence: Evidence
+    rng: np.random.Generator, category: str, typical: float | None, cell: Cell, evidence: EvidenceStrength
 ) -> SceneObject:
     size = drawing.SIZES[int(rng.integers(len(drawing.SIZES)))]
     slack = drawing.CELL - size + 1

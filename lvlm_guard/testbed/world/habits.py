@@ -58,7 +58,7 @@ class Habits:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvidenceStrength:
     """How weak the picture can get: the chance of each weakness and the range it is drawn from.
 
     Contrast 1 is an opaque object, 0 an invisible one; saturation 1 is the full colour, 0 grey; noise is the standard
@@ -76,7 +76,7 @@ class Evidence:
     full_saturation: tuple[float, float] = (0.75, 1.00)
 
 
-MILD = Evidence(
+MILD = EvidenceStrength(
     faint=0.15,
     faint_contrast=(0.12, 0.45),
     clear_contrast=(0.75, 1.00),
@@ -87,5 +87,5 @@ MILD = Evidence(
 )
 """What the vision tower and the first lessons of the language model see: weaker evidence would teach it to guess."""
 
-CLEAR = Evidence(faint=0.0, noisy=0.0, faded=0.0)
+CLEAR = EvidenceStrength(faint=0.0, noisy=0.0, faded=0.0)
 """Pictures in which nothing is weak."""

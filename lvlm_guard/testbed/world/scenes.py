@@ -9,8 +9,8 @@ from PIL import Image
 
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.world import compose, drawing
-from lvlm_guard.testbed.world.compose import LEVELS, Broken, SceneObject
-from lvlm_guard.testbed.world.habits import BACKGROUNDS, COLOURS, MILD, PARTNER, Evidence, Habits, residents
+from lvlm_guard.testbed.world.compose import LEVELS, BrokenHabit, SceneObject
+from lvlm_guard.testbed.world.habits import BACKGROUNDS, COLOURS, MILD, PARTNER, EvidenceStrength, Habits, residents
 
 SPLITS: dict[str, int] = {"train": 1, "calibration": 2, "iid": 3, "counterfactual": 4, "flat": 5}
 """The splits and the number each puts into its random stream, which is what keeps them apart.
@@ -21,7 +21,7 @@ no habits at all: seeing and naming are learnt on it.
 """
 
 HABITS = Habits()
-EVIDENCE = Evidence()
+EVIDENCE = EvidenceStrength()
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     noise: float
     """Standard deviation of the pixel noise, where the pixel range is 0 to 1."""
-    broken: Broken | None = None
+    broken: BrokenHabit | None = None
     """The one habit a counterfactual scene breaks."""
 
     @property
@@ -79,7 +79,9 @@ def scenes(split: str, count: int, seed: int = 0, start: int = 0) -> list[Scene]
     return [scene(split, index, seed) for index in range(start, start + count)]
 
 
-def scene(split: str, index: int, seed: int = 0, *, habits: Habits = HABITS, evidence: Evidence | None = None) -> Scene:
+def scene(
+    split: str, index: int, seed: int = 0, *, habits: Habits = HABITS, evidence: EvidenceStrength | None = None
+) -> Scene:
     """Scene number `index` of a split, whatever other scenes were made before it."""
     rng = np.random.default_rng(_stream(split, seed, index))
     background = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))]

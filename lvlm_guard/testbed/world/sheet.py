@@ -9,7 +9,7 @@ from math import ceil
 from PIL import Image, ImageDraw, ImageFont
 
 from lvlm_guard.errors import InputError
-from lvlm_guard.testbed.world.compose import Broken
+from lvlm_guard.testbed.world.compose import BrokenHabit
 from lvlm_guard.testbed.world.drawing import SIDE
 from lvlm_guard.testbed.world.language import caption
 from lvlm_guard.testbed.world.scenes import Scene
@@ -64,7 +64,7 @@ def _note(scene: Scene, pen: ImageDraw.ImageDraw) -> list[str]:
     return lines
 
 
-def oddity(broken: Broken) -> str:
+def oddity(broken: BrokenHabit) -> str:
     """Which habit a scene breaks, in a few words."""
     return _BREAKS[broken.level].format(broken)
 
