@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from typing_extensions import Self
 
 from lvlm_guard import anatomy
+from lvlm_guard.deprecation import moved_names
 
 KIND = "lazy"
 """A kind of device whose guards every build of torch has, and whose memory no build touches."""
@@ -255,3 +256,6 @@ def _find_device(func: Any, args: Any, kwargs: Mapping[str, Any], requested: tor
     if len(devices) > 1:
         raise DevicesApart(f"{func} met tensors on {' and '.join(sorted(map(str, devices)))}.")
     return requested if requested is not None else devices.pop()
+
+
+__getattr__ = moved_names(__name__, {"moved": "lvlm_guard.testing.devices:move"})

@@ -176,7 +176,7 @@ class SequenceContract:
                     guarded=functools.partial(self._new, name, model, ALONE),
                 )
 
-    def test_a_model_on_two_devices_says_the_equal(self) -> None:
+    def test_a_model_on_two_devices_says_the_same(self) -> None:
         """Layers on two devices, as `device_map` spreads them: the strategy moves its tensors to the device of a layer."""
         name = self.architectures[0]
         expected = self._new(name, tiny(name)[0], ALL)

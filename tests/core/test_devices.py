@@ -9,7 +9,7 @@ from toy_processor import toy_processor
 from lvlm_guard import Guard
 from lvlm_guard.fitting import Demonstration, fit
 from lvlm_guard.testing import tiny
-from lvlm_guard.testing.devices import FIRST, SECOND, DevicesApart, moved, pretended, spread
+from lvlm_guard.testing.devices import FIRST, SECOND, DevicesApart, move, pretended, spread
 
 SETTINGS = {
     "max_new_tokens": 4, "do_sample": False, "suppress_tokens": SUPPRESSED,
@@ -43,7 +43,7 @@ def test_a_spread_model_says_the_same(name, stack, mode):
     with pretended():
         spread(model)
         assert {parameter.device for parameter in model.parameters()} == {FIRST, SECOND}
-        got = Guard(model, None, STACKS[stack], executor=guard.executor).generate(**moved(inputs), **SETTINGS, **mode)
+        got = Guard(model, None, STACKS[stack], executor=guard.executor).generate(**move(inputs), **SETTINGS, **mode)
     assert torch.equal(got.sequences.cpu(), wanted.sequences)
     assert apart(got, wanted) < TOLERANCE
 
@@ -58,7 +58,7 @@ def test_samples_of_a_spread_model_are_those_of_a_whole_one():
     with pretended():
         spread(model)
         torch.manual_seed(0)
-        got = Guard(model, None, ["vcd"]).generate(**moved(inputs), **sampled)
+        got = Guard(model, None, ["vcd"]).generate(**move(inputs), **sampled)
     assert torch.equal(got.sequences.cpu(), wanted.sequences)
 
 

@@ -46,7 +46,7 @@ class Draws:
             if self.fault == "mixes rows":
                 logits = logits + logits.nan_to_num(neginf=0.0).mean(0)
             if self.fault == "allows all":
-                logits = decoder._next()
+                logits = decoder._next_logits()
             noise = torch.rand(logits.shape[-1], generator=chance, device="cpu").to(logits.device)
             decoder.append((logits + 4 * noise).argmax(-1))
         if self.fault == "spills":

@@ -65,7 +65,7 @@ def test_ritual_on_remembered_pictures(monkeypatch):
 
     def guard(model, processor, strategies, executor):
         made = Guard(model, processor, strategies, executor=executor)
-        made._memory.find = lambda inputs: Pictures(tuple(pictures), pack)
+        made._recent_pictures.find = lambda inputs: Pictures(tuple(pictures), pack)
         return made
 
     def gold(model, inputs, prefix):
