@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from lvlm_guard.deprecation import moved_names, warn_renamed
 
-_NAMES = ("NOMINAL_MINUTES", "Plan", "main", "run", "usual_processes")
+_NAMES = {
+    "NOMINAL_MINUTES": "NOMINAL_MINUTES",
+    "Plan": "TrainingPlan",
+    "main": "main",
+    "run": "run",
+    "usual_processes": "usual_processes",
+}
 
 __getattr__ = moved_names(
-    "lvlm_guard.testbed.train", {name: f"lvlm_guard.testbed.training.train:{name}" for name in _NAMES}
+    "lvlm_guard.testbed.train", {old: f"lvlm_guard.testbed.training.train:{new}" for old, new in _NAMES.items()}
 )
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def script(monkeypatch):
         monkeypatch.setitem(ARCHITECTURES, name, replace(ARCHITECTURES[name], build_config=config))
     plan = train.TrainingPlan
     few = {"tower_batch": 2, "speaking_batch": 2, "compiled": False}
-    monkeypatch.setattr(module.train, "Plan", lambda *given, **more: plan(*given, **more, **few))
+    monkeypatch.setattr(module.train, "TrainingPlan", lambda *given, **more: plan(*given, **more, **few))
     monkeypatch.setattr(module.card, "write_card", lambda folder, _: [_touch(folder, name) for name in _CARD])
     return module
 
