@@ -14,13 +14,13 @@ from transformers.utils import ModelOutput
 
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
-from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run, StepLogits
+from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
-from lvlm_guard.forward.history import Step, TokenHistory
 from lvlm_guard.forward.interventions.compiled import is_compiled
 from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
+from lvlm_guard.forward.steps import Step, StepLogits, TokenHistory
 from lvlm_guard.protocols import Cache, Model
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation

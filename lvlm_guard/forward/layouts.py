@@ -7,11 +7,11 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from lvlm_guard.forward.history import TokenHistory
 from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.interventions.layout import ForwardLayout, PromptLayout
 from lvlm_guard.forward.interventions.running import RunningForward
 from lvlm_guard.forward.preparation import PreparedDecode
+from lvlm_guard.forward.steps import TokenHistory
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.generation import Generation
 

@@ -13,10 +13,10 @@ from transformers.utils import ModelOutput
 from lvlm_guard import anatomy
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.branch_run import BranchRun
-from lvlm_guard.forward.executors.executor import Inputs, Run, StepLogits
-from lvlm_guard.forward.history import Step
+from lvlm_guard.forward.executors.executor import Inputs, Run
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
+from lvlm_guard.forward.steps import Step, StepLogits
 from lvlm_guard.protocols import Cache, Model
 from lvlm_guard.strategy.branches import MAIN
 

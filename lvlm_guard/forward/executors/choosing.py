@@ -8,9 +8,9 @@ from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward.executors.batched import BatchedExecutor, find_obstacle
 from lvlm_guard.forward.executors.executor import Executor, ExecutorName, Inputs
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
-from lvlm_guard.forward.history import Step
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
+from lvlm_guard.forward.steps import Step
 from lvlm_guard.protocols import Cache
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.executors.branch_run import BranchRun
-from lvlm_guard.forward.executors.executor import Inputs, Run, StepLogits
-from lvlm_guard.forward.history import Step, TokenHistory
+from lvlm_guard.forward.executors.executor import Inputs, Run
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
+from lvlm_guard.forward.steps import Step, StepLogits, TokenHistory
 from lvlm_guard.protocols import Cache
 from lvlm_guard.strategy.branches import MAIN
 

@@ -1,15 +1,18 @@
-"""The tokens that generate has chosen so far, and which of them a forward call feeds."""
+"""The steps of a decode: which tokens a forward call feeds, what came of it, and the tokens chosen so far."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Cache
+from lvlm_guard.strategy.forward import Forward
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,38 @@ class Step:
     keep: int
     first_position: int
     is_prefill: bool = False
+
+
+@dataclass(frozen=True)
+class StepLogits:
+    """What an executor returns.
+
+    Args:
+        output: Main's output, as its own forward would have returned it.
+        main: Raw logits of main `[rows, positions, vocab]`, the kept positions last.
+        branches: Raw logits of each branch, kept positions last.
+        readouts: Logits of inner layers of main `[rows, kept, vocab]`, by (layer, whether normed).
+        forwards: Forwards that ran.
+    """
+
+    output: ModelOutput
+    main: Tensor
+    branches: Mapping[Hashable, Tensor]
+    readouts: Mapping[tuple[int, bool], Tensor]
+    forwards: int
+
+    def as_forward(self, step: Step) -> Forward:
+        """The kept positions, as strategies see them, on main's device."""
+        keep = min(step.keep, self.main.shape[1])
+        branches = {key: logits[:, -keep:].to(self.main.device) for key, logits in self.branches.items()}
+        return Forward(self.main[:, -keep:], branches, step.first_position, readouts=self.readouts)
+
+    def answer(self, combined: Tensor | None) -> ModelOutput:
+        """Main's output with the combined logits in place of its own at the kept positions."""
+        if combined is not None:
+            before = self.main[:, : -combined.shape[1]]
+            self.output["logits"] = torch.cat([before.float(), combined], dim=1) if before.shape[1] else combined
+        return self.output
 
 
 class TokenHistory:
