@@ -14,6 +14,7 @@ from rich.panel import Panel
 from transformers import TextStreamer
 
 from lvlm_guard import loading
+from lvlm_guard.cli.options import Device, Dtype
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import DEFAULT_STACK, Guard
 
@@ -41,13 +42,8 @@ def generate(
     ] = DEFAULT_STACK,
     plain: Annotated[bool, typer.Option("--plain", help="Show the plain answer beside the guarded one.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 128,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
-    ] = None,
-    dtype: Annotated[
-        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
-    ] = "auto",
+    device: Device = None,
+    dtype: Dtype = "auto",
     executor: Annotated[
         ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")
     ] = "auto",

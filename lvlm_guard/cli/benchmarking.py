@@ -6,13 +6,14 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli import costing
+from lvlm_guard.cli.options import Device, Dtype
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
@@ -108,13 +109,8 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
-    ] = None,
-    dtype: Annotated[
-        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
-    ] = "auto",
+    device: Device = None,
+    dtype: Dtype = "auto",
 ) -> None:
     """Answer suites with stacks and controls, keep every raw answer, then score.
 

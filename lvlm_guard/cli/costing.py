@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from lvlm_guard import loading
+from lvlm_guard.cli.options import Device, Dtype
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import Guard
@@ -48,13 +49,8 @@ def cost(
     executor: Annotated[
         ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")
     ] = "auto",
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
-    ] = None,
-    dtype: Annotated[
-        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
-    ] = "auto",
+    device: Device = None,
+    dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Measure what stacks cost beside plain generate: time, forwards and memory, greedily, on the same prompts.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
 
 from lvlm_guard import fitting, loading
+from lvlm_guard.cli.options import Device, Dtype
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.fitters import fitter_catalogue
 
@@ -37,10 +38,8 @@ def fit(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which scenes of the testbed, and what is invented.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
-    device: Annotated[str | None, typer.Option(help="Where to run; default: cuda if there, else cpu.")] = None,
-    dtype: Annotated[
-        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
-    ] = "auto",
+    device: Device = None,
+    dtype: Dtype = "auto",
     _: Annotated[
         bool,
         typer.Option(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.bench.running.cost_model import TARGETS, BranchLength, Prediction, Target, predict
+from lvlm_guard.cli.options import Dtype
 from lvlm_guard.errors import InputError, ProcessorNeeded, nearest
 from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
@@ -43,9 +44,7 @@ def plan(
     ] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of another machine in GB/s.")] = None,
     tflops: Annotated[float | None, typer.Option(help="Its operations per second in 10^12.")] = None,
-    dtype: Annotated[
-        loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")
-    ] = "auto",
+    dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Predict what guarding costs from sizes alone: time to the first token, per token and per answer.

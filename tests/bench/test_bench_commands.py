@@ -1,23 +1,27 @@
 """`lvlm-guard bench` as a user meets it."""
 
 import csv
+import functools
 import json
 import shutil
-import sys
 
 import pytest
 import transformers
+from command_line import run_command, run_refused
 from typer.testing import CliRunner
 
 from lvlm_guard import loading
 from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.running import choosing
 from lvlm_guard.bench.running.systems import CONTROLS
-from lvlm_guard.cli import app, main
+from lvlm_guard.cli import app
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
 
 SWITCHED_OFF = [option for name in CONTROLS[1:] if name != "pba" for option in ("--without", name)]
+
+
+run = functools.partial(run_command, columns=200)  # tables of runs are wide
 
 
 @pytest.fixture(autouse=True)
@@ -26,23 +30,6 @@ def _transformers_speaks_again():
     yield
     transformers.logging.set_verbosity(before)
     transformers.logging.enable_progress_bar()
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(one) for one in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
-
-
-def fails(monkeypatch, capsys, *arguments):
-    """What main prints when the library refuses."""
-    monkeypatch.setattr(sys, "argv", ["lvlm-guard", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    return " ".join(printed.split())
 
 
 @pytest.fixture(scope="module")
@@ -197,23 +184,23 @@ def test_run_refuses_with_a_message_before_a_model_is_loaded(monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(loading, "load", lambda *a: pytest.fail("loaded"))
-    assert words in fails(monkeypatch, capsys, "bench", "run", *arguments, "--out", "run")
+    assert words in run_refused(monkeypatch, capsys, "bench", "run", *arguments, "--out", "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_run_refuses_the_folder_of_another_run(monkeypatch, capsys, folder):
     asked = ("bench", "run", "scenes:count=7,captions=2", "--stack", "vcd", *SWITCHED_OFF, "--out", folder)
-    told = fails(monkeypatch, capsys, *asked)
+    told = run_refused(monkeypatch, capsys, *asked)
     assert "holds a run with other settings" in told
     assert "systems.rank" in told
 
 
 @pytest.mark.parametrize("command", ["report", "rescore"])
 def test_what_is_no_run_is_refused(monkeypatch, capsys, tmp_path, command):
-    assert "holds no manifest.json" in fails(monkeypatch, capsys, "bench", command, tmp_path)
+    assert "holds no manifest.json" in run_refused(monkeypatch, capsys, "bench", command, tmp_path)
 
 
 def test_compare_refuses_other_items(monkeypatch, capsys, folder, tmp_path):
     everything = [option for name in CONTROLS[1:] for option in ("--without", name)]
     run("bench", "run", "scenes:count=2", *everything, "--out", tmp_path / "other")
-    assert "other items" in fails(monkeypatch, capsys, "bench", "compare", folder, tmp_path / "other")
+    assert "other items" in run_refused(monkeypatch, capsys, "bench", "compare", folder, tmp_path / "other")

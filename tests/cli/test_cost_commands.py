@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import transformers
+from command_line import run_command, run_refused
 from PIL import Image
-from typer.testing import CliRunner
 
 from lvlm_guard import loading, testbed
 from lvlm_guard.bench.running.cost_model import H200, IMAGE_FREE, predict
 from lvlm_guard.bench.running.shapes import LLAVA_1_5_7B
-from lvlm_guard.cli import app, main
 from lvlm_guard.testing import tiny
 
 COST_KEYS = {
     "name", "calls", "tokens", "first_ms", "token_ms", "call_ms", "tokens_per_second", "first_ratio", "token_ratio",
     "call_ratio", "forwards", "rows_per_forward", "peak_bytes", "memory",
 }  # fmt: skip
-
-
-def run(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "80"})
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
-
-
-def fails(monkeypatch, capsys, *arguments):
-    """What main prints when the library refuses."""
-    monkeypatch.setattr(sys, "argv", ["lvlm-guard", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture
@@ -46,7 +29,7 @@ def no_weights(monkeypatch):
 @pytest.mark.usefixtures("no_weights")
 def test_plan_prints_the_arithmetic_of_the_model():
     asked = ("--model", "LLaVA-1.5-7B", "--stack", "m3id", "--batch", 8, "--tokens", 33, "--hardware", "h200", "--json")
-    planned = json.loads(run("plan", *asked))
+    planned = json.loads(run_command("plan", *asked))
     assert planned["branches"] == [{"name": "no image", "image": 0.0, "text": 0, "encodes": False}]
     assert (planned["batch"], planned["tokens"], planned["image_tokens"], planned["uncounted"]) == (8, 33, 576, [])
     plain, batched, sequential = planned["predictions"]
@@ -67,23 +50,23 @@ def test_plan_prints_the_arithmetic_of_the_model():
 def test_plan_reads_the_bundled_model_and_a_folder_with_nothing_but_a_config(tmp_path):
     (tmp_path / "config.json").write_text((testbed.model.WEIGHTS / "config.json").read_text())
     asked = ("--stack", "vcd", "--dtype", "float32", "--json")
-    bundled, folder = (json.loads(run("plan", "--model", name, *asked)) for name in ("testbed", tmp_path))
+    bundled, folder = (json.loads(run_command("plan", "--model", name, *asked)) for name in ("testbed", tmp_path))
     assert bundled["image_tokens"] == 64
     assert bundled["value_bytes"] == 4
     assert {one["hardware"] for one in bundled["predictions"]} == {"A100 80GB SXM", "H100 SXM", "H200"}
     assert folder["predictions"] == bundled["predictions"]
-    assert json.loads(run("plan", "--model", tmp_path, "--json"))["value_bytes"] == 2
+    assert json.loads(run_command("plan", "--model", tmp_path, "--json"))["value_bytes"] == 2
 
 
 @pytest.mark.usefixtures("no_weights")
 def test_plan_counts_text_with_the_models_tokenizer():
-    (branch,) = json.loads(run("plan", "--model", "testbed", "--stack", "icd", "--json"))["branches"]
+    (branch,) = json.loads(run_command("plan", "--model", "testbed", "--stack", "icd", "--json"))["branches"]
     assert branch["text"] > 10
 
 
 def test_plan_takes_another_machine_and_another_picture():
     asked = ("--model", "llava-1.5-7b", "--image-tokens", 100, "--bandwidth", 50, "--tflops", 1, "--stack", "yes_bias")
-    planned = json.loads(run("plan", *asked, "--json"))
+    planned = json.loads(run_command("plan", *asked, "--json"))
     assert planned["image_tokens"] == 100
     (plain,) = planned["predictions"]
     assert (plain["hardware"], plain["executor"]) == ("50 GB/s", "none")
@@ -92,7 +75,9 @@ def test_plan_takes_another_machine_and_another_picture():
 
 @pytest.mark.parametrize("stack", ["vdd", "pai", "opera", "yes_bias"])
 def test_plan_fits_80_columns_and_names_what_it_leaves_out(stack):
-    printed = run("plan", "--model", "testbed", "--stack", stack, "--bandwidth", 5, "--tflops", 1, "--hardware", "a100")
+    printed = run_command(
+        "plan", "--model", "testbed", "--stack", stack, "--bandwidth", 5, "--tflops", 1, "--hardware", "a100"
+    )
     assert max(map(len, printed.splitlines())) <= 80
     words = " ".join(printed.split())
     assert "predicted, not measured" in words
@@ -118,12 +103,12 @@ def test_plan_refuses_with_a_message(monkeypatch, capsys, tmp_path):
         ("--model", tmp_path / "qwen", "--stack", "icd", "--image-tokens", 4): "The tokenizer of",
     }
     for arguments, words in cases.items():
-        assert words in fails(monkeypatch, capsys, "plan", *arguments)
+        assert words in run_refused(monkeypatch, capsys, "plan", *arguments)
 
 
 def test_cost_measures_stacks_beside_plain():
     asked = ("--stack", "vcd", "--stack", "revise", "--tokens", 4, "--rounds", 2, "--batch", 2)
-    measured = json.loads(run("bench", "cost", *asked, "--json"))
+    measured = json.loads(run_command("bench", "cost", *asked, "--json"))
     assert (measured["model"], measured["device"], measured["batch"]) == ("testbed", "cpu", 2)
     costs = {cost["name"]: cost for cost in measured["costs"]}
     assert list(costs) == ["plain", "vcd", "revise"]
@@ -147,12 +132,12 @@ def test_cost_insists_on_an_executor_and_takes_a_picture(tmp_path):
         "--executor",
         "sequential",
     )
-    costs = json.loads(run("bench", "cost", *asked, "--json"))["costs"]
+    costs = json.loads(run_command("bench", "cost", *asked, "--json"))["costs"]
     assert costs[1]["forwards"] == {"prefill": 2.0, "decode": 2.0}
 
 
 def test_cost_fits_80_columns():
-    printed = run("bench", "cost", "--stack", "vdd", "--stack", "opera", "--tokens", 3, "--rounds", 1)
+    printed = run_command("bench", "cost", "--stack", "vdd", "--stack", "opera", "--tokens", 3, "--rounds", 1)
     assert max(map(len, printed.splitlines())) <= 80
     assert all(word in printed for word in ("plain", "vdd", "opera", "first ms", "ratio", "MiB", "Medians of 1 calls"))
     assert "…" not in printed
@@ -169,9 +154,11 @@ def test_cost_fits_80_columns():
     ],
 )
 def test_cost_refuses_with_a_message(monkeypatch, capsys, arguments, words):
-    assert words in fails(monkeypatch, capsys, "bench", "cost", *arguments)
+    assert words in run_refused(monkeypatch, capsys, "bench", "cost", *arguments)
 
 
 def test_cost_refuses_a_stack_called_plain(monkeypatch, capsys, tmp_path):
     (tmp_path / "plain.toml").write_text('[[stack]]\nname = "vcd"\n')
-    assert "Rename that stack file" in fails(monkeypatch, capsys, "bench", "cost", "--stack", tmp_path / "plain.toml")
+    assert "Rename that stack file" in run_refused(
+        monkeypatch, capsys, "bench", "cost", "--stack", tmp_path / "plain.toml"
+    )
