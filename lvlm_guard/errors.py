@@ -18,12 +18,18 @@ GuardWarning
 └── UncompiledWarning    a compiled model ran uncompiled
 """
 
-import difflib
+import reprlib
 from collections.abc import Iterable
+
+SCREEN = 1600
+"""Characters of the longest error message: 20 lines of 80 columns."""
 
 
 class GuardError(Exception):
-    """Base of every error the library raises on purpose."""
+    """Base of every error the library raises on purpose; a message longer than a screen loses its middle."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shorten(one, SCREEN) if isinstance(one, str) else one for one in args))
 
 
 class InputError(GuardError, ValueError):
@@ -82,9 +88,45 @@ class UncompiledWarning(GuardWarning):
     """A compiled model ran uncompiled because a strategy works inside its layers, or because the whole module was compiled."""
 
 
-def nearest(name: str, known_names: Iterable[str]) -> str:
+def nearest(name: object, known_names: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name as a question, then all known names."""
     names = sorted(known_names)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    written = str(name)[:LONGEST_NAME].lower()
+    distances = {known: _edit_distance(written, known.lower()) for known in names}
+    close = min(names, key=distances.__getitem__, default=None)
+    is_close = close is not None and distances[close] <= max(1, len(close) // 2)
+    hint = f" Did you mean {close!r}?" if is_close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def quote(value: object, length: int = 80) -> str:
+    """Return a value as an error message shows it: its repr, with deep, long and failing ones abridged."""
+    return shorten(_ABRIDGED.repr(value), length)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return text of at most `length` characters; the middle of a longer one is left out, with a note of how much."""
+    if len(text) <= length:
+        return text
+    note = f" ... [{len(text)} characters] ... "
+    kept = max(length - len(note), 0)
+    return text[: kept - kept // 3] + note + text[len(text) - kept // 3 :]
+
+
+LONGEST_NAME = 60
+_ABRIDGED = reprlib.Repr()
+_ABRIDGED.maxstring = _ABRIDGED.maxother = 120
+
+
+def _edit_distance(written: str, known: str) -> float:
+    """Letters to insert, remove or replace, Damerau-Levenshtein; two letters that changed places count a little less than one."""
+    before: list[float] = []
+    row: list[float] = list(range(len(known) + 1))
+    for i, letter in enumerate(written, 1):
+        before, above, row = row, before, [i]
+        for j, other in enumerate(known, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
+            if i > 1 and j > 1 and letter == known[j - 2] and written[i - 2] == other and letter != other:
+                cost = min(cost, above[j - 2] + 0.9)
+            row.append(cost)
+    return row[-1]

@@ -166,7 +166,7 @@ def test_one_suite_may_be_asked_for_twice_with_other_arguments():
     ("arguments", "words"),
     [
         (["scene"], "There is no suite 'scene'. Did you mean 'scenes'?"),
-        (["scenes", "--stack", "vdc"], "Did you mean 'vdd'"),
+        (["scenes", "--stack", "vdc"], "Did you mean 'vcd'"),
         (["scenes", "--stack", "nowhere.toml"], "nowhere.toml"),
         (["scenes:counts=3"], "scenes: there is no argument 'counts'. Did you mean 'count'?"),
         (["scenes:count=many"], "scenes: count='many' is not possible: input should be a valid integer"),

@@ -44,7 +44,7 @@ def test_single_values_and_nothing():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("vdc", r"stack\[0\]: .*'vdc'. Did you mean 'vc?d"),
+        ("vdc", r"stack\[0\]: .*'vdc'. Did you mean 'vcd"),
         ([VCD(), "vcd"], r"stack\[1\]: 'vcd' is already at stack\[0\]"),
         ([{"name": "vcd", "params": {"alhpa": 1}}], r"stack\[0\].params.alhpa: .*Did you mean 'alpha'"),
         ([{"name": "vcd", "parms": {}}], r"stack\[0\].parms: unknown key. Did you mean 'params'"),
