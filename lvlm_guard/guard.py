@@ -8,12 +8,12 @@ import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
 
 from lvlm_guard.call.asking import build_asked_call
+from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
@@ -72,7 +72,6 @@ class Guard:
         self.executor: ExecutorName = executor
         self._strategies = StrategyCalls(self.stack.strategies)
         self._recent_pictures = RecentPictures()
-        self._last_report: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
         return Guard(copy.deepcopy(self.model, memo), self.processor, self.stack, executor=self.executor)
@@ -84,7 +83,7 @@ class Guard:
         Raises:
             InputError: No guarded call has finished in this context.
         """
-        report = self._last_report.get()
+        report = find_report(self)
         if report is None:
             raise InputError("No guarded call has finished in this thread yet, so there is no report.")
         return report
@@ -98,6 +97,15 @@ class Guard:
             NonFiniteLogits: The model or a branch produced NaN.
         """
         return self._generate(self._plain_generate(), args, kwargs)
+
+    def generate_with_report(self, *args: Any, **kwargs: Any) -> tuple[Any, Report | None]:
+        """Generate as `generate` does, and return the output and the report of this call.
+
+        For threads, executors and `asyncio.to_thread`: `report` is that of the context in which the call ran. The
+        report is None where an empty stack returned something without sequences.
+        """
+        output = self.generate(*args, **kwargs)
+        return output, find_report(self)
 
     def inputs(
         self,
@@ -167,7 +175,7 @@ class Guard:
 
     def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run one guarded call of the model's own generate."""
-        self._last_report.set(None)
+        keep_report(self, None)
         arguments = bind_arguments(plain, args, kwargs)
         if not len(self.stack):
             return self._generate_unguarded(plain, arguments)
@@ -175,7 +183,7 @@ class Guard:
         request = self._build_request(arguments)
         ask = functools.partial(self._ask_about_picture, request)
         output, report = run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
-        self._last_report.set(report)
+        keep_report(self, report)
         return output
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
@@ -203,7 +211,7 @@ class Guard:
         output = plain(**arguments)
         ids = split_arguments(arguments)[0].get("input_ids")
         if isinstance(output, Tensor) or hasattr(output, "sequences"):
-            self._last_report.set(Report.of_plain(sequences(output), ids, time.perf_counter() - started))
+            keep_report(self, Report.of_plain(sequences(output), ids, time.perf_counter() - started))
         return output
 
 

@@ -25,14 +25,15 @@ class Effect:
 
     Args:
         name: Its name.
-        tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main.
+        tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
+            None where it acted otherwise than by terms, so that only a run without it would tell.
         positions: Positions looked at, all rows together.
-        had_effect: Whether it changed any logit at all.
+        had_effect: Whether it changed a logit, main's inputs, a layer or an answer, or searched.
         is_expected: Whether it has terms or edits, so that a call without effect deserves a warning.
     """
 
     name: str
-    tokens_changed: int
+    tokens_changed: int | None
     positions: int
     had_effect: bool
     is_expected: bool
@@ -70,28 +71,27 @@ class EffectRecorder:
                 "generate, and the strategies' restrictions and biases."
             )
 
-    def measure_effect(
-        self, gen: Generation, name: str, unfinished: Tensor | None, *, edits_had_effect: bool | None
-    ) -> Effect:
+    def measure_effect(self, gen: Generation, name: str, unfinished: Tensor | None, *, acted: bool | None) -> Effect:
         """Return the effect of one strategy.
 
         Args:
             gen: The travelling object.
             name: Name of the strategy.
             unfinished: True at the positions that count `[rows, tokens]`; None when all do.
-            edits_had_effect: Whether its edits inside the layers changed anything, None where it has none. Which tokens
-                changed because of them is unknown without a run that lacks them.
+            acted: Whether anything but its terms changed something: edits of inputs or layers, a search, a revision. None
+                where it tried nothing of the kind. Which tokens changed because of it only a run without it would tell.
         """
-        is_expected = name in self._strategies or edits_had_effect is not None
+        is_expected = name in self._strategies or acted is not None
         history = _history_name(name)
         if history not in gen.rows:
-            return Effect(name, 0, 0, had_effect=bool(edits_had_effect), is_expected=is_expected)
+            return Effect(name, None if acted else 0, 0, had_effect=bool(acted), is_expected=is_expected)
         changed = gen.rows[history]
         counted = torch.ones_like(changed) if unfinished is None else unfinished.to(changed.device)
         length = min(changed.shape[1], counted.shape[1])
         changed, counted = changed[:, :length], counted[:, :length]
-        had_effect = bool(edits_had_effect) or self._tracker.had_effect([name])
-        return Effect(name, int((changed & counted).sum()), int(counted.sum()), had_effect, is_expected)
+        had_effect = bool(acted) or self._tracker.had_effect([name])
+        tokens_changed = None if acted else int((changed & counted).sum())
+        return Effect(name, tokens_changed, int(counted.sum()), had_effect, is_expected)
 
     def warn_without_effect(self, effects: Sequence[Effect]) -> None:
         """Warn about strategies that changed no logit, and about a model that does not see the image."""

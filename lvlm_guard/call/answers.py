@@ -17,8 +17,8 @@ from lvlm_guard.protocols import Tokenizer
 from lvlm_guard.strategy.loops import Revision
 
 
-def finish_output(decoded: DecodedCall) -> Any:
-    """Return generate's output with the user's own prompt in front, and with revised answers.
+def finish_output(decoded: DecodedCall) -> tuple[Any, dict[str, int]]:
+    """Return generate's output with the user's own prompt in front and revised answers, and how many each strategy revised.
 
     Raises:
         ProcessorNeeded: There is a revision and no tokenizer.
@@ -29,13 +29,26 @@ def finish_output(decoded: DecodedCall) -> Any:
     if planned.request is not call.request:
         output = restore_prompt(output, planned.request.input_ids.shape[1], call.request.input_ids)
     if not call.strategies.active("finish"):
-        return output
+        return output, {}
     length = call.request.input_ids.shape[1]
     describe_output(call.gen, output[:, length:], call.ask)
-    revisions = [revision for values in collect_values(call.ask_strategies, "finish").values() for revision in values]
-    if not revisions:
-        return output
-    return replace_answers(output, length, revisions, call.gen.model.tokenizer, decoded.prepared.main.settings)
+    by_strategy = collect_values(call.ask_strategies, "finish")
+    tokenizer, settings = call.gen.model.tokenizer, decoded.prepared.main.settings
+    changed = {
+        name: _count_changed(output, replace_answers(output, length, revisions, tokenizer, settings), settings)
+        for name, revisions in by_strategy.items()
+        if revisions
+    }
+    revisions = [revision for values in by_strategy.values() for revision in values]
+    return replace_answers(output, length, revisions, tokenizer, settings) if revisions else output, changed
+
+
+def _count_changed(drafts: Tensor, revised: Tensor, settings: Any) -> int:
+    """Return how many rows of two outputs `[requests, length]` differ, padding apart."""
+    longest = max(drafts.shape[1], revised.shape[1])
+    padding = settings.pad_token_id if settings.pad_token_id is not None else 0
+    both = [torch.nn.functional.pad(ids, (0, longest - ids.shape[1]), value=padding) for ids in (drafts, revised)]
+    return int((both[0] != both[1]).any(1).sum())
 
 
 def restore_prompt(output: Any, edited_length: int, prompt: Tensor) -> Any:

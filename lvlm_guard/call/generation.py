@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic import fusion
 from lvlm_guard.forward import PreparedDecode
+from lvlm_guard.forward.endings import Endings
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
+
+_inside_call: ContextVar[bool] = ContextVar("lvlm_guard_inside_call", default=False)
+
+
+@contextmanager
+def inside_call() -> Iterator[None]:
+    """Mark guarded calls that are made in this block as inner ones."""
+    token = _inside_call.set(True)
+    try:
+        yield
+    finally:
+        _inside_call.reset(token)
 
 
 def create_generation(request: Request) -> Generation:
     """Return the object that travels through every hook of a call."""
     tokenizer = getattr(request.processor, "tokenizer", request.processor)
     services = Services(measure=fusion.ForwardStatistics)
-    return Generation(_read_prompt(request), ModelInfo(request.config, tokenizer), services=services)
+    model = ModelInfo(request.config, tokenizer)
+    return Generation(_read_prompt(request), model, services=services, is_inner=_inside_call.get())
 
 
 def describe_request(gen: Generation, request: Request) -> None:
@@ -35,6 +51,21 @@ def describe_main(gen: Generation, main: PreparedDecode, run_prompt: Callable[[B
     gen.multiply_rows(main.rows_per_request)
     gen.model = dataclasses.replace(gen.model, depth=depth, heads=heads, tied_embeddings=tied)
     gen.services.run_prompt = run_prompt
+
+
+def describe_endings(gen: Generation, main: PreparedDecode, request: Request) -> None:
+    """Let the hooks see which rows have ended."""
+    tokenizer = request.settings.get("tokenizer")
+    has_criteria = bool(request.settings.get("stopping_criteria"))
+    endings = Endings(main.settings, request.setting("stop_strings"), tokenizer, has_criteria=has_criteria)
+
+    def find_finished(generated: Tensor) -> Tensor:
+        prompts = request.input_ids
+        return endings.find_finished(
+            prompts.repeat_interleave(generated.shape[0] // prompts.shape[0], dim=0), generated
+        )
+
+    gen.services.find_finished = find_finished
 
 
 def describe_output(gen: Generation, generated: Tensor, ask: Callable[[Sequence[str], int], list[str]] | None) -> None:

@@ -37,12 +37,13 @@ class Interventions:
     @contextmanager
     def installed(self, main: PreparedDecode, gen: Generation) -> Iterator[None]:
         """Hook everything in; all of it is undone on the way out."""
-        with self.inside.installed(), vision.installed(main.module, self.vision_edits, gen):
+        with self.inside.installed(), vision.installed(main.module, self.vision_edits, gen, self.inside.effects):
             yield
 
     def had_effect(self, edits: Sequence[Edit]) -> bool | None:
-        """Return whether any of these edits changed anything; None where none of them edits the decoder."""
-        return self.inside.had_effect(edits)
+        """Return whether any of these edits changed anything; None where there is no edit among them."""
+        keys = [id(edit) for edit in edits if isinstance(edit, (AttentionEdit, HiddenEdit))]
+        return self.inside.effects.had_effect(keys) if keys else None
 
 
 def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> Interventions:

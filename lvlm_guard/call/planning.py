@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.call.asking import AskedCall
-from lvlm_guard.call.generation import describe_main, describe_request
+from lvlm_guard.call.generation import describe_endings, describe_main, describe_request
 from lvlm_guard.call.interventions import Interventions, build_interventions, warn_if_uncompiled
 from lvlm_guard.call.plan import Plan, build_plan, collect_values
 from lvlm_guard.call.prompt_preparation import PromptPreparation, PromptRuns
 from lvlm_guard.call.refusals import BRANCH, FINISH, MAIN_PREPARED, SEARCH
 from lvlm_guard.call.rules import PreparedMain, RequestedBranch, refuse
 from lvlm_guard.forward import PreparedDecode
-from lvlm_guard.request.branch_inputs import describe_edit, edit_request
+from lvlm_guard.request.branch_inputs import describe_edit, differs, edit_request
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.loops import Search
 
@@ -27,6 +27,8 @@ class PlannedCall:
         call: The call as the user asked for it.
         preparation: Prepares prompts; holds the request and settings after all edits.
         search: Drives the decode in place of generate's loop, or None.
+        searching: Name of the strategy that searches, or None.
+        input_edits: Whether its edits of main's inputs changed anything, by strategy that edits them.
         main: Main as generate prepared it.
         plan: Branches and edits.
         interventions: The edits, resolved for this model.
@@ -40,6 +42,8 @@ class PlannedCall:
     plan: Plan
     interventions: Interventions
     prompt_runs: PromptRuns
+    searching: str | None = None
+    input_edits: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def request(self) -> Request:
@@ -59,8 +63,8 @@ def plan_call(call: AskedCall) -> PlannedCall:
         Refused: A strategy, or the guard, cannot work on this request.
         InputError: A strategy asks for something that is not there.
     """
-    request = _edit_request(call)
-    search = _choose_search(call, request)
+    request, input_edits = _edit_request(call)
+    searching, search = _choose_search(call, request)
     preparation = PromptPreparation(call.generate, request, _settings_for(search, request.settings), call.gen)
     if call.strategies.active("finish"):
         refuse(FINISH, request)
@@ -68,33 +72,35 @@ def plan_call(call: AskedCall) -> PlannedCall:
     refuse(MAIN_PREPARED, PreparedMain(main, request))
     prompt_runs = PromptRuns(preparation)
     describe_main(call.gen, main, prompt_runs)
+    describe_endings(call.gen, main, request)
     call.ask_strategies("start")
     plan = build_plan(call.ask_strategies)
     interventions = build_interventions(plan, call.gen, main)
     warn_if_uncompiled(main, hooked=not interventions.is_empty or bool(prompt_runs.keys))
-    return PlannedCall(call, preparation, search, main, plan, interventions, prompt_runs)
+    return PlannedCall(call, preparation, search, main, plan, interventions, prompt_runs, searching, input_edits)
 
 
-def _edit_request(call: AskedCall) -> Request:
-    """Return the request after the strategies' edits of main's own inputs; the request itself where there are none."""
-    request = call.request
-    for edits in collect_values(call.ask_strategies, "edit_inputs").values():
+def _edit_request(call: AskedCall) -> tuple[Request, dict[str, bool]]:
+    """Return the request after edits of main's own inputs, itself where there are none, and whose edits changed it."""
+    request, effects = call.request, {}
+    for name, edits in collect_values(call.ask_strategies, "edit_inputs").items():
+        before = request
         for edit in edits:
             refuse(BRANCH, RequestedBranch(describe_edit(edit), request))
             request = edit_request(request, edit)
+        effects[name] = differs(before, request)
     if request is not call.request:
         describe_request(call.gen, request)
-    return request
+    return request, effects
 
 
-def _choose_search(call: AskedCall, request: Request) -> Search | None:
-    """Return the search that a strategy asks for, or None."""
-    searches = [search for values in collect_values(call.ask_strategies, "search").values() for search in values]
-    if not searches:
-        return None
-    refuse(SEARCH, request)
-    search: Search = searches[0]
-    return search
+def _choose_search(call: AskedCall, request: Request) -> tuple[str, Search] | tuple[None, None]:
+    """Return the search that a strategy asks for, and the strategy's name, or None twice."""
+    for name, searches in collect_values(call.ask_strategies, "search").items():
+        if searches:
+            refuse(SEARCH, request)
+            return name, searches[0]
+    return None, None
 
 
 def _settings_for(search: Search | None, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -20,17 +21,20 @@ class StrategyReport:
     Args:
         name: Its name.
         tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
-            positions of finished rows do not count.
+            positions of finished rows do not count. None where it acted otherwise than by terms, by edits of inputs or
+            layers, a search or a revision, so that only a run without it would tell; 0 only where nothing changed.
         positions: Positions looked at, all rows together.
-        had_effect: Whether it changed any logit at all.
+        had_effect: Whether it changed a logit, main's inputs, a layer or an answer, or searched.
         branches: Keys of the branches it asked for.
+        answers_revised: Rows whose answer it revised into another.
     """
 
     name: str
-    tokens_changed: int
+    tokens_changed: int | None
     positions: int
     had_effect: bool
     branches: tuple[str, ...] = ()
+    answers_revised: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Report:
         rows: Rows of generate (batch times beams or returned sequences).
         tokens: Generated positions per row.
         seconds: Wall-clock time of the call.
+        results: What strategies and observers left in `gen.results`, by name; plain values.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -64,6 +69,7 @@ class Report:
     rows: int
     tokens: int
     seconds: float
+    results: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float) -> Report:

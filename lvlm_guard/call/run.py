@@ -9,6 +9,7 @@ import torch
 from lvlm_guard.call.answers import finish_output
 from lvlm_guard.call.asking import AskedCall
 from lvlm_guard.call.decoding import decode
+from lvlm_guard.call.generation import inside_call
 from lvlm_guard.call.planning import plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
@@ -24,9 +25,11 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
         InputError: Something that a strategy yields cannot be used.
         NonFiniteLogits: The model or a branch produced NaN.
     """
-    planned = plan_call(call)
-    with planned.interventions.installed(planned.main, call.gen):
-        prepared = prepare_branches(planned)
-        decoded = decode(prepared)
-    report = report_call(decoded)
-    return finish_output(decoded), report
+    with inside_call():
+        planned = plan_call(call)
+        with planned.interventions.installed(planned.main, call.gen):
+            prepared = prepare_branches(planned)
+            decoded = decode(prepared)
+        decoded.effects.check_finite()
+        output, revised = finish_output(decoded)
+        return output, report_call(decoded, revised)

@@ -114,7 +114,7 @@ class GuardedDecode:
         logits = self._choose(inputs, step).executor.run(forward, inputs, step)
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
-        self._gen.forward = logits.as_forward(step)
+        self._gen.forward = logits.as_forward(step, self._history.tokens)
         return logits.answer(self._combine(self._gen))
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class GuardedDecode:
 
     def _prepare_late(self, logits: Tensor) -> dict[Hashable, PreparedDecode]:
         """Prepare the branches that are built from main's prefill."""
-        self._gen.forward = Forward(logits[:, -1:], {}, 0)
+        self._gen.forward = Forward(logits[:, -1:], {}, 0, tokens=self._history.tokens)
         return {key: prepare() for key, prepare in self._late.items()}
 
     def _continues_prompt(self, inputs: Inputs) -> bool:

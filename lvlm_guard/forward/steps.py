@@ -52,11 +52,11 @@ class StepLogits:
     readouts: Mapping[tuple[int, bool], Tensor]
     forwards: int
 
-    def as_forward(self, step: Step) -> Forward:
-        """The kept positions, as strategies see them, on main's device."""
+    def as_forward(self, step: Step, tokens: Tensor) -> Forward:
+        """The kept positions and the generated `tokens` before them, as strategies see them, on main's device."""
         keep = min(step.keep, self.main.shape[1])
         branches = {key: logits[:, -keep:].to(self.main.device) for key, logits in self.branches.items()}
-        return Forward(self.main[:, -keep:], branches, step.first_position, readouts=self.readouts)
+        return Forward(self.main[:, -keep:], branches, step.first_position, readouts=self.readouts, tokens=tokens)
 
     def answer(self, combined: Tensor | None) -> ModelOutput:
         """Main's output with the combined logits in place of its own at the kept positions."""

@@ -28,6 +28,8 @@ class RunCost:
         steps: Forwards after the prompt that plain generate would have run.
         step_rows: Sum over `steps` of the rows of a decode forward, relative to plain generate.
         tokens_changed: Positions where a strategy alone prefers a different token, by strategy.
+        calls_with_effect: Calls in which a strategy had any effect, by strategy.
+        uncounted: Strategies that acted otherwise than by terms, whose changed tokens are not known.
         positions: Positions examined, by strategy.
     """
 
@@ -40,6 +42,8 @@ class RunCost:
     steps: int = 0
     step_rows: float = 0.0
     tokens_changed: Counter[str] = field(default_factory=Counter)
+    calls_with_effect: Counter[str] = field(default_factory=Counter)
+    uncounted: set[str] = field(default_factory=set)
     positions: Counter[str] = field(default_factory=Counter)
 
     def add(self, report: Report, *, requests: int, tokens: int, seconds: float) -> None:
@@ -54,7 +58,10 @@ class RunCost:
         self.steps += steps
         self.step_rows += report.rows_per_forward * steps
         for strategy in report.strategies:
-            self.tokens_changed[strategy.name] += strategy.tokens_changed
+            self.tokens_changed[strategy.name] += strategy.tokens_changed or 0
+            self.calls_with_effect[strategy.name] += strategy.had_effect
+            if strategy.tokens_changed is None:
+                self.uncounted.add(strategy.name)
             self.positions[strategy.name] += strategy.positions
 
     @property
@@ -68,7 +75,8 @@ class RunCost:
         `forwards_prefill` and `forwards_decode` count forwards of the decoder per forward of plain generate,
         `forwards_per_token` both together per generated position, and `rows_per_forward` the rows of a decode forward
         relative to plain generate (branches decoded as one batch show up here). `changed_<strategy>` is the share of
-        positions where this strategy alone prefers a different token. `measure_peak_memory` describes the memory figures.
+        positions where this strategy alone prefers a different token, left out where it acts otherwise than by terms;
+        `had_effect_<strategy>` is the share of calls in which it had any effect. `measure_peak_memory` describes the memory figures.
         Figures without any data are left out.
         """
         if not self.calls:
@@ -81,8 +89,11 @@ class RunCost:
             figures["forwards_decode"] = self.decode / self.steps
             figures["rows_per_forward"] = self.step_rows / self.steps
         shares = {
-            f"changed_{name}": self.tokens_changed[name] / count for name, count in self.positions.items() if count
+            f"changed_{name}": self.tokens_changed[name] / count
+            for name, count in self.positions.items()
+            if count and name not in self.uncounted
         }
+        shares |= {f"had_effect_{name}": count / self.calls for name, count in self.calls_with_effect.items()}
         return {**figures, **shares, **measure_peak_memory(device)}
 
     def to_dict(self, device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
@@ -56,6 +57,20 @@ def edit_request(request: Request, edit: InputEdit) -> Request:
     settings = _lengthen_limits(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
     return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
+
+
+def differs(before: Request, after: Request) -> bool:
+    """Return whether the prompt or the pictures of two requests differ in anything."""
+    if before is after:
+        return False
+    names = {name for name, value in after.inputs.items() if name == "input_ids" or anatomy.is_pixels(name, value)}
+    return any(not _equal(before.inputs.get(name), after.inputs[name]) for name in names)
+
+
+def _equal(before: Any, after: Tensor) -> bool:
+    if not isinstance(before, Tensor) or before.shape != after.shape:
+        return False
+    return torch.equal(before.to(after.device), after)
 
 
 def share_encoded(inputs: Mapping[str, Any], encoded: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class Forward:
         combined: Logits that generate receives, once the terms are added.
         statistics: Row statistics, once a strategy has asked for them.
         readouts: Logits of inner layers of main by (layer, whether normed), same shape.
+        tokens: Generated tokens fed so far `[rows, tokens]`, drafts that this forward tries included.
     """
 
     main: Tensor
@@ -30,6 +31,7 @@ class Forward:
     combined: Tensor | None = None
     statistics: Statistics | None = None
     readouts: Mapping[tuple[int, bool], Tensor] = field(default_factory=dict)
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._stacked: dict[tuple[tuple[int, ...], bool], Tensor] = {}
@@ -53,4 +55,5 @@ class Forward:
             self.first_position,
             None if self.combined is None else rows(self.combined),
             readouts={layer: rows(logits) for layer, logits in self.readouts.items()},
+            tokens=None if self.tokens is None else rows(self.tokens),
         )

@@ -17,6 +17,7 @@ from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
+from lvlm_guard.strategy.results import CallResults
 from lvlm_guard.strategy.rows import Rows
 from lvlm_guard.strategy.terms import Source, Statistics
 
@@ -29,11 +30,13 @@ class Services:
         measure: Makes the row statistics of a forward.
         run_prompt: Runs the prompt of main (None) or of a branch once, without edits inside the layers; set before `start`.
         ask: Asks the guarded model about the picture of a request; set before `finish`.
+        find_finished: Tells which rows of generated tokens `[rows, tokens]` have ended; set before `start`.
     """
 
     measure: Callable[[Generation], Statistics] | None = None
     run_prompt: Callable[[Branch | None], PromptStates] | None = None
     ask: Callable[[Sequence[str], int], list[str]] | None = None
+    find_finished: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass
@@ -50,7 +53,10 @@ class Generation:
         rows: Per-row tensors that follow beams and rejected candidates.
         state: Anything else a strategy keeps for this call, by its name.
         observations: What captures observed last, by (key of the capture, layer).
-        services: What the core runs behind `statistics`, `prompt_states` and `ask`.
+        services: What the core runs behind `statistics`, `prompt_states`, `ask` and `finished`.
+        is_inner: Whether the call was made inside another guarded call, as the questions of `ask` are. Observers that
+            count or log what users asked leave these out.
+        results: What the strategy leaves in the report, by its name: plain values, or tensors, which become lists.
     """
 
     prompt: Prompt
@@ -60,6 +66,8 @@ class Generation:
     state: dict[str, Any] = field(default_factory=dict)
     observations: dict[tuple[Hashable, int], Tensor] = field(default_factory=dict)
     services: Services = field(default_factory=Services)
+    is_inner: bool = False
+    results: CallResults = field(default_factory=CallResults)
 
     def __post_init__(self) -> None:
         self._output_ids: Tensor | None = None
@@ -74,6 +82,30 @@ class Generation:
         """Indices of the generated tokens that this forward predicts `[positions]`, on the device of the logits."""
         logits = self._current.main
         return torch.arange(logits.shape[1], device=logits.device) + self.step
+
+    @property
+    def generated(self) -> Tensor:
+        """Tokens chosen so far `[rows, step]`, int64, following beams and searches; available in `terms` and `observe`.
+
+        Where several positions are predicted at once, position j follows `generated` and the first j of `drafts`.
+        """
+        return self._fed_tokens[:, : self.step]
+
+    @property
+    def drafts(self) -> Tensor:
+        """Tokens of an assistant that this forward tries `[rows, positions - 1]`, int64; generate may reject them."""
+        return self._fed_tokens[:, self.step :]
+
+    @property
+    def finished(self) -> Tensor:
+        """Rows that have ended, bool `[rows]`: what this forward predicts for them is padding.
+
+        End tokens and stop strings are seen at once. A stopping criterion of the caller's is known by the padding
+        behind it, one token later.
+        """
+        if self.services.find_finished is None:
+            raise InputError("This generation does not know how answers end: set gen.services.find_finished.")
+        return self.services.find_finished(self.generated)
 
     @property
     def combined(self) -> Tensor:
@@ -165,6 +197,13 @@ class Generation:
     def multiply_rows(self, times: int) -> None:
         """Note that every row of generate became `times` rows; the core calls it."""
         self.prompt = dataclasses.replace(self.prompt, rows_per_request=self.prompt.rows_per_request * times)
+
+    @property
+    def _fed_tokens(self) -> Tensor:
+        tokens, logits = self._current.tokens, self._current.main
+        if tokens is None:
+            raise InputError("This forward was made without its tokens: set tokens of gen.forward.")
+        return tokens.to(logits.device).expand(logits.shape[0], -1)
 
     @property
     def _current(self) -> Forward:

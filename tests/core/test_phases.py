@@ -40,7 +40,7 @@ def test_the_phases_give_what_the_call_gives():
     output, report = run_call(ask(model, inputs, [Against("longer")]))
     *_, decoded = phases(model, inputs, [Against("longer")])
     assert torch.equal(decoded.output, output)
-    assert dataclasses.replace(report_call(decoded), seconds=report.seconds) == report
+    assert dataclasses.replace(report_call(decoded, {}), seconds=report.seconds) == report
 
 
 def test_every_phase_is_frozen():
@@ -73,4 +73,4 @@ def test_prompts_that_a_strategy_runs_are_counted_as_prefill():
     _, planned, _, decoded = phases(model, inputs, "vsv")
     assert planned.prompt_runs.keys[0] == "main"
     assert len(planned.prompt_runs.keys) == 2
-    assert report_call(decoded).forwards.prefill == 1 + 2
+    assert report_call(decoded, {}).forwards.prefill == 1 + 2

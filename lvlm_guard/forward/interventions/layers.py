@@ -46,7 +46,6 @@ class LayerInterventions:
         self.attention_plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
         self.is_empty = not (attention_edits or attention_captures or hidden_edits or readouts)
         self._module = module
-        self._edits = {id(edit) for edit in (*attention_edits, *hidden_edits)}
         self._hidden: HiddenHooks | None = None
         self._readouts: ReadoutHooks | None = None
         if not self.is_empty:
@@ -59,11 +58,6 @@ class LayerInterventions:
     def _hook_readouts(self, layers: nn.ModuleList, readouts: Sequence[Readout]) -> ReadoutHooks | None:
         indices = frozenset(index for readout in readouts for index in readout_layers(readout, len(layers)))
         return ReadoutHooks(self, Lens(self._module, indices), layers, readouts) if indices else None
-
-    def had_effect(self, edits: Sequence[object]) -> bool | None:
-        """Whether any of the edits changed anything; None where there is no edit of the decoder among them."""
-        keys = {id(edit) for edit in edits} & self._edits
-        return self.effects.had_effect(keys) if keys else None
 
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""

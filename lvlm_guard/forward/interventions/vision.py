@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
+from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.running import running_forward
@@ -41,8 +42,8 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 
 
 @contextmanager
-def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation) -> Iterator[None]:
-    """Hooks on the layers of the vision tower, taken off on the way out."""
+def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker) -> Iterator[None]:
+    """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything."""
     with ExitStack() as undo:
         if edits:
             undo.enter_context(run_uncompiled())
@@ -50,11 +51,12 @@ def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation) -> It
             layers = anatomy.vision_layers(module)
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
-                undo.callback(part.register_forward_hook(_edit_output(edit, index, gen), with_kwargs=True).remove)
+                hook = _edit_output(edit, index, gen, effects)
+                undo.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
         yield
 
 
-def _edit_output(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[..., Any]:
+def _edit_output(edit: HiddenEdit, layer: int, gen: Generation, effects: EffectTracker) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if _branch_of(gen) != edit.branch:
             return None
@@ -64,6 +66,7 @@ def _edit_output(edit: HiddenEdit, layer: int, gen: Generation) -> Callable[...,
         if edited.shape != hidden.shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
         edited = edited.to(hidden)
+        effects.record(id(edit), hidden, edited)
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     return hook
