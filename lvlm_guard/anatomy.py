@@ -128,6 +128,15 @@ def ties_embeddings(module: Any) -> bool:
     return weight is not None and weight is getattr(embeddings, "weight", None)
 
 
+def find_part(layer: nn.Module, site: str) -> nn.Module | None:
+    """The attention (`attention`) or feed-forward (`mlp`) block among the children of a layer, or None."""
+    marks = {
+        "attention": ("Attention", "Mixer", "DeltaNet"),
+        "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
+    }[site]
+    return next((part for part in layer.children() if any(mark in type(part).__name__ for mark in marks)), None)
+
+
 def layer_part(layer: nn.Module, site: str) -> nn.Module:
     """The layer itself (`residual`), its attention block or its feed-forward block.
 
@@ -136,13 +145,8 @@ def layer_part(layer: nn.Module, site: str) -> nn.Module:
     """
     if site == "residual":
         return layer
-    marks = {
-        "attention": ("Attention", "Mixer", "DeltaNet"),
-        "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
-    }[site]
-    for part in layer.children():
-        if any(mark in type(part).__name__ for mark in marks):
-            return part
+    if (part := find_part(layer, site)) is not None:
+        return part
     raise ModelRefused(f"{type(layer).__name__} has no {site} block as a module of its own, so it cannot be edited.")
 
 

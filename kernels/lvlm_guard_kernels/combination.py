@@ -14,6 +14,9 @@ Weight: TypeAlias = float | Tensor
 
 _DIMENSIONS = 2, 3
 
+RULED_OUT = -1e30
+"""Main's logits from here down rule their token out: some models write the least finite number where others write `-inf`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Combination:
@@ -67,21 +70,27 @@ class Combination:
                 raise ValueError(
                     f"Combination: a source of shape {_show(source.shape)} does not fit main of shape {_show(shape)}."
                 )
-        for logits in (self.main, *self.sources):
-            if not logits.is_floating_point():
-                raise ValueError(f"Combination: logits must be of a float dtype, got {logits.dtype}.")
+        check_logits("Combination", self.main, *self.sources)
 
     def _check_broadcasts(self) -> None:
         """Refuse weights, a bias or a restriction that do not broadcast, or are of another dtype than they must have."""
         for weight in (self.main_weight, *self.weights):
             if isinstance(weight, Tensor):
-                _check_broadcast("a weight", weight, self.main.shape[:-1])
+                self._check_part("a weight", weight, self.main.shape[:-1])
         if self.bias is not None:
-            _check_broadcast("bias", self.bias, self.main.shape)
+            self._check_part("bias", self.bias, self.main.shape)
         if self.keep is not None:
-            _check_broadcast("keep", self.keep, self.main.shape)
+            self._check_part("keep", self.keep, self.main.shape)
             if self.keep.dtype != torch.bool:
                 raise ValueError(f"Combination: keep must be a bool tensor, got {self.keep.dtype}.")
+
+    def _check_part(self, name: str, value: Tensor, shape: torch.Size) -> None:
+        """Refuse a tensor that does not broadcast, lies elsewhere than main, is not dense, or is complex."""
+        _check_broadcast(name, value, shape)
+        if value.device != self.main.device:
+            raise ValueError(f"Combination: {name} lies on {value.device}, and main on {self.main.device}.")
+        if value.layout != torch.strided or value.is_complex():
+            raise ValueError(f"Combination: {name} must be dense and real, got {value.layout} of {value.dtype}.")
 
     @property
     def log_beta(self) -> float:
@@ -114,6 +123,17 @@ def _add_position(value: Tensor, dimensions: int) -> Tensor:
 
 def _add_weight_position(weight: Weight) -> Weight:
     return _add_position(weight, 1) if isinstance(weight, Tensor) else weight
+
+
+def check_logits(kernel: str, main: Tensor, *others: Tensor) -> None:
+    """Refuse logits that are not dense, of a float dtype, and on the device of main."""
+    for logits in (main, *others):
+        if not logits.is_floating_point():
+            raise ValueError(f"{kernel}: logits must be of a float dtype, got {logits.dtype}.")
+        if logits.layout != torch.strided:
+            raise ValueError(f"{kernel}: logits must be dense, got {logits.layout}.")
+        if logits.device != main.device:
+            raise ValueError(f"{kernel}: logits lie on {logits.device} and on {main.device}; move them to one device.")
 
 
 def _check_broadcast(name: str, value: Tensor, shape: torch.Size) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lvlm_guard.arithmetic import fusion
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import NoEffectWarning, NonFiniteLogits
+from lvlm_guard.arithmetic.finiteness import FinitenessCheck
+from lvlm_guard.errors import NoEffectWarning
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.terms import Term
@@ -52,24 +53,23 @@ class EffectRecorder:
         self._branches = branches
         self._tracker = EffectTracker()
         self._same_image: dict[Hashable, Tensor] = {}
-        self._non_finite: Tensor | None = None
+        self._finiteness = FinitenessCheck()
 
     def record_forward(self, gen: Generation, terms: Mapping[str, Sequence[Term]], combined: Tensor | None) -> None:
-        """Record one forward: main's logits, the terms of each strategy, and the sum of all of them."""
+        """Record one forward: main's logits, the terms of each strategy, and the sum of all of them.
+
+        Raises:
+            NonFiniteLogits: As `check_finite` does; on an accelerator at tokens 1, 2, 3, 5, 9 and so on.
+        """
         if gen.step == 0:
             self._compare_images(gen)
         if self._strategies:
             self._record_choices(gen, terms, combined)
-        if combined is not None:
-            self._record_non_finite(gen, combined)
+        self._finiteness.record(gen, combined)
 
     def check_finite(self) -> None:
-        """Raise `NonFiniteLogits` when a row of combined logits had no finite maximum."""
-        if self._non_finite is not None and bool(self._non_finite):
-            raise NonFiniteLogits(
-                "The combined logits are NaN, infinite or all removed. Check the model in this dtype with plain "
-                "generate, and the strategies' restrictions and biases."
-            )
+        """Raise `NonFiniteLogits` when a row of main's, a branch's or the combined logits had no finite maximum."""
+        self._finiteness.check()
 
     def measure_effect(self, gen: Generation, name: str, unfinished: Tensor | None, *, acted: bool | None) -> Effect:
         """Return the effect of one strategy.
@@ -122,12 +122,6 @@ class EffectRecorder:
             return torch.zeros_like(best, dtype=torch.bool)
         self._tracker.record(name, gen.logits(), alone)
         return alone.argmax(-1) != best
-
-    def _record_non_finite(self, gen: Generation, combined: Tensor) -> None:
-        non_finite = ~combined.amax(-1).isfinite().all()
-        self._non_finite = non_finite if self._non_finite is None else self._non_finite | non_finite
-        if gen.step == 0:
-            self.check_finite()
 
     def _compare_images(self, gen: Generation) -> None:
         """Record at the prefill whether branches that differ only in the image differ in their logits."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
 from lvlm_guard.deprecation import rename_value, renamed_fields
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, nearest, quote
 from lvlm_guard.strategy.branches import MAIN
 
 Depth: TypeAlias = "tuple[float, float]"
@@ -122,12 +123,19 @@ class AttentionEdit:
     def __post_init__(self) -> None:
         rename_value(self, "keys", OLD_KEY_SETS)
         rename_value(self, "queries", OLD_POSITIONS)
+        _check_choices(self, keys=KEY_SETS, queries=QUERIES, when=WHEN, stage=set(STAGES.values()))
         if not callable(self.operation) and self.operation not in STAGES:
-            raise InputError(f"No attention operation {self.operation!r}. Known: {', '.join(STAGES)}.")
+            raise InputError(f"No attention operation {quote(self.operation)}. Known: {', '.join(STAGES)}.")
         if not callable(self.operation):
             object.__setattr__(self, "stage", STAGES[self.operation])
 
 
+KEY_SETS = ("image", "before_image", "after_image", "generated", "all")
+QUERIES = ("predicting", "after_image", "all")
+WHEN = ("prefill", "decode", "both")
+SITES = ("mlp", "attention", "residual", "embedding")
+VISION = {(site, "all", when) for site in SITES[:3] for when in ("prefill", "both")}
+"""Site, positions and forwards that exist in a vision tower."""
 STAGES = {
     "add": "scores",
     "scale": "scores",
@@ -163,6 +171,8 @@ class AttentionCapture:
 
     def __post_init__(self) -> None:
         rename_value(self, "keys", OLD_KEY_SETS)
+        _check_choices(self, keys=KEY_SETS, when=WHEN)
+        _check_function("AttentionCapture.reduce", self.reduce)
 
 
 @renamed_fields(rows="branch")
@@ -171,8 +181,9 @@ class HiddenEdit:
     """Edit hidden states.
 
     Args:
-        site: Output of a layer's feed-forward (`mlp`) or attention block (`attention`) before it joins the residual
-            stream, the layer's output (`residual`), or the token embeddings before the first layer (`embedding`).
+        site: What a layer's feed-forward (`mlp`) or attention block (`attention`) adds to the residual stream, behind a
+            norm or a factor where the layer has one; the layer's output (`residual`); or the token embeddings before the
+            first layer (`embedding`). In the vision tower, the output of the block itself.
         edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder;
             in the vision tower whatever it works on, images or packed patches first.
         layers: As in `AttentionEdit`; ignored at `embedding`.
@@ -192,6 +203,13 @@ class HiddenEdit:
 
     def __post_init__(self) -> None:
         rename_value(self, "positions", OLD_POSITIONS)
+        _check_choices(self, site=SITES, tower=("decoder", "vision"), positions=(*QUERIES, "image"), when=WHEN)
+        _check_function("HiddenEdit.edit", self.edit)
+        if self.tower == "vision" and (self.site, self.positions, self.when) not in VISION:
+            raise InputError(
+                "In the vision tower a HiddenEdit works on whole images, once, when they are encoded: leave out positions, and "
+                'when="decode", and choose mlp, attention or residual.'
+            )
 
 
 @dataclass(frozen=True)
@@ -210,12 +228,28 @@ class Readout:
     online: bool = False
 
 
+def _check_choices(edit: object, **choices: Collection[str]) -> None:
+    """Refuse a field that is none of its choices, where the edit would silently apply nowhere."""
+    for name, known in choices.items():
+        value = getattr(edit, name)
+        if not isinstance(value, str) or value not in known:
+            hint = nearest(value, known)
+            raise InputError(f"{type(edit).__name__}.{name} cannot be {quote(value)}.{hint}")
+
+
+def _check_function(name: str, value: object) -> None:
+    if not callable(value):
+        raise InputError(f"{name} must be a function, got {quote(value)}.")
+
+
 def layer_range(layers: Depth, depth: int) -> range:
     """Return the indices of the layers in a half-open range of fractions or numbers; at least one.
 
     Raises:
         InputError: The range lies outside the model.
     """
+    if not isinstance(layers, (tuple, list)) or len(layers) != 2:  # noqa: PLR2004 - where it starts and ends
+        raise InputError(f"Layers are a pair, the second one excluded, got {quote(layers)}.")
     start, stop = (layer_index(layer, depth) for layer in layers)
     if not 0 <= start <= stop <= depth or (start == depth and not isinstance(layers[0], float)):
         raise InputError(f"Layers {tuple(layers)} lie outside a decoder of {depth} layers.")
@@ -224,7 +258,13 @@ def layer_range(layers: Depth, depth: int) -> range:
 
 
 def layer_index(layer: float, depth: int) -> int:
-    """Return a layer as a number: floats are fractions of the depth."""
+    """Return a layer as a number: floats are fractions of the depth.
+
+    Raises:
+        InputError: It is no number.
+    """
+    if isinstance(layer, bool) or not isinstance(layer, (int, float)) or not math.isfinite(layer):
+        raise InputError(f"A layer is a whole number or a fraction of the depth, got {quote(layer)}.")
     return round(layer * depth) if isinstance(layer, float) else int(layer)
 
 

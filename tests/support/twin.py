@@ -32,7 +32,7 @@ class Twin:
         scores: `(layer, scores [1, heads, queries, keys])` scaled, before mask and softmax.
         probabilities: `(layer, probabilities)`, same shape.
         outputs: `(layer, head outputs [1, heads, queries, size])`.
-        mlp: `(layer, input, output)` of a feed-forward block `[1, positions, hidden]`.
+        mlp: `(layer, input, output)` of a feed-forward block `[1, positions, hidden]`, output as it is added.
         residual: `(layer, hidden)` after a layer.
         embedding: `(hidden)` before the first layer.
 
@@ -112,7 +112,10 @@ class Twin:
         yield layers[0].register_forward_pre_hook(self._first, with_kwargs=True)
         for index, layer in enumerate(layers):
             mlp = next(part for part in layer.children() if "MLP" in type(part).__name__)
-            yield mlp.register_forward_hook(self._fed(index))
+            behind = getattr(layer, "post_feedforward_layernorm", mlp)  # the norm of what is added, where there is one
+            taken: list[Tensor] = []
+            yield mlp.register_forward_pre_hook(lambda _, args, taken=taken: taken.append(args[0]))
+            yield behind.register_forward_hook(self._fed(index, taken))
             yield layer.register_forward_hook(self._passed(index))
 
     def _first(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -122,8 +125,8 @@ class Twin:
             return (self.embedding(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": self.embedding(kwargs["hidden_states"])}
 
-    def _fed(self, index: int) -> Callable[..., Any]:
-        return lambda _, args, out: None if self.mlp is None else self.mlp(index, args[0], out)
+    def _fed(self, index: int, taken: list[Tensor]) -> Callable[..., Any]:
+        return lambda _, args, out: None if self.mlp is None else self.mlp(index, taken[-1], out)
 
     def _passed(self, index: int) -> Callable[..., Any]:
         def hook(_: nn.Module, _args: Any, output: Any) -> Any:

@@ -2,9 +2,10 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from lvlm_guard_kernels.combination import Combination, Weight
+from lvlm_guard_kernels.combination import RULED_OUT, Combination, Weight
 from lvlm_guard_kernels.combine import reference
 from lvlm_guard_kernels.combine.reference import DEMOTION
 
@@ -23,11 +24,13 @@ def combine(combination: Combination) -> Tensor:
     survivors = _find_survivors(eligible, combination.log_beta)
     if survivors is None:
         return reference.combine(combination)
-    total = eligible.take(survivors) * _take_weight(combination.main_weight, survivors, main)
+    surviving = eligible.take(survivors)
+    total = surviving * _take_weight(combination.main_weight, survivors, main)
     for source, weight in zip(combination.sources, combination.weights, strict=True):
         total += source.take(survivors).float() * _take_weight(weight, survivors, main)
     if combination.bias is not None:
         total += combination.bias.expand_as(main).take(survivors).float()
+    total = torch.where(surviving <= RULED_OUT, surviving, total)
     return (eligible - DEMOTION).contiguous().put_(survivors, total)
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lvlm_guard_kernels import launch
-from lvlm_guard_kernels.combination import Combination
+from lvlm_guard_kernels.combination import RULED_OUT, Combination
 from lvlm_guard_kernels.combine.reference import DEMOTION, to_column
 from lvlm_guard_kernels.launch import View
 
@@ -20,6 +20,7 @@ SLOTS = 4
 """Sources that one launch takes; more are added up before it."""
 
 _DEMOTION = tl.constexpr(DEMOTION)
+_RULED_OUT = tl.constexpr(RULED_OUT)
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def combine_tokens(
         total = tl.where(survives, total, eligible - _DEMOTION)
         # `top` is NaN where the row holds one: comparisons with it are false, so the row is marked here.
         total = tl.where(top == top, total, float("nan"))
-    return tl.where(eligible == -float("inf"), eligible, total)
+    return tl.where(eligible <= _RULED_OUT, eligible, total)
 
 
 @triton.jit

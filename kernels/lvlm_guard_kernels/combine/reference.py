@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lvlm_guard_kernels.combination import Combination, Weight
+from lvlm_guard_kernels.combination import RULED_OUT, Combination, Weight
 
 DEMOTION = 1e4
 """Implausible tokens get main's logit minus this: below every survivor, in main's order, and not removed."""
@@ -25,8 +25,9 @@ def combine(combination: Combination) -> Tensor:
         best = eligible.amax(-1, keepdim=True)
         total = torch.where(eligible < best + combination.log_beta, eligible - DEMOTION, total)
         total = total.masked_fill(best.isnan(), math.nan)
-    # Main's -inf times a weight of 0 or below would be NaN or +inf: what main removes stays removed.
-    return torch.where(eligible == -math.inf, eligible, total)
+    # Main's -inf times a weight of 0 or below would be NaN or +inf, and its least finite number overflows under weights:
+    # what main rules out stays as it is.
+    return torch.where(eligible <= RULED_OUT, eligible, total)
 
 
 def to_column(weight: Weight) -> Weight:

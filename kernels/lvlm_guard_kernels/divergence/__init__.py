@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lvlm_guard_kernels.combination import check_logits
 from lvlm_guard_kernels.deprecation import accept_keywords
 from lvlm_guard_kernels.dispatch import choose_provider
 from lvlm_guard_kernels.divergence import eager
@@ -115,8 +116,9 @@ def layer_divergence(main: Tensor, layers: Tensor, mode: Mode = "jensen_shannon"
 
 
 def _choose_module(kernel: str, logits: Tensor, layers: Tensor | None = None) -> Any:
-    """Check that shapes fit, and return the module that runs a kernel."""
-    if logits.shape[-1] == 0:
+    """Check that tensors fit, and return the module that runs a kernel."""
+    check_logits(kernel, logits, *([] if layers is None else [layers]))
+    if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{kernel}: logits of shape {tuple(logits.shape)} have no tokens in their last dimension.")
     if layers is not None and layers.shape[1:] != logits.shape:
         raise ValueError(f"{kernel}: {tuple(layers.shape[1:])} does not fit logits of shape {tuple(logits.shape)}.")

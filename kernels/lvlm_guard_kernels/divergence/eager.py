@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from lvlm_guard_kernels.divergence import reference
-from lvlm_guard_kernels.divergence.reference import Mode, RowStatistics
+from lvlm_guard_kernels.divergence.reference import FLOOR, Mode, RowStatistics
 
 CACHED = 65536
 """Logits per thread that are processed at a time: 256 KiB in fp32, of which about four copies are alive."""
-FLOOR = -200.0
-"""The exponential of anything below it is 0 in fp32."""
 TINY = 1e-45
 """Smallest number above 0 in fp32: keeps the mean's logarithm finite where both probabilities are 0."""
 

@@ -10,7 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from lvlm_guard_kernels import launch
-from lvlm_guard_kernels.divergence.reference import Mode, RowStatistics
+from lvlm_guard_kernels.divergence.reference import FLOOR, Mode, RowStatistics
+
+_FLOOR = tl.constexpr(FLOOR)
 
 # A stretch of a row is summed up by its best logit, the total of exp(logit - shift), and the moment, which is the sum
 # of (logit - shift) exp(logit - shift). The shift is the best logit, or 0 where that is infinite.
@@ -23,8 +25,11 @@ def _choose_shift(best):
 
 @triton.jit
 def _compute_step(best, shift):
-    """Return how far sums shifted by `_choose_shift(best)` move under a new shift; at most 0, even if it is `+inf`."""
-    return tl.minimum(tl.where(best == -float("inf"), 0.0, _choose_shift(best) - shift), 0.0)
+    """Return how far sums shifted by `_choose_shift(best)` move under a new shift; at most 0, even if it is `+inf`.
+
+    From `_FLOOR` down sums vanish, and a step stays small enough for its product with a total to be finite.
+    """
+    return tl.maximum(tl.minimum(tl.where(best == -float("inf"), 0.0, _choose_shift(best) - shift), 0.0), _FLOOR)
 
 
 @triton.jit

@@ -11,6 +11,9 @@ from torch import Tensor
 
 Mode: TypeAlias = Literal["jensen_shannon", "released"]
 
+FLOOR = -200.0
+"""The exponential of anything below it is 0 in fp32."""
+
 
 @dataclass(frozen=True)
 class RowStatistics:

@@ -97,6 +97,7 @@ def select(
     combination = combination.with_positions()
     if combination.main.shape[1] != 1:
         raise ValueError(f"select takes one position of each row, got logits of shape {tuple(combination.main.shape)}.")
+    draw.check_rows(combination.main)
     if choose_provider("select", combination.main, *combination.sources) == "torch":
         return Selection(*eager.select(combination, draw))
     from lvlm_guard_kernels.select import fused  # noqa: PLC0415 - Triton is loaded where it runs

@@ -35,6 +35,19 @@ class Draw:
         if not 0.0 <= self.top_p <= 1.0:
             raise ValueError(f"top_p must lie between 0 and 1, got {self.top_p}.")
 
+    def check_rows(self, main: Tensor) -> None:
+        """Refuse row ids that are not int64 `[rows]` on main's device.
+
+        Raises:
+            ValueError: They are not.
+        """
+        ids = self.rows
+        if ids is not None and (ids.shape != main.shape[:1] or ids.dtype != torch.int64 or ids.device != main.device):
+            raise ValueError(
+                f"select: rows must be int64 ({len(main)},) on {main.device}, got {ids.dtype} {tuple(ids.shape)} on "
+                f"{ids.device}."
+            )
+
     @property
     def removable_share(self) -> float:
         """Share of the mass that top-p may remove, rounded to fp32."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from lvlm_guard_kernels.combination import Combination, Weight
+from lvlm_guard_kernels.combination import RULED_OUT, Combination, Weight
 from lvlm_guard_kernels.combine.reference import combine
 from lvlm_guard_kernels.select import reference
 from lvlm_guard_kernels.select.draw import Draw
@@ -44,11 +44,13 @@ def _list_survivors(combination: Combination) -> tuple[Tensor, Tensor] | None:
     if survivors is None:
         return None
     main, (rows, tokens) = combination.main, survivors
-    total = main[rows, 0, tokens].float() * _take_weight(combination.main_weight, rows, main)
+    surviving = main[rows, 0, tokens].float()
+    total = surviving * _take_weight(combination.main_weight, rows, main)
     for source, weight in zip(combination.sources, combination.weights, strict=True):
         total = total + source[rows, 0, tokens].float() * _take_weight(weight, rows, main)
     if combination.bias is not None:
         total = total + combination.bias.expand_as(main)[rows, 0, tokens].float()
+    total = torch.where(surviving <= RULED_OUT, surviving, total)
     scores, ids = _pack(total, tokens, rows, len(main))
     return None if bool((scores == -math.inf).all(-1).any()) else (scores, ids)
 

@@ -54,7 +54,7 @@ def recompute(
     if not work:
         return output
     layout, rows = call.running.layout, call.running.layout.rows(branch)
-    edits = [item for item in work if isinstance(item, AttentionEdit)]
+    edits = [item for item in work if isinstance(item, AttentionEdit) and _applies_somewhere(item, branch, layout)]
     captures = [item for item in work if isinstance(item, AttentionCapture) and _is_due(item, layout)]
     queries = [(edit, layout.edited(branch, edit.queries, edit.when).to(output.device)) for edit in edits]
     starts = [layout.first(branch, edit.queries, edit.when) for edit in edits]
@@ -88,8 +88,15 @@ def _observe(call: AttentionCall, branch: Hashable, capture: AttentionCapture, p
     call.running.gen.observations[capture.key, call.layer] = capture.reduce(probabilities, view)
 
 
+def _applies_somewhere(edit: AttentionEdit, branch: Hashable, layout: ForwardLayout) -> bool:
+    return layout.first(branch, edit.queries, edit.when) < layout.new
+
+
 def _is_due(capture: AttentionCapture, layout: ForwardLayout) -> bool:
-    return capture.when == "both" or (capture.when == "decode") == layout.is_decoding
+    """Whether positions that a capture observes run here: without a cache, a forward of prompt and tokens has both kinds."""
+    if capture.when == "decode":
+        return layout.generated > 0
+    return capture.when == "both" or not layout.is_decoding
 
 
 def _scores(call: AttentionCall, rows: slice, start: int) -> Tensor:

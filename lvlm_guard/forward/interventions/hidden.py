@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.interventions.layout import EditPlace
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
+from lvlm_guard.forward.interventions.sites import BLOCKS, Site, find_site, first_tensor
 from lvlm_guard.forward.interventions.views import HiddenView
+from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 
 
@@ -23,37 +24,66 @@ class HiddenHooks:
 
     Args:
         owner: The interventions of the call; forwards of other calls are left alone.
+        module: The module that decodes.
         layers: The decoder's layers.
         edits: Edits in the order of the stack.
         effects: Where it is noted which edit changed anything.
+
+    Raises:
+        ModelRefused: A layer has no block of the kind an edit names, or does not simply add it to the residual stream.
     """
 
     def __init__(
-        self, owner: object, layers: nn.ModuleList, edits: Sequence[HiddenEdit], effects: EffectTracker
+        self, owner: object, module: Model, layers: nn.ModuleList, edits: Sequence[HiddenEdit], effects: EffectTracker
     ) -> None:
         self._owner = owner
         self._layers = layers
         self._edits = edits
+        self._sites = {
+            (index, edit.site): find_site(module, layers[index], edit.site)
+            for edit in edits
+            if edit.site in BLOCKS
+            for index in layer_range(edit.layers, len(layers))
+        }
         self._effects = effects
 
     def register(self) -> Iterator[RemovableHandle]:
         """Register every hook; removing what is yielded undoes it."""
+        for place, site in self._sites.items():
+            if site.part is not site.block:
+                yield site.block.register_forward_pre_hook(self._keep_input(place), with_kwargs=True)
         for edit in self._edits:
             if edit.site == "embedding":
                 yield self._layers[0].register_forward_pre_hook(self._edit_embeddings(edit), with_kwargs=True)
                 continue
             for index in layer_range(edit.layers, len(self._layers)):
-                part = anatomy.layer_part(self._layers[index], edit.site)
-                yield part.register_forward_hook(self._edit_output(edit, index), with_kwargs=True)
+                site = self._sites.get((index, edit.site))
+                part = self._layers[index] if site is None else site.part
+                yield part.register_forward_hook(self._edit_output(edit, index, site), with_kwargs=True)
 
-    def _edit_output(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def _keep_input(self, place: tuple[int, str]) -> Callable[..., None]:
+        """Keep what a block takes for edits of what a norm behind it returns."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            running = running_forward()
+            if running is not None and running.owner is self._owner:
+                running.captures.block_inputs[place] = _first_input(args, kwargs)
+
+        return hook
+
+    def _edit_output(self, edit: HiddenEdit, layer: int, site: Site | None) -> Callable[..., Any]:
+        factor = 1.0 if site is None else site.factor
+
+        def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if (active := self._find_active(edit)) is None:
                 return None
-            source = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(output, tuple):
-                return (self._edit(output[0], edit, layer, *active, source), *output[1:])
-            return self._edit(output, edit, layer, *active, source)
+            source = _first_input(args, kwargs)
+            if site is not None and part is not site.block:
+                source = active[0].captures.block_inputs[layer, edit.site]
+            hidden = first_tensor(output)
+            edited = self._edit(hidden * factor if factor != 1.0 else hidden, edit, layer, *active, source)
+            edited = edited / factor if factor != 1.0 else edited
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return hook
 
@@ -77,13 +107,21 @@ class HiddenHooks:
     def _edit(
         self, hidden: Tensor, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace, source: Any
     ) -> Tensor:
-        """Apply an edit to its rows and positions of one layer's output `[rows, positions, hidden]`."""
+        """Apply an edit to its rows and positions of one layer's output `[rows, positions, hidden]`.
+
+        Raises:
+            ModelRefused: The output is laid out otherwise.
+            InputError: The edit returns another shape.
+        """
+        if hidden.ndim != 3 or hidden.shape[-2] != running.layout.new:  # noqa: PLR2004 - rows, positions, hidden
+            raise ModelRefused(
+                f"Hidden edits need {edit.site} outputs [rows, {running.layout.new} positions, hidden], and layer {layer} "
+                f"of this model gives {tuple(hidden.shape)}."
+            )
         before, source = hidden, source if isinstance(source, Tensor) else None
         if place.rows is not None:
             before, source = hidden[place.rows], None if source is None else source[place.rows]
         shape = before.shape
-        if shape[-2] != running.layout.new:
-            return hidden
         view = HiddenView(running, edit.branch, layer, hidden.device, edit, source)
         edited = edit.edit(before, view)
         if edited.shape != shape:
@@ -97,3 +135,7 @@ class HiddenHooks:
         output = hidden.clone()
         output[place.rows] = edited
         return output
+
+
+def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs.get("hidden_states")

@@ -52,7 +52,7 @@ class LayerInterventions:
             layers = anatomy.decoder_layers(module)
             self.attention_plan = plan_attention([*attention_edits, *attention_captures], layers)
             _check_heads(attention_edits, layers)
-            self._hidden = HiddenHooks(self, layers, hidden_edits, self.effects)
+            self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)
             self._readouts = self._hook_readouts(layers, readouts)
 
     def _hook_readouts(self, layers: nn.ModuleList, readouts: Sequence[Readout]) -> ReadoutHooks | None:

@@ -139,7 +139,9 @@ class ForwardLayout:
         """
         if when == ("prefill" if self.is_decoding else "decode") and (self.is_decoding or self.generated == 0):
             return self.new
-        if self.is_decoding or positions == "all":
+        if self.is_decoding:
+            return self.new if positions == "image" else 0
+        if positions == "all":
             return 0
         if positions == "predicting":
             return self.new - self.predicting

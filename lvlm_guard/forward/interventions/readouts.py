@@ -63,11 +63,15 @@ class Lens:
     def check(self, last: Tensor, logits: Tensor) -> None:
         """Refuse a model whose last layer, read this way, differs from its logits; checked once for each model.
 
+        Infinities must be in the same places; NaN says nothing, and is an error of its own once the forward has run.
+
         Raises:
             ModelRefused: The lens of the last layer differs from the logits.
         """
-        read = self.logits([last], final_norm=True)[0].float().to(logits.device)
-        error = float((read - logits.float()).abs().max() / logits.float().abs().max().clamp_min(1e-6))
+        read = self.logits([last], final_norm=True)[0].to(logits.device)
+        if bool(logits.isnan().any()):
+            return
+        error = _relative_error(read.float(), logits.float())
         if not error <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
             raise ModelRefused(
                 f"Reading the last layer of {type(self._module).__name__} through norm and head differs from its "
@@ -85,6 +89,13 @@ class Lens:
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+
+def _relative_error(read: Tensor, logits: Tensor) -> float:
+    """Greatest difference as a share of the greatest finite logit; of equal infinities 0."""
+    difference = torch.where(read == logits, 0.0, read - logits).abs().max()
+    size = logits.masked_fill(logits.isinf(), 0.0).abs().max()
+    return float(difference / size.clamp_min(1e-6))
 
 
 class ReadoutHooks:

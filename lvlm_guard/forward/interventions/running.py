@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -41,12 +41,14 @@ class Captures:
         online: Logits of layers that later layers read, by count of layers.
         beside_head: Logits of inner layers that the model's own head product computed along, by (layer, whether normed).
         head_rows: Rows of the model's own input to its head, once other rows were joined to it; 0 before.
+        block_inputs: What blocks took whose output is edited behind a norm, by layer and site.
     """
 
     hidden: dict[int, Tensor] = field(default_factory=dict)
     online: dict[int, Tensor] = field(default_factory=dict)
     beside_head: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
     head_rows: int = 0
+    block_inputs: dict[tuple[int, str], Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,175 @@
+"""Where a decoder layer adds its attention and its feed-forward to the residual stream, found by running it once.
+
+Some decoders norm what a block returns before they add it, or scale it. A layer's site is the output that is added, and
+its factor; both are observed on a few random embeddings: the layer must return its input plus both blocks' contributions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.interventions.compiled import run_uncompiled
+from lvlm_guard.protocols import Model
+
+BLOCKS = ("attention", "mlp")
+POSITIONS = 16
+TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF_TOLERANCE = 3e-2
+"""How far, as a share of what a layer adds, contributions may be from what it adds."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one block's contribution is edited.
+
+    Args:
+        block: The block, whose input edits may look at.
+        part: The module whose output is added: the block, or the norm behind it.
+        factor: What the layer multiplies that output by.
+    """
+
+    block: nn.Module
+    part: nn.Module
+    factor: float
+
+
+@dataclass
+class _Observed:
+    """What one layer was seen to do: input and output `[rows, positions, hidden]`, and each block's last output."""
+
+    stream: list[Tensor] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, nn.Module] = field(default_factory=dict)
+
+
+_sites: weakref.WeakKeyDictionary[nn.Module, dict[str, Site]] = weakref.WeakKeyDictionary()
+"""The sites of every layer that was looked at; none where its sum is not understood."""
+
+
+def find_site(module: Model, layer: nn.Module, site: str) -> Site:
+    """Return where the contribution of a layer's block is added.
+
+    Raises:
+        ModelRefused: The layer has no such block, or does something else than add both blocks to its input.
+    """
+    block = anatomy.layer_part(layer, site)
+    if layer not in _sites:
+        _sites.update(_probe(module))
+    found = _sites.get(layer, {}).get(site)
+    if found is None:
+        raise ModelRefused(
+            f"{type(layer).__name__} does not simply add its {site} block to the residual stream, so the block's "
+            "contribution cannot be edited. Choose a strategy that edits attention or the residual stream."
+        )
+    assert found.block is block
+    return found
+
+
+@torch.no_grad()
+def _probe(module: Model) -> dict[nn.Module, dict[str, Site]]:
+    """Run the decoder once on random embeddings, and return the sites of each of its layers.
+
+    Raises:
+        ModelRefused: It does not run on embeddings alone.
+    """
+    layers = anatomy.decoder_layers(module)
+    with run_uncompiled(), _observe(layers) as observed:
+        try:
+            anatomy.decoder(module)(**_make_inputs(module))
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
+            raise ModelRefused(
+                f"The decoder of {type(module).__name__} does not run on embeddings alone ({error}), so where its blocks "
+                "are added cannot be found."
+            ) from error
+    return {layer: _solve(layer, seen) for layer, seen in zip(layers, observed, strict=True)}
+
+
+def _make_inputs(module: Model) -> dict[str, Any]:
+    """Random embeddings `[1, positions, hidden]` of the size of the model's own, and an image where layers attend to one."""
+    weight = module.get_input_embeddings().weight
+    draw = torch.Generator().manual_seed(0)
+
+    def states() -> Tensor:
+        drawn = torch.randn(1, POSITIONS, weight.shape[1], generator=draw)
+        dtype = weight.dtype if weight.is_floating_point() else None
+        return drawn.to(weight.device, dtype)
+
+    inputs: dict[str, Any] = {"inputs_embeds": states(), "use_cache": False}
+    if "cross_attention_states" in inspect.signature(anatomy.decoder(module).forward).parameters:
+        inputs["cross_attention_states"] = states()
+    return inputs
+
+
+@contextmanager
+def _observe(layers: Sequence[nn.Module]) -> Iterator[list[_Observed]]:
+    """Hooks that note what layers and their blocks take and return."""
+    observed = [_Observed() for _ in layers]
+    with ExitStack() as undo:
+        for layer, seen in zip(layers, observed, strict=True):
+            undo.callback(layer.register_forward_hook(_note_stream(seen), with_kwargs=True).remove)
+            blocks = {block: name for name in BLOCKS if (block := anatomy.find_part(layer, name)) is not None}
+            for child in layer.children():
+                undo.callback(child.register_forward_hook(_note_output(seen, blocks.get(child))).remove)
+        yield observed
+
+
+def _note_stream(seen: _Observed) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.stream = [args[0] if args else kwargs["hidden_states"], first_tensor(output)]
+
+    return hook
+
+
+def _note_output(seen: _Observed, name: str | None) -> Any:
+    """Note what a block returns, or what a module makes of it that takes exactly that; dropouts make nothing of it."""
+
+    def hook(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        follows = [block for block, value in seen.outputs.items() if args and args[0] is value]
+        for block in [name] if name is not None else follows:
+            seen.outputs[block] = first_tensor(output)
+            if name is not None or not isinstance(part, nn.Dropout):
+                seen.parts[block] = part
+
+    return hook
+
+
+def first_tensor(output: Any) -> Any:
+    """The hidden states of what a module returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _solve(layer: nn.Module, seen: _Observed) -> dict[str, Site]:
+    """Return the sites of a layer whose output is its input plus multiples of its blocks' outputs; none of another."""
+    if not seen.stream or any(not isinstance(value, Tensor) for value in (*seen.stream, *seen.outputs.values())):
+        return {}
+    before, after = (value.double().flatten().cpu() for value in seen.stream)
+    names = list(seen.outputs)
+    contributions = [seen.outputs[name].double().flatten().cpu() for name in names]
+    is_shared = len(set(seen.parts.values())) < len(names)
+    if not names or is_shared or any(value.shape != before.shape for value in (after, *contributions)):
+        return {}
+    matrix, added = torch.stack(contributions, dim=1), after - before
+    factors = torch.linalg.lstsq(matrix, added[:, None]).solution[:, 0]
+    tolerance = TOLERANCES.get(seen.stream[0].dtype, HALF_TOLERANCE)
+    if not bool((added - matrix @ factors).norm() <= tolerance * added.norm()):
+        return {}
+    return {
+        name: Site(block, seen.parts[name], _round(float(factor), tolerance))
+        for name, factor in zip(names, factors, strict=True)
+        if (block := anatomy.find_part(layer, name)) is not None and abs(factor) > tolerance
+    }
+
+
+def _round(factor: float, tolerance: float) -> float:
+    """A factor that is 1 but for rounding is 1."""
+    return 1.0 if abs(factor - 1.0) <= tolerance else factor
