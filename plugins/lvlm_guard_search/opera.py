@@ -40,12 +40,16 @@ class OPERA:
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
     weight: Annotated[Strength, Field(description="weight of the penalty")] = 1.0
-    beams: Annotated[Count, Field(description="beams kept")] = 5
-    candidates: Annotated[Count, Field(description="candidates of a beam at each step")] = 5
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor of attention in the product")] = 50.0
+    beams: Annotated[Count, Field(le=100, description="beams kept")] = 5
+    candidates: Annotated[Count, Field(le=100, description="candidates of a beam at each step")] = 5
+    scale: Annotated[
+        float, Field(gt=0, le=10_000, allow_inf_nan=False, description="factor of attention in the product")
+    ] = 50.0
     threshold: Annotated[Count, Field(description="wins of one token that send the beams back")] = 15
-    rollbacks: Annotated[int, Field(ge=0, description="most returns to one place; 0 never returns")] = 5
-    opening: Annotated[int, Field(ge=0, description="tokens rewarded for image attention and never taken back")] = 10
+    rollbacks: Annotated[int, Field(ge=0, le=10_000, description="most returns to one place; 0 never returns")] = 5
+    opening: Annotated[
+        int, Field(ge=0, le=10_000, description="tokens rewarded for image attention and never taken back")
+    ] = 10
     window: Annotated[Count, Field(description="newest tokens that are looked at")] = 512
 
     @hookimpl
