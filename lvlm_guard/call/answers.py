@@ -11,7 +11,7 @@ from torch import Tensor
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.generation import describe_output
 from lvlm_guard.call.plan import collect_values
-from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.errors import PluginRejected, ProcessorNeeded
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Tokenizer
 from lvlm_guard.strategy.loops import Revision
@@ -22,7 +22,7 @@ def finish_output(decoded: DecodedCall) -> Any:
 
     Raises:
         ProcessorNeeded: There is a revision and no tokenizer.
-        InputError: A revision of a row outside the batch.
+        PluginRejected: A revision of a row outside the batch.
     """
     planned = decoded.prepared.planned
     call, output = planned.call, decoded.output
@@ -32,10 +32,19 @@ def finish_output(decoded: DecodedCall) -> Any:
         return output
     length = call.request.input_ids.shape[1]
     describe_output(call.gen, output[:, length:], call.ask)
-    revisions = [revision for values in collect_values(call.ask_strategies, "finish").values() for revision in values]
+    by_strategy = collect_values(call.ask_strategies, "finish")
+    for name, values in by_strategy.items():
+        _check_rows(name, values, len(output))
+    revisions = [revision for values in by_strategy.values() for revision in values]
     if not revisions:
         return output
     return replace_answers(output, length, revisions, call.gen.model.tokenizer, decoded.prepared.main.settings)
+
+
+def _check_rows(strategy: str, revisions: Sequence[Revision], rows: int) -> None:
+    for revision in revisions:
+        if not 0 <= revision.row < rows:
+            raise PluginRejected(f"{strategy}.finish revises row {revision.row}, but there are {rows}, counted from 0.")
 
 
 def restore_prompt(output: Any, edited_length: int, prompt: Tensor) -> Any:
@@ -56,14 +65,11 @@ def replace_answers(
 
     Raises:
         ProcessorNeeded: There is no tokenizer.
-        InputError: A row outside the batch.
     """
     if tokenizer is None:
         raise ProcessorNeeded("Revised answers must be tokenized, so give the guard the processor.")
     answers = list(output[:, length:])
     for revision in revisions:
-        if not 0 <= revision.row < len(answers):
-            raise InputError(f"A revision names row {revision.row} of {len(answers)}.")
         ids = tokenizer(revision.text, add_special_tokens=False)["input_ids"]
         answers[revision.row] = output.new_tensor([*ids, *_end_tokens(settings)])
     longest = max(len(answer) for answer in answers)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
-from pydantic.errors import PydanticErrorMixin
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from pydantic_core import SchemaValidator
 
 from lvlm_guard.errors import GuardError, InputError, PluginRejected, quote
@@ -56,7 +56,7 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
         return strict_validator(strategy).validate_python(dict(parameters), context={"allow": allow})
     except (GuardError, PydanticError):
         raise
-    except PydanticErrorMixin as error:
+    except (PydanticUndefinedAnnotation, PydanticUserError) as error:
         raise PluginRejected(f"{name}: an annotation cannot be checked: {error.message}") from None
     except Exception as error:  # the author's own class
         raise PluginRejected(f"{name} cannot be built: {type(error).__name__}: {error}") from error
@@ -75,7 +75,8 @@ def _make_strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     parts = {key: part if key in ("default", "metadata") else _make_strict(part) for key, part in schema.items()}
-    return {**parts, "strict": True} if schema.get("type") in STRICT else parts
+    bounds = {"allow_inf_nan": False} if schema.get("type") == "float" else {}
+    return {**bounds, **parts, "strict": True} if schema.get("type") in STRICT else parts
 
 
 def problems(error: PydanticError) -> str:
@@ -91,6 +92,19 @@ def problems(error: PydanticError) -> str:
 def _begin_small(message: str) -> str:
     message = message.removeprefix("Value error, ").removesuffix(".")
     return message[:1].lower() + message[1:]
+
+
+def describe_misfit(kind: type, value: Any) -> str | None:
+    """Return what is wrong with the fields of a dataclass's instance by its annotations, or None."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if field.init}
+    try:
+        check_values(fields)
+        strict_validator(kind).validate_python(fields)
+    except PydanticError as error:
+        return problems(error)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def check_values(value: object) -> None:

@@ -163,9 +163,9 @@ def check_strategy(strategy: type) -> None:
         PluginRejected: With the hook at fault and the fix.
     """
     name = strategy_name(strategy)
-    _check_statements(name, strategy)
     if not dataclasses.is_dataclass(strategy) or not strategy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginRejected(f"{name}: a strategy is a frozen dataclass; decorate it with @dataclass(frozen=True).")
+    _check_statements(name, strategy)
     hooks = hook_names(Strategy)
     for attribute, member in inspect.getmembers(strategy, callable):
         if is_marked(member):
@@ -303,7 +303,7 @@ def _snapshot(gen: Any) -> dict[str, Any]:
 
 
 def _version(tensor: Any) -> int | None:
-    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else None
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else None  # noqa: SLF001
 
 
 def _check_untouched(hook: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

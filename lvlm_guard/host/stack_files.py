@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -71,8 +71,8 @@ class _Loader(yaml.SafeLoader):
     A key that comes twice, and a merge of mappings, are refused.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
-    yaml_constructors: dict[str, Any] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[str, Any]] = {
         _TAG + "str": yaml.SafeLoader.construct_yaml_str,
         _TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
         _TAG + "map": yaml.SafeLoader.construct_yaml_map,

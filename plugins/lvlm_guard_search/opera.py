@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import AttentionCapture, DecodingLoop, Generation, Search, View, hookimpl
-from lvlm_guard.fields import Count, Strength
+from lvlm_guard.fields import Count
 from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
@@ -39,9 +39,9 @@ class OPERA:
     cost: ClassVar[str] = "beams times candidates rows, and repeated steps"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[Strength, Field(description="weight of the penalty")] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, description="weight of the penalty")] = 1.0
     beams: Annotated[Count, Field(le=100, description="beams kept")] = 5
-    candidates: Annotated[Count, Field(le=100, description="candidates of a beam at each step")] = 5
+    candidates: Annotated[Count, Field(le=1000, description="candidates of a beam at each step")] = 5
     scale: Annotated[
         float, Field(gt=0, le=10_000, allow_inf_nan=False, description="factor of attention in the product")
     ] = 50.0
