@@ -114,7 +114,16 @@ def shorten(text: str, length: int) -> str:
 
 
 LONGEST_NAME = 60
-_ABRIDGED = reprlib.Repr()
+
+
+class _Abridged(reprlib.Repr):
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write an integer of more than 4300 digits."""
+        return super().repr_int(x, level) if x.bit_length() < LONGEST_INTEGER else f"<integer of {x.bit_length()} bits>"
+
+
+LONGEST_INTEGER = 1000
+_ABRIDGED = _Abridged()
 _ABRIDGED.maxstring = _ABRIDGED.maxother = 120
 
 

@@ -7,6 +7,7 @@ from lvlm_guard.strategy.fields import (
     ContrastStrength,
     Count,
     EarlierLayer,
+    ExistingFile,
     Factor,
     Layer,
     LayerOutputs,
@@ -18,6 +19,7 @@ from lvlm_guard.strategy.fields import (
     Share,
     Strength,
     Template,
+    Text,
     Timeout,
     UserFunction,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "ContrastStrength",
     "Count",
     "EarlierLayer",
+    "ExistingFile",
     "Factor",
     "Layer",
     "LayerOutputs",
@@ -37,6 +40,7 @@ __all__ = [
     "Share",
     "Strength",
     "Template",
+    "Text",
     "Timeout",
     "UserFunction",
 ]

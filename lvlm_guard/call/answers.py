@@ -11,7 +11,7 @@ from torch import Tensor
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.generation import describe_output
 from lvlm_guard.call.plan import collect_values
-from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.errors import PluginRejected, ProcessorNeeded
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Tokenizer
 from lvlm_guard.strategy.loops import Revision
@@ -22,7 +22,7 @@ def finish_output(decoded: DecodedCall) -> tuple[Any, dict[str, int]]:
 
     Raises:
         ProcessorNeeded: There is a revision and no tokenizer.
-        InputError: A revision of a row outside the batch.
+        PluginRejected: A revision of a row outside the batch.
     """
     planned = decoded.prepared.planned
     call, output = planned.call, decoded.output
@@ -33,6 +33,8 @@ def finish_output(decoded: DecodedCall) -> tuple[Any, dict[str, int]]:
     length = call.request.input_ids.shape[1]
     describe_output(call.gen, output[:, length:], call.ask)
     by_strategy = collect_values(call.ask_strategies, "finish")
+    for name, revisions in by_strategy.items():
+        _check_rows(name, revisions, len(output))
     tokenizer, settings = call.gen.model.tokenizer, decoded.prepared.main.settings
     changed = {
         name: _count_changed(output, replace_answers(output, length, revisions, tokenizer, settings), settings)
@@ -49,6 +51,12 @@ def _count_changed(drafts: Tensor, revised: Tensor, settings: Any) -> int:
     padding = settings.pad_token_id if settings.pad_token_id is not None else 0
     both = [torch.nn.functional.pad(ids, (0, longest - ids.shape[1]), value=padding) for ids in (drafts, revised)]
     return int((both[0] != both[1]).any(1).sum())
+
+
+def _check_rows(strategy: str, revisions: Sequence[Revision], rows: int) -> None:
+    for revision in revisions:
+        if not 0 <= revision.row < rows:
+            raise PluginRejected(f"{strategy}.finish revises row {revision.row}, but there are {rows}, counted from 0.")
 
 
 def restore_prompt(output: Any, edited_length: int, prompt: Tensor) -> Any:
@@ -69,14 +77,11 @@ def replace_answers(
 
     Raises:
         ProcessorNeeded: There is no tokenizer.
-        InputError: A row outside the batch.
     """
     if tokenizer is None:
         raise ProcessorNeeded("Revised answers must be tokenized, so give the guard the processor.")
     answers = list(output[:, length:])
     for revision in revisions:
-        if not 0 <= revision.row < len(answers):
-            raise InputError(f"A revision names row {revision.row} of {len(answers)}.")
         ids = tokenizer(revision.text, add_special_tokens=False)["input_ids"]
         answers[revision.row] = output.new_tensor([*ids, *_end_tokens(settings)])
     longest = max(len(answer) for answer in answers)

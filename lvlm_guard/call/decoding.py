@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.arithmetic import fusion
 from lvlm_guard.arithmetic.effects import EffectRecorder
+from lvlm_guard.call.plan import collect_values
 from lvlm_guard.call.preparing import PreparedCall
 from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
-from lvlm_guard.errors import InputError
+from lvlm_guard.call.terms import combine_terms
+from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, guarded
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.interventions import vision
@@ -52,7 +53,8 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     Raises:
         ModeRefused: The executor asked for would not be exact.
         NonFiniteLogits: The model or a branch produced NaN in the prefill.
-        InputError: A term or an edit does not fit.
+        PluginRejected: A term, or what a search returns, does not fit.
+        InputError: An edit does not fit.
     """
     planned, call = prepared.planned, prepared.planned.call
     effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
@@ -96,8 +98,9 @@ def _strategies_with_terms(strategies: StrategyCalls) -> Sequence[str]:
 
 def _combine_terms(strategies: StrategyCalls, effects: EffectRecorder, gen: Generation) -> Tensor | None:
     """Ask for the terms, add them up, and record what changed; None leaves main's logits as they are."""
-    terms: Mapping[str, list[Term]] = {name: values for name, values in strategies.call("terms", gen).items() if values}
-    combined = fusion.combine(gen, [term for values in terms.values() for term in values])
+    yielded = collect_values(lambda hook: strategies.call(hook, gen), "terms")
+    terms: Mapping[str, list[Term]] = {name: values for name, values in yielded.items() if values}
+    combined = combine_terms(gen, terms)
     assert gen.forward is not None
     gen.forward.combined = gen.logits() if combined is None else combined
     effects.record_forward(gen, terms, combined)
@@ -121,9 +124,21 @@ def _run_search(prepared: PreparedCall, model: Model, input_ids: Tensor, **kwarg
         criteria,
     )
     tokens: Any = search.run(loop)
-    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape[:-1] != (loop.requests,):
-        raise InputError(f"A search must return token ids [{loop.requests}, tokens], got {_describe(tokens)}.")
+    if not _holds_ids(tokens, loop.requests, planned.request.vocabulary):
+        (name,) = planned.call.strategies.active("search")[-1:]
+        raise PluginRejected(
+            f"{name}.search must return token ids [{loop.requests}, tokens] of the vocabulary, got {_describe(tokens)}."
+        )
     return torch.cat([input_ids[:: loop.rows_per_request], tokens.to(input_ids)], dim=1)
+
+
+def _holds_ids(tokens: Any, requests: int, vocabulary: int | None) -> bool:
+    """Whether a value is a tensor of token ids `[requests, tokens]`."""
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        return False
+    if tokens.shape[:-1] != (requests,) or tokens.device.type == "meta":
+        return False
+    return not bool(((tokens < 0) | (tokens >= (vocabulary or 2**31))).any())
 
 
 def _describe(value: object) -> str:

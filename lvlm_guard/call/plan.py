@@ -6,10 +6,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from lvlm_guard.errors import InputError, StackError
+from lvlm_guard.call.terms import check_term
+from lvlm_guard.errors import PluginRejected, StackError, quote
+from lvlm_guard.host.parameters import describe_misfit
 from lvlm_guard.strategy.branches import MAIN, Branch, InputEdit
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.loops import Revision, Search
+from lvlm_guard.strategy.terms import Bias, Contrast, Mix, Plausible, Restrict
 
 KINDS: Mapping[str, tuple[type, ...]] = {
     "edit_inputs": (InputEdit,),
@@ -18,6 +21,7 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "attention": (AttentionEdit, AttentionCapture),
     "hidden": (HiddenEdit,),
     "readouts": (Readout,),
+    "terms": (Mix, Contrast, Plausible, Restrict, Bias),
     "finish": (Revision,),
 }
 """The values each hook may yield."""
@@ -53,7 +57,7 @@ def build_plan(call_hook: CallHook) -> Plan:
     """Ask every hook that says something about the forwards.
 
     Raises:
-        InputError: A value of the wrong kind, one key for two different branches, or rows that nobody runs.
+        PluginRejected: A value of the wrong kind, one key for two different branches, or rows that nobody runs.
     """
     branches = collect_values(call_hook, "branches")
     keys = {name: tuple(branch.key for branch in values) for name, values in branches.items()}
@@ -67,33 +71,43 @@ def collect_values(call_hook: CallHook, hook: str) -> dict[str, list[Any]]:
     """Return the values of one hook by strategy.
 
     Raises:
-        InputError: A value of another kind than the hook's.
+        PluginRejected: A value of another kind than the hook's, or with a field of another kind than its own.
         StackError: More than one search in a stack.
     """
     values = {name: list(of_strategy) for name, of_strategy in call_hook(hook).items()}
     for name, of_strategy in values.items():
-        _check_kind(f"{name}.{hook}", of_strategy, KINDS[hook])
+        for value in of_strategy:
+            check_value(f"{name}.{hook}", value, KINDS[hook])
     if hook == "search" and sum(map(len, values.values())) > 1:
         searching = ", ".join(name for name, of_strategy in values.items() if of_strategy)
         raise StackError(f"Only one strategy of a stack can search, got {searching}.")
     return values
 
 
-def _check_kind(hook: str, values: Iterable[Any], kinds: tuple[type, ...]) -> None:
-    for value in values:
-        if not isinstance(value, kinds):
-            expected = " or ".join(kind.__name__ for kind in kinds)
-            raise InputError(f"{hook} must yield {expected} values, got {value!r}.")
+def check_value(hook: str, value: Any, kinds: tuple[type, ...]) -> None:
+    """Raise `PluginRejected` if a value from a hook is of another kind, or if a field of it is."""
+    kind = next((kind for kind in kinds if isinstance(value, kind)), None)
+    if kind is None:
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise PluginRejected(f"{hook} must yield {expected} values, got {quote(value)}.")
+    misfit = check_term(value) if kind in KINDS["terms"] else describe_misfit(kind, value)
+    if misfit is not None:
+        raise PluginRejected(f"{hook} yields a {kind.__name__} that cannot be used: {misfit}")
 
 
 def _merge_branches(by_strategy: Mapping[str, list[Branch]]) -> dict[Hashable, Branch]:
     """Return each branch once, the first of its key."""
     merged: dict[Hashable, Branch] = {}
-    for branches in by_strategy.values():
+    for strategy, branches in by_strategy.items():
         for branch in branches:
+            if not _is_hashable(branch.key):
+                raise PluginRejected(
+                    f"{strategy}.branches: the key {quote(branch.key)} cannot be hashed: use text, numbers and tuples."
+                )
             if _comparable(merged.setdefault(branch.key, branch)) != _comparable(branch):
-                raise InputError(
-                    f"Two different branches share the key {branch.key!r}; put what tells them apart into it."
+                raise PluginRejected(
+                    f"{strategy}.branches: two different branches share the key {quote(branch.key)}; put what tells them "
+                    "apart into it."
                 )
     return merged
 
@@ -113,9 +127,19 @@ def _comparable(branch: Branch) -> tuple[Any, ...]:
     return (*(function is None for function in functions), branch.image, branch.tokens, branch.seed, branch.inside)
 
 
+def _is_hashable(key: object) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
 def _check_edited_branches(plan: Plan) -> None:
     for strategy, edits in plan.edits.items():
         for edit in edits:
             branch = getattr(edit, "branch", MAIN)
-            if branch != MAIN and branch not in plan.branches:
-                raise InputError(f"{strategy} edits branch {branch!r}, but no branch has that key.")
+            if branch != MAIN and (not _is_hashable(branch) or branch not in plan.branches):
+                raise PluginRejected(
+                    f"{strategy} edits branch {quote(branch)}, but no branch has that key: yield it in the branches hook."
+                )

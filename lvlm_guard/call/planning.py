@@ -13,10 +13,18 @@ from lvlm_guard.call.plan import Plan, build_plan, collect_values
 from lvlm_guard.call.prompt_preparation import PromptPreparation, PromptRuns
 from lvlm_guard.call.refusals import BRANCH, FINISH, MAIN_PREPARED, SEARCH
 from lvlm_guard.call.rules import PreparedMain, RequestedBranch, refuse
+from lvlm_guard.errors import GuardWarning
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.request.branch_inputs import describe_edit, differs, edit_request
-from lvlm_guard.request.requests import Request
+from lvlm_guard.request.requests import DEFAULT_SETTINGS, Request
 from lvlm_guard.strategy.loops import Search
+from lvlm_guard.user_warnings import warn_user
+
+IGNORED_BY_SEARCHES = (
+    "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha",
+    "num_beam_groups", "diversity_penalty", "dola_layers",
+)  # fmt: skip
+"""Settings of sampling and of generate's own searches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +107,27 @@ def _choose_search(call: AskedCall, request: Request) -> tuple[str, Search] | tu
     for name, searches in collect_values(call.ask_strategies, "search").items():
         if searches:
             refuse(SEARCH, request)
+            _warn_of_ignored(name, request)
             return name, searches[0]
     return None, None
+
+
+def _warn_of_ignored(name: str, request: Request) -> None:
+    """Warn about settings of the call that a search does not read, and about a checkpoint that samples."""
+    if request.setting("do_sample"):
+        warn_user(
+            f"The checkpoint's generation_config sets do_sample=True, which has no effect: {name!r} chooses the tokens by its "
+            "own parameters. Pass do_sample=False in the call.",
+            GuardWarning,
+        )
+    for setting in IGNORED_BY_SEARCHES:
+        value = request.setting(setting)
+        if value is None or value == DEFAULT_SETTINGS.get(setting) or request.is_of_checkpoint(setting):
+            continue
+        warn_user(
+            f"{setting}={value!r} has no effect: {name!r} chooses the tokens by its own parameters. Drop {setting}.",
+            GuardWarning,
+        )
 
 
 def _settings_for(search: Search | None, settings: Mapping[str, Any]) -> dict[str, Any]:

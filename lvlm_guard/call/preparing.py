@@ -7,10 +7,11 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lvlm_guard.call.plan import check_value
 from lvlm_guard.call.planning import PlannedCall
 from lvlm_guard.call.refusals import BRANCH
 from lvlm_guard.call.rules import RequestedBranch, refuse
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import PluginRejected, quote
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.request.branch_inputs import share_encoded
@@ -74,10 +75,16 @@ def _prepare_late(planned: PlannedCall, branch: Branch, encoded: Mapping[str, An
     """Prepare a branch that is built from main's prefill.
 
     Raises:
-        InputError: What is built is no branch of the same key.
+        PluginRejected: What is built is no branch of the same key.
     """
     assert branch.after_prefill is not None
     built = branch.after_prefill(planned.call.gen)
     if not isinstance(built, Branch) or built.key != branch.key or built.after_prefill is not None:
-        raise InputError(f"after_prefill of branch {branch.key!r} must return a Branch with the same key.")
+        owners = [name for name, keys in planned.plan.branch_keys.items() if branch.key in keys]
+        raise PluginRejected(
+            f"{owners[0]}.branches: after_prefill of branch {branch.key!r} must return a Branch with the same key, built "
+            f"at once, got {quote(built)}."
+        )
+    check_value(f"{branch.key!r}.after_prefill", built, (Branch,))
+    refuse(BRANCH, RequestedBranch(built, planned.request))
     return planned.preparation.prepare_branch(built, planned.main, encoded)

@@ -18,6 +18,7 @@ from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNe
 from lvlm_guard.forward import PreparedDecode, caches
 from lvlm_guard.protocols import Cache
 from lvlm_guard.request.requests import Request
+from lvlm_guard.strategy.branches import Branch
 
 DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
 DRAFTS = (*DRAFTS_OF_SAME_MODULE, "prompt_lookup_num_tokens")
@@ -33,6 +34,25 @@ def count_new_tokens(main: PreparedDecode) -> int:
 def _first_setting(request: Request, names: Sequence[str]) -> str | None:
     """Return the first of these settings that is switched on."""
     return next((name for name in names if request.setting(name)), None)
+
+
+def _name_setting(request: Request, name: str, remedy: str) -> str:
+    """Say where a setting comes from, and how to be rid of it: a checkpoint's has to be overridden, the call's dropped."""
+    if request.is_of_checkpoint(name):
+        value = getattr(request.defaults, name)
+        return f"the checkpoint's generation_config sets {name}={value!r}: pass {remedy} in the call"
+    return f"drop {name}"
+
+
+def _strays(subject: RequestedBranch) -> bool:
+    size = subject.request.vocabulary
+    return size is not None and any(not 0 <= token < size for token in _tokens_of(subject.branch))
+
+
+def _tokens_of(branch: Branch) -> list[int]:
+    """Return every token id that a branch puts into the prompt."""
+    rows = [row for edit in branch.tokens for row in (getattr(edit, "per_row", None) or (edit.ids,))]
+    return [token for row in rows for token in row]
 
 
 def _holds_tokens(cache: Cache | None) -> bool:
@@ -69,6 +89,12 @@ def _describe_overflow(subject: PreparedBranch) -> str:
     )
 
 
+def _describe_forbidden(request: Request, problem: str, names: Sequence[str]) -> str:
+    name = _first_setting(request, names)
+    assert name is not None
+    return f"{problem} {name}; {_name_setting(request, name, f'{name}=False')}."
+
+
 def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
     """Return the rules about arguments that need every token to be final when it is chosen."""
     owner = author.lower()
@@ -87,7 +113,10 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             "drop it",
             ModeRefused,
             lambda request: (request.setting("num_return_sequences") or 1) > 1,
-            lambda _: f"{author} works on one answer a request: drop num_return_sequences.",
+            lambda request: (
+                f"{author} works on one answer a request; "
+                f"{_name_setting(request, 'num_return_sequences', 'num_return_sequences=1')}."
+            ),
         ),
         RefusalRule(
             f"`return_dict_in_generate`, `output_scores` and `output_logits` with {owner}",
@@ -95,7 +124,7 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             "drop them",
             ModeRefused,
             lambda request: _first_setting(request, NEED_FINAL_TOKENS) is not None,
-            lambda request: f"{author} cannot be combined with {_first_setting(request, NEED_FINAL_TOKENS)}: drop it.",
+            lambda request: _describe_forbidden(request, f"{author} cannot be combined with", NEED_FINAL_TOKENS),
         ),
     )
 
@@ -158,7 +187,7 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "the search chooses the tokens",
         "drop it",
         ModeRefused,
-        lambda request: bool(request.settings.get("do_sample")),
+        lambda request: bool(request.setting("do_sample")) and not request.is_of_checkpoint("do_sample"),
         lambda _: "A search chooses the tokens itself: drop do_sample.",
     ),
     RefusalRule(
@@ -167,17 +196,17 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "drop one of them",
         ModeRefused,
         lambda request: _first_setting(request, NEED_THE_LOOP) is not None,
-        lambda request: (
-            f"A search owns the decoding loop, which {_first_setting(request, NEED_THE_LOOP)} needs: drop one of them."
+        lambda request: _describe_forbidden(
+            request, "A search owns the decoding loop, which is needed by", NEED_THE_LOOP
         ),
     ),
     RefusalRule(
         "beams with a search",
         "the search has candidates of its own",
-        "drop `num_beams`",
+        "drop `num_beams`, or pass `num_beams=1` where the checkpoint's `generation_config` has beams",
         ModeRefused,
         lambda request: (request.setting("num_beams") or 1) > 1,
-        lambda _: "A search keeps its own candidates: drop num_beams.",
+        lambda request: f"A search keeps its own candidates; {_name_setting(request, 'num_beams', 'num_beams=1')}.",
     ),
     RefusalRule(
         "`use_cache=False` with a search",
@@ -185,7 +214,7 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "drop it",
         ModeRefused,
         lambda request: request.setting("use_cache") is False,
-        lambda _: "A search needs a cache: drop use_cache=False.",
+        lambda request: f"A search needs a cache; {_name_setting(request, 'use_cache', 'use_cache=True')}.",
     ),
 )
 """About the request, when a strategy of the stack searches."""
@@ -238,6 +267,17 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         lambda subject: (
             f"Branch {subject.branch.key!r} needs an image, but generate() got no pixel_values. "
             "Pass the processor's full output: guard.generate(**inputs)."
+        ),
+    ),
+    RefusalRule(
+        "token ids outside the model's vocabulary in a branch or an edit of the prompt",
+        "the model has no embedding for them",
+        "ids of this model's tokenizer: `gen.tokenize`",
+        InputError,
+        _strays,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} puts token ids into the prompt that are outside the model's vocabulary of "
+            f"{subject.request.vocabulary}: take them from gen.tokenize."
         ),
     ),
 )

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.guard import DEFAULT_STACK
-from lvlm_guard.host.plugins import problems
+from lvlm_guard.host.parameters import problems
 from lvlm_guard.host.stack import Stack
 
-PLAIN = "plain"
-"""Name of the stack without strategies, for a baseline through the same adapter."""
-
-STACK_FILES = (".toml", ".yaml", ".yml")
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
@@ -70,6 +65,4 @@ def read_stack(text: str) -> Stack:
     Raises:
         StackError: A strategy is unknown, or a file does not contain a stack.
     """
-    if Path(text).suffix in STACK_FILES:
-        return Stack.read(Path(text))
-    return Stack.of([] if text == PLAIN else [name.strip() for name in text.split("+")])
+    return Stack.of(text)

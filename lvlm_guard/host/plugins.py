@@ -5,20 +5,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any
 
 import pluggy
-from pydantic import PydanticUserError, TypeAdapter
-from pydantic import ValidationError as PydanticError
+from pydantic import TypeAdapter
+from torch import Tensor
 
-from lvlm_guard.errors import PluginError, PluginRejected, nearest
+from lvlm_guard.errors import PluginError, PluginRejected, nearest, quote
 from lvlm_guard.host.discovery import Broken, describe_broken, distribution_of, load_each
 from lvlm_guard.strategy.hookspecs import PROJECT, Discovery, Strategy, hook_names
+from lvlm_guard.strategy.names import strategy_name
 
 GROUP = "lvlm_guard"
+PLAIN = "plain"
+"""Name of the stack without strategies, which no strategy can have."""
+MOST_VALUES = 1000
+"""Values that one hook may yield; more would be a generator without end."""
+SILENT_HOOKS = ("start", "observe")
+"""Hooks that return nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Catalogue:
         """
         if name not in self.offers:
             raise PluginError(
-                f"No strategy is called {name!r}.{nearest(name, self.offers)}{describe_broken(self.broken)}"
+                f"No strategy is called {quote(name)}.{nearest(name, self.offers)}{describe_broken(self.broken)}"
             )
         return self.offers[name].strategy
 
@@ -131,12 +140,6 @@ def load_plugin(point: EntryPoint) -> pluggy.PluginManager:
     return plugins
 
 
-def strategy_name(strategy: type | object) -> str:
-    """Name of a strategy class or instance: its `name`, else the lower-cased class name."""
-    owner = strategy if isinstance(strategy, type) else type(strategy)
-    return str(getattr(strategy, "name", owner.__name__.lower()))
-
-
 def is_neutral(strategy: object) -> bool:
     """Return whether a strategy has all of its neutral values; one that states none never has."""
     neutral = getattr(strategy, "neutral", None) or {}
@@ -162,6 +165,7 @@ def check_strategy(strategy: type) -> None:
     name = strategy_name(strategy)
     if not dataclasses.is_dataclass(strategy) or not strategy.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginRejected(f"{name}: a strategy is a frozen dataclass; decorate it with @dataclass(frozen=True).")
+    _check_statements(name, strategy)
     hooks = hook_names(Strategy)
     for attribute, member in inspect.getmembers(strategy, callable):
         if is_marked(member):
@@ -169,6 +173,25 @@ def check_strategy(strategy: type) -> None:
         elif attribute in hooks:
             raise PluginRejected(f"{name}.{attribute}: a hook without its marker; decorate it with @hookimpl.")
     _check_parameters(name, strategy)
+
+
+def _check_statements(name: str, strategy: type) -> None:
+    """Check that what a class states about itself is of the right kind, and that stacks can hold its name."""
+    for attribute in ("name", "family", "paper", "cost", "contrast_strength"):
+        value = getattr(strategy, attribute, None)
+        if value is not None and not isinstance(value, str):
+            raise PluginRejected(
+                f"{name}.{attribute}: must be text in the class, {attribute} = '...', got {quote(value)}."
+            )
+    if not re.fullmatch(r"[\w.@-]+", name) or name == PLAIN:
+        raise PluginRejected(
+            f"A strategy's name has letters, digits and _ - . @, and is not {PLAIN!r}, got {quote(name)}."
+        )
+    neutral = getattr(strategy, "neutral", None)
+    if neutral is not None and not isinstance(neutral, Mapping):
+        raise PluginRejected(
+            f"{name}.neutral: must map parameters to values, as in {{'alpha': 0.0}}, got {quote(neutral)}."
+        )
 
 
 def _check_parameters(name: str, strategy: type) -> None:
@@ -195,35 +218,6 @@ def _check_hook(name: str, hook: str, function: Callable[..., Any], hooks: Seque
                 f"{name}.{hook}{inspect.signature(function)}: the hook parameter {parameter.name!r} must be plain, "
                 f"without default or *; the hook is {hook}(self, gen)."
             )
-
-
-def validated(strategy: object) -> object:
-    """Return a strategy whose field values are checked against, and converted to, its own annotations.
-
-    Raises:
-        PluginRejected: With each wrong parameter, or an annotation that cannot be checked.
-    """
-    fields = [field for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
-    try:
-        return build(type(strategy), {field.name: getattr(strategy, field.name) for field in fields})
-    except PydanticError as error:
-        raise PluginRejected(f"{strategy_name(strategy)}: {problems(error)}") from None
-
-
-def build(strategy: type, parameters: Mapping[str, Any]) -> object:
-    """Build a strategy of checked parameters; raises pydantic's error for wrong values."""
-    try:
-        return TypeAdapter(strategy).validate_python(dict(parameters))
-    except PydanticUserError as error:
-        raise PluginRejected(f"{strategy_name(strategy)}: an annotation cannot be checked: {error.message}") from None
-
-
-def problems(error: PydanticError) -> str:
-    """Put a validation error into one line: each parameter, what is wrong, and its value."""
-    rows = error.errors(include_url=False)
-    return "; ".join(
-        f"{'.'.join(map(str, row['loc'])) or 'value'}: {row['msg'].lower()}, got {row['input']!r}" for row in rows
-    )
 
 
 class StrategyCalls:
@@ -259,19 +253,69 @@ class StrategyCalls:
         return tuple(self._callers[hook])
 
     def call(self, hook: str, gen: Any) -> dict[str, list[Any]]:
-        """Call `hook` on every active strategy in stack order; per strategy, the values it yielded or returned."""
-        return {name: _collect(f"{name}.{hook}", caller(gen=gen)) for name, caller in self._callers[hook].items()}
+        """Call `hook` on every active strategy in stack order; per strategy, the values it yielded or returned.
+
+        Raises:
+            PluginRejected: A hook returned what no hook returns, or changed what it may only read.
+        """
+        return {name: _call_one(f"{name}.{hook}", caller, gen) for name, caller in self._callers[hook].items()}
 
     def _caller(self, hook: str, name: str) -> Any:
         silenced = [self._manager.get_plugin(plugin) for plugin in self.names if plugin != name]
         return self._manager.subset_hook_caller(hook, silenced)
 
 
-def _collect(hook: str, results: list[Any]) -> list[Any]:
-    for result in results:
-        if result is not None and not isinstance(result, Iterable):
-            raise PluginRejected(f"{hook} must return a list, or yield, or return nothing; it returned {result!r}.")
-    return [value for result in results if result is not None for value in result]
+def _call_one(hook: str, caller: Any, gen: Any) -> list[Any]:
+    """Call one hook of one strategy; what it raises passes through, with a note of where it was raised."""
+    before = _snapshot(gen)
+    try:
+        values = [value for result in caller(gen=gen) for value in _collect(hook, result)]
+    except Exception as error:
+        if hasattr(error, "add_note") and not isinstance(error, PluginRejected):
+            error.add_note(f"Raised by a strategy in its hook: {hook}.")
+        raise
+    _check_untouched(hook, before, _snapshot(gen))
+    if values and hook.rpartition(".")[2] in SILENT_HOOKS:
+        raise PluginRejected(f"{hook} must return nothing, it returned {quote(values[0])}: drop the return or yield.")
+    return values
+
+
+def _collect(hook: str, result: Any) -> list[Any]:
+    if result is None:
+        return []
+    if not isinstance(result, Iterable) or isinstance(result, (str, bytes, Mapping, Tensor)):
+        raise PluginRejected(f"{hook} must return a list, or yield, or return nothing; it returned {quote(result)}.")
+    values = list(itertools.islice(result, MOST_VALUES + 1))
+    if len(values) > MOST_VALUES:
+        raise PluginRejected(f"{hook} yields more than {MOST_VALUES} values: end it.")
+    return values
+
+
+def _snapshot(gen: Any) -> dict[str, Any]:
+    """Return what strategies may only read: the parts of the object, and the versions of tensors that could be changed in place."""
+    parts = dict(getattr(gen, "__dict__", {}))
+    forward, prompt = parts.get("forward"), parts.get("prompt")
+    tensors = {"the logits of main": getattr(forward, "main", None)}
+    tensors |= {f"the logits of branch {key!r}": logits for key, logits in getattr(forward, "branches", {}).items()}
+    tensors |= {f"prompt.{name}": getattr(prompt, name, None) for name in ("ids", "attention_mask", "image_mask")}
+    versions = {name: _version(tensor) for name, tensor in tensors.items()}
+    return parts | versions
+
+
+def _version(tensor: Any) -> int | None:
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else None  # noqa: SLF001
+
+
+def _check_untouched(hook: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name in {**before, **after}:
+        same = before.get(name) is after.get(name) or (
+            isinstance(before.get(name), int) and before[name] == after.get(name)
+        )
+        if not same:
+            raise PluginRejected(
+                f"{hook} changed {name} of gen, which strategies only read: keep values in gen.state or gen.rows, and "
+                "change clones of tensors."
+            )
 
 
 def _find_version(distribution: str) -> str | None:

@@ -3,70 +3,81 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError as PydanticError
 
-from lvlm_guard.errors import PluginError, StackError, nearest
-from lvlm_guard.host.plugins import build, catalogue, check_strategy, problems, strategy_name, validated
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from lvlm_guard.errors import InputError, PluginError, StackError, nearest, quote
+from lvlm_guard.host.parameters import build, check_values, problems, validated
+from lvlm_guard.host.plugins import PLAIN, catalogue, check_strategy
+from lvlm_guard.host.stack_files import is_stack_file, read_file
+from lvlm_guard.strategy.names import strategy_name
+from lvlm_guard.strategy.user_functions import AllowedName
 
 ENTRY_KEYS = ("name", "params")
+JOINT = "+"
 
 
 @dataclass(frozen=True)
 class Stack:
     """Strategies in the order of their calls; empty is plain generate.
 
-    Build one with `Stack.of`, which takes a stack, a strategy, a name, the path of a `.toml`, `.yaml` or `.yml` file,
-    a mapping `{"stack": [...]}`, or a list of strategies, names and mappings `{"name": ..., "params": {...}}`.
+    Build one with `Stack.of`, which takes a stack, a strategy, a name, names joined by `+`, `"plain"`, the path of a
+    `.toml`, `.yaml` or `.yml` file, a mapping `{"stack": [...]}`, or a list of strategies, names and mappings
+    `{"name": ..., "params": {...}}`.
     """
 
     strategies: tuple[object, ...] = ()
 
     @classmethod
-    def of(cls, value: Any) -> Stack:
-        """Build a stack.
+    def of(cls, value: Any, *, allow: Collection[str] = ()) -> Stack:
+        """Build a stack; text means here what it means in stack files, commands and benchmarks.
+
+        Args:
+            value: One of the forms above; `"vcd+pai"` is one stack of two strategies, `"plain"` and None one of none.
+            allow: Functions that parameters may name, each as `package.module:function`, beside those that installed
+                distributions offer as entry points of the group `lvlm_guard.callables`, and those in the environment
+                variable `LVLM_GUARD_ALLOW`. Functions passed as Python values need no leave.
 
         Raises:
             StackError: Names the path of the entry at fault and the nearest known name.
         """
+        _check_allow(allow)
         if isinstance(value, Stack):
             return value
-        if isinstance(value, Path) or (isinstance(value, str) and Path(value).suffix in _READERS):
-            return cls.read(Path(value))
-        entries, path = _split_entries(value)
-        strategies = tuple(_build_entry(entry, f"{path}[{index}]") for index, entry in enumerate(entries))
-        _check_names(strategies, path)
+        if is_stack_file(value):
+            return cls.read(value, allow=allow)
+        try:
+            check_values(value)
+        except InputError as error:
+            raise StackError(f"stack: {error}") from None
+        strategies = tuple(
+            _build_entry(entry, f"stack[{index}]", allow) for index, entry in enumerate(_split_entries(value))
+        )
+        _check_names(strategies)
         return cls(strategies)
 
     @classmethod
-    def read(cls, path: Path) -> Stack:
+    def read(cls, path: str | Path, *, allow: Collection[str] = ()) -> Stack:
         """Read a TOML or YAML file whose top level is `stack`, a list of `{name, params}`.
+
+        Args:
+            path: A regular file in UTF-8, at most 256 KiB.
+            allow: Functions that the file may name, as for `Stack.of`; any other name is refused, for it runs code.
 
         Raises:
             StackError: The file is missing, malformed, or one of its entries is wrong.
         """
-        reader = _READERS.get(path.suffix)
-        if reader is None:
-            raise StackError(f"{path}: a stack file ends in {', '.join(_READERS)}.")
-        try:
-            content = reader(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-            raise StackError(f"{path}: cannot be read as a stack: {error}") from None
+        if not isinstance(path, (str, Path)):
+            raise StackError(f"A stack file is named by its path, got {quote(path)}.")
+        content = read_file(Path(path))
         if not isinstance(content, Mapping) or "stack" not in content:
             raise StackError(f"{path}: expected a top-level list called 'stack', as in [[stack]] name = \"vcd\".")
         try:
-            return cls.of(dict(content))
+            return cls.of(dict(content), allow=allow)
         except StackError as error:
             raise StackError(f"{path}: {error}") from None
 
@@ -91,70 +102,107 @@ class Stack:
         }
 
 
+def name_stack(text: str) -> str:
+    """Return what a stack is called that `Stack.of` makes of a text: names joined by `+` without spaces, or a file's stem."""
+    if is_stack_file(text):
+        return Path(text).stem
+    return JOINT.join(part.strip() for part in text.split(JOINT))
+
+
 def _plain_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as stack files hold them: paths are text there."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in parameters.items()}
+    return {name: str(value) if isinstance(value, (Path, AllowedName)) else value for name, value in parameters.items()}
 
 
-_READERS: dict[str, Any] = {".toml": tomllib.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load}
+def _check_allow(allow: object) -> None:
+    is_several = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
+    if not is_several or not all(isinstance(name, str) for name in allow):
+        raise StackError(f"allow: expected a list of names package.module:function, got {quote(allow)}.")
 
 
-def _split_entries(value: Any) -> tuple[Sequence[Any], str]:
-    if value is None:
-        return (), "stack"
+def _split_entries(value: Any) -> Sequence[Any]:
     if isinstance(value, Mapping) and "name" not in value:
-        unknown = [str(key) for key in value if key != "stack"]
-        if unknown:
-            raise StackError(f"{unknown[0]}: unknown key.{nearest(unknown[0], ['stack'])}")
-        return _split_entries(value.get("stack"))
-    if isinstance(value, (list, tuple)):
-        return value, "stack"
-    return (value,), "stack"
+        return _list_entries(_read_top_level(value))
+    return () if value is None else _list_entries(value)
 
 
-def _build_entry(entry: Any, path: str) -> object:
+def _read_top_level(value: Mapping[str, Any]) -> Any:
+    unknown = [key for key in value if key != "stack"]
+    if unknown:
+        raise StackError(
+            f"{quote(unknown[0]) if not isinstance(unknown[0], str) else unknown[0]}: unknown key.{nearest(unknown[0], ['stack'])}"
+        )
+    if value.get("stack") is None:
+        raise StackError("stack: expected a list of strategies; an empty list is plain generate, got nothing.")
+    return value["stack"]
+
+
+def _list_entries(value: Any) -> Sequence[Any]:
+    if isinstance(value, str):
+        return _split_names(value)
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _split_names(text: str) -> Sequence[str]:
+    """Return the names that a text joins by `+`."""
+    names = [part.strip() for part in text.split(JOINT)]
+    if names == [PLAIN]:
+        return ()
+    if "" in names:
+        raise StackError(f"stack: {quote(text)} leaves out a name. Write one, or join several: 'vcd+pai'.")
+    if PLAIN in names:
+        raise StackError(f"stack: {quote(text)}: {PLAIN!r} is the stack without strategies and stands alone.")
+    return names
+
+
+def _build_entry(entry: Any, path: str, allow: Collection[str]) -> object:
     try:
         if isinstance(entry, str):
-            return _build_named(entry, {}, path)
+            return _build_named(entry, {}, path, allow)
         if isinstance(entry, Mapping):
-            return _from_mapping(entry, path)
+            return _from_mapping(entry, path, allow)
         if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
             check_strategy(type(entry))
-            return validated(entry)
-    except PluginError as error:
+            return validated(entry, allow)
+    except StackError:
+        raise
+    except (PluginError, InputError) as error:
         raise StackError(f"{path}: {error}") from None
-    raise StackError(f"{path}: expected a strategy, a name or a mapping with a name, got {entry!r}.")
+    raise StackError(f"{path}: expected a strategy, a name or a mapping with a name, got {quote(entry)}.")
 
 
-def _from_mapping(entry: Mapping[str, Any], path: str) -> object:
+def _from_mapping(entry: Mapping[str, Any], path: str, allow: Collection[str]) -> object:
     unknown = [key for key in entry if key not in ENTRY_KEYS]
     if unknown:
-        raise StackError(f"{path}.{unknown[0]}: unknown key.{nearest(str(unknown[0]), ENTRY_KEYS)}")
-    name, parameters = entry.get("name"), entry.get("params") or {}
+        raise StackError(f"{path}.{unknown[0]}: unknown key.{nearest(unknown[0], ENTRY_KEYS)}")
+    name, parameters = entry.get("name"), entry.get("params")
+    parameters = {} if parameters is None else parameters
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
-        raise StackError(f"{path}: expected name as text and params as a mapping, got {dict(entry)!r}.")
-    return _build_named(name, parameters, path)
+        raise StackError(f"{path}: expected name as text and params as a mapping, got {quote(dict(entry))}.")
+    return _build_named(name, parameters, path, allow)
 
 
-def _build_named(name: str, parameters: Mapping[str, Any], path: str) -> object:
+def _build_named(name: str, parameters: Mapping[str, Any], path: str, allow: Collection[str]) -> object:
+    if JOINT in name:
+        raise StackError(f"{path}: {quote(name)} names several strategies; in a list each is an entry of its own.")
     strategy = catalogue().find(name)
     names = [parameter.name for parameter in dataclasses.fields(strategy)]
     for parameter in parameters:
         if parameter not in names:
-            hint = nearest(str(parameter), names)
+            hint = nearest(parameter, names)
             raise StackError(f"{path}.params.{parameter}: {name!r} has no such parameter.{hint}")
     try:
-        return build(strategy, parameters)
+        return build(strategy, parameters, allow)
     except PydanticError as error:
         raise StackError(f"{path}.params: {problems(error)}") from None
 
 
-def _check_names(strategies: Sequence[object], path: str) -> None:
+def _check_names(strategies: Sequence[object]) -> None:
     first_index: dict[str, int] = {}
     for index, strategy in enumerate(strategies):
         name = strategy_name(strategy)
         if name in first_index:
             raise StackError(
-                f"{path}[{index}]: {name!r} is already at {path}[{first_index[name]}]; each strategy goes in once."
+                f"stack[{index}]: {name!r} is already at stack[{first_index[name]}]; each strategy goes in once."
             )
         first_index[name] = index

@@ -78,6 +78,17 @@ class Request:
         values = (self.settings.get(name), *(getattr(source, name, None) for source in sources))
         return next((value for value in values if value is not None), None)
 
+    def is_of_checkpoint(self, name: str) -> bool:
+        """Whether a setting comes from the model's own generation config, and not from the call."""
+        config = self.settings.get("generation_config")
+        return self.settings.get(name) is None and getattr(config, name, None) is None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token ids that the model embeds, None where its config does not say."""
+        size = getattr(self.config.get_text_config(decoder=True), "vocab_size", None)
+        return size if isinstance(size, int) else None
+
     @property
     def without_cache(self) -> dict[str, Any]:
         """Model inputs without the user's cache, which belongs to main alone."""

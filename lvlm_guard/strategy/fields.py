@@ -16,20 +16,48 @@ To describe a parameter in words of its own, or to narrow it, annotate it again;
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic.json_schema import SkipJsonSchema
 
-Strength: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False, description="strength of the effect")]
-"""A finite number from 0, which is neutral."""
+from lvlm_guard.strategy.user_functions import AllowedName, allow_name
+
+STRONGEST = 100.0
+"""Bound of strengths; published ones are at most 3. Far above it, logits leave what half precision can tell apart."""
+MOST = 10_000
+DAY = 86_400.0
+
+
+def _check_function(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Let an import path pass only if it may be imported; `allow` of the validation's context holds further ones."""
+    if isinstance(value, AllowedName):
+        return value
+    function = handler(value)
+    return allow_name(function, (info.context or {}).get("allow", ())) if isinstance(function, str) else function
+
+
+def _check_file(path: Path) -> Path:
+    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that no file can have
+        raise ValueError("there is no such file")
+    return path
+
+
+Strength: TypeAlias = Annotated[
+    float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, description="strength of the effect")
+]
+"""A number in [0, 100]; 0 is neutral."""
 
 ContrastStrength: TypeAlias = Annotated[Strength, Field(description="strength of the contrast")]
 """The weight of a contrast: a `Strength`."""
 
-Factor: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False, description="factor; 1 changes nothing")]
-"""A finite factor from 0; 1 is neutral."""
+Factor: TypeAlias = Annotated[
+    float, Field(ge=0, le=STRONGEST, allow_inf_nan=False, description="factor; 1 changes nothing")
+]
+"""A factor in [0, 100]; 1 is neutral."""
 
 Share: TypeAlias = Annotated[float, Field(ge=0, le=1, description="share of the whole")]
 """A number in [0, 1]; 0 is neutral."""
@@ -43,29 +71,39 @@ Probability: TypeAlias = Annotated[float, Field(ge=0, le=1, description="probabi
 Plausibility: TypeAlias = Annotated[float, Field(ge=0, le=1, description="plausibility, relative to the best token")]
 """`beta` of `Plausible`, in [0, 1]; 0 keeps every token."""
 
-Count: TypeAlias = Annotated[int, Field(ge=1, description="number of them")]
-"""A whole number from 1."""
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST, description="number of them")]
+"""A whole number from 1 to 10,000."""
 
-Seed: TypeAlias = Annotated[int, Field(description="seed of the random draws")]
-"""Seed of a generator; any whole number."""
+Seed: TypeAlias = Annotated[int, Field(ge=-(2**63), lt=2**63, description="seed of the random draws")]
+"""Seed of a generator; any whole number of 64 bits."""
 
 Timeout: TypeAlias = Annotated[
-    float, Field(gt=0, allow_inf_nan=False, description="seconds that one call of the function may take")
+    float, Field(gt=0, le=DAY, allow_inf_nan=False, description="seconds that one call of the function may take")
 ]
-"""Seconds, above 0 and finite: the `timeout` of `gen.call_user_function`."""
+"""Seconds, above 0 and at most a day: the `timeout` of `gen.call_user_function`."""
 
 UserFunction: TypeAlias = Annotated[
-    str | SkipJsonSchema[Callable[..., Any]] | None, Field(description='function, or "package.module:function"')
+    str | SkipJsonSchema[Callable[..., Any]] | None,
+    WrapValidator(_check_function),
+    Field(description='function, or "package.module:function"'),
 ]
-"""A function of the user's or its import path, for `gen.call_user_function`; or None."""
+"""A function of the user's, or None, or an import path that is allowed, for `gen.call_user_function`."""
 
-Template: TypeAlias = Annotated[str, Field(pattern=r"\{\}", description="text with {} where a name goes")]
-"""Text that holds `{}`, for `str.format`."""
+Text: TypeAlias = Annotated[str, Field(max_length=MOST, description="text")]
+"""Text of at most 10,000 characters."""
 
-Layer: TypeAlias = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+Template: TypeAlias = Annotated[
+    str, Field(pattern=r"^[^{}]*\{\}[^{}]*$", max_length=MOST, description="text with {} where a name goes")
+]
+"""Text that holds `{}` once and no other brace; a name is put in its place."""
+
+ExistingFile: TypeAlias = Annotated[Path, AfterValidator(_check_file), Field(description="path of a file")]
+"""The path of a file that is there when the stack is built."""
+
+Layer: TypeAlias = Annotated[int, Field(ge=0, le=MOST, strict=True)] | Annotated[float, Field(ge=0, le=1)]
 """A layer by its number, counted from 0, or by a fraction of the depth; `gen.model.layer_number` gives the number."""
 
-EarlierLayer: TypeAlias = Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, lt=1)]
+EarlierLayer: TypeAlias = Annotated[int, Field(ge=0, le=MOST, strict=True)] | Annotated[float, Field(ge=0, lt=1)]
 """A `Layer` that, as a fraction, lies before the end of the decoder."""
 
 LayerRange: TypeAlias = Annotated[
@@ -75,7 +113,7 @@ LayerRange: TypeAlias = Annotated[
 """A half-open range of layers, as `AttentionEdit` and `HiddenEdit` take it."""
 
 LayerOutputs: TypeAlias = Annotated[
-    tuple[Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)], ...],
+    tuple[Annotated[int, Field(ge=1, le=MOST, strict=True)] | Annotated[float, Field(gt=0, le=1)], ...],
     Field(min_length=1, description="layers read: numbers counted from 1, or fractions of the depth"),
 ]
 """Outputs of one layer or more, as `Readout` takes them."""

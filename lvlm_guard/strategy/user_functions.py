@@ -1,29 +1,77 @@
-"""Functions of the user's: imported by path, called with a time limit, named in errors."""
+"""Functions of the user's: imported by path if that was allowed, called with a time limit, named in errors.
+
+This is the only place where a text from a file, a command line or a caller becomes an import. A name passes if an installed
+distribution offers the function as an entry point, or if the caller, the command line or the environment allows exactly this one.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
+
+GROUP = "lvlm_guard.callables"
+"""Entry points of functions that stack files may name."""
+VARIABLE = "LVLM_GUARD_ALLOW"
+"""Environment variable that allows further ones: `package.module:function`, separated by commas."""
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+class AllowedName(str):
+    """The import path of a function that may be imported; `allow_name` makes it."""
+
+    __slots__ = ()
+
+
+def allow_name(name: str, allowed: Collection[str] = ()) -> AllowedName:
+    """Return an import path as one that may be imported.
+
+    Args:
+        name: `package.module:function`.
+        allowed: Import paths that the caller allows beside the installed and the environment's.
+
+    Raises:
+        InputError: It is no import path, or nobody allowed it; the message says how to allow exactly this one.
+    """
+    if isinstance(name, AllowedName):
+        return name
+    if not _IMPORT_PATH.fullmatch(name):
+        raise InputError(f"{quote(name)} is no import path of a function. Name it package.module:function.")
+    if name not in {*allowed, *_allowed_by_environment(), *(point.value for point in entry_points(group=GROUP))}:
+        raise InputError(
+            f"{quote(name)} may not be imported, because a stack file that names a function runs code. If you trust it, pass "
+            f"the function itself, or allow this name: allow=[{name!r}] of Stack.of and Stack.read, --allow {name} on the "
+            f"command line, or {VARIABLE}={name} in the environment."
+        )
+    return AllowedName(name)
+
+
+def _allowed_by_environment() -> set[str]:
+    return {name.strip() for name in os.environ.get(VARIABLE, "").split(",")}
 
 
 def resolve(function: str | Callable[..., Any], what: str) -> Callable[..., Any]:
     """Return the function behind an import path "package.module:function", or a callable as it is.
 
     Raises:
-        InputError: There is no such function.
+        InputError: There is no such function, or it may not be imported.
     """
     if callable(function):
         return function
-    module, _, name = function.partition(":")
+    if not isinstance(function, str):
+        raise InputError(f"The {what} is a function or its import path, got {quote(function)}.")
+    module, _, name = allow_name(function).partition(":")
     try:
         resolved = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module of the user's may raise anything while it is imported
         raise InputError(
             f"The {what} {function!r} cannot be imported: {error}. Name it package.module:function."
         ) from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lvlm_guard.errors import GuardError, NoEffectWarning
 from lvlm_guard.guard import Guard
-from lvlm_guard.host.plugins import strategy_name
+from lvlm_guard.strategy.names import strategy_name
 from lvlm_guard.testing import devices
 from lvlm_guard.testing.intact import exploding, fingerprint, shares_positions, side_by_side
 from lvlm_guard.testing.recompute import Recorder

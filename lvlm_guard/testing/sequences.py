@@ -23,11 +23,12 @@ from transformers.generation import BaseStreamer
 from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, NoEffectWarning
 from lvlm_guard.guard import Guard
-from lvlm_guard.host.plugins import is_marked, strategy_name
+from lvlm_guard.host.plugins import is_marked
 from lvlm_guard.outputs import sequences
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.hookspecs import hookimpl
+from lvlm_guard.strategy.names import strategy_name
 from lvlm_guard.strategy.terms import Contrast
 from lvlm_guard.testing import devices
 from lvlm_guard.testing.contract import FORBIDDEN

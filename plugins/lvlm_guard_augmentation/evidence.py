@@ -40,7 +40,9 @@ class Evidence:
             raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
         answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
-            answer if isinstance(answer, str) else " ".join(self.sentence.format(box[SIDES]) for box in answer)
+            answer
+            if isinstance(answer, str)
+            else " ".join(self.sentence.replace("{}", str(box[SIDES])) for box in answer)
             for answer in answers
         ]
         if any(texts):

@@ -37,7 +37,7 @@ class Revise:
     cost: ClassVar[str] = "one short answer for each claim"
     neutral: ClassVar[dict[str, int]] = {"rounds": 0}
 
-    rounds: Annotated[int, Field(ge=0, description="how often the answer is checked; 0 is off")] = 1
+    rounds: Annotated[int, Field(ge=0, le=100, description="how often the answer is checked; 0 is off")] = 1
     question: Annotated[Template, Field(description="question about an object")] = "Is there a {} in the image?"
     splitter: Annotated[
         UserFunction,
@@ -77,7 +77,9 @@ class Revise:
     def _claims(self, gen: Generation, sentence: str) -> Sequence[Claim]:
         """Return the (piece, question) pairs of a sentence."""
         if self.splitter is None:
-            return [(phrase[0], self.question.format(phrase[1].split()[-1])) for phrase in PHRASE.finditer(sentence)]
+            return [
+                (phrase[0], self.question.replace("{}", phrase[1].split()[-1])) for phrase in PHRASE.finditer(sentence)
+            ]
         claims = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
         pairs = [(str(piece), str(question)) for piece, question in claims]
         if any(piece not in sentence for piece, _ in pairs):

@@ -48,7 +48,9 @@ class AvisC:
     alpha: ContrastStrength = 2.5
     beta: Plausibility = 0.1
     gamma: Annotated[PositiveShare, Field(description="share of image attention that layers must reach")] = 0.5
-    lam: Annotated[float, Field(allow_inf_nan=False, description="deviations above the mean of a blind token")] = 1.0
+    lam: Annotated[
+        float, Field(ge=-100, le=100, allow_inf_nan=False, description="deviations above the mean of a blind token")
+    ] = 1.0
 
     @hookimpl
     def start(self, gen: Generation) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Branch, Contrast, Generation, Insert, Plausible, Term, hookimpl
-from lvlm_guard.fields import ContrastStrength, Plausibility
+from lvlm_guard.fields import ContrastStrength, Plausibility, Text
 
 DISTURBANCE = "You are a confused object detector and give only a vague impression of the image."
 
@@ -30,7 +30,7 @@ class ICD:
 
     alpha: ContrastStrength = 1.0
     beta: Plausibility = 0.1
-    instruction: Annotated[str, Field(min_length=1, description="the disturbing instruction")] = DISTURBANCE
+    instruction: Annotated[Text, Field(min_length=1, description="the disturbing instruction")] = DISTURBANCE
     place: Annotated[
         Literal["start", "before_image", "after_image"], Field(description="where the instruction goes")
     ] = "before_image"

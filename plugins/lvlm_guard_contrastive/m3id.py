@@ -29,7 +29,7 @@ class M3ID:
     cost: ClassVar[str] = "one image-free branch"
     neutral: ClassVar[dict[str, float]] = {"decay": 0.0}
 
-    decay: Annotated[Strength, Field(description="forgetting rate per token (lambda)")] = 0.02
+    decay: Annotated[Strength, Field(le=1, description="forgetting rate per token (lambda)")] = 0.02
     beta: Plausibility = 0.1
     confidence: Annotated[PositiveShare, Field(description="leave rows this sure alone; 1 is off")] = 1.0
 

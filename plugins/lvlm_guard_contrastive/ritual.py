@@ -36,7 +36,9 @@ class RITUAL:
 
     kappa: Annotated[Strength, Field(description="weight of the transformed picture")] = 3.0
     beta: Plausibility = 0.1
-    transforms: Annotated[tuple[Transform, ...], Field(min_length=1, description="what is drawn from")] = EVERY
+    transforms: Annotated[
+        tuple[Transform, ...], Field(min_length=1, max_length=100, description="what is drawn from")
+    ] = EVERY
     seed: Seed = 0
 
     @hookimpl

@@ -29,7 +29,9 @@ class VDD:
     alpha: ContrastStrength = 1.0
     beta: Plausibility = 0.1
     blank: Annotated[Literal["none", "unk", "both"], Field(description="what stands for the image")] = "both"
-    unk_id: Annotated[int | None, Field(description="id of the unknown token; none: the tokenizer's, else 0")] = None
+    unk_id: Annotated[
+        int | None, Field(ge=0, lt=2**31, description="id of the unknown token; none: the tokenizer's, else 0")
+    ] = None
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:

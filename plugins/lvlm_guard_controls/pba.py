@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from lvlm_guard import Generation, InputEdit, Insert, hookimpl
+from lvlm_guard.fields import Text
 
 HINT = " If you are not sure, answer yes."
 
@@ -27,7 +28,7 @@ class PBA:
     cost: ClassVar[str] = "a longer prompt"
     neutral: ClassVar[dict[str, str]] = {"hint": ""}
 
-    hint: Annotated[str, Field(description="text added to the prompt; empty is off")] = HINT
+    hint: Annotated[Text, Field(description="text added to the prompt; empty is off")] = HINT
     place: Annotated[Literal["after_image", "end"], Field(description="where the hint goes")] = "after_image"
 
     @hookimpl

@@ -8,8 +8,11 @@ import torch
 from pydantic import Field
 
 from lvlm_guard import Bias, Generation, StrategyRefused, Term, hookimpl
+from lvlm_guard.fields import Text
 
-Words: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1, description="ways to begin this answer")]
+Words: TypeAlias = Annotated[
+    tuple[Text, ...], Field(min_length=1, max_length=100, description="ways to begin this answer")
+]
 YES: tuple[str, ...] = ("Yes", "yes", " Yes", " yes")
 NO: tuple[str, ...] = ("No", "no", " No", " no")
 
@@ -29,7 +32,9 @@ class YesBias:
     cost: ClassVar[str] = "none"
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
-    strength: Annotated[float, Field(allow_inf_nan=False, description="logits added to yes, taken from no")] = 1.0
+    strength: Annotated[
+        float, Field(ge=-1000, le=1000, allow_inf_nan=False, description="logits added to yes, taken from no")
+    ] = 1.0
     yes: Words = YES
     no: Words = NO
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, AttentionEdit, Generation, StrategyRefused, View, hookimpl
-from lvlm_guard.fields import PositiveShare, Probability
+from lvlm_guard.fields import ExistingFile, PositiveShare, Probability
 
-Head = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Index = Annotated[int, Field(ge=0, le=10_000)]
+Head = tuple[Index, Index]
 
 LLAVA_1_5_7B: tuple[Head, ...] = (
     (16, 29), (26, 9), (13, 31), (15, 10), (20, 12), (30, 9), (19, 18), (17, 0), (18, 9), (26, 28),
@@ -40,7 +40,7 @@ class ADHH:
 
     tau: Annotated[Probability, Field(description="mass on text from which a head is cut off; 1 is never")] = 0.4
     heads: Annotated[tuple[Head, ...], Field(description="(layer, head) of each; none: the artefact's")] = ()
-    artefact: Annotated[Path | None, Field(description="file made by lvlm-guard fit adhh")] = None
+    artefact: Annotated[ExistingFile | None, Field(description="file made by lvlm-guard fit adhh")] = None
     share: Annotated[PositiveShare, Field(description="of the model's heads, taken from the artefact")] = 20 / 1024
 
     @hookimpl

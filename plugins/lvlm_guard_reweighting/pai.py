@@ -31,7 +31,7 @@ class PAI:
     neutral: ClassVar[dict[str, float]] = {"alpha": 0.0, "gamma": 1.0}
 
     alpha: Annotated[Strength, Field(description="lift of the image's scores")] = 0.2
-    gamma: Annotated[float, Field(ge=1, allow_inf_nan=False, description="guidance; 1 runs no branch")] = 1.1
+    gamma: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False, description="guidance; 1 runs no branch")] = 1.1
     layers: LayerRange = (2 / 32, 1.0)
 
     @hookimpl

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import AttentionCapture, DecodingLoop, Generation, Search, View, hookimpl
-from lvlm_guard.fields import Count, Strength
+from lvlm_guard.fields import Count
 from lvlm_guard_search.beams import CPU, Beams, Rules
 
 KEY = "last attention"
@@ -39,13 +39,17 @@ class OPERA:
     cost: ClassVar[str] = "beams times candidates rows, and repeated steps"
     neutral: ClassVar[dict[str, float]] = {"weight": 0.0}
 
-    weight: Annotated[Strength, Field(description="weight of the penalty")] = 1.0
-    beams: Annotated[Count, Field(description="beams kept")] = 5
-    candidates: Annotated[Count, Field(description="candidates of a beam at each step")] = 5
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False, description="factor of attention in the product")] = 50.0
+    weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False, description="weight of the penalty")] = 1.0
+    beams: Annotated[Count, Field(le=100, description="beams kept")] = 5
+    candidates: Annotated[Count, Field(le=1000, description="candidates of a beam at each step")] = 5
+    scale: Annotated[
+        float, Field(gt=0, le=10_000, allow_inf_nan=False, description="factor of attention in the product")
+    ] = 50.0
     threshold: Annotated[Count, Field(description="wins of one token that send the beams back")] = 15
-    rollbacks: Annotated[int, Field(ge=0, description="most returns to one place; 0 never returns")] = 5
-    opening: Annotated[int, Field(ge=0, description="tokens rewarded for image attention and never taken back")] = 10
+    rollbacks: Annotated[int, Field(ge=0, le=10_000, description="most returns to one place; 0 never returns")] = 5
+    opening: Annotated[
+        int, Field(ge=0, le=10_000, description="tokens rewarded for image attention and never taken back")
+    ] = 10
     window: Annotated[Count, Field(description="newest tokens that are looked at")] = 512
 
     @hookimpl

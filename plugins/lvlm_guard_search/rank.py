@@ -35,8 +35,8 @@ class Rank:
     scorer: UserFunction = None
     beta: Annotated[Strength, Field(description="weight of the score")] = 1.0
     alpha: Annotated[Strength, Field(description="weight of the log-probability")] = 0.01
-    max_candidates: Annotated[int, Field(ge=0, description="sentences to choose from; 0 is off")] = 3
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False, description="of the sampling")] = 0.2
+    max_candidates: Annotated[int, Field(ge=0, le=1000, description="sentences to choose from; 0 is off")] = 3
+    temperature: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False, description="of the sampling")] = 0.2
     top_k: Annotated[Count, Field(description="tokens to sample from")] = 5
     seed: Seed = 0
     timeout: Timeout = 60.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, View, hookimpl
-from lvlm_guard.fields import Count, LayerRange, Share
+from lvlm_guard.fields import Count, ExistingFile, LayerRange, Share
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Nullu:
     cost: ClassVar[str] = "none per token; fitted offline"
     neutral: ClassVar[dict[str, float]] = {"strength": 0.0}
 
-    artefact: Annotated[Path, Field(description="file made by lvlm-guard fit nullu")]
+    artefact: Annotated[ExistingFile, Field(description="file made by lvlm-guard fit nullu")]
     strength: Annotated[Share, Field(description="share of the projection that is removed")] = 1.0
     k: Annotated[Count, Field(description="how many directions are removed")] = 4
     layers: LayerRange = (0.5, 1.0)

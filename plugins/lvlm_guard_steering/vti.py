@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard import Artefact, Generation, HiddenEdit, View, hookimpl
-from lvlm_guard.fields import Strength
+from lvlm_guard.fields import ExistingFile, Strength
 from lvlm_guard_steering.turning import norm, scale_to
 
 STEP = 0.1
@@ -33,7 +32,7 @@ class VTI:
     cost: ClassVar[str] = "none per token; fitted offline"
     neutral: ClassVar[dict[str, float]] = {"alpha_text": 0.0, "alpha_image": 0.0}
 
-    artefact: Annotated[Path, Field(description="file made by lvlm-guard fit vti")]
+    artefact: Annotated[ExistingFile, Field(description="file made by lvlm-guard fit vti")]
     alpha_text: Annotated[Strength, Field(description="strength in the decoder")] = 0.9
     alpha_image: Annotated[Strength, Field(description="strength in the vision tower")] = 0.9
 

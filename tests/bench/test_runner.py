@@ -237,6 +237,7 @@ def test_a_stack_that_refuses_is_recorded_and_the_others_answer(tmp_path, bundle
 
 def test_a_refused_stack_is_asked_again_when_the_run_is_taken_up(tmp_path, bundled, monkeypatch):
     """Its scorer is installed meanwhile, and is shown the pictures of the suite."""
+    monkeypatch.setenv("LVLM_GUARD_ALLOW", "scorer_to_come:score")
     stack = {"name": "rank", "params": {"scorer": "scorer_to_come:score", "max_candidates": 2}}
     asked = scenes({"rank": stack}, systems.CONTROLS, count=1)
     record = runner.run(asked, *bundled, tmp_path, model_id="testbed", progress=False)

@@ -159,13 +159,13 @@ def strategy(branch=None, terms=()):
 @pytest.mark.parametrize(
     ("odd", "error", "words"),
     [
-        (strategy(terms=[lg.Contrast("nowhere", 1.0)]), lg.InputError, "No branch has the key 'nowhere'"),
-        (strategy(terms=["vcd"]), lg.InputError, "must yield Mix"),
-        (strategy(terms=[lg.Mix("main", torch.ones(5))]), lg.InputError, "does not fit the logits"),
-        (strategy(terms=[lg.Bias(torch.ones(7))]), lg.InputError, "does not fit the logits"),
+        (strategy(terms=[lg.Contrast("nowhere", 1.0)]), lg.PluginRejected, "No branch has the key 'nowhere'"),
+        (strategy(terms=["vcd"]), lg.PluginRejected, "must yield Mix"),
+        (strategy(terms=[lg.Mix("main", torch.ones(5))]), lg.PluginRejected, "does not fit the logits"),
+        (strategy(terms=[lg.Bias(torch.ones(7))]), lg.PluginRejected, "does not fit the logits"),
         (strategy(terms=[lg.Restrict(torch.zeros(128))]), lg.NonFiniteLogits, "all removed"),
-        (strategy(terms=[lg.Mix("main", None)]), lg.InputError, "A weight is a number"),
-        (strategy(branch="noise"), lg.InputError, "must yield Branch"),
+        (strategy(terms=[lg.Mix("main", None)]), lg.PluginRejected, "weight must be a finite number"),
+        (strategy(branch="noise"), lg.PluginRejected, "must yield Branch"),
         (strategy(branch=Branch("x", pixels=lambda p, g: p[:1])), lg.InputError, "the shape it got"),
         (strategy(branch=Branch("x", pixels=lambda p, g: None)), lg.InputError, "NoneType"),
     ],
@@ -221,11 +221,11 @@ def test_an_annotation_that_cannot_be_checked(llava):
         Guard(llava[0], None, [Holding()])
 
 
-def test_values_that_mean_a_number_are_taken_as_one(llava):
-    model, inputs = llava
-    guard = Guard(model, None, [VCD(alpha="1")])
-    assert guard.stack.strategies == (VCD(alpha=1.0),)
-    guard.generate(**inputs, **SETTINGS)
+@pytest.mark.parametrize("value", ["1", True, b"1", None, [1.0]])
+def test_only_numbers_are_numbers(llava, value):
+    with pytest.raises(lg.StackError, match="alpha: input should be a valid number"):
+        Guard(llava[0], None, [VCD(alpha=value)])
+    assert type(lg.Stack.of({"name": "vcd", "params": {"alpha": 1}}).strategies[0].alpha) is float
 
 
 def test_a_failed_call_leaves_no_report(llava):
@@ -249,7 +249,7 @@ def test_one_key_for_two_different_branches(llava):
         def branches(self, gen: lg.Generation) -> Iterable[Branch]:
             yield Branch("noised", tokens=(Insert((5,)),))
 
-    with pytest.raises(lg.InputError, match="share the key 'noised'"):
+    with pytest.raises(lg.PluginRejected, match="share the key 'noised'"):
         Guard(model, None, [Against("noised"), Other()]).generate(**inputs, **SETTINGS)
 
 

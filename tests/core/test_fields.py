@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -14,26 +15,29 @@ from pydantic import Field, TypeAdapter, ValidationError
 from lvlm_guard import Branch, Guard, fields
 from lvlm_guard.host.plugins import Offer, catalogue
 from lvlm_guard.strategy.prompt import ModelInfo
+from lvlm_guard.strategy.user_functions import AllowedName
 from lvlm_guard.testing import tiny
 
 NUMBERS = (math.nan, math.inf, -math.inf, -1.0, -1e-9, 0.0, 0.5, 1.0, 1.5, 1e9)
 TAKEN = {
-    "Strength": (0.0, 0.5, 1.0, 1.5, 1e9),
-    "ContrastStrength": (0.0, 0.5, 1.0, 1.5, 1e9),
-    "Factor": (0.0, 0.5, 1.0, 1.5, 1e9),
+    "Strength": (0.0, 0.5, 1.0, 1.5),
+    "ContrastStrength": (0.0, 0.5, 1.0, 1.5),
+    "Factor": (0.0, 0.5, 1.0, 1.5),
     "Share": (0.0, 0.5, 1.0),
     "PositiveShare": (0.5, 1.0),
     "Probability": (0.0, 0.5, 1.0),
     "Plausibility": (0.0, 0.5, 1.0),
-    "Timeout": (0.5, 1.0, 1.5, 1e9),
+    "Timeout": (0.5, 1.0, 1.5),
     "Layer": (0.0, 0.5, 1.0),
     "EarlierLayer": (0.0, 0.5),
 }
 VALUES = {
-    "Count": ((1, 7), (0, -1, 1.5, "many")),
-    "Seed": ((0, -3, 2**40), (0.5, "seed", None)),
-    "UserFunction": (("package.module:function", len, None), (3, 0.5)),
-    "Template": (("Is there a {}?",), ("Is there a mug?", "")),
+    "Count": ((1, 7), (0, -1, 10**9, 1.5, "many")),
+    "Seed": ((0, -3, 2**40), (2**63, 0.5, "seed", None)),
+    "UserFunction": ((AllowedName("package.module:function"), len, None), ("os:system", "no path", 3, 0.5)),
+    "Template": (("Is there a {}?",), ("Is there a mug?", "", "{} {}", "{0}", "{{}}")),
+    "Text": (("", "any"), ("x" * 10_001,)),
+    "ExistingFile": ((Path(__file__),), ("none", "", "x" * 5000)),
     "Layer": ((0, 31), (-1, "first")),
     "EarlierLayer": ((0, 31), (-1, 2.0)),
     "LayerRange": (((0, 3), (0.25, 1.0), (2, 1.0)), ((0.5,), (0.2, 1.5), (0.2, 2.0), (-1, 3), "middle", (1, 2, 3))),
@@ -117,7 +121,7 @@ def numbers(value):
 @pytest.mark.parametrize("through_json", [False, True])
 def test_layer_parameters_take_numbers_and_fractions_alike(name, through_json):
     parameter, *both = LAYER_PARAMETERS[name]
-    needed = {"artefact": "a file"} if name == "nullu" else {}
+    needed = {"artefact": __file__} if name == "nullu" else {}
     strategy = TypeAdapter(catalogue().find(name))
     read = strategy.validate_json if through_json else strategy.validate_python
     made = [

@@ -20,9 +20,9 @@ from lvlm_guard import (
     Contrast,
     Guard,
     InputEdit,
-    InputError,
     Insert,
     ModeRefused,
+    PluginRejected,
     ProcessorNeeded,
     Revision,
     StrategyRefused,
@@ -239,7 +239,7 @@ def test_a_branch_from_the_prefill_joins_others_in_one_batch():
 def test_what_is_built_from_the_prefill_is_checked(made):
     model, inputs = tiny("llava")
     branch = Branch("second", after_prefill=lambda gen: made)
-    with pytest.raises(InputError, match="must return a Branch with the same key"):
+    with pytest.raises(PluginRejected, match="must return a Branch with the same key"):
         generate(model, inputs, Does((), (branch,)))
     assert "forward" not in vars(model)
 
@@ -306,9 +306,9 @@ def test_modes_that_need_final_tokens_are_refused(mode):
 
 def test_bad_revisions_are_refused():
     model, inputs = tiny("llava")
-    with pytest.raises(InputError, match="names row 1 of 1"):
+    with pytest.raises(PluginRejected, match="revises row 1, but there are 1"):
         generate(model, inputs, Ends(ends=lambda gen: [Revision(1, "w9")]))
-    with pytest.raises(InputError, match="must yield Revision"):
+    with pytest.raises(PluginRejected, match="must yield Revision"):
         generate(model, inputs, Ends(ends=lambda gen: ["w9"]))
     with pytest.raises(ProcessorNeeded, match="give the guard the processor"):
         Guard(model, None, [Ends(ends=lambda gen: [Revision(0, "w9")])]).generate(**inputs, max_new_tokens=2)

@@ -12,7 +12,7 @@ import torch
 from gold import EXTRA, Against
 from transformers import DynamicCache
 
-from lvlm_guard import AttentionEdit, Branch, Guard, Refused, Revision, Search, hookimpl
+from lvlm_guard import AttentionEdit, Branch, Guard, Insert, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
 from lvlm_guard.call.refusals import REFUSED_ELSEWHERE, RULES
 from lvlm_guard.call.rules import refuse
@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "`do_sample=True` with a search": (lambda _: call(SEARCHES, do_sample=True), "chooses the tokens itself"),
     f"{NEED_THE_LOOP} with a search": (
         lambda _: call(SEARCHES, guidance_scale=2.0),
-        "owns the decoding loop, which guidance_scale needs",
+        "owns the decoding loop, which is needed by guidance_scale; drop guidance_scale",
     ),
     "beams with a search": (lambda _: call(SEARCHES, num_beams=2), "keeps its own candidates"),
     "`use_cache=False` with a search": (lambda _: call(SEARCHES, use_cache=False), "needs a cache"),
@@ -174,6 +174,10 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         "the prompt holds no image",
     ),
     "a branch about the image, without an image": (lambda _: call(**text_only()), "needs an image"),
+    "token ids outside the model's vocabulary in a branch or an edit of the prompt": (
+        lambda _: call(Does(Branch("stray", tokens=(Insert((10**6,)),)))),
+        "outside the model's vocabulary of 128",
+    ),
     "a branch that decodes on another module than main": (decode_elsewhere, "another module than main"),
     "a branch whose prompt is too long for the model": (lambda _: outgrow(), "passes the model's"),
     "a call without `input_ids`": (lambda _: call(without=("input_ids", "attention_mask")), "needs input_ids"),

@@ -13,7 +13,19 @@ from against_twin import ARCHITECTURES
 from gold import BRANCHES, OLD, SUPPRESSED, WEIGHT
 from transformers import DynamicCache, LogitsProcessor
 
-from lvlm_guard import Contrast, Guard, InputError, ModeRefused, NoEffectWarning, Restrict, Search, StackError, hookimpl
+from lvlm_guard import (
+    Contrast,
+    Guard,
+    GuardWarning,
+    InputError,
+    ModeRefused,
+    NoEffectWarning,
+    PluginRejected,
+    Restrict,
+    Search,
+    StackError,
+    hookimpl,
+)
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for
@@ -321,8 +333,28 @@ def test_a_sampling_default_of_the_model_is_no_obstacle():
     model, inputs = tiny("llava")
     wanted, _ = run(model, inputs, Driven())
     model.generation_config.do_sample = True
-    got = Guard(model, None, [Driven(greedy)]).generate(**inputs, max_new_tokens=6)
+    with pytest.warns(GuardWarning, match="checkpoint's generation_config sets do_sample=True.*Pass do_sample=False"):
+        got = Guard(model, None, [Driven(greedy)]).generate(**inputs, max_new_tokens=6)
     assert torch.equal(got, wanted)
+
+
+def test_beams_of_a_checkpoint_are_named_as_such():
+    model, inputs = tiny("llava")
+    model.generation_config.num_beams = 4
+    guard = Guard(model, None, [Driven(greedy)])
+    with pytest.raises(ModeRefused, match="the checkpoint's generation_config sets num_beams=4: pass num_beams=1"):
+        guard.generate(**inputs, max_new_tokens=2, do_sample=False)
+    with pytest.raises(ModeRefused, match="drop num_beams"):
+        guard.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=3)
+    guard.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=1)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 0.7}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}])
+def test_arguments_that_a_search_ignores_are_said(setting):
+    model, inputs = tiny("llava")
+    (name,) = setting
+    with pytest.warns(GuardWarning, match=f"{name}=.* has no effect: 'driven' chooses .* Drop {name}"):
+        Guard(model, None, [Driven(greedy)]).generate(**inputs, max_new_tokens=2, **setting)
 
 
 @dataclass(frozen=True)
@@ -339,7 +371,7 @@ def test_two_searches_are_one_too_many():
 @pytest.mark.parametrize("found", [torch.zeros(2, 3, dtype=torch.long), torch.zeros(1, 3), [1, 2], None])
 def test_what_a_search_returns_is_checked(found):
     model, inputs = tiny("llava")
-    with pytest.raises(InputError, match="must return token ids"):
+    with pytest.raises(PluginRejected, match=r"driven\.search must return token ids"):
         run(model, inputs, Driven(lambda decoder: found))
 
 

@@ -1,11 +1,18 @@
 """Stacks from everything a user may write, and errors that name the path and the nearest name."""
 
 import json
+import os
+from importlib.metadata import entry_points
+from itertools import pairwise
 
 import pytest
+from lvlm_guard_augmentation import Revise
 from lvlm_guard_contrastive import M3ID, VCD
 
-from lvlm_guard import Stack, StackError
+from lvlm_guard import InputError, Stack, StackError
+from lvlm_guard.bench.running.systems import read_stacks
+from lvlm_guard.harness.settings import read_stack
+from lvlm_guard.strategy.user_functions import call_user_function
 
 TOML = '[[stack]]\nname = "vcd"\nparams = {alpha = 0.5}\n\n[[stack]]\nname = "m3id"\n'
 YAML = "stack:\n  - name: vcd\n    params: {alpha: 0.5}\n  - m3id\n"
@@ -82,8 +89,159 @@ def test_a_missing_file(tmp_path):
         Stack.of(tmp_path / "none.toml")
 
 
-def test_paths_are_text_in_a_stack_that_is_written_down():
-    stack = Stack.of([{"name": "adhh", "params": {"artefact": "heads.safetensors"}}])
-    told = json.loads(json.dumps(stack.to_dict()))
-    assert told["stack"][0]["params"]["artefact"] == "heads.safetensors"
-    assert Stack.of(told) == stack
+def test_paths_are_text_in_a_stack_that_is_written_down(tmp_path):
+    path = tmp_path / "heads.safetensors"
+    path.touch()
+    stack = Stack.of([{"name": "adhh", "params": {"artefact": str(path)}}])
+    plain = json.loads(json.dumps(stack.to_dict()))
+    assert plain["stack"][0]["params"]["artefact"] == str(path)
+    assert Stack.of(plain) == stack
+
+
+def test_a_file_that_is_not_there_is_named_when_the_stack_is_built():
+    with pytest.raises(StackError, match=r"artefact: there is no such file, got 'none.safetensors'"):
+        Stack.of({"name": "nullu", "params": {"artefact": "none.safetensors"}})
+
+
+@pytest.mark.parametrize("text", ["vcd+m3id", "vcd + m3id", " vcd +m3id "])
+def test_names_joined_by_plus_are_one_stack_everywhere(tmp_path, text):
+    wanted = (VCD(), M3ID())
+    path = tmp_path / "a.yaml"
+    path.write_text(f"stack: {text}")
+    assert Stack.of(text).strategies == Stack.of({"stack": text}).strategies == Stack.of(path).strategies == wanted
+    assert {name: stack.strategies for name, stack in read_stacks([text]).items()} == {"vcd+m3id": wanted}
+    assert read_stack(text).strategies == wanted
+
+
+@pytest.mark.parametrize("text", ["", "vcd+", "+vcd", "vcd++m3id", "+", " ", "plain+vcd"])
+def test_a_name_is_never_guessed(text):
+    with pytest.raises(StackError, match=r"leaves out a name|stands alone"):
+        Stack.of(text)
+
+
+def test_plain_is_the_stack_without_strategies():
+    assert len(Stack.of("plain")) == len(read_stack("plain")) == 0
+    with pytest.raises(StackError, match="names several strategies"):
+        Stack.of(["vcd+m3id"])
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 9)}]" for before, name in pairwise("abcdefgh")
+)
+FILES = {
+    "deep.toml": ("stack = " + "[" * 100_000, "nested too deeply"),
+    "deep.yaml": ("stack: " + "[" * 5000, "nested too deeply"),
+    "nested.yaml": ("stack: " + "[" * 30 + "]" * 30, "nested deeper than 20"),
+    "itself.yaml": ("stack: &a [vcd, *a]", "do they hold themselves"),
+    "bomb.yaml": (BOMB + "\nstack: *h", "more than 10,000"),
+    "list.yaml": (f"{BOMB}".replace("a: &a", "stack: &a", 1), "more than 10,000"),
+    "merge.yaml": ("stack:\n- &a {name: vcd}\n- {<<: *a}", "is no|unknown|text|undefined|expected|key"),
+    "twice.yaml": ("stack: [vcd]\nstack: [m3id]", r"line 2, column 1.*'stack' comes twice"),
+    "twice.toml": ('stack = ["vcd"]\nstack = ["m3id"]', "Cannot overwrite"),
+    "date.toml": (
+        '[[stack]]\nname = "vcd"\nparams = {alpha = 2020-01-01}',
+        r"stack\[0\].params: alpha: .*valid number",
+    ),
+    "date.yaml": ("stack: [{name: vcd, params: {alpha: 2020-01-01}}]", r"alpha: .*valid number, got '2020-01-01'"),
+    "bool.toml": ('[[stack]]\nname = "vcd"\nparams = {alpha = true}', "alpha: .*valid number, got True"),
+    "huge.yaml": (f"stack: [{{name: vcd, params: {{seed: {'9' * 5000}}}}}]", "line 1, column .*is no int"),
+    "huge.toml": (f'[[stack]]\nname = "vcd"\nparams = {{seed = {"9" * 400}}}', "seed: .*less than"),
+    "inf.toml": ('[[stack]]\nname = "vcd"\nparams = {alpha = inf}', "alpha: .*finite"),
+    "nul.yaml": ("stack: [vc\0d]", "cannot be read"),
+    "tab.yaml": ("stack:\n\t- vcd", "line 2, column 1"),
+    "tag.yaml": ("stack: !!python/object/apply:os.system [ls]", "line 1.*constructor"),
+    "int.yaml": ("stack: !!int ''", "line 1.*is no int"),
+    "key.yaml": ("stack: [{1: vcd}]", "a key must be text, got 1"),
+    "big.yaml": ("stack: [vcd]\n" + "# " + "x" * 300_000, "at most 256 KiB"),
+    "nothing.yaml": ("stack:", "expected a list"),
+    "empty.yaml": ("", "top-level list"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_files_end_in_an_error_with_file_and_place(tmp_path, name):
+    text, words = FILES[name]
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(StackError, match=rf"(?s){name}.*({words})"):
+        Stack.of(path)
+
+
+def test_what_is_no_regular_file_of_utf8_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "wide.yaml").write_text("stack: [vcd]", encoding="utf-16")
+    for name, words in (
+        ("pipe.yaml", "regular"),
+        ("folder.yaml", "regular"),
+        ("wide.yaml", "UTF-8"),
+        ("a\0.yaml", "null"),
+    ):
+        with pytest.raises(StackError, match=words):
+            Stack.of(tmp_path / name)
+
+
+def test_a_byte_order_mark_and_numbers_of_yaml_12_are_read(tmp_path):
+    path = tmp_path / "A.YAML"
+    path.write_text("stack: [{name: olm, params: {gap: 1e-3, yes: [Yes, yes], no: [No, no]}}]", encoding="utf-8-sig")
+    (strategy,) = Stack.of(path)
+    assert (strategy.gap, strategy.yes, strategy.no) == (1e-3, ("Yes", "yes"), ("No", "no"))
+
+
+def test_python_values_that_hold_themselves_are_refused():
+    loop = []
+    loop.append(loop)
+    for value in (loop, {"name": "vcd", "params": {"alpha": loop}}, "vcd\0", "\ud800", {"stack": [loop]}):
+        with pytest.raises(StackError):
+            Stack.of(value)
+
+
+REVISE = {"name": "revise", "params": {"splitter": "os:system"}}
+
+
+@pytest.mark.parametrize("value", [REVISE, [Revise(splitter="os:system")], {"stack": [REVISE]}])
+def test_a_stack_imports_functions_only_by_leave(value, monkeypatch):
+    with pytest.raises(StackError, match=r"allow=\['os:system'\].*--allow os:system.*LVLM_GUARD_ALLOW=os:system"):
+        Stack.of(value)
+    with pytest.raises(StackError, match="may not be imported"):
+        Stack.of(value, allow=["os:remove"])
+    allowed = Stack.of(value, allow={"os:system"})
+    assert allowed.strategies == (Revise(splitter="os:system"),)
+    assert Stack.of([*allowed]) == allowed
+    with pytest.raises(StackError, match="may not be imported"):
+        Stack.of(json.loads(json.dumps(allowed.to_dict())))
+    monkeypatch.setenv("LVLM_GUARD_ALLOW", "os:remove, os:system")
+    assert Stack.of(value) == allowed
+
+
+def test_functions_pass_as_values_and_installed_ones_by_name(tmp_path):
+    assert Stack.of([Revise(splitter=len)]).strategies[0].splitter is len
+    offered = {point.value for point in entry_points(group="lvlm_guard.callables")}
+    path = tmp_path / "a.yaml"
+    for name in offered:
+        path.write_text(f"stack: [{{name: rank, params: {{scorer: '{name}'}}}}]")
+        assert Stack.read(path).strategies[0].scorer == name
+    path.write_text("stack: [{name: rank, params: {scorer: 'json:loads'}}]")
+    with pytest.raises(StackError, match=r"a\.yaml: .*may not be imported"):
+        Stack.read(path)
+    assert Stack.read(path, allow=["json:loads"]).strategies[0].scorer == "json:loads"
+
+
+def test_a_name_that_nobody_allowed_is_not_imported_by_a_call_either():
+    with pytest.raises(InputError, match="may not be imported"):
+        call_user_function("os:getcwd", what="splitter", timeout=1.0)
+
+
+@pytest.mark.parametrize("allow", ["os:system", 3, [len], None])
+def test_what_is_allowed_is_a_list_of_names(allow):
+    with pytest.raises(StackError, match="allow: expected a list"):
+        Stack.of("vcd", allow=allow)
+
+
+@pytest.mark.parametrize(
+    "text", ["{:>9000000000}", "{0.__class__}", "{} {}", "{} {x}", "{{}}", "{}" + "x" * 10_000, "none"]
+)
+def test_templates_have_one_place_and_no_other_brace(text):
+    for name, parameter in (("revise", "question"), ("evidence", "sentence")):
+        with pytest.raises(StackError, match=parameter):
+            Stack.of({"name": name, "params": {parameter: text}})

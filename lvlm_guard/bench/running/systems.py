@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from lvlm_guard.deprecation import moved_names
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.host.plugins import contrast_strength
-from lvlm_guard.host.stack import Stack
+from lvlm_guard.host.stack import Stack, name_stack
 
 GREEDY = "greedy"
 SAMPLING = "sampling"
@@ -27,7 +26,6 @@ UNMATCHED = (1.0, 0.1)
 """Alpha and beta of the temperature control where no stack contrasts: those of VCD, arXiv 2311.16922."""
 
 Role = Literal["control", "stack"]
-FILES = (".toml", ".yaml", ".yml")
 _NAME = re.compile(r"[\w.+=@,-]+")
 
 
@@ -60,7 +58,7 @@ class System:
 
 
 def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
-    """Read stacks by name: the name of a strategy, or a stack file, which names its stack.
+    """Read stacks by name: names of strategies joined by `+`, or a stack file, which names its stack.
 
     Raises:
         InputError: Two of the same name, or a name that no file could have.
@@ -68,7 +66,7 @@ def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
     """
     stacks: dict[str, Stack] = {}
     for value in values:
-        name = Path(value).stem if Path(value).suffix in FILES else value
+        name = name_stack(value)
         if name in stacks:
             raise InputError(f"Two stacks are called {name!r}. Rename one of the files, or leave one out.")
         stacks[name] = Stack.of(value)

@@ -18,7 +18,7 @@ from twin import Twin
 
 from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
 from lvlm_guard.fitting import Demonstration, encode_answer, fit
-from lvlm_guard.host.plugins import build
+from lvlm_guard.host.parameters import build
 from lvlm_guard.strategy.artefacts import config_hash
 from lvlm_guard.testing import StrategyContract, tiny
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from twin import Twin
 
 from lvlm_guard import Guard, Stack
-from lvlm_guard.host.plugins import build
+from lvlm_guard.host.parameters import build
 from lvlm_guard.testing import StrategyContract, tiny
 
 

@@ -12,7 +12,7 @@ from lvlm_guard_reweighting import VAF
 from pydantic import ValidationError
 from twin import Twin
 
-from lvlm_guard.host.plugins import build
+from lvlm_guard.host.parameters import build
 from lvlm_guard.testing import StrategyContract
 
 
