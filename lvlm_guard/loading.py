@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import torch
-import transformers
+from lvlm_guard.errors import InputError, nearest, quote, shorten
 
-from lvlm_guard.errors import InputError
+# torch and transformers take seconds to import, so they are imported where they are used: help and completion need neither.
 
 BUNDLED = "testbed"
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: dict[DtypeName, Any] = {
-    "auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+LONGEST_REASON = 400
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
@@ -31,13 +29,15 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any
     """
     quieten()
     if dtype not in DTYPES:
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {quote(dtype)}.{nearest(dtype, DTYPES)}")
+    _check_name(name)
     place = _choose_device(device)
+    _check_dtype(place, dtype)
     if name == BUNDLED:
         from lvlm_guard import testbed  # noqa: PLC0415 - slow to import
 
         return testbed.load(place)
-    return _load_pretrained(name, place, DTYPES[dtype])
+    return _load_pretrained(name, place, dtype)
 
 
 def load_config(name: str) -> Any:
@@ -63,77 +63,138 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _read(reader: str, name: str, kind: str) -> Any:
-    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - slow to import
+    import transformers  # noqa: PLC0415 - slow to import
+
+    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - as above
 
     quieten()
-    _check_folder(name)
+    _check_name(name)
     try:
         return getattr(transformers, reader).from_pretrained(WEIGHTS if name == BUNDLED else name)
     except MemoryError:
         raise
     except Exception as error:
         # The files come from elsewhere, as below.
-        raise InputError(f"The {kind} of {name!r} cannot be loaded: {_summarise(error)}") from error
+        raise InputError(f"The {kind} of {quote(name)} cannot be loaded: {_summarise(error)}{_advise(name)}") from error
 
 
 def quieten() -> None:
     """Switch off the progress bars and warnings of transformers."""
+    import transformers  # noqa: PLC0415 - slow to import
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
 
 def _choose_device(name: str | None) -> str:
     """Return the name of the device to load on, checked; without a name the GPU if there is one, else the CPU."""
-    if not name:
+    import torch  # noqa: PLC0415 - slow to import
+
+    if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         count = torch.get_device_module(device).device_count()
-    except RuntimeError as error:
-        raise InputError(f"{name!r} is no device that torch can use here. Choose cpu, cuda or cuda:N.") from error
-    if device.type != "cpu" and (device.index or 0) >= count:
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise InputError(f"{quote(name)} is no device that torch can use here. Choose cpu, cuda or cuda:N.") from error
+    if (device.index or 0) >= max(count, int(device.type == "cpu")):
         raise InputError(
-            f"there is no device {name!r}: torch finds {count} of kind {device.type}. Choose another, or cpu."
+            f"there is no device {quote(name)}: torch finds {count} of kind {device.type}. Choose another, or cpu."
         )
     return name
 
 
-def _load_pretrained(name: str, device: str, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - slow to import
+def _check_dtype(device: str, dtype: str) -> None:
+    """Multiply two numbers on the device, which some devices cannot in every dtype."""
+    import torch  # noqa: PLC0415 - slow to import
+
+    if dtype == "auto":
+        return
+    try:
+        numbers = torch.ones(1, 1, dtype=getattr(torch, dtype), device=device)
+        torch.matmul(numbers, numbers)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"{device} cannot compute in {dtype}: {_summarise(error)} Choose float32.") from error
+
+
+def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    import torch  # noqa: PLC0415 - slow to import
+    from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - as above
 
     from lvlm_guard import testbed  # noqa: F401, PLC0415 - registers the processors of trained testbeds
 
-    _check_folder(name)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        model, details = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, details = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(name)
     except MemoryError:
         raise
     except Exception as error:
         # The files come from elsewhere: whatever their readers raise, from a missing file to a torn archive, ends here.
-        reason = _summarise(error)
-        raise InputError(f"{name!r} cannot be loaded as a vision-language model: {reason}") from error
+        reason = _summarise(error) + _advise(name)
+        raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
-    if not hasattr(processor, "image_processor"):
-        raise InputError(f"{name!r} cannot be loaded as a vision-language model: its processor takes no images.")
+    _check_processor(name, processor, model.config)
     return model.to(device).eval(), processor
 
 
-def _check_folder(name: str) -> None:
-    if name.startswith((".", "/", "~")) and not Path(name).exists():
-        raise InputError(f"there is no folder {name}.")
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
-        raise InputError(f"{name} holds no config.json, so it is not a model folder.")
+def _check_name(name: str) -> None:
+    """Refuse a name that is no folder of a model and cannot be a hub id."""
+    if not name.strip() or "\0" in name:
+        raise InputError(f"{quote(name)} names no model. Name a local folder, a hub id, or {BUNDLED!r}.")
+    try:
+        exists = Path(name).exists()
+    except OSError as error:
+        raise InputError(f"{quote(name)} names no model: {error.strerror}.") from error
+    if name == BUNDLED:
+        return
+    if name.startswith((".", "/", "~")) and not exists:
+        raise InputError(f"there is no folder {quote(name)}.")
+    if name.lower() == BUNDLED and not exists:
+        raise InputError(f"no model is called {name!r}. Did you mean {BUNDLED!r}?")
+    if exists and not Path(name).is_dir():
+        raise InputError(f"{quote(name)} is a file. Name the folder that holds it, with the model's config.json.")
+    if exists and not (Path(name) / "config.json").is_file():
+        raise InputError(f"{quote(name)} holds no config.json, so it is not a model folder.")
+
+
+def _check_processor(name: str, processor: Any, config: Any) -> None:
+    """Refuse a processor that takes no pictures, or does not know how many tokens a picture has."""
+    if not hasattr(processor, "image_processor"):
+        raise InputError(
+            f"{quote(name)} cannot be loaded as a vision-language model: its processor takes no images. "
+            "Save the model's own processor into the folder."
+        )
+    unset = [setting for setting in PICTURE_SETTINGS if getattr(processor, setting, 0) is None]
+    if unset:
+        known = {"patch_size": getattr(getattr(config, "vision_config", None), "patch_size", None),
+                 "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None)}  # fmt: skip
+        values = ", ".join(f"processor.{setting} = {known[setting]!r}" for setting in unset)
+        raise InputError(
+            f"The processor of {quote(name)} does not say what {' and '.join(unset)} is, so it cannot count the tokens of a "
+            f"picture. By the model's config: {values}. Set that and save it with processor.save_pretrained({quote(name)})."
+        )
+
+
+PICTURE_SETTINGS = ("patch_size", "vision_feature_select_strategy")
+
+
+def _advise(name: str) -> str:
+    """Return what to do about a model that cannot be loaded."""
+    if Path(name).exists():
+        return " Get its files again, or name the folder of a vision-language model."
+    return f" There is no such folder here, and no hub model of that name within reach. Name a local folder, or {BUNDLED!r}."
 
 
 def _check_weights(name: str, missing: list[str]) -> None:
     if missing:
         raise InputError(
-            f"{name!r} has no weights for {', '.join(missing[:3])} ({len(missing)} in all), so it would answer at "
+            f"{quote(name)} has no weights for {', '.join(missing[:3])} ({len(missing)} in all), so it would answer at "
             "random. Get its files again."
         )
 
 
 def _summarise(error: Exception) -> str:
     """Return the first line of a loader's message; the lists of all models that follow it are left out."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    line = shorten(str(error).strip().split("\n")[0], LONGEST_REASON) or type(error).__name__
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -1,26 +1,26 @@
-"""The command line: `lvlm-guard`."""
+"""The command line: `lvlm-guard`.
+
+Its modules import what is slow inside the commands, so that help and completion come at once.
+"""
 
 from __future__ import annotations
 
-import sys
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
-import torch
-import transformers
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from lvlm_guard import __version__
-from lvlm_guard.cli import answering, benchmarking, demonstration, fitting, listing, planning, stacks, testbed
-from lvlm_guard.errors import GuardError
+from lvlm_guard.cli import answering, benchmarking, demonstration, describing, fitting, planning, stacks, testbed
+from lvlm_guard.cli.program import Group, Program, readable_endings
 
-app = typer.Typer(
+app = Program(
     name="lvlm-guard",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("strategies")(listing.strategies)
+app.command("strategies")(describing.strategies)
 app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
@@ -29,19 +29,28 @@ app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
 
-USAGE_ERROR = 2
+DECISIVE = ("torch", "transformers", "triton")
+"""The distributions whose versions decide what an answer is."""
 
 
 def print_version(show: bool) -> None:
     """Print the versions that decide what an answer is, and stop, where `--version` is set."""
     if show:
-        typer.echo(f"lvlm-guard {__version__} (torch {torch.__version__}, transformers {transformers.__version__})")
+        versions = ", ".join(f"{name} {_version_of(name)}" for name in DECISIVE)
+        typer.echo(f"lvlm-guard {__version__} ({versions})")
         raise typer.Exit
+
+
+def _version_of(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "none"
 
 
 @app.callback()
 def configure(
-    version: Annotated[
+    _: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -50,10 +59,5 @@ def configure(
 
 def main() -> None:
     """Run the command line; an error that the library raises on purpose becomes a message and exit code 2."""
-    try:
+    with readable_endings():
         app()
-    except GuardError as error:
-        Console(stderr=True).print(
-            f"[bold red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        sys.exit(USAGE_ERROR)

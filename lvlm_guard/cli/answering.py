@@ -4,81 +4,110 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.columns import Columns
-from rich.console import Console
-from rich.live import Live
-from rich.panel import Panel
-from transformers import TextStreamer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import Device, Dtype
-from lvlm_guard.forward.executors.executor import ExecutorName
-from lvlm_guard.guard import DEFAULT_STACK, Guard
+from lvlm_guard.cli.options import DEFAULT_STACK, Device, Dtype, Executor, Model, Stack
+from lvlm_guard.cli.questions import check_picture, check_question, readable_model_errors
+from lvlm_guard.errors import InputError
 
+if TYPE_CHECKING:
+    from rich.columns import Columns
 
-class CallbackStreamer(TextStreamer):  # type: ignore[misc,unused-ignore]
-    """A streamer that hands every finished piece of text to a function."""
+    from lvlm_guard.guard import Guard
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:  # noqa: ARG002 - the base's signature
-        """Pass the text on."""
-        self._write(text)
+ADVICE = " Try another picture, --prompt or --stack."
 
 
 def generate(
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
-    ],
+    model: Model,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question or instruction.")],
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeat for several.")] = None,
-    stack: Annotated[
-        str, typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file.")
-    ] = DEFAULT_STACK,
+    stack: Stack = DEFAULT_STACK,
     plain: Annotated[bool, typer.Option("--plain", help="Show the plain answer beside the guarded one.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 128,
     device: Device = None,
     dtype: Dtype = "auto",
-    executor: Annotated[
-        ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")
-    ] = "auto",
+    executor: Executor = "auto",
     report: Annotated[bool, typer.Option("--report", help="Print the report of the call as JSON on stderr.")] = False,
 ) -> None:
     """Answer one prompt about pictures with a stack of strategies, streaming."""
-    loaded, processor = loading.load(model, device, dtype)
-    guard = Guard(loaded, processor, stack, executor=executor)
-    content = [*({"type": "image"} for _ in image or ()), {"type": "text", "text": prompt}]
-    batch = guard.inputs(images=list(image or ()), messages=[{"role": "user", "content": content}])
+    pictures = image or []
+    _check_request(prompt, pictures)
+    guard = _build_guard(model, stack, device, dtype, executor)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    if plain:
-        _stream_both(loaded, guard, processor, {**batch, **settings})
-    else:
-        streamer = CallbackStreamer(processor.tokenizer, lambda text: typer.echo(text, nl=False))
-        guard.generate(**batch, **settings, streamer=streamer)
-        typer.echo()
+    with readable_model_errors(ADVICE):
+        batch = guard.inputs(images=pictures, messages=_write_messages(prompt, pictures))
+        if plain:
+            _stream_both(guard, {**batch, **settings})
+        else:
+            guard.generate(
+                **batch, **settings, streamer=_build_streamer(guard, lambda text: typer.echo(text, nl=False))
+            )
+            typer.echo()
     if report:
         typer.echo(guard.report.to_json(), err=True)
 
 
-def _stream_both(model: Any, guard: Guard, processor: Any, arguments: dict[str, Any]) -> None:
+def _check_request(prompt: str, pictures: list[Path]) -> None:
+    """Refuse what can be refused before torch is imported and a model loaded."""
+    check_question(prompt)
+    if not pictures:
+        raise InputError("generate needs an image: add --image FILE, and repeat it for several.")
+    for picture in pictures:
+        check_picture(picture)
+
+
+def _build_guard(model: str, stack: str, device: str | None, dtype: str, executor: Any) -> Guard:
+    """Read the stack, then load the model, and put both together."""
+    loading.quieten()
+    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - slow to import
+    from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
+    from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
+
+    strategies = stacks.Stack.of(stack)
+    loaded, processor = loading.load(model, device, dtype)
+    check_chat_template(processor)
+    return Guard(loaded, processor, strategies, executor=executor)
+
+
+def _write_messages(prompt: str, pictures: list[Path]) -> list[dict[str, Any]]:
+    content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
+    return [{"role": "user", "content": content}]
+
+
+def _build_streamer(guard: Guard, write: Callable[[str], None]) -> Any:
+    """Return a streamer that hands every finished piece of text to a function."""
+    from transformers import TextStreamer  # noqa: PLC0415 - slow to import
+
+    streamer = TextStreamer(guard.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.on_finalized_text = lambda text, stream_end=False: write(text)  # noqa: ARG005 - the base's signature
+    return streamer
+
+
+def _stream_both(guard: Guard, arguments: dict[str, Any]) -> None:
     """Stream the plain answer into the left panel, then the guarded one into the right."""
+    from rich.console import Console  # noqa: PLC0415 - only for this
+    from rich.live import Live  # noqa: PLC0415 - as above
+
     titles = ("plain", " + ".join(guard.stack.names) or "plain")
     answers = ["", ""]
     with Live(_build_panels(titles, answers), console=Console(), refresh_per_second=12) as live:
-        for index, generate_answer in enumerate((model.generate, guard.generate)):
+        for index, generate_answer in enumerate((guard.model.generate, guard.generate)):
 
             def write(text: str, index: int = index) -> None:
                 answers[index] += text
                 live.update(_build_panels(titles, answers))
 
-            generate_answer(**arguments, streamer=CallbackStreamer(processor.tokenizer, write))
+            generate_answer(**arguments, streamer=_build_streamer(guard, write))
 
 
 def _build_panels(titles: tuple[str, str], answers: list[str]) -> Columns:
-    panels = (Panel(answer, title=title) for title, answer in zip(titles, answers, strict=True))
+    from rich.columns import Columns  # noqa: PLC0415 - only for this
+    from rich.panel import Panel  # noqa: PLC0415 - as above
+    from rich.text import Text  # noqa: PLC0415 - as above
+
+    panels = (Panel(Text(answer), title=Text(title)) for title, answer in zip(titles, answers, strict=True))
     return Columns(panels, equal=True, expand=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.manifest import describe_model
 from lvlm_guard.bench.scoring.significance import Significance
+from lvlm_guard.cli.tables import Cell, count_of, show_table
 
 LEVEL = 0.05
 MOST = 4
@@ -43,10 +43,10 @@ def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
 def show(results: Results, console: Console) -> None:
     """Print all systems of each suite, every stack against greedy, and the notes."""
     for suite in results.manifest["suites"]:
-        console.print(_overview(results, suite))
+        _show_overview(results, suite, console)
         for outcome in results.outcomes:
             if outcome.suite == suite and outcome.role == "stack" and outcome.whole:
-                console.print(_against_greedy(results, outcome))
+                _show_against_greedy(results, outcome, console)
     for line in notes(results):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -57,7 +57,7 @@ def notes(results: Results) -> list[str]:
     for suite, description in results.manifest["suites"].items():
         if description["unusable_rows"]:
             lines.append(
-                f"{suite}: {description['unusable_rows']} rows could not be used, first {description['problems'][0]}"
+                f"{suite}: {count_of(description['unusable_rows'], 'row')} could not be used, first {description['problems'][0]}"
             )
     for outcome in results.outcomes:
         name = f"{outcome.suite}, {outcome.system}"
@@ -71,19 +71,18 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def _overview(results: Results, suite: str) -> Table:
+def _show_overview(results: Results, suite: str, console: Console) -> None:
     description = results.manifest["suites"][suite]
     headlines = _headlines([score for score in results.scores if score.suite == suite])
-    title = (
-        f"{suite}: {description['items']} items, {description['pictures']} pictures, parser {results.parsers[suite]}"
-    )
-    table = Table("system", "decoding", *headlines, "yes", "AUC", "changed", "time", title=escape(title))
+    counts = f"{count_of(description['items'], 'item')}, {count_of(description['pictures'], 'picture')}"
+    headings = ("system", "decoding", *headlines, "yes", "AUC", "changed", "time")
+    rows = []
     for outcome in results.outcomes:
         if outcome.suite == suite:
             cells = [_interval(results.of(suite, measure).get(outcome.system)) for measure in headlines]
             decoding = results.manifest["systems"][outcome.system]["decoding"]
-            table.add_row(escape(outcome.system), decoding, *cells, *_format_rest(outcome))
-    return table
+            rows.append((outcome.system, decoding, *cells, *_format_rest(outcome)))
+    show_table(console, headings, rows, title=f"{suite}: {counts}, parser {results.parsers[suite]}")
 
 
 def _headlines(scores: Sequence[Score]) -> list[str]:
@@ -103,11 +102,11 @@ def _format_rest(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def _against_greedy(results: Results, outcome: Outcome) -> Table:
-    """Build a table of one stack, every measure beside greedy's."""
+def _show_against_greedy(results: Results, outcome: Outcome, console: Console) -> None:
+    """Print a table of one stack, every measure beside greedy's."""
     title = f"{outcome.suite}: {outcome.system} against greedy"
-    columns = ("level", "measure", "greedy", outcome.system, "difference [95 %]", "p (Holm)", "n")
-    table = Table(*map(escape, columns), title=escape(title))
+    headings = ("level", "measure", "greedy", outcome.system, "difference [95 %]", "p (Holm)", "n")
+    rows: list[tuple[Cell, ...]] = []
     plain = {
         score.measure: score for score in results.scores if (score.suite, score.system) == (outcome.suite, "greedy")
     }
@@ -116,40 +115,41 @@ def _against_greedy(results: Results, outcome: Outcome) -> Table:
         if (score.suite, score.system) == (outcome.suite, outcome.system) and test is not None:
             aim = {True: "", False: " (lower is better)", None: " (neither is better)"}[score.higher_is_better]
             before = _number(plain[score.measure].found.value) if score.measure in plain else ""
-            cells = (escape(score.title + aim), before, _number(score.found.value))
-            table.add_row(score.level, *cells, *_format_test(test, score.higher_is_better), str(score.n))
-    return table
+            cells = (score.title + aim, before, _number(score.found.value))
+            rows.append((score.level, *cells, *_format_test(test, score.higher_is_better), str(score.n)))
+    show_table(console, headings, rows, title=title, running=("measure",))
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print every measure of every system in both runs."""
     console.print("Before: {}. After: {}.".format(*comparison.models), soft_wrap=True, highlight=False, markup=False)
     for suite, changed in comparison.changed.items():
-        table = Table("system", "measure", "before", "after", "difference [95 %]", "p (Holm)", title=escape(suite))
+        headings = ("system", "measure", "before", "after", "difference [95 %]", "p (Holm)")
+        rows: list[tuple[Cell, ...]] = []
         for pair in comparison.pairs:
             if pair.suite == suite:
                 values = (_number(pair.before), _number(pair.after))
                 cells = _format_test(pair.test, pair.higher_is_better)
-                table.add_row(escape(pair.system), escape(f"{pair.level}: {pair.measure}"), *values, *cells)
-        console.print(table)
+                rows.append((pair.system, f"{pair.level}: {pair.measure}", *values, *cells))
+        show_table(console, headings, rows, title=suite, running=("measure",))
         for system, one_changed in changed.items():
             console.print(f"{suite}, {system}: {one_changed.verdict}", highlight=False, markup=False)
     for line in comparison.left_out:
         console.print(f"Left out: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _format_test(test: Significance, higher_is_better: bool | None) -> tuple[str, str]:
+def _format_test(test: Significance, higher_is_better: bool | None) -> tuple[Cell, Cell]:
     """Write the difference with its interval, coloured where it is certain, and the corrected p value."""
     change, p = test.difference, test.p if test.adjusted_p is None else test.adjusted_p
     better = (change.value > 0) == higher_is_better if higher_is_better is not None and p < LEVEL else None
-    figures = f"{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}]"
-    return f"[{STYLES[better]}]{figures}[/]", f"{p:.3f}"
+    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    return Text(figures, STYLES[better]), f"{p:.3f}"
 
 
 def _interval(score: Score | None) -> str:
     if score is None:
         return ""
-    return f"{_number(score.found.value)} \\[{_number(score.found.low)}, {_number(score.found.high)}]"
+    return f"{_number(score.found.value)} [{_number(score.found.low)}, {_number(score.found.high)}]"
 
 
 def _number(value: float | None) -> str:

@@ -13,14 +13,15 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli import costing
-from lvlm_guard.cli.options import Device, Dtype
+from lvlm_guard.cli.options import ONE_STACK, Device, Dtype, Model
+from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
     from lvlm_guard.bench.catalogue import SuiteOffer
     from lvlm_guard.bench.running.store import Record
 
-app = typer.Typer(help="Run benchmarks, score and compare them.", no_args_is_help=True)
+app = Program(help="Run benchmarks, score and compare them.", no_args_is_help=True)
 
 Data = Annotated[
     Path | None,
@@ -89,11 +90,9 @@ def run(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes there.")],
     stack: Annotated[
         list[str] | None,
-        typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file; repeat for several."),
+        typer.Option(metavar="STACK", help=f"{ONE_STACK}; repeat for several stacks."),
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
-    ] = loading.BUNDLED,
+    model: Model = loading.BUNDLED,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a suite, in whole pictures.")] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files; nothing is downloaded.")

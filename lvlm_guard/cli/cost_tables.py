@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from lvlm_guard.bench.running.branch_lengths import Uncounted
 from lvlm_guard.bench.running.cost import Cost
 from lvlm_guard.bench.running.cost_model import BranchLength, Prediction
+from lvlm_guard.cli.tables import count_of, show_table
 
+TIMES = ("first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
+WORK = ("tokens/s", "prefills", "forwards a token", "rows", "MiB")
 MEBIBYTE = 2**20
 WHOLE = 100
 """From here on numbers are shown without decimals."""
@@ -46,18 +46,19 @@ class Work:
 
 def show_predictions(work: Work, predictions: Sequence[Prediction], console: Console) -> None:
     """Print a table of floors, a row for each machine and way to decode, and what they rest on."""
-    table = _table(["machine", "decoding"], "first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
     steps = work.tokens - 1
-    for prediction in predictions:
-        table.add_row(
-            escape(prediction.target),
+    rows = [
+        (
+            prediction.target,
             "plain" if prediction.executor == "none" else prediction.executor,
             *_cells(prediction.prefill_ms, prediction.prefill_ratio),
             *_cells(prediction.step_ms, prediction.ratio),
             *_cells(prediction.answer_ms(steps), prediction.answer_ratio(steps)),
         )
+        for prediction in predictions
+    ]
     console.print(f"{work.model} with {work.stack}: predicted, not measured", highlight=False, markup=False)
-    console.print(table)
+    show_table(console, ("machine", "decoding", *TIMES), rows, figures=TIMES)
     for line in _explain(work):
         console.print(line, highlight=False, markup=False)
 
@@ -82,19 +83,18 @@ def _explain(work: Work) -> Iterator[str]:
 
 def show_costs(costs: Mapping[str, Cost], title: str, console: Console) -> None:
     """Print measured times beside plain's, then speed, forwards, rows and memory."""
-    times = _table(["stack"], "first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
-    work = _table(["stack"], "tokens/s", "prefills", "forwards a token", "rows", "MiB")
+    times, work = [], []
     for name, cost in costs.items():
         spreads = (cost.first_ms, cost.first_ratio, cost.token_ms, cost.token_ratio, cost.call_ms, cost.call_ratio)
         medians = [None if spread is None else spread.median for spread in spreads]
-        times.add_row(escape(name), *_cells(*medians[:2]), *_cells(*medians[2:4]), *_cells(*medians[4:]))
-        work.add_row(escape(name), *_counts(cost))
+        times.append((name, *_cells(*medians[:2]), *_cells(*medians[2:4]), *_cells(*medians[4:])))
+        work.append((name, *_counts(cost)))
     memory = next(iter(costs.values())).memory
     console.print(title, highlight=False, markup=False)
-    console.print(times)
-    console.print(work)
+    show_table(console, ("stack", *TIMES), times, figures=TIMES)
+    show_table(console, ("stack", *WORK), work, figures=WORK)
     console.print(
-        f"Medians of {cost.calls} calls; ratios, prefills, forwards and rows are to plain. Memory: {memory}.",
+        f"Medians of {count_of(cost.calls, 'call')}; ratios, prefills, forwards and rows are to plain. Memory: {memory}.",
         highlight=False,
         markup=False,
     )
@@ -105,16 +105,6 @@ def _counts(cost: Cost) -> tuple[str, ...]:
     rows = "" if cost.rows_per_forward is None else f"{cost.rows_per_forward:g}"
     peak = "" if cost.peak_bytes is None else _number(cost.peak_bytes / MEBIBYTE)
     return (_number(cost.tokens_per_second.median), *forwards, rows, peak)
-
-
-def _table(names: Sequence[str], *figures: str) -> Table:
-    """Return a table whose names stand on the left and whose figures stand on the right of their columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for figure in figures:
-        table.add_column(figure, justify="right")
-    return table
 
 
 def _cells(milliseconds: float | None, ratio: float | None) -> tuple[str, str]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from PIL import Image
 from rich.console import Console
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import Device, Dtype
+from lvlm_guard.cli.options import Device, Dtype, Executor, ExecutorName, Model, Stacks
+from lvlm_guard.cli.questions import check_picture, check_question, readable_model_errors
+from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError
-from lvlm_guard.forward.executors.executor import ExecutorName
-from lvlm_guard.guard import Guard
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from lvlm_guard.bench.running.cost import Cost
     from lvlm_guard.host.stack import Stack
 
@@ -28,13 +28,8 @@ SIDE = 336
 
 
 def cost(
-    stack: Annotated[
-        list[str],
-        typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file; repeat for several."),
-    ],
-    model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
-    ] = loading.BUNDLED,
+    stack: Stacks,
+    model: Model = loading.BUNDLED,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Measured calls of each way.")] = 5,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
@@ -46,9 +41,7 @@ def cost(
         int | None, typer.Option(min=1, help="Side of the noise pictures in pixels.", show_default="the model's own")
     ] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question or instruction.")] = PROMPT,
-    executor: Annotated[
-        ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")
-    ] = "auto",
+    executor: Executor = "auto",
     device: Device = None,
     dtype: Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -63,22 +56,19 @@ def cost(
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
 
     stacks = systems.read_stacks(stack)
-    picture = None if image is None else _read_picture(image)
+    check_question(prompt)
+    if image is not None:
+        check_picture(image)
     loaded, processor = loading.load(model, device, dtype)
-    pictures = [picture] * batch if picture is not None else _draw_noise(size or _side_of(loaded.config), batch)
+    pictures = [image] * batch if image is not None else _draw_noise(size or _side_of(loaded.config), batch)
     with runner.one_thread_if_small(loaded):
         costs = _measure(loaded, processor, stacks, pictures, prompt, executor, tokens, rounds)
     if as_json:
         typer.echo(json.dumps(_describe(costs, model, batch, loaded.device.type), indent=2))
         return
-    cost_tables.show_costs(costs, f"{model} on {loaded.device.type}, {batch} prompts, {tokens} tokens", Console())
-
-
-def _read_picture(path: Path) -> Image.Image:
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise InputError(f"--image: {path} cannot be read as a picture: {error}.") from error
+    cost_tables.show_costs(
+        costs, f"{model} on {loaded.device.type}, {count_of(batch, 'prompt')}, {tokens} tokens", Console()
+    )
 
 
 def _side_of(config: Any) -> int:
@@ -87,7 +77,10 @@ def _side_of(config: Any) -> int:
     return side if isinstance(side, int) else SIDE
 
 
-def _draw_noise(side: int, count: int) -> list[Image.Image]:
+def _draw_noise(side: int, count: int) -> list[Image]:
+    import numpy as np  # noqa: PLC0415 - slow to import
+    from PIL import Image  # noqa: PLC0415 - as above
+
     draws = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     return [Image.fromarray(draw) for draw in draws]
 
@@ -96,13 +89,16 @@ def _measure(
     model: Any,
     processor: Any,
     stacks: dict[str, Stack],
-    pictures: list[Image.Image],
+    pictures: Sequence[Path | Image],
     prompt: str,
     executor: ExecutorName,
     tokens: int,
     rounds: int,
 ) -> dict[str, Cost]:
-    from lvlm_guard.bench.running.cost import PLAIN, measure_costs  # noqa: PLC0415 - slow to import
+    import torch  # noqa: PLC0415 - slow to import
+
+    from lvlm_guard.bench.running.cost import PLAIN, measure_costs  # noqa: PLC0415 - as above
+    from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
 
     if PLAIN in stacks:
         raise InputError(f"{PLAIN!r} is what stacks are measured against. Rename that stack file.")
@@ -117,18 +113,14 @@ def _measure(
         return measure_costs(ways, batches[:1], new_tokens=tokens, rounds=rounds)
     except torch.cuda.OutOfMemoryError as error:
         raise InputError(
-            f"The memory is too small for {len(pictures)} prompts at once. Use a smaller --batch."
+            f"The memory is too small for {count_of(len(pictures), 'prompt')} at once. Use a smaller --batch."
         ) from error
 
 
 def _check_answers(model: Any, batch: Any) -> None:
     """Refuse prompts and pictures that the model itself cannot take."""
-    try:
+    with readable_model_errors(" Name another --image, or another --size."):
         model.generate(**batch, max_new_tokens=1, do_sample=False)
-    except ValueError as error:
-        raise InputError(
-            f"Plain generate cannot answer these prompts: {error} Name another --image, or another --size."
-        ) from error
 
 
 def _describe(costs: dict[str, Cost], model: str, batch: int, device: str) -> dict[str, Any]:

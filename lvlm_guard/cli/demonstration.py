@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 from lvlm_guard import loading
+from lvlm_guard.cli.options import ONE_STACK
 from lvlm_guard.errors import InputError
-from lvlm_guard.host.stack import Stack
 
 if TYPE_CHECKING:
     from lvlm_guard.bench.running.manifest import RunPlan
@@ -36,7 +36,7 @@ def demo(
     ] = loading.BUNDLED,
     stack: Annotated[
         str | None,
-        typer.Option(help="A strategy's name or a .toml, .yaml file; by default what did best on calibration scenes."),
+        typer.Option(metavar="STACK", help=f"{ONE_STACK}; by default what did best on calibration scenes."),
     ] = None,
     scenes: Annotated[
         int, typer.Option(min=2, max=2000, help="Scenes of each split; a third of the first breaks each habit.")
@@ -82,7 +82,8 @@ def build_plan(stack: str | None, scenes: int) -> RunPlan:
     Raises:
         StackError: The stack cannot be built.
     """
-    from lvlm_guard.testbed import model, running  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import model, running  # noqa: PLC0415 - as above
     from lvlm_guard.testbed.suite import Scenes  # noqa: PLC0415 - as above
 
     guarded = Stack.of(model.DEMO_STACK if stack is None else stack)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from lvlm_guard.bench.reporting.results import Results, Spent
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.cli.tables import Cell, count_of, show_table
 from lvlm_guard.testbed.figures import DEMO_FIGURES, Figure
 
 LIMIT = "Figures of a small model on drawn scenes: they say nothing about other models."
@@ -116,37 +116,40 @@ def _plain_cost(cost: DemoCost) -> dict[str, Any]:
 
 def show(results: Results, console: Console) -> None:
     """Print one table per split, its rows by level, and one of the cost."""
-    scenes, stack = scenes_per_split(results), stack_title(results)
+    scenes, stack = count_of(scenes_per_split(results), "scene"), stack_title(results)
     for split in results.manifest["suites"]:
-        title = f"{split}: {scenes} scenes, {stack} against plain"
-        console.print(_figure_table(escape(title), compare(results, split)))
-    console.print(_cost_table(costs(results)))
+        _show_figures(f"{split}: {scenes}, {stack} against plain", compare(results, split), console)
+    _show_costs(costs(results), console)
     console.print(LIMIT)
 
 
-def _figure_table(title: str, compared: Mapping[str, DemoComparison]) -> Table:
-    table = Table("measure", PLAIN, GUARDED, "difference [95 %]", "n", title=title)
-    figures = [DEMO_FIGURES[name] for name in compared]
-    next_levels = [*(figure.level for figure in figures[1:]), None]
-    for figure, comparison, next_level in zip(figures, compared.values(), next_levels, strict=True):
-        table.add_row(*_cells(figure, comparison), end_section=figure.level != next_level)
-    return table
+def _show_figures(title: str, compared: Mapping[str, DemoComparison], console: Console) -> None:
+    levels = [DEMO_FIGURES[name].level for name in compared]
+    show_table(
+        console,
+        ("measure", PLAIN, GUARDED, "difference [95 %]", "n"),
+        [_cells(DEMO_FIGURES[name], comparison) for name, comparison in compared.items()],
+        title=title,
+        running=("measure",),
+        last=[number for number, level in enumerate(levels) if levels[number + 1 : number + 2] != [level]],
+    )
 
 
-def _cells(figure: Figure, compared: DemoComparison) -> tuple[str, ...]:
+def _cells(figure: Figure, compared: DemoComparison) -> tuple[Cell, ...]:
     change, style = compared.difference, _STYLES[figure.verdict(compared.difference)]
     return (
         f"{figure.title} ({figure.aim})",
         f"{compared.plain.value:.3f}",
         f"{compared.guarded.value:.3f}",
-        f"[{style}]{change.value:+.3f} \\[{change.low:+.3f}, {change.high:+.3f}][/{style}]",
+        Text(f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", style),
         str(compared.n),
     )
 
 
-def _cost_table(costs_by_title: Mapping[str, DemoCost]) -> Table:
-    columns = ("", "ms per token", "prefill forwards", "decode forwards", "rows per forward")
-    table = Table(*columns, title="cost, measured in this run")
-    for title, cost in costs_by_title.items():
-        table.add_row(title, *(f"{value:.2f}" for value in (cost.ms_per_token, cost.prefill, cost.decode, cost.rows)))
-    return table
+def _show_costs(costs_by_title: Mapping[str, DemoCost], console: Console) -> None:
+    headings = ("", "ms per token", "prefill forwards", "decode forwards", "rows per forward")
+    rows = [
+        (title, *(f"{value:.2f}" for value in (cost.ms_per_token, cost.prefill, cost.decode, cost.rows)))
+        for title, cost in costs_by_title.items()
+    ]
+    show_table(console, headings, rows, title="cost, measured in this run")

@@ -1,70 +1,33 @@
-"""`lvlm-guard strategies`: the installed strategies as a table, and one strategy's card."""
+"""The installed strategies as a table, and one strategy's card."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-import typer
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lvlm_guard.cli.tables import show_table
 from lvlm_guard.host.plugins import catalogue
 
 ARXIV_NUMBER = re.compile(r"\b\d{4}\.\d{4,5}\b")
-Value = TypeVar("Value")
 SIGNS = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
-
-
-def complete_name(incomplete: str) -> list[str]:
-    """Return the names of the strategies that start with `incomplete`, for completion in the shell."""
-    return [offer.name for offer in catalogue() if offer.name.startswith(incomplete)]
-
-
-def strategies(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="NAME", help="The strategy to describe.", autocompletion=complete_name),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
-) -> None:
-    """List the installed strategies, or describe the one called NAME."""
-    if name is None:
-        _show([offer.describe() for offer in catalogue()], print_list, as_json=as_json)
-        return
-    catalogue().find(name)
-    _show(catalogue().offers[name].describe(), print_card, as_json=as_json)
-
-
-def _show(value: Value, print_value: Callable[[Value, Console], None], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, indent=2))
-    else:
-        print_value(value, Console(highlight=False))
 
 
 def print_list(strategies: Iterable[Mapping[str, Any]], console: Console) -> None:
     """Print one table for each distribution, then the plugins that could not be loaded."""
     by_origin = sorted(strategies, key=_format_origin)
     for origin, rows in itertools.groupby(by_origin, _format_origin):
-        console.print(_build_table(origin, rows))
+        cells = [(row["name"], row["family"], row["summary"]) for row in rows]
+        show_table(console, ("name", "family", "effect"), cells, title=f"Strategies of {origin}", running=("effect",))
     for broken in catalogue().broken:
         console.print(Text(f"Not loaded: {broken.entry_point} of {broken.distribution}: {broken.reason}", "yellow"))
     console.print("Describe one with its parameters: lvlm-guard strategies NAME")
-
-
-def _build_table(origin: str, strategies: Iterable[Mapping[str, Any]]) -> Table:
-    table = Table(title=f"Strategies of {origin}")
-    for heading in ("name", "family", "effect"):
-        table.add_column(heading, overflow="fold")
-    for strategy in strategies:
-        table.add_row(*(Text(strategy[column]) for column in ("name", "family", "summary")))
-    return table
 
 
 def print_card(strategy: Mapping[str, Any], console: Console) -> None:

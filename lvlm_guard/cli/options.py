@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
 
-from lvlm_guard import loading
+from lvlm_guard.loading import DtypeName
 
+DEFAULT_STACK = "vcd"
+ExecutorName = Literal["auto", "batched", "sequential"]
+ONE_STACK = "A strategy's name, several joined as in vcd+pai, or a .toml or .yaml file"
+
+Model = Annotated[
+    str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
+]
+Stack = Annotated[str, typer.Option(metavar="STACK", help=f"{ONE_STACK}.")]
+Stacks = Annotated[list[str], typer.Option(metavar="STACK", help=f"{ONE_STACK}; repeat for several stacks.")]
 Device = Annotated[
     str | None,
     typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
 ]
-Dtype = Annotated[loading.DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(loading.DtypeName))}.")]
+Dtype = Annotated[DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(DtypeName))}.")]
+Executor = Annotated[ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")]

@@ -10,15 +10,15 @@ import typer
 from rich.console import Console
 
 from lvlm_guard import loading
-from lvlm_guard.bench.running.cost_model import TARGETS, BranchLength, Prediction, Target, predict
-from lvlm_guard.cli.options import Dtype
+from lvlm_guard.cli import options
 from lvlm_guard.errors import InputError, ProcessorNeeded, nearest
-from lvlm_guard.guard import DEFAULT_STACK
-from lvlm_guard.host.stack import Stack
 
 if TYPE_CHECKING:
+    from lvlm_guard.bench.running.cost_model import BranchLength, Prediction, Target
     from lvlm_guard.bench.running.shapes import Shape
+    from lvlm_guard.host.stack import Stack
 
+MACHINES = ("a100", "h100", "h200")
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -29,9 +29,7 @@ def plan(
             metavar="MODEL", help="A local folder with a config.json, a hub id, testbed, llava-1.5-7b or qwen2.5-vl-7b."
         ),
     ],
-    stack: Annotated[
-        str, typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file.")
-    ] = DEFAULT_STACK,
+    stack: options.Stack = options.DEFAULT_STACK,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     prompt: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 64,
@@ -40,11 +38,11 @@ def plan(
     ] = None,
     hardware: Annotated[
         list[str] | None,
-        typer.Option(metavar="MACHINE", help=f"{', '.join(TARGETS)}; repeat for several.", show_default="all"),
+        typer.Option(metavar="MACHINE", help=f"{', '.join(MACHINES)}; repeat for several.", show_default="all"),
     ] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of another machine in GB/s.")] = None,
     tflops: Annotated[float | None, typer.Option(help="Its operations per second in 10^12.")] = None,
-    dtype: Dtype = "auto",
+    dtype: options.Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Predict what guarding costs from sizes alone: time to the first token, per token and per answer.
@@ -53,6 +51,7 @@ def plan(
     """
     from lvlm_guard.bench.running import branch_lengths  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
+    from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - as above
 
     targets = _choose_targets(hardware or [], bandwidth, tflops)
     strategies = Stack.of(stack)
@@ -69,6 +68,8 @@ def plan(
 
 
 def _choose_targets(names: list[str], bandwidth: float | None, tflops: float | None) -> list[Target]:
+    from lvlm_guard.bench.running.cost_model import TARGETS, Target  # noqa: PLC0415 - slow to import
+
     for name in names:
         if name not in TARGETS:
             raise InputError(f"--hardware: no machine is called {name!r}.{nearest(name, TARGETS)}")
@@ -120,6 +121,8 @@ def _predict(
     shape: Shape, targets: list[Target], branches: tuple[BranchLength, ...], batch: int, prompt: int, tokens: int
 ) -> list[Prediction]:
     """Predict plain generate on every machine, then the branches in one batch and one after another."""
+    from lvlm_guard.bench.running.cost_model import predict  # noqa: PLC0415 - slow to import
+
     ways: list[tuple[tuple[BranchLength, ...], bool]] = [((), True)]
     ways += [(branches, True), (branches, False)] if branches else []
     return [

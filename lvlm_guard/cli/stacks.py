@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lvlm_guard.host.plugins import StrategyCalls
-from lvlm_guard.host.stack import Stack
+from lvlm_guard.cli.program import Program
+from lvlm_guard.cli.tables import count_of
 
-app = typer.Typer(no_args_is_help=True)
+app = Program(no_args_is_help=True)
 
 
 @app.callback()
@@ -21,8 +21,11 @@ def group() -> None:
 @app.command("validate")
 def validate(file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")]) -> None:
     """Check names, parameters and ranges of the stack in FILE, and print it."""
+    from lvlm_guard.host.plugins import StrategyCalls  # noqa: PLC0415 - slow to import
+    from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - as above
+
     stack = Stack.read(file)
     StrategyCalls(stack.strategies)
-    typer.echo(f"{file}: valid, {len(stack)} {'strategy' if len(stack) == 1 else 'strategies'}")
+    typer.echo(f"{file}: valid, {count_of(len(stack), 'strategy', 'strategies')}")
     for strategy in stack:
         typer.echo(f"  {strategy}")

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from lvlm_guard import loading
-from lvlm_guard.errors import InputError, nearest
+from lvlm_guard.cli.program import Command, Program
+from lvlm_guard.cli.tables import count_of
+from lvlm_guard.errors import InputError, nearest, quote
 
 MOST_SCENES = 200
+SHEET = Path("sheet.png")
 
 
-class Timed(TyperCommand):
+class Timed(Command):
     """A command whose help says how long a training takes, read off the recipes when somebody asks."""
 
     def get_help(self, ctx: Any) -> str:
@@ -30,7 +32,7 @@ class Timed(TyperCommand):
         return super().get_help(ctx)
 
 
-app = typer.Typer(help="Work with the bundled testbed.", no_args_is_help=True)
+app = Program(help="Work with the bundled testbed.", no_args_is_help=True)
 
 
 @app.callback()
@@ -43,23 +45,34 @@ def show(
     split: Annotated[str, typer.Option(help="train, calibration, iid, counterfactual or flat.")] = "counterfactual",
     count: Annotated[int, typer.Option(help=f"How many scenes, 1 to {MOST_SCENES}.")] = 24,
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("sheet.png"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The PNG to write.", show_default="sheet.png")
+    ] = None,
+    one: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one scene as the model sees it, a PNG, instead of a sheet."),
+    ] = None,
 ) -> None:
-    """Draw scenes of a split on one sheet, enlarged, each over its true caption."""
+    """Draw scenes of a split on one sheet, enlarged, each over its true caption; or one scene as the model sees it."""
     loading.quieten()
     from lvlm_guard.testbed import files  # noqa: PLC0415 - only when it is asked for
     from lvlm_guard.testbed.world import scenes, sheet  # noqa: PLC0415 - only when it is asked for
 
     if split not in scenes.SPLITS:
-        raise InputError(f"no split named {split!r}.{nearest(split, scenes.SPLITS)}")
+        raise InputError(f"no split named {quote(split)}.{nearest(split, scenes.SPLITS)}")
     if not 1 <= count <= MOST_SCENES:
         raise InputError(f"count must be from 1 to {MOST_SCENES}, got {count}.")
     _check_seed(seed)
-    if out.suffix.lower() != ".png":
-        raise InputError(f"a sheet is a PNG, but --out is {out}. Name it {out.with_suffix('.png')}.")
-    files.check_destination(out, "sheet.png")
-    files.write_whole(out, sheet.png(sheet.draw_sheet(scenes.scenes(split, count, seed))))
-    typer.echo(f"{out}: {count} scenes of {split}, seed {seed}")
+    if out is not None and one is not None:
+        raise InputError("--out names a sheet and --one a single scene. Leave one of them out.")
+    path = one or out or SHEET
+    if path.suffix.lower() != ".png":
+        option = "--out" if one is None else "--one"
+        raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.name or 'scene'}.png.")
+    files.check_destination(path, SHEET.name if one is None else "scene.png")
+    drawn = scenes.scenes(split, count if one is None else 1, seed)
+    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if one is None else drawn[0].picture))
+    typer.echo(f"{path}: {count_of(len(drawn), 'scene')} of {split}, seed {seed}")
 
 
 @app.command("train", cls=Timed)

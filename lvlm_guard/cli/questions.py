@@ -1,0 +1,57 @@
+"""What a command is asked: checked before a model is loaded, and explained where the model cannot take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lvlm_guard.errors import GuardError, InputError, shorten
+
+LONGEST_REASON = 400
+
+
+def check_question(prompt: str) -> None:
+    """Refuse a question without words.
+
+    Raises:
+        InputError: It is empty.
+    """
+    if not prompt.strip():
+        raise InputError("--prompt is empty. Write a question or an instruction.")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse what cannot be read as a picture, before a model is loaded.
+
+    Raises:
+        InputError: There is no such file, or it is no whole picture.
+    """
+    from PIL import Image  # noqa: PLC0415 - slow to import
+
+    if not path.is_file():
+        raise InputError(f"--image: there is no file {path}.")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"--image: {path} cannot be read as a picture: {error}. Name another file.") from error
+
+
+@contextmanager
+def readable_model_errors(advice: str) -> Iterator[None]:
+    """Turn what a model or processor raises at a question that it cannot take into an error that says so.
+
+    Args:
+        advice: What to do, as the end of the message.
+
+    Raises:
+        InputError: The model or processor raised a ValueError, a RuntimeError or the like.
+    """
+    try:
+        yield
+    except GuardError:
+        raise
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:
+        reason = shorten(str(error).strip().split("\n")[0], LONGEST_REASON) or type(error).__name__
+        raise InputError(f"Plain generate cannot answer this: {reason}{advice}") from error
