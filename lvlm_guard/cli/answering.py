@@ -10,7 +10,7 @@ import typer
 
 from lvlm_guard import loading
 from lvlm_guard.cli.options import DEFAULT_STACK, Device, Dtype, Executor, Model, Stack
-from lvlm_guard.cli.questions import check_picture, check_question, readable_model_errors
+from lvlm_guard.cli.questions import check_picture, check_placeholder, check_question, readable_model_errors
 from lvlm_guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def generate(
     pictures = image or []
     _check_request(prompt, pictures)
     guard = _build_guard(model, stack, device, dtype, executor)
+    check_placeholder(prompt, guard.processor)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with readable_model_errors(ADVICE):
         batch = guard.inputs(images=pictures, messages=_write_messages(prompt, pictures))

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli.options import Device, Dtype, Executor, ExecutorName, Model, Stacks
-from lvlm_guard.cli.questions import check_picture, check_question, readable_model_errors
+from lvlm_guard.cli.questions import check_picture, check_placeholder, check_question, readable_model_errors
 from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError
 
@@ -54,12 +54,15 @@ def cost(
     loading.quieten()
     from lvlm_guard.bench.running import runner, systems  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
+    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above
 
     stacks = systems.read_stacks(stack)
     check_question(prompt)
     if image is not None:
         check_picture(image)
     loaded, processor = loading.load(model, device, dtype)
+    check_placeholder(prompt, processor)
+    check_chat_template(processor)
     pictures = [image] * batch if image is not None else _draw_noise(size or _side_of(loaded.config), batch)
     with runner.one_thread_if_small(loaded):
         costs = _measure(loaded, processor, stacks, pictures, prompt, executor, tokens, rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lvlm_guard.errors import GuardError, InputError, shorten
 
@@ -19,6 +20,19 @@ def check_question(prompt: str) -> None:
     """
     if not prompt.strip():
         raise InputError("--prompt is empty. Write a question or an instruction.")
+
+
+def check_placeholder(prompt: str, processor: Any) -> None:
+    """Refuse a question that holds the model's placeholder of pictures: the chat template puts it there.
+
+    Raises:
+        InputError: It does.
+    """
+    token = getattr(processor, "image_token", None)
+    if isinstance(token, str) and token and token in prompt:
+        raise InputError(
+            f"--prompt holds {token!r}, which is put there for every picture. Leave it out of the question."
+        )
 
 
 def check_picture(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from rich import box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +13,8 @@ from rich.text import Text
 Cell = str | Text
 COMFORT = 20
 """Columns of text narrower than this are hard to read, so the rows are written one below the other instead."""
-PADDING = 3
-"""What a column takes beside its text: a space on either side, and a line."""
+BOXED, SLIM = 3, 2
+"""What a column takes beside its text: a space on either side and a line, or two spaces."""
 
 
 def show_table(
@@ -37,10 +38,13 @@ def show_table(
         figures: Headings of columns that are set to the right.
         last: Indices of rows that end a section.
     """
-    if _width(headings, rows, running) > console.width:
+    room = console.width - _least_width(headings, rows, running) - 1
+    if room < SLIM * len(headings):
         _show_blocks(console, headings, rows, title)
         return
     table = Table(title=Text(title, "table.title") if title else None)
+    if room < BOXED * len(headings):
+        table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 1, 0, 0)
     for heading in headings:
         justify = "right" if heading in figures else "left"
         table.add_column(Text(heading), justify=justify, no_wrap=heading not in running, overflow="fold")
@@ -62,14 +66,14 @@ def _show_blocks(console: Console, headings: Sequence[str], rows: Sequence[Seque
     console.print()
 
 
-def _width(headings: Sequence[str], rows: Sequence[Sequence[Cell]], running: Collection[str]) -> int:
-    """Return the least width of a table in which only running text is broken."""
+def _least_width(headings: Sequence[str], rows: Sequence[Sequence[Cell]], running: Collection[str]) -> int:
+    """Return the least width of all columns' texts where only running text is broken."""
     columns = [[_as_text(cell).plain for cell in column] for column in zip(headings, *rows, strict=True)]
     widths = (
         _least_running(cells) if heading in running else max(map(_longest_line, cells))
         for heading, cells in zip(headings, columns, strict=True)
     )
-    return sum(widths) + PADDING * len(headings) + 1
+    return sum(widths)
 
 
 def _least_running(cells: Sequence[str]) -> int:

@@ -68,7 +68,7 @@ def show(
     path = one or out or SHEET
     if path.suffix.lower() != ".png":
         option = "--out" if one is None else "--one"
-        raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.name or 'scene'}.png.")
+        raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.stem or 'scene'}.png.")
     files.check_destination(path, SHEET.name if one is None else "scene.png")
     drawn = scenes.scenes(split, count if one is None else 1, seed)
     files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if one is None else drawn[0].picture))

@@ -1,6 +1,7 @@
 """The command line as a user meets it."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,11 +69,11 @@ def fails(monkeypatch, capsys, *arguments):
     return stopped.value.code, capsys.readouterr().err
 
 
-def test_the_version_names_torch_and_transformers():
+def test_the_version_names_torch_transformers_and_triton():
     (line,) = run("--version").stdout.splitlines()
-    assert line == (
-        f"lvlm-guard {lvlm_guard.__version__} (torch {torch.__version__}, transformers {transformers.__version__})"
-    )
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, triton "
+    assert line.startswith(f"lvlm-guard {lvlm_guard.__version__} ({versions}")
+    assert re.fullmatch(r"none|[\d.+\w]+", line.removesuffix(")").split()[-1])
 
 
 def test_the_shell_completes_commands_choices_and_names():
@@ -234,8 +235,7 @@ def test_generate_loads_a_local_folder(picture, tmp_path):
     [
         (["--model", "nowhere/at/all"], "cannot be loaded as a vision-language model"),
         (["--model", "testbed", "--stack", "vdc"], "Did you mean"),
-        (["--model", "testbed", "--image", "nowhere.png"], "nowhere.png"),
-        (["--model", "testbed"], "needs an image"),
+        (["--model", "testbed", "--image", "nowhere.png"], "there is no file nowhere.png"),
         (["--model", "testbed", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32', 'bfloat16', 'float16'"),
         (["--model", "testbed", "--executor", "fast"], "'fast' is not one of 'auto', 'batched', 'sequential'"),
         (["--model", "testbed", "--device", "gpu"], "'gpu' is no device that torch can use here"),
@@ -243,8 +243,10 @@ def test_generate_loads_a_local_folder(picture, tmp_path):
         (["--model", "testbed", "--device", "cuda:99"], "there is no device 'cuda:99'"),
     ],
 )
-def test_generate_refuses_with_a_message(monkeypatch, capsys, arguments, words):
-    code, printed = fails(monkeypatch, capsys, "generate", "--prompt", "is there a mug ?", *arguments)
+def test_generate_refuses_with_a_message(monkeypatch, capsys, picture, arguments, words):
+    code, printed = fails(
+        monkeypatch, capsys, "generate", "--prompt", "is there a mug ?", "--image", picture, *arguments
+    )
     assert code == 2
     assert words in " ".join(printed.split())
     assert "Traceback" not in printed
@@ -266,8 +268,8 @@ def test_loading_refuses_a_dtype_that_it_does_not_have():
         loading.load("testbed", "cpu", "int8")
 
 
-def test_a_folder_without_a_model(monkeypatch, capsys, tmp_path):
-    code, printed = fails(monkeypatch, capsys, "generate", "--model", tmp_path, "--prompt", "a")
+def test_a_folder_without_a_model(monkeypatch, capsys, tmp_path, picture):
+    code, printed = fails(monkeypatch, capsys, "generate", "--model", tmp_path, "--prompt", "a", "--image", picture)
     assert code == 2
     assert "config.json" in printed
 

@@ -132,7 +132,7 @@ def test_lines_that_cannot_be_used_are_named_and_nothing_is_written(tmp_path, ro
         (("vti", "--data", "gone.jsonl"), "gone.jsonl cannot be read"),
         (("vti", "--data", "testbed", "--out", "no/such/folder/f"), "does not exist"),
         (("vti", "--data", "testbed", "--out", "."), "is a folder"),
-        (("vti", "--data", "testbed", "--model", "./gone"), "no folder ./gone"),
+        (("vti", "--data", "testbed", "--model", "./gone"), "no folder './gone'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_it_starts(tmp_path, monkeypatch, capsys, arguments, message):

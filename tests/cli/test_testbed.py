@@ -48,7 +48,7 @@ def test_show_writes_a_sheet(tmp_path):
         (["--count", 0], "count must be from 1 to 200, got 0"),
         (["--count", 201], "count must be from 1 to 200, got 201"),
         (["--seed", -1], "seed must not be negative"),
-        (["--out", "sheet.jpg"], "sheet.png"),
+        (["--out", "sheet.jpg"], "Name it sheet.png"),
         (["--out", "nowhere/sheet.png"], "nowhere does not exist"),
     ],
 )
@@ -94,7 +94,8 @@ def test_train_refuses_with_a_message(tmp_path, monkeypatch, arguments, words):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(train, "_run", lambda plan: pytest.fail("trained"))
     (tmp_path / "file").write_text("")
-    assert words in refused("testbed", "train", "--out", "new", *arguments)
+    place = () if "--out" in arguments else ("--out", "new")
+    assert words in refused("testbed", "train", *place, *arguments)
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
