@@ -29,7 +29,7 @@ class GuardError(Exception):
     """Base of every error the library raises on purpose; a message longer than a screen loses its middle."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shorten(one, SCREEN) if isinstance(one, str) else one for one in args))
+        super().__init__(*(shorten(part, SCREEN) if isinstance(part, str) else part for part in args))
 
 
 class InputError(GuardError, ValueError):
@@ -91,8 +91,8 @@ class UncompiledWarning(GuardWarning):
 def nearest(name: object, known_names: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name as a question, then all known names."""
     names = sorted(known_names)
-    written = str(name)[:LONGEST_NAME].lower()
-    distances = {known: _edit_distance(written, known.lower()) for known in names}
+    word = str(name)[:LONGEST_NAME].lower()
+    distances = {candidate: _edit_distance(word, candidate.lower()) for candidate in names}
     close = min(names, key=distances.__getitem__, default=None)
     is_close = close is not None and distances[close] <= max(1, len(close) // 2)
     hint = f" Did you mean {close!r}?" if is_close else ""
@@ -109,8 +109,8 @@ def shorten(text: str, length: int) -> str:
     if len(text) <= length:
         return text
     note = f" ... [{len(text)} characters] ... "
-    kept = max(length - len(note), 0)
-    return text[: kept - kept // 3] + note + text[len(text) - kept // 3 :]
+    room = max(length - len(note), 0)
+    return text[: room - room // 3] + note + text[len(text) - room // 3 :]
 
 
 LONGEST_NAME = 60
@@ -127,15 +127,15 @@ _ABRIDGED = _Abridged()
 _ABRIDGED.maxstring = _ABRIDGED.maxother = 120
 
 
-def _edit_distance(written: str, known: str) -> float:
+def _edit_distance(word: str, name: str) -> float:
     """Letters to insert, remove or replace, Damerau-Levenshtein; two letters that changed places count a little less than one."""
-    before: list[float] = []
-    row: list[float] = list(range(len(known) + 1))
-    for i, letter in enumerate(written, 1):
-        before, above, row = row, before, [i]
-        for j, other in enumerate(known, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
-            if i > 1 and j > 1 and letter == known[j - 2] and written[i - 2] == other and letter != other:
-                cost = min(cost, above[j - 2] + 0.9)
+    above: list[float] = []
+    row: list[float] = list(range(len(name) + 1))
+    for i, letter in enumerate(word, 1):
+        above_that, above, row = above, row, [i]
+        for j, target in enumerate(name, 1):
+            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != target))
+            if i > 1 and j > 1 and letter == name[j - 2] and word[i - 2] == target and letter != target:
+                cost = min(cost, above_that[j - 2] + 0.9)
             row.append(cost)
     return row[-1]

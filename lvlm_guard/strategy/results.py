@@ -16,7 +16,7 @@ DEEPEST = 32
 
 
 class CallResults(UserDict[str, Any]):
-    """CallResults by name, kept as what JSON can say; a tensor becomes a list, which waits for its device.
+    """Results by name, kept as what JSON can say; a tensor becomes a list, which waits for its device.
 
     Raises:
         PluginRejected: A name that is no text, or a value that JSON cannot say.
