@@ -150,7 +150,10 @@ def test_a_branch_is_named(llava, executor):
     with poisoned(llava[0], NAN, 1, row=-1), pytest.raises(NonFiniteLogits, match="branch 'noise'"):
         generate(llava, stack, do_sample=False, guard={"executor": executor})
     last = -1 if executor == "batched" else 1
-    with poisoned(llava[0], NAN, 3 if last == 1 else 2, row=last), pytest.raises(NonFiniteLogits, match="branch 'noise'"):
+    with (
+        poisoned(llava[0], NAN, 3 if last == 1 else 2, row=last),
+        pytest.raises(NonFiniteLogits, match="branch 'noise'"),
+    ):
         generate(llava, stack, do_sample=False, guard={"executor": executor})
 
 

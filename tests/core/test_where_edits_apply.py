@@ -142,7 +142,9 @@ def test_a_vision_edit_has_neither_tokens_nor_decode_steps(wrong):
         HiddenEdit(**{"site": "mlp", "edit": lambda hidden, view: hidden, "tower": "vision", **wrong})
 
 
-@pytest.mark.parametrize("layers", [1, (1,), (0, 1, 2), "01", (None, 1), (True, 2), (0, float("nan")), (0, float("inf"))])
+@pytest.mark.parametrize(
+    "layers", [1, (1,), (0, 1, 2), "01", (None, 1), (True, 2), (0, float("nan")), (0, float("inf"))]
+)
 def test_layers_that_are_no_pair_of_numbers_are_refused(llava, layers):
     with pytest.raises(InputError, match=r"Layers are a pair|A layer is a whole number"):
         run(llava, Edits((HiddenEdit("mlp", lambda hidden, view: hidden * 2, layers),)), "batched")

@@ -126,7 +126,9 @@ def test_rows_of_different_kinds_do_not_diverge(other):
             function(torch.ones(2, 3), other)
 
 
-@pytest.mark.parametrize("rows", [torch.arange(3), torch.arange(2).int(), torch.arange(2, device="meta"), torch.ones(2)])
+@pytest.mark.parametrize(
+    "rows", [torch.arange(3), torch.arange(2).int(), torch.arange(2, device="meta"), torch.ones(2)]
+)
 def test_ids_of_rows_that_do_not_fit_are_refused(rows):
     with pytest.raises(ValueError, match=r"rows must be int64 \(2,\) on cpu"):
         select(Combination(torch.ones(2, 5)), rows=rows)
