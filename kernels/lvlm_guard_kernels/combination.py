@@ -125,9 +125,9 @@ def _add_weight_position(weight: Weight) -> Weight:
     return _add_position(weight, 1) if isinstance(weight, Tensor) else weight
 
 
-def check_logits(kernel: str, main: Tensor, *others: Tensor) -> None:
+def check_logits(kernel: str, main: Tensor, *sources: Tensor) -> None:
     """Refuse logits that are not dense, of a float dtype, and on the device of main."""
-    for logits in (main, *others):
+    for logits in (main, *sources):
         if not logits.is_floating_point():
             raise ValueError(f"{kernel}: logits must be of a float dtype, got {logits.dtype}.")
         if logits.layout != torch.strided:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,6 +16,7 @@ from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.endings import Endings
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch
+from lvlm_guard.strategy.fingerprints import digest_weights
 from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
 
@@ -49,7 +51,13 @@ def describe_main(gen: Generation, main: PreparedDecode, run_prompt: Callable[[B
     depth, heads = anatomy.depth_and_heads(main.module)
     tied = anatomy.ties_embeddings(main.module)
     gen.multiply_rows(main.rows_per_request)
-    gen.model = dataclasses.replace(gen.model, depth=depth, heads=heads, tied_embeddings=tied)
+    gen.model = dataclasses.replace(
+        gen.model,
+        depth=depth,
+        heads=heads,
+        tied_embeddings=tied,
+        digest_weights=functools.partial(digest_weights, main.module),
+    )
     gen.services.run_prompt = run_prompt
 
 

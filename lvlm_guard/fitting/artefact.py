@@ -11,7 +11,7 @@ import lvlm_guard
 from lvlm_guard.errors import InputError
 from lvlm_guard.fitting.encoding import check_chat_template
 from lvlm_guard.host.fitters import fitter_catalogue
-from lvlm_guard.strategy.artefacts import Artefact, config_hash
+from lvlm_guard.strategy.artefacts import Artefact, describe_model
 from lvlm_guard.strategy.fitters import Demonstration, Track
 
 
@@ -47,7 +47,7 @@ def fit(
     fitted = fitter.fit(model, processor, demonstrations, track)
     manifest = {
         "model": model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "config": config_hash(model.config),
+        **describe_model(model),
         "split": split,
         "settings": {"demonstrations": len(demonstrations), **fitted.settings},
         "lvlm_guard": lvlm_guard.__version__,

@@ -230,10 +230,10 @@ class Readout:
 
 def _check_choices(edit: object, **choices: Collection[str]) -> None:
     """Refuse a field that is none of its choices, where the edit would silently apply nowhere."""
-    for name, known in choices.items():
+    for name, choices_of_field in choices.items():
         value = getattr(edit, name)
-        if not isinstance(value, str) or value not in known:
-            hint = nearest(value, known)
+        if not isinstance(value, str) or value not in choices_of_field:
+            hint = nearest(value, choices_of_field)
             raise InputError(f"{type(edit).__name__}.{name} cannot be {quote(value)}.{hint}")
 
 

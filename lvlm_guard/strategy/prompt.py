@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,7 @@ class ModelInfo:
         heads: Query heads of a decoder layer.
         tied_embeddings: Whether the head shares the weights of the token embeddings, so that the readout of an
             embedding is the token itself.
+        digest_weights: Returns digests of some of its weights, by which artefacts know it; or None.
     """
 
     config: Any = None
@@ -54,6 +55,13 @@ class ModelInfo:
     depth: int = 0
     heads: int = 0
     tied_embeddings: bool = False
+    digest_weights: Callable[[], dict[str, dict[str, str]]] | None = None
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the decoder's residual stream; None where the config does not say."""
+        size = getattr(self.config.get_text_config(decoder=True), "hidden_size", None)
+        return size if isinstance(size, int) else None
 
     def layer_number(self, layer: float) -> int:
         """Return the number of a layer: a whole number is one, a float is a fraction of the depth."""

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from lvlm_guard import Artefact, AttentionEdit, Generation, StrategyRefused, View, hookimpl
+from lvlm_guard import Artefact, AttentionEdit, Generation, InputError, StrategyRefused, View, hookimpl
 from lvlm_guard.fields import ExistingFile, PositiveShare, Probability
 
 Index = Annotated[int, Field(ge=0, le=10_000)]
@@ -49,7 +50,10 @@ class ADHH:
         if self.heads:
             gen.state[self.name] = self.heads
         elif self.artefact:
-            ranked = Artefact.load(self.artefact, self.name, gen.model.config)["heads"]
+            ranked = Artefact.load(self.artefact, self.name, gen.model).read("heads", (None, 2), integers=True)
+            limits = torch.tensor([gen.model.depth, gen.model.heads])
+            if bool(((ranked < 0) | (ranked >= limits)).any()):
+                raise InputError(f"{self.artefact} lists heads outside a decoder of {limits.tolist()} [layers, heads].")
             count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
             gen.state[self.name] = [(layer, head) for layer, head in ranked[:count].tolist()]
         else:

@@ -36,7 +36,8 @@ class Nullu:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        directions = Artefact.load(self.artefact, self.name, gen.model.config)["directions"]
+        artefact = Artefact.load(self.artefact, self.name, gen.model)
+        directions = artefact.read("directions", (gen.model.depth, None, gen.model.hidden_size))
         if self.k > directions.shape[1]:
             raise InputError(
                 f"'nullu' needs {self.k} directions: lower k, for {self.artefact} holds {directions.shape[1]}."

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard import Artefact, Generation, HiddenEdit, View, hookimpl
+from lvlm_guard import Artefact, Generation, HiddenEdit, StrategyRefused, View, hookimpl
 from lvlm_guard.fields import ExistingFile, Strength
 from lvlm_guard_steering.turning import norm, scale_to
 
@@ -39,11 +39,13 @@ class VTI:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Read the directions."""
-        artefact = Artefact.load(self.artefact, self.name, gen.model.config)
+        artefact = Artefact.load(self.artefact, self.name, gen.model)
         device = gen.prompt.ids.device
         gen.state[self.name] = {
-            "decoder": normalize(artefact["decoder"].to(device), dim=-1).unbind(),
-            "vision": artefact["vision"].to(device),
+            "decoder": normalize(
+                artefact.read("decoder", (gen.model.depth, gen.model.hidden_size)).to(device), dim=-1
+            ).unbind(),
+            "vision": artefact.read("vision", (None, None, None)).to(device),
         }
 
     @hookimpl
@@ -59,7 +61,13 @@ class VTI:
         return turn_towards(hidden.float(), unit, self.alpha_text)
 
     def _turn_vision(self, hidden: Tensor, view: View) -> Tensor:
-        direction = view.gen.state[self.name]["vision"][view.layer].to(hidden.device)
+        directions = view.gen.state[self.name]["vision"]
+        if view.layer >= len(directions) or directions.shape[-1] != hidden.shape[-1]:
+            raise StrategyRefused(
+                f"'vti' needs an artefact of this vision tower: {self.artefact} holds {list(directions.shape)} [layers, tokens, "
+                f"hidden], and layer {view.layer} works on {hidden.shape[-1]}."
+            )
+        direction = directions[view.layer].to(hidden.device)
         fits = direction.shape[0] == hidden.shape[-2]
         unit = normalize(direction if fits else direction.mean(0), dim=-1)
         return turn_towards(hidden.float(), unit, self.alpha_image)

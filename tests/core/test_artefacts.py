@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -9,7 +11,9 @@ from lvlm_guard_steering import VTI, Nullu
 from safetensors.torch import save_file
 
 from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
-from lvlm_guard.strategy.artefacts import config_hash
+from lvlm_guard.errors import GuardWarning
+from lvlm_guard.strategy.artefacts import config_hash, describe_model
+from lvlm_guard.strategy.fingerprints import differ, digest_weights
 from lvlm_guard.testing import ARCHITECTURES, tiny
 
 MANIFEST = {"model": "a tiny llava", "split": "train", "settings": {"rank": 2}, "lvlm_guard": "0.1.0"}
@@ -23,7 +27,7 @@ def llava():
 @pytest.fixture
 def artefact(llava):
     directions = torch.linalg.qr(torch.randn(3, 32, 2, generator=torch.Generator().manual_seed(0))).Q.mT
-    return Artefact("nullu", {"directions": directions}, {**MANIFEST, "config": config_hash(llava[0].config)})
+    return Artefact("nullu", {"directions": directions}, {**MANIFEST, **describe_model(llava[0])})
 
 
 @pytest.fixture
@@ -120,3 +124,106 @@ def test_the_hash_sees_sizes_and_not_where_the_config_came_from(tmp_path):
 
 def test_the_hash_is_the_same_in_every_version():
     assert config_hash(ARCHITECTURES["llava"].build()) == "345c1da66dfc6311"
+
+
+def artefact_of(model, path, **changes):
+    tensors = {"directions": torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))}
+    manifest = {"model": "a tiny llava", **describe_model(model), **changes}
+    Artefact("nullu", tensors, manifest).save(path)
+    return path
+
+
+def use(model, inputs, path, k=4):
+    return Guard(model, None, [Nullu(path, k=k)]).generate(**inputs, max_new_tokens=2, do_sample=False)
+
+
+def test_another_model_of_the_same_shape_is_refused(tmp_path, llava):
+    path = artefact_of(llava[0], tmp_path / "a")
+    use(*llava, path)
+    other, inputs = tiny("llava", seed=1)
+    with pytest.raises(StrategyRefused, match="fitted on a tiny llava, whose weights differ"):
+        use(other, inputs, path)
+
+
+@pytest.mark.parametrize("fitted", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loaded", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.filterwarnings("error")
+def test_the_same_model_in_another_precision_is_known(fitted, loaded):
+    first, second, other = (tiny("llava", seed=seed)[0] for seed in (0, 0, 1))
+    digests = digest_weights(first.to(fitted))
+    can_compare = torch.float32 in (fitted, loaded) or fitted == loaded  # each half lost what the other kept
+    assert differ(digests, digest_weights(second.to(loaded))) is (False if can_compare else None)
+    assert differ(digests, digest_weights(other.to(loaded))) is (True if can_compare else None)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"weights": None, "revision": ""}, {"weights": {}}, {"weights": {"gone": {"bfloat16": "x"}}}]
+)
+def test_an_artefact_that_does_not_name_its_weights_loads_with_a_warning(tmp_path, llava, facts):
+    path = artefact_of(llava[0], tmp_path / "a", **facts)
+    with pytest.warns(GuardWarning, match="does not say which weights"):
+        use(*llava, path)
+
+
+def test_another_revision_is_refused_where_weights_cannot_be_compared(tmp_path, monkeypatch):
+    model, inputs = tiny("llava")
+    path = artefact_of(model, tmp_path / "a", weights={}, revision="abc")
+    monkeypatch.setattr(model.config, "_commit_hash", "def", raising=False)
+    with pytest.raises(StrategyRefused, match="whose weights differ"):
+        use(model, inputs, path)
+
+
+def test_tensors_that_were_changed_afterwards_are_refused(path, llava):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="was changed after it was fitted"):
+        Artefact.load(path, "nullu", llava[0].config)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(2, 4, 32),
+        torch.ones(3, 4, 31),
+        torch.ones(3, 32),
+        torch.ones(3, 4, 32).double(),
+        torch.ones(3, 4, 32).long(),
+    ],
+)
+def test_directions_of_another_shape_or_dtype_are_refused(tmp_path, llava, tensor):
+    model, inputs = llava
+    Artefact("nullu", {"directions": tensor}, describe_model(model)).save(tmp_path / "a")
+    with pytest.raises(InputError, match=r"'directions' must be floats \[3, any, 32\], got"):
+        use(model, inputs, tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor([1.0, float("nan")]),
+        torch.tensor([float("inf")]),
+        torch.ones(0, 3),
+        torch.ones(3).to_sparse(),
+        torch.ones(3, device="meta"),
+        torch.ones(3, dtype=torch.complex64),
+    ],
+)
+def test_tensors_without_usable_values_are_neither_written_nor_read(tmp_path, llava, tensor):
+    path = tmp_path / "a"
+    with pytest.raises(InputError, match="cannot be part of an artefact"):
+        Artefact("nullu", {"directions": tensor}).save(path)
+    assert not path.exists()
+    if not (tensor.is_meta or tensor.is_sparse):
+        manifest = {"kind": "nullu", **describe_model(llava[0])}
+        save_file({"directions": tensor}, path, {"lvlm_guard": json.dumps(manifest)})
+        with pytest.raises(InputError, match="cannot be part of an artefact"):
+            Artefact.load(path, "nullu", llava[0].config)
+
+
+def test_a_vision_tower_of_another_depth_is_refused(tmp_path, llava):
+    model, inputs = llava
+    tensors = {"decoder": torch.ones(3, 32), "vision": torch.ones(1, 26, 32)}
+    Artefact("vti", tensors, describe_model(model)).save(tmp_path / "a")
+    with pytest.raises(StrategyRefused, match="artefact of this vision tower"):
+        Guard(model, None, [VTI(tmp_path / "a")]).generate(**inputs, max_new_tokens=2)

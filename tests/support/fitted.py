@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import Artefact, Guard
-from lvlm_guard.strategy.artefacts import config_hash
+from lvlm_guard.strategy.artefacts import describe_model
 from lvlm_guard.testing import StrategyContract
 from lvlm_guard.testing.contract import Words
 
@@ -32,7 +32,7 @@ def make_artefact(
     else:
         tensors = {"directions": torch.linalg.qr(torch.randn(3, 32, 32, generator=draw)).Q[:, :6].contiguous()}
     path = folder / f"{kind}-{architecture}.safetensors"
-    Artefact(kind, tensors, {"model": f"tiny {architecture}", "config": config_hash(model.config)}).save(path)
+    Artefact(kind, tensors, {"model": f"tiny {architecture}", **describe_model(model)}).save(path)
     return path, tensors
 
 

@@ -45,7 +45,7 @@ class Site:
 
 @dataclass
 class _Observed:
-    """What one layer was seen to do: input and output `[rows, positions, hidden]`, and each block's last output."""
+    """What one layer was observed to do: input and output `[rows, positions, hidden]`, and each block's last output."""
 
     stream: list[Tensor] = field(default_factory=list)
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -65,14 +65,14 @@ def find_site(module: Model, layer: nn.Module, site: str) -> Site:
     block = anatomy.layer_part(layer, site)
     if layer not in _sites:
         _sites.update(_probe(module))
-    found = _sites.get(layer, {}).get(site)
-    if found is None:
+    resolved = _sites.get(layer, {}).get(site)
+    if resolved is None:
         raise ModelRefused(
             f"{type(layer).__name__} does not simply add its {site} block to the residual stream, so the block's "
             "contribution cannot be edited. Choose a strategy that edits attention or the residual stream."
         )
-    assert found.block is block
-    return found
+    assert resolved.block is block
+    return resolved
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def _probe(module: Model) -> dict[nn.Module, dict[str, Site]]:
                 f"The decoder of {type(module).__name__} does not run on embeddings alone ({error}), so where its blocks "
                 "are added cannot be found."
             ) from error
-    return {layer: _solve(layer, seen) for layer, seen in zip(layers, observed, strict=True)}
+    return {layer: _solve(layer, layer_run) for layer, layer_run in zip(layers, observed, strict=True)}
 
 
 def _make_inputs(module: Model) -> dict[str, Any]:
@@ -115,30 +115,30 @@ def _observe(layers: Sequence[nn.Module]) -> Iterator[list[_Observed]]:
     """Hooks that note what layers and their blocks take and return."""
     observed = [_Observed() for _ in layers]
     with ExitStack() as undo:
-        for layer, seen in zip(layers, observed, strict=True):
-            undo.callback(layer.register_forward_hook(_note_stream(seen), with_kwargs=True).remove)
+        for layer, layer_run in zip(layers, observed, strict=True):
+            undo.callback(layer.register_forward_hook(_note_stream(layer_run), with_kwargs=True).remove)
             blocks = {block: name for name in BLOCKS if (block := anatomy.find_part(layer, name)) is not None}
             for child in layer.children():
-                undo.callback(child.register_forward_hook(_note_output(seen, blocks.get(child))).remove)
+                undo.callback(child.register_forward_hook(_note_output(layer_run, blocks.get(child))).remove)
         yield observed
 
 
-def _note_stream(seen: _Observed) -> Any:
+def _note_stream(layer_run: _Observed) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen.stream = [args[0] if args else kwargs["hidden_states"], first_tensor(output)]
+        layer_run.stream = [args[0] if args else kwargs["hidden_states"], first_tensor(output)]
 
     return hook
 
 
-def _note_output(seen: _Observed, name: str | None) -> Any:
+def _note_output(layer_run: _Observed, name: str | None) -> Any:
     """Note what a block returns, or what a module makes of it that takes exactly that; dropouts make nothing of it."""
 
     def hook(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        follows = [block for block, value in seen.outputs.items() if args and args[0] is value]
+        follows = [block for block, value in layer_run.outputs.items() if args and args[0] is value]
         for block in [name] if name is not None else follows:
-            seen.outputs[block] = first_tensor(output)
+            layer_run.outputs[block] = first_tensor(output)
             if name is not None or not isinstance(part, nn.Dropout):
-                seen.parts[block] = part
+                layer_run.parts[block] = part
 
     return hook
 
@@ -148,23 +148,25 @@ def first_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _solve(layer: nn.Module, seen: _Observed) -> dict[str, Site]:
+def _solve(layer: nn.Module, layer_run: _Observed) -> dict[str, Site]:
     """Return the sites of a layer whose output is its input plus multiples of its blocks' outputs; none of another."""
-    if not seen.stream or any(not isinstance(value, Tensor) for value in (*seen.stream, *seen.outputs.values())):
+    if not layer_run.stream or any(
+        not isinstance(value, Tensor) for value in (*layer_run.stream, *layer_run.outputs.values())
+    ):
         return {}
-    before, after = (value.double().flatten().cpu() for value in seen.stream)
-    names = list(seen.outputs)
-    contributions = [seen.outputs[name].double().flatten().cpu() for name in names]
-    is_shared = len(set(seen.parts.values())) < len(names)
+    before, after = (value.double().flatten().cpu() for value in layer_run.stream)
+    names = list(layer_run.outputs)
+    contributions = [layer_run.outputs[name].double().flatten().cpu() for name in names]
+    is_shared = len(set(layer_run.parts.values())) < len(names)
     if not names or is_shared or any(value.shape != before.shape for value in (after, *contributions)):
         return {}
     matrix, added = torch.stack(contributions, dim=1), after - before
     factors = torch.linalg.lstsq(matrix, added[:, None]).solution[:, 0]
-    tolerance = TOLERANCES.get(seen.stream[0].dtype, HALF_TOLERANCE)
+    tolerance = TOLERANCES.get(layer_run.stream[0].dtype, HALF_TOLERANCE)
     if not bool((added - matrix @ factors).norm() <= tolerance * added.norm()):
         return {}
     return {
-        name: Site(block, seen.parts[name], _round(float(factor), tolerance))
+        name: Site(block, layer_run.parts[name], _round(float(factor), tolerance))
         for name, factor in zip(names, factors, strict=True)
         if (block := anatomy.find_part(layer, name)) is not None and abs(factor) > tolerance
     }

@@ -19,7 +19,7 @@ from twin import Twin
 from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
 from lvlm_guard.fitting import Demonstration, encode_answer, fit
 from lvlm_guard.host.parameters import build
-from lvlm_guard.strategy.artefacts import config_hash
+from lvlm_guard.strategy.artefacts import describe_model
 from lvlm_guard.testing import StrategyContract, tiny
 
 HEADS = ((0, 1), (0, 2), (1, 0), (2, 3))
@@ -60,7 +60,7 @@ def test_adhh(architecture, tau):
 
 
 def heads_file(model, path, heads=HEADS, kind="adhh"):
-    Artefact(kind, {"heads": torch.tensor(heads)}, {"config": config_hash(model.config)}).save(path)
+    Artefact(kind, {"heads": torch.tensor(heads)}, describe_model(model)).save(path)
     return path
 
 

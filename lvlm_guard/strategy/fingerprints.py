@@ -1,0 +1,68 @@
+"""What tells one model from another of the same shape: the revision of its config, and digests of some of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import ModelRefused
+
+MATRICES = 8
+"""Weights of the decoder that are looked at, evenly over its sorted names."""
+VALUES = 1024
+"""Values of each, evenly over it."""
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What weights in full precision are rounded to; those in half precision have a digest in their own alone."""
+
+
+def find_revision(config: Any) -> str:
+    """Return the commit that a config was downloaded at, or nothing."""
+    return str(getattr(config, "_commit_hash", None) or "")
+
+
+@torch.no_grad()
+def digest_weights(module: Any) -> dict[str, dict[str, str]]:
+    """Return digests of some weights of the decoder, by name and precision; none where no decoder is found.
+
+    A model in half precision is known as the one it was loaded from. Quantised weights, and weights that are not in memory,
+    are left out.
+    """
+    try:
+        named = dict(anatomy.decoder(module).named_parameters())
+    except ModelRefused:
+        return {}
+    names = sorted(name for name, value in named.items() if value.ndim > 1)
+    chosen = names[:: max(len(names) // MATRICES, 1)][:MATRICES]
+    return {name: _digest(named[name]) for name in chosen if _is_readable(named[name])}
+
+
+def differ(fitted: Mapping[str, Any], loaded: Mapping[str, Mapping[str, str]]) -> bool | None:
+    """Return whether a digest that both know differs; None where they know none together."""
+    pairs = [
+        (digests[precision], digest)
+        for name, by_precision in loaded.items()
+        if isinstance(digests := fitted.get(name), Mapping)
+        for precision, digest in by_precision.items()
+        if precision in digests
+    ]
+    return any(before != after for before, after in pairs) if pairs else None
+
+
+def _is_readable(value: Tensor) -> bool:
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+
+
+def _digest(value: Tensor) -> dict[str, str]:
+    flat = value.detach().reshape(-1)
+    sample = flat[:: max(flat.numel() // VALUES, 1)][:VALUES].cpu()
+    shape = repr(tuple(value.shape)).encode()
+    precisions = {name: dtype for name, dtype in PRECISIONS.items() if dtype == value.dtype} or PRECISIONS
+    return {
+        name: hashlib.blake2b(shape + sample.to(dtype).view(torch.uint8).numpy().tobytes(), digest_size=8).hexdigest()
+        for name, dtype in precisions.items()
+    }
