@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError
+from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.layout import EditPlace
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
 from lvlm_guard.forward.interventions.views import HiddenView
@@ -36,15 +36,15 @@ class HiddenHooks:
         self._edits = edits
         self._effects = effects
 
-    def register(self) -> Iterator[RemovableHandle]:
-        """Register every hook; removing what is yielded undoes it."""
+    def register(self) -> None:
+        """Register every hook, for the owner to remove."""
         for edit in self._edits:
             if edit.site == "embedding":
-                yield self._layers[0].register_forward_pre_hook(self._edit_embeddings(edit), with_kwargs=True)
+                register(self._layers[0], self._owner, self._edit_embeddings(edit), before=True, with_kwargs=True)
                 continue
             for index in layer_range(edit.layers, len(self._layers)):
                 part = anatomy.layer_part(self._layers[index], edit.site)
-                yield part.register_forward_hook(self._edit_output(edit, index), with_kwargs=True)
+                register(part, self._owner, self._edit_output(edit, index), with_kwargs=True)
 
     def _edit_output(self, edit: HiddenEdit, layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
