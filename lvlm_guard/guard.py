@@ -202,7 +202,7 @@ class Guard:
         self._last_report.set(None)
         chosen = self.using(kwargs["stack"]) if "stack" in kwargs else self
         arguments = bind_arguments(plain, args, {name: value for name, value in kwargs.items() if name != "stack"})
-        output, report = run_guarded_call(self.model, chosen._run, plain, arguments)
+        output, report = run_guarded_call(self.model, chosen._run, plain, arguments)  # noqa: SLF001 - a guard like this one
         self._last_report.set(report)
         return output
 

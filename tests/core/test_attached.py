@@ -143,7 +143,7 @@ def test_a_copy_of_an_attached_model_is_not_guarded(scene, make):
 def test_a_generate_that_somebody_wrapped_in_between_is_guarded_once(scene):
     with scene.first.attached():
         old = scene.model.generate
-        scene.model.generate = functools.wraps(old)(lambda *args, **kwargs: old(*args, **kwargs))
+        scene.model.generate = functools.update_wrapper(functools.partial(old), old)
         assert scene.who() == "first"
         assert scene.who(scene.second) == "second"
         with scene.second.attached():

@@ -33,9 +33,6 @@ class During(StoppingCriteria):
 
 def run_during(guard, inputs, function):
     """Return what a guarded call answers and what the function returned in the middle of it."""
-    if guard.stack.names[:1] == ("inside",) and guard.stack.strategies[0].loop:
-        criterion = During(function)
-        return guard.generate(**inputs, max_new_tokens=5, do_sample=False), function()
     criterion = During(function)
     output = guard.generate(**inputs, **SETTINGS, stopping_criteria=[criterion])
     assert criterion.calls >= 2
@@ -79,23 +76,28 @@ def logits(model, inputs):
 
 @pytest.fixture(scope="module")
 def fresh():
-    model, inputs = tiny("llava")
-    return model, inputs, traces(model), logits(model, inputs)
+    """What a model that only ever generated plainly looks like: transformers leaves hooks of its own on some."""
+    return {name: describe(name) for name in ("llava", "qwen2_vl")}
+
+
+def describe(architecture):
+    model, inputs = tiny(architecture)
+    model.generate(**inputs, **SETTINGS)
+    twin = copy.deepcopy(model)
+    return traces(twin), logits(twin, inputs)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [copy.deepcopy, pickled, saved, in_a_thread])
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_a_copy_made_during_a_call_is_a_plain_model(fresh, mechanism, make):
-    model, inputs = tiny("llava")
-    guard = Guard(model, None, MECHANISMS[mechanism])
-    copies = []
-    handle = model.get_decoder().register_forward_pre_hook(lambda *_: copies.append(1))
-    handle.remove()
-    _, twin = run_during(guard, inputs, lambda: make(model))
-    assert traces(twin) == fresh[2]
-    assert torch.equal(logits(twin, inputs), fresh[3])
-    assert traces(model) == fresh[2]
+    architecture = "qwen2_vl" if make in (pickled, saved) else "llava"  # this llava cannot be pickled once it ran
+    model, inputs = tiny(architecture)
+    _, twin = run_during(Guard(model, None, MECHANISMS[mechanism]), inputs, lambda: make(model))
+    wanted, wanted_logits = fresh[architecture]
+    assert traces(twin) == wanted
+    assert torch.equal(logits(twin, inputs), wanted_logits)
+    assert traces(model) == wanted
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -114,11 +116,11 @@ def test_a_copy_made_inside_a_forward_is_a_plain_model_there_too(fresh, mechanis
     handle = model.get_decoder().register_forward_pre_hook(copy_and_run)
     Guard(model, None, MECHANISMS[mechanism]).generate(**inputs, max_new_tokens=2, do_sample=False)
     handle.remove()
-    assert torch.equal(answers[0], fresh[3])
+    assert torch.equal(answers[0], fresh["llava"][1])
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_config_copied_during_a_call_names_the_attention_it_had(fresh):
+def test_a_config_copied_during_a_call_names_the_attention_it_had():
     model, inputs = tiny("llava")
     guard = Guard(model, None, MECHANISMS["attention"])
     _, (deep, plain) = run_during(
@@ -140,7 +142,7 @@ def test_a_cache_copied_after_a_call_reorders_itself_alone():
 
 def partial_wrapper(model):
     old = model.forward
-    model.forward = functools.update_wrapper(functools.partial(lambda *args, **kwargs: old(*args, **kwargs)), old)
+    model.forward = functools.update_wrapper(functools.partial(old), old)
 
 
 def decorator(model):

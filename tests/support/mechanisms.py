@@ -54,6 +54,7 @@ def flipped(hidden: torch.Tensor, view: Any) -> torch.Tensor:
 def greedy(decoder: Any) -> torch.Tensor:
     while decoder.generated.shape[1] < decoder.limit:
         decoder.append(decoder.logits().argmax(-1))
+        decoder.finished()
     return decoder.generated
 
 
