@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from lvlm_guard.call.asking import build_asked_call
+from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.call.without_image import join_rows, rows_with_image, split_rows
+from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
-from lvlm_guard.forward.wrapper import is_decoding
-from lvlm_guard.host.plugins import StrategyCalls, is_marked
+from lvlm_guard.host.plugins import StrategyCalls, is_marked, strategy_name
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import conversation
 from lvlm_guard.request.recent_pictures import RecentPictures
 from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
 
+WithoutImage = Literal["refuse", "plain"]
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
 STACK_LIKE = (str, Stack, list, tuple, Mapping)
@@ -49,32 +51,77 @@ class Guard:
         processor: Its processor; needed by `inputs`, `chat`, and strategies that write text or edit pictures.
         stack: What `Stack.of` takes: a name, a list, a mapping, or the path of a TOML or YAML file.
         executor: `auto` decodes branches as one batch where that is exact; `batched` and `sequential` insist.
+        without_image: What is done with rows whose prompt holds no image: `refuse` leaves it to the strategies, which refuse
+            what needs one; `plain` runs those rows as plain generate does.
 
     Raises:
         StackError: The stack cannot be built.
-        InputError: An unknown executor, or a processor that cannot be called.
+        InputError: An unknown executor or `without_image`, or a processor that cannot be called.
         ModelRefused: The model cannot generate.
     """
 
     def __init__(
-        self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
+        self,
+        model: Any,
+        processor: Any = None,
+        stack: Any = DEFAULT_STACK,
+        *,
+        executor: ExecutorName = "auto",
+        without_image: WithoutImage = "refuse",
     ) -> None:
         model = unwrap_compiled(model)
         refuse(MODEL, model)
         if executor not in EXECUTORS:
             raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
+        if without_image not in get_args(WithoutImage):
+            raise InputError(f"without_image must be 'refuse' or 'plain', got {quote(without_image)}.")
         if processor is not None and not callable(processor):
             hint = " Name the stack: Guard(model, stack=...)." if isinstance(processor, STACK_LIKE) else ""
             raise InputError(f"The second argument is the model's processor, got {type(processor).__name__}.{hint}")
         self.model = model
         self.processor = processor
-        self.stack = Stack.of(stack)
         self.executor: ExecutorName = executor
-        self._strategies = StrategyCalls(self.stack.strategies)
+        self.without_image: WithoutImage = without_image
+        self._use(stack)
         self._recent_pictures = RecentPictures()
 
+    def _use(self, stack: Any) -> None:
+        """Go on with a stack."""
+        self.stack = Stack.of(stack)
+        self._strategies = StrategyCalls(self.stack.strategies)
+
+    def __copy__(self) -> Guard:
+        return self.using(self.stack)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
-        return Guard(copy.deepcopy(self.model, memo), self.processor, self.stack, executor=self.executor)
+        return _rebuild(copy.deepcopy(self.model, memo), self.processor, self.stack, self._options)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.model, self.processor, self.stack, self._options)
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != DEFAULTS[name])
+        strategies = ", ".join(_describe_strategy(strategy) for strategy in self.stack)
+        return f"Guard({type(self.model).__name__}, stack=[{strategies}]{options})"
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The keyword arguments of a guard like this one."""
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    def using(self, stack: Any) -> Guard:
+        """Return a guard on the same model with another stack; None is plain generate.
+
+        Model, processor, settings and remembered pictures are shared, the report is its own. Nothing is loaded or checked
+        again but the stack, so it costs microseconds with strategies that are already built.
+
+        Raises:
+            StackError: The stack cannot be built.
+        """
+        sibling = object.__new__(type(self))
+        vars(sibling).update(vars(self))
+        sibling._use(stack)
+        return sibling
 
     @property
     def report(self) -> Report:
@@ -91,12 +138,14 @@ class Guard:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generate with the stack; arguments and return value are those of `model.generate`.
 
+        `stack=` as a further argument uses another stack for this call, as `using` does; None is plain generate.
+
         Raises:
             Refused: A mode or model that cannot be guarded exactly; the message names the fix.
             InputError: Arguments that cannot be used.
             NonFiniteLogits: The model or a branch produced NaN.
         """
-        return self._generate(self._plain_generate(), args, kwargs)
+        return self._generate(plain_generate(self.model), args, kwargs)
 
     def generate_with_report(self, *args: Any, **kwargs: Any) -> tuple[Any, Report | None]:
         """Generate as `generate` does, and return the output and the report of this call.
@@ -139,7 +188,7 @@ class Guard:
         Args:
             messages: Messages as chat templates take them; pictures may stand in them.
             images: Pictures for image items that carry none.
-            **kwargs: Passed on to generate.
+            **kwargs: Passed on to generate, `stack=` for this call alone included.
         """
         batch = self.inputs(images=images, messages=messages)
         output = self.generate(**batch, **kwargs)
@@ -147,44 +196,45 @@ class Guard:
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
-        """Guard every call of `model.generate` until the end of the block, whoever makes it and in any thread."""
-        model = self.model
-        previous = vars(model).get("generate")
-        plain = self._plain_generate()
+        """Guard every call of `model.generate` until the end of the block, whoever makes it and in any thread.
 
-        def generate(_: Any, *args: Any, **kwargs: Any) -> Any:
-            return plain(*args, **kwargs) if is_decoding() else self._generate(plain, args, kwargs)
-
-        generate.__wrapped__ = type(model).generate  # type: ignore[attr-defined]
-        generate.is_guarded = True  # type: ignore[attr-defined]
-        model.generate = types.MethodType(generate, model)
-        try:
+        Where several guards are attached to one model, the youngest that still stands answers, alone; blocks may overlap, in
+        threads too, and end in any order. `guard.generate` answers with its own stack, whatever is attached. A copy of the
+        model is not guarded.
+        """
+        with attached(self.model, self._generate):
             yield self
-        finally:
-            if previous is None:
-                del model.generate
-            else:
-                model.generate = previous
-
-    def _plain_generate(self) -> Any:
-        """The model's own generate, also while a guard is attached to it."""
-        attached = vars(self.model).get("generate")
-        if attached is None or hasattr(getattr(attached, "__func__", None), "is_guarded"):
-            return types.MethodType(type(self.model).generate, self.model)
-        return attached
 
     def _generate(self, plain: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Run one guarded call of the model's own generate."""
+        """Run one call of the model's own generate with this stack, or with that of the call."""
         keep_report(self, None)
-        arguments = bind_arguments(plain, args, kwargs)
-        if not len(self.stack):
-            return self._generate_unguarded(plain, arguments)
-        refuse(ARGUMENTS, arguments)
-        request = self._build_request(arguments)
-        ask = functools.partial(self._ask_about_picture, request)
-        output, report = run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
+        chosen = self.using(kwargs["stack"]) if "stack" in kwargs else self
+        arguments = bind_arguments(plain, args, {name: value for name, value in kwargs.items() if name != "stack"})
+        output, report = run_guarded_call(self.model, chosen._run, plain, arguments)  # noqa: SLF001 - a guard like this one
         keep_report(self, report)
         return output
+
+    def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
+        """Return the output and the report of one call, guarded where there is something to guard."""
+        if not len(self.stack):
+            return _run_plain(plain, arguments)
+        refuse(ARGUMENTS, arguments)
+        request = self._build_request(arguments)
+        if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
+            return (
+                self._run_beside_plain(plain, arguments, request, rows) if rows.any() else _run_plain(plain, arguments)
+            )
+        ask = functools.partial(self._ask_about_picture, request)
+        return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
+
+    def _run_beside_plain(
+        self, plain: Any, arguments: Mapping[str, Any], request: Request, rows: Tensor
+    ) -> tuple[Any, Report | None]:
+        """Run the rows with an image, bool `[batch]`, guarded and the others plain; the report is about the former."""
+        settings = {name: value for name, value in request.settings.items() if name in arguments}
+        guarded_inputs, plain_inputs = split_rows(request, rows)
+        guarded, report = self._run(plain, {**guarded_inputs, **settings})
+        return join_rows([guarded, plain(**plain_inputs, **settings)], rows, request), report
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
         inputs, settings = split_arguments(arguments)
@@ -205,14 +255,33 @@ class Guard:
         answers: list[str] = guard.chat(conversations, max_new_tokens=ANSWER_TOKENS, do_sample=False)
         return answers
 
-    def _generate_unguarded(self, plain: Any, arguments: Mapping[str, Any]) -> Any:
-        """Run plain generate, and report that it ran."""
-        started = time.perf_counter()
-        output = plain(**arguments)
-        ids = split_arguments(arguments)[0].get("input_ids")
-        if isinstance(output, Tensor) or hasattr(output, "sequences"):
-            keep_report(self, Report.of_plain(sequences(output), ids, time.perf_counter() - started))
-        return output
+
+DEFAULTS = {"executor": "auto", "without_image": "refuse"}
+"""Keyword arguments of a guard, as they are when nobody sets them."""
+
+
+def _rebuild(model: Any, processor: Any, stack: Stack, options: Mapping[str, Any]) -> Guard:
+    return Guard(model, processor, stack, **options)
+
+
+def _describe_strategy(strategy: Any) -> str:
+    """Return the name of a strategy, with the parameters that are not at their defaults."""
+    changed = [
+        f"{parameter.name}={quote(getattr(strategy, parameter.name))}"
+        for parameter in dataclasses.fields(strategy)
+        if parameter.default_factory is dataclasses.MISSING and getattr(strategy, parameter.name) != parameter.default
+    ]
+    return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
+
+
+def _run_plain(plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
+    """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
+    started = time.perf_counter()
+    output = plain(**arguments)
+    ids = split_arguments(arguments)[0].get("input_ids")
+    if isinstance(output, Tensor) or hasattr(output, "sequences"):
+        return output, Report.of_plain(sequences(output), ids, time.perf_counter() - started)
+    return output, None
 
 
 def _takes_over(strategy: object) -> bool:

@@ -16,10 +16,11 @@ from lvlm_guard.call.preparing import PreparedCall
 from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
-from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, guarded
+from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Cache, Model
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.generation import Generation
@@ -62,8 +63,10 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     if any(planned.request.setting(name) for name in DRAFTS_OF_SAME_MODULE):
         main_cache = inputs.setdefault("past_key_values", prepared.main.cache)
     guarded_decode = _build_decode(prepared, effects, main_cache)
-    with guarded(guarded_decode), vision.encoding(call.gen, MAIN):
-        output = call.generate(**inputs, **_loop_settings(prepared))
+    generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
+    with vision.encoding(call.gen, MAIN):
+        output = run_guarded(guarded_decode, generate)
+    guarded_decode.check_whole(sequences(output))
     choice = guarded_decode.choice
     return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lvlm_guard import anatomy
 from lvlm_guard.call.rules import (
     EditedAttention,
@@ -24,6 +26,12 @@ DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their for
 DRAFTS = (*DRAFTS_OF_SAME_MODULE, "prompt_lookup_num_tokens")
 NEED_THE_LOOP = (*DRAFTS, "stop_strings", "guidance_scale")
 NEED_FINAL_TOKENS = ("return_dict_in_generate", "output_scores", "output_logits")
+
+
+WHOLE_BATCH = (
+    "streamer", "past_key_values", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "negative_prompt_ids", "return_dict_in_generate", "output_scores", "output_logits", *DRAFTS,
+)  # fmt: skip
 
 
 def count_new_tokens(main: PreparedDecode) -> int:
@@ -53,6 +61,23 @@ def _tokens_of(branch: Branch) -> list[int]:
     """Return every token id that a branch puts into the prompt."""
     rows = [row for edit in branch.tokens for row in (getattr(edit, "per_row", None) or (edit.ids,))]
     return [token for row in rows for token in row]
+
+
+def _first_whole_batch(request: Request) -> str | None:
+    """Return the first argument that works on the whole batch."""
+    return _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"]) or (
+        "past_key_values" if request.inputs.get("past_key_values") is not None else None
+    )
+
+
+def _first_ambiguous(request: Request) -> str | None:
+    """Return the first image input with an entry for each row, though some rows have no image, or with videos."""
+    batch, shape = request.input_ids.shape[0], request.input_ids.shape
+    for name, value in request.inputs.items():
+        of_images = isinstance(value, Tensor) and anatomy.is_image_input(name) and value.shape[:2] != shape
+        if of_images and (value.shape[0] == batch or "video" in name):
+            return name
+    return None
 
 
 def _holds_tokens(cache: Cache | None) -> bool:
@@ -222,6 +247,32 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
 FINISH: tuple[RefusalRule[Request], ...] = _rules_of_whole_answers("A revision")
 """About the request, when a strategy of the stack revises answers."""
 
+MIXED: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        f'{", ".join(f"`{name}`" for name in WHOLE_BATCH)} with `without_image="plain"`, where only some rows have an image',
+        "they work on the whole batch, and the rows run in two parts",
+        "drop it, or pass rows without an image in a call of their own",
+        ModeRefused,
+        lambda request: _first_whole_batch(request) is not None,
+        lambda request: (
+            "Only some rows of the batch have an image, so it runs in two parts, which cannot share "
+            f"{_first_whole_batch(request)}: drop it, or pass the rows without an image in a call of their own."
+        ),
+    ),
+    RefusalRule(
+        "as many images as rows, where only some rows have an image",
+        "nothing tells whose images they are",
+        "pass rows without an image in a call of their own",
+        InputError,
+        lambda request: _first_ambiguous(request) is not None,
+        lambda request: (
+            f"Only some rows of the batch have an image, but {_first_ambiguous(request)!r} has an entry for each row or holds "
+            "videos, so nothing tells what belongs to whom: pass the rows without an image in a call of their own."
+        ),
+    ),
+)
+"""About the request, when rows without an image run plain beside others."""
+
 MAIN_PREPARED: tuple[RefusalRule[PreparedMain], ...] = (
     RefusalRule(
         "`prefill_chunk_size`",
@@ -308,6 +359,7 @@ RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
     "Arguments": ARGUMENTS,
     "Searches": SEARCH,
     "Revisions": FINISH,
+    "Batches in which some rows have no image": MIXED,
     "Main, once prepared": MAIN_PREPARED,
     "Attention edits": ATTENTION,
     "Branches": BRANCH,

@@ -7,7 +7,7 @@ from lvlm_guard.forward.interventions.compiled import run_uncompiled as run_unco
 from lvlm_guard.forward.interventions.layers import LayerInterventions as LayerInterventions
 from lvlm_guard.forward.preparation import PreparedDecode as PreparedDecode
 from lvlm_guard.forward.preparation import capture_decode as capture_decode
-from lvlm_guard.forward.wrapper import guarded as guarded
+from lvlm_guard.forward.wrapper import run_guarded as run_guarded
 
 __all__ = [
     "GuardedDecode",
@@ -15,7 +15,7 @@ __all__ = [
     "LayerInterventions",
     "PreparedDecode",
     "capture_decode",
-    "guarded",
     "is_compiled",
+    "run_guarded",
     "run_uncompiled",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
 from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
+from lvlm_guard.forward.installations import leave, stand_in
 from lvlm_guard.forward.interventions.compiled import is_compiled
 from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.layouts import DecodeLayouts
@@ -93,6 +94,7 @@ class GuardedDecode:
         has_branches = bool(branches or self._late)
         self.choice = choose_by_name(self._sequential, executor, branches=has_branches, cached=self._cached)
         self._is_prefilled = False
+        self._is_closed = False
         self._undo = ExitStack()
 
     @property
@@ -117,12 +119,27 @@ class GuardedDecode:
         self._gen.forward = logits.as_forward(step, self._history.tokens)
         return logits.answer(self._combine(self._gen))
 
+    def check_whole(self, output: Tensor) -> None:
+        """Check that generate chose every token `[rows, length]` from logits of this decode.
+
+        Raises:
+            ModeRefused: Somebody replaced the module's forward while the call ran.
+        """
+        tokens = output.shape[1] - self.main.input_ids.shape[1]
+        if tokens > self.counts.positions:
+            raise ModeRefused(
+                f"The forward of {type(self.module).__name__} was replaced while the call ran, so {tokens - self.counts.positions} "
+                "of its tokens were not guarded. Change the model between calls."
+            )
+
     def close(self) -> None:
         """Leave main's cache as plain generate would have."""
         self._undo.close()
-        self.choice.executor.release()
+        if not self._is_closed:
+            self._is_closed = True
+            self.choice.executor.release()
         if self._cache is not None:
-            vars(self._cache).pop("reorder_cache", None)
+            leave(self._cache, "reorder_cache", self)
 
     def _next_step(self, inputs: Inputs) -> Step:
         """The tokens that this call feeds; the first call also tells which cache is main's."""
@@ -137,7 +154,7 @@ class GuardedDecode:
         self._cache = cache
         self._sequential.adopt(cache)
         if cache is not None and hasattr(cache, "reorder_cache"):
-            cache.reorder_cache = types.MethodType(lambda _, index: self._reorder(index), cache)
+            stand_in(cache, "reorder_cache", lambda _, index: self._reorder(index), self)
 
     def _choose(self, inputs: Inputs, step: Step) -> Choice:
         """The executor of this step; settled, with caches that grow in place, at the first step after the prefill."""

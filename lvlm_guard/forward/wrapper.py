@@ -2,107 +2,69 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
-import threading
-import types
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from lvlm_guard.forward.decode import GuardedDecode
+from lvlm_guard.forward.installations import StandIn, leave, stand_in
 
+Returned = TypeVar("Returned")
+_MISSING = object()
 _decode: ContextVar[GuardedDecode | None] = ContextVar("lvlm_guard_decode", default=None)
-_lock = threading.Lock()
+_stepping: ContextVar[GuardedDecode | None] = ContextVar("lvlm_guard_stepping", default=None)
 
 
-@dataclass
-class _Installation:
-    users: int
-    undo: Callable[[], None]
+def run_apart(function: Callable[..., Returned], *args: Any) -> Returned:
+    """Call a function so that nothing of a guarded call is left in this context, wherever an exception cuts it.
+
+    What the function set in context variables is set here too, once it has returned: users' callbacks run inside it.
+    """
+    context = copy_context()
+    output = context.run(function, *args)
+    for variable, value in context.items():
+        if variable.get(_MISSING) is not value:
+            variable.set(value)
+    return output
 
 
-_installed: weakref.WeakKeyDictionary[nn.Module, _Installation] = weakref.WeakKeyDictionary()
-
-
-def is_decoding() -> bool:
-    """Whether a guarded decode is under way in this context."""
-    return _decode.get() is not None
-
-
-@contextmanager
-def guarded(decode: GuardedDecode) -> Iterator[None]:
-    """Install the wrapper on the module that decodes and let it know this decode; undo both on the way out."""
-    assert isinstance(decode.module, nn.Module)
-    release = _acquire(decode.module)
-    token = _decode.set(decode)
+def run_guarded(decode: GuardedDecode, run: Callable[[], Returned]) -> Returned:
+    """Run `run` while forwards of the module that decodes may belong to this decode; all of it is undone afterwards."""
+    previous = _decode.get()
     try:
-        yield
+        _decode.set(decode)
+        stand_in(decode.module, "forward", _choose_forward(), decode)
+        return run()
     finally:
-        _decode.reset(token)
-        release()
-        decode.close()
+        try:
+            _end(decode, previous)
+        finally:  # an interrupt may have cut the first attempt short
+            _end(decode, previous)
 
 
-def _acquire(module: nn.Module) -> Callable[[], None]:
-    """Install the wrapper, or share the one that is there; returns the undo."""
-    with _lock:
-        state = _installed.get(module)
-        if state is None:
-            state = _installed[module] = _Installation(0, _install(module))
-        state.users += 1
-    return functools.partial(_release, module, state)
+def _end(decode: GuardedDecode, previous: GuardedDecode | None) -> None:
+    _decode.set(previous)
+    leave(decode.module, "forward", decode)
+    decode.close()
 
 
-def _release(module: nn.Module, state: _Installation) -> None:
-    with _lock:
-        state.users -= 1
-        if state.users == 0:
-            _installed.pop(module, None)
-            state.undo()
-
-
-def _install(module: nn.Module) -> Callable[[], None]:
-    saved = vars(module).get("forward")
-    original = saved if saved is not None else type(module).forward
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        plain = saved if saved is not None else functools.partial(original, self)
-        decode = _decode.get()
-        if decode is None or args or not decode.claims(self, kwargs):
-            return plain(*args, **kwargs)
-        return decode.step(plain, kwargs)
-
-    function = _keep_out_of_graphs(functools.update_wrapper(forward, original, updated=()))
-    function.__signature__ = _add_self(original, bound=saved is not None)
-    module.forward = types.MethodType(function, module)
-    return functools.partial(_uninstall, module, saved, module.forward)
-
-
-def _keep_out_of_graphs(function: Any) -> Any:
+def _choose_forward() -> Callable[..., Any]:
     """Keep a guarded forward out of graphs that trace through it, without importing the compiler when nobody uses it."""
-    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+    return torch.compiler.disable(_forward) if "torch._dynamo" in sys.modules else _forward
 
 
-def _uninstall(module: nn.Module, saved: Any, wrapper: Any) -> None:
-    if vars(module).get("forward") is not wrapper:
-        return  # somebody wrapped on top; that wrapper stays, and this one is inert
-    if saved is None:
-        del module.forward
-    else:
-        module.forward = saved
-
-
-def _add_self(original: Callable[..., Any], *, bound: bool) -> inspect.Signature:
-    signature = inspect.signature(original)
-    if not bound:
-        return signature
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    return signature.replace(parameters=[first, *signature.parameters.values()])
+def _forward(wrapper: StandIn, *args: Any, **kwargs: Any) -> Any:
+    """Answer a forward of the module; a wrapper that somebody wrapped again only passes on what the outer one runs."""
+    decode, module = _decode.get(), wrapper.owner
+    assert isinstance(module, nn.Module)
+    if decode is None or args or _stepping.get() is decode or not decode.claims(module, kwargs):
+        return wrapper.original(*args, **kwargs)
+    token = _stepping.set(decode)
+    try:
+        return decode.step(wrapper.original, kwargs)
+    finally:
+        _stepping.reset(token)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lvlm_guard.forward.installations import StandIn, leave, stand_in
 from lvlm_guard.protocols import Cache, CacheLayer
 
 ROOM = 64
@@ -38,7 +38,7 @@ def grow_in_place(cache: Cache | None) -> Callable[[], None]:
         return lambda: None
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer and "update" not in vars(layer)]
     for layer in layers:
-        layer.update = types.MethodType(_update, layer)
+        stand_in(layer, "update", _update, layer)
         if layer.is_initialized:
             _set_buffers(layer, Buffer(layer.keys), Buffer(layer.values))
     return lambda: _undo(layers)
@@ -46,17 +46,18 @@ def grow_in_place(cache: Cache | None) -> Callable[[], None]:
 
 def _undo(layers: Sequence[CacheLayer]) -> None:
     for layer in layers:
-        for name in ("update", BUFFERS):
-            vars(layer).pop(name, None)
+        vars(layer).pop(BUFFERS, None)
+        leave(layer, "update", layer)
 
 
-def _update(layer: CacheLayer, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _update(wrapper: StandIn, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Append keys and values, as the layer's own `update` does."""
+    layer = wrapper.owner
     buffers: tuple[Buffer, Buffer] | None = vars(layer).get(BUFFERS)
     if buffers is not None and _fits(buffers[0], layer.keys, keys) and _fits(buffers[1], layer.values, values):
         _set_buffers(layer, _append(buffers[0], keys), _append(buffers[1], values))
     else:
-        copied = type(layer).update(layer, keys, values, *args, **kwargs)
+        copied = wrapper.original(keys, values, *args, **kwargs)
         _set_buffers(layer, Buffer(copied[0]), Buffer(copied[1]))
     return layer.keys, layer.values
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,22 +15,46 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import LOCK
 from lvlm_guard.forward.interventions.attention_edits import AttentionCall, recompute
 from lvlm_guard.forward.interventions.running import running_forward
 from lvlm_guard.protocols import Model
 
 NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
-_lock = threading.Lock()
 
 
-@dataclass
-class _Switched:
-    users: int
+class SwitchedName(str):
+    """The name of `guarded_attention` in a config; knows what it stands for, and a copied config holds that instead.
+
+    Args:
+        original: Name of the attention in use before.
+    """
+
+    __slots__ = ("original", "users")
+
     original: str
+    users: weakref.WeakSet[AttentionUser]
+
+    @classmethod
+    def of(cls, original: str) -> SwitchedName:
+        """Return the name that stands for an attention."""
+        name = cls(NAME)
+        name.original, name.users = original, weakref.WeakSet()
+        return name
+
+    def __copy__(self) -> str:
+        return self.original
+
+    def __deepcopy__(self, _: dict[int, Any]) -> str:
+        return self.original
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (self.original,)
 
 
-_switched: dict[int, _Switched] = {}
+class AttentionUser:
+    """One call that needs the attention switched."""
 
 
 @contextmanager
@@ -44,21 +67,26 @@ def installed(module: Model) -> Iterator[None]:
     configs = anatomy.attention_configs(module)
     if not configs:
         raise ModelRefused(f"{type(module).__name__} does not run its attention through transformers' interface.")
-    _acquire(configs)
+    user = AttentionUser()
     try:
+        _switch(configs, user)
         yield
     finally:
-        _release(configs)
+        try:
+            _switch_back(configs, user)
+        finally:  # an interrupt may have cut the first attempt short
+            _switch_back(configs, user)
 
 
-def _acquire(configs: list[Any]) -> None:
-    with _lock:
+def _switch(configs: list[Any], user: AttentionUser) -> None:
+    with LOCK:
         for config in configs:
             _check(config)
         for config in configs:
-            state = _switched.setdefault(id(config), _Switched(0, config._attn_implementation))  # noqa: SLF001 - the interface's own switch
-            state.users += 1
-            config._attn_implementation = NAME  # noqa: SLF001 - as above
+            name = config._attn_implementation  # noqa: SLF001 - the interface's own switch
+            name = name if isinstance(name, SwitchedName) else SwitchedName.of(name)
+            name.users.add(user)
+            config._attn_implementation = name  # noqa: SLF001 - as above
 
 
 def _check(config: Any) -> None:
@@ -69,13 +97,14 @@ def _check(config: Any) -> None:
         )
 
 
-def _release(configs: list[Any]) -> None:
-    with _lock:
+def _switch_back(configs: list[Any], user: AttentionUser) -> None:
+    with LOCK:
         for config in configs:
-            state = _switched[id(config)]
-            state.users -= 1
-            if state.users == 0:
-                config._attn_implementation = _switched.pop(id(config)).original  # noqa: SLF001 - as above
+            name = config._attn_implementation  # noqa: SLF001 - as above
+            if isinstance(name, SwitchedName):
+                name.users.discard(user)
+                if not name.users:
+                    config._attn_implementation = name.original  # noqa: SLF001 - as above
 
 
 def guarded_attention(
@@ -107,8 +136,8 @@ def guarded_attention(
 
 def _delegate(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The attention function that would run without a guard."""
-    state = _switched.get(id(module.config))
-    name = "sdpa" if state is None else state.original
+    config: Any = module.config
+    name = getattr(config._attn_implementation, "original", "sdpa")  # noqa: SLF001 - as above
     if name == "eager":
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         if eager is not None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from lvlm_guard.forward.installations import LOCK
 from lvlm_guard.protocols import Model
 
-_lock = threading.Lock()
+
+class StanceUser:
+    """One block that runs compiled modules uncompiled."""
 
 
 @dataclass
 class _Switch:
-    users: int = 0
+    users: weakref.WeakSet[StanceUser] = field(default_factory=weakref.WeakSet)
     stance: Any = None
 
 
@@ -52,22 +55,27 @@ def run_uncompiled() -> Iterator[None]:
     if "torch._dynamo" not in sys.modules:
         yield
         return
-    _enter()
+    user = StanceUser()
     try:
+        _enter(user)
         yield
     finally:
-        _leave()
+        try:
+            _leave(user)
+        finally:  # an interrupt may have cut the first attempt short
+            _leave(user)
 
 
-def _enter() -> None:
-    with _lock:
-        if _switch.users == 0:
+def _enter(user: StanceUser) -> None:
+    with LOCK:
+        _switch.users.add(user)
+        if _switch.stance is None:
             _switch.stance = torch.compiler.set_stance("force_eager")
-        _switch.users += 1
 
 
-def _leave() -> None:
-    with _lock:
-        _switch.users -= 1
-        if _switch.users == 0:
-            _switch.stance.__exit__(None, None, None)
+def _leave(user: StanceUser) -> None:
+    with LOCK:
+        _switch.users.discard(user)
+        if not _switch.users and _switch.stance is not None:
+            stance, _switch.stance = _switch.stance, None
+            stance.__exit__(None, None, None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.layout import EditPlace
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
 from lvlm_guard.forward.interventions.sites import BLOCKS, Site, find_site, first_tensor
@@ -47,19 +47,19 @@ class HiddenHooks:
         }
         self._effects = effects
 
-    def register(self) -> Iterator[RemovableHandle]:
-        """Register every hook; removing what is yielded undoes it."""
+    def register(self) -> None:
+        """Register every hook, for the owner to remove."""
         for place, site in self._sites.items():
             if site.part is not site.block:
-                yield site.block.register_forward_pre_hook(self._keep_input(place), with_kwargs=True)
+                register(site.block, self._owner, self._keep_input(place), before=True, with_kwargs=True)
         for edit in self._edits:
             if edit.site == "embedding":
-                yield self._layers[0].register_forward_pre_hook(self._edit_embeddings(edit), with_kwargs=True)
+                register(self._layers[0], self._owner, self._edit_embeddings(edit), before=True, with_kwargs=True)
                 continue
             for index in layer_range(edit.layers, len(self._layers)):
                 site = self._sites.get((index, edit.site))
                 part = self._layers[index] if site is None else site.part
-                yield part.register_forward_hook(self._edit_output(edit, index, site), with_kwargs=True)
+                register(part, self._owner, self._edit_output(edit, index, site), with_kwargs=True)
 
     def _keep_input(self, place: tuple[int, str]) -> Callable[..., None]:
         """Keep what a block takes for edits of what a norm behind it returns."""

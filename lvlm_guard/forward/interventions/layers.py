@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.forward.installations import hooked
 from lvlm_guard.forward.interventions import attention
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.hidden import HiddenHooks
@@ -66,14 +67,14 @@ class LayerInterventions:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Put hooks and attention in place; all of it is undone on the way out."""
-        with ExitStack() as undo:
-            if not self.is_empty:
-                undo.enter_context(run_uncompiled())
-            if self.attention_plan:
-                undo.enter_context(attention.installed(self._module))
+        if self.is_empty:
+            yield
+            return
+        attended = attention.installed(self._module) if self.attention_plan else nullcontext()
+        with run_uncompiled(), attended, hooked(self._module, self):
             for hooks in (self._hidden, self._readouts):
-                for handle in hooks.register() if hooks is not None else ():
-                    undo.callback(handle.remove)
+                if hooks is not None:
+                    hooks.register()
             yield
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
 from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.branches import MAIN
@@ -118,15 +118,15 @@ class ReadoutHooks:
         )
         self._joined = list(self._missing({(index, True) for index in self._online}))
 
-    def register(self) -> Iterator[RemovableHandle]:
-        """Register every hook; removing what is yielded undoes it."""
+    def register(self) -> None:
+        """Register every hook, for the owner to remove."""
         for index in self._lens.list_captures(len(self._layers)):
             if index:
-                yield self._layers[index - 1].register_forward_hook(self._capture(index))
+                register(self._layers[index - 1], self._owner, self._capture(index))
             else:
-                yield self._layers[0].register_forward_pre_hook(self._capture_embeddings(), with_kwargs=True)
-        yield self._lens.head.register_forward_pre_hook(self._join_head)
-        yield self._lens.head.register_forward_hook(self._split_head)
+                register(self._layers[0], self._owner, self._capture_embeddings(), before=True, with_kwargs=True)
+        register(self._lens.head, self._owner, self._join_head, before=True)
+        register(self._lens.head, self._owner, self._split_head)
 
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""

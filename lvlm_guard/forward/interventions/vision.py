@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
 from lvlm_guard.errors import InputError
+from lvlm_guard.forward.installations import hooked, register
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.running import running_forward
 from lvlm_guard.protocols import Model
@@ -44,15 +45,15 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 @contextmanager
 def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker) -> Iterator[None]:
     """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything."""
-    with ExitStack() as undo:
-        if edits:
-            undo.enter_context(run_uncompiled())
+    if not edits:
+        yield
+        return
+    with run_uncompiled(), hooked(module, gen):
         for edit in edits:
             layers = anatomy.vision_layers(module)
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
-                hook = _edit_output(edit, index, gen, effects)
-                undo.callback(part.register_forward_hook(hook, with_kwargs=True).remove)
+                register(part, gen, _edit_output(edit, index, gen, effects), with_kwargs=True)
         yield
 
 

@@ -1,0 +1,211 @@
+"""What stands on the user's own objects while a call runs: taken off by identity, and left out of every copy of them."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+LOCK = threading.RLock()
+"""Guards every change; reentrant, because what a dropped user left is taken off whenever Python collects it."""
+STATE = "__getstate__"
+PRIVATE = "_lvlm_guard"
+HOOKS = {
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+}
+"""Where torch keeps the hooks of a module, and what it notes of them."""
+
+
+class StandIn:
+    """A method of one object that stands in for the object's own, for as long as it has users.
+
+    Without users it passes on whatever it is called with, so one that could not be taken off does nothing: one that
+    somebody wrapped, kept to put back, or copied.
+
+    Args:
+        owner: The object.
+        name: Name of the method.
+        function: What answers; called with the stand-in and the arguments.
+    """
+
+    __slots__ = ("__weakref__", "function", "name", "owner", "saved", "users")
+
+    def __init__(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        self.owner = owner
+        self.name = name
+        self.function = function
+        self.saved = vars(owner).get(name)
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @property
+    def original(self) -> Any:
+        """What stood there before: the object's own attribute, or the method of its class."""
+        if self.saved is not None:
+            return self.saved
+        return types.MethodType(getattr(type(self.owner), self.name), self.owner)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer in place of the original."""
+        if not self.users:
+            return self.original(*args, **kwargs)
+        return self.function(self, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+    def __copy__(self) -> Any:
+        return self.original
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.saved is not None:
+            return _return_it, (self.saved,)
+        return types.MethodType, (getattr(type(self.owner), self.name), self.owner)
+
+
+class Hook:
+    """A hook of one call on a module.
+
+    Args:
+        user: Who registered it.
+        function: The hook as torch takes it.
+    """
+
+    def __init__(self, user: object, function: Callable[..., Any]) -> None:
+        self.user = user
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the hook."""
+        return self._function(*args, **kwargs)
+
+
+def stand_in(owner: Any, name: str, function: Callable[..., Any], user: object) -> StandIn:
+    """Let `function` stand in for a method of an object, or share the stand-in that is there, until `user` leaves."""
+    with LOCK:
+        present = vars(owner).get(name)
+        if not (isinstance(present, StandIn) and present.owner is owner):
+            present = StandIn(owner, name, function)
+        present.users.add(user)
+        _leave_out_of_copies(owner)
+        vars(owner)[name] = present
+    return present
+
+
+def leave(owner: Any, name: str, user: object) -> None:
+    """Let a user go, wherever its stand-in lies, and take stand-ins off that have no user left."""
+    with LOCK:
+        present = vars(owner).get(name)
+        if isinstance(present, StandIn):
+            present.users.discard(user)
+            if not present.users and present.owner is owner:
+                _put_back(present)
+        _let_copy(owner)
+
+
+def register(
+    module: nn.Module, user: object, function: Callable[..., Any], *, before: bool = False, with_kwargs: bool = False
+) -> None:
+    """Register a forward hook, or one before the forward, that `hooked` removes by its user."""
+    with LOCK:
+        _leave_out_of_copies(module)
+        hook = Hook(user, function)
+        if before:
+            module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
+        else:
+            module.register_forward_hook(hook, with_kwargs=with_kwargs)
+
+
+@contextmanager
+def hooked(root: Any, user: object) -> Iterator[None]:
+    """Remove every hook that the block registers for this user on a module and all within it."""
+    try:
+        yield
+    finally:
+        try:
+            _remove_hooks(root, user)
+        finally:  # an interrupt may have cut the first attempt short
+            _remove_hooks(root, user)
+
+
+def _remove_hooks(root: Any, user: object) -> None:
+    with LOCK:
+        for module in root.modules():
+            for name, notes in HOOKS.items():
+                hooks = vars(module)[name]
+                for key in [key for key, hook in hooks.items() if isinstance(hook, Hook) and hook.user is user]:
+                    for kept in (name, *notes):
+                        vars(module)[kept].pop(key, None)
+            _let_copy(module)
+
+
+def _put_back(present: StandIn) -> None:
+    if present.saved is None:
+        vars(present.owner).pop(present.name, None)
+    else:
+        vars(present.owner)[present.name] = present.saved
+
+
+def _leave_out_of_copies(owner: Any) -> None:
+    """Let copy and pickle see an object as it is without a guard; they ask the object itself for its state."""
+    vars(owner).setdefault(STATE, functools.partial(_describe_state, owner))
+
+
+def _let_copy(owner: Any) -> None:
+    """Take the state off again, once nothing of ours is left on the object."""
+    if STATE in vars(owner) and not any(_is_ours(value) for value in _list_values(owner)):
+        del vars(owner)[STATE]
+
+
+def _is_ours(value: object) -> bool:
+    return isinstance(value, (StandIn, Hook))
+
+
+def _list_values(owner: Any) -> Iterator[Any]:
+    yield from vars(owner).values()
+    for name in HOOKS:
+        yield from vars(owner).get(name, {}).values()
+
+
+def _describe_state(owner: Any) -> dict[str, Any]:
+    """Return what copy and pickle would read of an object that no guard ever touched."""
+    with LOCK:
+        describe = getattr(type(owner), STATE, None)
+        own = describe is not None and describe is not getattr(object, STATE, None)
+        state = dict(describe(owner) if own and describe is not None else vars(owner))
+        for name, value in list(state.items()):
+            if name == STATE or name.startswith(PRIVATE):
+                del state[name]
+            elif isinstance(value, StandIn) and value.name == name:
+                _restore(state, value)
+        for name, notes in HOOKS.items():
+            ours = {key for key, hook in state.get(name, {}).items() if isinstance(hook, Hook)}
+            for kept in (name, *notes) if ours else ():
+                state[kept] = type(state[kept])((key, value) for key, value in state[kept].items() if key not in ours)
+    return state
+
+
+def _restore(state: dict[str, Any], present: StandIn) -> None:
+    if present.saved is None:
+        del state[present.name]
+    else:
+        state[present.name] = present.saved
+
+
+def _return_it(value: Any) -> Any:
+    return value
