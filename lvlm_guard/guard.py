@@ -18,7 +18,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.forward.wrapper import is_decoding
@@ -26,7 +26,9 @@ from lvlm_guard.host.plugins import StrategyCalls, is_marked
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import conversation
-from lvlm_guard.request.recent_pictures import RecentPictures
+from lvlm_guard.request.messages import is_batch
+from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
+from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
 
 EXECUTORS = ("auto", "batched", "sequential")
@@ -49,15 +51,22 @@ class Guard:
         processor: Its processor; needed by `inputs`, `chat`, and strategies that write text or edit pictures.
         stack: What `Stack.of` takes: a name, a list, a mapping, or the path of a TOML or YAML file.
         executor: `auto` decodes branches as one batch where that is exact; `batched` and `sequential` insist.
+        pictures: Where `inputs` and `chat` may read pictures from that a text names: by default local paths, no URLs.
 
     Raises:
         StackError: The stack cannot be built.
-        InputError: An unknown executor, or a processor that cannot be called.
+        InputError: An unknown executor, a processor that cannot be called, or `pictures` of another type.
         ModelRefused: The model cannot generate.
     """
 
     def __init__(
-        self, model: Any, processor: Any = None, stack: Any = DEFAULT_STACK, *, executor: ExecutorName = "auto"
+        self,
+        model: Any,
+        processor: Any = None,
+        stack: Any = DEFAULT_STACK,
+        *,
+        executor: ExecutorName = "auto",
+        pictures: PictureSources = LOCAL_ONLY,
     ) -> None:
         model = unwrap_compiled(model)
         refuse(MODEL, model)
@@ -66,16 +75,20 @@ class Guard:
         if processor is not None and not callable(processor):
             hint = " Name the stack: Guard(model, stack=...)." if isinstance(processor, STACK_LIKE) else ""
             raise InputError(f"The second argument is the model's processor, got {type(processor).__name__}.{hint}")
+        if not isinstance(pictures, PictureSources):
+            raise InputError(f"pictures is lvlm_guard.PictureSources(...), got {quote(pictures)}.")
         self.model = model
         self.processor = processor
         self.stack = Stack.of(stack)
         self.executor: ExecutorName = executor
         self._strategies = StrategyCalls(self.stack.strategies)
-        self._recent_pictures = RecentPictures()
+        self.pictures = pictures
+        self._recent_pictures = RECENT_PICTURES
         self._last_report: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
-        return Guard(copy.deepcopy(self.model, memo), self.processor, self.stack, executor=self.executor)
+        model = copy.deepcopy(self.model, memo)
+        return Guard(model, self.processor, self.stack, executor=self.executor, pictures=self.pictures)
 
     @property
     def report(self) -> Report:
@@ -109,9 +122,11 @@ class Guard:
         """Turn pictures and text, or chat messages, into model inputs, and remember the pictures.
 
         Args:
-            images: A picture (PIL, path or array) or a list of them, in the order of the prompts.
+            images: A picture or a list of them, in the order of the prompts: PIL, path, URL, data URI, base64, array or tensor.
+                With messages, those of image items that hold none.
             text: A prompt, or a list of prompts, with the model's own image placeholder in it.
-            messages: One conversation, or a list of them, for the processor's chat template.
+            messages: One conversation, or a list of them, for the processor's chat template, as transformers and OpenAI
+                write them.
             **options: Passed on to the processor.
 
         Returns:
@@ -119,10 +134,11 @@ class Guard:
 
         Raises:
             ProcessorNeeded: The guard has no processor.
-            InputError: Neither or both of text and messages, or a picture that cannot be read.
+            InputError: Neither or both of text and messages, a picture or message that cannot be read, more or fewer pictures
+                than places for them, or what the processor refuses.
         """
         return conversation.prepare_inputs(
-            self.model, self.processor, self._recent_pictures, images, text, messages, options
+            self.model, self.processor, self._recent_pictures, images, text, messages, options, self.pictures
         )
 
     def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
@@ -135,7 +151,7 @@ class Guard:
         """
         batch = self.inputs(images=images, messages=messages)
         output = self.generate(**batch, **kwargs)
-        return conversation.decode_answers(self.processor, batch, output, many=conversation.is_batch(messages))
+        return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
@@ -187,6 +203,8 @@ class Guard:
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
         pictures = request.pictures.pictures if request.pictures is not None else ()
+        if request.pictures is not None and request.pictures.missing:
+            raise ProcessorNeeded(request.pictures.missing)
         if len(pictures) != request.input_ids.shape[0]:
             raise ProcessorNeeded("Asking about the picture needs it: make the inputs with guard.inputs or guard.chat.")
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]

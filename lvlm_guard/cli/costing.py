@@ -18,6 +18,7 @@ from lvlm_guard.cli.options import Device, Dtype
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import Guard
+from lvlm_guard.request import picture_loading
 
 if TYPE_CHECKING:
     from lvlm_guard.bench.running.cost import Cost
@@ -76,9 +77,9 @@ def cost(
 
 def _read_picture(path: Path) -> Image.Image:
     try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise InputError(f"--image: {path} cannot be read as a picture: {error}.") from error
+        return picture_loading.read_picture(path)
+    except InputError as error:
+        raise InputError(f"--image: {error}") from None
 
 
 def _side_of(config: Any) -> int:
