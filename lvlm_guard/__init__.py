@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import UncompiledWarning as UncompiledWarning
     from lvlm_guard.guard import Guard as Guard
     from lvlm_guard.host.stack import Stack as Stack
+    from lvlm_guard.request.picture_sources import PictureSources as PictureSources
     from lvlm_guard.strategy.artefacts import Artefact as Artefact
     from lvlm_guard.strategy.branches import Branch as Branch
     from lvlm_guard.strategy.branches import InputEdit as InputEdit
@@ -69,6 +70,7 @@ _OWNERS = {
     "strategy.hookspecs": ("hookimpl",),
     "call.report": ("Report",),
     "host.stack": ("Stack",),
+    "request.picture_sources": ("PictureSources",),
     "strategy.terms": ("Bias", "Contrast", "Mix", "Plausible", "Restrict", "Statistics", "Term"),
 }  # fmt: skip
 _OWNER = {name: module for module, names in _OWNERS.items() for name in names}

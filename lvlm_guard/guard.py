@@ -27,7 +27,9 @@ from lvlm_guard.host.plugins import StrategyCalls, is_marked, strategy_name
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import conversation
-from lvlm_guard.request.recent_pictures import RecentPictures
+from lvlm_guard.request.messages import is_batch
+from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
+from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
 
 WithoutImage = Literal["refuse", "plain"]
@@ -53,10 +55,11 @@ class Guard:
         executor: `auto` decodes branches as one batch where that is exact; `batched` and `sequential` insist.
         without_image: What is done with rows whose prompt holds no image: `refuse` leaves it to the strategies, which refuse
             what needs one; `plain` runs those rows as plain generate does.
+        pictures: Where `inputs` and `chat` may read pictures from that a text names: by default local paths, no URLs.
 
     Raises:
         StackError: The stack cannot be built.
-        InputError: An unknown executor or `without_image`, or a processor that cannot be called.
+        InputError: An unknown executor or `without_image`, `pictures` of another type, or a processor that cannot be called.
         ModelRefused: The model cannot generate.
     """
 
@@ -68,6 +71,7 @@ class Guard:
         *,
         executor: ExecutorName = "auto",
         without_image: WithoutImage = "refuse",
+        pictures: PictureSources = LOCAL_ONLY,
     ) -> None:
         model = unwrap_compiled(model)
         refuse(MODEL, model)
@@ -78,12 +82,15 @@ class Guard:
         if processor is not None and not callable(processor):
             hint = " Name the stack: Guard(model, stack=...)." if isinstance(processor, STACK_LIKE) else ""
             raise InputError(f"The second argument is the model's processor, got {type(processor).__name__}.{hint}")
+        if not isinstance(pictures, PictureSources):
+            raise InputError(f"pictures is lvlm_guard.PictureSources(...), got {quote(pictures)}.")
         self.model = model
         self.processor = processor
         self.executor: ExecutorName = executor
         self.without_image: WithoutImage = without_image
         self._use(stack)
-        self._recent_pictures = RecentPictures()
+        self.pictures = pictures
+        self._recent_pictures = RECENT_PICTURES
 
     def _use(self, stack: Any) -> None:
         """Go on with a stack."""
@@ -166,9 +173,11 @@ class Guard:
         """Turn pictures and text, or chat messages, into model inputs, and remember the pictures.
 
         Args:
-            images: A picture (PIL, path or array) or a list of them, in the order of the prompts.
+            images: A picture or a list of them, in the order of the prompts: PIL, path, URL, data URI, base64, array or tensor.
+                With messages, those of image items that hold none.
             text: A prompt, or a list of prompts, with the model's own image placeholder in it.
-            messages: One conversation, or a list of them, for the processor's chat template.
+            messages: One conversation, or a list of them, for the processor's chat template, as transformers and OpenAI
+                write them.
             **options: Passed on to the processor.
 
         Returns:
@@ -176,10 +185,11 @@ class Guard:
 
         Raises:
             ProcessorNeeded: The guard has no processor.
-            InputError: Neither or both of text and messages, or a picture that cannot be read.
+            InputError: Neither or both of text and messages, a picture or message that cannot be read, more or fewer pictures
+                than places for them, or what the processor refuses.
         """
         return conversation.prepare_inputs(
-            self.model, self.processor, self._recent_pictures, images, text, messages, options
+            self.model, self.processor, self._recent_pictures, images, text, messages, options, self.pictures
         )
 
     def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
@@ -192,7 +202,7 @@ class Guard:
         """
         batch = self.inputs(images=images, messages=messages)
         output = self.generate(**batch, **kwargs)
-        return conversation.decode_answers(self.processor, batch, output, many=conversation.is_batch(messages))
+        return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
@@ -245,6 +255,8 @@ class Guard:
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
         pictures = request.pictures.pictures if request.pictures is not None else ()
+        if request.pictures is not None and request.pictures.missing:
+            raise ProcessorNeeded(request.pictures.missing)
         if len(pictures) != request.input_ids.shape[0]:
             raise ProcessorNeeded("Asking about the picture needs it: make the inputs with guard.inputs or guard.chat.")
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
@@ -256,7 +268,7 @@ class Guard:
         return answers
 
 
-DEFAULTS = {"executor": "auto", "without_image": "refuse"}
+DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}
 """Keyword arguments of a guard, as they are when nobody sets them."""
 
 

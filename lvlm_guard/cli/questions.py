@@ -41,15 +41,12 @@ def check_picture(path: Path) -> None:
     Raises:
         InputError: There is no such file, or it is no whole picture.
     """
-    from PIL import Image  # noqa: PLC0415 - slow to import
+    from lvlm_guard.request import picture_loading  # noqa: PLC0415 - slow to import
 
-    if not path.is_file():
-        raise InputError(f"--image: there is no file {path}.")
     try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"--image: {path} cannot be read as a picture: {error}. Name another file.") from error
+        picture_loading.read_picture(path)
+    except InputError as error:
+        raise InputError(f"--image: {error}") from None
 
 
 @contextmanager

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lvlm_guard.errors import InputError
+from lvlm_guard.request import picture_loading
 from lvlm_guard.strategy.fitters import Demonstration
 
 FIELDS = ("image", "prompt", "correct", "hallucinated")
@@ -54,8 +53,7 @@ def _parse_line(line: str, folder: Path) -> tuple[Demonstration | None, str]:
         return None, "correct and hallucinated are the same"
     picture = folder / row["image"]
     try:
-        with Image.open(picture) as image:
-            image.verify()
-    except (OSError, SyntaxError) as error:  # a broken PNG is a syntax error
-        return None, f"the picture cannot be read ({error})"
+        picture_loading.read_picture(picture)
+    except InputError as error:
+        return None, str(error)
     return Demonstration(picture, row["prompt"], row["correct"], row["hallucinated"]), ""

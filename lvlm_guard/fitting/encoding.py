@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError
 from lvlm_guard.request import conversation, images
-from lvlm_guard.request.recent_pictures import RecentPictures
 from lvlm_guard.strategy.fitters import Demonstration
 
 
@@ -77,4 +76,4 @@ def _prompt(processor: Any, demonstration: Demonstration) -> str:
 
 def _inputs(model: Any, processor: Any, demonstrations: Sequence[Demonstration], texts: list[str]) -> Any:
     pictures = [demonstration.picture for demonstration in demonstrations]
-    return conversation.prepare_inputs(model, processor, RecentPictures(), pictures, texts, None, {})
+    return conversation.prepare_inputs(model, processor, None, pictures, texts, None, {})

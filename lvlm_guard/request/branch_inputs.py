@@ -11,6 +11,7 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
+from lvlm_guard.request.pixel_parts import is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
 
@@ -83,7 +84,7 @@ def _edit_known_pictures(pictures: Pictures | None, edit: InputEdit) -> Pictures
     """Return what later edits of pictures start from; pictures whose pixels were edited are recovered from those."""
     if pictures is None or edit.pixels is not None:
         return None
-    if edit.picture is None:
+    if edit.picture is None or pictures.missing:
         return pictures
     return Pictures(tuple(images.edit_pictures(pictures.pictures, edit.picture, edit.seed)), pictures.process)
 
@@ -121,8 +122,11 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
     """Return the pixel inputs of edited pictures: of those remembered, or of those recovered from the pixels."""
     assert branch.picture is not None
     if request.pictures is not None:
+        if request.pictures.missing:
+            raise StrategyRefused(f"Branch {branch.key!r} edits pictures. {request.pictures.missing}")
         edited = images.edit_pictures(request.pictures.pictures, branch.picture, branch.seed)
         processed = request.pictures.process(edited)
+        _check_layout(branch, request.inputs, processed)
         return {name: processed[name].to(value.device, value.dtype) for name, value in pixels.items()}
     if request.processor is None:
         raise ProcessorNeeded(
@@ -132,6 +136,16 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
         name: images.edit_recovered(value, request.processor, branch.picture, branch.seed)
         for name, value in pixels.items()
     }
+
+
+def _check_layout(branch: Branch, inputs: Mapping[str, Any], processed: Mapping[str, Any]) -> None:
+    """Refuse edited pictures whose pixels do not lie as those of main do."""
+    for name, value in inputs.items():
+        if not is_about_pixels(name, value) or name not in processed:
+            continue
+        edited = processed[name].to(value.device)
+        if edited.shape != value.shape or not (anatomy.is_pixels(name, value) or torch.equal(edited, value)):
+            raise StrategyRefused(f"Branch {branch.key!r} changes the size of a picture: its {name} is another one.")
 
 
 def _mask_images(request: Request) -> Tensor:

@@ -2,60 +2,70 @@
 
 from __future__ import annotations
 
-import copy
+import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from lvlm_guard.errors import InputError, ProcessorNeeded
+from lvlm_guard import anatomy
+from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.outputs import sequences
-from lvlm_guard.protocols import Model, Processor
+from lvlm_guard.protocols import Config, Model, Processor
+from lvlm_guard.request.messages import Conversation, content_item, read_messages
+from lvlm_guard.request.picture_loading import PictureReader
+from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RecentPictures
 from lvlm_guard.request.requests import Pictures
 
-Conversation = list[dict[str, Any]]
+BATCH_OF_ARRAYS = 4
+"""Axes of an array that holds several pictures."""
+_TOKENIZING = threading.Lock()
+"""Held while a tokenizer pads on the left for us; tokenizers are not made to be shared by threads."""
 
 
 def prepare_inputs(
     model: Model,
     processor: Processor | None,
-    recent: RecentPictures,
+    recent: RecentPictures | None,
     images: Any,
-    text: str | Sequence[str] | None,
-    messages: Sequence[Any] | None,
+    text: Any,
+    messages: Any,
     options: Mapping[str, Any],
+    sources: PictureSources = LOCAL_ONLY,
 ) -> Any:
     """Return the processor's batch for `Guard.inputs`, and remember its pictures in `recent`.
 
     Raises:
         ProcessorNeeded: There is no processor.
-        InputError: Neither or both of text and messages, or a picture or message that cannot be read.
+        InputError: Neither or both of text and messages, a picture or message that cannot be read, more or fewer pictures than
+            places for them, or what the processor refuses.
     """
     if processor is None:
         raise ProcessorNeeded("guard.inputs needs the processor: Guard(model, processor).")
     if (text is None) == (messages is None):
         raise InputError("Give either text= or messages= to guard.inputs.")
-    pictures = [_read_picture(image) for image in _as_list(images)]
-    if messages is not None:
-        text, pictures_in_messages = _apply_template(processor, messages, with_images=bool(pictures))
-        pictures = pictures or pictures_in_messages
-    prompts = [text] if isinstance(text, str) else list(text or ())
-
-    def process(images: list[Any]) -> Any:
-        return _process(processor, images, prompts, options)
-
-    batch = process(pictures).to(device=model.device, dtype=model.dtype)
-    if pictures:
-        recent.remember(batch, Pictures(tuple(pictures), process))
+    values, groups = _list_images(images)
+    settings = _read_options(options)
+    if messages is None:
+        prompts = _list_prompts(text)
+    else:
+        conversation = read_messages(messages)
+        values, groups = conversation.place(values), None
+        prompts = [_apply_template(processor, each) for each in conversation.conversations]
+        _leave_out_second_start(processor, prompts, settings)
+    reader = _create_reader(processor, settings, sources)
+    pictures = [reader.read(value) for value in values]
+    _count_places(processor, prompts, len(pictures))
+    process = PictureProcess(processor, tuple(prompts), settings, groups)
+    batch = _move(process(pictures), model)
+    _check_ids(batch, model.config, with_pictures=bool(pictures))
+    if pictures and recent is not None:
+        recent.remember(batch, _describe_pictures(pictures, process))
     return batch
-
-
-def is_batch(messages: Sequence[Any]) -> bool:
-    """Return whether `messages` is a list of conversations rather than one conversation."""
-    return bool(messages) and not isinstance(messages[0], Mapping)
 
 
 def decode_answers(processor: Processor, batch: Mapping[str, Any], output: Any, *, many: bool) -> Any:
@@ -67,95 +77,158 @@ def decode_answers(processor: Processor, batch: Mapping[str, Any], output: Any, 
 
 def write_question(text: str, picture: Any) -> dict[str, Any]:
     """Return one message of a user: a picture and a question about it."""
-    return {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}
+    return {"role": "user", "content": [content_item("image", picture), content_item("text", text)]}
 
 
-def _process(processor: Any, pictures: list[Any], prompts: list[str], options: Mapping[str, Any]) -> Any:
-    tokenizer = getattr(processor, "tokenizer", processor)
-    side = tokenizer.padding_side
-    tokenizer.padding_side = "left"
-    try:
-        return processor(images=pictures or None, text=prompts, return_tensors="pt", padding=True, **options)
-    finally:
-        tokenizer.padding_side = side
+@dataclass(frozen=True, eq=False)
+class PictureProcess:
+    """Turns pictures into model inputs, with the prompts and options of one call of `Guard.inputs`.
 
-
-def _apply_template(processor: Processor, messages: Sequence[Any], *, with_images: bool) -> tuple[list[str], list[Any]]:
-    """Return prompts by the processor's chat template, and the pictures that stand in the messages."""
-    batch = list(messages) if is_batch(messages) else [messages]
-    conversations = [[_normalise_message(message) for message in conversation] for conversation in batch]
-    if not any(conversations):
-        raise InputError("messages is empty: give at least one message with a role and content.")
-    pictures = []
-    for conversation in conversations:
-        pictures += _read_pictures(conversation)
-        if with_images and not _image_items(conversation):
-            _find_user_message(conversation)["content"].insert(0, {"type": "image"})
-    prompts = [
-        processor.apply_chat_template(_strip_pictures(conversation), add_generation_prompt=True, tokenize=False)
-        for conversation in conversations
-    ]
-    return prompts, pictures
-
-
-def _normalise_message(message: Any) -> dict[str, Any]:
-    """Return a message whose content is a list of items."""
-    if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-        raise InputError(f"A message has a role and content, got {message!r}.")
-    content = message["content"]
-    items = [{"type": "text", "text": content}] if isinstance(content, str) else copy.copy(list(content))
-    return {**message, "content": items}
-
-
-def _find_user_message(conversation: Conversation) -> dict[str, Any]:
-    user = next((message for message in conversation if message["role"] == "user"), None)
-    if user is None:
-        raise InputError("There is an image, but no message of the user to put it into.")
-    return user
-
-
-def _image_items(conversation: Conversation) -> list[dict[str, Any]]:
-    return [item for message in conversation for item in message["content"] if item.get("type") == "image"]
-
-
-def _read_pictures(conversation: Conversation) -> list[Any]:
-    """Return the pictures that stand in the messages, under any of the names that templates use."""
-    names = ("image", "path", "url")
-    values = [next((item[name] for name in names if name in item), None) for item in _image_items(conversation)]
-    return [_read_picture(value) for value in values if value is not None]
-
-
-def _strip_pictures(conversation: Conversation) -> Conversation:
-    """Return messages without the pictures themselves, which templates do not need."""
-    return [
-        {
-            **message,
-            "content": [{"type": "image"} if item.get("type") == "image" else item for item in message["content"]],
-        }
-        for message in conversation
-    ]
-
-
-def _as_list(images: Any) -> list[Any]:
-    if images is None:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _read_picture(value: Any) -> Any:
-    """Read a picture from a path or array; PIL pictures pass.
-
-    Raises:
-        InputError: It cannot be read.
+    Args:
+        processor: The processor.
+        prompts: One for each row.
+        options: Passed on to the processor.
+        groups: How many pictures belong to each prompt, where the caller said so by a list of lists.
     """
-    if isinstance(value, Image.Image):
-        return value.convert("RGB")
-    if isinstance(value, np.ndarray):
-        return Image.fromarray(value).convert("RGB")
-    if isinstance(value, (str, Path)):
+
+    processor: Any
+    prompts: tuple[str, ...]
+    options: Mapping[str, Any]
+    groups: tuple[int, ...] | None = None
+
+    def __call__(self, pictures: Sequence[Any]) -> Any:
+        """Return the processor's batch of pictures, in the order of those of the call.
+
+        Raises:
+            InputError: The processor refuses them.
+        """
+        images: Any = list(pictures) or None
+        if self.groups is not None:
+            supply = iter(pictures)
+            images = [[next(supply) for _ in range(size)] for size in self.groups]
         try:
-            with Image.open(value) as opened:
-                return opened.convert("RGB")
-        except OSError as error:
-            raise InputError(f"The picture {str(value)!r} cannot be read: {error}.") from None
-    raise InputError(f"A picture is a PIL image, an array or a local path, got {type(value).__name__}.")
+            return self._process_padded_left(images)
+        except Exception as error:  # a processor is foreign code, which raises anything
+            raise InputError(
+                f"{type(self.processor).__name__} cannot make inputs of these pictures, texts and options: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _process_padded_left(self, images: Any) -> Any:
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        with _TOKENIZING:
+            side = getattr(tokenizer, "padding_side", None)
+            tokenizer.padding_side = "left"
+            try:
+                return self.processor(images=images, text=list(self.prompts), return_tensors="pt", **self.options)
+            finally:
+                tokenizer.padding_side = side
+
+
+def _list_images(images: Any) -> tuple[list[Any], tuple[int, ...] | None]:
+    """Return pictures as a flat list, and how they were grouped where they came as a list of lists."""
+    if images is None:
+        return [], None
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == BATCH_OF_ARRAYS:
+        return list(images), None
+    if not isinstance(images, (list, tuple)):
+        return [images], None
+    if images and all(isinstance(group, (list, tuple)) for group in images):
+        return [image for group in images for image in group], tuple(map(len, images))
+    return list(images), None
+
+
+def _list_prompts(text: Any) -> list[str]:
+    prompts = [text] if isinstance(text, str) else text
+    if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise InputError(f"text is a prompt or a list of prompts, got {quote(text)}.")
+    return list(prompts)
+
+
+def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options for the processor, padding unless they say otherwise."""
+    if options.get("return_tensors", "pt") != "pt":
+        raise InputError(
+            f"guard.inputs returns tensors of torch, got return_tensors={quote(options['return_tensors'])}."
+        )
+    if options.get("padding_side", "left") != "left":
+        raise InputError("Prompts are padded on the left, where generate wants it: leave padding_side out.")
+    return {"padding": True, **{name: value for name, value in options.items() if name != "return_tensors"}}
+
+
+def _create_reader(processor: Any, settings: dict[str, Any], sources: PictureSources) -> PictureReader:
+    """Return the reader of pictures for a processor; takes away what is said about arrays, for all become pictures."""
+    image_processor = getattr(processor, "image_processor", processor)
+    rescales = settings.get("do_rescale", getattr(image_processor, "do_rescale", True))
+    layout = settings.pop("input_data_format", None) if rescales else settings.get("input_data_format")
+    return PictureReader(sources, processor, rescales=rescales is not False, layout=layout)
+
+
+def _apply_template(processor: Any, conversation: Conversation) -> str:
+    """Return the prompt of a conversation by the processor's chat template."""
+    try:
+        prompt = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is foreign code, which raises anything
+        raise InputError(
+            f"The chat template of {type(processor).__name__} cannot take these messages: {type(error).__name__}: {error}"
+        ) from error
+    return str(prompt)
+
+
+def _leave_out_second_start(processor: Any, prompts: Sequence[str], settings: dict[str, Any]) -> None:
+    """Keep the tokenizer from adding a start token where the template wrote it, as transformers does."""
+    start = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
+    if isinstance(start, str) and start and prompts[0].startswith(start):
+        settings.setdefault("add_special_tokens", False)
+
+
+def _count_places(processor: Any, prompts: Sequence[str], pictures: int) -> None:
+    """Refuse prompts with more or fewer placeholders than there are pictures.
+
+    Some processors place a picture that no placeholder stands for, so none at all is left to them.
+    """
+    token = getattr(processor, "image_token", None)
+    places = sum(prompt.count(token) for prompt in prompts) if isinstance(token, str) and token else 0
+    if places and places != pictures:
+        raise InputError(
+            f"The prompts have {places} places for pictures ({token}), and there are {pictures} pictures. Give one for each."
+        )
+
+
+def _move(batch: Any, model: Model) -> Any:
+    """Move a processor's batch to the model's device; floats get its dtype."""
+    if not isinstance(batch, Mapping) or not isinstance(batch.get("input_ids"), Tensor):
+        raise InputError(
+            "The processor returned no input_ids as a tensor: guard.inputs needs one for pictures and text."
+        )
+    for name, value in batch.items():
+        batch[name] = _move_value(value, model)  # type: ignore[index]
+    return batch
+
+
+def _move_value(value: Any, model: Model) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+    return type(value)(_move_value(each, model) for each in value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool) -> None:
+    """Refuse empty prompts, and pictures that no token stands for."""
+    ids = batch["input_ids"]
+    if not ids.numel():
+        raise InputError("The prompt is empty: it has no token.")
+    if with_pictures and anatomy.image_token_id(config) is not None and not bool(anatomy.image_mask(config, ids).any()):
+        raise InputError(
+            "There are pictures, but no place for them in the prompt. Write the model's image placeholder into text=, or pass "
+            "messages= with an image item."
+        )
+
+
+def _describe_pictures(pictures: Sequence[Any], process: PictureProcess) -> Pictures:
+    if all(isinstance(picture, Image.Image) for picture in pictures):
+        return Pictures(tuple(pictures), process, options=repr(sorted(process.options.items())))
+    return Pictures(
+        (),
+        process,
+        missing="Pictures that come as floats are not edited or asked about: pass them as uint8, without do_rescale.",
+    )

@@ -104,8 +104,21 @@ def copy_encoded(encoded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def edit_pictures(pictures: Sequence[Any], edit: PictureEdit, seed: int) -> list[Any]:
-    """Apply `edit` to PIL pictures, each with its own generator."""
-    return [_apply_edit(edit, picture, torch.from_numpy(np.asarray(picture).copy()), seed) for picture in pictures]
+    """Apply `edit` to copies of PIL pictures, each with its own generator.
+
+    Raises:
+        InputError: The edit returns something else.
+    """
+    return [
+        _edit_picture(edit, picture.copy(), torch.from_numpy(np.asarray(picture).copy()), seed) for picture in pictures
+    ]
+
+
+def _edit_picture(edit: PictureEdit, picture: Image.Image, content: Tensor, seed: int) -> Image.Image:
+    edited = _apply_edit(edit, picture, content, seed)
+    if not isinstance(edited, Image.Image):
+        raise InputError(f"An edit of pictures must return a PIL picture; it returned {type(edited).__name__}.")
+    return edited
 
 
 def edit_recovered(pixels: Tensor, processor: Processor, edit: PictureEdit, seed: int) -> Tensor:
@@ -134,7 +147,7 @@ def _edit_as_picture(tile: Tensor, edit: PictureEdit, seed: int) -> Tensor:
     """Edit one tile `[3, height, width]` in 0..1 as a picture."""
     array = (tile.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
     picture = Image.fromarray(array)
-    edited = _apply_edit(edit, picture, tile, seed).convert("RGB").resize(picture.size)
+    edited = _edit_picture(edit, picture, tile, seed).convert("RGB").resize(picture.size)
     return torch.from_numpy(np.asarray(edited).copy()).permute(2, 0, 1).float() / 255
 
 

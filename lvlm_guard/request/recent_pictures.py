@@ -1,63 +1,215 @@
-"""The pictures that recent model inputs were made of."""
+"""The pictures that model inputs were made of."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import weakref
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lvlm_guard import anatomy
+from lvlm_guard.request import pixel_parts
+from lvlm_guard.request.pixel_parts import PixelPart
 from lvlm_guard.request.requests import Pictures
 
-REMEMBERED = 16
-"""Batches whose pictures are remembered."""
-SAMPLES = 256
-"""Pixels that identify a batch, or a few more."""
+REMEMBERED_BYTES = 256 * 2**20
+"""Levels of pictures that are remembered after their batch is gone, for copies of it."""
+REMEMBERED_BATCHES = 1024
+"""Batches that are remembered after they are gone."""
+KNOWN_DIGESTS = 2**16
+"""Digests of forgotten batches that are still recognised as such."""
+AGAIN = "Make the inputs anew with guard.inputs, and pass them on as they are."
+FORGOTTEN = f"The pictures behind these inputs were forgotten: their batch is gone, and many came after it. {AGAIN}"
+CHANGED = f"The pixels were changed since guard.inputs made them, so the pictures behind them are unknown. {AGAIN}"
+MIXED = f"Some of these pixels come from guard.inputs and some do not, so the pictures are unknown. {AGAIN}"
+AMBIGUOUS = f"Different pictures have given these very pixels, and these inputs are a copy, so it is unclear which is meant. {AGAIN}"
+CUT = f"These pixels are a part of what guard.inputs made, and it is unclear which pictures they belong to. {AGAIN}"
+
+
+@dataclass(frozen=True, eq=False)
+class RememberedBatch:
+    """One batch of `Guard.inputs`.
+
+    Args:
+        pictures: What it was made of.
+        sequences: Its digests, part by part, in each dtype that it may have.
+        each: Whether each part is one picture.
+    """
+
+    pictures: Pictures
+    sequences: frozenset[tuple[bytes, ...]]
+    each: bool
+    fingerprints: tuple[str, ...] = field(init=False)
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = self.pictures.pictures
+        marks = (hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values)
+        object.__setattr__(self, "fingerprints", tuple(f"{mark} {self.pictures.options}" for mark in marks))
+        object.__setattr__(self, "size", sum(3 * picture.width * picture.height for picture in values))
 
 
 @dataclass(frozen=True)
-class _Entry:
-    input_ids: Tensor
-    signature: Tensor
-    pictures: Pictures
+class RememberedPart:
+    """One part of a batch: its place there."""
+
+    batch: RememberedBatch
+    index: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its picture from others."""
+        return self.batch.fingerprints[self.index]
 
 
 class RecentPictures:
-    """Remember which pictures recent inputs were made of, across moves to other devices and dtypes."""
+    """Knows which pictures inputs were made of, by every byte of their pixels; safe to share between threads.
+
+    A batch's pictures are remembered as long as its pixels exist, and those of the last batches longer, so that copies on
+    another device, in another dtype, or of some of its rows are known too.
+    """
 
     def __init__(self) -> None:
-        self._entries: deque[_Entry] = deque(maxlen=REMEMBERED)
+        self._lock = threading.RLock()
+        self._owners: Any = WeakTensorKeyDictionary()
+        self._last: deque[RememberedBatch] = deque()
+        self._size = 0
+        self._places: dict[bytes, list[tuple[weakref.ref[RememberedBatch], int]]] = {}
 
-    def remember(self, batch: Mapping[str, Any], pictures: Pictures) -> None:
-        """Remember the pictures behind `batch`."""
-        if (signature := _sample_pixels(batch)) is not None:
-            self._entries.append(_Entry(batch["input_ids"].cpu(), signature, pictures))
+    def __reduce__(self) -> str:
+        """Be the same memory in copies, and that of the process where it is unpickled."""
+        return "RECENT_PICTURES"
+
+    def remember(self, inputs: Mapping[str, Any], pictures: Pictures) -> None:
+        """Remember the pictures behind a batch of inputs, in the order of its pixels."""
+        parts = pixel_parts.split_pixels(inputs)
+        if not parts:
+            return
+        pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
+        dtypes = {pixels[0].dtype, *pixel_parts.CASTS}
+        sequences = frozenset(tuple(pixel_parts.digest_part(part, dtype) for part in parts) for dtype in dtypes)
+        each = len(parts) == len(pictures.pictures) and not any(map(pixel_parts.is_blank, parts))
+        batch = RememberedBatch(pictures, sequences, each)
+        with self._lock:
+            for sequence in sequences:
+                for index, digest in enumerate(sequence):
+                    self._add_place(digest, batch, index)
+            self._carry(pixels, batch)
+            self._keep(batch)
+            self._forget_digests()
 
     def find(self, inputs: Mapping[str, Any]) -> Pictures | None:
-        """Return the pictures behind `inputs`, or None when they were made elsewhere."""
-        if not self._entries or (signature := _sample_pixels(inputs)) is None:
+        """Return the pictures behind `inputs`, or None when they were made elsewhere.
+
+        The result says what is `missing` where the inputs come from `remember` but their pictures are not certain.
+        """
+        pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
+        if not self._places or not pixels:
             return None
-        ids = inputs["input_ids"].cpu()
-        for entry in reversed(self._entries):
-            same_text = entry.input_ids.shape == ids.shape and torch.equal(entry.input_ids, ids)
-            if same_text and _is_close(entry.signature, signature):
-                return entry.pictures
-        return None
+        for sequence in pixel_parts.digests(pixel_parts.split_pixels(inputs)):
+            with self._lock:
+                if any(digest in self._places for digest in sequence):
+                    return self._find_sequence(sequence, pixels)
+        return _missing(CHANGED) if any(value in self._owners for value in pixels) else None
+
+    def _find_sequence(self, sequence: tuple[bytes, ...], pixels: Sequence[torch.Tensor]) -> Pictures:
+        """Return the pictures behind parts of which at least one is known."""
+        places = [list(self._live_places(digest)) for digest in sequence]
+        batches = [place.batch for place in places[0] if sequence in place.batch.sequences]
+        carried = [batch for batch in batches if all(self._owners.get(value) is batch for value in pixels)]
+        if batches:
+            if not carried and len({batch.fingerprints for batch in batches}) > 1:
+                return _missing(AMBIGUOUS)
+            batch = (carried or batches)[-1]
+            self._carry(pixels, batch)
+            return batch.pictures
+        return self._combine(sequence, places)
+
+    def _combine(self, sequence: tuple[bytes, ...], places: list[list[RememberedPart]]) -> Pictures:
+        """Return the pictures behind rows of one or several batches."""
+        if not all(places):
+            return _missing(FORGOTTEN if all(digest in self._places for digest in sequence) else MIXED)
+        parts = [candidates[-1] for candidates in places]
+        if not all(place.batch.each for candidates in places for place in candidates):
+            reasons = {place.batch.pictures.missing for candidates in places for place in candidates} - {""}
+            return _missing(min(reasons, default=CUT))
+        if any(len({place.fingerprint for place in candidates}) > 1 for candidates in places):
+            return _missing(AMBIGUOUS)
+        pictures = tuple(part.batch.pictures.pictures[part.index] for part in parts)
+        return Pictures(pictures, CombinedProcess(tuple(parts)))
+
+    def _add_place(self, digest: bytes, batch: RememberedBatch, index: int) -> None:
+        live = [place for place in self._places.pop(digest, []) if place[0]() is not None]
+        self._places[digest] = [*live, (weakref.ref(batch), index)]
+
+    def _live_places(self, digest: bytes) -> Iterator[RememberedPart]:
+        for reference, index in self._places.get(digest, ()):
+            if (batch := reference()) is not None:
+                yield RememberedPart(batch, index)
+
+    def _carry(self, pixels: Iterable[torch.Tensor], batch: RememberedBatch) -> None:
+        """Let pixels keep the pictures behind them."""
+        for value in pixels:
+            self._owners[value] = batch
+
+    def _keep(self, batch: RememberedBatch) -> None:
+        """Remember a batch beyond its own life, and let the oldest go."""
+        self._last.append(batch)
+        self._size += batch.size
+        while len(self._last) > REMEMBERED_BATCHES or (self._size > REMEMBERED_BYTES and len(self._last) > 1):
+            self._size -= self._last.popleft().size
+
+    def _forget_digests(self) -> None:
+        """Drop the oldest digests of batches that are gone, where there are very many."""
+        if len(self._places) <= 2 * KNOWN_DIGESTS:
+            return
+        gone = [digest for digest in self._places if not any(self._live_places(digest))]
+        for digest in gone[: max(len(gone) - KNOWN_DIGESTS, 0)]:
+            del self._places[digest]
 
 
-def _sample_pixels(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return a few hundred evenly spaced pixels, on the CPU in fp32; None without pixels."""
-    pixels = next((value for name, value in inputs.items() if anatomy.is_pixels(name, value)), None)
-    if pixels is None or "input_ids" not in inputs:
-        return None
-    flat = pixels.detach().flatten()
-    return flat[:: max(flat.numel() // SAMPLES, 1)].float().cpu()
+@dataclass(frozen=True)
+class CombinedProcess:
+    """Processes pictures of rows that come from several batches, each in its own batch.
+
+    Args:
+        parts: Where each picture's pixels lie.
+    """
+
+    parts: tuple[RememberedPart, ...]
+
+    def __call__(self, pictures: Sequence[Any]) -> PixelPart:
+        """Return the pixel inputs of pictures, in the order of the parts."""
+        results: dict[int, PixelPart] = {}
+        for places in self._rounds():
+            batch = self.parts[places[0]].batch
+            images = list(batch.pictures.pictures)
+            for place in places:
+                images[self.parts[place].index] = pictures[place]
+            processed = pixel_parts.split_pixels(batch.pictures.process(images))
+            results |= {place: processed[self.parts[place].index] for place in places}
+        return pixel_parts.join_parts([results[place] for place in range(len(self.parts))])
+
+    def _rounds(self) -> list[list[int]]:
+        """Return places that can be processed together: of one batch, and no part of it twice."""
+        rounds: dict[tuple[int, int], list[int]] = {}
+        repeats: dict[tuple[int, int], int] = {}
+        for place, part in enumerate(self.parts):
+            key = (id(part.batch), part.index)
+            repeats[key] = repeats.get(key, -1) + 1
+            rounds.setdefault((key[0], repeats[key]), []).append(place)
+        return list(rounds.values())
 
 
-def _is_close(left: Tensor, right: Tensor) -> bool:
-    """Return whether two samples are equal up to rounding to half precision."""
-    return left.shape == right.shape and bool(torch.allclose(left, right, rtol=2e-2, atol=2e-2))
+def _missing(reason: str) -> Pictures:
+    return Pictures((), dict, missing=reason)
+
+
+RECENT_PICTURES = RecentPictures()
+"""The memory of this process: inputs of one guard are known to all."""

@@ -27,10 +27,19 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures behind a batch of inputs, and a function that processes pictures like them into pixel inputs."""
+    """Pictures behind a batch of inputs.
+
+    Args:
+        pictures: PIL pictures, in the order of the pixels.
+        process: Processes pictures in their place into pixel inputs.
+        missing: Why there are none although the inputs were made of pictures; empty otherwise.
+        options: What else the pixels depend on.
+    """
 
     pictures: tuple[Any, ...]
     process: Callable[[list[Any]], Mapping[str, Any]]
+    missing: str = ""
+    options: str = ""
 
 
 @dataclass(frozen=True, eq=False)

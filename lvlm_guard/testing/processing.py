@@ -54,6 +54,7 @@ class TinyProcessor:
         architecture: One of `ARCHITECTURES`.
     """
 
+    image_token = "<image>"  # noqa: S105 - no password
     image_mean = (0.5, 0.5, 0.5)
     image_std = (0.25, 0.25, 0.25)
 

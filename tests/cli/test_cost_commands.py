@@ -147,7 +147,7 @@ def test_cost_fits_80_columns():
     ("arguments", "words"),
     [
         (["--stack", "vdc"], "Did you mean"),
-        (["--stack", "vcd", "--image", "nowhere.png"], "there is no file nowhere.png"),
+        (["--stack", "vcd", "--image", "nowhere.png"], "--image: The picture 'nowhere.png' cannot be read"),
         (["--stack", "vcd", "--size", "50"], "Name another --image, or another --size"),
         (["--stack", "vcd", "--executor", "fast"], "'fast' is not one of"),
         (["--stack", "rank"], "needs a scorer"),

@@ -120,7 +120,7 @@ def test_lines_that_cannot_be_used_are_named_and_nothing_is_written(tmp_path, ro
         "line 8: correct and hallucinated are the same",
     ):
         assert fault in printed
-    assert "line 9: the picture cannot be read" in printed
+    assert "line 9: The picture" in printed
     assert "(1 more)" in printed
     assert not out.exists()
 

@@ -39,6 +39,7 @@ PUBLIC = [
     "ModelRefused",
     "NoEffectWarning",
     "NonFiniteLogits",
+    "PictureSources",
     "Plausible",
     "PluginError",
     "PluginRejected",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,6 @@ from lvlm_guard.errors import InputError
 
 _BETWEEN = re.compile(r"[\s,]*")
 _BROKEN_JSON = (ValueError, RecursionError)
-_BROKEN_PICTURE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _LONGEST_ID = 18
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -263,11 +261,12 @@ def picture(suite: str, data: Path | None, need: Required, name: str, folders: S
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise InputError(f"{suite}: the picture {name} is missing. {missing(suite, data, need)}")
+    from lvlm_guard.request import picture_loading  # noqa: PLC0415 - slow to import
+
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except _BROKEN_PICTURE as error:
-        raise InputError(f"{suite}: the picture {path} cannot be read: {error}.") from error
+        return picture_loading.read_picture(path)
+    except InputError as error:
+        raise InputError(f"{suite}: {error}") from None
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import against_twin
 import numpy as np
@@ -65,7 +66,7 @@ def test_ritual_on_remembered_pictures(monkeypatch):
 
     def guard(model, processor, strategies, executor):
         made = Guard(model, processor, strategies, executor=executor)
-        made._recent_pictures.find = lambda inputs: Pictures(tuple(pictures), pack)
+        made._recent_pictures = SimpleNamespace(find=lambda inputs: Pictures(tuple(pictures), pack))
         return made
 
     def gold(model, inputs, prefix):
