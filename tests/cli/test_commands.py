@@ -235,7 +235,7 @@ def test_generate_loads_a_local_folder(picture, tmp_path):
     [
         (["--model", "nowhere/at/all"], "cannot be loaded as a vision-language model"),
         (["--model", "testbed", "--stack", "vdc"], "Did you mean"),
-        (["--model", "testbed", "--image", "nowhere.png"], "there is no file nowhere.png"),
+        (["--model", "testbed", "--image", "nowhere.png"], "there is no such file"),
         (["--model", "testbed", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32', 'bfloat16', 'float16'"),
         (["--model", "testbed", "--executor", "fast"], "'fast' is not one of 'auto', 'batched', 'sequential'"),
         (["--model", "testbed", "--device", "gpu"], "'gpu' is no device that torch can use here"),

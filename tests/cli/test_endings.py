@@ -97,7 +97,7 @@ def test_help_needs_no_torch():
     ("arguments", "words"),
     [
         (("--prompt", " "), "--prompt is empty"),
-        (("--image", "gone.png"), "there is no file gone.png"),
+        (("--image", "gone.png"), "there is no such file"),
         (("--model", ""), "names no model"),
         (("--model", "Testbed"), "Did you mean 'testbed'?"),
         (("--model", "some/hub-name"), "Name a local folder"),
@@ -125,8 +125,8 @@ def test_files_that_are_no_whole_picture_are_refused_before_a_model_is_loaded(mo
     contents = {"page.png": b"<html>", "empty.png": b"", "cut.png": picture.read_bytes()[:200]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        assert "cannot be read as a picture" in ask(monkeypatch, capsys, picture, "--image", tmp_path / name)
-    assert "there is no file" in ask(monkeypatch, capsys, picture, "--image", tmp_path)
+        assert "cannot be read" in ask(monkeypatch, capsys, picture, "--image", tmp_path / name)
+    assert "it is a folder" in ask(monkeypatch, capsys, picture, "--image", tmp_path)
 
 
 def test_a_picture_of_a_size_that_the_model_cannot_take(monkeypatch, capsys, tmp_path, picture):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lvlm_guard.host.plugins import catalogue
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 FRONT_PAGES = [CHECKOUT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")]
 PAGES = [*FRONT_PAGES, *sorted((CHECKOUT / "docs").rglob("*.md"))]
@@ -165,3 +167,11 @@ def test_the_table_of_rooms_is_complete(docs):
     assert [path for path in sorted(listed) if not (CHECKOUT / path).exists()] == []
     core = {path.relative_to(CHECKOUT).as_posix() for path in (CHECKOUT / "lvlm_guard").glob("*.py")}
     assert sorted(core - listed - {"lvlm_guard/__init__.py"}) == []
+
+
+def test_the_comparison_with_other_packages_counts_what_is_bundled(docs):
+    page = (docs / "explanation" / "other-packages.md").read_text(encoding="utf-8")
+    families = [offer.describe()["family"] for offer in catalogue() if offer.distribution == "lvlm-guard"]
+    controls = families.count("control")
+    assert f"| {len(families) - controls} and {controls} controls (" in page
+    assert "`mitigv`" in (CHECKOUT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
