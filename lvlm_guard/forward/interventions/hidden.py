@@ -49,9 +49,9 @@ class HiddenHooks:
 
     def register(self) -> Iterator[RemovableHandle]:
         """Register every hook; removing what is yielded undoes it."""
-        for place, site in self._sites.items():
-            if site.part is not site.block:
-                yield site.block.register_forward_pre_hook(self._keep_input(place), with_kwargs=True)
+        for place, behind_norm in self._sites.items():
+            if behind_norm.part is not behind_norm.block:
+                yield behind_norm.block.register_forward_pre_hook(self._keep_input(place), with_kwargs=True)
         for edit in self._edits:
             if edit.site == "embedding":
                 yield self._layers[0].register_forward_pre_hook(self._edit_embeddings(edit), with_kwargs=True)
