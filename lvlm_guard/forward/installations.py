@@ -149,8 +149,8 @@ def _remove_hooks(root: Any, user: object) -> None:
             for name, notes in HOOKS.items():
                 hooks = vars(module)[name]
                 for key in [key for key, hook in hooks.items() if isinstance(hook, Hook) and hook.user is user]:
-                    for kept in (name, *notes):
-                        vars(module)[kept].pop(key, None)
+                    for record in (name, *notes):
+                        vars(module)[record].pop(key, None)
             _let_copy(module)
 
 
@@ -186,17 +186,18 @@ def _describe_state(owner: Any) -> dict[str, Any]:
     """Return what copy and pickle would read of an object that no guard ever touched."""
     with LOCK:
         describe = getattr(type(owner), STATE, None)
-        own = describe is not None and describe is not getattr(object, STATE, None)
-        state = dict(describe(owner) if own and describe is not None else vars(owner))
+        has_state = describe is not None and describe is not getattr(object, STATE, None)
+        state = dict(describe(owner) if has_state and describe is not None else vars(owner))
         for name, value in list(state.items()):
             if name == STATE or name.startswith(PRIVATE):
                 del state[name]
             elif isinstance(value, StandIn) and value.name == name:
                 _restore(state, value)
         for name, notes in HOOKS.items():
-            ours = {key for key, hook in state.get(name, {}).items() if isinstance(hook, Hook)}
-            for kept in (name, *notes) if ours else ():
-                state[kept] = type(state[kept])((key, value) for key, value in state[kept].items() if key not in ours)
+            hook_keys = {key for key, hook in state.get(name, {}).items() if isinstance(hook, Hook)}
+            for record in (name, *notes) if hook_keys else ():
+                entries = state[record].items()
+                state[record] = type(state[record])((key, value) for key, value in entries if key not in hook_keys)
     return state
 
 

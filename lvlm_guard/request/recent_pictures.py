@@ -169,8 +169,8 @@ class RecentPictures:
         """Drop the oldest digests of batches that are gone, where there are very many."""
         if len(self._places) <= 2 * KNOWN_DIGESTS:
             return
-        gone = [digest for digest in self._places if not any(self._live_places(digest))]
-        for digest in gone[: max(len(gone) - KNOWN_DIGESTS, 0)]:
+        unused = [digest for digest in self._places if not any(self._live_places(digest))]
+        for digest in unused[: max(len(unused) - KNOWN_DIGESTS, 0)]:
             del self._places[digest]
 
 

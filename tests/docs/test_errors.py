@@ -20,7 +20,7 @@ from lvlm_guard.testing import StrategyContract
 CLASSES = {
     name: value
     for name, value in vars(errors).items()
-    if inspect.isclass(value) and value.__module__ == errors.__name__
+    if inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == errors.__name__
 }
 
 

@@ -49,9 +49,9 @@ class HiddenHooks:
 
     def register(self) -> None:
         """Register every hook, for the owner to remove."""
-        for place, site in self._sites.items():
-            if site.part is not site.block:
-                register(site.block, self._owner, self._keep_input(place), before=True, with_kwargs=True)
+        for place, behind_norm in self._sites.items():
+            if behind_norm.part is not behind_norm.block:
+                register(behind_norm.block, self._owner, self._keep_input(place), before=True, with_kwargs=True)
         for edit in self._edits:
             if edit.site == "embedding":
                 register(self._layers[0], self._owner, self._edit_embeddings(edit), before=True, with_kwargs=True)

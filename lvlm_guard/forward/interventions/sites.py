@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,7 +94,7 @@ def _probe(module: Model) -> dict[nn.Module, dict[str, Site]]:
     return {layer: _solve(layer, layer_run) for layer, layer_run in zip(layers, observed, strict=True)}
 
 
-def _make_inputs(module: Model) -> dict[str, Any]:
+def _make_inputs(module: Any) -> dict[str, Any]:
     """Random embeddings `[1, positions, hidden]` of the size of the model's own, and an image where layers attend to one."""
     weight = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
@@ -111,7 +111,7 @@ def _make_inputs(module: Model) -> dict[str, Any]:
 
 
 @contextmanager
-def _observe(layers: Sequence[nn.Module]) -> Iterator[list[_Observed]]:
+def _observe(layers: nn.ModuleList) -> Iterator[list[_Observed]]:
     """Hooks that note what layers and their blocks take and return."""
     observed = [_Observed() for _ in layers]
     with ExitStack() as undo:
