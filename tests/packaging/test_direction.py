@@ -20,7 +20,17 @@ ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
 )  # fmt: skip
-KNOWS_TRANSFORMERS = ("forward", "anatomy", "request.requests", "request.picture_loading", "engines", "testing", "testbed", "cli", "loading")
+KNOWS_TRANSFORMERS = (
+    "forward",
+    "anatomy",
+    "request.requests",
+    "request.picture_loading",
+    "engines",
+    "testing",
+    "testbed",
+    "cli",
+    "loading",
+)
 PUBLIC = {
     "lvlm_guard": lvlm_guard.__all__,
     "lvlm_guard.fields": fields.__all__,
