@@ -18,7 +18,7 @@ class Nullu:
 
     Yang et al., arXiv 2412.13817: `P` is the sum of `v v^T` over the first `k` right singular vectors of truthful minus
     hallucinated hidden states, and the paper multiplies the last weight of the block by `I - P`. Where that layer has
-    no bias this is the same, with the weights untouched. Layers are the published 16 to 31 of 32; `k` is that of the
+    no bias and no norm behind it this is the same, with the weights untouched. Layers are the published 16 to 31 of 32; `k` is that of the
     released instructions, whose argument parser says 8. `strength = 0` is neutral, 1 is published.
     """
 
