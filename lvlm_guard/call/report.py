@@ -21,8 +21,9 @@ class StrategyReport:
     Args:
         name: Its name.
         tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
-            positions of finished rows do not count. None where it acted otherwise than by terms, by edits of inputs or
-            layers, a search or a revision, so that only a run without it would tell; 0 only where nothing changed.
+            positions of finished rows do not count. None where only a run without it would tell: it acted by edits of
+            inputs or layers, a search or a revision, or it changed logits but no best token while sampling, beams or
+            processors decide. With one strategy, 0 says that the answer is plain generate's.
         positions: Positions looked at, all rows together.
         had_effect: Whether it changed a logit, main's inputs, a layer or an answer, or searched.
         branches: Keys of the branches it asked for.
