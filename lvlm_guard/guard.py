@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.last_reports import find_report, keep_report
+from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
@@ -211,7 +212,8 @@ class Guard:
         output = plain(**arguments)
         ids = split_arguments(arguments)[0].get("input_ids")
         if isinstance(output, Tensor) or hasattr(output, "sequences"):
-            keep_report(self, Report.of_plain(sequences(output), ids, time.perf_counter() - started))
+            seconds, origin = time.perf_counter() - started, describe_origin(self.model.config)
+            keep_report(self, Report.of_plain(sequences(output), ids, seconds, origin))
         return output
 
 

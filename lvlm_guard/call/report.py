@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class StrategyReport:
         had_effect: Whether it changed a logit, main's inputs, a layer or an answer, or searched.
         branches: Keys of the branches it asked for.
         answers_revised: Rows whose answer it revised into another.
+        parameters: Its parameters as plain values.
     """
 
     name: str
@@ -36,6 +37,54 @@ class StrategyReport:
     had_effect: bool
     branches: tuple[str, ...] = ()
     answers_revised: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Change(NamedTuple):
+    """A position where the strategies together prefer another token than main, before processors and sampling.
+
+    Args:
+        position: Index of the generated token in its row.
+        main: Id of the best token by main's logits.
+        guarded: Id of the best token with all terms added.
+    """
+
+    position: int
+    main: int
+    guarded: int
+
+
+@dataclass(frozen=True)
+class RequestReport:
+    """What happened to one row of the output.
+
+    Args:
+        row: Index of the row.
+        request: Index of its prompt in the batch; several rows share one where several answers are returned.
+        changes: Where the choice changed; None where main's own choices are not known: with beams, whose final paths
+            are put together from several rows, and where a strategy edited inputs or layers, searched or revised.
+    """
+
+    row: int
+    request: int
+    changes: tuple[Change, ...] | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the answer was made with.
+
+    Args:
+        lvlm_guard: Version of this library.
+        transformers: Version of transformers.
+        model: Name or path that the model was loaded from; None where its config has none.
+        model_commit: Commit of the model on its hub; None where its config has none.
+    """
+
+    lvlm_guard: str
+    transformers: str
+    model: str | None = None
+    model_commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +109,8 @@ class Report:
         tokens: Generated positions per row.
         seconds: Wall-clock time of the call.
         results: What strategies and observers left in `gen.results`, by name; plain values.
+        requests: One entry per row of the output.
+        origin: Versions and model; None in a report that no call made.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -71,12 +122,16 @@ class Report:
     tokens: int
     seconds: float
     results: Mapping[str, Any] = field(default_factory=dict)
+    requests: tuple[RequestReport, ...] = ()
+    origin: Origin | None = None
 
     @classmethod
-    def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float) -> Report:
+    def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float, origin: Origin | None = None) -> Report:
         """Return the report of a call with an empty stack."""
-        tokens = output.shape[-1] - (0 if prompt is None else prompt.shape[1])
-        return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, output.shape[0], tokens, seconds)
+        rows, tokens = output.shape[0], output.shape[-1] - (0 if prompt is None else prompt.shape[1])
+        per_request = 1 if prompt is None else max(rows // prompt.shape[0], 1)
+        requests = tuple(RequestReport(row, row // per_request, ()) for row in range(rows))
+        return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, rows, tokens, seconds, {}, requests, origin)
 
     @property
     def branches(self) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, Effect, format_key
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.plan import Edit
 from lvlm_guard.call.planning import PlannedCall
-from lvlm_guard.call.report import Forwards, Report, StrategyReport
+from lvlm_guard.call.provenance import describe_origin, describe_parameters
+from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
+from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.outputs import sequences
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import AttentionCapture, Readout
@@ -34,35 +35,29 @@ RESCALING = {
 
 def report_call(decoded: DecodedCall, revised: Mapping[str, int]) -> Report:
     """Return what the call did, and warn about strategies without effect; `revised` counts answers by strategy."""
-    unfinished = _find_unfinished(decoded)
-    effects = _measure_effects(decoded, unfinished, revised)
-    report = _build_report(decoded, effects, unfinished, revised)
-    decoded.effects.warn_without_effect(
-        [
-            effect.name
-            for effect in effects
-            if not effect.had_effect and _is_effect_expected(decoded.prepared.planned, effect.name)
-        ]
-    )
+    planned, unfinished = decoded.prepared.planned, _find_unfinished(decoded)
+    acted = {
+        name: _has_acted(planned, name, answers_revised=revised.get(name, 0)) for name in planned.call.strategies.names
+    }
+    effects = _measure_effects(decoded, unfinished, acted)
+    requests = report_requests(decoded, are_choices_known=unfinished is not None and not any(acted.values()))
+    report = _build_report(decoded, effects, requests, revised)
+    without = [effect.name for effect in effects if not effect.had_effect]
+    decoded.effects.warn_without_effect([name for name in without if _is_effect_expected(planned, name)])
     return report
 
 
-def _measure_effects(decoded: DecodedCall, unfinished: Tensor | None, revised: Mapping[str, int]) -> list[Effect]:
-    """Return the effect of each strategy, in the order of the stack; 0 changed tokens are said only where nothing else decides."""
-    planned = decoded.prepared.planned
+def _measure_effects(decoded: DecodedCall, unfinished: Tensor | None, acted: Mapping[str, bool]) -> list[Effect]:
+    """Return the effect of each strategy, in stack order; 0 changed tokens are said only where best tokens decide."""
+    gen = decoded.prepared.planned.call.gen
     effects = [
-        decoded.effects.measure_effect(
-            planned.call.gen, name, unfinished, acted=_has_acted(planned, name, answers_revised=revised.get(name, 0))
-        )
-        for name in planned.call.strategies.names
+        decoded.effects.measure_effect(gen, name, unfinished, acted=has_acted) for name, has_acted in acted.items()
     ]
-    if all(effect.tokens_changed != 0 or not effect.had_effect for effect in effects):
-        return effects
-    if _best_tokens_decide(decoded, unfinished):
+    doubtful = [effect.name for effect in effects if effect.had_effect and effect.tokens_changed == 0]
+    if not doubtful or _best_tokens_decide(decoded, unfinished):
         return effects
     return [
-        dataclasses.replace(effect, tokens_changed=None) if effect.had_effect and effect.tokens_changed == 0 else effect
-        for effect in effects
+        dataclasses.replace(effect, tokens_changed=None) if effect.name in doubtful else effect for effect in effects
     ]
 
 
@@ -109,12 +104,15 @@ def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool
 
 
 def _build_report(
-    decoded: DecodedCall, effects: Sequence[Effect], unfinished: Tensor | None, revised: Mapping[str, int]
+    decoded: DecodedCall,
+    effects: Sequence[Effect],
+    requests: tuple[RequestReport, ...],
+    revised: Mapping[str, int],
 ) -> Report:
     planned, counts = decoded.prepared.planned, decoded.counts
     prompt = decoded.prepared.main.input_ids
     searched = planned.search is not None
-    is_whole = unfinished is not None or searched
+    is_whole = searched or not _moves_rows(decoded)
     steps = counts.steps
     return Report(
         strategies=tuple(_report_strategy(decoded, effect, revised.get(effect.name, 0)) for effect in effects),
@@ -128,14 +126,21 @@ def _build_report(
         tokens=sequences(decoded.output).shape[-1] - prompt.shape[1] if is_whole else counts.positions,
         seconds=time.perf_counter() - planned.call.started,
         results=planned.call.gen.results.to_dict(),
+        requests=requests,
+        origin=describe_origin(planned.call.request.config),
     )
 
 
 def _report_strategy(decoded: DecodedCall, effect: Effect, answers_revised: int) -> StrategyReport:
-    keys = decoded.prepared.planned.plan.branch_keys.get(effect.name, ())
-    branches = tuple(format_key(key) for key in keys)
+    planned = decoded.prepared.planned
     return StrategyReport(
-        effect.name, effect.tokens_changed, effect.positions, effect.had_effect, branches, answers_revised
+        effect.name,
+        effect.tokens_changed,
+        effect.positions,
+        effect.had_effect,
+        tuple(format_key(key) for key in planned.plan.branch_keys.get(effect.name, ())),
+        answers_revised,
+        describe_parameters(planned.call.strategies.find(effect.name)),
     )
 
 
@@ -145,15 +150,10 @@ def _count_versions(decoded: DecodedCall) -> int:
 
 
 def _find_unfinished(decoded: DecodedCall) -> Tensor | None:
-    """Return where a generated position belongs to a row that had not ended, bool `[rows, tokens]`.
+    """Return where a generated position belongs to a row that had not ended, bool `[rows, tokens]`; None where rows move."""
+    return None if _moves_rows(decoded) else mark_unfinished(decoded)
 
-    None with beams and with the candidates of a search, where rows change places.
-    """
-    main = decoded.prepared.main
-    if decoded.prepared.planned.candidates > 1 or (main.settings.num_beams or 1) > 1:
-        return None
-    tokens = sequences(decoded.output)[:, main.input_ids.shape[1] :]
-    ends = main.settings.eos_token_id
-    ids = [*(ends if isinstance(ends, list) else [ends]), main.settings.pad_token_id]
-    ended = torch.isin(tokens, torch.tensor([token for token in ids if token is not None], device=tokens.device).long())
-    return (ended.long().cumsum(1) - ended.long()) == 0
+
+def _moves_rows(decoded: DecodedCall) -> bool:
+    """Return whether rows change places, as with beams and with the candidates of a search."""
+    return decoded.prepared.planned.candidates > 1 or (decoded.prepared.main.settings.num_beams or 1) > 1
