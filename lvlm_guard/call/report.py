@@ -11,6 +11,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lvlm_guard.deprecation import renamed_fields
+from lvlm_guard.errors import quote
+
+LONGEST_PARAMETER = 60
+"""Characters of a parameter in the short form of a report."""
 
 
 @renamed_fields(changed="tokens_changed", touched="had_effect")
@@ -139,9 +143,30 @@ class Report:
         return tuple(dict.fromkeys(key for strategy in self.strategies for key in strategy.branches))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return {**dataclasses.asdict(self), "branches": list(self.branches)}
+        """Return the whole report as plain values; each change is a list `[position, main, guarded]`."""
+        whole = dataclasses.asdict(self)
+        for entry in whole["requests"]:
+            entry["changes"] = None if entry["changes"] is None else [list(change) for change in entry["changes"]]
+        return {**whole, "branches": list(self.branches)}
 
-    def to_json(self) -> str:
-        """Return the report as JSON text."""
-        return json.dumps(self.to_dict())
+    def summarize(self) -> dict[str, Any]:
+        """Return the report as plain values for a line of a log.
+
+        `changed` counts the changed positions of each row, None where they are not known. Long parameters are abridged,
+        and `results` names what was left there.
+        """
+        whole = self.to_dict()
+        del whole["requests"]
+        whole["changed"] = [None if entry.changes is None else len(entry.changes) for entry in self.requests]
+        whole["results"] = list(self.results)
+        for strategy in whole["strategies"]:
+            strategy["parameters"] = {name: _abridge(value) for name, value in strategy["parameters"].items()}
+        return whole
+
+    def to_json(self, *, full: bool = False) -> str:
+        """Return the report as JSON text, by default what `summarize` returns, and with `full` what `to_dict` returns."""
+        return json.dumps(self.to_dict() if full else self.summarize())
+
+
+def _abridge(value: Any) -> Any:
+    return value if len(json.dumps(value)) <= LONGEST_PARAMETER else quote(value, LONGEST_PARAMETER)

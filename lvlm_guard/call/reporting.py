@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, Effect, format_key
 from lvlm_guard.call.decoding import DecodedCall
-from lvlm_guard.call.plan import Edit
+from lvlm_guard.call.plan import INNER_HOOKS, Edit
 from lvlm_guard.call.planning import PlannedCall
 from lvlm_guard.call.provenance import describe_origin, describe_parameters
 from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
@@ -80,12 +80,12 @@ def _is_seen_by_terms(planned: PlannedCall, name: str, edit: Edit) -> bool:
 
 def _is_effect_expected(planned: PlannedCall, name: str) -> bool:
     """Return whether a strategy that changed nothing deserves a warning: not one that only watches, or that revised nothing."""
-    strategies = planned.call.strategies
-    edits = planned.plan.edits.get(name, ())
-    if edits and all(isinstance(edit, (AttentionCapture, Readout)) for edit in edits):
-        return strategies.implements("terms", name)
-    is_switched_off = strategies.implements("finish", name) and name not in strategies.active("finish")
-    return is_switched_off or any(strategies.implements(hook, name) for hook in ACTING_HOOKS)
+    strategies, edits = planned.call.strategies, planned.plan.edits.get(name, ())
+    if strategies.implements("finish", name) and name not in strategies.active("finish"):
+        return True
+    only_watches = bool(edits) and all(isinstance(edit, (AttentionCapture, Readout)) for edit in edits)
+    hooks = set(ACTING_HOOKS) - set(INNER_HOOKS if only_watches else ())
+    return any(strategies.implements(hook, name) for hook in hooks)
 
 
 def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool:

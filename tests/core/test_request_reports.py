@@ -158,3 +158,20 @@ def test_parameters_versions_and_the_model_are_plain_values(batch, monkeypatch):
     origin = report.origin
     assert (origin.lvlm_guard, origin.transformers) == (lvlm_guard.__version__, transformers.__version__)
     assert (origin.model, origin.model_commit) == ("someone/model", "abc")
+
+
+def test_json_is_small_unless_all_of_it_is_wanted():
+    model, _ = tiny("llava")
+    inputs = inputs_for("llava", model, 1, text=6, seed=6)
+    stack = (Against(), Prefers(weight=2.0), Tuned(anything="long " * 1000))
+    _, report = report_of(model, inputs, *stack, max_new_tokens=64, suppress_tokens=SUPPRESSED)
+    (changes,) = [entry.changes for entry in report.requests]
+    assert len(changes) > 5, "no power"
+    assert len(report.to_json()) < 2000
+    short, whole = json.loads(report.to_json()), json.loads(report.to_json(full=True))
+    assert short["changed"] == [len(changes)]
+    assert short["strategies"][1]["parameters"] == {"token": 21, "weight": 2.0}
+    assert whole == json.loads(json.dumps(report.to_dict()))
+    assert whole["requests"] == [{"row": 0, "request": 0, "changes": [list(change) for change in changes]}]
+    assert whole["strategies"][2]["parameters"]["anything"] == "long " * 1000
+    assert set(whole) - set(short) == {"requests"}
