@@ -15,6 +15,7 @@ from torch import Tensor
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
+from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
@@ -227,12 +228,12 @@ class Guard:
     def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
         """Return the output and the report of one call, guarded where there is something to guard."""
         if not len(self.stack):
-            return _run_plain(plain, arguments)
+            return _run_plain(self.model, plain, arguments)
         refuse(ARGUMENTS, arguments)
         request = self._build_request(arguments)
         if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
             return (
-                self._run_beside_plain(plain, arguments, request, rows) if rows.any() else _run_plain(plain, arguments)
+                self._run_beside_plain(plain, arguments, request, rows) if rows.any() else _run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
         return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
@@ -286,13 +287,14 @@ def _describe_strategy(strategy: Any) -> str:
     return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
 
 
-def _run_plain(plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
+def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
     """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
     started = time.perf_counter()
     output = plain(**arguments)
     ids = split_arguments(arguments)[0].get("input_ids")
     if isinstance(output, Tensor) or hasattr(output, "sequences"):
-        return output, Report.of_plain(sequences(output), ids, time.perf_counter() - started)
+        seconds, origin = time.perf_counter() - started, describe_origin(model.config)
+        return output, Report.of_plain(sequences(output), ids, seconds, origin)
     return output, None
 
 

@@ -18,6 +18,8 @@ from lvlm_guard.strategy.terms import Term
 from lvlm_guard.user_warnings import warn_user
 
 SAME_IMAGE_TOLERANCE = 1e-6
+MAIN_CHOICES, GUARDED_CHOICES = "choices/main", "choices/guarded"
+"""Names in `gen.rows` of the best tokens by main's logits, and by what generate receives, int64 `[rows, tokens]`."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,15 @@ class Effect:
     Args:
         name: Its name.
         tokens_changed: Positions where main's logits plus this strategy's terms alone prefer another token than main;
-            None where it acted otherwise than by terms, so that only a run without it would tell.
+            None where only a run without it would tell.
         positions: Positions looked at, all rows together.
         had_effect: Whether it changed a logit, main's inputs, a layer or an answer, or searched.
-        is_expected: Whether it has terms or edits, so that a call without effect deserves a warning.
     """
 
     name: str
     tokens_changed: int | None
     positions: int
     had_effect: bool
-    is_expected: bool
 
 
 class EffectRecorder:
@@ -71,35 +71,30 @@ class EffectRecorder:
         """Raise `NonFiniteLogits` when a row of main's, a branch's or the combined logits had no finite maximum."""
         self._finiteness.check()
 
-    def measure_effect(self, gen: Generation, name: str, unfinished: Tensor | None, *, acted: bool | None) -> Effect:
+    def measure_effect(self, gen: Generation, name: str, unfinished: Tensor | None, *, acted: bool) -> Effect:
         """Return the effect of one strategy.
 
         Args:
             gen: The travelling object.
             name: Name of the strategy.
             unfinished: True at the positions that count `[rows, tokens]`; None when all do.
-            acted: Whether anything but its terms changed something: edits of inputs or layers, a search, a revision. None
-                where it tried nothing of the kind. Which tokens changed because of it only a run without it would tell.
+            acted: Whether anything but its terms changed something: edits of inputs or layers, a search, a revision. Which
+                tokens changed because of it only a run without it would tell.
         """
-        is_expected = name in self._strategies or acted is not None
         history = _history_name(name)
         if history not in gen.rows:
-            return Effect(name, None if acted else 0, 0, had_effect=bool(acted), is_expected=is_expected)
+            return Effect(name, None if acted else 0, 0, had_effect=acted)
         changed = gen.rows[history]
         counted = torch.ones_like(changed) if unfinished is None else unfinished.to(changed.device)
         length = min(changed.shape[1], counted.shape[1])
         changed, counted = changed[:, :length], counted[:, :length]
-        had_effect = bool(acted) or self._tracker.had_effect([name])
-        tokens_changed = None if acted else int((changed & counted).sum())
-        return Effect(name, tokens_changed, int(counted.sum()), had_effect, is_expected)
+        had_effect = acted or self._tracker.had_effect([name])
+        return Effect(name, None if acted else int((changed & counted).sum()), int(counted.sum()), had_effect)
 
-    def warn_without_effect(self, effects: Sequence[Effect]) -> None:
-        """Warn about strategies that changed no logit, and about a model that does not see the image."""
-        for effect in effects:
-            if effect.is_expected and not effect.had_effect:
-                warn_user(
-                    f"{effect.name!r} changed no logit of this call: is it at its neutral value?", NoEffectWarning
-                )
+    def warn_without_effect(self, names: Sequence[str]) -> None:
+        """Warn about strategies that changed nothing, and about a model that does not see the image."""
+        for name in names:
+            warn_user(f"{name!r} changed no logit of this call: is it at its neutral value?", NoEffectWarning)
         for key, is_same in self._same_image.items():
             if bool(is_same):
                 message = (
@@ -111,17 +106,17 @@ class EffectRecorder:
     def _record_choices(self, gen: Generation, terms: Mapping[str, Sequence[Term]], combined: Tensor | None) -> None:
         self._tracker.read_when_due(gen.step)
         best = gen.logits().float().argmax(-1)  # a CPU is three times as slow in half precision
+        guarded = best if combined is None else combined.argmax(-1)
         for name in self._strategies:
             alone = combined if len(terms) == 1 else fusion.combine(gen, terms.get(name, ()))
-            changed = self._compare_choices(gen, name, alone if name in terms else None, best)
-            gen.rows.append(_history_name(name), changed)
-
-    def _compare_choices(self, gen: Generation, name: str, alone: Tensor | None, best: Tensor) -> Tensor:
-        """Return where the strategy alone prefers another token than main, bool `[rows, positions]`."""
-        if alone is None:
-            return torch.zeros_like(best, dtype=torch.bool)
-        self._tracker.record(name, gen.logits(), alone)
-        return alone.argmax(-1) != best
+            if name not in terms or alone is None:
+                choices = best
+            else:
+                self._tracker.record(name, gen.logits(), alone)
+                choices = guarded if alone is combined else alone.argmax(-1)
+            gen.rows.append(_history_name(name), choices != best)
+        gen.rows.append(MAIN_CHOICES, best)
+        gen.rows.append(GUARDED_CHOICES, guarded)
 
     def _compare_images(self, gen: Generation) -> None:
         """Record at the prefill whether branches that differ only in the image differ in their logits."""

@@ -2,56 +2,117 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from lvlm_guard.arithmetic.effects import Effect, format_key
+from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, Effect, format_key
 from lvlm_guard.call.decoding import DecodedCall
+from lvlm_guard.call.plan import INNER_HOOKS, Edit
 from lvlm_guard.call.planning import PlannedCall
-from lvlm_guard.call.report import Forwards, Report, StrategyReport
+from lvlm_guard.call.provenance import describe_origin, describe_parameters
+from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
+from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.outputs import sequences
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.edits import AttentionCapture, Readout
+
+ACTING_HOOKS = ("edit_inputs", "search", "attention", "hidden", "terms")
+"""Hooks of which something is expected in every call; `finish` may find nothing to revise."""
+RESCALING = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+    "logits_processor": None,
+}
+"""Settings under which more than the best token decides, with their neutral values."""
 
 
 def report_call(decoded: DecodedCall, revised: Mapping[str, int]) -> Report:
     """Return what the call did, and warn about strategies without effect; `revised` counts answers by strategy."""
-    unfinished = _find_unfinished(decoded)
-    effects = _measure_effects(decoded, unfinished, revised)
-    report = _build_report(decoded, effects, unfinished, revised)
-    decoded.effects.warn_without_effect(effects)
+    planned, unfinished = decoded.prepared.planned, _find_unfinished(decoded)
+    acted = {
+        name: _has_acted(planned, name, answers_revised=revised.get(name, 0)) for name in planned.call.strategies.names
+    }
+    effects = _measure_effects(decoded, unfinished, acted)
+    requests = report_requests(decoded, are_choices_known=unfinished is not None and not any(acted.values()))
+    report = _build_report(decoded, effects, requests, revised)
+    without = [effect.name for effect in effects if not effect.had_effect]
+    decoded.effects.warn_without_effect([name for name in without if _is_effect_expected(planned, name)])
     return report
 
 
-def _measure_effects(decoded: DecodedCall, unfinished: Tensor | None, revised: Mapping[str, int]) -> list[Effect]:
-    """Return the effect of each strategy, in the order of the stack."""
-    planned = decoded.prepared.planned
+def _measure_effects(decoded: DecodedCall, unfinished: Tensor | None, acted: Mapping[str, bool]) -> list[Effect]:
+    """Return the effect of each strategy, in stack order; 0 changed tokens are said only where best tokens decide."""
+    gen = decoded.prepared.planned.call.gen
+    effects = [
+        decoded.effects.measure_effect(gen, name, unfinished, acted=has_acted) for name, has_acted in acted.items()
+    ]
+    doubtful = [effect.name for effect in effects if effect.had_effect and effect.tokens_changed == 0]
+    if not doubtful or _best_tokens_decide(decoded, unfinished):
+        return effects
     return [
-        decoded.effects.measure_effect(
-            planned.call.gen, name, unfinished, acted=_find_action(planned, name, answers_revised=revised.get(name, 0))
-        )
-        for name in planned.call.strategies.names
+        dataclasses.replace(effect, tokens_changed=None) if effect.name in doubtful else effect for effect in effects
     ]
 
 
-def _find_action(planned: PlannedCall, name: str, *, answers_revised: int) -> bool | None:
-    """Return whether a strategy changed anything otherwise than by terms; None where it tried nothing of the kind."""
-    acts = (
-        planned.input_edits.get(name),
-        planned.interventions.had_effect(planned.plan.edits.get(name, ())),
-        True if name == planned.searching or answers_revised else None,
+def _has_acted(planned: PlannedCall, name: str, *, answers_revised: int) -> bool:
+    """Return whether a strategy changed anything otherwise than by its terms."""
+    edits = [edit for edit in planned.plan.edits.get(name, ()) if not _is_seen_by_terms(planned, name, edit)]
+    return (
+        planned.input_edits.get(name, False)
+        or bool(planned.interventions.had_effect(edits))
+        or name == planned.searching
+        or answers_revised > 0
     )
-    return any(acts) if any(act is not None for act in acts) else None
+
+
+def _is_seen_by_terms(planned: PlannedCall, name: str, edit: Edit) -> bool:
+    """Return whether an edit reaches main only through the strategy's own terms: it edits a branch that nobody else asks for."""
+    owners = [owner for owner, keys in planned.plan.branch_keys.items() if getattr(edit, "branch", MAIN) in keys]
+    return owners == [name] and planned.call.strategies.implements("terms", name)
+
+
+def _is_effect_expected(planned: PlannedCall, name: str) -> bool:
+    """Return whether a strategy that changed nothing deserves a warning: not one that only watches, or that revised nothing."""
+    strategies, edits = planned.call.strategies, planned.plan.edits.get(name, ())
+    if strategies.implements("finish", name) and name not in strategies.active("finish"):
+        return True
+    only_watches = bool(edits) and all(isinstance(edit, (AttentionCapture, Readout)) for edit in edits)
+    hooks = set(ACTING_HOOKS) - set(INNER_HOOKS if only_watches else ())
+    return any(strategies.implements(hook, name) for hook in hooks)
+
+
+def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool:
+    """Return whether every token of the answers is the best one by logits, before processors, and stays so under them."""
+    settings, rows = decoded.prepared.main.settings, decoded.prepared.planned.call.gen.rows
+    request = decoded.prepared.planned.request
+    if settings.do_sample or unfinished is None or GUARDED_CHOICES not in rows:
+        return False
+    if any((request.setting(name) or neutral) != neutral for name, neutral in RESCALING.items()):
+        return False
+    tokens = sequences(decoded.output)[:, decoded.prepared.main.input_ids.shape[1] :]
+    best = rows[GUARDED_CHOICES]
+    length = min(best.shape[1], tokens.shape[1])
+    differs = best[:, :length] != tokens[:, :length].to(best.device)
+    return not bool((differs & unfinished[:, :length].to(best.device)).any())
 
 
 def _build_report(
-    decoded: DecodedCall, effects: Sequence[Effect], unfinished: Tensor | None, revised: Mapping[str, int]
+    decoded: DecodedCall,
+    effects: Sequence[Effect],
+    requests: tuple[RequestReport, ...],
+    revised: Mapping[str, int],
 ) -> Report:
     planned, counts = decoded.prepared.planned, decoded.counts
     prompt = decoded.prepared.main.input_ids
     searched = planned.search is not None
-    is_whole = unfinished is not None or searched
+    is_whole = searched or not _moves_rows(decoded)
     steps = counts.steps
     return Report(
         strategies=tuple(_report_strategy(decoded, effect, revised.get(effect.name, 0)) for effect in effects),
@@ -65,14 +126,21 @@ def _build_report(
         tokens=sequences(decoded.output).shape[-1] - prompt.shape[1] if is_whole else counts.positions,
         seconds=time.perf_counter() - planned.call.started,
         results=planned.call.gen.results.to_dict(),
+        requests=requests,
+        origin=describe_origin(planned.call.request.config),
     )
 
 
 def _report_strategy(decoded: DecodedCall, effect: Effect, answers_revised: int) -> StrategyReport:
-    keys = decoded.prepared.planned.plan.branch_keys.get(effect.name, ())
-    branches = tuple(format_key(key) for key in keys)
+    planned = decoded.prepared.planned
     return StrategyReport(
-        effect.name, effect.tokens_changed, effect.positions, effect.had_effect, branches, answers_revised
+        effect.name,
+        effect.tokens_changed,
+        effect.positions,
+        effect.had_effect,
+        tuple(format_key(key) for key in planned.plan.branch_keys.get(effect.name, ())),
+        answers_revised,
+        describe_parameters(planned.call.strategies.find(effect.name)),
     )
 
 
@@ -82,15 +150,10 @@ def _count_versions(decoded: DecodedCall) -> int:
 
 
 def _find_unfinished(decoded: DecodedCall) -> Tensor | None:
-    """Return where a generated position belongs to a row that had not ended, bool `[rows, tokens]`.
+    """Return where a generated position belongs to a row that had not ended, bool `[rows, tokens]`; None where rows move."""
+    return None if _moves_rows(decoded) else mark_unfinished(decoded)
 
-    None with beams and with the candidates of a search, where rows change places.
-    """
-    main = decoded.prepared.main
-    if decoded.prepared.planned.candidates > 1 or (main.settings.num_beams or 1) > 1:
-        return None
-    tokens = sequences(decoded.output)[:, main.input_ids.shape[1] :]
-    ends = main.settings.eos_token_id
-    ids = [*(ends if isinstance(ends, list) else [ends]), main.settings.pad_token_id]
-    ended = torch.isin(tokens, torch.tensor([token for token in ids if token is not None], device=tokens.device).long())
-    return (ended.long().cumsum(1) - ended.long()) == 0
+
+def _moves_rows(decoded: DecodedCall) -> bool:
+    """Return whether rows change places, as with beams and with the candidates of a search."""
+    return decoded.prepared.planned.candidates > 1 or (decoded.prepared.main.settings.num_beams or 1) > 1

@@ -244,6 +244,10 @@ class StrategyCalls:
             for hook in hook_names(Strategy)
         }
 
+    def find(self, name: str) -> Any:
+        """Return the strategy called `name`."""
+        return self._manager.get_plugin(name)
+
     def implements(self, hook: str, name: str) -> bool:
         """Return whether the strategy called `name` implements `hook`, also at its neutral values."""
         return is_marked(getattr(self._manager.get_plugin(name), hook, None))

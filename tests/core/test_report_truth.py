@@ -8,9 +8,19 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from gold import SUPPRESSED, disturbed
+from gold import SUPPRESSED, Against, disturbed
 
-from lvlm_guard import AttentionEdit, Guard, HiddenEdit, InputEdit, Insert, NoEffectWarning, Search, hookimpl
+from lvlm_guard import (
+    AttentionCapture,
+    AttentionEdit,
+    Guard,
+    HiddenEdit,
+    InputEdit,
+    Insert,
+    NoEffectWarning,
+    Search,
+    hookimpl,
+)
 from lvlm_guard.testing import tiny
 
 SETTINGS = {
@@ -111,3 +121,64 @@ def test_a_search_is_reported():
     guard.generate(**inputs, max_new_tokens=3)
     (entry,) = guard.report.strategies
     assert (entry.had_effect, entry.tokens_changed) == (True, None)
+
+
+@dataclass(frozen=True)
+class Stronger(Against):
+    """A contrast whose branch is edited inside."""
+
+    @hookimpl
+    def hidden(self, gen):
+        return [HiddenEdit("mlp", twice, branch=self.kind)]
+
+
+@dataclass(frozen=True)
+class Meddles:
+    """Edit a branch of another strategy."""
+
+    name: ClassVar[str] = "meddles"
+
+    @hookimpl
+    def hidden(self, gen):
+        return [HiddenEdit("mlp", twice, branch="noised")]
+
+
+@dataclass(frozen=True, eq=False)
+class Watches:
+    """Look at attention, and count where generate's best token is not main's."""
+
+    name: ClassVar[str] = "watches"
+
+    @hookimpl
+    def attention(self, gen):
+        return [AttentionCapture("seen", (0, 1), lambda chances, view: chances.sum(-1))]
+
+    @hookimpl
+    def observe(self, gen):
+        changed = int((gen.logits().argmax(-1) != gen.combined.argmax(-1)).sum())
+        gen.results["changed"] = gen.results.get("changed", 0) + changed
+
+
+def report_of(*stack, **settings):
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, list(stack))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        guard.generate(**inputs, **SETTINGS, **settings)
+    return guard.report
+
+
+def test_edits_of_the_own_branch_leave_the_count_exact():
+    report = report_of(Stronger(), Watches())
+    assert report.results["changed"] > 0, "no power"
+    assert report.strategies[0].tokens_changed == report.results["changed"]
+
+
+def test_edits_of_the_branch_of_another_strategy_are_not_counted_as_none():
+    meddling = report_of(Against(), Meddles()).strategies[1]
+    assert (meddling.had_effect, meddling.tokens_changed) == (True, None)
+
+
+def test_a_strategy_that_only_watches_is_not_warned_about():
+    watching = report_of(Against(), Watches()).strategies[1]
+    assert (watching.had_effect, watching.tokens_changed) == (False, 0)

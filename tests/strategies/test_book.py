@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
 
 import pytest
-
-from lvlm_guard.host.plugins import catalogue
-from lvlm_guard.testing import SequenceContract, StrategyContract
-
-BOOK = Path(__file__).resolve().parent
-CONTRACTS = (StrategyContract, SequenceContract)
-STRATEGIES = {offer.name: offer.strategy for offer in catalogue() if offer.distribution == "lvlm-guard"}
-
-
-def find_page(name):
-    """The file of a strategy: its folder is the package without `lvlm_guard_`."""
-    folder = STRATEGIES[name].__module__.split(".")[0].removeprefix("lvlm_guard_")
-    return BOOK / folder / f"test_{name}.py"
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]
-    return module
+from book import BOOK, STRATEGIES, find_page, list_contracts, load
 
 
 def list_strategies(module):
     """Classes of the strategies that the contracts of a module test."""
-    classes = [value for name, value in vars(module).items() if inspect.isclass(value) and name.startswith("Test")]
-    return {type(value.strategy) for value in classes if issubclass(value, CONTRACTS)}
+    return {type(contract.strategy) for contract in list_contracts(module)}
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
