@@ -14,9 +14,10 @@ from rich.panel import Panel
 from transformers import TextStreamer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import Device, Dtype
+from lvlm_guard.cli.options import Allow, Device, Dtype
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import DEFAULT_STACK, Guard
+from lvlm_guard.host.stack import Stack
 
 
 class CallbackStreamer(TextStreamer):  # type: ignore[misc,unused-ignore]
@@ -38,8 +39,9 @@ def generate(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question or instruction.")],
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeat for several.")] = None,
     stack: Annotated[
-        str, typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file.")
+        str, typer.Option(metavar="STACK", help="A strategy's name, names joined by +, or a .toml or .yaml file.")
     ] = DEFAULT_STACK,
+    allow: Allow = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show the plain answer beside the guarded one.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 128,
     device: Device = None,
@@ -50,8 +52,9 @@ def generate(
     report: Annotated[bool, typer.Option("--report", help="Print the report of the call as JSON on stderr.")] = False,
 ) -> None:
     """Answer one prompt about pictures with a stack of strategies, streaming."""
+    strategies = Stack.of(stack, allow=allow or ())
     loaded, processor = loading.load(model, device, dtype)
-    guard = Guard(loaded, processor, stack, executor=executor)
+    guard = Guard(loaded, processor, strategies, executor=executor)
     content = [*({"type": "image"} for _ in image or ()), {"type": "text", "text": prompt}]
     batch = guard.inputs(images=list(image or ()), messages=[{"role": "user", "content": content}])
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli import costing
-from lvlm_guard.cli.options import Device, Dtype
+from lvlm_guard.cli.options import Allow, Device, Dtype
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
@@ -89,8 +89,11 @@ def run(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the run; the same command resumes there.")],
     stack: Annotated[
         list[str] | None,
-        typer.Option(metavar="STACK", help="A strategy's name, or a .toml or .yaml file; repeat for several."),
+        typer.Option(
+            metavar="STACK", help="A strategy's name, names joined by +, or a .toml or .yaml file; repeat for several."
+        ),
     ] = None,
+    allow: Allow = None,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model.")
     ] = loading.BUNDLED,
@@ -121,7 +124,7 @@ def run(
     from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
-    systems_compared = systems.build_systems(systems.read_stacks(stack or ()), off, sampled=sample)
+    systems_compared = systems.build_systems(systems.read_stacks(stack or (), allow or ()), off, sampled=sample)
     plan = RunPlan(choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)

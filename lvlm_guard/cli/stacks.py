@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_guard.cli.options import Allow
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 
@@ -19,9 +20,11 @@ def group() -> None:
 
 
 @app.command("validate")
-def validate(file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")]) -> None:
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")], allow: Allow = None
+) -> None:
     """Check names, parameters and ranges of the stack in FILE, and print it."""
-    stack = Stack.read(file)
+    stack = Stack.read(file, allow=allow or ())
     StrategyCalls(stack.strategies)
     typer.echo(f"{file}: valid, {len(stack)} {'strategy' if len(stack) == 1 else 'strategies'}")
     for strategy in stack:
