@@ -116,14 +116,14 @@ def shorten(text: str, length: int) -> str:
 LONGEST_NAME = 60
 
 
-class _Abridged(reprlib.Repr):
-    def repr_int(self, x: int, level: int) -> str:
-        """Python refuses to write an integer of more than 4300 digits."""
-        return super().repr_int(x, level) if x.bit_length() < LONGEST_INTEGER else f"<integer of {x.bit_length()} bits>"
+def _write_integer(number: int, _: int) -> str:
+    """Python refuses to write an integer of more than 4300 digits."""
+    return repr(number) if number.bit_length() < LONGEST_INTEGER else f"<integer of {number.bit_length()} bits>"
 
 
-LONGEST_INTEGER = 1000
-_ABRIDGED = _Abridged()
+LONGEST_INTEGER = 200
+_ABRIDGED = reprlib.Repr()
+_ABRIDGED.repr_int = _write_integer  # type: ignore[method-assign]
 _ABRIDGED.maxstring = _ABRIDGED.maxother = 120
 
 

@@ -233,7 +233,9 @@ class Guard:
         request = self._build_request(arguments)
         if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
             return (
-                self._run_beside_plain(plain, arguments, request, rows) if rows.any() else _run_plain(self.model, plain, arguments)
+                self._run_beside_plain(plain, arguments, request, rows)
+                if rows.any()
+                else _run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
         return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))

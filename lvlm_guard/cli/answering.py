@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import DEFAULT_STACK, Device, Dtype, Executor, Model, Stack
+from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model, Stack
 from lvlm_guard.cli.questions import check_picture, check_placeholder, check_question, readable_model_errors
 from lvlm_guard.errors import InputError
 
@@ -26,6 +26,7 @@ def generate(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question or instruction.")],
     image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeat for several.")] = None,
     stack: Stack = DEFAULT_STACK,
+    allow: Allow = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show the plain answer beside the guarded one.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer.")] = 128,
     device: Device = None,
@@ -36,7 +37,7 @@ def generate(
     """Answer one prompt about pictures with a stack of strategies, streaming."""
     pictures = image or []
     _check_request(prompt, pictures)
-    guard = _build_guard(model, stack, device, dtype, executor)
+    guard = _build_guard(model, stack, allow, device, dtype, executor)
     check_placeholder(prompt, guard.processor)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with readable_model_errors(ADVICE):
@@ -61,14 +62,16 @@ def _check_request(prompt: str, pictures: list[Path]) -> None:
         check_picture(picture)
 
 
-def _build_guard(model: str, stack: str, device: str | None, dtype: str, executor: Any) -> Guard:
+def _build_guard(
+    model: str, stack: str, allow: list[str] | None, device: str | None, dtype: str, executor: Any
+) -> Guard:
     """Read the stack, then load the model, and put both together."""
     loading.quieten()
     from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - slow to import
     from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
-    strategies = stacks.Stack.of(stack)
+    strategies = stacks.Stack.of(stack, allow=allow or ())
     loaded, processor = loading.load(model, device, dtype)
     check_chat_template(processor)
     return Guard(loaded, processor, strategies, executor=executor)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli import costing
-from lvlm_guard.cli.options import ONE_STACK, Device, Dtype, Model
+from lvlm_guard.cli.options import ONE_STACK, Allow, Device, Dtype, Model
 from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import GuardWarning
 
@@ -92,6 +92,7 @@ def run(
         list[str] | None,
         typer.Option(metavar="STACK", help=f"{ONE_STACK}; repeat for several stacks."),
     ] = None,
+    allow: Allow = None,
     model: Model = loading.BUNDLED,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of a suite, in whole pictures.")] = None,
     data: Annotated[
@@ -120,7 +121,7 @@ def run(
     from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
-    systems_compared = systems.build_systems(systems.read_stacks(stack or ()), off, sampled=sample)
+    systems_compared = systems.build_systems(systems.read_stacks(stack or (), allow or ()), off, sampled=sample)
     plan = RunPlan(choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)

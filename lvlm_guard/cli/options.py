@@ -23,3 +23,9 @@ Device = Annotated[
 ]
 Dtype = Annotated[DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(DtypeName))}.")]
 Executor = Annotated[ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FUNCTION", help="A function that stacks may name, package.module:function; repeat for several."
+    ),
+]

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lvlm_guard.cli.options import Allow
 from lvlm_guard.cli.program import Program
 from lvlm_guard.cli.tables import count_of
 
@@ -19,12 +20,14 @@ def group() -> None:
 
 
 @app.command("validate")
-def validate(file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")]) -> None:
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .toml, .yaml or .yml file.")], allow: Allow = None
+) -> None:
     """Check names, parameters and ranges of the stack in FILE, and print it."""
     from lvlm_guard.host.plugins import StrategyCalls  # noqa: PLC0415 - slow to import
     from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - as above
 
-    stack = Stack.read(file)
+    stack = Stack.read(file, allow=allow or ())
     StrategyCalls(stack.strategies)
     typer.echo(f"{file}: valid, {count_of(len(stack), 'strategy', 'strategies')}")
     for strategy in stack:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
-from pydantic_core import SchemaValidator
 
 from lvlm_guard.errors import GuardError, InputError, PluginRejected, quote
 from lvlm_guard.strategy.names import strategy_name
@@ -63,9 +62,16 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
 
 
 @functools.lru_cache(maxsize=256)
-def strict_validator(kind: type) -> SchemaValidator:
+def strict_validator(kind: type) -> TypeAdapter[Any]:
     """Return the validator of a dataclass's fields, which converts whole numbers to floats and lists to tuples only."""
-    return SchemaValidator(_make_strict(TypeAdapter(kind).core_schema))
+    return TypeAdapter(Annotated[kind, _Strict()])
+
+
+class _Strict:
+    """Annotation that makes the schema of its type strict, all the way down."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return _make_strict(handler.resolve_ref_schema(handler(source)))
 
 
 def _make_strict(schema: Any) -> Any:

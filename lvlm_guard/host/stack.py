@@ -114,7 +114,7 @@ def _plain_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, (Path, AllowedName)) else value for name, value in parameters.items()}
 
 
-def _check_allow(allow: object) -> None:
+def _check_allow(allow: Any) -> None:
     is_several = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
     if not is_several or not all(isinstance(name, str) for name in allow):
         raise StackError(f"allow: expected a list of names package.module:function, got {quote(allow)}.")

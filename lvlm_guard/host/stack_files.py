@@ -8,7 +8,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -71,12 +71,12 @@ class _Loader(yaml.SafeLoader):
     A key that comes twice, and a merge of mappings, are refused.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-    yaml_constructors: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by the base
+    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012 - as above
         _TAG + "str": yaml.SafeLoader.construct_yaml_str,
         _TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
         _TAG + "map": yaml.SafeLoader.construct_yaml_map,
-        None: yaml.SafeLoader.construct_undefined,  # type: ignore[dict-item]
+        None: yaml.SafeLoader.construct_undefined,
     }
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Generator, Tensor
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
 
 MAIN = "main"
 Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
@@ -80,8 +80,10 @@ class Branch:
     after_prefill: Callable[[Any], Branch] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.key, Hashable) or self.key == MAIN:
-            raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {self.key!r}.")
+        if not isinstance(self.key, Hashable) or (isinstance(self.key, str) and self.key == MAIN):
+            raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {quote(self.key)}.")
+        if not isinstance(self.tokens, (tuple, list)) or not all(isinstance(edit, TokenEdit) for edit in self.tokens):
+            raise InputError(f"Branch.tokens are Insert and Replace values, got {quote(self.tokens)}.")
         if self.drops_image and self.edits_image:
             raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
         if self.pixels is not None and self.picture is not None:

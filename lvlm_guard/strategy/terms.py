@@ -12,7 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from torch import Tensor
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.edits import Readout
 
@@ -96,8 +96,9 @@ class Plausible:
     beta: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.beta <= 1.0:
-            raise InputError(f"Plausible.beta must be in [0, 1], got {self.beta}.")
+        is_number = isinstance(self.beta, (int, float)) and not isinstance(self.beta, bool)
+        if not is_number or not 0.0 <= self.beta <= 1.0:
+            raise InputError(f"Plausible.beta must be in [0, 1], got {quote(self.beta)}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -220,7 +220,7 @@ def test_options_that_do_not_work_are_refused(options, words, guard):
 def test_a_template_that_refuses_is_named(guard):
     processor = toy_processor()
     processor.chat_template = "{{ raise_exception('system comes first') }}"
-    with pytest.raises(InputError, match="chat template of LlavaProcessor.*system comes first"):
+    with pytest.raises(InputError, match=r"chat template of LlavaProcessor.*system comes first"):
         Guard(guard.model, processor, []).inputs(messages=user(text()))
     processor.chat_template = None
     with pytest.raises(InputError, match="chat template"):

@@ -11,8 +11,7 @@ from fuzzing import Attempt, Surface
 
 from lvlm_guard import Guard
 from lvlm_guard.host.plugins import catalogue
-from lvlm_guard.testing import tiny
-from lvlm_guard.testing.contract import Words
+from lvlm_guard.testing import TinyProcessor, tiny
 
 VALUES = (
     0, 1, -1, 2, 3, 100, 10**9, -(10**9), 2**31, 2**63, 10**400, 0.0, -0.0, 0.5, 1.0, 1.5, 99.0, 1e6, 1e9, 1e38, 1e308, -1e308, 5e-324,
@@ -34,7 +33,7 @@ def pairs() -> list[tuple[str, str]]:
 def generate(name: str, parameters: dict[str, object], as_object: bool) -> None:
     value = catalogue().find(name)(**parameters) if as_object else {"name": name, "params": parameters}
     model, inputs = tiny("llava")
-    guard = Guard(model, Words(), [value])
+    guard = Guard(model, TinyProcessor("llava"), [value])
     guard.generate(**inputs, max_new_tokens=1, do_sample=False)
 
 

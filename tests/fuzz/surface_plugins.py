@@ -30,8 +30,7 @@ from lvlm_guard import (
     hookimpl,
 )
 from lvlm_guard.strategy.hookspecs import Strategy, hook_names
-from lvlm_guard.testing import tiny
-from lvlm_guard.testing.contract import Words
+from lvlm_guard.testing import TinyProcessor, tiny
 
 HOOKS = hook_names(Strategy)
 ODD = (None, 0, 1, -1, 10**9, 1.5, float("nan"), float("inf"), True, "", "main", "nowhere", "a\0", b"x", (), [], [1], {}, {"a": 1}, set(), object(),
@@ -75,6 +74,11 @@ CLASSES = {
 }
 
 
+def blacken(gen: Any) -> None:
+    if gen.forward is not None:
+        gen.logits().fill_(0)
+
+
 def draw_act(chance: random.Random) -> tuple[str, Callable[[Any], Any]]:
     kind = chance.randrange(8)
     value, other = chance.choice(ODD), chance.choice(ODD)
@@ -88,7 +92,7 @@ def draw_act(chance: random.Random) -> tuple[str, Callable[[Any], Any]]:
         part = chance.choice(("prompt", "model", "forward", "rows", "state", "observations", "services", "own"))
         return f"sets gen.{part}", lambda gen: setattr(gen, part, value)
     if kind == 4:
-        return "changes logits", lambda gen: None if gen.forward is None else gen.logits().fill_(0) and None
+        return "changes logits", blacken
     if kind == 5:
 
         def fail(gen: Any) -> Any:
@@ -110,7 +114,7 @@ def generate(strategy: Odd) -> None:
     model, inputs = tiny("llava")
     before = {name: tensor.clone() for name, tensor in itertools.islice(model.state_dict().items(), 3)}
     try:
-        Guard(model, Words(), [strategy]).generate(**inputs, max_new_tokens=2, do_sample=False)
+        Guard(model, TinyProcessor("llava"), [strategy]).generate(**inputs, max_new_tokens=2, do_sample=False)
     except AuthorsError as error:
         if not any("odd." in note for note in getattr(error, "__notes__", ["odd."])):
             raise AssertionError("no note says which hook raised it") from error

@@ -57,7 +57,7 @@ class System:
         }
 
 
-def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
+def read_stacks(values: Iterable[str], allow: Collection[str] = ()) -> dict[str, Stack]:
     """Read stacks by name: names of strategies joined by `+`, or a stack file, which names its stack.
 
     Raises:
@@ -69,7 +69,7 @@ def read_stacks(values: Iterable[str]) -> dict[str, Stack]:
         name = name_stack(value)
         if name in stacks:
             raise InputError(f"Two stacks are called {name!r}. Rename one of the files, or leave one out.")
-        stacks[name] = Stack.of(value)
+        stacks[name] = Stack.of(value, allow=allow)
     return stacks
 
 
