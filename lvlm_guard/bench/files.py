@@ -28,7 +28,7 @@ def append(path: Path, content: bytes) -> None:
     Raises:
         InputError: It could not be written; a piece of it may stand at the end of the file.
     """
-    with _report_failure(path):
+    with report_failure(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             _put(handle, content)
@@ -39,15 +39,51 @@ def append(path: Path, content: bytes) -> None:
 def cut(path: Path, size: int) -> None:
     """Drop what stands behind `size` bytes; a file that is no longer than that stays as it is."""
     if path.exists() and path.stat().st_size > size:
-        with _report_failure(path):
+        with report_failure(path):
             os.truncate(path, size)
 
 
 def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines that end in a line break, break included; a torn last line and a missing file give none."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    """Return the lines that end in a line break, break included; a torn last line and a missing file give none.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return [line + b"\n" for line in read_if_there(path).split(b"\n")[:-1]]
+
+
+def read_if_there(path: Path) -> bytes:
+    """Return the content of a file, nothing where there is none.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise InputError(f"{path} could not be read: {error.strerror or error}.") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there.
+
+    Raises:
+        InputError: It cannot be made.
+    """
+    with report_failure(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        InputError: It cannot be removed.
+    """
+    with report_failure(path):
+        path.unlink(missing_ok=True)
 
 
 def _put(handle: int, content: bytes | memoryview) -> None:
@@ -56,7 +92,8 @@ def _put(handle: int, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def _report_failure(path: Path) -> Iterator[None]:
+def report_failure(path: Path) -> Iterator[None]:
+    """Turn what the system says into an error of the library that names `path`."""
     try:
         yield
     except OSError as error:
@@ -72,10 +109,10 @@ def hold_lock(path: Path) -> Iterator[None]:
     Raises:
         InputError: Another process holds it, or the folder cannot be written to.
     """
-    with _report_failure(path):
+    with report_failure(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with _report_failure(path):
+        with report_failure(path):
             _acquire(handle, path.parent)
         yield
     finally:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
-from lvlm_guard.bench.running.manifest import describe_model
+from lvlm_guard.bench.running.manifest import describe_left_out, describe_model
 from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.cli.tables import Cell, count_of, show_table
 
@@ -55,6 +55,8 @@ def notes(results: Results) -> list[str]:
     """List what was switched off, refused, changed nothing, is unfinished or could not be read."""
     lines = [f"Switched off: {', '.join(off)}." for off in [results.manifest["without"]] if off]
     for suite, description in results.manifest["suites"].items():
+        if (left_out := describe_left_out(description)) is not None:
+            lines.append(f"{suite}: left out {left_out}")
         if description["unusable_rows"]:
             lines.append(
                 f"{suite}: {count_of(description['unusable_rows'], 'row')} could not be used, first {description['problems'][0]}"

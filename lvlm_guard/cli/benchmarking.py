@@ -109,6 +109,12 @@ def run(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
+    missing_pictures: Annotated[
+        str,
+        typer.Option(
+            metavar="refuse|skip", help="Refuse where pictures are missing or broken, or skip and count their items."
+        ),
+    ] = "refuse",
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
@@ -117,12 +123,15 @@ def run(
     The same command resumes a run that was stopped.
     """
     loading.quieten()
-    from lvlm_guard.bench.running import choosing, runner, systems  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running import choosing, runner, store, systems  # noqa: PLC0415 - slow to import
     from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
     systems_compared = systems.build_systems(systems.read_stacks(stack or (), allow or ()), off, sampled=sample)
-    plan = RunPlan(choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed)
+    plan = RunPlan(
+        choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed, missing_pictures
+    )
+    store.check_folder(out)
     gathered = runner.gather(plan)
     loaded, processor = loading.load(model, device, dtype)
     record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)

@@ -16,7 +16,7 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import batches, runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.scoring import margins
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import GuardWarning, InputError
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.suite import Scenes
 
@@ -127,8 +127,15 @@ def test_a_limit_takes_whole_pictures():
     given = items("a", "b", "a", "c", "b", "c")
     assert [item.image for item in batches.limit_items(given, 5)] == ["a", "b", "a", "b"]
     assert len(batches.limit_items(given, 6)) == len(batches.limit_items(given, None)) == 6
-    with pytest.raises(InputError, match="--limit 1 is less than the 2 items of the first picture, a"):
-        batches.limit_items(given, 1)
+    assert [item.image for item in batches.limit_items(given, 1)] == ["a", "a"]
+
+
+def test_a_limit_below_the_questions_of_a_picture_rounds_up_and_says_so(tmp_path):
+    with pytest.warns(
+        GuardWarning, match="toy: --limit 2 is less than the 3 items about p0, which stay together; 3 are taken"
+    ):
+        record = quick_run.run(tmp_path, quick_run.plan(limit=2))
+    assert {suite: len(items) for suite, items in record.items.items()} == {"toy": 3, "small": 3}
 
 
 def test_answers_do_not_depend_on_the_size_of_batches(tmp_path):

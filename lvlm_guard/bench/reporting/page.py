@@ -26,6 +26,7 @@ from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
 from lvlm_guard.bench.reporting.verdicts import Verdict
 from lvlm_guard.bench.running.choosing import build_suite, load_measures
+from lvlm_guard.bench.running.manifest import describe_left_out
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.systems import CONTROLS, GREEDY
 from lvlm_guard.bench.scoring.measures import Measure
@@ -265,6 +266,7 @@ def _suite_facts(description: Mapping[str, Any], parser: str) -> list[tuple[str,
         ("answers read by", f"parser {parser}{original}"),
         *([("arguments", arguments)] if arguments else []),
         *(("rows that could not be used", row) for row in unusable),
+        *([("left out", left_out)] if (left_out := describe_left_out(description)) is not None else []),
         ("licence", description["licence"]),
     ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from lvlm_guard.bench.items import Item
 from lvlm_guard.deprecation import moved_names
-from lvlm_guard.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,26 +25,16 @@ class Batch:
 
 
 def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """Return at most `limit` items: all items of the first pictures, as many pictures as fit, in order.
+    """Return at most `limit` items: all items of the first clusters, as many clusters as fit, in order.
 
-    Raises:
-        InputError: Not even the items of the first picture fit.
+    The first cluster is taken even where it has more items than that.
     """
     if limit is None:
         return list(items)
-    sizes: dict[str, int] = {}
-    for item in items:
-        sizes[_group(item)] = sizes.get(_group(item), 0) + 1
-    kept_groups, total = set(), 0
-    for group, size in sizes.items():
-        if total + size > limit:
-            break
-        kept_groups.add(group)
-        total += size
-    if items and not kept_groups:
-        first, size = next(iter(sizes.items()))
-        raise InputError(f"--limit {limit} is less than the {size} items of the first picture, {first}.")
-    return [item for item in items if _group(item) in kept_groups]
+    sizes = Counter(item.cluster for item in items)
+    totals = accumulate(sizes.values())
+    kept = {cluster for at, (cluster, total) in enumerate(zip(sizes, totals, strict=True)) if total <= limit or at == 0}
+    return [item for item in items if item.cluster in kept]
 
 
 def build_batches(items: Sequence[Item], rows: int) -> list[Batch]:

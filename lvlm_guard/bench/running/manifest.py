@@ -16,6 +16,8 @@ import torch
 import lvlm_guard
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
+from lvlm_guard.bench.running.picture_check import LeftOut
+from lvlm_guard.bench.running.stored_manifest import REFUSE
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.suite import Problem, Suite
 from lvlm_guard.deprecation import moved_names
@@ -61,6 +63,7 @@ class RunPlan:
         limit: At most so many items of each suite; None is all of them.
         batch: Most rows of a call.
         seed: Of the sampling.
+        missing_pictures: "refuse" to run where a picture is missing or broken, or "skip" its items and count them.
     """
 
     suites: Mapping[str, SuiteChoice]
@@ -70,14 +73,29 @@ class RunPlan:
     limit: int | None = None
     batch: int = 16
     seed: int = 0
+    missing_pictures: str = REFUSE
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The content of the suites of a plan.
+
+    Args:
+        items: Items by suite, the limit applied, those without a usable picture left out.
+        problems: Rows that could not be used, by suite.
+        left_out: Items without a usable picture, by suite.
+    """
+
+    items: Mapping[str, Sequence[Item]]
+    problems: Mapping[str, Sequence[Problem]]
+    left_out: Mapping[str, LeftOut]
 
 
 def describe(
     plan: RunPlan,
     model: Any,
     model_id: str,
-    items: Mapping[str, Sequence[Item]],
-    problems: Mapping[str, Sequence[Problem]],
+    gathered: Gathered,
 ) -> dict[str, Any]:
     """Build the manifest of a run."""
     return {
@@ -86,6 +104,7 @@ def describe(
         "seed": plan.seed,
         "batch": plan.batch,
         "limit": plan.limit,
+        "missing_pictures": plan.missing_pictures,
         "data": None if plan.data is None else str(plan.data.resolve()),
         "generation": {
             **{name: dict(settings) for name, settings in DECODING.items()},
@@ -93,7 +112,7 @@ def describe(
         },
         "systems": {system.name: system.to_dict() for system in plan.systems},
         "without": sorted(plan.without),
-        "suites": {name: _suite(chosen, items[name], problems[name]) for name, chosen in plan.suites.items()},
+        "suites": {name: _suite(name, chosen, gathered) for name, chosen in plan.suites.items()},
         "versions": versions(),
         "hardware": hardware(model.device),
     }
@@ -104,7 +123,16 @@ def describe_model(manifest: Mapping[str, Any]) -> str:
     return f"{manifest['model']['id']} ({manifest['model']['class']})"
 
 
-def _suite(chosen: SuiteChoice, items: Sequence[Item], problems: Sequence[Problem]) -> dict[str, Any]:
+def describe_left_out(description: Mapping[str, Any]) -> str | None:
+    """Describe the items of a suite that were left out for want of their pictures; None where there are none."""
+    left_out = description.get("left_out", {"items": 0})
+    if not left_out["items"]:
+        return None
+    return f"{left_out['items']} items, since {left_out['pictures']} pictures are missing or broken: {left_out['first'][0]}"
+
+
+def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]:
+    items, problems = gathered.items[name], gathered.problems[name]
     return {
         "name": chosen.suite.name,
         "title": chosen.suite.title,
@@ -116,6 +144,7 @@ def _suite(chosen: SuiteChoice, items: Sequence[Item], problems: Sequence[Proble
         "items": len(items),
         "pictures": len({item.image for item in items if item.image is not None}),
         **store.digest(items),
+        "left_out": gathered.left_out[name].to_dict(),
         "unusable_rows": len(problems),
         "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],
     }

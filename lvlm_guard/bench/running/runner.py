@@ -15,14 +15,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
-from lvlm_guard.bench.running.batches import Batch, build_batches, limit_items
-from lvlm_guard.bench.running.manifest import DECODING, RunPlan, describe
-from lvlm_guard.bench.running.store import Answer, Shard, SystemRefusal
+from lvlm_guard.bench.running.batches import Batch, build_batches
+from lvlm_guard.bench.running.gathering import gather
+from lvlm_guard.bench.running.manifest import DECODING, Gathered, RunPlan, describe
+from lvlm_guard.bench.running.store import Shard
+from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
-from lvlm_guard.bench.suite import Problem, Suite
+from lvlm_guard.bench.suite import Suite
 from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, InputError, NoEffectWarning
 from lvlm_guard.guard import Guard
@@ -34,37 +35,6 @@ SMALL = 50_000_000
 
 OWN_LOOPS = ("search", "finish")
 """Hooks after which the logits of the first token no longer say what is answered."""
-
-
-@dataclass(frozen=True)
-class Gathered:
-    """The content of the suites of a plan.
-
-    Args:
-        items: Items by suite, the limit applied.
-        problems: Rows that could not be used, by suite.
-    """
-
-    items: Mapping[str, Sequence[Item]]
-    problems: Mapping[str, Sequence[Problem]]
-
-
-def gather(plan: RunPlan) -> Gathered:
-    """Read the items of a plan; no model is needed, so this comes before one is loaded.
-
-    Raises:
-        InputError: The plan or its data cannot be used.
-    """
-    if plan.batch < 1 or (plan.limit is not None and plan.limit < 1):
-        raise InputError(f"batch and limit must be at least 1, got {plan.batch} and {plan.limit}.")
-    loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
-    items = {name: limit_items(content.items, plan.limit) for name, content in loaded.items()}
-    for name, suite_items in items.items():
-        if not suite_items:
-            raise InputError(f"{name} has no items.")
-        if len({item.id for item in suite_items}) < len(suite_items):
-            raise InputError(f"{name} has items of the same id, so their answers could not be distinguished.")
-    return Gathered(items, {name: content.problems for name, content in loaded.items()})
 
 
 def run(
@@ -98,12 +68,12 @@ def run(
     gathered_items = gathered or gather(plan)
     _check_template(processor)
     with one_thread_if_small(model):
-        manifest = describe(plan, model, model_id, gathered_items.items, gathered_items.problems)
-        with store.open_run(folder, manifest, gathered_items.items):
+        manifest = describe(plan, model, model_id, gathered_items)
+        with store.open_run(folder, manifest, gathered_items.items) as check:
             batches_by_suite = {
                 name: build_batches(suite_items, plan.batch) for name, suite_items in gathered_items.items.items()
             }
-            _answer(_Job(plan, model, processor, folder), batches_by_suite, progress=progress)
+            _answer(_Job(plan, model, processor, folder, check), batches_by_suite, progress=progress)
     return store.read(folder)
 
 
@@ -115,18 +85,19 @@ def _check_template(processor: Any) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """The plan, model and folder of a run."""
+    """The plan, model and folder of a run, and the check value of its manifest."""
 
     plan: RunPlan
     model: Any
     processor: Any
     folder: Path
+    check: str | None
 
 
 def _answer(job: _Job, batches_by_suite: Mapping[str, Sequence[Batch]], *, progress: bool) -> None:
     """Let all systems answer a batch before the next one, so that a machine that slows down slows them alike."""
     shards = {
-        (system.name, name): Shard(job.folder, system.name, name, suite_batches)
+        (system.name, name): Shard(SystemFiles(job.folder, job.check, system.name, name), suite_batches)
         for name, suite_batches in batches_by_suite.items()
         for system in job.plan.systems
     }

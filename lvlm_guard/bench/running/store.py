@@ -2,130 +2,134 @@
 
 `manifest.json` says what the run is, `items.jsonl` holds the prompts and their truth, `answers/<system>/<suite>.jsonl` the raw
 answers, `costs/` what each batch took, `refusals/` why a system could not answer. Answers and costs only grow, a batch at a
-time; the rest is written whole.
+time; the rest is written whole. Everything but what measures compute carries check values; see `sealing`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
+import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.bench import files
 from lvlm_guard.bench.items import AnsweredItem, Item
-from lvlm_guard.bench.running.batches import Batch
+from lvlm_guard.bench.running.batches import Batch, build_batches
+from lvlm_guard.bench.running.kept_items import ITEMS, format_items, read_items
+from lvlm_guard.bench.running.kept_items import digest as digest  # noqa: PLC0414 - part of this module's names
+from lvlm_guard.bench.running.sealing import CHECK, seal
+from lvlm_guard.bench.running.stored_manifest import FORMAT as FORMAT  # noqa: PLC0414 - as above
+from lvlm_guard.bench.running.stored_manifest import PLACE, read_manifest
+from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
 from lvlm_guard.deprecation import moved_names, warn_renamed
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import GuardWarning, InputError
 
 MANIFEST = "manifest.json"
-ITEMS = "items.jsonl"
 LOCK = "lock"
-FORMAT = 1
-UNCOMPARED = ("data", "hardware.threads")
-"""What may differ between the parts of a run: where the data lie, and how many threads work."""
+UNCOMPARED = ("data", "hardware.threads", "format", CHECK)
+"""What may differ between the parts of a run: where the data lie, how many threads work, and how the run is written down."""
 
 SHOWN = 3
 """How many differences an error names."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer of one system to one item, with the fields of `AnsweredItem`."""
-
-    id: str
-    text: str
-    tokens: int
-    margin: float | None
-
-
-@dataclass(frozen=True)
-class SystemRefusal:
-    """Why a system stopped answering a suite.
+class Shard:
+    """The answers of one system to one suite. Whole batches are kept; the rest is dropped and answered again.
 
     Args:
-        batch: The first batch without answers.
-        error: Class of the error.
-        reason: Its message.
+        kept: The files of the system and suite.
+        batches: All batches of the suite.
+
+    Raises:
+        InputError: What is there is not what this run wrote, or cannot be changed.
     """
 
-    batch: int
-    error: str
-    reason: str
-
-
-class Shard:
-    """The answers of one system to one suite. Whole batches are kept; the rest is dropped and answered again."""
-
-    def __init__(self, folder: Path, system: str, suite: str, batches: Sequence[Batch]) -> None:
-        self._answers, self._costs, self._refusal = _paths(folder, system, suite)
-        for path in (self._answers, self._costs):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._refusal.unlink(missing_ok=True)
+    def __init__(self, kept: SystemFiles, batches: Sequence[Batch]) -> None:
+        self._files = kept
+        self._answered = 0
         self.finished = self._recover(batches)
         """Batches that need not be done again."""
+        for ledger in (kept.answers, kept.costs):
+            files.make_folder(ledger.path.parent)
+        files.remove(kept.refusal)
 
     def _recover(self, batches: Sequence[Batch]) -> int:
-        answers, costs = files.whole_lines(self._answers), files.whole_lines(self._costs)
-        self._check_order(answers, [item.id for batch in batches for item in batch.items])
-        whole, finished = 0, 0
-        for batch in batches:
-            if whole + len(batch.items) > len(answers):
+        answers, costs = self._files.answers.lines(), self._files.costs.lines()
+        self._files.parse_answers(answers, [item.id for batch in batches for item in batch.items])
+        self._files.parse_costs(costs)
+        finished = 0
+        for batch, _ in zip(batches, costs, strict=False):
+            if self._answered + len(batch.items) > len(answers):
                 break
-            whole += len(batch.items)
+            self._answered += len(batch.items)
             finished += 1
-        files.cut(self._answers, sum(map(len, answers[:whole])))
-        files.cut(self._costs, sum(map(len, costs[:finished])))
+        files.cut(self._files.answers.path, sum(map(len, answers[: self._answered])))
+        files.cut(self._files.costs.path, sum(map(len, costs[:finished])))
         return finished
-
-    def _check_order(self, lines: Sequence[bytes], expected: Sequence[str]) -> None:
-        ids = [answer.id for answer in _answers(self._answers, lines)]
-        if ids != expected[: len(ids)]:
-            raise InputError(
-                f"{self._answers} does not hold the answers of this run in their order. Remove that file, and the same "
-                "command answers its items again."
-            )
 
     def append(self, answers: Sequence[Answer], cost: Mapping[str, Any]) -> None:
         """Keep the answers to the next batch; they count once the last of them is on the disk."""
-        files.append(self._costs, _line(cost))
-        files.append(self._answers, b"".join(_line(dataclasses.asdict(answer)) for answer in answers))
+        ledger = self._files.answers
+        lines = [ledger.line(asdict(answer), number) for number, answer in enumerate(answers, self._answered + 1)]
+        files.append(self._files.costs.path, self._files.costs.line(cost, self.finished + 1))
+        files.append(ledger.path, b"".join(lines))
+        self.finished += 1
+        self._answered += len(answers)
 
     def refuse(self, refusal: SystemRefusal) -> None:
         """Keep why there are no more answers."""
-        self._refusal.parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(self._refusal, _pretty(dataclasses.asdict(refusal)))
+        self._files.write_refusal(refusal)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a run can be kept in a folder, before anything slow is done; nothing is written.
+
+    Raises:
+        InputError: It is a file, holds something else, or cannot be written to.
+    """
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        what = "a folder, but" if existing == folder else "in a folder, but"
+        raise InputError(f"--out must be {what} {existing} is a file. Name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"The folder {existing} cannot be written to. Name another one by --out.")
+    if existing == folder and not (folder / MANIFEST).exists():
+        _refuse_strangers(folder)
 
 
 @contextmanager
-def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[None]:
+def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[str | None]:
     """Start a run in a folder, or resume the one there; no other process may use it until the block ends.
 
+    Yields:
+        The check value of the run's manifest; None where it has none.
+
     Raises:
-        InputError: The folder holds something else, a run with other settings, or is in use.
+        InputError: The folder holds something else, a run with other settings or an edited one, or is in use.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--out must be a folder, but {folder} is a file. Name another one.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}. Name another one.") from error
-    if not (folder / MANIFEST).exists():
-        _refuse_strangers(folder)
+    check_folder(folder)
+    files.make_folder(folder)
     with files.hold_lock(folder / LOCK):
         for draft in folder.rglob(f".*{files.DRAFT}"):
-            draft.unlink()
-        written = json.loads(json.dumps(manifest, default=str))
+            files.remove(draft)
+        written = seal(json.loads(json.dumps(manifest, default=str)), PLACE)
         if (folder / MANIFEST).exists():
-            _refuse_another(folder, written)
+            existing = read_manifest(folder / MANIFEST)
+            _refuse_another(folder, existing, written)
+            if not (folder / ITEMS).exists():
+                files.write_whole(folder / ITEMS, format_items(folder, existing.get(CHECK), items))
+            read_items(folder, existing.get(CHECK), existing["suites"])
         else:
-            files.write_whole(folder / ITEMS, b"".join(_item_lines(items)))
-            files.write_whole(folder / MANIFEST, _pretty(written))
-        yield
+            existing = written
+            files.write_whole(folder / ITEMS, format_items(folder, existing[CHECK], items))
+            files.write_whole(
+                folder / MANIFEST, (json.dumps(existing, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
+            )
+        yield existing.get(CHECK)
 
 
 def _refuse_strangers(folder: Path) -> None:
@@ -138,8 +142,7 @@ def _refuse_strangers(folder: Path) -> None:
         raise InputError(f"{folder} holds {strangers[0]} but no {MANIFEST}, so it is no run. Name an empty folder.")
 
 
-def _refuse_another(folder: Path, manifest: Mapping[str, Any]) -> None:
-    existing = _read_json(folder / MANIFEST)
+def _refuse_another(folder: Path, existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     differences = [difference for difference in _differences(existing, manifest) if difference[0] not in UNCOMPARED]
     if differences:
         examples = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
@@ -200,9 +203,15 @@ class Record:
         return Path(self.manifest["data"]) if self.manifest["data"] else None
 
     def read_answers(self, system: str, suite: str) -> list[AnsweredItem]:
-        """Return the answers of a system so far, in the order of the items."""
-        path, _, _ = _paths(self.folder, system, suite)
-        by_id = {answer.id: answer for answer in _answers(path, files.whole_lines(path))}
+        """Return the answers of a system so far, in the order of the items.
+
+        Raises:
+            InputError: A line is damaged, or is not what the run wrote there; names the file and the line.
+        """
+        batches = build_batches(self.items[suite], self.manifest["batch"])
+        kept = self._files(system, suite)
+        answers = kept.parse_answers(kept.answers.lines(), [item.id for batch in batches for item in batch.items])
+        by_id = {answer.id: answer for answer in answers}
         return [
             AnsweredItem(item, by_id[item.id].text, by_id[item.id].tokens, by_id[item.id].margin)
             for item in self.items[suite]
@@ -215,104 +224,44 @@ class Record:
         return self.read_answers(system, suite)
 
     def costs(self, system: str, suite: str) -> list[dict[str, Any]]:
-        """Return what each batch cost, in the order of the batches."""
-        _, path, _ = _paths(self.folder, system, suite)
-        return [_parsed(path, line) for line in files.whole_lines(path)]
+        """Return what each batch cost, in the order of the batches.
+
+        Raises:
+            InputError: As for `read_answers`.
+        """
+        kept = self._files(system, suite)
+        return kept.parse_costs(kept.costs.lines())
 
     def refusal(self, system: str, suite: str) -> SystemRefusal | None:
-        """Return why a system could not answer a suite; None where it could."""
-        _, _, path = _paths(self.folder, system, suite)
-        return SystemRefusal(**_read_json(path)) if path.exists() else None
+        """Return why a system could not answer a suite; None where it could.
+
+        Raises:
+            InputError: The file of the refusal is not what the run wrote.
+        """
+        return self._files(system, suite).read_refusal()
+
+    def _files(self, system: str, suite: str) -> SystemFiles:
+        return SystemFiles(self.folder, self.manifest.get(CHECK), system, suite)
 
 
 def read(folder: Path) -> Record:
-    """Read the folder of a run.
+    """Read the folder of a run. One that was begun before runs had check values is read with a warning.
 
     Raises:
-        InputError: It is none, or a file of it cannot be read.
+        InputError: It is none, or a file of it cannot be read or was edited.
     """
     if not (folder / MANIFEST).is_file():
         raise InputError(
             f"{folder} holds no {MANIFEST}, so it is no run. Begin one: lvlm-guard bench run ... --out DIR."
         )
-    manifest = _read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{folder} holds a run of format {manifest.get('format')}; this version reads format {FORMAT}."
+    manifest = read_manifest(folder / MANIFEST)
+    if CHECK not in manifest:
+        warnings.warn(
+            f"{folder} holds a run of an older version, whose answers have no check values: an edited one would not be found.",
+            GuardWarning,
+            stacklevel=2,
         )
-    items: dict[str, list[Item]] = {suite: [] for suite in manifest["suites"]}
-    for line in files.whole_lines(folder / ITEMS):
-        values = _parsed(folder / ITEMS, line)
-        items[values.pop("suite")].append(Item(**values))
-    return Record(folder, manifest, items)
-
-
-def digest(items: Sequence[Item]) -> dict[str, str]:
-    """Hash the ids, the prompts and all fields of some items in their order, with SHA-256."""
-    ids, prompts, lines = ([f(item) for item in items] for f in (_id, _prompt, _whole))
-    return {
-        name: hashlib.sha256("\n".join(values).encode("utf-8")).hexdigest()
-        for name, values in (("ids_sha256", ids), ("prompts_sha256", prompts), ("items_sha256", lines))
-    }
-
-
-def _id(item: Item) -> str:
-    return item.id
-
-
-def _prompt(item: Item) -> str:
-    return json.dumps(item.prompt)
-
-
-def _whole(item: Item) -> str:
-    return json.dumps(_to_plain(item), sort_keys=True)
-
-
-def _to_plain(item: Item) -> dict[str, Any]:
-    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)} | {"extra": dict(item.extra)}
-
-
-def _item_lines(items: Mapping[str, Sequence[Item]]) -> Iterator[bytes]:
-    return (_line({"suite": suite, **_to_plain(item)}) for suite, suite_items in items.items() for item in suite_items)
-
-
-def _paths(folder: Path, system: str, suite: str) -> tuple[Path, Path, Path]:
-    return (
-        folder / "answers" / system / f"{suite}.jsonl",
-        folder / "costs" / system / f"{suite}.jsonl",
-        folder / "refusals" / system / f"{suite}.json",
-    )
-
-
-def _answers(path: Path, lines: Sequence[bytes]) -> list[Answer]:
-    try:
-        return [Answer(**_parsed(path, line)) for line in lines]
-    except TypeError as error:
-        raise _damaged(path, error) from error
-
-
-def _line(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _pretty(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
-
-
-def _parsed(path: Path, line: bytes) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(line)
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    return value
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is damaged: {error}. Remove that file, and the same command makes it again.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _parsed(path, path.read_bytes())
+    return Record(folder, manifest, read_items(folder, manifest.get(CHECK), manifest["suites"]))
 
 
 __getattr__ = moved_names(__name__, {"opened": "lvlm_guard.bench.running.store:open_run"})

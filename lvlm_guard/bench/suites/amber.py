@@ -19,19 +19,22 @@ from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_amber
-from lvlm_guard.bench.suite import Loaded, Required
+from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_figures, script_figures
 from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
 from lvlm_guard.bench.suites.files import (
     BadRow,
     FileRow,
+    Read,
     build_items,
     find_file,
-    picture,
+    join,
+    missing,
     read_document,
     read_rows,
     read_text,
 )
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import (
     TRUTHS,
     YES_NO_TOKENS,
@@ -53,7 +56,20 @@ LEVEL_OF: Mapping[str, Level] = {
 }
 """The six types of question by their names in the file. The two of relations are one set: all yes, and all no."""
 GENERATIVE = "generative"
-PARTS = ("all", GENERATIVE, "discriminative")
+DISCRIMINATIVE = "discriminative"
+_LEVEL_PARTS: Mapping[str, Level] = {
+    "discriminative-existence": "object",
+    "discriminative-attribute": "attribute",
+    "discriminative-relation": "relation",
+}
+PARTS = ("all", GENERATIVE, DISCRIMINATIVE, *_LEVEL_PARTS)
+_HOLDERS: Mapping[str, Sequence[Sequence[str]]] = {
+    "all": [["all"], [GENERATIVE, DISCRIMINATIVE], [GENERATIVE, *_LEVEL_PARTS]],
+    GENERATIVE: [[GENERATIVE], ["all"]],
+    DISCRIMINATIVE: [[DISCRIMINATIVE], [*_LEVEL_PARTS], ["all"]],
+    **{part: [[part], [DISCRIMINATIVE], ["all"]] for part in _LEVEL_PARTS},
+}
+"""Which files hold a part, its own first; each is called query_{name}.json."""
 _LEVEL_NAMES: Mapping[Level, str] = {"object": "existence", "attribute": "attribute", "relation": "relation"}
 _ANNOTATIONS = Required(
     path="annotations.json",
@@ -63,7 +79,7 @@ _ANNOTATIONS = Required(
     '"discriminative-attribute-state", "truth": "yes"}',
 )
 _QUERIES = Required(
-    path="query/query_all.json",
+    path="query/query_{all,generative,discriminative,...}.json",
     what="the questions of AMBER",
     source="github.com/junyangwang0410/AMBER, data/query",
     layout='an array of objects: {"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}',
@@ -86,8 +102,8 @@ _IMAGES = Required(
     source="the download named on the page of the repository",
     layout="image/AMBER_1.jpg",
 )
+_PICTURES = PictureFiles("amber", _IMAGES, ("image", "images", "data/image", ""))
 _REMEMBERED = 2**13
-_FOLDERS = ("image", "images", "data/image", "")
 
 
 @dataclass(frozen=True)
@@ -99,7 +115,9 @@ class Amber:
     is always "no" gets F1 79.7 from the script, so the yes-ratio stands beside every score.
 
     Args:
-        part: "all", "generative" (descriptions) or "discriminative" (questions).
+        part: "all", "generative" (descriptions), "discriminative" (questions), or the questions of one level:
+            "discriminative-existence", "discriminative-attribute", "discriminative-relation". Read from the file of that
+            part where it is there, else from one that holds more.
         prompt_suffix: Put behind every question, not behind the request for a description.
         max_new_tokens: Length of a description.
     """
@@ -128,10 +146,10 @@ class Amber:
 
         Word lists only where descriptions are scored.
         """
-        queries = find_file(self.name, data, _QUERIES, "data")
+        queries = self._find_queries(data)
         annotations = read_rows(find_file(self.name, data, _ANNOTATIONS, "data"))
-        truths = {str(row.values.get("id")): row for row in annotations.rows}
-        if self.part != "discriminative":
+        truths, problems = _index(annotations)
+        if self.part in ("all", GENERATIVE):
             words = _Words.read(
                 find_file(self.name, data, _RELATION, "data"), find_file(self.name, data, _SAFE_WORDS, "data")
             )
@@ -140,14 +158,25 @@ class Amber:
         def items(row: FileRow) -> list[Item]:
             return [item for item in [self._item(row, truths)] if self._belongs(item)]
 
-        read = build_items(read_rows(queries), _QUERIES, items)
-        return Loaded(read.items, (*annotations.problems, *read.problems))
+        read = join(build_items(read_rows(path), _QUERIES, items) for path in queries)
+        return Loaded(read.items, (*problems, *read.problems))
+
+    def _find_queries(self, data: Path | None) -> Sequence[Path]:
+        """Find the files that hold the part."""
+        for root in (data, data / "data") if data is not None else ():
+            for names in _HOLDERS[self.part]:
+                paths = [root / "query" / f"query_{name}.json" for name in names]
+                if all(path.exists() for path in paths):
+                    return paths
+        raise missing(self.name, data, _QUERIES)
 
     def _belongs(self, item: Item) -> bool:
+        if self.part in _LEVEL_PARTS:
+            return item.kind != GENERATIVE and item.level == _LEVEL_PARTS[self.part]
         return self.part == "all" or (item.kind == GENERATIVE) == (self.part == GENERATIVE)
 
     def _item(self, row: FileRow, truths: Mapping[str, FileRow]) -> Item:
-        name, image, query = str(row.number("id")), row.text("image"), row.text("query")
+        name, image, query = str(row.number("id")), row.picture("image"), row.text("query")
         if name not in truths:
             raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")
         kind = truths[name].word("type", (GENERATIVE, *LEVEL_OF))
@@ -159,7 +188,11 @@ class Amber:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from image, images, data/image or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return F1 of "no" over all questions first, then the rest of them, the levels, the types, descriptions last.
@@ -170,7 +203,7 @@ class Amber:
             InputError: Descriptions are wanted and nothing was loaded by this object, or the parser is unknown.
         """
         answer = _parser(parser)
-        described = self._of_descriptions() if self.part != "discriminative" else []
+        described = self._of_descriptions() if self.part in ("all", GENERATIVE) else []
         if self.part == GENERATIVE:
             return described
         levels = [Part(level, name, of_level(level), positive_no=True) for level, name in _LEVEL_NAMES.items()]
@@ -284,6 +317,22 @@ class _Words:
             return coverage(nouns(answered.text), truth, hallu, self.associated, self.safe, len(answered.text.split()))
 
         return covered
+
+
+def _index(annotations: Read) -> tuple[dict[str, FileRow], list[Problem]]:
+    """Return the truths by id, and the rows that have none or one that occurred before."""
+    truths: dict[str, FileRow] = {}
+    problems = list(annotations.problems)
+    for row in annotations.rows:
+        try:
+            name = str(row.number("id"))
+        except BadRow as error:
+            problems.append(row.problem(error))
+            continue
+        if name in truths:
+            problems.append(row.problem(f"the id {name} occurred before"))
+        truths.setdefault(name, row)
+    return truths, problems
 
 
 def _is_list_of_words(value: object) -> bool:

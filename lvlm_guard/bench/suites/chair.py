@@ -6,10 +6,9 @@ beside it: a caption that names nothing hallucinates nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -24,11 +23,11 @@ from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, FileRow, find_file, picture, read_document, read_text, records
+from lvlm_guard.bench.suites.files import BadRow, FileRow, find_file, parse_json, read_document, read_text, records
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.errors import InputError
 
 _REMEMBERED = 2**13
-_FOLDERS = ("val2014", "images/val2014", "images", "")
 _END = re.compile(r"[.!?][\"'\u201d\u2019)]*\s*$")
 _LAST_END = re.compile(r"(?s).*[.!?][\"'\u201d\u2019)]*(?=\s)")
 _SYNONYMS = Required(
@@ -62,6 +61,7 @@ _IMAGES = Required(
     source="cocodataset.org, 2014 validation images",
     layout="val2014/COCO_val2014_000000000042.jpg",
 )
+_PICTURES = PictureFiles("chair", _IMAGES, ("val2014", "images/val2014", "images", ""))
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class Chair:
             problems += present.with_instance(row)
         for row in records(read_document(captions, _CAPTIONS), captions, _CAPTIONS, "annotations"):
             problems += present.with_caption(row)
+        problems += _uncaptioned(chosen, present.captioned, captions)
         return Loaded(
             tuple(self._item(image, listed_ids[image], present.classes[image]) for image in chosen), tuple(problems)
         )
@@ -147,7 +148,11 @@ class Chair:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from val2014, images/val2014, images or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.
@@ -231,17 +236,20 @@ def _group_ids(rows: Sequence[FileRow], path: Path) -> tuple[dict[int, str], lis
 def _list(row: FileRow, ids: dict[int, str]) -> list[Problem]:
     """Add the file name of one image; the problem if the record cannot be used."""
     try:
-        ids[row.number("id")] = row.text("file_name")
+        number, name = row.number("id"), row.picture("file_name")
     except BadRow as error:
         return [row.problem(error)]
+    if number in ids:
+        return [row.problem(f"the id {number} occurred before")]
+    ids[number] = name
     return []
 
 
 def _read_ids(path: Path, allowed: Mapping[int, str]) -> list[int]:
     text = read_text(path, _IDS)
     try:
-        names = json.loads(text) if text.lstrip().startswith("[") else text.split()
-        ids = list(dict.fromkeys(int(name) for name in names))
+        names = parse_json(text) if text.lstrip().startswith("[") else text.split()
+        ids = list(dict.fromkeys(FileRow(path.name, at, {"id": name}).number("id") for at, name in enumerate(names, 1)))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not {_IDS.what}: {error}. Expected layout: {_IDS.layout}") from error
     unknown = [name for name in ids if name not in allowed]
@@ -258,6 +266,7 @@ class _Present:
     vocabulary: Vocabulary
     names: Mapping[int, str]
     classes: Mapping[int, Mapping[str, set[str]]]
+    captioned: set[int] = field(default_factory=set)
 
     def with_instance(self, row: FileRow) -> list[Problem]:
         """Add one annotated object; the problem if the record cannot be used."""
@@ -277,9 +286,18 @@ class _Present:
             image, caption = row.number("image_id"), row.text("caption")
         except BadRow as error:
             return [row.problem(error)]
+        self.captioned.add(image)
         for parser, found_ones in self.classes.get(image, {}).items():
             found_ones.update(_readings(self.vocabulary)[parser](caption))
         return []
+
+
+def _uncaptioned(chosen: Sequence[int], captioned: Collection[int], path: Path) -> list[Problem]:
+    """Return the chosen images without a reference caption; their truth would be too small."""
+    without = [image for image in chosen if image not in captioned]
+    if len(without) == len(chosen):
+        raise InputError(f"{path} has no caption of any image chosen. It is {_CAPTIONS.what}, from {_CAPTIONS.source}.")
+    return [Problem(path.name, 0, f"there is no caption of the image {image}") for image in without]
 
 
 def _class_names(rows: Sequence[FileRow], vocabulary: Vocabulary, path: Path) -> dict[int, str]:
@@ -294,7 +312,8 @@ def _class_names(rows: Sequence[FileRow], vocabulary: Vocabulary, path: Path) ->
             raise InputError(
                 f"{path}: the category {name!r:.60} is not in {_SYNONYMS.path}. Take both from their sources."
             )
-        names[number] = vocabulary.repaired[name.lower()]
+        if names.setdefault(number, vocabulary.repaired[name.lower()]) != vocabulary.repaired[name.lower()]:
+            raise InputError(f"{path}: two categories have the id {number}. Take the file from its source again.")
     return names
 
 

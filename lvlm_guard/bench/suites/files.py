@@ -1,4 +1,4 @@
-"""Read the files of suites, row by row with line numbers: JSON Lines, JSON arrays, whole documents and pictures."""
+"""Read the files of suites, row by row with line numbers: JSON Lines, JSON arrays and whole documents."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
-
-from PIL import Image
 
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.suite import Loaded, Problem, Required
-from lvlm_guard.errors import InputError
+from lvlm_guard.bench.suites.impostors import HEAD, recognise
+from lvlm_guard.errors import InputError, quote
 
 _BETWEEN = re.compile(r"[\s,]*")
 _BROKEN_JSON = (ValueError, RecursionError)
 _LONGEST_ID = 18
+_LONGEST_NAME = 255
+"""Bytes of the longest name of a file."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -39,7 +40,7 @@ class FileRow:
     def text(self, key: str) -> str:
         """Return a string that is not blank and holds no half of a surrogate pair, which UTF-8 cannot encode."""
         value = self.values.get(key)
-        if not isinstance(value, str) or not value.strip() or _SURROGATE.search(value):
+        if not _is_text(value) or not value.strip():
             raise BadRow(f"{key!r} should be a text, and is {_shown(self.values, key)}")
         return value
 
@@ -67,9 +68,13 @@ class FileRow:
     def names(self, key: str) -> list[str]:
         """Return a list of texts; it may be empty."""
         value = self.values.get(key)
-        if not isinstance(value, list) or not all(isinstance(element, str) for element in value):
+        if not isinstance(value, list) or not all(_is_text(element) for element in value):
             raise BadRow(f"{key!r} should be a list of texts, and is {_shown(self.values, key)}")
         return list(value)
+
+    def picture(self, key: str) -> str:
+        """Return the name of a picture, which must lead to a file inside the data folder."""
+        return check_picture_name(self.text(key))
 
     def problem(self, what: object) -> Problem:
         """Return what is wrong with this row."""
@@ -105,12 +110,44 @@ def read_bytes(path: Path) -> bytes:
     """Return the content without a byte order mark.
 
     Raises:
-        InputError: It cannot be opened.
+        InputError: It cannot be opened, or is what a failed download leaves.
     """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, and should be a file.")
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise InputError(f"{path} could not be read: {error.strerror or error}.") from error
+    head = content[:HEAD]
+    if head.strip() and (instead := recognise(head)) is not None:
+        raise InputError(f"{path} is {instead}.")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Return a JSON value.
+
+    Raises:
+        ValueError: It is none, holds NaN or infinity, or an object has a key twice.
+        RecursionError: It is too deep.
+    """
+    return _DECODER.decode(text)
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    built = dict(pairs)
+    if len(built) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+        raise ValueError(f"the key {quote(twice)} occurs twice in one object")
+    return built
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_build_object, parse_constant=_refuse_constant)
 
 
 def read_text(path: Path, need: Required) -> str:
@@ -132,7 +169,7 @@ def read_document(path: Path, need: Required) -> Any:
         InputError: It cannot be opened, or is no JSON.
     """
     try:
-        return json.loads(read_text(path, need))
+        return parse_json(read_text(path, need))
     except _BROKEN_JSON as error:
         raise _unlike(path, need, str(error)) from error
 
@@ -160,7 +197,7 @@ def _of_lines(content: bytes, path: Path) -> Iterator[FileRow | Problem]:
 
 def _entry(line: bytes, file: str, number: int) -> FileRow | Problem:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = parse_json(line.decode("utf-8"))
     except _BROKEN_JSON as error:
         return Problem(file, number, f"no JSON: {error}")
     return FileRow(file, number, value) if isinstance(value, dict) else Problem(file, number, "no JSON object")
@@ -172,7 +209,6 @@ def _of_array(content: bytes, path: Path) -> Iterator[FileRow | Problem]:
     except UnicodeDecodeError as error:
         yield Problem(path.name, 1 + content.count(b"\n", 0, error.start), f"not UTF-8: {error.reason}")
         return
-    decoder = json.JSONDecoder()
     at, counted_to, line = 1, 0, 1 + content[: len(content) - len(content.lstrip())].count(b"\n")
     while True:
         gap = _BETWEEN.match(text, at)
@@ -181,7 +217,7 @@ def _of_array(content: bytes, path: Path) -> Iterator[FileRow | Problem]:
         if text[at : at + 1] == "]":
             return
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, at)
         except _BROKEN_JSON as error:
             yield Problem(path.name, line, f"the rest of the file could not be read: {error}")
             return
@@ -238,36 +274,40 @@ def find_file(suite: str, data: Path | None, need: Required, *folders: str) -> P
 
 def missing(suite: str, data: Path | None, need: Required) -> InputError:
     """Build the error for something required that is not there."""
-    place = (
-        f"{data / need.path} does not exist" if data is not None else f"{suite} needs a data folder with {need.path}"
+    return InputError(
+        f"{suite}: {_absence(suite, data, need)}. It is {need.what}, from {need.source}. Expected layout: {need.layout}"
     )
-    return InputError(f"{suite}: {place}. It is {need.what}, from {need.source}. Expected layout: {need.layout}")
+
+
+def _absence(suite: str, data: Path | None, need: Required) -> str:
+    if data is None:
+        return f"{suite} needs a data folder with {need.path}"
+    file = next((place for place in (data / need.path).parents if place.is_file()), None)
+    return f"{file} is a file, not a folder that holds {need.path}" if file else f"{data / need.path} does not exist"
 
 
 def _unlike(path: Path, need: Required, why: str) -> InputError:
     return InputError(f"{path} is not {need.what}: {why}. It comes from {need.source}. Expected layout: {need.layout}")
 
 
-def picture(suite: str, data: Path | None, need: Required, name: str, folders: Sequence[str]) -> Image.Image:
-    """Load a picture by its name as RGB, from the first of some folders of the data folder that has it.
+def check_picture_name(name: str) -> str:
+    """Return a name that leads to a file inside the folder where it is looked for, on any system.
 
     Raises:
-        InputError: It is in none of them, its name leads out of them, or it cannot be read.
+        BadRow: It does not.
     """
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise InputError(f"{suite}: {name!r} is no name of a picture inside the data folder.")
-    places = [data / folder / name for folder in folders] if data is not None else []
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise InputError(f"{suite}: the picture {name} is missing. {missing(suite, data, need)}")
-    from lvlm_guard.request import picture_loading  # noqa: PLC0415 - slow to import
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    leaves = posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts)
+    fits = all(len(part.encode("utf-8", "replace")) <= _LONGEST_NAME for part in posix.parts)
+    if leaves or not posix.parts or "\0" in name or not fits:
+        raise BadRow(f"{quote(name)} is no name of a picture inside the data folder")
+    return name
 
-    try:
-        return picture_loading.read_picture(path)
-    except InputError as error:
-        raise InputError(f"{suite}: {error}") from None
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value is a text without half a surrogate pair, which UTF-8 cannot encode."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    return f"{values[key]!r:.60}" if key in values else "missing"
+    return quote(values[key], 60) if key in values else "missing"

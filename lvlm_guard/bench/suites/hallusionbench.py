@@ -18,12 +18,12 @@ from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites import hallusionbench_causes
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
-from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, find_file, picture, read_rows
+from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, check_picture_name, find_file, read_rows
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import Part, of_kind, select_yes_no, yes_no_measures
 
 KINDS = ("VD", "VS")
 _RELATIONS = ("video", "map")
-_PICTURES = ("", "hallusion_bench", "images")
 _ROWS = Required(
     path="HallusionBench.json",
     what="the questions of HallusionBench",
@@ -38,6 +38,7 @@ _IMAGES = Required(
     source="the download named on the page of the repository",
     layout="hallusion_bench/VD/illusion/0_0.png",
 )
+_PICTURES = PictureFiles("hallusionbench", _IMAGES, ("", "hallusion_bench", "images"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class HallusionBench:
         return [
             Item(
                 id="/".join([*figure, part["question_id"]]),
-                image=row.text("filename").removeprefix("./").removeprefix("hallusion_bench/") if has_figure else None,
+                image=_figure(row) if has_figure else None,
                 prompt=row.text("question") + self.prompt_suffix,
                 truth="yes" if row.word("gt_answer", ("0", "1")) == "1" else "no",
                 level="relation" if part["subcategory"] in _RELATIONS else "attribute",
@@ -106,7 +107,11 @@ class HallusionBench:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from hallusion_bench, images or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _PICTURES)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy per question (aAcc) first, then per question group and figure, then the rest.
@@ -137,6 +142,10 @@ class HallusionBench:
             "hard": _all_right(hard, _named("question"), answer),
             **hallusionbench_causes.shares(questions, answer),
         }
+
+
+def _figure(row: FileRow) -> str:
+    return check_picture_name(row.text("filename").removeprefix("./").removeprefix("hallusion_bench/"))
 
 
 def _parser(name: str) -> Parser:

@@ -20,7 +20,8 @@ from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, lmms_eval_mme, named, official_mme
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import is_text
-from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, missing, picture, read_bytes
+from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, missing, read_bytes
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, right, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
@@ -31,7 +32,6 @@ LEVEL_OF: Mapping[str, Level] = {
     "color": "attribute",
 }
 _QUESTIONS_OF_A_PICTURE = 2
-_FOLDERS = ("", "MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark_release_version/MME_Benchmark")
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 _QUESTIONS = Required(
     path="{existence,count,position,color}/*.txt",
@@ -46,6 +46,8 @@ _IMAGES = Required(
     source="the same download as the questions",
     layout="existence/000000006040.jpg beside the questions, or existence/images/000000006040.jpg",
 )
+_FOLDERS = ("", "MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark_release_version/MME_Benchmark")
+_PICTURES = PictureFiles("mme", _IMAGES, _FOLDERS)
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,18 @@ class Mme:
                 )
             ]
 
-        read = _read(path, kind)
         try:
-            return build_items(read, _QUESTIONS, item)
+            return build_items(_read(path, kind), _QUESTIONS, item)
         except InputError as error:
             return Loaded((), (Problem(f"{kind}/{path.name}", 0, str(error)),))
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from the folder of its task."""
-        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return the summed score (0 to 800), the score of each task (0 to 200), then the measures of all yes/no suites."""
@@ -152,13 +157,16 @@ def _beside(path: Path, kind: str, root: Path) -> str:
 
 def _read(path: Path, kind: str) -> Read:
     """Return the lines of a file; question and answer are parted by a tab."""
-    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
-    parted = [(number, line.strip().rpartition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
-    rows = [
-        FileRow(f"{kind}/{path.name}", number, {"question": question, "answer": truth})
-        for number, (question, _, truth) in parted
-    ]
-    return Read(path, rows, ())
+    file, rows, problems = f"{kind}/{path.name}", [], []
+    for number, line in enumerate(read_bytes(path).split(b"\n"), 1):
+        try:
+            question, _, truth = line.decode("utf-8").strip().rpartition("\t")
+        except UnicodeDecodeError as error:
+            problems.append(Problem(file, number, f"not UTF-8: {error.reason}"))
+            continue
+        if question or truth:
+            rows.append(FileRow(file, number, {"question": question, "answer": truth}))
+    return Read(path, rows, problems)
 
 
 def _official_score(answers: Sequence[AnsweredItem], answer: Parser) -> float | None:

@@ -17,13 +17,13 @@ from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
-from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, picture, read_rows
+from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, read_rows
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
 
 KINDS = ("random", "popular", "adversarial")
 SOURCES = ("coco", "aokvqa", "gqa")
-_PICTURES = ("val2014", "images/val2014", "images", "")
 _FIGURES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 _QUESTIONS = Required(
     path="{coco,aokvqa,gqa}_pope*.json",
@@ -38,6 +38,7 @@ _IMAGES = Required(
     source="cocodataset.org, 2014 validation images (for gqa, cs.stanford.edu/people/dorarad/gqa)",
     layout="val2014/COCO_val2014_000000310196.jpg",
 )
+_PICTURES = PictureFiles("pope", _IMAGES, ("val2014", "images/val2014", "images", ""))
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,13 @@ class Pope:
         if data is None:
             raise missing(self.name, data, _QUESTIONS)
         pattern = self.files or f"**/{self.source}_pope*{kind}*.json*"
+        if ".." in Path(pattern).parts:
+            raise InputError(f"{self.name}: files={pattern!r} leads out of the data folder.")
         try:
             matching = sorted(data.glob(pattern))
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError, IndexError) as error:
             raise InputError(f"{self.name}: files={pattern!r} is no glob below the data folder: {error}.") from error
-        fitting = [path for path in matching if kind in path.name and path.is_file()]
+        fitting = [path for path in matching if kind in path.name and not path.is_dir()]
         if len(fitting) > 1:
             names = ", ".join(path.relative_to(data).as_posix() for path in fitting)
             raise InputError(
@@ -100,7 +103,7 @@ class Pope:
             return [
                 Item(
                     id=f"{kind}:{row.name('question_id')}",
-                    image=row.text("image"),
+                    image=row.picture("image"),
                     prompt=row.text("text") + self.prompt_suffix,
                     truth=row.word("label", TRUTHS),
                     level="object",
@@ -113,7 +116,11 @@ class Pope:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from val2014, images/val2014, images or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _PICTURES)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy first; every measure over all kinds, then for each."""

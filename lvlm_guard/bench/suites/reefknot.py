@@ -21,7 +21,8 @@ from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_reefknot, official_reefknot_second
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import one_of
-from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, find_file, join, picture, read_rows
+from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, check_picture_name, find_file, join, read_rows
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, right, select_yes_no, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
@@ -30,7 +31,6 @@ _FILES = {"yesno": "YESNO.jsonl", "choice": "Multichoice.jsonl", "free": "VQA.js
 _TYPES = {"yesno": "Yes/No", "choice": "Multichoice", "free": "VQA"}
 _PARTS = {"all": ("yesno", "choice"), "yesno": ("yesno",), "choice": ("choice",), "free": ("free",)}
 _FREE_TOKENS = 64
-_FOLDERS = ("VG_100K", "VG_100K_2", "images", "")
 _OPTION = re.compile(r"\b([A-D])\.\s*(.*?)\s*(?=\b[A-D]\.|,?\s*(?i:please choose)|$)", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-D])(?:[.):,\W]*$|[.):,])", re.IGNORECASE)
 _ROWS = {
@@ -50,6 +50,7 @@ _IMAGES = Required(
     source="Visual Genome: homes.cs.washington.edu/~ranjay/visualgenome",
     layout="VG_100K/1592267.jpg or VG_100K_2/1592267.jpg",
 )
+_PICTURES = PictureFiles("reefknot", _IMAGES, ("VG_100K", "VG_100K_2", "images", ""))
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ class Reefknot:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from VG_100K, VG_100K_2, images or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy over both tasks first, then yes/no, pairs, choices.
@@ -161,7 +166,7 @@ def _maker(task: str) -> Callable[[FileRow], list[Item]]:
         return [
             Item(
                 id=f"{task}:{row.line}",
-                image=row.name("image_id").removesuffix(".jpg") + ".jpg",
+                image=check_picture_name(row.name("image_id").removesuffix(".jpg") + ".jpg"),
                 prompt=prompt,
                 truth=_truth(row, task),
                 level="relation",

@@ -18,7 +18,8 @@ from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
-from lvlm_guard.bench.suites.files import BadRow, FileRow, Read, build_items, join, missing, picture, read_document
+from lvlm_guard.bench.suites.files import BadRow, FileRow, Read, build_items, join, missing, read_document
+from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.errors import InputError
 
 LEVEL_OF: Mapping[str, Level] = {
@@ -33,7 +34,6 @@ LEVEL_OF: Mapping[str, Level] = {
 ORDERS = ("positive-first", "negative-first")
 _PROMPT = "Which caption best describes the image?\n(1) {}\n (2) {}\nOutput (1) or (2)."
 _CHOICE_TOKENS = 16
-_FOLDERS = ("val2017", "images/val2017", "images", "")
 _BRACKETED = re.compile(r"\(([12])\)")
 _BARE = re.compile(r"(?<![\w.])([12])(?![\w])")
 _ROWS = Required(
@@ -48,6 +48,7 @@ _IMAGES = Required(
     source="cocodataset.org, 2017 validation images",
     layout="val2017/000000085329.jpg",
 )
+_PICTURES = PictureFiles("sugarcrepe", _IMAGES, ("val2017", "images/val2017", "images", ""))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class SugarCrepe:
 
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from val2017, images/val2017, images or the data folder itself."""
-        return picture(self.name, data, _IMAGES, image, _FOLDERS)
+        return _PICTURES.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return rows right in both orders first, over all, by level and by kind.
@@ -156,7 +161,7 @@ def _read(path: Path) -> Read:
 
 def _maker(kind: str) -> Callable[[FileRow], list[Item]]:
     def items(row: FileRow) -> list[Item]:
-        pair, image = f"{kind}:{row.text('key')}", row.text("filename")
+        pair, image = f"{kind}:{row.text('key')}", row.picture("filename")
         captions = [row.text("caption"), row.text("negative_caption")]
         if captions[0] == captions[1]:
             raise BadRow("'caption' and 'negative_caption' are the same")
