@@ -8,7 +8,9 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
     raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
 
 if TYPE_CHECKING:
+    from lvlm_guard.call.report import Forwards as Forwards
     from lvlm_guard.call.report import Report as Report
+    from lvlm_guard.call.report import StrategyReport as StrategyReport
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
     from lvlm_guard.errors import InputError as InputError
@@ -24,54 +26,73 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import StackError as StackError
     from lvlm_guard.errors import StrategyRefused as StrategyRefused
     from lvlm_guard.errors import UncompiledWarning as UncompiledWarning
+    from lvlm_guard.forward.executors.executor import ExecutorName as ExecutorName
     from lvlm_guard.guard import Guard as Guard
     from lvlm_guard.host.stack import Stack as Stack
     from lvlm_guard.request.picture_sources import PictureSources as PictureSources
     from lvlm_guard.strategy.artefacts import Artefact as Artefact
     from lvlm_guard.strategy.branches import Branch as Branch
+    from lvlm_guard.strategy.branches import FeatureEdit as FeatureEdit
     from lvlm_guard.strategy.branches import InputEdit as InputEdit
     from lvlm_guard.strategy.branches import Insert as Insert
+    from lvlm_guard.strategy.branches import PictureEdit as PictureEdit
+    from lvlm_guard.strategy.branches import PixelEdit as PixelEdit
+    from lvlm_guard.strategy.branches import Place as Place
     from lvlm_guard.strategy.branches import Replace as Replace
+    from lvlm_guard.strategy.branches import TokenEdit as TokenEdit
     from lvlm_guard.strategy.edits import AttentionCapture as AttentionCapture
     from lvlm_guard.strategy.edits import AttentionEdit as AttentionEdit
+    from lvlm_guard.strategy.edits import Depth as Depth
     from lvlm_guard.strategy.edits import HiddenEdit as HiddenEdit
+    from lvlm_guard.strategy.edits import Operation as Operation
     from lvlm_guard.strategy.edits import Readout as Readout
     from lvlm_guard.strategy.edits import View as View
+    from lvlm_guard.strategy.forward import Forward as Forward
     from lvlm_guard.strategy.generation import Generation as Generation
+    from lvlm_guard.strategy.generation import Services as Services
     from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
     from lvlm_guard.strategy.loops import DecodingLoop as DecodingLoop
     from lvlm_guard.strategy.loops import Revision as Revision
     from lvlm_guard.strategy.loops import Search as Search
+    from lvlm_guard.strategy.prompt import ModelInfo as ModelInfo
+    from lvlm_guard.strategy.prompt import Prompt as Prompt
     from lvlm_guard.strategy.prompt import PromptStates as PromptStates
+    from lvlm_guard.strategy.rows import Rows as Rows
     from lvlm_guard.strategy.terms import Bias as Bias
     from lvlm_guard.strategy.terms import Contrast as Contrast
+    from lvlm_guard.strategy.terms import LayerDivergence as LayerDivergence
     from lvlm_guard.strategy.terms import Mix as Mix
     from lvlm_guard.strategy.terms import Plausible as Plausible
     from lvlm_guard.strategy.terms import Restrict as Restrict
+    from lvlm_guard.strategy.terms import Source as Source
     from lvlm_guard.strategy.terms import Statistics as Statistics
     from lvlm_guard.strategy.terms import Term as Term
+    from lvlm_guard.strategy.terms import Weight as Weight
 
 __version__ = "0.2.0"
 
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
     "strategy.artefacts": ("Artefact",),
-    "strategy.branches": ("Branch", "InputEdit", "Insert", "Replace"),
-    "strategy.edits": ("AttentionEdit", "HiddenEdit", "AttentionCapture", "Readout", "View"),
+    "strategy.branches": ("Branch", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PixelEdit", "Place", "Replace", "TokenEdit"),
+    "strategy.edits": ("AttentionCapture", "AttentionEdit", "Depth", "HiddenEdit", "Operation", "Readout", "View"),
     "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (
         "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused", "UncompiledWarning",
     ),
-    "strategy.generation": ("Generation",),
-    "strategy.prompt": ("PromptStates",),
+    "strategy.generation": ("Generation", "Services"),
+    "strategy.prompt": ("ModelInfo", "Prompt", "PromptStates"),
     "guard": ("Guard",),
     "strategy.hookspecs": ("hookimpl",),
-    "call.report": ("Report",),
+    "call.report": ("Forwards", "Report", "StrategyReport"),
     "host.stack": ("Stack",),
     "request.picture_sources": ("PictureSources",),
-    "strategy.terms": ("Bias", "Contrast", "Mix", "Plausible", "Restrict", "Statistics", "Term"),
+    "forward.executors.executor": ("ExecutorName",),
+    "strategy.forward": ("Forward",),
+    "strategy.rows": ("Rows",),
+    "strategy.terms": ("Bias", "Contrast", "LayerDivergence", "Mix", "Plausible", "Restrict", "Source", "Statistics", "Term", "Weight"),
 }  # fmt: skip
 _OWNER = {name: module for module, names in _OWNERS.items() for name in names}
 

@@ -12,9 +12,16 @@ from lvlm_guard.errors import InputError, quote
 
 MAIN = "main"
 Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
+"""Where `Insert` puts tokens into the prompt."""
+
 PixelEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+"""Maps pixel values of one request, and a seeded generator on the CPU, to pixel values of the same shape."""
+
 PictureEdit: TypeAlias = Callable[[Any, Generator], Any]
+"""Maps one picture as the user passed it, and a seeded generator on the CPU, to another picture."""
+
 FeatureEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
+"""Maps image features, and a seeded generator on the CPU, to features of the same shape."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Replace:
 
 
 TokenEdit: TypeAlias = Insert | Replace
+"""A change of the prompt's tokens."""
 
 
 @dataclass(frozen=True)

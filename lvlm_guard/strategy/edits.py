@@ -14,6 +14,7 @@ from lvlm_guard.errors import InputError, nearest, quote
 from lvlm_guard.strategy.branches import MAIN
 
 Depth: TypeAlias = "tuple[float, float]"
+"""A half-open range of layers: whole numbers counted from 0, or fractions of the decoder's depth."""
 
 
 class View(Protocol):
@@ -80,6 +81,7 @@ OLD_KEY_SETS = {"system": "before_image", "text": "after_image", "own": "generat
 OLD_POSITIONS = {"decode": "predicting"}
 
 Operation: TypeAlias = "Callable[[Tensor, View], Tensor]"
+"""Maps a tensor, and the `View` that says what it holds, to a tensor."""
 
 
 @renamed_fields(rows="branch")

@@ -17,6 +17,7 @@ PROJECT = "lvlm_guard"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a method of a strategy as a hook: `@hookimpl`, as pluggy has it."""
 
 
 class Discovery:

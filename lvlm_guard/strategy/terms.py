@@ -17,9 +17,11 @@ from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.edits import Readout
 
 Source: TypeAlias = Branch | Hashable | Tensor
+"""What a term weighs: a branch or its key, "main", a readout, or logits of shape [rows, vocabulary]."""
 
 
 LayerDivergence: TypeAlias = Literal["jensen_shannon", "released"]
+"""How the divergence of two layers' predictions is computed: as the paper has it, or as the released code does."""
 
 
 class Statistics(Protocol):
@@ -57,6 +59,7 @@ class Statistics(Protocol):
 
 
 Weight: TypeAlias = float | Tensor | Callable[[Statistics], Tensor]
+"""The factor of a source: a number, a tensor [rows] or [rows, positions], or a function of the step's statistics."""
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,4 @@ class Bias:
 
 
 Term: TypeAlias = Mix | Contrast | Plausible | Restrict | Bias
+"""What the hook `term` yields."""

@@ -5,10 +5,20 @@
 
 from lvlm_guard.testing.contract import StrategyContract as StrategyContract
 from lvlm_guard.testing.processing import TinyProcessor as TinyProcessor
+from lvlm_guard.testing.recompute import Formula as Formula
 from lvlm_guard.testing.recompute import Oracle as Oracle
 from lvlm_guard.testing.recompute import Recorder as Recorder
 from lvlm_guard.testing.sequences import SequenceContract as SequenceContract
 from lvlm_guard.testing.tiny import ARCHITECTURES as ARCHITECTURES
 from lvlm_guard.testing.tiny import tiny as tiny
 
-__all__ = ["ARCHITECTURES", "Oracle", "Recorder", "SequenceContract", "StrategyContract", "TinyProcessor", "tiny"]
+__all__ = [
+    "ARCHITECTURES",
+    "Formula",
+    "Oracle",
+    "Recorder",
+    "SequenceContract",
+    "StrategyContract",
+    "TinyProcessor",
+    "tiny",
+]

@@ -11,6 +11,7 @@ from transformers import LogitsProcessor
 
 ALIGNED = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
 Formula = Callable[[Sequence[Tensor], int], Tensor]
+"""Maps the logits of every variant, and the step counted from 0, to the logits that generate should have seen."""
 
 
 class Recorder(LogitsProcessor):

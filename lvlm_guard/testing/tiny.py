@@ -318,5 +318,7 @@ ARCHITECTURES: dict[str, Tiny] = {
         {"qformer_input_ids": [7, 8, 9], "qformer_attention_mask": [1, 1, 1]},
     ),
 }
+"""Tiny models by the name of their architecture; newer ones only where this transformers has them."""
+
 if hasattr(transformers, "Qwen3_5Config"):  # linear attention; newer than the oldest supported release
     ARCHITECTURES["qwen3_5"] = Tiny(_qwen3_5, "Qwen3_5ForConditionalGeneration", 4, (16, 96), _GRID, fenced=True)

@@ -252,6 +252,24 @@ def test_labels_cover_neither_marks_nor_each_other(count):
     assert not any(box.overlaps(other) for at, box in enumerate(boxes) for other in (*boxes[:at], *points))
 
 
+@pytest.mark.parametrize("count", [3, 10, 35])
+def test_the_dashed_line_of_greedy_runs_through_no_label(count):
+    chart = charts.scatter(made([f"stack_number_{number}" for number in range(count)]), "pope", "accuracy_object")
+    line = labels.Box(charts.LEFT, chart.greedy - 0.75, charts.RIGHT, chart.greedy + 0.75)
+    sizes = [(charts.LETTER * len(mark.label), charts.LINE - 2) for mark in chart.marks]
+    boxes = [
+        labels.Box.around(mark.place.x, mark.place.y, *size) for mark, size in zip(chart.marks, sizes, strict=True)
+    ]
+    assert [mark.label for mark, box in zip(chart.marks, boxes, strict=True) if box.overlaps(line)] == []
+
+
+def test_every_table_and_chart_has_a_scroll_box_of_its_own():
+    text = page.render(made(["vcd"]), {})
+    wide = re.findall(r"<(table|svg)\b", text)
+    assert len(wide) > 5
+    assert len(re.findall(r'<div class="wide" tabindex="0"[^>]*>\s*<(table|svg)\b', text)) == len(wide)
+
+
 def test_the_front_joins_what_nothing_cheaper_equals_and_up_is_better():
     results = made(["a", "b", "c"])
     cost = {"greedy": 1.0, "a": 2.0, "b": 3.0, "c": 4.0}

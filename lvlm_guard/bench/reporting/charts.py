@@ -192,6 +192,11 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
         for bound, (x, _) in zip(bounds, points, strict=True)
         if bound is not None
     ]
+    boxes += [
+        Box(LEFT, y - 1, RIGHT, y + 1)
+        for (outcome, _, _), (_, y) in zip(drawn_systems, points, strict=True)
+        if outcome.system == GREEDY
+    ]
     places = labels.place(label_sizes, Box(LEFT + 2, TOP, RIGHT, BOTTOM - 2), boxes, whiskers)
     return tuple(
         Mark(

@@ -10,6 +10,8 @@ from torch import Tensor
 from lvlm_guard.forward.steps import Step, StepLogits
 
 ExecutorName: TypeAlias = Literal["auto", "batched", "sequential"]
+"""How branches are decoded: in one batch with main, one after the other, or whichever fits."""
+
 Run: TypeAlias = Callable[..., Any]
 """The module's own forward."""
 Inputs: TypeAlias = dict[str, Any]
