@@ -83,13 +83,19 @@ class Guard:
         self.executor: ExecutorName = executor
         self.without_image: WithoutImage = without_image
         self._use(stack)
+        self._strategies = StrategyCalls(self.stack.strategies)
         self._recent_pictures = RecentPictures()
 
     def _use(self, stack: Any) -> None:
         """Go on with a stack, and without a report."""
         self.stack = Stack.of(stack)
-        self._strategies = StrategyCalls(self.stack.strategies)
+        vars(self).pop("_strategies", None)
         self._last_report: ContextVar[Report | None] = ContextVar("lvlm_guard_report", default=None)
+
+    @functools.cached_property
+    def _strategies(self) -> StrategyCalls:
+        """The strategies and their hooks; a sibling looks for them in its first call."""
+        return StrategyCalls(self.stack.strategies)
 
     def __copy__(self) -> Guard:
         return self.using(self.stack)
