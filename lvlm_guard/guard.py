@@ -24,7 +24,7 @@ from lvlm_guard.call.without_image import join_rows, rows_with_image, split_rows
 from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
-from lvlm_guard.host.plugins import StrategyCalls, is_marked, strategy_name
+from lvlm_guard.host.plugins import StrategyCalls, is_marked
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
 from lvlm_guard.request import conversation
@@ -32,6 +32,7 @@ from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
+from lvlm_guard.strategy.names import strategy_name
 
 WithoutImage = Literal["refuse", "plain"]
 EXECUTORS = ("auto", "batched", "sequential")
@@ -96,7 +97,12 @@ class Guard:
     def _use(self, stack: Any) -> None:
         """Go on with a stack."""
         self.stack = Stack.of(stack)
-        self._strategies = StrategyCalls(self.stack.strategies)
+        vars(self).pop("_strategies", None)
+
+    @functools.cached_property
+    def _strategies(self) -> StrategyCalls:
+        """The strategies and their hooks; a sibling looks for them in its first call."""
+        return StrategyCalls(self.stack.strategies)
 
     def __copy__(self) -> Guard:
         return self.using(self.stack)

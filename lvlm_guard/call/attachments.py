@@ -35,14 +35,18 @@ def attached(model: Any, answer: Answer) -> Iterator[None]:
     """Let `answer` answer every call of the model's generate, in any thread, until the end of the block."""
     attachment = Attachment(answer)
     try:
-        stand_in(model, "generate", _answer, attachment)
-        yield
-    finally:
-        attachment.is_open = False
         try:
-            leave(model, "generate", attachment)
-        finally:  # an interrupt may have cut the first attempt short
-            leave(model, "generate", attachment)
+            stand_in(model, "generate", _answer, attachment)
+            yield
+        finally:
+            _detach(model, attachment)
+    finally:  # an interrupt may have cut the first attempt short
+        _detach(model, attachment)
+
+
+def _detach(model: Any, attachment: Attachment) -> None:
+    attachment.is_open = False
+    leave(model, "generate", attachment)
 
 
 def plain_generate(model: Any) -> Any:

@@ -124,6 +124,7 @@ def run(
     """
     loading.quieten()
     from lvlm_guard.bench.running import choosing, runner, store, systems  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running.gathering import gather  # noqa: PLC0415 - as above
     from lvlm_guard.bench.running.manifest import RunPlan  # noqa: PLC0415 - as above
 
     off = tuple(without or ())
@@ -132,7 +133,7 @@ def run(
         choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed, missing_pictures
     )
     store.check_folder(out)
-    gathered = runner.gather(plan)
+    gathered = gather(plan)
     loaded, processor = loading.load(model, device, dtype)
     record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
     _report(record, None, data)

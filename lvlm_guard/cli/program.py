@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import typer
 from rich.console import Console
@@ -28,7 +28,7 @@ class Command(TyperCommand):
             *_, order = self.make_parser(ctx).parse_args(args=list(args))
             for option in dict.fromkeys(order):
                 if order.count(option) > 1 and _takes_one_value(option):
-                    raise typer.BadParameter(_explain_repetition(option), ctx=ctx, param=option)
+                    raise typer.BadParameter(_explain_repetition(option), ctx=ctx, param=cast("Any", option))
         return super().parse_args(ctx, args)
 
 
@@ -59,9 +59,9 @@ class Group(TyperGroup):
 class Program(typer.Typer):
     """A program or group whose commands are all read by `Command`."""
 
-    def command(
+    def command(  # type: ignore[override]
         self, name: str | None = None, *, cls: type[TyperCommand] = Command, **settings: Any
-    ) -> Callable[..., Any]:  # type: ignore[override]
+    ) -> Callable[..., Any]:
         """Return the decorator that adds a function as a command."""
         return super().command(name, cls=cls, **settings)
 

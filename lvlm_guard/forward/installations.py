@@ -135,12 +135,12 @@ def register(
 def hooked(root: Any, user: object) -> Iterator[None]:
     """Remove every hook that the block registers for this user on a module and all within it."""
     try:
-        yield
-    finally:
         try:
+            yield
+        finally:
             _remove_hooks(root, user)
-        finally:  # an interrupt may have cut the first attempt short
-            _remove_hooks(root, user)
+    finally:  # an interrupt may have cut the first attempt short
+        _remove_hooks(root, user)
 
 
 def _remove_hooks(root: Any, user: object) -> None:

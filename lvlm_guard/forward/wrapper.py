@@ -36,14 +36,14 @@ def run_guarded(decode: GuardedDecode, run: Callable[[], Returned]) -> Returned:
     """Run `run` while forwards of the module that decodes may belong to this decode; all of it is undone afterwards."""
     previous = _decode.get()
     try:
-        _decode.set(decode)
-        stand_in(decode.module, "forward", _choose_forward(), decode)
-        return run()
-    finally:
         try:
+            _decode.set(decode)
+            stand_in(decode.module, "forward", _choose_forward(), decode)
+            return run()
+        finally:
             _end(decode, previous)
-        finally:  # an interrupt may have cut the first attempt short
-            _end(decode, previous)
+    finally:  # an interrupt may have cut the first attempt short
+        _end(decode, previous)
 
 
 def _end(decode: GuardedDecode, previous: GuardedDecode | None) -> None:

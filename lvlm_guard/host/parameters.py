@@ -64,7 +64,8 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
 @functools.lru_cache(maxsize=256)
 def strict_validator(kind: type) -> TypeAdapter[Any]:
     """Return the validator of a dataclass's fields, which converts whole numbers to floats and lists to tuples only."""
-    return TypeAdapter(Annotated[kind, _Strict()])
+    annotation: Any = Annotated[kind, _Strict()]
+    return TypeAdapter(annotation)
 
 
 class _Strict:

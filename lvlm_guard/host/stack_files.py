@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by the base
-    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012 - as above
+    yaml_constructors: dict[str | None, Any] = {  # type: ignore[misc,unused-ignore] # noqa: RUF012 - as above
         _TAG + "str": yaml.SafeLoader.construct_yaml_str,
         _TAG + "seq": yaml.SafeLoader.construct_yaml_seq,
         _TAG + "map": yaml.SafeLoader.construct_yaml_map,

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.request import picture_arrays
@@ -138,7 +138,7 @@ def _explain(content: bytes | Path, error: BaseException) -> str:
         return content_kind
     if head[4:8] == b"ftyp":
         return "PIL does not read this kind of file (HEIC, AVIF or a video): convert it to JPEG or PNG"
-    unknown = isinstance(error, Image.UnidentifiedImageError)
+    unknown = isinstance(error, UnidentifiedImageError)
     return "it is in no format that PIL reads" if unknown else f"it is broken ({error})"
 
 

@@ -65,7 +65,7 @@ def digest_part(part: PixelPart, dtype: torch.dtype) -> bytes:
     for name in sorted(part):
         value = _trim(part[name]).to(dtype) if part[name].is_floating_point() else part[name]
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.digest()
 
 

@@ -18,7 +18,7 @@ from lvlm_guard.testing import tiny
 WATCHED = {
     module.__file__ for module in (installations, wrapper, attachments, growing, attention, compiled, layers, vision)
 }
-SETTINGS = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED}
+SETTINGS = {"max_new_tokens": 2, "do_sample": False, "suppress_tokens": SUPPRESSED}
 
 
 class Interrupt:

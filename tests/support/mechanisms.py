@@ -25,23 +25,23 @@ class Inside:
     loop: Callable[[Any], Any] | None = None
 
     @hookimpl
-    def attention(self, gen):
+    def attention(self, gen: Any) -> Any:
         return self.attends
 
     @hookimpl
-    def hidden(self, gen):
+    def hidden(self, gen: Any) -> Any:
         return self.hides
 
     @hookimpl
-    def readouts(self, gen):
+    def readouts(self, gen: Any) -> Any:
         return self.reads
 
     @hookimpl
-    def search(self, gen):
+    def search(self, gen: Any) -> Any:
         return [Search(self.loop)] if self.loop else []
 
     @hookimpl
-    def terms(self, gen):
+    def terms(self, gen: Any) -> Any:
         yield KEPT
         if self.reads:
             yield from (Mix(layer, 0.5) for layer in gen.readouts(self.reads[0]))
@@ -55,7 +55,8 @@ def greedy(decoder: Any) -> torch.Tensor:
     while decoder.generated.shape[1] < decoder.limit:
         decoder.append(decoder.logits().argmax(-1))
         decoder.finished()
-    return decoder.generated
+    generated: torch.Tensor = decoder.generated
+    return generated
 
 
 MECHANISMS: dict[str, list[Any]] = {

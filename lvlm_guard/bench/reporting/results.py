@@ -13,7 +13,8 @@ import numpy as np
 
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
-from lvlm_guard.bench.running.store import Record, SystemRefusal
+from lvlm_guard.bench.running.store import Record
+from lvlm_guard.bench.running.system_files import SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
 from lvlm_guard.bench.scoring.margins import says_yes

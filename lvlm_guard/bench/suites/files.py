@@ -39,10 +39,11 @@ class FileRow:
 
     def text(self, key: str) -> str:
         """Return a string that is not blank and holds no half of a surrogate pair, which UTF-8 cannot encode."""
-        value = self.values.get(key)
+        value: Any = self.values.get(key)
         if not _is_text(value) or not value.strip():
             raise BadRow(f"{key!r} should be a text, and is {_shown(self.values, key)}")
-        return value
+        text: str = value
+        return text
 
     def word(self, key: str, words: Collection[str]) -> str:
         """Return one of the known words, in lower case, surrounding blanks dropped."""

@@ -69,13 +69,13 @@ def installed(module: Model) -> Iterator[None]:
         raise ModelRefused(f"{type(module).__name__} does not run its attention through transformers' interface.")
     user = AttentionUser()
     try:
-        _switch(configs, user)
-        yield
-    finally:
         try:
+            _switch(configs, user)
+            yield
+        finally:
             _switch_back(configs, user)
-        finally:  # an interrupt may have cut the first attempt short
-            _switch_back(configs, user)
+    finally:  # an interrupt may have cut the first attempt short
+        _switch_back(configs, user)
 
 
 def _switch(configs: list[Any], user: AttentionUser) -> None:

@@ -57,13 +57,13 @@ def run_uncompiled() -> Iterator[None]:
         return
     user = StanceUser()
     try:
-        _enter(user)
-        yield
-    finally:
         try:
+            _enter(user)
+            yield
+        finally:
             _leave(user)
-        finally:  # an interrupt may have cut the first attempt short
-            _leave(user)
+    finally:  # an interrupt may have cut the first attempt short
+        _leave(user)
 
 
 def _enter(user: StanceUser) -> None:

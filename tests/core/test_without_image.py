@@ -1,0 +1,95 @@
+"""Rows without an image beside rows with one: each exactly what it is by itself."""
+
+import pytest
+import torch
+from gold import SUPPRESSED, Against
+
+from lvlm_guard import Guard, InputError, ModeRefused, StrategyRefused
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.tiny import IMAGE_TOKEN
+
+SETTINGS = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED, "pad_token_id": 0}
+MODES = {
+    "greedy": {},
+    "beams": {"num_beams": 2},
+    "several": {"num_beams": 2, "num_return_sequences": 2},
+    "sampling": {"do_sample": True, "top_k": 1},
+}
+
+
+def text_only(inputs):
+    """The prompts of a batch with text in place of the image."""
+    ids = inputs["input_ids"].clone()
+    ids[ids == IMAGE_TOKEN] = 7
+    ids[(ids == 102) | (ids == 103)] = 8
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
+def scene(request):
+    """Row 1 of three has no image."""
+    model, inputs = tiny(request.param, batch=3)
+    without = text_only(inputs)
+    mixed = {name: value for name, value in inputs.items() if value.shape[:2] == inputs["input_ids"].shape}
+    for name, value in mixed.items():
+        mixed[name] = value.clone()
+        mixed[name][1] = without[name][1] if name in without else 0
+    images = {name: value for name, value in inputs.items() if name not in mixed}
+    per_row = {name: value.unflatten(0, (3, -1))[[0, 2]].flatten(0, 1) for name, value in images.items()}
+    return model, {**mixed, **per_row}, without
+
+
+def rows_apart(model, guard, mixed, without, settings):
+    tokens = {name: value for name, value in mixed.items() if value.shape[:2] == mixed["input_ids"].shape}
+    images = {name: value for name, value in mixed.items() if name not in tokens}
+    alone = []
+    for row, image in ((0, 0), (2, 1)):
+        own = {name: value.unflatten(0, (2, -1))[image] for name, value in images.items()}
+        alone.append(guard.generate(**{name: value[[row]] for name, value in tokens.items()}, **own, **settings))
+    plain = model.generate(**{name: value[[1]] for name, value in without.items()}, **settings)
+    return torch.cat([alone[0], plain, alone[1]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_row_is_what_it_is_alone(scene, mode):
+    model, mixed, without = scene
+    guard = Guard(model, None, [Against("noised")], without_image="plain")
+    settings = SETTINGS | MODES[mode]
+    output = guard.generate(**mixed, **settings)
+    assert torch.equal(output, rows_apart(model, guard, mixed, without, settings))
+    assert not torch.equal(output, model.generate(**mixed, **settings)), "no power"
+    assert guard.report.strategies[0].had_effect
+
+
+def test_a_batch_without_any_image_is_plain(scene):
+    model, _, without = scene
+    guard = Guard(model, None, [Against("noised")], without_image="plain")
+    output = guard.generate(**without, **SETTINGS, return_dict_in_generate=True, output_logits=True)
+    plain = model.generate(**without, **SETTINGS, return_dict_in_generate=True, output_logits=True)
+    assert torch.equal(torch.stack(output.logits), torch.stack(plain.logits))
+    assert guard.report.strategies == ()
+
+
+def test_without_the_option_it_is_refused_as_ever(scene):
+    model, _, without = scene
+    with pytest.raises(StrategyRefused, match="needs an image"):
+        Guard(model, None, [Against("blind")]).generate(**without, **SETTINGS)
+
+
+@pytest.mark.parametrize("argument", [
+    {"return_dict_in_generate": True}, {"logits_processor": [lambda ids, scores: scores]}, {"streamer": object()},
+    {"prefix_allowed_tokens_fn": lambda row, ids: [5]},
+])  # fmt: skip
+def test_what_works_on_the_whole_batch_is_refused_by_name(scene, argument):
+    model, mixed, _ = scene
+    guard = Guard(model, None, [Against("noised")], without_image="plain")
+    with pytest.raises(ModeRefused, match=next(iter(argument))):
+        guard.generate(**mixed, **SETTINGS, **argument)
+
+
+def test_as_many_images_as_rows_are_refused_because_nobody_knows_whose_they_are():
+    model, inputs = tiny("llava", batch=2)
+    mixed = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    mixed["input_ids"][1] = text_only(inputs)["input_ids"][1]
+    with pytest.raises(InputError, match="pixel_values"):
+        Guard(model, None, [Against("noised")], without_image="plain").generate(**mixed, **SETTINGS)
