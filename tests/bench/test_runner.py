@@ -13,7 +13,7 @@ from quick_run import NO, WORDS, YES
 
 from lvlm_guard import Stack, testbed
 from lvlm_guard.bench.items import Item
-from lvlm_guard.bench.running import batches, runner, systems
+from lvlm_guard.bench.running import batches, gathering, runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.errors import GuardWarning, InputError
@@ -197,13 +197,13 @@ def test_a_processor_without_a_template_and_a_suite_without_items_are_refused(tm
     with pytest.raises(InputError, match="no chat template"):
         quick_run.run(tmp_path / "run")
     with pytest.raises(InputError, match="batch and limit"):
-        runner.gather(quick_run.plan(batch=0))
+        gathering.gather(quick_run.plan(batch=0))
     monkeypatch.setattr(quick_run.Toy, "load", lambda self, data: quick_run.Loaded([]))
     with pytest.raises(InputError, match="toy has no items"):
-        runner.gather(quick_run.plan())
+        gathering.gather(quick_run.plan())
     monkeypatch.setattr(quick_run.Toy, "load", lambda self, data: quick_run.Loaded([*items("a"), *items("b")]))
     with pytest.raises(InputError, match="same id"):
-        runner.gather(quick_run.plan())
+        gathering.gather(quick_run.plan())
 
 
 def test_a_picture_that_cannot_be_read_stops_the_run_and_not_one_system(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import transformers
 from lvlm_guard_steering import VTI, Nullu
 from safetensors.torch import save_file
 
-from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
+from lvlm_guard import Artefact, Guard, InputError, NoEffectWarning, StrategyRefused
 from lvlm_guard.errors import GuardWarning
 from lvlm_guard.strategy.artefacts import config_hash, describe_model
 from lvlm_guard.strategy.fingerprints import differ, digest_weights
@@ -104,7 +104,8 @@ def test_more_directions_than_there_are_is_refused(path, llava):
 def test_a_neutral_strategy_reads_no_file(llava):
     model, inputs = llava
     neutral = [VTI("nowhere", alpha_text=0.0, alpha_image=0.0), Nullu("nowhere", strength=0.0)]
-    guarded = Guard(model, None, neutral).generate(**inputs, max_new_tokens=2, do_sample=False)
+    with pytest.warns(NoEffectWarning, match="changed no logit"):
+        guarded = Guard(model, None, neutral).generate(**inputs, max_new_tokens=2, do_sample=False)
     assert torch.equal(guarded, model.generate(**inputs, max_new_tokens=2, do_sample=False))
 
 
