@@ -58,7 +58,7 @@ def prepare_inputs(
         prompts = [_apply_template(processor, each) for each in conversation.conversations]
         _leave_out_second_start(processor, prompts, settings)
     reader = _create_reader(processor, settings, sources)
-    pictures = [reader.read(value) for value in values]
+    pictures = _read_pictures(reader, values)
     _count_places(processor, prompts, len(pictures))
     process = PictureProcess(processor, tuple(prompts), settings, groups)
     batch = _move(process(pictures), model)
@@ -164,6 +164,19 @@ def _create_reader(processor: Any, settings: dict[str, Any], sources: PictureSou
     return PictureReader(sources, processor, rescales=rescales is not False, layout=layout)
 
 
+def _read_pictures(reader: PictureReader, values: Sequence[Any]) -> list[Any]:
+    """Read every picture; an error says which of several it is about."""
+    places = [f"Picture {number} of {len(values)}: " if len(values) > 1 else "" for number in range(1, len(values) + 1)]
+    return [_read_picture(reader, value, place) for value, place in zip(values, places, strict=True)]
+
+
+def _read_picture(reader: PictureReader, value: Any, place: str) -> Any:
+    try:
+        return reader.read(value)
+    except InputError as error:
+        raise InputError(f"{place}{error}") from None
+
+
 def _apply_template(processor: Any, conversation: Conversation) -> str:
     """Return the prompt of a conversation by the processor's chat template."""
     try:
@@ -191,7 +204,7 @@ def _count_places(processor: Any, prompts: Sequence[str], pictures: int) -> None
     places = sum(prompt.count(token) for prompt in prompts) if isinstance(token, str) and token else 0
     if places and places != pictures:
         raise InputError(
-            f"The prompts have {places} places for pictures ({token}), and there are {pictures} pictures. Give one for each."
+            f"Places for pictures in the prompts ({token}): {places}; pictures: {pictures}. Give one picture for each place."
         )
 
 

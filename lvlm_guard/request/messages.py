@@ -47,8 +47,8 @@ class ReadMessages:
         lacking = sum(value is None for value in values)
         if lacking != len(images):
             raise InputError(
-                f"The messages have {len(values)} image items, {lacking} of them without a picture, and images= has "
-                f"{len(images)}. Give one picture for each item without its own."
+                f"Image items without a picture: {lacking} of {len(values)}; pictures in images=: {len(images)}. Give one "
+                "for each item without its own."
             )
         supply = iter(images)
         return [next(supply) if value is None else value for value in values]

@@ -162,7 +162,7 @@ REFUSED = {
     "remote": (user({"type": "image_url", "image_url": {"url": "https://host/a.png"}}), "Remote pictures are off"),
     "long data": (user({"type": "image_url", "image_url": {"url": LONG}}), "no format that PIL reads"),
     "long junk": (user({"type": "image", "image": "x" * 2_400_000}), "cannot be"),
-    "no picture": (user({"type": "image"}, text()), "1 of them without a picture, and images= has 0"),
+    "no picture": (user({"type": "image"}, text()), "without a picture: 1 of 1; pictures in images=: 0"),
 }
 
 
@@ -174,9 +174,14 @@ def test_other_messages_say_where_and_what_to_write(kind, guard):
     assert len(str(caught.value)) < 600
 
 
+def test_an_error_says_which_of_several_pictures_it_is_about(guard):
+    with pytest.raises(InputError, match=r"Picture 2 of 2: The picture 'gone.png'"):
+        guard.inputs(images=[PICTURE, "gone.png"], text="<image> <image>")
+
+
 def test_pictures_left_over_are_refused(guard):
     for messages in (user(PICTURE, text()), [user(text()), user(text()), user(text())]):
-        with pytest.raises(InputError, match="images= has 2"):
+        with pytest.raises(InputError, match="pictures in images=: 2"):
             guard.inputs(messages=messages, images=PICTURES[:2])
 
 
@@ -184,9 +189,9 @@ def test_pictures_left_over_are_refused(guard):
     ("prompt", "images", "words"),
     [
         ("a b", PICTURE, "total 0 <image> tokens"),
-        ("<image> a", None, "1 places for pictures"),
-        ("<image> <image> a", PICTURE, "2 places"),
-        (["<image> a", "b"], PICTURES[:2], "there are 2 pictures"),
+        ("<image> a", None, r"\(<image>\): 1; pictures: 0"),
+        ("<image> <image> a", PICTURE, r": 2; pictures: 1"),
+        (["<image> a", "b"], PICTURES[:2], ": 1; pictures: 2"),
         ("", None, "empty"),
         ([], None, "a prompt or a list of prompts"),
         (3, None, "a prompt or a list of prompts"),
