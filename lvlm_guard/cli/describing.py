@@ -25,8 +25,9 @@ def strategies(
 ) -> None:
     """List the installed strategies, or describe the one called NAME."""
     from lvlm_guard.cli import listing  # noqa: PLC0415 - slow to import
+    from lvlm_guard.host import plugins  # noqa: PLC0415 - as above
 
-    catalogue = listing.catalogue()
+    catalogue = plugins.catalogue()
     if name is None:
         described = [offer.describe() for offer in catalogue]
         if not as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -46,7 +47,7 @@ def show_table(
     if room < BOXED * len(headings):
         table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 1, 0, 0)
     for heading in headings:
-        justify = "right" if heading in figures else "left"
+        justify: Literal["left", "right"] = "right" if heading in figures else "left"
         table.add_column(Text(heading), justify=justify, no_wrap=heading not in running, overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*map(_as_text, row), end_section=number in last)

@@ -48,9 +48,9 @@ def show(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The PNG to write.", show_default="sheet.png")
     ] = None,
-    one: Annotated[
+    scene: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write one scene as the model sees it, a PNG, instead of a sheet."),
+        typer.Option("--one", metavar="FILE", help="Write one scene as the model sees it, a PNG, instead of a sheet."),
     ] = None,
 ) -> None:
     """Draw scenes of a split on one sheet, enlarged, each over its true caption; or one scene as the model sees it."""
@@ -63,15 +63,15 @@ def show(
     if not 1 <= count <= MOST_SCENES:
         raise InputError(f"count must be from 1 to {MOST_SCENES}, got {count}.")
     _check_seed(seed)
-    if out is not None and one is not None:
+    if out is not None and scene is not None:
         raise InputError("--out names a sheet and --one a single scene. Leave one of them out.")
-    path = one or out or SHEET
+    path = scene or out or SHEET
     if path.suffix.lower() != ".png":
-        option = "--out" if one is None else "--one"
+        option = "--out" if scene is None else "--one"
         raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.stem or 'scene'}.png.")
-    files.check_destination(path, SHEET.name if one is None else "scene.png")
-    drawn = scenes.scenes(split, count if one is None else 1, seed)
-    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if one is None else drawn[0].picture))
+    files.check_destination(path, SHEET.name if scene is None else "scene.png")
+    drawn = scenes.scenes(split, count if scene is None else 1, seed)
+    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if scene is None else drawn[0].picture))
     typer.echo(f"{path}: {count_of(len(drawn), 'scene')} of {split}, seed {seed}")
 
 
