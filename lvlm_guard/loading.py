@@ -167,9 +167,9 @@ def _check_processor(name: str, processor: Any, config: Any) -> None:
         )
     unset = [setting for setting in PICTURE_SETTINGS if getattr(processor, setting, 0) is None]
     if unset:
-        of_config = {"patch_size": getattr(getattr(config, "vision_config", None), "patch_size", None),
+        configured = {"patch_size": getattr(getattr(config, "vision_config", None), "patch_size", None),
                  "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None)}  # fmt: skip
-        values = ", ".join(f"processor.{setting} = {of_config[setting]!r}" for setting in unset)
+        values = ", ".join(f"processor.{setting} = {configured[setting]!r}" for setting in unset)
         raise InputError(
             f"The processor of {quote(name)} does not say what {' and '.join(unset)} is, so it cannot count the tokens of a "
             f"picture. By the model's config: {values}. Set that and save it with processor.save_pretrained({quote(name)})."

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lvlm_guard.cli.tables import show_table
-from lvlm_guard.host.plugins import catalogue
+from lvlm_guard.host import plugins
 
 ARXIV_NUMBER = re.compile(r"\b\d{4}\.\d{4,5}\b")
 SIGNS = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
@@ -25,7 +25,7 @@ def print_list(strategies: Iterable[Mapping[str, Any]], console: Console) -> Non
     for origin, rows in itertools.groupby(by_origin, _format_origin):
         cells = [(row["name"], row["family"], row["summary"]) for row in rows]
         show_table(console, ("name", "family", "effect"), cells, title=f"Strategies of {origin}", running=("effect",))
-    for broken in catalogue().broken:
+    for broken in plugins.catalogue().broken:
         console.print(Text(f"Not loaded: {broken.entry_point} of {broken.distribution}: {broken.reason}", "yellow"))
     console.print("Describe one with its parameters: lvlm-guard strategies NAME")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -26,9 +26,10 @@ class Command(TyperCommand):
         """Read the arguments; refuse repeated options."""
         if not ctx.resilient_parsing:
             *_, order = self.make_parser(ctx).parse_args(args=list(args))
-            for option in dict.fromkeys(order):
-                if order.count(option) > 1 and _takes_one_value(option):
-                    raise typer.BadParameter(_explain_repetition(option), ctx=ctx, param=cast("Any", option))
+            parameters: list[Any] = list(order)
+            for option in dict.fromkeys(parameters):
+                if parameters.count(option) > 1 and _takes_one_value(option):
+                    raise typer.BadParameter(_explain_repetition(option), ctx=ctx, param=option)
         return super().parse_args(ctx, args)
 
 
@@ -59,9 +60,7 @@ class Group(TyperGroup):
 class Program(typer.Typer):
     """A program or group whose commands are all read by `Command`."""
 
-    def command(  # type: ignore[override]
-        self, name: str | None = None, *, cls: type[TyperCommand] = Command, **settings: Any
-    ) -> Callable[..., Any]:
+    def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = Command, **settings: Any) -> Any:
         """Return the decorator that adds a function as a command."""
         return super().command(name, cls=cls, **settings)
 

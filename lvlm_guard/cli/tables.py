@@ -47,7 +47,7 @@ def show_table(
     if room < BOXED * len(headings):
         table.box, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, (0, 1, 0, 0)
     for heading in headings:
-        justify: Literal["right", "left"] = "right" if heading in figures else "left"
+        justify: Literal["left", "right"] = "right" if heading in figures else "left"
         table.add_column(Text(heading), justify=justify, no_wrap=heading not in running, overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*map(_as_text, row), end_section=number in last)

@@ -48,7 +48,7 @@ def show(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The PNG to write.", show_default="sheet.png")
     ] = None,
-    scene_file: Annotated[
+    scene: Annotated[
         Path | None,
         typer.Option("--one", metavar="FILE", help="Write one scene as the model sees it, a PNG, instead of a sheet."),
     ] = None,
@@ -63,15 +63,15 @@ def show(
     if not 1 <= count <= MOST_SCENES:
         raise InputError(f"count must be from 1 to {MOST_SCENES}, got {count}.")
     _check_seed(seed)
-    if out is not None and scene_file is not None:
+    if out is not None and scene is not None:
         raise InputError("--out names a sheet and --one a single scene. Leave one of them out.")
-    path = scene_file or out or SHEET
+    path = scene or out or SHEET
     if path.suffix.lower() != ".png":
-        option = "--out" if scene_file is None else "--one"
+        option = "--out" if scene is None else "--one"
         raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.stem or 'scene'}.png.")
-    files.check_destination(path, SHEET.name if scene_file is None else "scene.png")
-    drawn = scenes.scenes(split, count if scene_file is None else 1, seed)
-    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if scene_file is None else drawn[0].picture))
+    files.check_destination(path, SHEET.name if scene is None else "scene.png")
+    drawn = scenes.scenes(split, count if scene is None else 1, seed)
+    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if scene is None else drawn[0].picture))
     typer.echo(f"{path}: {count_of(len(drawn), 'scene')} of {split}, seed {seed}")
 
 

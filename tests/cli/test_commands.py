@@ -20,6 +20,7 @@ from lvlm_guard.cli import app, listing, main
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import EXECUTORS
+from lvlm_guard.host import plugins
 from lvlm_guard.host.plugins import Broken, Catalogue, Offer, catalogue
 from lvlm_guard.testbed.world.scenes import scenes
 
@@ -117,13 +118,13 @@ def test_the_table_fits_80_columns_uncut():
 
 def test_the_list_names_plugins_that_were_not_loaded(monkeypatch):
     broken = Catalogue(dict(catalogue().offers), [Broken("fog", "lvlm-fog", "ImportError: [no] fog")])
-    monkeypatch.setattr(listing, "catalogue", lambda: broken)
+    monkeypatch.setattr(plugins, "catalogue", lambda: broken)
     assert "Not loaded: fog of lvlm-fog: ImportError: [no] fog" in run("strategies").stdout
 
 
 def test_the_list_has_a_table_for_each_distribution(monkeypatch):
     offers = {"vcd": catalogue().offers["vcd"], "fog": Offer(Fog, "lvlm-fog")}
-    monkeypatch.setattr(listing, "catalogue", lambda: Catalogue(offers))
+    monkeypatch.setattr(plugins, "catalogue", lambda: Catalogue(offers))
     titles = [line.strip() for line in run("strategies").stdout.splitlines() if "Strategies of" in line]
     assert titles == ["Strategies of lvlm-fog", f"Strategies of lvlm-guard {lvlm_guard.__version__}"]
 
