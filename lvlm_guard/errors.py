@@ -123,7 +123,7 @@ def _write_integer(number: int, _: int) -> str:
 
 LONGEST_INTEGER = 200
 _ABRIDGED = reprlib.Repr()
-_ABRIDGED.repr_int = _write_integer  # type: ignore[method-assign]
+_ABRIDGED.repr_int = _write_integer  # type: ignore[method-assign, assignment]
 _ABRIDGED.maxstring = _ABRIDGED.maxother = 120
 
 

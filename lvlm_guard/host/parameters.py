@@ -64,7 +64,7 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
 @functools.lru_cache(maxsize=256)
 def strict_validator(kind: type) -> TypeAdapter[Any]:
     """Return the validator of a dataclass's fields, which converts whole numbers to floats and lists to tuples only."""
-    return TypeAdapter(Annotated[kind, _Strict()])
+    return TypeAdapter(Annotated[kind, _Strict()])  # type: ignore[arg-type]
 
 
 class _Strict:
