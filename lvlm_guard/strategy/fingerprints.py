@@ -59,7 +59,7 @@ def _is_readable(value: Tensor) -> bool:
 
 def _digest(value: Tensor) -> dict[str, str]:
     flat = value.detach().reshape(-1)
-    sample = flat[:: max(flat.numel() // VALUES, 1)][:VALUES].cpu()
+    sample = flat[:: max(flat.numel() // VALUES, 1)][:VALUES].contiguous().cpu()
     shape = repr(tuple(value.shape)).encode()
     precisions = {name: dtype for name, dtype in PRECISIONS.items() if dtype == value.dtype} or PRECISIONS
     return {

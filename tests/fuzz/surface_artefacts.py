@@ -72,12 +72,13 @@ def change_tensors(chance: random.Random, kind: str) -> bytes:
         if how == 0:
             tensors[name] = torch.ones(chance.choice(SIZES), dtype=chance.choice([torch.float32, torch.int64]))
         elif how == 1:
-            tensors[name] = tensors.get(name, torch.ones(2)).to(chance.choice(DTYPES))
+            changed = tensors.get(name, torch.ones(2))
+            tensors[name] = torch.ones(changed.shape, dtype=chance.choice(DTYPES))
         elif how == 2 and name in tensors:
             tensors[chance.choice(["", "x" * 300, "decoder ", "Heads", "__x__"])] = tensors.pop(name)
         elif how == 3 and name in tensors and tensors[name].is_floating_point():
             tensors[name] = torch.full(tensors[name].shape, chance.choice([float("nan"), float("inf"), 3e38, 0.0]))
-        elif how == 4 and name in tensors and not tensors[name].dtype.is_complex:
+        elif how == 4 and name in tensors and tensors[name].dtype in (torch.float32, torch.int64):
             tensors[name] = tensors[name].float().mul(chance.choice([-1, 1e30, 0])).nan_to_num().clamp(-1e9, 1e9).long()
         else:
             tensors.pop(name, None)
