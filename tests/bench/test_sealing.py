@@ -99,7 +99,9 @@ def test_answers_copied_from_another_system_are_found(folder):
         store.read(folder).read_answers("greedy", "toy")
 
 
-@pytest.mark.parametrize("change", [lambda content: content.replace(b"\n", b"\r\n"), lambda content: b"\xef\xbb\xbf" + content])
+@pytest.mark.parametrize(
+    "change", [lambda content: content.replace(b"\n", b"\r\n"), lambda content: b"\xef\xbb\xbf" + content]
+)
 def test_an_editor_that_only_changes_line_ends_or_the_start_of_a_file_does_no_harm(folder, finished, change):
     path = folder / ANSWERS
     path.write_bytes(change(path.read_bytes()))
@@ -261,11 +263,11 @@ def test_an_edited_refusal_is_found(tmp_path):
     assert record.refusal("rank", "toy") is not None, "asked again"
 
 
-def test_a_hundred_thousand_lines_are_checked_in_seconds(tmp_path):
+def test_twenty_thousand_lines_are_checked_in_no_time(tmp_path):
     ledger = Ledger(tmp_path / "answers.jsonl", "run/answers/greedy/pope")
     answer = {"id": "random:1", "text": "Yes, there is a snowboard in the image.", "tokens": 11, "margin": 3.4567}
-    lines = [ledger.line(answer, number) for number in range(1, 100_001)]
+    lines = [ledger.line(answer, number) for number in range(1, 20_001)]
     start = time.process_time()
     for number, line in enumerate(lines, 1):
         ledger.values(line, number)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 2
