@@ -57,13 +57,13 @@ test-lowest:
 	OMP_NUM_THREADS=1 .venvs/lowest/bin/python -m pytest -n 2 -q
 
 # Both evaluation harnesses, run as users run them, in an environment of their own. Their torchvision does not fit a CPU
-# build of torch, so it is installed for pip's sake and removed. lmms-eval fails to start with filelock 4 and does not say so
-# in its metadata.
+# build of torch, so it is installed for pip's sake and removed. The extra
+# keeps filelock below 4, with which lmms-eval does not start.
 HARNESSES := .venvs/harnesses
 $(HARNESSES)/.installed: pyproject.toml constraints.txt
 	test -x $(HARNESSES)/bin/python || $(PYTHON) -m venv $(HARNESSES)
-	$(HARNESSES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . \
-		torchvision==0.28.0 lmms-eval==0.7.3 lm-eval==0.4.13 'filelock<4' pytest pytest-timeout
+	$(HARNESSES)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[harness]' \
+		torchvision==0.28.0 lmms-eval==0.7.3 lm-eval==0.4.13 pytest pytest-timeout
 	$(HARNESSES)/bin/pip uninstall --quiet --yes torchvision timm
 	touch $@
 

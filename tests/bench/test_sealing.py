@@ -263,11 +263,11 @@ def test_an_edited_refusal_is_found(tmp_path):
     assert record.refusal("rank", "toy") is not None, "asked again"
 
 
-def test_a_hundred_thousand_lines_are_checked_in_seconds(tmp_path):
+def test_twenty_thousand_lines_are_checked_in_no_time(tmp_path):
     ledger = Ledger(tmp_path / "answers.jsonl", "run/answers/greedy/pope")
     answer = {"id": "random:1", "text": "Yes, there is a snowboard in the image.", "tokens": 11, "margin": 3.4567}
-    lines = [ledger.line(answer, number) for number in range(1, 100_001)]
+    lines = [ledger.line(answer, number) for number in range(1, 20_001)]
     start = time.process_time()
     for number, line in enumerate(lines, 1):
         ledger.values(line, number)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 2

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.harness, pytest.mark.timeout(900)]
 
 BATCH = 4
 LENGTH = 44
+LAST_LINES = 40
 BY_LM_EVAL = Path(__file__).with_name("evaluate_by_lm_eval.py")
 
 
@@ -81,12 +82,22 @@ def lmms_eval(command, task_folder, tmp_path_factory):
     return run
 
 
+def read_written(folder, pattern, code, printed):
+    """Return a file that a harness wrote; where it did not, say what it printed last, since its exit code says nothing."""
+    path = next(folder.rglob(pattern), None)
+    if path is None:
+        said = "\n".join(printed.strip().splitlines()[-LAST_LINES:])
+        pytest.fail(
+            f"the harness ended with exit code {code} and wrote no {pattern}. It said last:\n{said}", pytrace=False
+        )
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def guarded_run(lmms_eval, task_folder):
     code, printed, folder = lmms_eval(f"pretrained=testbed,stack={task_folder / 'stack.toml'}")
-    assert code == 0, printed
-    results = json.loads(next(folder.rglob("*results.json")).read_text(encoding="utf-8"))
-    lines = next(folder.rglob("*samples_drawn.jsonl")).read_text(encoding="utf-8").splitlines()
+    results = json.loads(read_written(folder, "*results.json", code, printed))
+    lines = read_written(folder, "*samples_drawn.jsonl", code, printed).splitlines()
     samples = sorted((json.loads(line) for line in lines), key=lambda sample: int(sample["doc_id"]))
     return printed, results, samples
 
@@ -130,7 +141,8 @@ def lm_eval(command, task_folder):
     @functools.cache
     def run(mode):
         code, stdout, printed = command(BY_LM_EVAL, task_folder / "lm_eval", task_folder / "stack.toml", mode)
-        assert code == 0, printed
+        said = "\n".join(printed.strip().splitlines()[-LAST_LINES:])
+        assert code == 0, f"the harness ended with exit code {code}. It said last:\n{said}"
         return json.loads(stdout.splitlines()[-1])
 
     return run

@@ -128,7 +128,9 @@ def describe_left_out(description: Mapping[str, Any]) -> str | None:
     left_out = description.get("left_out", {"items": 0})
     if not left_out["items"]:
         return None
-    return f"{left_out['items']} items, since {left_out['pictures']} pictures are missing or broken: {left_out['first'][0]}"
+    pictures = "1 picture is" if left_out["pictures"] == 1 else f"{left_out['pictures']} pictures are"
+    items = "1 item" if left_out["items"] == 1 else f"{left_out['items']} items"
+    return f"{items}, since {pictures} missing or broken: {left_out['first'][0]}"
 
 
 def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]:

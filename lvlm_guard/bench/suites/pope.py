@@ -90,7 +90,8 @@ class Pope:
             matching = sorted(data.glob(pattern))
         except (ValueError, NotImplementedError, IndexError) as error:
             raise InputError(f"{self.name}: files={pattern!r} is no glob below the data folder: {error}.") from error
-        fitting = [path for path in matching if kind in path.name and not path.is_dir()]
+        named_so = [path for path in matching if kind in path.name]
+        fitting = [path for path in named_so if not path.is_dir()] or named_so[:1]
         if len(fitting) > 1:
             names = ", ".join(path.relative_to(data).as_posix() for path in fitting)
             raise InputError(

@@ -70,7 +70,7 @@ class SugarCrepe:
         """Read every file of the seven that is there, from the data folder or data in it."""
         roots = [data, data / "data"] if data is not None else []
         places = {kind: [root / f"{kind}.json" for root in roots] for kind in LEVEL_OF}
-        there = {kind: path for kind, paths in places.items() for path in reversed(paths) if path.is_file()}
+        there = {kind: path for kind, paths in places.items() for path in reversed(paths) if path.exists()}
         if not there:
             raise missing(self.name, data, _ROWS)
         return join(build_items(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
