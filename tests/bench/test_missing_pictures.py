@@ -113,7 +113,7 @@ def test_a_picture_that_comes_later_makes_it_another_run(tmp_path):
     paths[0].rename(tmp_path / "kept.jpg")
     quick_run.run(tmp_path / "run", plan("pope", tmp_path / "data", missing_pictures="skip"))
     (tmp_path / "kept.jpg").rename(paths[0])
-    with pytest.raises(InputError, match="holds a run with other settings: suites.pope.items"):
+    with pytest.raises(InputError, match=r"holds a run with other settings: suites.pope.items"):
         quick_run.run(tmp_path / "run", plan("pope", tmp_path / "data", missing_pictures="skip"))
 
 

@@ -77,7 +77,7 @@ def test_the_way_out_leads_out(folder, finished):
     path = folder / ANSWERS
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:5], edit(lines[5], text="no"), *lines[6:]]))
-    with pytest.raises(InputError, match="line 6, .*Keep the 5 lines before it"):
+    with pytest.raises(InputError, match=r"line 6, .*Keep the 5 lines before it"):
         quick_run.run(folder)
     path.write_bytes(b"".join(lines[:5]))
     quick_run.run(folder)
@@ -237,7 +237,7 @@ def test_a_file_where_a_folder_is_due_and_the_reverse_is_an_error_of_the_library
     for use in (lambda: quick_run.run(folder), lambda: use_everything(store.read(folder))):
         try:
             use()
-        except InputError as error:
+        except InputError as error:  # noqa: PERF203 - each use ends on its own
             outcomes.append(str(error))
     assert all(str(folder) in message for message in outcomes)
     assert outcomes or place in ("refusals", "refusals/greedy"), "nothing reads there"

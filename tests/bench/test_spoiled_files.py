@@ -80,9 +80,9 @@ def test_a_file_where_the_data_folder_is_due_is_named(name, tmp_path):
 
 def change_every_row(name, folder, change):
     """Apply a change to all JSON objects that are rows of the suite's files."""
-    for path in [path for path in folder.rglob("*.json*") if path.name not in ("relation.json",)]:
+    for path in [path for path in folder.rglob("*.json*") if path.name != "relation.json"]:
         text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl" or text.lstrip()[0] == "{" and "\n{" in text:
+        if path.suffix == ".jsonl" or (text.lstrip()[0] == "{" and "\n{" in text):
             rows = [change(json.loads(line)) for line in text.splitlines() if line.strip()]
             path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         else:
@@ -110,6 +110,7 @@ OUTSIDE = (
     "C:\\secret.jpg",
     "a\0.jpg",
     "x" * 300 + ".jpg",
+    "x/" * 3000 + "x.jpg",
     "",
     ".",
 )
@@ -221,7 +222,7 @@ def test_what_python_takes_for_json_and_nobody_else_does_is_refused(constant, co
 
 def test_a_line_of_mme_that_is_not_utf_8_is_a_problem_not_another_question(copy):
     folder = copy("mme")
-    path = sorted((folder / "existence").rglob("*.txt"))[0]
+    path = min((folder / "existence").rglob("*.txt"))
     whole = load("mme", folder)
     path.write_bytes(path.read_bytes().replace(b"there", b"th\xffre", 1))
     loaded = load("mme", folder)
@@ -307,5 +308,5 @@ def test_a_part_of_amber_whose_file_is_not_there_is_refused(copy):
     folder = copy("amber")
     split_amber(folder, "generative")
     for part in ("all", "discriminative", "discriminative-relation"):
-        with pytest.raises(InputError, match="amber: .*query.* does not exist"):
+        with pytest.raises(InputError, match=r"amber: .*query.* does not exist"):
             load("amber", folder, part=part)
