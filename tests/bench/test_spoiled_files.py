@@ -110,6 +110,7 @@ OUTSIDE = (
     "C:\\secret.jpg",
     "a\0.jpg",
     "x" * 300 + ".jpg",
+    "x/" * 3000 + "x.jpg",
     "",
     ".",
 )

@@ -33,8 +33,10 @@ def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
         return list(items)
     sizes = Counter(item.cluster for item in items)
     totals = accumulate(sizes.values())
-    kept = {cluster for at, (cluster, total) in enumerate(zip(sizes, totals, strict=True)) if total <= limit or at == 0}
-    return [item for item in items if item.cluster in kept]
+    clusters = {
+        cluster for at, (cluster, total) in enumerate(zip(sizes, totals, strict=True)) if total <= limit or at == 0
+    }
+    return [item for item in items if item.cluster in clusters]
 
 
 def build_batches(items: Sequence[Item], rows: int) -> list[Batch]:

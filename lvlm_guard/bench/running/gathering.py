@@ -25,9 +25,9 @@ def gather(plan: RunPlan) -> Gathered:
     loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
     items, left_out = {}, {}
     for name, content in loaded.items():
-        wanted = _limit(name, content.items, plan.limit)
-        _check_items(name, wanted)
-        items[name], left_out[name] = _drop_faulty(name, plan.suites[name].suite, plan, wanted)
+        limited_items = _limit(name, content.items, plan.limit)
+        _check_items(name, limited_items)
+        items[name], left_out[name] = _drop_faulty(name, plan.suites[name].suite, plan, limited_items)
     return Gathered(items, {name: content.problems for name, content in loaded.items()}, left_out)
 
 
@@ -38,8 +38,8 @@ def _check_plan(plan: RunPlan) -> None:
         hint = nearest(plan.missing_pictures, (REFUSE, SKIP))
         raise InputError(f"--missing-pictures {plan.missing_pictures} is not possible.{hint}")
     if plan.data is not None and not plan.data.is_dir():
-        what = "is a file, not the folder that holds the suites' files" if plan.data.exists() else "does not exist"
-        raise InputError(f"--data: {plan.data} {what}. Name a folder.")
+        fault = "is a file, not the folder that holds the suites' files" if plan.data.exists() else "does not exist"
+        raise InputError(f"--data: {plan.data} {fault}. Name a folder.")
 
 
 def _limit(name: str, items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -13,9 +13,9 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
 
-SHOWN = 3
+LISTED = 3
 """Pictures that a message names."""
-KEPT = 20
+STORED = 20
 """Pictures that a manifest names."""
 
 
@@ -33,7 +33,7 @@ class LeftOut:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a manifest; all are counted, the first are named."""
-        return {"pictures": len(self.faults), "items": self.items, "first": list(self.describe(KEPT))}
+        return {"pictures": len(self.faults), "items": self.items, "first": list(self.describe(STORED))}
 
     def describe(self, most: int) -> Sequence[str]:
         """Name the first pictures with what is wrong."""
@@ -61,10 +61,10 @@ def _fault(suite: Suite, data: Path | None, name: str) -> str | None:
 def refuse(suite: str, left_out: LeftOut, pictures: int) -> InputError:
     """Build the error for pictures that cannot be used: how many, the first of them, and what to do."""
     kinds = Counter(re.split("[,;:]", fault)[0] for fault in left_out.faults.values())
-    counts = "; ".join(f"{count} {kind}" for kind, count in kinds.most_common(SHOWN))
-    more = f" and {len(left_out.faults) - SHOWN} more" if len(left_out.faults) > SHOWN else ""
+    counts = "; ".join(f"{count} {kind}" for kind, count in kinds.most_common(LISTED))
+    more = f" and {len(left_out.faults) - LISTED} more" if len(left_out.faults) > LISTED else ""
     return InputError(
         f"{suite}: {len(left_out.faults)} of {pictures} pictures cannot be used ({counts}): "
-        f"{', '.join(left_out.describe(SHOWN))}{more}. Get them, or leave their {left_out.items} items out: "
+        f"{', '.join(left_out.describe(LISTED))}{more}. Get them, or leave their {left_out.items} items out: "
         "--missing-pictures skip."
     )

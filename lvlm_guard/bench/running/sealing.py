@@ -97,10 +97,10 @@ class Ledger:
     def _place(self, number: int) -> str | None:
         return None if self.place is None else f"{self.place}/{number}"
 
-    def damaged(self, number: int, what: str) -> InputError:
+    def damaged(self, number: int, fault: str) -> InputError:
         """Build the error for a line that cannot be used: where it is, what it is, and the way out."""
         way_out = f"Keep the {number - 1} lines before it and remove the rest" if number > 1 else "Remove the file"
         return InputError(
-            f"{self.path}, line {number}, {what}. Nothing was read from it. {way_out}; then the command that began the run "
+            f"{self.path}, line {number}, {fault}. Nothing was read from it. {way_out}; then the command that began the run "
             "does what is missing again."
         )

@@ -41,21 +41,21 @@ class Shard:
     """The answers of one system to one suite. Whole batches are kept; the rest is dropped and answered again.
 
     Args:
-        kept: The files of the system and suite.
+        system_files: The files of the system and suite.
         batches: All batches of the suite.
 
     Raises:
         InputError: What is there is not what this run wrote, or cannot be changed.
     """
 
-    def __init__(self, kept: SystemFiles, batches: Sequence[Batch]) -> None:
-        self._files = kept
+    def __init__(self, system_files: SystemFiles, batches: Sequence[Batch]) -> None:
+        self._files = system_files
         self._answered = 0
         self.finished = self._recover(batches)
         """Batches that need not be done again."""
-        for ledger in (kept.answers, kept.costs):
+        for ledger in (system_files.answers, system_files.costs):
             files.make_folder(ledger.path.parent)
-        files.remove(kept.refusal)
+        files.remove(system_files.refusal)
 
     def _recover(self, batches: Sequence[Batch]) -> int:
         answers, costs = self._files.answers.lines(), self._files.costs.lines()
@@ -91,10 +91,11 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: It is a file, holds something else, or cannot be written to.
     """
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    with files.report_failure(folder):
+        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir():
-        what = "a folder, but" if existing == folder else "in a folder, but"
-        raise InputError(f"--out must be {what} {existing} is a file. Name another one.")
+        place = "a folder" if existing == folder else "in a folder"
+        raise InputError(f"--out must be {place}, but {existing} is a file. Name another one.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"The folder {existing} cannot be written to. Name another one by --out.")
     if existing == folder and not (folder / MANIFEST).exists():
@@ -209,8 +210,9 @@ class Record:
             InputError: A line is damaged, or is not what the run wrote there; names the file and the line.
         """
         batches = build_batches(self.items[suite], self.manifest["batch"])
-        kept = self._files(system, suite)
-        answers = kept.parse_answers(kept.answers.lines(), [item.id for batch in batches for item in batch.items])
+        system_files = self._files(system, suite)
+        ids = [item.id for batch in batches for item in batch.items]
+        answers = system_files.parse_answers(system_files.answers.lines(), ids)
         by_id = {answer.id: answer for answer in answers}
         return [
             AnsweredItem(item, by_id[item.id].text, by_id[item.id].tokens, by_id[item.id].margin)
@@ -229,8 +231,8 @@ class Record:
         Raises:
             InputError: As for `read_answers`.
         """
-        kept = self._files(system, suite)
-        return kept.parse_costs(kept.costs.lines())
+        system_files = self._files(system, suite)
+        return system_files.parse_costs(system_files.costs.lines())
 
     def refusal(self, system: str, suite: str) -> SystemRefusal | None:
         """Return why a system could not answer a suite; None where it could.

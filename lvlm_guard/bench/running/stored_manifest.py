@@ -41,7 +41,7 @@ class _Part(BaseModel):
 
 class _Model(_Part):
     id: str
-    model_class: str = Field(alias="class")
+    architecture: str = Field(alias="class")
     config: str
     weights: str
     dtype: str
@@ -117,13 +117,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         manifest = parse_object(files.read_if_there(path))
     except ValueError as error:
         raise InputError(f"{path} {error}. {WAY_OUT}") from error
-    known = manifest.get("format")
-    if type(known) is not int or known not in (UNSEALED, FORMAT):
+    version = manifest.get("format")
+    if type(version) is not int or version not in (UNSEALED, FORMAT):
         raise InputError(
-            f"{path.parent} holds a run of format {quote(known)}; this version reads formats {UNSEALED} and {FORMAT}. Read "
+            f"{path.parent} holds a run of format {quote(version)}; this version reads formats {UNSEALED} and {FORMAT}. Read "
             "it with the version of lvlm_guard that wrote it."
         )
-    if known == UNSEALED and CHECK not in manifest:
+    if version == UNSEALED and CHECK not in manifest:
         return _check(path, _complete(manifest))
     try:
         remove_check(manifest, PLACE)
@@ -135,10 +135,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Add what manifests of the older format lack: every item had its picture, or the run stopped."""
     suites = manifest.get("suites")
-    nothing = {"pictures": 0, "items": 0, "first": []}
+    none_left_out = {"pictures": 0, "items": 0, "first": []}
     if isinstance(suites, dict):
         suites = {
-            name: {"left_out": nothing, **suite} if isinstance(suite, dict) else suite for name, suite in suites.items()
+            name: {"left_out": none_left_out, **suite} if isinstance(suite, dict) else suite
+            for name, suite in suites.items()
         }
     return {"missing_pictures": REFUSE, **manifest, "suites": suites}
 

@@ -19,6 +19,8 @@ _BROKEN_JSON = (ValueError, RecursionError)
 _LONGEST_ID = 18
 _LONGEST_NAME = 255
 """Bytes of the longest name of a file."""
+_LONGEST_PATH = 1000
+"""Characters of the longest path below the data folder."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -299,7 +301,9 @@ def check_picture_name(name: str) -> str:
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     leaves = posix.is_absolute() or windows.anchor or ".." in (*posix.parts, *windows.parts)
-    fits = all(len(part.encode("utf-8", "replace")) <= _LONGEST_NAME for part in posix.parts)
+    fits = len(name) <= _LONGEST_PATH and all(
+        len(part.encode("utf-8", "replace")) <= _LONGEST_NAME for part in posix.parts
+    )
     if leaves or not posix.parts or "\0" in name or not fits:
         raise BadRow(f"{quote(name)} is no name of a picture inside the data folder")
     return name

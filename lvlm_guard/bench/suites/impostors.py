@@ -21,4 +21,4 @@ def recognise(head: bytes) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not start:
         return "empty"
-    return next((what for mark, what in _STARTS.items() if start.startswith(mark)), None)
+    return next((kind for mark, kind in _STARTS.items() if start.startswith(mark)), None)
