@@ -25,7 +25,9 @@ BLOCKS = ("attention", "mlp")
 POSITIONS = 16
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 3e-2
-"""How far, as a share of what a layer adds, contributions may be from what it adds."""
+"""How far, as a share of what a layer adds, contributions may be from what it adds, beside the rounding of the stream."""
+MOST_UNCERTAIN = 0.5
+"""How far off a factor may be for the rounding of the stream, at three standard errors."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,10 @@ def _make_inputs(module: Any) -> dict[str, Any]:
     """Random embeddings `[1, positions, hidden]` of the size of the model's own, and an image where layers attend to one."""
     weight = module.get_input_embeddings().weight
     draw = torch.Generator().manual_seed(0)
+    spread = float(weight[:POSITIONS].float().std()) if weight.is_floating_point() else 1.0
 
     def states() -> Tensor:
-        drawn = torch.randn(1, POSITIONS, weight.shape[1], generator=draw)
+        drawn = torch.randn(1, POSITIONS, weight.shape[1], generator=draw) * spread
         dtype = weight.dtype if weight.is_floating_point() else None
         return drawn.to(weight.device, dtype)
 
@@ -161,13 +164,18 @@ def _solve(layer: nn.Module, layer_run: _Observed) -> dict[str, Site]:
     if not names or is_shared or any(value.shape != before.shape for value in (after, *contributions)):
         return {}
     matrix, added = torch.stack(contributions, dim=1), after - before
-    factors = torch.linalg.lstsq(matrix, added[:, None]).solution[:, 0]
     tolerance = TOLERANCES.get(layer_run.stream[0].dtype, HALF_TOLERANCE)
-    if not bool((added - matrix @ factors).norm() <= tolerance * added.norm()):
+    rounding = torch.finfo(layer_run.stream[0].dtype).eps * (before.abs() + after.abs())
+    scale = rounding + tolerance * added.square().mean().sqrt() + torch.finfo(torch.float64).tiny
+    weighted = matrix / scale[:, None]
+    factors = torch.linalg.lstsq(weighted, (added / scale)[:, None]).solution[:, 0]
+    error = ((added - matrix @ factors) / scale).square().mean().sqrt()
+    uncertain = 3 * error / weighted.norm(dim=0)
+    if not bool(error <= 1) or bool((uncertain > MOST_UNCERTAIN).any()):
         return {}
     return {
-        name: Site(block, layer_run.parts[name], _round(float(factor), tolerance))
-        for name, factor in zip(names, factors, strict=True)
+        name: Site(block, layer_run.parts[name], _round(float(factor), tolerance + float(doubt)))
+        for name, factor, doubt in zip(names, factors, uncertain, strict=True)
         if (block := anatomy.find_part(layer, name)) is not None and abs(factor) > tolerance
     }
 
