@@ -144,10 +144,10 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the whole report as plain values; each change is a list `[position, main, guarded]`."""
-        whole = dataclasses.asdict(self)
-        for entry in whole["requests"]:
+        values = dataclasses.asdict(self)
+        for entry in values["requests"]:
             entry["changes"] = None if entry["changes"] is None else [list(change) for change in entry["changes"]]
-        return {**whole, "branches": list(self.branches)}
+        return {**values, "branches": list(self.branches)}
 
     def summarize(self) -> dict[str, Any]:
         """Return the report as plain values for a line of a log.
@@ -155,13 +155,13 @@ class Report:
         `changed` counts the changed positions of each row, None where they are not known. Long parameters are abridged,
         and `results` names what was left there.
         """
-        whole = self.to_dict()
-        del whole["requests"]
-        whole["changed"] = [None if entry.changes is None else len(entry.changes) for entry in self.requests]
-        whole["results"] = list(self.results)
-        for strategy in whole["strategies"]:
+        values = self.to_dict()
+        del values["requests"]
+        values["changed"] = [None if entry.changes is None else len(entry.changes) for entry in self.requests]
+        values["results"] = list(self.results)
+        for strategy in values["strategies"]:
             strategy["parameters"] = {name: _abridge(value) for name, value in strategy["parameters"].items()}
-        return whole
+        return values
 
     def to_json(self, *, full: bool = False) -> str:
         """Return the report as JSON text, by default what `summarize` returns, and with `full` what `to_dict` returns."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward.decode import GuardedDecode
 from lvlm_guard.forward.installations import StandIn, leave, stand_in
 

@@ -132,7 +132,7 @@ def test_a_limit_takes_whole_pictures():
 
 def test_a_limit_below_the_questions_of_a_picture_rounds_up_and_says_so(tmp_path):
     with pytest.warns(
-        GuardWarning, match="toy: --limit 2 is less than the 3 items about p0, which stay together; 3 are taken"
+        GuardWarning, match="--limit 2 is less than the 3 items about p0, which stay together; 3 are taken"
     ):
         record = quick_run.run(tmp_path, quick_run.plan(limit=2))
     assert {suite: len(items) for suite, items in record.items.items()} == {"toy": 3, "small": 3}

@@ -99,7 +99,7 @@ def test_strategies_lists_what_is_installed():
     vcd = listed[names.index("vcd")]
     alpha = next(parameter for parameter in vcd["parameters"] if parameter["name"] == "alpha")
     assert alpha == {
-        "name": "alpha", "type": "number", "default": 1.0, "min": 0, "neutral": 0.0,
+        "name": "alpha", "type": "number", "default": 1.0, "min": 0, "max": 100.0, "neutral": 0.0,
         "description": "strength of the contrast",
     }  # fmt: skip
     assert vcd["neutral"] == {"alpha": 0.0}
@@ -147,7 +147,7 @@ def test_a_card_gives_formula_link_range_default_and_neutral_value():
     text = unwrapped(run("strategies", "vcd").stdout)
     assert "`(1 + alpha) z - alpha z'`" in text
     assert "https://arxiv.org/abs/2311.16922" in text
-    assert "alpha number ≥ 0, default 1.0, neutral 0.0 strength of the contrast" in text
+    assert "alpha number ≥ 0 and ≤ 100, default 1.0, neutral 0.0 strength of the contrast" in text
     assert "noise_step integer ≥ 0 and < 1000, default 500 diffusion step" in text
     assert "neutral alpha = 0.0" in text
     assert f"from lvlm-guard {lvlm_guard.__version__}" in text

@@ -240,7 +240,7 @@ def test_the_first_commands_of_the_readme_run_in_an_empty_folder(tmp_path, monke
 def test_a_stack_is_handed_on_as_it_is_written(monkeypatch, picture):
     """What `a+b` means is the stack's to say; no command reads it in its own way."""
     seen = []
-    monkeypatch.setattr(Stack, "of", classmethod(lambda cls, value: seen.append(value) or cls()))
+    monkeypatch.setattr(Stack, "of", classmethod(lambda cls, value, **_: seen.append(value) or cls()))
     monkeypatch.setattr(answering.loading, "load", lambda *_: testbed.load())
     run_command("generate", "--model", "testbed", "--image", picture, "--prompt", "is there a mug ?", "--max-new-tokens",
                 2, "--stack", "vcd+pai")  # fmt: skip

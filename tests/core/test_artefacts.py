@@ -101,9 +101,11 @@ def test_more_directions_than_there_are_is_refused(path, llava):
         Guard(model, None, [Nullu(path)]).generate(**inputs, max_new_tokens=2)
 
 
-def test_a_neutral_strategy_reads_no_file(llava):
+def test_a_neutral_strategy_reads_no_file(llava, tmp_path):
     model, inputs = llava
-    neutral = [VTI("nowhere", alpha_text=0.0, alpha_image=0.0), Nullu("nowhere", strength=0.0)]
+    garbage = tmp_path / "garbage.safetensors"
+    garbage.write_bytes(b"nothing")
+    neutral = [VTI(garbage, alpha_text=0.0, alpha_image=0.0), Nullu(garbage, strength=0.0)]
     with pytest.warns(NoEffectWarning, match="changed no logit"):
         guarded = Guard(model, None, neutral).generate(**inputs, max_new_tokens=2, do_sample=False)
     assert torch.equal(guarded, model.generate(**inputs, max_new_tokens=2, do_sample=False))

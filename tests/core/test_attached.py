@@ -155,7 +155,12 @@ def test_a_generate_that_somebody_wrapped_in_between_is_guarded_once(scene):
 def test_another_model_is_guarded_within_a_guarded_call(scene):
     other = Scene()
     seen = []
-    handle = scene.model.get_decoder().register_forward_pre_hook(lambda *_: seen or seen.append(other.who()))
+
+    def ask_other(*_):
+        if not seen:
+            seen.append(other.who())
+
+    handle = scene.model.get_decoder().register_forward_pre_hook(ask_other)
     with other.first.attached(), scene.first.attached():
         assert scene.who() == "first"
     handle.remove()

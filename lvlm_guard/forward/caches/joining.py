@@ -128,7 +128,7 @@ class JoinedCache:
         self._override()
 
     def _override(self) -> None:
-        def get_seq_length(_: Any, *_layer: Any) -> int:
+        def get_seq_length(_: Any, *_layer: Any, **_named: Any) -> int:
             return length_of(self.joined) - self._shift
 
         def crop_main(_: Any, amount: int) -> None:
