@@ -41,6 +41,13 @@ def run_guarded(decode: GuardedDecode, run: Callable[[], Returned]) -> Returned:
             _decode.set(decode)
             stand_in(decode.module, "forward", _choose_forward(), decode)
             return run()
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if isinstance(vars(decode.module).get("forward"), StandIn):
+                raise
+            raise ModeRefused(
+                f"The forward of {type(decode.module).__name__} was replaced while the call ran, and what replaced it failed: "
+                f"{error}. Change the model between calls."
+            ) from error
         finally:
             _end(decode, previous)
     finally:  # an interrupt may have cut the first attempt short
