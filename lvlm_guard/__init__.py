@@ -9,6 +9,8 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
 
 if TYPE_CHECKING:
     from lvlm_guard.call.report import Forwards as Forwards
+    from lvlm_guard.call.report import Origin as Origin
+    from lvlm_guard.call.report import RequestReport as RequestReport
     from lvlm_guard.call.report import Report as Report
     from lvlm_guard.call.report import StrategyReport as StrategyReport
     from lvlm_guard.errors import GuardError as GuardError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from lvlm_guard.errors import UncompiledWarning as UncompiledWarning
     from lvlm_guard.forward.executors.executor import ExecutorName as ExecutorName
     from lvlm_guard.guard import Guard as Guard
+    from lvlm_guard.guard import WithoutImage as WithoutImage
     from lvlm_guard.host.stack import Stack as Stack
     from lvlm_guard.request.picture_sources import PictureSources as PictureSources
     from lvlm_guard.strategy.artefacts import Artefact as Artefact
@@ -57,6 +60,7 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.prompt import ModelInfo as ModelInfo
     from lvlm_guard.strategy.prompt import Prompt as Prompt
     from lvlm_guard.strategy.prompt import PromptStates as PromptStates
+    from lvlm_guard.strategy.results import CallResults as CallResults
     from lvlm_guard.strategy.rows import Rows as Rows
     from lvlm_guard.strategy.terms import Bias as Bias
     from lvlm_guard.strategy.terms import Contrast as Contrast
@@ -84,9 +88,10 @@ _OWNERS = {
     ),
     "strategy.generation": ("Generation", "Services"),
     "strategy.prompt": ("ModelInfo", "Prompt", "PromptStates"),
-    "guard": ("Guard",),
+    "guard": ("Guard", "WithoutImage"),
     "strategy.hookspecs": ("hookimpl",),
-    "call.report": ("Forwards", "Report", "StrategyReport"),
+    "call.report": ("Forwards", "Origin", "Report", "RequestReport", "StrategyReport"),
+    "strategy.results": ("CallResults",),
     "host.stack": ("Stack",),
     "request.picture_sources": ("PictureSources",),
     "forward.executors.executor": ("ExecutorName",),

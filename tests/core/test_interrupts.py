@@ -47,7 +47,9 @@ class Interrupt:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mechanism", ["branch", "attention", "hidden", "vision"])
+@pytest.mark.parametrize(
+    "mechanism", ["branch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "hidden", "vision"))]
+)
 def test_calls_after_an_interrupt_are_exact(mechanism, model_and_inputs):
     model, inputs = model_and_inputs
     guard = Guard(model, None, MECHANISMS[mechanism])
