@@ -8,10 +8,11 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
     raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
 
 if TYPE_CHECKING:
+    from lvlm_guard.call.report import Change as Change
     from lvlm_guard.call.report import Forwards as Forwards
     from lvlm_guard.call.report import Origin as Origin
-    from lvlm_guard.call.report import RequestReport as RequestReport
     from lvlm_guard.call.report import Report as Report
+    from lvlm_guard.call.report import RequestReport as RequestReport
     from lvlm_guard.call.report import StrategyReport as StrategyReport
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
@@ -90,7 +91,7 @@ _OWNERS = {
     "strategy.prompt": ("ModelInfo", "Prompt", "PromptStates"),
     "guard": ("Guard", "WithoutImage"),
     "strategy.hookspecs": ("hookimpl",),
-    "call.report": ("Forwards", "Origin", "Report", "RequestReport", "StrategyReport"),
+    "call.report": ("Change", "Forwards", "Origin", "Report", "RequestReport", "StrategyReport"),
     "strategy.results": ("CallResults",),
     "host.stack": ("Stack",),
     "request.picture_sources": ("PictureSources",),

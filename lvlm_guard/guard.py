@@ -35,6 +35,7 @@ from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
 from lvlm_guard.strategy.names import strategy_name
 
 WithoutImage = Literal["refuse", "plain"]
+"""What is done with rows without an image: refused by strategies that need one, or run as plain generate does."""
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
 STACK_LIKE = (str, Stack, list, tuple, Mapping)

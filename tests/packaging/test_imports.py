@@ -24,6 +24,7 @@ PUBLIC = [
     "Bias",
     "Branch",
     "CallResults",
+    "Change",
     "Contrast",
     "DecodingLoop",
     "Depth",
@@ -80,6 +81,7 @@ PUBLIC = [
     "UncompiledWarning",
     "View",
     "Weight",
+    "WithoutImage",
     "hookimpl",
 ]
 
