@@ -247,20 +247,21 @@ def find_owner(module: ModuleType, name: str) -> ModuleType:
 @cache
 def read_assignment(owner: ModuleType, name: str) -> tuple[str, str]:
     """Return the definition of a name at the top of a module, and the text below it."""
-    body = ast.parse(inspect.getsource(owner)).body
+    source = inspect.getsource(owner)
+    body = ast.parse(source).body
     for at, statement in enumerate(body):
         target = statement.target if isinstance(statement, ast.AnnAssign) else getattr(statement, "targets", [None])[0]
         if isinstance(target, ast.Name) and target.id == name:
             follower = body[at + 1].value if at + 1 < len(body) and isinstance(body[at + 1], ast.Expr) else None
-            return define(name, statement.value), inspect.cleandoc(follower.value) if follower else ""
+            return define(name, statement.value, source), inspect.cleandoc(follower.value) if follower else ""
     raise LookupError(f"{owner.__name__} assigns no {name}")
 
 
-def define(name: str, value: ast.expr) -> str:
-    """Return an assignment as source writes it; of a mapping its keys."""
+def define(name: str, value: ast.expr, source: str) -> str:
+    """Return an assignment as its source writes it; of a mapping its keys."""
     if isinstance(value, ast.Dict):
         return f"{name}: {', '.join(ast.unparse(key) for key in value.keys if key)}"
-    return f"{name} = {value.value if isinstance(value, ast.Constant) else ast.unparse(value)}"
+    return f"{name} = {value.value if isinstance(value, ast.Constant) else ast.get_source_segment(source, value)}"
 
 
 def write_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
