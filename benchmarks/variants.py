@@ -24,7 +24,7 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from lvlm_guard import Artefact, Guard
 from lvlm_guard.anatomy import decoder_layers, layer_part
 from lvlm_guard.forward.caches.growing import grow_in_place
-from lvlm_guard.strategy.artefacts import config_hash
+from lvlm_guard.strategy.artefacts import config_hash, describe_model
 
 PLAIN = "plain"
 IN_PLACE = "plain, cache in place"
@@ -182,7 +182,7 @@ def _artefact(model: Any, kind: str) -> Path:
         "nullu": {"directions": torch.linalg.qr(directions.mT).Q.mT},
     }
     path = Path(_folder().name) / f"{kind}-{config_hash(model.config)}"
-    Artefact(kind, tensors[kind], {"config": config_hash(model.config)}).save(path)
+    Artefact(kind, tensors[kind], describe_model(model)).save(path)
     return path
 
 

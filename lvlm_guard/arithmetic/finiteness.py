@@ -34,13 +34,15 @@ class FinitenessCheck:
             self.check()
 
     def check(self) -> None:
-        """Read what was recorded.
+        """Read what was recorded, once for each device.
 
         Raises:
             NonFiniteLogits: A row had no finite best logit.
         """
-        for (name, _), broken in self._broken.items():
-            if bool(broken):
+        for device in dict.fromkeys(device for _, device in self._broken):
+            broken = {name: rows for (name, place), rows in self._broken.items() if place == device}
+            if bool(torch.stack(list(broken.values())).any()):
+                name = next(name for name, rows in broken.items() if rows)
                 raise NonFiniteLogits(
                     f"The {name} are NaN, infinite or all removed. Check the model in this dtype with plain generate, then "
                     "what the strategies edit, restrict and add."

@@ -53,7 +53,10 @@ class ADHH:
             ranked = Artefact.load(self.artefact, self.name, gen.model).read("heads", (None, 2), integers=True)
             limits = torch.tensor([gen.model.depth, gen.model.heads])
             if bool(((ranked < 0) | (ranked >= limits)).any()):
-                raise InputError(f"{self.artefact} lists heads outside a decoder of {limits.tolist()} [layers, heads].")
+                raise InputError(
+                    f"'adhh' needs heads of this decoder: fit an artefact on it; {self.artefact} lists heads beyond "
+                    f"{limits.tolist()} [layers, heads]."
+                )
             count = max(round(self.share * gen.model.depth * gen.model.heads), 1)
             gen.state[self.name] = [(layer, head) for layer, head in ranked[:count].tolist()]
         else:

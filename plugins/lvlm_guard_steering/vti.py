@@ -64,8 +64,8 @@ class VTI:
         directions = view.gen.state[self.name]["vision"]
         if view.layer >= len(directions) or directions.shape[-1] != hidden.shape[-1]:
             raise StrategyRefused(
-                f"'vti' needs an artefact of this vision tower: {self.artefact} holds {list(directions.shape)} [layers, tokens, "
-                f"hidden], and layer {view.layer} works on {hidden.shape[-1]}."
+                f"'vti' needs directions of this vision tower: fit an artefact on it; {self.artefact} holds "
+                f"{list(directions.shape)} [layers, tokens, hidden], and layer {view.layer} works on {hidden.shape[-1]}."
             )
         direction = directions[view.layer].to(hidden.device)
         fits = direction.shape[0] == hidden.shape[-2]

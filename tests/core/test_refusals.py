@@ -14,13 +14,14 @@ from transformers import DynamicCache
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import MIXED, REFUSED_ELSEWHERE, RULES
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
+from lvlm_guard.testing.tiny import IMAGE_TOKEN
 
 REFUSALS = {
     refusal.case: refusal for table in (RULES, REFUSED_ELSEWHERE) for refusals in table.values() for refusal in refusals
@@ -80,6 +81,15 @@ def call(stack="vcd", executor="auto", without=(), **arguments):
 
 def text_only():
     return {"without": ("pixel_values",), "input_ids": torch.tensor([[1, 8, 9, 10]]), "attention_mask": None}
+
+
+def call_mixed(images, **arguments):
+    """Run two rows, one of them without an image, with so many images."""
+    model, inputs = tiny("llava", batch=2)
+    ids = inputs["input_ids"].clone()
+    ids[1, ids[1] == IMAGE_TOKEN] = 7
+    inputs |= {"input_ids": ids, "pixel_values": inputs["pixel_values"][:images]}
+    Guard(model, None, "vcd", without_image="plain").generate(**inputs, **arguments)
 
 
 def filled_cache():
@@ -208,6 +218,14 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     '`executor="batched"` where it would not be exact': (
         lambda _: call(executor="batched", cache_implementation="static"),
         "would not be exact here",
+    ),
+    MIXED[0].case: (
+        lambda _: call_mixed(1, streamer=STREAMER),
+        "which cannot share streamer",
+    ),
+    MIXED[1].case: (
+        lambda _: call_mixed(2),
+        "so nothing tells what belongs to whom",
     ),
     "searches that go back, where a cache layer cannot forget tokens": (
         lambda _: call(SEARCHES, cache_implementation="static"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +133,7 @@ class Tuned:
     """Parameters of many kinds."""
 
     name: ClassVar[str] = "tuned"
-    bound: float = math.inf
+    bound: float = 1.5
     place: Path = Path("a/b")
     layers: tuple[tuple[int, ...], ...] = ((1, 2), (3,))
     function: Any = json.dumps
@@ -151,7 +150,7 @@ def test_parameters_versions_and_the_model_are_plain_values(batch, monkeypatch):
     monkeypatch.setattr(model.config, "_commit_hash", "abc", raising=False)
     _, report = report_of(model, inputs, Tuned(anything=torch.zeros(2)), Against(weight=0.5))
     assert report.strategies[0].parameters == {
-        "bound": "inf", "place": "a/b", "layers": [[1, 2], [3]], "function": "json:dumps",
+        "bound": 1.5, "place": "a/b", "layers": [[1, 2], [3]], "function": "json:dumps",
         "anything": "tensor([0., 0.])",
     }  # fmt: skip
     assert report.strategies[1].parameters == {"kind": "noised", "weight": 0.5, "beta": 0.0}

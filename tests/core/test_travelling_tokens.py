@@ -134,12 +134,23 @@ def test_what_json_cannot_say_is_refused(value):
         Guard(model, None, [Leave(value)]).generate(**inputs, **BASE)
 
 
+@dataclass(frozen=True)
+class LeaveLoop:
+    """Leave a list that holds itself."""
+
+    name: ClassVar[str] = "leave_loop"
+
+    @hookimpl
+    def observe(self, gen):
+        loop: list[Any] = []
+        loop.append(loop)
+        gen.results["loop"] = loop
+
+
 def test_a_result_that_holds_itself_is_refused():
     model, inputs = tiny("llava")
-    loop: list[Any] = []
-    loop.append(loop)
     with pytest.raises(PluginRejected, match="holds itself"):
-        Guard(model, None, [Leave(loop)]).generate(**inputs, **BASE)
+        Guard(model, None, [LeaveLoop()]).generate(**inputs, **BASE)
 
 
 def test_threads_and_tasks_return_their_own_report():

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from lvlm_guard import AttentionEdit, Branch, Guard, HiddenEdit, InputError, hookimpl
+from lvlm_guard import AttentionEdit, Branch, Guard, HiddenEdit, InputError, PluginRejected, hookimpl
 from lvlm_guard.strategy.edits import AttentionCapture
 from lvlm_guard.testing import tiny
 
@@ -146,7 +146,7 @@ def test_a_vision_edit_has_neither_tokens_nor_decode_steps(wrong):
     "layers", [1, (1,), (0, 1, 2), "01", (None, 1), (True, 2), (0, float("nan")), (0, float("inf"))]
 )
 def test_layers_that_are_no_pair_of_numbers_are_refused(llava, layers):
-    with pytest.raises(InputError, match=r"Layers are a pair|A layer is a whole number"):
+    with pytest.raises(PluginRejected, match=r"edits\.hidden yields a HiddenEdit that cannot be used: layers"):
         run(llava, Edits((HiddenEdit("mlp", lambda hidden, view: hidden * 2, layers),)), "batched")
 
 
