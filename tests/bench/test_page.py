@@ -1,6 +1,7 @@
 """The report page: every stack is on it with a verdict that its figures bear out, and it needs nothing else."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -142,6 +143,8 @@ def judged(change=0.1, p=0.001, rivals=None, others=(), better=True, **told):
 def test_a_stack_helps_only_if_it_beats_greedy_and_every_control():
     assert judged().kind == "helps"
     assert judged(p=0.2).kind == "indistinguishable from greedy"
+    assert "Differences below about" in judged(p=0.2).why
+    assert "Differences below" not in judged().why
     assert judged(change=-0.1).kind == "hurts"
     assert judged(change=-0.1, better=False).kind == "helps"
     assert judged(rivals={}).kind == "unproven"
@@ -261,6 +264,24 @@ def test_the_dashed_line_of_greedy_runs_through_no_label(count):
         labels.Box.around(mark.place.x, mark.place.y, *size) for mark, size in zip(chart.marks, sizes, strict=True)
     ]
     assert [mark.label for mark, box in zip(chart.marks, boxes, strict=True) if box.overlaps(line)] == []
+
+
+@pytest.mark.parametrize("count", [3, 10, 35])
+def test_the_line_of_the_front_runs_through_no_label(count):
+    chart = charts.scatter(made([f"stack_number_{number}" for number in range(count)]), "pope", "accuracy_object")
+    sizes = [(charts.LETTER * len(mark.label), charts.LINE - 2) for mark in chart.marks]
+    boxes = [
+        labels.Box.around(mark.place.x, mark.place.y, *size) for mark, size in zip(chart.marks, sizes, strict=True)
+    ]
+    assert len(chart.front) > 3, "no power"
+    lines = [
+        labels.Box(left - 0.75, bottom - 0.75, right + 0.75, top + 0.75)
+        for (left, top), (right, bottom) in itertools.pairwise(chart.front)
+    ]
+    covered = [
+        mark.label for mark, box in zip(chart.marks, boxes, strict=True) if any(box.overlaps(line) for line in lines)
+    ]
+    assert covered == []
 
 
 def test_every_table_and_chart_has_a_scroll_box_of_its_own():

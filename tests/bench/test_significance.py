@@ -29,6 +29,7 @@ from lvlm_guard.bench.scoring.significance import (
     bootstrap_p,
     correct_p_values,
     count_changes,
+    find_resolution,
     holm,
     mcnemar,
     sign_flip,
@@ -142,6 +143,33 @@ def test_the_bootstrap_p_value_is_twice_the_rarer_side():
     assert bootstrap_p(np.array([0.0] * 99)) == 1.0
     assert bootstrap_p(np.array([np.nan, *[1.0] * 99])) == pytest.approx(0.02)
     assert np.isnan(bootstrap_p(np.array([np.nan])))
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 10])
+def test_the_resolution_of_an_unchanged_run_is_what_the_exact_test_can_just_tell(comparisons):
+    before = np.array([[0.0, 1.0]] * 40)
+
+    def corrected(gained):
+        after = before.copy()
+        after[:gained, 0] = 1.0
+        least = significance(before, after, [str(picture) for picture in range(40)], share)
+        return correct_p_values({"it": least, **{str(n): unchanged for n in range(1, comparisons)}})["it"].adjusted_p
+
+    unchanged = significance(before, before, [str(picture) for picture in range(40)], share)
+    fewest = round(find_resolution(unchanged, comparisons) * 40)
+    assert corrected(fewest) < 0.05 <= corrected(fewest - 1)
+
+
+def test_a_difference_as_large_as_the_resolution_is_told_in_about_half_of_all_runs():
+    draw = np.random.default_rng(0)
+    told, least = [], []
+    for _ in range(60):
+        before, after = (np.stack([draw.random(200) < rate, np.ones(200)], 1).astype(float) for rate in (0.5, 0.6))
+        found = significance(before, after, [str(picture) for picture in range(200)], share, resamples=400)
+        told.append(found.p < 0.05)
+        least.append(find_resolution(found))
+    assert np.mean(least) == pytest.approx(0.1, abs=0.01), "the true difference is the resolution"
+    assert 0.35 < np.mean(told) < 0.65
 
 
 def test_a_score_of_nothing_has_no_p_value():

@@ -46,6 +46,16 @@ class Interrupt:
             sys.settrace(None)
 
 
+@pytest.fixture
+def small_heap():
+    """Let collections look at what a test makes alone, which is all it asks about."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "mechanism", ["branch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("attention", "hidden", "vision"))]

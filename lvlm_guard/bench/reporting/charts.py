@@ -164,7 +164,7 @@ def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
         up=up,
         cost=cost,
         quality=first.title,
-        front=_front(marks),
+        front=_front([(mark.x, mark.y) for mark in marks]),
         greedy=next((mark.y for mark in marks if mark.role == GREEDY), None),
         left_out=tuple(name for name in outcomes if name not in names),
     )
@@ -196,6 +196,10 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
         Box(LEFT, y - 1, RIGHT, y + 1)
         for (outcome, _, _), (_, y) in zip(drawn_systems, points, strict=True)
         if outcome.system == GREEDY
+    ]
+    boxes += [
+        Box(before[0] - 1, after[1] - 1, after[0] + 1, before[1] + 1)
+        for before, after in itertools.pairwise(_front(points))
     ]
     places = labels.place(label_sizes, Box(LEFT + 2, TOP, RIGHT, BOTTOM - 2), boxes, whiskers)
     return tuple(
@@ -290,16 +294,14 @@ def _bounds(interval: Interval, scale: Scale) -> tuple[float, float] | None:
     )
 
 
-def _front(marks: Sequence[Mark]) -> tuple[tuple[float, float], ...]:
-    """Return the steps through the marks that nothing cheaper equals; y is downwards."""
-    best: list[Mark] = []
-    for mark in sorted(marks, key=lambda candidate: (candidate.x, candidate.y)):
-        if not best or mark.y < best[-1].y:
-            best.append(mark)
-    corners = [
-        point for before, after in itertools.pairwise(best) for point in ((before.x, before.y), (after.x, before.y))
-    ]
-    return (*corners, (best[-1].x, best[-1].y), (RIGHT, best[-1].y)) if best else ()
+def _front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Return the steps through the points that nothing cheaper equals; y is downwards."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not best or y < best[-1][1]:
+            best.append((x, y))
+    corners = [point for (x, y), (after, _) in itertools.pairwise(best) for point in ((x, y), (after, y))]
+    return (*corners, best[-1], (RIGHT, best[-1][1])) if best else ()
 
 
 def format_interval(interval: Interval) -> str:

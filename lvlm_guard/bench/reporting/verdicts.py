@@ -11,7 +11,7 @@ from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compare_measure
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
 from lvlm_guard.bench.scoring.measures import Measure
-from lvlm_guard.bench.scoring.significance import Significance
+from lvlm_guard.bench.scoring.significance import Significance, find_resolution
 
 SURE = 0.05
 """A difference counts where its p value, corrected where it is one of several, is below this."""
@@ -102,6 +102,7 @@ class Case:
     others: Sequence[Score] = ()
     rivals: Mapping[str, Rival] = field(default_factory=dict)
     asks: bool = True
+    comparisons: int = 1
 
 
 def headline(results: Results, suite: str) -> str | None:
@@ -126,14 +127,14 @@ def verdicts(
     name = headline(results, suite)
     tested = next((measure for measure in measures if measure.name == name), None)
     asks = tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ()))
+    stacks = [outcome for outcome in outcomes.values() if outcome.role == "stack"]
     judgements = []
-    for outcome in outcomes.values():
-        if outcome.role == "stack":
-            scores = [score for score in results.scores if (score.suite, score.system) == (suite, outcome.system)]
-            first = next((score for score in scores if score.measure == name), None)
-            rivals = _rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {}
-            others = [score for score in scores if score is not first]
-            judgements.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks)))
+    for outcome in stacks:
+        scores = [score for score in results.scores if (score.suite, score.system) == (suite, outcome.system)]
+        first = next((score for score in scores if score.measure == name), None)
+        rivals = _rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {}
+        others = [score for score in scores if score is not first]
+        judgements.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks, len(stacks))))
     return judgements
 
 
@@ -178,7 +179,8 @@ def judge(case: Case) -> Verdict:
         return _better(case, score, test)
     if (shift := _only_yes_moved(case, score)) is not None:
         return _verdict(case, "only shifts bias", f"{_summarise(score, test)} {shift}")
-    return _verdict(case, "indistinguishable from greedy", _summarise(score, test) + _describe_changes(case.others))
+    summary = _summarise(score, test) + _describe_resolution(test, case.comparisons)
+    return _verdict(case, "indistinguishable from greedy", summary + _describe_changes(case.others))
 
 
 def _without_figures(case: Case) -> Verdict | None:
@@ -296,6 +298,13 @@ def _summarise(score: Score, test: Significance) -> str:
     change = test.difference
     figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
     return f"{score.title}: {figures}, {format_p(corrected(test))}."
+
+
+def _describe_resolution(test: Significance, comparisons: int) -> str:
+    """Say which differences the run was too small for; nothing where that is not known."""
+    least = find_resolution(test, comparisons, SURE)
+    asked = f"{test.n} answers about {test.clusters} pictures"
+    return "" if math.isnan(least) else f" Differences below about {least:.3f} could not have been seen with {asked}."
 
 
 def format_p(p: float) -> str:

@@ -57,6 +57,23 @@ class Significance:
     adjusted_p: float | None = None
 
 
+def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05) -> float:
+    """Return about the smallest difference that a comparison could have told from chance; nan where its interval is unknown.
+
+    It is half the width of the interval, and no less than a difference of so few answers that even all of them on one side
+    have a p value above `sure`. Both are widened for several comparisons as Holm's correction of the smallest p value does.
+
+    Args:
+        test: The comparison.
+        comparisons: How many are read side by side.
+        sure: Below this a p value counts.
+    """
+    widened = stats.norm.isf(sure / comparisons / 2) / stats.norm.isf(sure / 2)
+    half = (test.difference.high - test.difference.low) / 2 * widened
+    fewest = np.ceil(np.log2(2 * comparisons / sure)) / test.n
+    return float("nan") if np.isnan(half) else float(max(half, min(fewest, 1.0)))
+
+
 @dataclass(frozen=True)
 class Changes:
     """How many answers differ from plain's.
