@@ -228,5 +228,5 @@ def test_a_vision_tower_of_another_depth_is_refused(tmp_path, llava):
     model, inputs = llava
     tensors = {"decoder": torch.ones(3, 32), "vision": torch.ones(1, 26, 32)}
     Artefact("vti", tensors, describe_model(model)).save(tmp_path / "a")
-    with pytest.raises(StrategyRefused, match="artefact of this vision tower"):
+    with pytest.raises(StrategyRefused, match="directions of this vision tower"):
         Guard(model, None, [VTI(tmp_path / "a")]).generate(**inputs, max_new_tokens=2)
