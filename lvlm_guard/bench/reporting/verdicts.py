@@ -179,7 +179,7 @@ def judge(case: Case) -> Verdict:
         return _better(case, score, test)
     if (shift := _only_yes_moved(case, score)) is not None:
         return _verdict(case, "only shifts bias", f"{_summarise(score, test)} {shift}")
-    summary = _summarise(score, test) + _describe_resolution(test, case.comparisons)
+    summary = _summarise(score, test) + _describe_resolution(score, test, case.comparisons)
     return _verdict(case, "indistinguishable from greedy", summary + _describe_changes(case.others))
 
 
@@ -300,11 +300,14 @@ def _summarise(score: Score, test: Significance) -> str:
     return f"{score.title}: {figures}, {format_p(corrected(test))}."
 
 
-def _describe_resolution(test: Significance, comparisons: int) -> str:
+def _describe_resolution(score: Score, test: Significance, comparisons: int) -> str:
     """Say which differences the run was too small for; nothing where that is not known."""
-    least = find_resolution(test, comparisons, SURE)
+    is_share = score.found.value <= 1
+    least = find_resolution(test, comparisons, SURE, span=1.0 if is_share else 0.0)
     asked = f"{test.n} answers about {test.clusters} pictures"
-    return "" if math.isnan(least) else f" Differences below about {least:.3f} could not have been seen with {asked}."
+    if is_share and least >= 1:
+        return f" No difference could have been seen with {asked}."
+    return f" Differences below about {least:.3f} could not have been seen with {asked}." if least > 0 else ""
 
 
 def format_p(p: float) -> str:

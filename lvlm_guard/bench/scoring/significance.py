@@ -57,7 +57,7 @@ class Significance:
     adjusted_p: float | None = None
 
 
-def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05) -> float:
+def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05, span: float = 1.0) -> float:
     """Return about the smallest difference that a comparison could have told from chance; nan where its interval is unknown.
 
     It is half the width of the interval, and no less than a difference of so few answers that even all of them on one side
@@ -67,11 +67,12 @@ def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05
         test: The comparison.
         comparisons: How many are read side by side.
         sure: Below this a p value counts.
+        span: How far the best score is from the worst; 0 where that is not known, and only the interval is looked at.
     """
     widened = stats.norm.isf(sure / comparisons / 2) / stats.norm.isf(sure / 2)
     half = (test.difference.high - test.difference.low) / 2 * widened
     fewest = np.ceil(np.log2(2 * comparisons / sure)) / test.n
-    return float("nan") if np.isnan(half) else float(max(half, min(fewest, 1.0)))
+    return float("nan") if np.isnan(half) else float(max(half, span * min(fewest, 1.0)))
 
 
 @dataclass(frozen=True)
