@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 import lvlm_guard
 from lvlm_guard.call.report import Origin
@@ -18,7 +19,7 @@ def describe_origin(config: Any) -> Origin:
     """Return the versions of the libraries, and the name and commit of a model as its config knows them."""
     name = getattr(config, "name_or_path", None) or getattr(config, "_name_or_path", None)
     commit = getattr(config, "_commit_hash", None)
-    return Origin(lvlm_guard.__version__, version("transformers"), name or None, commit)
+    return Origin(lvlm_guard.__version__, transformers.__version__, name or None, commit)
 
 
 def describe_parameters(strategy: Any) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def test_a_missing_gpu_is_an_error_with_the_way_out(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_overhead_refuses_counts_that_cannot_be_timed(tmp_path):
-    done = run("overhead.py", "--new-tokens", 1, "--out", tmp_path)
-    assert done.returncode == 2
-    assert "at least" in done.stderr
+def test_overhead_refuses_counts_that_cannot_be_timed(script, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script("overhead").main(["--new-tokens", "1", "--out", str(tmp_path)])
+    assert "at least" in capsys.readouterr().err

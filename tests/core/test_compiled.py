@@ -97,7 +97,11 @@ def test_a_compiled_module_is_told_to_compile_its_forward(answers, backend):
     assert apart(guarded, answers["branch"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("compiled", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "compiled",
+    [compile_forward, compile_layers, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[1:3])],
+    ids=lambda way: way.__name__,
+)
 def test_work_inside_the_layers_is_right_on_a_model_that_ran_compiled(answers, backend, compiled):
     model, inputs = tiny("llava")
     compiled(model, backend)

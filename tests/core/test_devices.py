@@ -30,7 +30,11 @@ def apart(one, other):
     return max(float((mine - theirs).nan_to_num(nan=0.0).abs().max()) for mine, theirs in pairs)
 
 
-@pytest.mark.parametrize("mode", [{}, {"num_beams": 2}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
+@pytest.mark.parametrize(
+    "mode",
+    [{}, {"num_beams": 2}, pytest.param({"use_cache": False}, marks=pytest.mark.slow)],
+    ids=["greedy", "beams", "no cache"],
+)
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("name", ["qwen2_vl", "gemma3"])
 def test_a_spread_model_says_the_same(name, stack, mode):

@@ -7,16 +7,19 @@ from gold import CORE, MODES, TOLERANCE, Case
 from lvlm_guard import ModeRefused
 
 KINDS = ("noised", "longer", "blind", "masked")
+APART = ("greedy", "beams", "prompt lookup")
+"""Modes in which the suite decodes one by one as well; the others are slow tests."""
 LONG = [("gemma3", 24)]  # longer than its sliding window of 16
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("architecture", "text"), [(name, 6) for name in CORE] + LONG)
-def test_every_step_equals_a_recompute_from_scratch(architecture, text, kind):
+@pytest.mark.parametrize("apart", [APART, pytest.param(tuple(MODES), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_every_step_equals_a_recompute_from_scratch(architecture, text, kind, apart):
     case = Case(architecture, kind, text)
     changed = False
     for mode, settings in MODES.items():
-        for executor in ("auto", "sequential"):
+        for executor in ("auto", "sequential") if mode in apart else ("auto",):
             if case.refuses(mode):
                 with pytest.raises(ModeRefused, match="sliding-window"):
                     case.check(executor, **settings(case))
