@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import transformers
 
 import lvlm_guard
 from lvlm_guard.call.report import Origin
@@ -19,7 +19,12 @@ def describe_origin(config: Any) -> Origin:
     """Return the versions of the libraries, and the name and commit of a model as its config knows them."""
     name = getattr(config, "name_or_path", None) or getattr(config, "_name_or_path", None)
     commit = getattr(config, "_commit_hash", None)
-    return Origin(lvlm_guard.__version__, transformers.__version__, name or None, commit)
+    return Origin(lvlm_guard.__version__, _find_version("transformers"), name or None, commit)
+
+
+@functools.cache
+def _find_version(distribution: str) -> str:
+    return version(distribution)
 
 
 def describe_parameters(strategy: Any) -> dict[str, Any]:

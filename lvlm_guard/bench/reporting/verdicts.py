@@ -304,10 +304,10 @@ def _describe_resolution(score: Score, test: Significance, comparisons: int) -> 
     """Say which differences the run was too small for; nothing where that is not known."""
     is_share = score.found.value <= 1
     least = find_resolution(test, comparisons, SURE, span=1.0 if is_share else 0.0)
-    asked = f"{test.n} answers about {test.clusters} pictures"
+    size = f"{test.n} answers about {test.clusters} pictures"
     if is_share and least >= 1:
-        return f" No difference could have been seen with {asked}."
-    return f" Differences below about {least:.3f} could not have been seen with {asked}." if least > 0 else ""
+        return f" No difference could have been seen with {size}."
+    return f" Differences below about {least:.3f} could not have been seen with {size}." if least > 0 else ""
 
 
 def format_p(p: float) -> str:
