@@ -162,6 +162,7 @@ def test_guard_part_has_times_ratios_and_the_floor_of_every_mechanism(tmp_path):
     assert all(row["peak_memory_gib"] is None for row in rows)
 
 
+@pytest.mark.slow
 def test_kernels_part_times_each_provider_of_each_kernel_at_each_size(kernels):
     rows = kernels
     every = {row["kernel"] for row in rows}
@@ -254,11 +255,13 @@ def test_a_kernel_that_gives_something_else_each_time_fails_its_repeats(kernel_c
     assert {row["case"] for row in rows if row["status"] != "ok"} == {"20 repeats"}
 
 
+@pytest.mark.slow
 def test_what_the_time_did_not_suffice_for_is_recorded_as_skipped(tmp_path):
     rows = run_part("correctness", tmp_path, "--seconds", 0)
     assert {row["status"] for row in rows} == {"skipped: time"}
 
 
+@pytest.mark.slow
 def test_kernels_cpu_has_paired_ratios_of_every_step(tmp_path):
     done = run("kernels_cpu.py", "--tiny", "--out", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -187,8 +187,14 @@ WRAPPERS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("wrap", WRAPPERS)
-@pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.parametrize(
+    ("when", "wrap"),
+    [
+        pytest.param(when, wrap, marks=[pytest.mark.slow] if (when, wrap) == ("before", "compiled") else [])
+        for when in ("before", "during")
+        for wrap in WRAPPERS
+    ],
+)
 def test_forwards_that_others_wrap_are_guarded_once(wrap, when):
     model, inputs = tiny("llava")
     plain = model.generate(**inputs, **SETTINGS)
