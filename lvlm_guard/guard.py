@@ -20,7 +20,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.call.without_image import join_rows, rows_with_image, split_rows
+from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
 from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
@@ -91,13 +91,18 @@ class Guard:
         self.processor = processor
         self.executor: ExecutorName = executor
         self.without_image: WithoutImage = without_image
-        self._use(stack)
+        self.stack = stack
         self.pictures = pictures
         self._recent_pictures = RECENT_PICTURES
 
-    def _use(self, stack: Any) -> None:
-        """Go on with a stack."""
-        self.stack = Stack.of(stack)
+    @property
+    def stack(self) -> Stack:
+        """The strategies; takes what `Stack.of` takes, for the calls that follow."""
+        return self._stack
+
+    @stack.setter
+    def stack(self, stack: Any) -> None:
+        self._stack = Stack.of(stack)
         vars(self).pop("_strategies", None)
 
     @functools.cached_property
@@ -109,10 +114,10 @@ class Guard:
         return self.using(self.stack)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
-        return _rebuild(copy.deepcopy(self.model, memo), self.processor, self.stack, self._options)
+        return _rebuild(type(self), copy.deepcopy(self.model, memo), self.processor, self.stack, self._options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.model, self.processor, self.stack, self._options)
+        return _rebuild, (type(self), self.model, self.processor, self.stack, self._options)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != DEFAULTS[name])
@@ -135,7 +140,7 @@ class Guard:
         """
         sibling = object.__new__(type(self))
         vars(sibling).update(vars(self))
-        sibling._use(stack)
+        sibling.stack = stack
         return sibling
 
     @property
@@ -254,7 +259,8 @@ class Guard:
         settings = {name: value for name, value in request.settings.items() if name in arguments}
         guarded_inputs, plain_inputs = split_rows(request, rows)
         guarded, report = self._run(plain, {**guarded_inputs, **settings})
-        return join_rows([guarded, plain(**plain_inputs, **settings)], rows, request), report
+        joined = join_rows([guarded, plain(**plain_inputs, **settings)], rows, request)
+        return joined, None if report is None else place_requests(report, rows)
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
         inputs, settings = split_arguments(arguments)
@@ -282,8 +288,8 @@ DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONL
 """Keyword arguments of a guard, as they are when nobody sets them."""
 
 
-def _rebuild(model: Any, processor: Any, stack: Stack, options: Mapping[str, Any]) -> Guard:
-    return Guard(model, processor, stack, **options)
+def _rebuild(kind: type[Guard], model: Any, processor: Any, stack: Stack, options: Mapping[str, Any]) -> Guard:
+    return kind(model, processor, stack, **options)
 
 
 def _describe_strategy(strategy: Any) -> str:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor
 
@@ -61,11 +62,16 @@ def describe_main(gen: Generation, main: PreparedDecode, run_prompt: Callable[[B
     gen.services.run_prompt = run_prompt
 
 
-def describe_endings(gen: Generation, main: PreparedDecode, request: Request) -> None:
-    """Let the hooks see which rows have ended."""
+def build_endings(settings: Any, request: Request) -> Endings:
+    """Return what tells which rows have ended under the resolved settings of generate."""
     tokenizer = request.settings.get("tokenizer")
     has_criteria = bool(request.settings.get("stopping_criteria"))
-    endings = Endings(main.settings, request.setting("stop_strings"), tokenizer, has_criteria=has_criteria)
+    return Endings(settings, request.setting("stop_strings"), tokenizer, has_criteria=has_criteria)
+
+
+def describe_endings(gen: Generation, main: PreparedDecode, request: Request) -> None:
+    """Let the hooks see which rows have ended."""
+    endings = build_endings(main.settings, request)
 
     def find_finished(generated: Tensor) -> Tensor:
         prompts = request.input_ids

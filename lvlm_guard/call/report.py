@@ -113,7 +113,7 @@ class Report:
         tokens: Generated positions per row.
         seconds: Wall-clock time of the call.
         results: What strategies and observers left in `gen.results`, by name; plain values.
-        requests: One entry per row of the output.
+        requests: One entry per row of the output, rows that ran plain for want of an image included.
         origin: Versions and model; None in a report that no call made.
     """
 
@@ -125,7 +125,7 @@ class Report:
     rows: int
     tokens: int
     seconds: float
-    results: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict, hash=False)
     requests: tuple[RequestReport, ...] = ()
     origin: Origin | None = None
 

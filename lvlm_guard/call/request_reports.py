@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, MAIN_CHOICES
 from lvlm_guard.call.decoding import DecodedCall
+from lvlm_guard.call.generation import build_endings
 from lvlm_guard.call.report import Change, RequestReport
 from lvlm_guard.outputs import sequences
 
@@ -25,10 +26,7 @@ def mark_unfinished(decoded: DecodedCall) -> Tensor:
     """Return where a token of the output belongs to a row that had not ended, its end included, bool `[rows, tokens]`."""
     main = decoded.prepared.main
     tokens = sequences(decoded.output)[:, main.input_ids.shape[1] :]
-    ends = main.settings.eos_token_id
-    ids = [*(ends if isinstance(ends, list) else [ends]), main.settings.pad_token_id]
-    ended = torch.isin(tokens, torch.tensor([token for token in ids if token is not None], device=tokens.device).long())
-    return (ended.long().cumsum(1) - ended.long()) == 0
+    return build_endings(main.settings, decoded.prepared.planned.request).mark_unfinished(tokens)
 
 
 def _list_changes(decoded: DecodedCall, count: int) -> list[tuple[Change, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.functional import pad
 
 from lvlm_guard import anatomy
 from lvlm_guard.call.refusals import MIXED
+from lvlm_guard.call.report import Report, RequestReport
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.request.requests import Request
 
@@ -54,6 +56,21 @@ def join_rows(outputs: Sequence[Tensor], rows: Tensor, request: Request) -> Tens
     for output, of_group in zip(outputs, (repeated, ~repeated), strict=True):
         joined[of_group] = pad(output, (0, longest - output.shape[1]), value=padding)
     return joined
+
+
+def place_requests(report: Report, rows: Tensor) -> Report:
+    """Return a report whose requests are those of the whole batch, of which `rows`, bool `[batch]`, ran guarded.
+
+    Rows that ran plain have no changes.
+    """
+    copies = len(report.requests) // int(rows.sum())
+    guarded = iter(report.requests)
+    requests = (
+        RequestReport(request * copies + copy, request, next(guarded).changes if is_guarded else ())
+        for request, is_guarded in enumerate(rows.tolist())
+        for copy in range(copies)
+    )
+    return dataclasses.replace(report, requests=tuple(requests))
 
 
 def _padding_token(request: Request) -> int:

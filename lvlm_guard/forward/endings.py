@@ -35,6 +35,12 @@ class Endings:
         stopped: Tensor = self._stops(torch.cat([prompts.to(generated), generated], dim=1), None)
         return finished | stopped.to(finished.device)
 
+    def mark_unfinished(self, generated: Tensor) -> Tensor:
+        """Return which generated tokens `[rows, length]` belong to rows that had not ended, bool alike; an end belongs to its row."""
+        ends = torch.tensor([*self._ends, *self._padding], dtype=generated.dtype, device=generated.device)
+        ended = torch.isin(generated, ends).long()
+        return (ended.cumsum(1) - ended) == 0
+
 
 def _contains(tokens: Tensor, ids: list[int]) -> Tensor:
     return torch.isin(tokens, torch.tensor(ids, dtype=tokens.dtype, device=tokens.device)).any(1)

@@ -17,6 +17,8 @@ from torch import nn
 LOCK = threading.RLock()
 """Guards every change; reentrant, because what a dropped user left is taken off whenever Python collects it."""
 STATE = "__getstate__"
+REPLICATE = "_replicate_for_data_parallel"
+"""How torch copies a module for another device: it takes over what stands on the module itself."""
 PRIVATE = "_lvlm_guard"
 HOOKS = {
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -164,12 +166,15 @@ def _put_back(present: StandIn) -> None:
 def _leave_out_of_copies(owner: Any) -> None:
     """Let copy and pickle see an object as it is without a guard; they ask the object itself for its state."""
     vars(owner).setdefault(STATE, functools.partial(_describe_state, owner))
+    if hasattr(type(owner), REPLICATE):
+        vars(owner).setdefault(REPLICATE, functools.partial(_replicate, owner))
 
 
 def _let_copy(owner: Any) -> None:
     """Take the state off again, once nothing of ours is left on the object."""
     if STATE in vars(owner) and not any(_is_ours(value) for value in _list_values(owner)):
         del vars(owner)[STATE]
+        vars(owner).pop(REPLICATE, None)
 
 
 def _is_ours(value: object) -> bool:
@@ -188,17 +193,29 @@ def _describe_state(owner: Any) -> dict[str, Any]:
         describe = getattr(type(owner), STATE, None)
         has_state = describe is not None and describe is not getattr(object, STATE, None)
         state = dict(describe(owner) if has_state and describe is not None else vars(owner))
-        for name, value in list(state.items()):
-            if name == STATE or name.startswith(PRIVATE):
-                del state[name]
-            elif isinstance(value, StandIn) and value.name == name:
-                _restore(state, value)
+        _remove_stand_ins(state)
         for name, notes in HOOKS.items():
             hook_keys = {key for key, hook in state.get(name, {}).items() if isinstance(hook, Hook)}
             for record in (name, *notes) if hook_keys else ():
                 entries = state[record].items()
                 state[record] = type(state[record])((key, value) for key, value in entries if key not in hook_keys)
     return state
+
+
+def _replicate(owner: Any) -> Any:
+    """Return torch's replica of a module, without what stands in on it; hooks are shared with the module and go with its own."""
+    with LOCK:
+        replica = getattr(type(owner), REPLICATE)(owner)
+        _remove_stand_ins(vars(replica))
+    return replica
+
+
+def _remove_stand_ins(state: dict[str, Any]) -> None:
+    for name, value in list(state.items()):
+        if name in (STATE, REPLICATE) or name.startswith(PRIVATE):
+            del state[name]
+        elif isinstance(value, StandIn) and value.name == name:
+            _restore(state, value)
 
 
 def _restore(state: dict[str, Any], present: StandIn) -> None:

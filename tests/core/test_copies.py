@@ -100,6 +100,30 @@ def test_a_copy_made_during_a_call_is_a_plain_model(fresh, mechanism, make):
     assert traces(model) == wanted
 
 
+def replicate(model):
+    """Return what DataParallel runs on another device, with a head of its own."""
+    replica = model._replicate_for_data_parallel()
+    replica.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)
+    torch.nn.init.normal_(replica.lm_head.weight, generator=torch.Generator().manual_seed(1))
+    return replica
+
+
+@pytest.mark.parametrize("when", ["during", "attached"])
+def test_a_replica_for_another_device_runs_itself_and_unguarded(when):
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, [Against("noised")])
+    wanted = replicate(model).generate(**inputs, **SETTINGS)
+    assert not torch.equal(model.generate(**inputs, **SETTINGS), wanted), "no power"
+    if when == "during":
+        _, replica = run_during(guard, inputs, lambda: replicate(model))
+    else:
+        with guard.attached():
+            replica = replicate(model)
+            assert torch.equal(replica.generate(**inputs, **SETTINGS), wanted)
+    assert torch.equal(replica.generate(**inputs, **SETTINGS), wanted)
+    assert not {"forward", "generate", "__getstate__"} & set(vars(replica))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mechanism", ["branch", "attention", "hidden", "vision", "readout", "search"])
 def test_a_copy_made_inside_a_forward_is_a_plain_model_there_too(fresh, mechanism):

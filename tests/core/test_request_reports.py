@@ -94,6 +94,22 @@ def test_positions_behind_the_end_of_a_row_are_left_out(batch):
     assert all(change.position == 0 for change in report.requests[0].changes)
 
 
+@pytest.mark.parametrize("which", ["first", "changed"])
+def test_a_padding_token_that_was_chosen_ends_no_row(batch, which):
+    free, report = report_of(*batch, Against())
+    start = batch[1]["input_ids"].shape[1]
+    assert any(change.position for change in report.requests[0].changes), "no power"
+    position = 0 if which == "first" else report.requests[0].changes[0].position
+    _, padded = report_of(*batch, Against(), pad_token_id=int(free[0, start + position]))
+    assert padded.requests == report.requests
+    assert padded.strategies == report.strategies
+
+
+def test_reports_can_be_hashed(batch):
+    _, report = report_of(*batch, Against())
+    assert isinstance(hash(report), int)
+
+
 def test_rejected_drafts_leave_no_trace():
     model, _ = tiny("llava")
     inputs = inputs_for("llava", model, 1, text=6, seed=6)

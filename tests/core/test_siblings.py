@@ -78,6 +78,27 @@ def test_an_argument_that_nobody_takes_raises_what_generate_raises(scene, stack)
     assert str(error.value) == str(wanted.value)
 
 
+def test_a_stack_that_is_set_answers_from_then_on(scene):
+    guard, inputs, (plain, own, blind) = scene
+    changing = guard.using(guard.stack)
+    assert torch.equal(changing.generate(**inputs, **SETTINGS), own)
+    changing.stack = [Against("blind")]
+    assert torch.equal(changing.generate(**inputs, **SETTINGS), blind)
+    changing.stack = None
+    assert torch.equal(changing.generate(**inputs, **SETTINGS), plain)
+    with pytest.raises(StackError):
+        changing.stack = "vdc"
+    assert not len(changing.stack)
+
+
+def test_a_copy_is_of_the_guards_own_class(scene):
+    class Special(Guard):
+        pass
+
+    guard = Special(scene[0].model, None, [Against("blind")])
+    assert {type(copy.copy(guard)), type(copy.deepcopy(guard)), type(guard.using(None))} == {Special}
+
+
 def test_the_repr_names_model_strategies_and_what_is_not_default(scene):
     assert repr(scene[0]) == "Guard(Qwen2VLForConditionalGeneration, stack=[against], executor='sequential')"
     sibling = scene[0].using([Against("blind", weight=2.0)])

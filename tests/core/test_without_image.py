@@ -61,6 +61,22 @@ def test_each_row_is_what_it_is_alone(scene, mode):
     assert guard.report.strategies[0].had_effect
 
 
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "top_k": 1, "num_return_sequences": 2}])
+def test_the_report_names_rows_and_requests_of_the_whole_batch(scene, settings):
+    model, mixed, _ = scene
+    guard = Guard(model, None, [Against("noised")], without_image="plain")
+    output, report = guard.generate_with_report(**mixed, **(SETTINGS | settings))
+    copies = settings.get("num_return_sequences", 1)
+    assert [entry.row for entry in report.requests] == list(range(len(output)))
+    assert [entry.request for entry in report.requests] == [row // copies for row in range(3 * copies)]
+    assert [bool(entry.changes) for entry in report.requests][copies : 2 * copies] == [False] * copies
+    start = mixed["input_ids"].shape[1]
+    for entry in report.requests:
+        for change in entry.changes:
+            assert output[entry.row, start + change.position] == change.guarded
+    assert any(entry.changes for entry in report.requests), "no power"
+
+
 def test_a_batch_without_any_image_is_plain(scene):
     model, _, without = scene
     guard = Guard(model, None, [Against("noised")], without_image="plain")
