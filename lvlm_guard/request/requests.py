@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
+from transformers.generation import utils as generation
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModeRefused
@@ -18,6 +20,10 @@ from lvlm_guard.protocols import Config, Processor
 
 DEFAULT_SETTINGS: Mapping[str, Any] = dict(vars(GenerationConfig()))
 """Settings of the loop as they are when nobody sets them."""
+PICTURES = len(("pictures", "channels", "height", "width"))
+"""Axes of pixels that have an entry for each picture, or for each of its tiles."""
+FRAMES = len(("videos", "frames", "channels", "height", "width"))
+"""Axes of pixels that have an entry for each video."""
 SETTINGS = (
     frozenset(DEFAULT_SETTINGS)
     | frozenset(inspect.signature(GenerationMixin.generate).parameters)
@@ -105,8 +111,42 @@ class Request:
 
     @property
     def has_image(self) -> bool:
-        """Whether the request brings pixels or already encoded images."""
-        return any(anatomy.is_pixels(*item) or item[0] == "mm_encoder_outputs" for item in self.inputs.items())
+        """Whether the request brings pixels or already encoded images; those of a video are none."""
+        return any(
+            name == "mm_encoder_outputs" or (anatomy.is_pixels(name, value) and not anatomy.is_video_input(name))
+            for name, value in self.inputs.items()
+        )
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the request brings a video."""
+        encoded = self.inputs.get("mm_encoder_outputs")
+        if isinstance(encoded, Mapping) and encoded.get("video") is not None:
+            return True
+        return any(anatomy.is_video_input(name) and isinstance(value, Tensor) for name, value in self.inputs.items())
+
+    @property
+    def video_count(self) -> int | None:
+        """Number of videos of the batch where a model input has an entry for each, else None."""
+        grid, frames = self.inputs.get("video_grid_thw"), self.inputs.get("pixel_values_videos")
+        if isinstance(grid, Tensor):
+            return len(grid)
+        return len(frames) if isinstance(frames, Tensor) and frames.ndim == FRAMES else None
+
+    @property
+    def image_count(self) -> int | None:
+        """Number of images of the batch where a model input has an entry for each, else None."""
+        of_images = {
+            name: value
+            for name, value in self.inputs.items()
+            if isinstance(value, Tensor) and anatomy.is_image_input(name) and not anatomy.is_video_input(name)
+        }
+        for name, value in of_images.items():
+            if (name == "image_sizes" or name.startswith("image_grid")) and value.ndim == 2:  # noqa: PLR2004
+                return len(value)
+        pixels = of_images.get("pixel_values")
+        pictures = pixels is not None and pixels.ndim == PICTURES and "target_sizes" not in of_images
+        return len(pixels) if pixels is not None and pictures else None
 
     @property
     def image_mask(self) -> Tensor:
@@ -133,6 +173,13 @@ def bind_arguments(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     if repeated:
         raise InputError(f"generate got {min(repeated)!r} twice, by position and by name.")
     return {**named, **kwargs}
+
+
+def runs_in_step(model: Any) -> bool:
+    """Whether generate keeps several processes in step by itself, as FSDP and ZeRO-3 need it."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    return bool(is_deepspeed_zero3_enabled() or generation.is_fsdp_managed_module(model))
 
 
 def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
