@@ -89,9 +89,9 @@ def _tokens_of(branch: Branch) -> list[int]:
 
 def _first_whole_batch(request: Request) -> str | None:
     """Return the first argument that works on the whole batch."""
-    return _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"]) or (
-        "past_key_values" if request.inputs.get("past_key_values") is not None else None
-    )
+    cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
+    setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
+    return setting or cache or request.row_list
 
 
 def _first_ambiguous(request: Request) -> str | None:
@@ -384,6 +384,17 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
 """About the attention edits of the plan."""
 
 BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
+    RefusalRule(
+        "branches beside an argument that lists something for each row, such as `adapter_names`",
+        "the model would look for an entry for each row of a branch",
+        "rows of one kind in a call of their own, without the list",
+        ModeRefused,
+        lambda subject: subject.request.row_list is not None,
+        lambda subject: (
+            f"{subject.request.row_list} lists something for each row of the batch, and the rows of branch {subject.branch.key!r} "
+            "have no entry in it: pass the rows of each kind in a call of their own, without the list."
+        ),
+    ),
     RefusalRule(
         "edits of images, in a request with a video",
         "edits are made for still images, and the video would stay as it is",

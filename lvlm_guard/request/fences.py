@@ -14,7 +14,7 @@ VISUAL = re.compile(
 )
 OF_PARTS = re.compile(r"(?:^|_)(?:tile|patch|slice|row|col|grid|frame)(?:_|$)")
 """Names of what a part of an image stands between, rather than the whole."""
-OTHER = re.compile(r"^num_|audio|^(?:video|image)_token_(?:id|index)$")
+FOREIGN = re.compile(r"^num_|audio|^(?:video|image)_token_(?:id|index)$")
 """Names of numbers, of sounds, and of placeholders themselves."""
 NAMES_OF_IDS = re.compile(r"_(?:id|index)$")
 NAMES_OF_LISTS = re.compile(r"_token_ids$")
@@ -53,12 +53,12 @@ def find_fences(config: Any, processor: Any = None) -> Fences:
     """Return the fences of a model's images, as far as its config and its processor or tokenizer tell."""
     tokenizer = getattr(processor, "tokenizer", processor)
     owners = [owner for owner in (config, processor, tokenizer) if owner is not None]
-    found = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
-    whole = [(name, token) for name, token in found if not OF_PARTS.search(name)]
+    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
+    of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
     return Fences(
-        frozenset(token for _, token in found),
-        frozenset(token for name, token in whole if OPENING.search(name)),
-        frozenset(token for name, token in whole if CLOSING.search(name)),
+        frozenset(token for _, token in names),
+        frozenset(token for name, token in of_images if OPENING.search(name)),
+        frozenset(token for name, token in of_images if CLOSING.search(name)),
         _find_special(tokenizer),
         tuple(_read_frames(processor, tokenizer, anatomy.image_token_id(config))),
         tokenizer,
@@ -71,7 +71,7 @@ def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
     names |= {name for kind in type(owner).__mro__ for name in vars(kind)}
     for name in sorted(names):
         plain = name.strip("_").lower()
-        if not VISUAL.search(plain) or OTHER.search(plain):
+        if not VISUAL.search(plain) or FOREIGN.search(plain):
             continue
         if NAMES_OF_IDS.search(plain) or NAMES_OF_LISTS.search(plain):
             value = getattr(owner, name, None)

@@ -11,7 +11,7 @@ WINDOW = 16
 
 
 def find_image_spans(
-    ids: Sequence[int], placeholders: Collection[int], fences: Fences, *, one_image: bool = False
+    ids: Sequence[int], placeholders: Collection[int | None], fences: Fences, *, one_image: bool = False
 ) -> list[range]:
     """Return the span of each image in a prompt without padding: `[start image break image end]` is one.
 
@@ -47,7 +47,7 @@ def merge_touching(spans: Sequence[range]) -> list[range]:
     return merged
 
 
-def _find_runs(ids: Sequence[int], placeholders: Collection[int]) -> list[range]:
+def _find_runs(ids: Sequence[int], placeholders: Collection[int | None]) -> list[range]:
     runs: list[range] = []
     for index, token in enumerate(ids):
         if token not in placeholders:
@@ -68,7 +68,9 @@ def _is_written(gap: Sequence[int], fences: Fences) -> bool:
     return len(text) < len(gap) and all(map(fences.is_blank, text))
 
 
-def _widen(ids: Sequence[int], span: range, fences: Fences, bounds: range, placeholders: Collection[int]) -> range:
+def _widen(
+    ids: Sequence[int], span: range, fences: Fences, bounds: range, placeholders: Collection[int | None]
+) -> range:
     """Return a span with what was written round it, within the bounds of the images before and after it."""
     between = frozenset(ids[index] for index in span) - frozenset(placeholders)
     belonging = fences.named | between

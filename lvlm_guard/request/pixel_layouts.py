@@ -36,7 +36,7 @@ class PixelLayout:
 
 
 def read_layout(
-    name: str, pixels: Tensor, inputs: Mapping[str, Any], tokens: Sequence[int] = (), rows: int = 1
+    name: str, pixels: Tensor, inputs: Mapping[str, Any], tokens: Sequence[int] = (), rows: int = 0
 ) -> PixelLayout:
     """Return where the images of a tensor of pixels lie.
 
@@ -46,19 +46,20 @@ def read_layout(
             or not; `[images, patches, numbers]`; or the patches of all images, `[patches, ...]` or `[1, ..., patches]`.
         inputs: All model inputs: grids, sizes and masks among them say how pixels lie.
         tokens: Placeholders of each image of the batch, in order; none where the prompt does not tell.
-        rows: Requests in the batch.
+        rows: Requests in the batch; 0 where that is unknown.
 
     Raises:
         StrategyRefused: Nothing tells which patches belong to which image.
     """
     related = {key: value for key, value in inputs.items() if ("video" in key) == ("video" in name)}
-    if (counts := _read_grid(pixels.shape[0], related)) is not None:
-        return PixelLayout(tuple(((part,),) for part in _as_slices(counts)), packed=True)
-    if pixels.shape[0] == 1 and (counts := _read_grid(pixels.shape[-1], related, divides=True)) is not None:
-        return PixelLayout(tuple(((..., part),) for part in _as_slices(counts)), packed=True)
+    if (grid := read_grid(pixels.shape[0], related)) is not None:
+        return PixelLayout(tuple(((part,),) for part in _as_slices(grid)), packed=True)
+    side_by_side = pixels.shape[0] == 1 and pixels.ndim > 3  # noqa: PLR2004 - with a height, the patches along the width
+    if side_by_side and (grid := read_grid(pixels.shape[-1], related, divides=True)) is not None:
+        return PixelLayout(tuple(((..., part),) for part in _as_slices(grid)), packed=True)
     if pixels.ndim <= 2 or _has_channels_last(pixels):  # noqa: PLR2004 - a matrix of patches
-        counts = split_by_tokens(name, pixels, tokens, rows)
-        return PixelLayout(tuple(((part,),) for part in _as_slices(counts)), packed=True)
+        shares = split_by_tokens(name, pixels, tokens, rows)
+        return PixelLayout(tuple(((part,),) for part in _as_slices(shares)), packed=True)
     pieces = [(*index, *_read_extent(index, pixels, related)) for index in _list_tiles(pixels)]
     groups = _count_tiles(pixels, related, tokens)
     return PixelLayout(tuple(_group(pieces, groups)), packed=pixels.ndim == 3)  # noqa: PLR2004 - images of patches
@@ -71,7 +72,7 @@ def split_by_tokens(name: str, values: Tensor, tokens: Sequence[int], rows: int)
         StrategyRefused: The placeholders do not tell, and there are several rows.
     """
     counts = _share(values.shape[0], tokens)
-    if counts is None and rows > 1:
+    if counts is None and rows != 1:
         raise StrategyRefused(
             f"{name} {tuple(values.shape)} hold all images of the batch, and nothing tells which part is whose, so they cannot "
             "be edited in a batch: pass one row at a time."
@@ -95,7 +96,7 @@ def view_frames(patches: Tensor, config: Config) -> tuple[Tensor, bool]:
     return (views[0], False) if still is None else (still, True)
 
 
-def _read_grid(length: int, related: Mapping[str, Any], *, divides: bool = False) -> list[int] | None:
+def read_grid(length: int, related: Mapping[str, Any], *, divides: bool = False) -> list[int] | None:
     """Return how much of an axis of patches each image takes, by a grid of `[images, 2]` or `[images, 3]`."""
     for name, value in related.items():
         named = any(mark in name for mark in GRIDS) and isinstance(value, Tensor)
@@ -141,7 +142,7 @@ def _count_tiles(pixels: Tensor, related: Mapping[str, Any], tokens: Sequence[in
         return [leading[-1]] * leading[:-1].numel()
     for name, value in related.items():
         if name.endswith(TILE_COUNTS) and isinstance(value, Tensor) and int(value.sum()) == leading[0]:
-            return [int(count) for count in value.flatten().tolist()]
+            return list(map(int, value.flatten().tolist()))
     return _share(leading[0], tokens) or [1] * leading[0]
 
 
@@ -166,20 +167,20 @@ def _read_extent(index: tuple[int, ...], pixels: Tensor, related: Mapping[str, A
 def _find_mask(pixels: Tensor, related: Mapping[str, Any]) -> Tensor | None:
     """Return the mask of what is no padding: of pixels `[..., height, width]`, or of patches `[images, patches]`."""
     packed = pixels.ndim == 3  # noqa: PLR2004 - images of patches
-    wanted = pixels.shape[:2] if packed else (*pixels.shape[:-3], *pixels.shape[-2:])
+    shape = pixels.shape[:2] if packed else (*pixels.shape[:-3], *pixels.shape[-2:])
     for name, value in related.items():
         if not isinstance(value, Tensor):
             continue
-        if "pixel" in name and "mask" in name and value.shape == wanted:
+        if "pixel" in name and "mask" in name and value.shape == shape:
             return value.bool()
-        if packed and name.endswith("position_ids") and "image" in name and value.shape[:2] == wanted:
+        if packed and name.endswith("position_ids") and "image" in name and value.shape[:2] == shape:
             return (value >= 0).flatten(2).all(-1)
     return None
 
 
 def _last_true(values: Tensor) -> int:
-    found = values.nonzero()
-    return int(found[-1]) + 1 if len(found) else 0
+    places = values.nonzero()
+    return int(places[-1]) + 1 if len(places) else 0
 
 
 def _find_size(index: tuple[int, ...], pixels: Tensor, related: Mapping[str, Any]) -> list[int] | None:

@@ -149,6 +149,12 @@ class Request:
         return len(pixels) if pixels is not None and pictures else None
 
     @property
+    def row_list(self) -> str | None:
+        """Name of an input that is a list with an entry for each row, such as `adapter_names`; None where there is none."""
+        rows = len(self.input_ids)
+        return next((name for name, value in self.inputs.items() if _is_list_of_rows(name, value, rows)), None)
+
+    @property
     def image_mask(self) -> Tensor:
         """True at image placeholders `[batch, length]`."""
         return anatomy.image_mask(self.config, self.input_ids)
@@ -189,6 +195,11 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if arguments.get("inputs") is not None:
         inputs.setdefault("input_ids", arguments["inputs"])
     return inputs, settings
+
+
+def _is_list_of_rows(name: str, value: Any, rows: int) -> bool:
+    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name != "past_key_values"
+    return of_rows and not anatomy.is_image_input(name)
 
 
 def _infer_mask(ids: Tensor, config: Config) -> Tensor:

@@ -178,6 +178,8 @@ def test_patches_that_nobody_can_tell_apart_are_refused_in_a_batch_and_edited_al
     pixels = draw(7, 12)
     with pytest.raises(StrategyRefused, match="nothing tells which part is whose"):
         edit([[3], [2]], {"pixel_values": pixels})
+    with pytest.raises(StrategyRefused, match="nothing tells which part is whose"):
+        images.edit_pixels("pixel_values", pixels, None, config(), noise, 0)
     assert not torch.equal(edit([[3]], {"pixel_values": pixels})["pixel_values"], pixels)
 
 
