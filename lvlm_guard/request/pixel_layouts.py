@@ -155,10 +155,8 @@ def _group(pieces: Sequence[PieceIndex], counts: Sequence[int]) -> Iterator[tupl
 def _read_extent(index: tuple[int, ...], pixels: Tensor, related: Mapping[str, Any]) -> tuple[slice, ...]:
     """Return the part of a tile that is not padding, as slices of its axes from the channels on; none where all is."""
     mask = _find_mask(pixels, related)
-    if mask is not None:
-        real = mask[index]
-        ends = [_last_true(real.any(axis) if real.ndim > 1 else real) for axis in reversed(range(real.ndim))]
-    elif (ends := _find_size(index, pixels, related)) is None:
+    ends = _find_size(index, pixels, related) if mask is None else _find_ends(mask[index])
+    if ends is None:
         return ()
     sides = tuple(slice(0, end) for end in ends)
     return sides if pixels.ndim == 3 else (slice(None), *sides)  # noqa: PLR2004 - images of patches
@@ -176,6 +174,13 @@ def _find_mask(pixels: Tensor, related: Mapping[str, Any]) -> Tensor | None:
         if packed and name.endswith("position_ids") and "image" in name and value.shape[:2] == shape:
             return (value >= 0).flatten(2).all(-1)
     return None
+
+
+def _find_ends(real: Tensor) -> list[int]:
+    """Return where the last true entry of a mask stands on each of its axes."""
+    if real.ndim == 1:
+        return [_last_true(real)]
+    return [_last_true(real.any(1)), _last_true(real.any(0))]
 
 
 def _last_true(values: Tensor) -> int:
