@@ -67,8 +67,12 @@ def find_fences(config: Any, processor: Any = None) -> Fences:
 
 def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
     """Yield the tokens that an owner names after images, with their names."""
-    names = {*vars(owner), *getattr(owner, "attribute_map", ()), *getattr(owner, "special_tokens_map", ())}
-    names |= {name for kind in type(owner).__mro__ for name in vars(kind)}
+    names = {
+        *getattr(owner, "__dict__", ()),
+        *getattr(owner, "attribute_map", ()),
+        *getattr(owner, "special_tokens_map", ()),
+    }
+    names |= {name for kind in type(owner).__mro__ for name in vars(kind)}  # what properties and classes name
     for name in sorted(names):
         plain = name.strip("_").lower()
         if not VISUAL.search(plain) or FOREIGN.search(plain):
@@ -107,7 +111,7 @@ def _read_frames(
     )
     if not isinstance(word, str):
         return
-    for text in vars(processor).values():
+    for text in getattr(processor, "__dict__", {}).values():
         if not isinstance(text, str) or text.count(word) < 2:  # noqa: PLR2004 - a placeholder by itself is no whole image
             continue
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -24,7 +24,7 @@ def find_image_spans(
     runs = _find_runs(ids, placeholders)
     spans: list[range] = []
     for run in runs:
-        if spans and (one_image or _is_written(ids[spans[-1].stop : run.start], fences)):
+        if spans and (one_image or _belong_together(ids, spans[-1], run, fences)):
             spans[-1] = range(spans[-1].start, run.stop)
         else:
             spans.append(run)
@@ -59,13 +59,24 @@ def _find_runs(ids: Sequence[int], placeholders: Collection[int | None]) -> list
     return runs
 
 
+def _belong_together(ids: Sequence[int], span: range, run: range, fences: Fences) -> bool:
+    """Whether what stands between a span and the next run was written for one image: it says so, or nothing closed the image."""
+    gap = ids[span.stop : run.start]
+    if _is_written(gap, fences):
+        return True
+    opened = bool(fences.closing) and _find_opening(ids, span.start, 0, fences) < span.start
+    return opened and not any(token in fences.closing or token in fences.opening for token in gap)
+
+
 def _is_written(gap: Sequence[int], fences: Fences) -> bool:
     """Whether the tokens between two runs were written for one image, and do not end one and begin another."""
     closed = next((index for index, token in enumerate(gap) if token in fences.closing), len(gap))
     if any(token in fences.opening for token in gap[closed:]):
         return False
-    text = [token for token in gap if token not in fences.named and token not in fences.special]
-    return len(text) < len(gap) and all(map(fences.is_blank, text))
+    unnamed = [token for token in gap if token not in fences.named]
+    marks = [token for token in unnamed if token in fences.special and not fences.is_blank(token)]
+    blank = all(fences.is_blank(token) for token in unnamed if token not in marks)
+    return blank and len(gap) > len(unnamed) - len(marks)
 
 
 def _widen(

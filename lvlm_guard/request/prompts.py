@@ -74,16 +74,18 @@ def find_spans_of(request: Request, placeholder: int | None, count: int | None =
 
 def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> None:
     """Refuse to remove images whose parts nobody can tell from text between two images."""
-    count = request.image_count
-    if count is not None and not request.has_video and sum(map(len, spans)) > count:
-        named = (
+    places, count = sum(map(len, spans)), request.image_count
+    scattered = count is not None and not request.has_video and places > count
+    tiles = count is None and request.processor is None and request.has_tiles and places > len(spans)
+    if scattered or tiles:
+        hint = (
             ""
             if request.processor is not None
-            else " The processor may name the tokens between them: Guard(model, processor)."
+            else " The processor names the tokens between them: Guard(model, processor)."
         )
         raise StrategyRefused(
-            f"Branch {branch.key!r} drops images, but their placeholders stand in {sum(map(len, spans))} places of the prompts and "
-            f"there are {count} images, so nothing tells text from what was written for an image.{named}"
+            f"Branch {branch.key!r} drops images, but their placeholders stand in {places} places of the prompts, and nothing tells "
+            f"text between two images from what was written for one.{hint}"
         )
 
 

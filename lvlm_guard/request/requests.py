@@ -23,7 +23,7 @@ DEFAULT_SETTINGS: Mapping[str, Any] = dict(vars(GenerationConfig()))
 PICTURES = len(("pictures", "channels", "height", "width"))
 """Axes of pixels that have an entry for each picture, or for each of its tiles."""
 FRAMES = len(("videos", "frames", "channels", "height", "width"))
-"""Axes of pixels that have an entry for each video."""
+"""Axes of pixels that have an entry for each video, or for each tile of a row."""
 SETTINGS = (
     frozenset(DEFAULT_SETTINGS)
     | frozenset(inspect.signature(GenerationMixin.generate).parameters)
@@ -147,6 +147,12 @@ class Request:
         pixels = of_images.get("pixel_values")
         pictures = pixels is not None and pixels.ndim == PICTURES and "target_sizes" not in of_images
         return len(pixels) if pixels is not None and pictures else None
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the pixels have an entry for each tile of a row, which may belong to one image or to several."""
+        pixels = self.inputs.get("pixel_values")
+        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES
 
     @property
     def row_list(self) -> str | None:

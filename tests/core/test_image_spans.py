@@ -109,6 +109,9 @@ FAMILIES = {
         [OPEN, IMG, TILE, IMG, ROW, FAKE, IMG, CLOSE], config(boi_token_index=OPEN, eoi_token_index=CLOSE),
         processor(tile_x_separator_token="<tile>", tile_y_separator_token="<row>", fake_image_token="<fake>"), 3,
     ),
+    "tile separators between start and end, without a processor": (
+        [OPEN, IMG, TILE, IMG, ROW, FAKE, IMG, CLOSE], config(boi_token_index=OPEN, eoi_token_index=CLOSE), None, 3,
+    ),
     "the size of the image as text": (
         [OPEN, 40, 41, 42, FAKE, IMG, IMG, GLOBAL, CLOSE], config(),
         processor(image_start_token="<open>", image_end_token="<close>", fake_token_around_image="<fake>"), 1,
@@ -150,7 +153,7 @@ def test_an_image_in_several_pieces_is_replaced_once_and_tokens_keep_clear_of_it
     assert longer["input_ids"][0].tolist() == [1, 8, 5, *image, 6, 9]
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if "without a processor" not in family])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "rows without a processor"])
 def test_text_between_two_images_stays(family):
     image, settings, maker, entries = FAMILIES[family]
     assert removed([1, *image, 40, 41, *image, 9], settings, maker, 2 * entries) == [1, 40, 41, 9]
@@ -158,10 +161,22 @@ def test_text_between_two_images_stays(family):
 
 def test_breaks_that_may_be_text_between_two_images_are_refused():
     image, settings, maker, _ = FAMILIES["rows without a processor"]
-    with pytest.raises(
-        StrategyRefused, match=r"in 6 places of the prompts and there are 2 images.*Guard\(model, processor\)"
-    ):
+    with pytest.raises(StrategyRefused, match=r"in 6 places of the prompts.*Guard\(model, processor\)"):
         removed([1, *image, 40, 41, *image, 9], settings, maker, 2)
+
+
+def test_tiles_that_may_be_images_are_refused():
+    tiles = {"pixel_values": torch.zeros(1, 2, 3, 4, 4)}
+    with pytest.raises(StrategyRefused, match="nothing tells text between two images from what was written for one"):
+        removed([1, FAKE, ROW, IMG, IMG, FAKE, TILE, IMG, IMG, FAKE, 9], config(), None, 0, **tiles)
+    maker = processor(fake_image_token="<fake>")
+    assert removed([1, FAKE, ROW, IMG, IMG, FAKE, TILE, IMG, IMG, FAKE, 9], config(), maker, 0, **tiles) == [1, 9]
+
+
+def test_white_space_between_two_images_stays_though_it_was_added_to_the_vocabulary():
+    maker = processor()
+    maker.tokenizer.added_tokens_decoder[NEWLINE] = "\n"
+    assert removed([1, IMG, NEWLINE, IMG, 9], config(), maker, 2) == [1, NEWLINE, 9]
 
 
 def test_two_images_in_two_pieces_each_are_removed():
