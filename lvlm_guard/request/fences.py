@@ -52,7 +52,8 @@ class Fences:
 def find_fences(config: Any, processor: Any = None) -> Fences:
     """Return the fences of a model's images, as far as its config and its processor or tokenizer tell."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    owners = [owner for owner in (config, processor, tokenizer) if owner is not None]
+    parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]  # configs inside the config
+    owners = [owner for owner in (config, *parts, processor, tokenizer) if owner is not None]
     names = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
     of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
     return Fences(

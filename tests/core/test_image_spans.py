@@ -71,6 +71,9 @@ FAMILIES = {
     "start and end as boi and eoi": (
         [OPEN, IMG, IMG, CLOSE], config(boi_token_index=OPEN, eoi_token_index=CLOSE), None, 1,
     ),
+    "start and end in a config inside the config": (
+        [OPEN, IMG, IMG, CLOSE], config(encoder=SimpleNamespace(boi_token_index=OPEN, eoi_token_index=CLOSE, to_dict=dict)), None, 1,
+    ),
     "ids without the word token": (
         [OPEN, IMG, BREAK, IMG, CLOSE], config(im_start_id=OPEN, im_end_id=CLOSE, im_newline_id=BREAK), None, 1,
     ),
