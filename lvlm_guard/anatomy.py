@@ -1,4 +1,4 @@
-"""Where things are in any model, found by looking: image placeholders, the tokens that fence them, pixels, rope state."""
+"""Where things are in any model, found by looking: image placeholders, pixels, layers, rope state."""
 
 from __future__ import annotations
 
@@ -10,42 +10,32 @@ from torch import Tensor, nn
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.protocols import Model
 
-FENCES = (
-    "vision_start_token_id",
-    "vision_end_token_id",
-    "boi_token_id",
-    "boi_token_index",
-    "eoi_token_id",
-    "eoi_token_index",
-    "image_start_token_id",
-    "image_end_token_id",
-    "start_image_token_id",
-    "end_image_token_id",
-    "fake_image_token_id",
-    "global_image_token_id",
-)
 PACKED_GRID = "image_grid_thw"
+VISUAL_INPUTS = (
+    "pixel", "image", "video", "aspect_ratio", "cross_attention_mask", "vision", "num_crops", "mm_encoder_outputs", "patch",
+    "tile", "grid", "target_sizes", "spatial_shapes",
+)  # fmt: skip
+"""Parts of the names of model inputs that a text alone does not bring."""
 
 
 def image_token_id(config: Any) -> int | None:
     """Id of the image placeholder, or None where the model has none."""
-    for name in ("image_token_id", "image_token_index"):
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value
-    return None
+    return _first_id(config, ("image_token_id", "image_token_index"))
+
+
+def video_token_id(config: Any) -> int | None:
+    """Id of the video placeholder, or None where the model has none."""
+    return _first_id(config, ("video_token_id", "video_token_index"))
+
+
+def _first_id(config: Any, names: tuple[str, ...]) -> int | None:
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def image_mask(config: Any, input_ids: Tensor) -> Tensor:
     """True at image placeholders; bool, shape of `input_ids`."""
     token = image_token_id(config)
     return torch.zeros_like(input_ids, dtype=torch.bool) if token is None else input_ids == token
-
-
-def fence_ids(config: Any, processor: Any = None) -> frozenset[int]:
-    """Ids of the tokens that open and close an image in the prompt, as far as config and processor name them."""
-    found = {getattr(owner, name, None) for owner in (config, processor) if owner is not None for name in FENCES}
-    return frozenset(value for value in found if isinstance(value, int))
 
 
 def is_pixels(name: str, value: Any) -> bool:
@@ -56,14 +46,19 @@ def is_pixels(name: str, value: Any) -> bool:
 
 def is_image_input(name: str) -> bool:
     """Whether a model input exists only because there is an image."""
-    marks = ("pixel", "image", "aspect_ratio", "cross_attention_mask", "vision", "num_crops", "mm_encoder_outputs")
-    return any(mark in name for mark in marks)
+    return any(mark in name for mark in VISUAL_INPUTS)
+
+
+def is_video_input(name: str) -> bool:
+    """Whether a model input exists only because there is a video."""
+    return "video" in name
 
 
 def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
     """Channels and temporal frames inside one flattened patch of `width` numbers, or None when it is not divisible."""
     vision = getattr(config, "vision_config", None)
     frames = getattr(vision, "temporal_patch_size", None) or 1
+    frames = int(frames[0] if isinstance(frames, (list, tuple)) else frames)
     channels = getattr(vision, "in_channels", None) or getattr(vision, "in_chans", None) or 3
     return (channels, frames) if width % (channels * frames) == 0 else None
 

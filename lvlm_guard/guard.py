@@ -16,7 +16,7 @@ from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.provenance import describe_origin
-from lvlm_guard.call.refusals import ARGUMENTS, MODEL
+from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
@@ -31,7 +31,7 @@ from lvlm_guard.request import conversation
 from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
-from lvlm_guard.request.requests import Request, bind_arguments, split_arguments
+from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
 from lvlm_guard.strategy.names import strategy_name
 
 WithoutImage = Literal["refuse", "plain"]
@@ -243,6 +243,7 @@ class Guard:
             return _run_plain(self.model, plain, arguments)
         refuse(ARGUMENTS, arguments)
         request = self._build_request(arguments)
+        refuse(LOOP, request)
         if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
             return (
                 self._run_beside_plain(plain, arguments, request, rows)
@@ -264,6 +265,8 @@ class Guard:
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
         inputs, settings = split_arguments(arguments)
+        if settings.get("synced_gpus") is None and runs_in_step(self.model):
+            settings["synced_gpus"] = True
         pictures = self._recent_pictures.find(inputs)
         defaults = getattr(self.model, "generation_config", None)
         return Request(inputs, settings, self.model.config, self.processor, pictures, defaults)

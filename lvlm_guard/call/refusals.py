@@ -16,9 +16,10 @@ from lvlm_guard.call.rules import (
     RefusalRule,
     RequestedBranch,
 )
-from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused, quote
 from lvlm_guard.forward import PreparedDecode, caches
 from lvlm_guard.protocols import Cache
+from lvlm_guard.request import prompts
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch
 
@@ -26,6 +27,8 @@ DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their for
 DRAFTS = (*DRAFTS_OF_SAME_MODULE, "prompt_lookup_num_tokens")
 NEED_THE_LOOP = (*DRAFTS, "stop_strings", "guidance_scale")
 NEED_FINAL_TOKENS = ("return_dict_in_generate", "output_scores", "output_logits")
+CONSTRAINTS = ("force_words_ids", "constraints")
+HUB_LOOPS = ("penalty_alpha", "dola_layers", *CONSTRAINTS, "num_beam_groups")
 
 
 WHOLE_BATCH = (
@@ -52,6 +55,27 @@ def _name_setting(request: Request, name: str, remedy: str) -> str:
     return f"drop {name}"
 
 
+def _hub_loop(request: Request) -> str | None:
+    """Return the setting that makes generate load another decoding loop from the hub, read as generate reads them."""
+    if constraint := next((name for name in CONSTRAINTS if request.setting(name) is not None), None):
+        return constraint
+    if (request.setting("num_beams") or 1) > 1:
+        return "num_beam_groups" if (request.setting("num_beam_groups") or 1) > 1 else None
+    top_k = request.setting("top_k")
+    looks_back = (request.setting("penalty_alpha") or 0) > 0 and (top_k is None or top_k > 1)
+    if looks_back and not request.setting("do_sample"):
+        return "penalty_alpha"
+    return "dola_layers" if request.setting("dola_layers") is not None else None
+
+
+def _describe_hub_loop(request: Request) -> str:
+    name = _hub_loop(request)
+    assert name is not None
+    place = f"take it out of model.generation_config, which sets it to {quote(getattr(request.defaults, name))}"
+    remedy = place if request.is_of_checkpoint(name) else "drop it"
+    return f"{name} makes generate load another decoding loop from the hub, so it cannot be guarded: {remedy}."
+
+
 def _strays(subject: RequestedBranch) -> bool:
     size = subject.request.vocabulary
     return size is not None and any(not 0 <= token < size for token in _tokens_of(subject.branch))
@@ -65,9 +89,9 @@ def _tokens_of(branch: Branch) -> list[int]:
 
 def _first_whole_batch(request: Request) -> str | None:
     """Return the first argument that works on the whole batch."""
-    return _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"]) or (
-        "past_key_values" if request.inputs.get("past_key_values") is not None else None
-    )
+    cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
+    setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
+    return setting or cache or request.row_list
 
 
 def _first_ambiguous(request: Request) -> str | None:
@@ -78,6 +102,23 @@ def _first_ambiguous(request: Request) -> str | None:
         if of_images and (value.shape[0] == batch or "video" in name):
             return name
     return None
+
+
+def _edits_beside_video(subject: RequestedBranch) -> bool:
+    branch = subject.branch
+    return subject.request.has_video and (branch.edits_image or branch.image == "masked")
+
+
+def _drops_scattered_video(subject: RequestedBranch) -> bool:
+    request = subject.request
+    if not (subject.branch.drops_image and request.has_video):
+        return False
+    spans = prompts.find_spans_of(request, anatomy.video_token_id(request.config))
+    return sum(map(len, spans)) != request.video_count
+
+
+def _is_foreign(cache: object) -> bool:
+    return cache is not None and not hasattr(cache, "get_seq_length")
 
 
 def _holds_tokens(cache: Cache | None) -> bool:
@@ -121,7 +162,7 @@ def _describe_forbidden(request: Request, problem: str, names: Sequence[str]) ->
 
 
 def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
-    """Return the rules about arguments that need every token to be final when it is chosen."""
+    """Return the rules about arguments that need every token to be final when it is chosen, or as many forwards as tokens."""
     owner = author.lower()
     return (
         RefusalRule(
@@ -131,6 +172,17 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             ModeRefused,
             lambda request: request.settings.get("streamer") is not None,
             lambda _: f"{author} changes answers after they were generated, so nothing can be streamed: drop it.",
+        ),
+        RefusalRule(
+            f"`synced_gpus` with {owner}, as FSDP and ZeRO-3 set it",
+            "its forwards differ in number from process to process, and all would wait for each other",
+            "a strategy that leaves the decoding loop to generate",
+            ModeRefused,
+            lambda request: bool(request.settings.get("synced_gpus")),
+            lambda _: (
+                f"{author} runs as many forwards as its answer needs, but with synced_gpus, which FSDP and ZeRO-3 set, every process "
+                "has to run the same number: use strategies that leave the decoding loop to generate."
+            ),
         ),
         RefusalRule(
             f"`num_return_sequences` with {owner}",
@@ -184,6 +236,17 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         lambda _: "Paged and continuous batching bypass generate's loop: drop cache_implementation='paged'.",
     ),
     RefusalRule(
+        "a cache that is none of transformers' own, such as tuples of keys and values",
+        "nothing tells what it holds",
+        "`transformers.DynamicCache()`, or no cache",
+        ModeRefused,
+        lambda arguments: _is_foreign(arguments.get("past_key_values")),
+        lambda arguments: (
+            f"past_key_values is a {type(arguments['past_key_values']).__name__}, which is no Cache of transformers: pass "
+            "DynamicCache(), or leave it out."
+        ),
+    ),
+    RefusalRule(
         "a cache that already holds tokens",
         "branches have no matching one",
         "pass the whole conversation",
@@ -196,6 +259,18 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
     ),
 )
 """About the arguments of generate, before anything else."""
+
+LOOP: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        f"{', '.join(f'`{name}`' for name in HUB_LOOPS)}, in the call or in a generation config",
+        "each makes generate load another decoding loop from the hub",
+        "drop it",
+        ModeRefused,
+        lambda request: _hub_loop(request) is not None,
+        _describe_hub_loop,
+    ),
+)
+"""About the decoding loop that the settings choose."""
 
 SEARCH: tuple[RefusalRule[Request], ...] = (
     *_rules_of_whole_answers("A search"),
@@ -310,11 +385,44 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
 
 BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
     RefusalRule(
+        "branches beside an argument that lists something for each row, such as `adapter_names`",
+        "the model would look for an entry for each row of a branch",
+        "rows of one kind in a call of their own, without the list",
+        ModeRefused,
+        lambda subject: subject.request.row_list is not None,
+        lambda subject: (
+            f"{subject.request.row_list} lists something for each row of the batch, and the rows of branch {subject.branch.key!r} "
+            "have no entry in it: pass the rows of each kind in a call of their own, without the list."
+        ),
+    ),
+    RefusalRule(
+        "edits of images, in a request with a video",
+        "edits are made for still images, and the video would stay as it is",
+        "a strategy that drops the image, or a request without a video",
+        ModeRefused,
+        _edits_beside_video,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} edits images, but the request holds a video, which would stay as it is: use a "
+            "strategy whose branches drop the image, or pass images alone."
+        ),
+    ),
+    RefusalRule(
+        "a branch without the image, where a video stands in several pieces of the prompt",
+        "what was written between them, such as time stamps, would be left in",
+        "a request without a video",
+        ModeRefused,
+        _drops_scattered_video,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} drops images and videos, but the parts of the video stand apart in the prompt, and what "
+            "was written for each of them is unknown: pass images alone."
+        ),
+    ),
+    RefusalRule(
         "a branch about the image, without an image",
         "there is nothing to contrast with",
         "pass the image",
         StrategyRefused,
-        lambda subject: subject.branch.needs_image and not subject.request.has_image,
+        lambda subject: subject.branch.needs_image and not (subject.request.has_image or subject.request.has_video),
         lambda subject: (
             f"Branch {subject.branch.key!r} needs an image, but generate() got no pixel_values. "
             "Pass the processor's full output: guard.generate(**inputs)."
@@ -357,6 +465,7 @@ BRANCH_PREPARED: tuple[RefusalRule[PreparedBranch], ...] = (
 RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
     "The model": MODEL,
     "Arguments": ARGUMENTS,
+    "The decoding loop": LOOP,
     "Searches": SEARCH,
     "Revisions": FINISH,
     "Batches in which some rows have no image": MIXED,

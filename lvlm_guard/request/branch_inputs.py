@@ -11,6 +11,7 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
+from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout
 from lvlm_guard.request.pixel_parts import is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
@@ -33,7 +34,7 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edit_images(request, branch))
     elif encoded is not None and not branch.drops_image:
-        inputs = share_encoded(inputs, _edit_features(branch, encoded))
+        inputs = share_encoded(inputs, _edit_features(request, branch, encoded))
     elif branch.features is not None:
         raise ModelRefused(f"Branch {branch.key!r} edits image features, which this model or version does not take.")
     if branch.image == "masked":
@@ -99,8 +100,11 @@ def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
     return settings
 
 
-def _edit_features(branch: Branch, encoded: Mapping[str, Any]) -> Mapping[str, Any]:
-    return encoded if branch.features is None else images.edit_features(encoded, branch.features, branch.seed)
+def _edit_features(request: Request, branch: Branch, encoded: Mapping[str, Any]) -> Mapping[str, Any]:
+    if branch.features is None:
+        return encoded
+    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
+    return images.edit_features(encoded, branch.features, branch.seed, tokens, rows)
 
 
 def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
@@ -111,11 +115,16 @@ def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
     assert branch.pixels is not None
     if not pixels:
         raise StrategyRefused(f"Branch {branch.key!r} edits pixels, but the images come already encoded.")
-    grid = request.inputs.get(anatomy.PACKED_GRID)
+    layouts = _read_layouts(request, pixels)
     return {
-        name: images.edit_pixels(name, value, grid, request.config, branch.pixels, branch.seed)
+        name: images.edit_images(value, layouts[name], request.config, branch.pixels, branch.seed)
         for name, value in pixels.items()
     }
+
+
+def _read_layouts(request: Request, pixels: Mapping[str, Tensor]) -> dict[str, PixelLayout]:
+    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
+    return {name: read_layout(name, value, request.inputs, tokens, rows) for name, value in pixels.items()}
 
 
 def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -132,8 +141,9 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
         raise ProcessorNeeded(
             f"Branch {branch.key!r} edits pictures, which needs the processor: Guard(model, processor)."
         )
+    layouts = _read_layouts(request, pixels)
     return {
-        name: images.edit_recovered(value, request.processor, branch.picture, branch.seed)
+        name: images.edit_recovered(value, layouts[name], request.processor, branch.picture, branch.seed)
         for name, value in pixels.items()
     }
 

@@ -14,25 +14,27 @@ from torch import Generator, Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, StrategyRefused
 from lvlm_guard.protocols import Config, Processor
+from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout, split_by_tokens, view_frames
 from lvlm_guard.strategy.branches import FeatureEdit, PictureEdit, PixelEdit
 
 CHANNELS = 3
 
 
-def generator_for(content: Tensor, seed: int) -> Generator:
+def generator_for(content: Tensor | Sequence[Tensor], seed: int) -> Generator:
     """Return a CPU generator seeded by (`seed`, digest of `content`), so that equal images draw equal numbers."""
-    raw = content.detach().float().cpu().contiguous().numpy().tobytes()
-    digest = hashlib.blake2b(f"{seed}:".encode() + raw, digest_size=7).digest()
-    return Generator().manual_seed(int.from_bytes(digest, "little"))
+    digest = hashlib.blake2b(f"{seed}:".encode(), digest_size=7)
+    for piece in [content] if isinstance(content, Tensor) else content:
+        digest.update(piece.detach().float().cpu().contiguous().numpy().tobytes())
+    return Generator().manual_seed(int.from_bytes(digest.digest(), "little"))
 
 
 def edit_pixels(name: str, pixels: Tensor, grid: Tensor | None, config: Config, edit: PixelEdit, seed: int) -> Tensor:
-    """Apply `edit` to every image of a batch of preprocessed pixels.
+    """Apply `edit` to every image of one request's preprocessed pixels, or of a batch whose layout the shape alone tells.
 
     Args:
         name: Name of the model input, for messages.
-        pixels: `[..., channels, height, width]`, edited tile by tile, or flattened patches `[patches, numbers]`.
-        grid: `[images, 3]` patches per image in time, height and width; for flattened patches only.
+        pixels: As `read_layout` takes them.
+        grid: `[images, 3]` patches per image in time, height and width; for patches only.
         config: The model's config, which says how many frames a flattened patch holds.
         edit: Elementwise function of one tile and its generator.
         seed: Seed of the generators.
@@ -40,25 +42,40 @@ def edit_pixels(name: str, pixels: Tensor, grid: Tensor | None, config: Config, 
     Returns:
         Edited pixels of the same shape, dtype and device.
     """
-    if pixels.ndim > CHANNELS:
-        tiles = pixels.flatten(0, -4)
-        edited = [tile if _is_padding(tile) else _edit_tile(tile, edit, seed) for tile in tiles]
-        return torch.stack(edited).reshape(pixels.shape)
-    if grid is None or pixels.ndim != 2:  # noqa: PLR2004 - a matrix of patches
-        raise StrategyRefused(f"The layout of {name} {tuple(pixels.shape)} is unknown, so its images cannot be edited.")
-    per_image = grid.prod(-1).tolist()
-    return torch.cat([_edit_patches(patches, config, edit, seed) for patches in pixels.split(per_image)])
+    inputs = {} if grid is None else {("video_grid_thw" if "video" in name else anatomy.PACKED_GRID): grid}
+    return edit_images(pixels, read_layout(name, pixels, inputs), config, edit, seed)
 
 
-def _edit_patches(patches: Tensor, config: Config, edit: PixelEdit, seed: int) -> Tensor:
-    """Edit flattened patches `[patches, channels * frames * patch * patch]`; equal frames get equal edits."""
-    layout = anatomy.packed_frames(config, patches.shape[-1])
-    if layout is None:
-        return _edit_tile(patches, edit, seed)
-    frames = patches.reshape(patches.shape[0], *layout, -1)
-    still = bool((frames == frames[:, :, :1]).all())
-    edited = _edit_tile(frames[:, :, :1] if still else frames, edit, seed)
-    return edited.expand_as(frames).reshape(patches.shape)
+def edit_images(pixels: Tensor, layout: PixelLayout, config: Config, edit: PixelEdit, seed: int) -> Tensor:
+    """Apply `edit` to every image of a tensor of pixels.
+
+    An image has one generator for all its tiles or patches, and the frames of a still image get equal edits. Tiles that only
+    fill up a batch stay as they are.
+    """
+    edited = pixels.clone()
+    for image in layout.images:
+        pieces = [index for index in image if not _is_padding(pixels[index])]
+        views = [_view_piece(pixels[index], config, packed=layout.packed) for index in pieces]
+        generator = generator_for(views, seed)
+        for index, view in zip(pieces, views, strict=True):
+            result = _edit_tile(view, edit, generator)
+            edited[index] = _undo_view(result, pixels[index], config, packed=layout.packed)
+    return edited
+
+
+def _view_piece(piece: Tensor, config: Config, *, packed: bool) -> Tensor:
+    """Return what an edit sees of a piece: a tile, or patches by channels and frames, one frame where all are equal."""
+    if not packed:
+        return piece
+    frames, still = view_frames(piece, config)
+    return frames[:, :, :1] if still else frames
+
+
+def _undo_view(edited: Tensor, piece: Tensor, config: Config, *, packed: bool) -> Tensor:
+    """Bring what an edit returned into the shape of the piece."""
+    if not packed:
+        return edited
+    return edited.expand_as(view_frames(piece, config)[0]).reshape(piece.shape)
 
 
 def _is_padding(tile: Tensor) -> bool:
@@ -66,14 +83,14 @@ def _is_padding(tile: Tensor) -> bool:
     return not bool(tile.any())
 
 
-def _apply_edit(edit: Callable[[Any, Generator], Any], image: Any, content: Tensor, seed: int) -> Any:
+def _apply_edit(edit: Callable[[Any, Generator], Any], image: Any, generator: Generator) -> Any:
     """Call an edit on the device its generator draws on, whatever torch's default device is."""
     with torch.device("cpu"):
-        return edit(image, generator_for(content, seed))
+        return edit(image, generator)
 
 
-def _edit_tile(tile: Tensor, edit: PixelEdit, seed: int) -> Tensor:
-    edited = _apply_edit(edit, tile, tile, seed)
+def _edit_tile(tile: Tensor, edit: PixelEdit, generator: Generator) -> Tensor:
+    edited = _apply_edit(edit, tile, generator)
     if not isinstance(edited, Tensor) or edited.shape != tile.shape:
         result = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
         raise InputError(
@@ -82,13 +99,43 @@ def _edit_tile(tile: Tensor, edit: PixelEdit, seed: int) -> Tensor:
     return edited.to(tile.device, tile.dtype)
 
 
-def edit_features(encoded: Mapping[str, Any], edit: FeatureEdit, seed: int) -> dict[str, Any]:
-    """Apply `edit` to the encoded features `[tokens, hidden]` of every image; the input is left as it is."""
+def edit_features(
+    encoded: Mapping[str, Any], edit: FeatureEdit, seed: int, tokens: Sequence[int] = (), rows: int = 1
+) -> dict[str, Any]:
+    """Apply `edit` to the encoded features `[tokens, hidden]` of every image; the input is left as it is.
+
+    Args:
+        encoded: What the image encoder returned.
+        edit: Function of the features of one image and its generator.
+        seed: Seed of the generators.
+        tokens: Placeholders of each image, by which features of a whole batch `[tokens, hidden]` are split.
+        rows: Requests in the batch.
+
+    Raises:
+        StrategyRefused: Nothing tells which features belong to which image.
+    """
     copied = copy_encoded(encoded)
     output = copied.get("image")
+
+    def edit_image(image: Tensor) -> Tensor:
+        return _edit_tile(image, edit, generator_for(image, seed))
+
+    def edit_whole(features: Tensor) -> Tensor:
+        parts = features.split(split_by_tokens("The image features", features, tokens, rows))
+        return torch.cat([edit_image(part) for part in parts])
+
     for name in anatomy.feature_names(output):
-        setattr(output, name, _map_images(getattr(output, name), lambda image: _edit_tile(image, edit, seed)))
+        value = getattr(output, name)
+        edited = edit_whole(value) if _is_whole(value) else _map_images(value, edit_image)
+        if name == "deepstack_features" and not isinstance(value, Tensor):
+            edited = [edit_whole(layer) if _is_whole(layer) else _map_images(layer, edit_image) for layer in value]
+        setattr(output, name, edited)
     return copied
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether features are those of all images in one matrix."""
+    return isinstance(value, Tensor) and value.ndim == 2  # noqa: PLR2004 - tokens and hidden size
 
 
 def _map_images(value: Any, edit: Callable[[Tensor], Tensor]) -> Any:
@@ -110,44 +157,49 @@ def edit_pictures(pictures: Sequence[Any], edit: PictureEdit, seed: int) -> list
         InputError: The edit returns something else.
     """
     return [
-        _edit_picture(edit, picture.copy(), torch.from_numpy(np.asarray(picture).copy()), seed) for picture in pictures
+        _edit_picture(edit, picture.copy(), generator_for(torch.from_numpy(np.asarray(picture).copy()), seed))
+        for picture in pictures
     ]
 
 
-def _edit_picture(edit: PictureEdit, picture: Image.Image, content: Tensor, seed: int) -> Image.Image:
-    edited = _apply_edit(edit, picture, content, seed)
+def _edit_picture(edit: PictureEdit, picture: Image.Image, generator: Generator) -> Image.Image:
+    edited = _apply_edit(edit, picture, generator)
     if not isinstance(edited, Image.Image):
         raise InputError(f"An edit of pictures must return a PIL picture; it returned {type(edited).__name__}.")
     return edited
 
 
-def edit_recovered(pixels: Tensor, processor: Processor, edit: PictureEdit, seed: int) -> Tensor:
+def edit_recovered(pixels: Tensor, layout: PixelLayout, processor: Processor, edit: PictureEdit, seed: int) -> Tensor:
     """Edit pictures recovered from `[..., 3, height, width]` pixels by undoing the normalisation, and normalise again.
+
+    The tiles of an image share a generator, as those of `edit_images` do.
 
     Raises:
         StrategyRefused: The layout of the pixels does not allow it.
         ProcessorNeeded: There is no image processor, so mean and deviation are unknown.
     """
-    if pixels.ndim <= CHANNELS or pixels.shape[-3] != CHANNELS:
+    if layout.packed or pixels.shape[-3] != CHANNELS:
         raise StrategyRefused(
             f"Pictures cannot be recovered from pixels of shape {tuple(pixels.shape)}. Prepare the inputs with "
             "guard.inputs(images=..., text=...), which remembers the pictures."
         )
     mean, deviation = _read_normalisation(processor, pixels)
+    result = pixels.clone()
+    for image in layout.images:
+        pieces = [index for index in image if not _is_padding(pixels[index])]
+        levels = [(pixels[index].float() * deviation + mean).clamp(0, 1) for index in pieces]
+        generator = generator_for(levels, seed)
+        for index, level in zip(pieces, levels, strict=True):
+            edited = _edit_as_picture(level, edit, generator).to(pixels.device)
+            result[index] = ((edited - mean) / deviation).to(pixels.dtype)
+    return result
 
-    def edit_tile(tile: Tensor) -> Tensor:
-        edited = _edit_as_picture((tile.float() * deviation + mean).clamp(0, 1), edit, seed).to(tile.device)
-        return ((edited - mean) / deviation).to(tile.dtype)
 
-    edited = [tile if _is_padding(tile) else edit_tile(tile) for tile in pixels.flatten(0, -4)]
-    return torch.stack(edited).reshape(pixels.shape)
-
-
-def _edit_as_picture(tile: Tensor, edit: PictureEdit, seed: int) -> Tensor:
+def _edit_as_picture(tile: Tensor, edit: PictureEdit, generator: Generator) -> Tensor:
     """Edit one tile `[3, height, width]` in 0..1 as a picture."""
     array = (tile.permute(1, 2, 0).cpu() * 255).round().to(torch.uint8).numpy()
     picture = Image.fromarray(array)
-    edited = _edit_picture(edit, picture, tile, seed).convert("RGB").resize(picture.size)
+    edited = _edit_picture(edit, picture, generator).convert("RGB").resize(picture.size)
     return torch.from_numpy(np.asarray(edited).copy()).permute(2, 0, 1).float() / 255
 
 

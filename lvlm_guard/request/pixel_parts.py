@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.request.pixel_layouts import read_grid
 
 PixelPart = dict[str, Tensor]
 """Pixel inputs of one picture, and what places them, on the CPU: `[1, ...]`, or the patches of one picture."""
@@ -28,14 +29,8 @@ def split_pixels(inputs: Mapping[str, Any]) -> list[PixelPart]:
     pixels = {name for name, value in named.items() if anatomy.is_pixels(name, value)}
     if not pixels:
         return []
-    grid = named.get(anatomy.PACKED_GRID)
-    if grid is not None and all(named[name].ndim == 2 for name in pixels):  # noqa: PLR2004 - matrices of patches
-        sizes = grid.prod(-1).tolist()
-        if any(len(named[name]) != sum(sizes) for name in pixels):
-            return [named]
-        split = {name: value.split(sizes if name in pixels else 1) for name, value in named.items()}
-    else:
-        split = {name: value.split(1) for name, value in named.items() if value.ndim}
+    sizes = {name: read_grid(len(named[name]), named) for name in pixels}
+    split = {name: value.split(sizes.get(name) or 1) for name, value in named.items() if value.ndim}
     counts = {len(parts) for parts in split.values()}
     return (
         [dict(zip(split, parts, strict=True)) for parts in zip(*split.values(), strict=True)]

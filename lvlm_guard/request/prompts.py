@@ -11,6 +11,8 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModeRefused, StrategyRefused
 from lvlm_guard.protocols import Config
+from lvlm_guard.request.fences import find_fences
+from lvlm_guard.request.image_spans import find_image_spans, merge_touching
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch, Insert, Replace
 
@@ -30,29 +32,78 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
         raise ModeRefused(
             f"Branch {branch.key!r} changes the prompt, so position_ids and inputs_embeds cannot be given."
         )
-    fences = anatomy.fence_ids(request.config, request.processor)
+    spans = find_spans(request)
+    if branch.drops_image:
+        _check_spans(request, branch, spans)
     aligned = ["input_ids", "attention_mask", *(name for name in TOKEN_TYPES if name in inputs)]
     if "cross_attention_mask" in inputs:
         aligned.append("cross_attention_mask")
     rows: dict[str, list[Tensor]] = {name: [] for name in aligned}
     for row in range(request.input_ids.shape[0]):
         real = request.attention_mask[row].bool()
-        edited = _edit_row(request.input_ids[row][real], request, branch, fences, row)
+        edited = _edit_row(request.input_ids[row][real].tolist(), request, branch, spans[row], row)
         for name in aligned:
             rows[name].append(_apply_edit(inputs[name][row][real], edited, name))
     return {name: _pad_left(values, _padding_value(name, request.config)) for name, values in rows.items()}
 
 
-def _edit_row(ids: Tensor, request: Request, branch: Branch, fences: frozenset[int], row: int) -> EditedRow:
-    """Edit the prompt of one row."""
+def find_spans(request: Request) -> list[list[range]]:
+    """Return the span of each image in each prompt without its padding, fences included; spans of videos too."""
+    spans = find_spans_of(request, anatomy.image_token_id(request.config), request.image_count)
+    if not request.has_video:
+        return spans
+    videos = find_spans_of(request, anatomy.video_token_id(request.config))
+    return [sorted(row + more, key=lambda span: span.start) for row, more in zip(spans, videos, strict=True)]
+
+
+def find_spans_of(request: Request, placeholder: int | None, count: int | None = None) -> list[list[range]]:
+    """Return the span of each image, or of each video, in each prompt without its padding.
+
+    Args:
+        request: The request.
+        placeholder: Id that stands for parts of one.
+        count: How many there are in the batch, where that is known: one in each row have no text between their parts, and parts
+            that touch are one where there are more of them.
+    """
+    fences = find_fences(request.config, request.processor)
+    prompts = [ids[mask] for ids, mask in zip(request.input_ids, request.attention_mask.bool(), strict=True)]
+    one_image = count == len(prompts) and all(bool((ids == placeholder).any()) for ids in prompts)
+    rows = [find_image_spans(ids.tolist(), {placeholder}, fences, one_image=one_image) for ids in prompts]
+    return rows if count is None or sum(map(len, rows)) <= count else [merge_touching(row) for row in rows]
+
+
+def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> None:
+    """Refuse to remove images whose parts nobody can tell from text between two images."""
+    places, count = sum(map(len, spans)), request.image_count
+    scattered = count is not None and not request.has_video and places > count
+    tiles = count is None and request.processor is None and request.has_tiles and places > len(spans)
+    if scattered or tiles:
+        hint = (
+            ""
+            if request.processor is not None
+            else " The processor names the tokens between them: Guard(model, processor)."
+        )
+        raise StrategyRefused(
+            f"Branch {branch.key!r} drops images, but their placeholders stand in {places} places of the prompts, and nothing tells "
+            f"text between two images from what was written for one.{hint}"
+        )
+
+
+def count_placeholders(request: Request) -> list[int]:
+    """Return how many placeholders each image of the batch has, in order."""
+    rows = zip(find_spans(request), request.input_ids, request.attention_mask.bool(), strict=True)
     token = anatomy.image_token_id(request.config)
-    old = ids.tolist()
+    counts = [int((ids[mask][span.start : span.stop] == token).sum()) for spans, ids, mask in rows for span in spans]
+    return [count for count in counts if count]
+
+
+def _edit_row(old: list[int], request: Request, branch: Branch, spans: list[range], row: int) -> EditedRow:
+    """Edit the prompt of one row."""
     at_image = any(isinstance(edit, Insert) and "image" in edit.place for edit in branch.tokens)
-    if (token is None or token not in old) and (branch.needs_image or at_image):
+    if not spans and (branch.needs_image or at_image):
         raise StrategyRefused(
             f"Branch {branch.key!r} edits the prompt around the image, but a row has no image placeholder."
         )
-    spans = _find_image_spans(old, token, fences)
     edited: EditedRow = [(index, None) for index in range(len(old))]
     for edit in branch.tokens:
         if isinstance(edit, Insert):
@@ -61,20 +112,6 @@ def _edit_row(ids: Tensor, request: Request, branch: Branch, fences: frozenset[i
         replacement = next((edit.ids for edit in branch.tokens if isinstance(edit, Replace)), ())
         edited = _drop_images(edited, spans, replacement)
     return edited
-
-
-def _find_image_spans(ids: list[int], token: int | None, fences: frozenset[int]) -> list[range]:
-    """Return runs of placeholders with their fences: `[start image image end]` is one span."""
-    spans: list[range] = []
-    index = 0
-    while index < len(ids):
-        stop = index
-        while stop < len(ids) and (ids[stop] == token or ids[stop] in fences):
-            stop += 1
-        if token in ids[index:stop]:
-            spans.append(range(index, stop))
-        index = max(stop, index + 1)
-    return spans
 
 
 def _find_place(insert: Insert, old: list[int], spans: list[range], config: Config) -> int:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
+from transformers.generation import utils as generation
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModeRefused
@@ -18,6 +20,10 @@ from lvlm_guard.protocols import Config, Processor
 
 DEFAULT_SETTINGS: Mapping[str, Any] = dict(vars(GenerationConfig()))
 """Settings of the loop as they are when nobody sets them."""
+PICTURES = len(("pictures", "channels", "height", "width"))
+"""Axes of pixels that have an entry for each picture, or for each of its tiles."""
+FRAMES = len(("videos", "frames", "channels", "height", "width"))
+"""Axes of pixels that have an entry for each video, or for each tile of a row."""
 SETTINGS = (
     frozenset(DEFAULT_SETTINGS)
     | frozenset(inspect.signature(GenerationMixin.generate).parameters)
@@ -105,8 +111,54 @@ class Request:
 
     @property
     def has_image(self) -> bool:
-        """Whether the request brings pixels or already encoded images."""
-        return any(anatomy.is_pixels(*item) or item[0] == "mm_encoder_outputs" for item in self.inputs.items())
+        """Whether the request brings pixels or already encoded images; those of a video are none."""
+        return any(
+            name == "mm_encoder_outputs" or (anatomy.is_pixels(name, value) and not anatomy.is_video_input(name))
+            for name, value in self.inputs.items()
+        )
+
+    @property
+    def has_video(self) -> bool:
+        """Whether the request brings a video."""
+        encoded = self.inputs.get("mm_encoder_outputs")
+        if isinstance(encoded, Mapping) and encoded.get("video") is not None:
+            return True
+        return any(anatomy.is_video_input(name) and isinstance(value, Tensor) for name, value in self.inputs.items())
+
+    @property
+    def video_count(self) -> int | None:
+        """Number of videos of the batch where a model input has an entry for each, else None."""
+        grid, frames = self.inputs.get("video_grid_thw"), self.inputs.get("pixel_values_videos")
+        if isinstance(grid, Tensor):
+            return len(grid)
+        return len(frames) if isinstance(frames, Tensor) and frames.ndim == FRAMES else None
+
+    @property
+    def image_count(self) -> int | None:
+        """Number of images of the batch where a model input has an entry for each, else None."""
+        of_images = {
+            name: value
+            for name, value in self.inputs.items()
+            if isinstance(value, Tensor) and anatomy.is_image_input(name) and not anatomy.is_video_input(name)
+        }
+        for name, value in of_images.items():
+            if (name == "image_sizes" or name.startswith("image_grid")) and value.ndim == 2:  # noqa: PLR2004
+                return len(value)
+        pixels = of_images.get("pixel_values")
+        pictures = pixels is not None and pixels.ndim == PICTURES and "target_sizes" not in of_images
+        return len(pixels) if pixels is not None and pictures else None
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether the pixels have an entry for each tile of a row, which may belong to one image or to several."""
+        pixels = self.inputs.get("pixel_values")
+        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES
+
+    @property
+    def row_list(self) -> str | None:
+        """Name of an input that is a list with an entry for each row, such as `adapter_names`; None where there is none."""
+        rows = len(self.input_ids)
+        return next((name for name, value in self.inputs.items() if _is_list_of_rows(name, value, rows)), None)
 
     @property
     def image_mask(self) -> Tensor:
@@ -135,6 +187,13 @@ def bind_arguments(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     return {**named, **kwargs}
 
 
+def runs_in_step(model: Any) -> bool:
+    """Whether generate keeps several processes in step by itself, as FSDP and ZeRO-3 need it."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return False
+    return bool(is_deepspeed_zero3_enabled() or generation.is_fsdp_managed_module(model))
+
+
 def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the arguments of generate into model inputs and settings; `inputs` counts as `input_ids`."""
     inputs = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
@@ -142,6 +201,11 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if arguments.get("inputs") is not None:
         inputs.setdefault("input_ids", arguments["inputs"])
     return inputs, settings
+
+
+def _is_list_of_rows(name: str, value: Any, rows: int) -> bool:
+    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name != "past_key_values"
+    return of_rows and not anatomy.is_image_input(name)
 
 
 def _infer_mask(ids: Tensor, config: Config) -> Tensor:

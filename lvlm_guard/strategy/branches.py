@@ -61,8 +61,8 @@ class Branch:
 
     Args:
         key: Identifies the branch, for example `("diffusion noise", 500, 0)`.
-        pixels: Elementwise edit of the preprocessed pixels of one image tile, any shape, same shape back. Padding
-            tiles and repeated video frames are handled by the core.
+        pixels: Elementwise edit of the preprocessed pixels of one image tile, or of all patches of an image; any shape, same
+            shape back. The tiles of an image share its generator. Padding and repeated frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
             of pictures recovered from `[..., 3, height, width]` pixels.
         features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.

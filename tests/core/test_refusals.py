@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from gold import EXTRA, Against
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
-from lvlm_guard import AttentionEdit, Branch, Guard, Insert, Refused, Revision, Search, hookimpl
+from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import MIXED, REFUSED_ELSEWHERE, RULES
-from lvlm_guard.call.rules import refuse
+from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
+from lvlm_guard.request import requests
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.testing import tiny
@@ -138,6 +139,19 @@ def build_branch(branch, without=(), **more):
     build_branch_inputs(Request({**inputs, **more}, {}, model.config), branch, None)
 
 
+def with_adapters():
+    model, inputs = tiny("llava", batch=2)
+    return Request({**inputs, "adapter_names": ["one", "other"]}, {}, model.config)
+
+
+def build_branch_of_video(branch):
+    """Check a branch on one video in two pieces."""
+    config = tiny("llava_onevision")[0].config
+    ids = torch.tensor([[1, 101, 101, 8, 101, 9]])
+    refuse(BRANCH, RequestedBranch(branch, Request({"input_ids": ids, "pixel_values_videos": VIDEO}, {}, config)))
+
+
+VIDEO = torch.zeros(1, 2, 3, 4, 4)
 FINAL_TOKENS = "`return_dict_in_generate`, `output_scores` and `output_logits`"
 FINISHES, SEARCHES = Does(answer="w9"), Searches()
 NEED_THE_LOOP = (
@@ -147,6 +161,34 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "a model without an autoregressive `generate`": (lambda _: Guard(torch.nn.Linear(2, 2)), "no autoregressive"),
     "`custom_generate`": (lambda _: call(custom_generate="somebody/loop"), "^custom_generate replaces"),
     "paged and continuous batching": (lambda _: call(cache_implementation="paged"), "^Paged and continuous batching"),
+    "a cache that is none of transformers' own, such as tuples of keys and values": (
+        lambda _: call(past_key_values=((torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)),)),
+        "^past_key_values is a tuple, which is no Cache",
+    ),
+    LOOP[0].case: (
+        lambda _: call(penalty_alpha=0.6, top_k=4),
+        "^penalty_alpha makes generate load another decoding loop.*: drop it",
+    ),
+    "`synced_gpus` with a search, as FSDP and ZeRO-3 set it": (
+        lambda _: call(SEARCHES, synced_gpus=True),
+        "^A search runs as many forwards as its answer needs",
+    ),
+    "`synced_gpus` with a revision, as FSDP and ZeRO-3 set it": (
+        lambda _: call(FINISHES, synced_gpus=True),
+        "^A revision runs as many forwards as its answer needs",
+    ),
+    "branches beside an argument that lists something for each row, such as `adapter_names`": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), with_adapters())),
+        "^adapter_names lists something for each row",
+    ),
+    "edits of images, in a request with a video": (
+        lambda _: build_branch_of_video(Branch("x", pixels=lambda pixels, _: pixels)),
+        "edits images, but the request holds a video",
+    ),
+    "a branch without the image, where a video stands in several pieces of the prompt": (
+        lambda _: build_branch_of_video(Branch("x", image="removed")),
+        "the parts of the video stand apart",
+    ),
     "a cache that already holds tokens": (lambda _: call(past_key_values=filled_cache()), "already holds tokens"),
     "a streamer with a search": (lambda _: call(SEARCHES, streamer=STREAMER), "^A search changes answers after"),
     "`num_return_sequences` with a search": (
@@ -246,6 +288,52 @@ def test_the_refusal_comes_with_the_error_it_names(case, monkeypatch):
     with pytest.raises(REFUSALS[case].error, match=message) as caught:
         run(monkeypatch)
     assert type(caught.value) is REFUSALS[case].error
+
+
+HUB_LOOPS = {
+    "penalty_alpha": {"penalty_alpha": 0.6},
+    "dola_layers": {"dola_layers": "high"},
+    "force_words_ids": {"force_words_ids": [[5]], "num_beams": 2},
+    "num_beam_groups": {"num_beam_groups": 2, "num_beams": 4, "diversity_penalty": 0.5},
+}
+
+
+@pytest.mark.parametrize("place", ["call", "config of the call", "config of the model"])
+@pytest.mark.parametrize("name", HUB_LOOPS)
+def test_loops_of_the_hub_are_refused_wherever_they_are_set(name, place):
+    model, inputs = tiny("llava")
+    settings = {"max_new_tokens": 4, **HUB_LOOPS[name]}
+    if place == "config of the model":
+        for setting, value in settings.items():
+            setattr(model.generation_config, setting, value)
+    more = {"call": settings, "config of the call": {"generation_config": GenerationConfig(**settings)}}.get(place, {})
+    remedy = "take it out of model.generation_config" if place == "config of the model" else "drop it"
+    with pytest.raises(ModeRefused, match=f"^{name} makes generate load another decoding loop.*: {remedy}"):
+        Guard(model, None, "vcd").generate(**inputs, **more)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"penalty_alpha": 0.6, "top_k": 1},
+        {"penalty_alpha": 0.0, "top_k": 4},
+        {"penalty_alpha": 0.6, "do_sample": True},
+        {"num_beam_groups": 1, "num_beams": 2},
+    ],
+)
+def test_settings_that_leave_the_loop_alone_are_taken(settings):
+    model, inputs = tiny("llava")
+    assert Guard(model, None, "vcd").generate(**inputs, max_new_tokens=2, **settings).shape[0] == 1
+
+
+def test_processes_that_generate_keeps_in_step_are_known_without_the_argument(monkeypatch):
+    model, _ = tiny("llava")
+    monkeypatch.setattr(requests.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(requests.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(requests.generation, "is_fsdp_managed_module", lambda _: False)
+    assert not requests.runs_in_step(model)
+    monkeypatch.setattr(requests.generation, "is_fsdp_managed_module", lambda module: module is model)
+    assert requests.runs_in_step(model)
 
 
 def test_the_first_rule_that_applies_refuses_and_others_are_not_asked():

@@ -1,0 +1,121 @@
+"""The tokens that a processor writes round and between the placeholders of an image, by the names they are given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lvlm_guard import anatomy
+
+VISUAL = re.compile(
+    r"(?:^|_)(?:image|img|vision|visual|boi|eoi|tile|patch|slice|row|col|grid|video|frame)(?:_|$)|^im_(?:start|end|newline)_id$"
+)
+OF_PARTS = re.compile(r"(?:^|_)(?:tile|patch|slice|row|col|grid|frame)(?:_|$)")
+"""Names of what a part of an image stands between, rather than the whole."""
+FOREIGN = re.compile(r"^num_|audio|^(?:video|image)_token_(?:id|index)$")
+"""Names of numbers, of sounds, and of placeholders themselves."""
+NAMES_OF_IDS = re.compile(r"_(?:id|index)$")
+NAMES_OF_LISTS = re.compile(r"_token_ids$")
+NAMES_OF_WORDS = re.compile(r"(?:^|_)(?:token|tag|placeholder)$")
+OPENING = re.compile(r"(?:^|_)(?:start|begin|boi|bos|open)(?:_|$)")
+CLOSING = re.compile(r"(?:^|_)(?:end|eoi|eos|close)(?:_|$)")
+
+
+@dataclass(frozen=True)
+class Fences:
+    """Tokens that belong to an image without standing for a part of it.
+
+    Args:
+        named: Ids that config or processor name after images.
+        opening: Those of them that begin an image, or a label of it.
+        closing: Those of them that end one.
+        special: Ids that no text is tokenised into, whatever they are for; empty without a tokenizer.
+        frames: What the processor writes before and behind the placeholders of a whole image, where it keeps that as a text.
+        tokenizer: The tokenizer, or None.
+    """
+
+    named: frozenset[int] = frozenset()
+    opening: frozenset[int] = frozenset()
+    closing: frozenset[int] = frozenset()
+    special: frozenset[int] = frozenset()
+    frames: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    tokenizer: Any = None
+
+    def is_blank(self, token: int) -> bool:
+        """Whether a token is white space."""
+        text = self.tokenizer.decode([token]) if hasattr(self.tokenizer, "decode") else ""
+        return bool(text) and not text.strip()
+
+
+def find_fences(config: Any, processor: Any = None) -> Fences:
+    """Return the fences of a model's images, as far as its config and its processor or tokenizer tell."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]  # configs inside the config
+    owners = [owner for owner in (config, *parts, processor, tokenizer) if owner is not None]
+    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
+    of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
+    return Fences(
+        frozenset(token for _, token in names),
+        frozenset(token for name, token in of_images if OPENING.search(name)),
+        frozenset(token for name, token in of_images if CLOSING.search(name)),
+        _find_special(tokenizer),
+        tuple(_read_frames(processor, tokenizer, anatomy.image_token_id(config))),
+        tokenizer,
+    )
+
+
+def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
+    """Yield the tokens that an owner names after images, with their names."""
+    names = {
+        *getattr(owner, "__dict__", ()),
+        *getattr(owner, "attribute_map", ()),
+        *getattr(owner, "special_tokens_map", ()),
+    }
+    names |= {name for kind in type(owner).__mro__ for name in vars(kind)}  # what properties and classes name
+    for name in sorted(names):
+        plain = name.strip("_").lower()
+        if not VISUAL.search(plain) or FOREIGN.search(plain):
+            continue
+        if NAMES_OF_IDS.search(plain) or NAMES_OF_LISTS.search(plain):
+            value = getattr(owner, name, None)
+            values = value if isinstance(value, (list, tuple)) else [value]
+            yield from ((plain, token) for token in values if isinstance(token, int) and not isinstance(token, bool))
+        elif NAMES_OF_WORDS.search(plain) and isinstance(word := getattr(owner, name, None), str):
+            yield from ((plain, token) for token in _read_word(word, tokenizer))
+
+
+def _read_word(word: str, tokenizer: Any) -> Iterator[int]:
+    """Yield the id of a word that is a token of its own."""
+    if hasattr(tokenizer, "convert_tokens_to_ids"):
+        token = tokenizer.convert_tokens_to_ids(word)
+        if isinstance(token, int) and token != getattr(tokenizer, "unk_token_id", None):
+            yield token
+
+
+def _find_special(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that were added to a tokenizer's vocabulary, without those that begin, end and pad a prompt."""
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    ends = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
+    return frozenset(added) - ends if isinstance(added, dict) else frozenset()
+
+
+def _read_frames(
+    processor: Any, tokenizer: Any, placeholder: int | None
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield what stands before and behind the placeholders in texts of a whole image that a processor keeps."""
+    word = (
+        tokenizer.convert_ids_to_tokens(placeholder)
+        if hasattr(tokenizer, "convert_ids_to_tokens") and placeholder
+        else None
+    )
+    if not isinstance(word, str):
+        return
+    for text in getattr(processor, "__dict__", {}).values():
+        if not isinstance(text, str) or text.count(word) < 2:  # noqa: PLR2004 - a placeholder by itself is no whole image
+            continue
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        places = [index for index, token in enumerate(ids) if token == placeholder]
+        if places:
+            yield tuple(ids[: places[0]]), tuple(ids[places[-1] + 1 :])

@@ -1,0 +1,71 @@
+"""Requests with a video: dropped beside images or alone exactly, and refused by that word where it would stay as it was."""
+
+import pytest
+import torch
+from gold import SUPPRESSED, WEIGHT, Against
+
+from lvlm_guard import Guard, ModeRefused
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.recompute import next_logits
+from lvlm_guard.testing.tiny import IMAGE_TOKEN, VISION_END, VISION_START
+
+VIDEO_TOKEN = 101
+SETTINGS = {
+    "max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED,
+    "return_dict_in_generate": True, "output_logits": True,
+}  # fmt: skip
+IMAGE, VIDEO = [VISION_START, *[IMAGE_TOKEN] * 4, VISION_END], [VISION_START, *[VIDEO_TOKEN] * 4, VISION_END]
+PROMPTS = {
+    "video alone": [8, *VIDEO, 9, 10],
+    "image and video": [8, *IMAGE, 7, *VIDEO, 9, 10],
+    "video and image side by side": [8, *VIDEO, *IMAGE, 9],
+}
+ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
+
+
+def request(architecture, ids):
+    model, inputs = tiny(architecture)
+    ids = torch.tensor([ids])
+    types = (ids == IMAGE_TOKEN).long() + 2 * (ids == VIDEO_TOKEN)
+    draw = torch.Generator().manual_seed(7)
+    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        made["mm_token_type_ids"] = types
+    if IMAGE_TOKEN in ids:
+        made |= {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
+    if VIDEO_TOKEN in ids:
+        made["pixel_values_videos"] = torch.randn(16, 96, generator=draw)
+        made["video_grid_thw"] = torch.tensor([[1, 4, 4]])
+    return model, made
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_images_and_videos_are_dropped_together(architecture, prompt):
+    model, inputs = request(architecture, PROMPTS[prompt])
+    got = Guard(model, None, [Against("blind")]).generate(**inputs, **SETTINGS)
+    text = [token for token in PROMPTS[prompt] if token not in (*IMAGE, *VIDEO)]
+    _, blind = request(architecture, text)
+    start = inputs["input_ids"].shape[1]
+    for step, logits in enumerate(got.logits):
+        said = got.sequences[0, start : start + step].tolist()
+        main, branch = next_logits(model, inputs, said), next_logits(model, blind, said)
+        assert float(((1 + WEIGHT) * main - WEIGHT * branch - logits[0]).abs().max()) <= 1e-4
+        assert float((main - branch).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("stack", ["vcd", "masked"])
+def test_edits_of_images_are_refused_beside_a_video(prompt, stack):
+    model, inputs = request("qwen2_vl", PROMPTS[prompt])
+    guard = Guard(model, None, "vcd" if stack == "vcd" else [Against(stack)])
+    with pytest.raises(ModeRefused, match="the request holds a video"):
+        guard.generate(**inputs, **SETTINGS)
+
+
+def test_a_longer_prompt_keeps_the_video():
+    model, inputs = request("qwen2_vl", PROMPTS["image and video"])
+    got = Guard(model, None, [Against("longer")]).generate(**inputs, **SETTINGS).logits[0][0]
+    _, longer = request("qwen2_vl", [8, *IMAGE, 7, *VIDEO, 7, 9, 11, 9, 10])
+    wanted = (1 + WEIGHT) * next_logits(model, inputs, ()) - WEIGHT * next_logits(model, longer, ())
+    assert float((got - wanted).abs().max()) <= 1e-4
