@@ -151,21 +151,10 @@ def layer_part(layer: nn.Module, site: str) -> nn.Module:
 
 
 def attention_configs(module: Any) -> list[Any]:
-    """The configs that name the attention of the decoder's layers, each once."""
-    found = {
-        id(part.config): part.config
-        for part in decoder(module).modules()
-        if getattr(part, "layer_idx", None) is not None
-        and hasattr(getattr(part, "config", None), "_attn_implementation")
-    }
+    """The configs that name the attention of the decoder, each once."""
+    configs = (getattr(part, "config", None) for part in decoder(module).modules())
+    found = {id(config): config for config in configs if hasattr(config, "_attn_implementation")}
     return list(found.values())
-
-
-def attends(layer: nn.Module) -> bool:
-    """Whether a decoder layer runs attention through transformers' interface."""
-    return any(
-        getattr(part, "layer_idx", None) is not None and "Attention" in type(part).__name__ for part in layer.modules()
-    )
 
 
 def head_count(layers: nn.ModuleList) -> int:

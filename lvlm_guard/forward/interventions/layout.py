@@ -84,6 +84,11 @@ class ForwardLayout:
         """Whether this forward runs generated tokens alone."""
         return self.new <= self.generated
 
+    @property
+    def row_count(self) -> int:
+        """Rows of all blocks."""
+        return sum(prompt.image.shape[0] for prompt in self.prompts.values())
+
     def rows(self, branch: Hashable) -> slice:
         """The rows of a block in this forward."""
         start = 0

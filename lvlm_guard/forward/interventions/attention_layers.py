@@ -1,0 +1,85 @@
+"""Which layers run attention that can be edited, found by running the decoder once with and once without the switch."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.interventions import attention
+from lvlm_guard.forward.interventions.probing import IMAGE_STATES, run_decoder, valid_positions
+from lvlm_guard.forward.interventions.running import Attending
+from lvlm_guard.protocols import Model
+
+TOLERANCE = 1e-3
+HALF_TOLERANCE = 5e-2
+"""How far, as a share of its size, a state may be off in half precision."""
+
+
+@dataclass
+class _Found:
+    """What was found in a decoder as it was then."""
+
+    state: Hashable
+    modules: weakref.WeakKeyDictionary[nn.Module, Attending] = field(default_factory=weakref.WeakKeyDictionary)
+
+
+_found: weakref.WeakKeyDictionary[Any, _Found] = weakref.WeakKeyDictionary()
+
+
+def find_attention(module: Model) -> Mapping[nn.Module, Attending]:
+    """Return the attention modules of the decoder's layers that run through transformers' interface.
+
+    Looked for once for each model and attention implementation.
+
+    Raises:
+        ModelRefused: The decoder does not run on random embeddings, or its states change when its attention is switched.
+    """
+    layers, configs = anatomy.decoder_layers(module), anatomy.attention_configs(module)
+    implementations = tuple(attention.name_of(config) for config in configs)
+    state = implementations, tuple(id(layer) for layer in layers)
+    found = _found.get(module)
+    if found is None or found.state != state:
+        found = _found[module] = _Found(state, _look(module, layers))
+    return found.modules
+
+
+def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.Module, Attending]:
+    with attention.installed(module), attention.witnessed() as seen:
+        switched = run_decoder(module, padded=True)
+    _compare(module, run_decoder(module, padded=True), switched)
+    holders: dict[nn.Module, list[int]] = {}
+    for index, layer in enumerate(layers):
+        for part in layer.modules():
+            holders.setdefault(part, []).append(index)
+    found: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
+    for part, (heads, keys) in seen.items():
+        if len(holders.get(part, ())) == 1:  # one that several layers share cannot be edited in one of them
+            found[part] = Attending(holders[part][0], heads, crosses=keys == IMAGE_STATES)
+    return found
+
+
+def _compare(module: Model, plain: Tensor, switched: Tensor) -> None:
+    """Refuse a model that looks at its attention's name where it matters; rounding may send single tokens elsewhere.
+
+    Raises:
+        ModelRefused: Most states of a row differ.
+    """
+    if not bool(plain.isfinite().all()):
+        return  # an error of its own once the prompt runs
+    difference = (switched - plain).float().square().mean(-1).sqrt()
+    error = difference / plain.float().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    valid = valid_positions(plain)
+    worst = max(float(row[of].median()) for row, of in zip(error, valid, strict=True))
+    if not worst <= (TOLERANCE if plain.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE):
+        raise ModelRefused(
+            f"The hidden states of {type(module).__name__} change by {worst:.2g} of their size when its attention runs "
+            "through the guard unedited, so attention edits would not be exact. Choose a strategy that does not edit "
+            "or observe attention."
+        )
