@@ -128,13 +128,30 @@ def ties_embeddings(module: Any) -> bool:
     return weight is not None and weight is getattr(embeddings, "weight", None)
 
 
+NAMES = {
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "mixer", "temporal_block"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn"),
+}
+"""What layers call their blocks."""
+MARKS = {
+    "attention": ("Attention", "Mixer", "DeltaNet"),
+    "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
+}
+"""What classes of blocks have in their names; families of experts have it in the names of all their classes."""
+
+
 def find_part(layer: nn.Module, site: str) -> nn.Module | None:
     """The attention (`attention`) or feed-forward (`mlp`) block among the children of a layer, or None."""
-    marks = {
-        "attention": ("Attention", "Mixer", "DeltaNet"),
-        "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
-    }[site]
-    return next((part for part in layer.children() if any(mark in type(part).__name__ for mark in marks)), None)
+    children = dict(layer.named_children())
+    named = next((children[name] for name in NAMES[site] if name in children), None)
+    if named is not None:
+        return named
+    others = {"attention": ("Norm",), "mlp": ("Norm", *MARKS["attention"])}[site]
+    for part in children.values():
+        name = type(part).__name__
+        if any(mark in name for mark in MARKS[site]) and not any(mark in name for mark in others):
+            return part
+    return None
 
 
 def layer_part(layer: nn.Module, site: str) -> nn.Module:
