@@ -175,9 +175,16 @@ def attention_configs(module: Any) -> list[Any]:
 
 
 def head_count(layers: nn.ModuleList) -> int:
-    """Query heads of the decoder's attention."""
-    owners = (part for part in layers.modules() if hasattr(getattr(part, "config", None), "num_attention_heads"))
-    return int(getattr(getattr(next(owners, None), "config", None), "num_attention_heads", 0))
+    """Query heads of the decoder's attention; those of the first layer that says so, where layers differ."""
+    return next((heads for part in layers.modules() if (heads := _stated_heads(part))), 0)
+
+
+def _stated_heads(part: nn.Module) -> int:
+    try:
+        stated = getattr(getattr(part, "config", None), "num_attention_heads", None)
+    except RuntimeError:  # a config whose layers differ does not say it of all
+        stated = getattr(part, "num_heads", None)
+    return stated if isinstance(stated, int) else 0
 
 
 def vision_layers(module: Any) -> list[nn.Module]:

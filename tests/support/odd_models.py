@@ -13,6 +13,7 @@ from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost, complete
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
     "qk_rope_head_dim": 4,
@@ -31,11 +32,11 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mixtral": EXPERTS,
     "llama4_text": {**EXPERTS, "head_dim": 8, "intermediate_size_mlp": 64, "attention_chunk_size": 64},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
-    "minimax": {
-        **EXPERTS,
+    "kimi_linear": {
+        **LATENT,
+        "num_experts": 4,
         "head_dim": 8,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "block_size": 8,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"],
     },
     "deepseek_v3": {**LATENT, "first_k_dense_replace": 1, "rope_parameters": ROPE},
     "deepseek_v32": {**LATENT, "index_topk": 8, "index_n_heads": 2, "index_head_dim": 8, "rope_parameters": ROPE},
@@ -43,17 +44,6 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {"head_dim": 8, "v_head_dim": 8},
     "granite": {"logits_scaling": 8.0},
     "cohere": {"logit_scale": 0.25},
-    "gemma4_text": {
-        "head_dim": 8,
-        "global_head_dim": 8,
-        "num_hidden_layers": 4,
-        "num_kv_shared_layers": 2,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "sliding_window": 16,
-        "hidden_size_per_layer_input": 0,
-        "vocab_size_per_layer_input": 128,
-        "num_global_key_value_heads": 2,
-    },
 }
 """Text configs by model type, to put into a LLaVA."""
 
@@ -72,3 +62,50 @@ def build(kind: str, batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
     image = torch.full((batch, 25), IMAGE_TOKEN)
     ids = torch.cat([image, torch.randint(5, 60, (batch, 6), generator=draw)], dim=1)
     return model, complete("llava", ids, torch.ones_like(ids), torch.randn(batch, 3, 30, 30, generator=draw))
+
+
+def build_gemma4() -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a Gemma 4 whose last two layers use the keys of the first two, and inputs for it."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    text = {
+        **TEXT,
+        "head_dim": 8,
+        "num_hidden_layers": 4,
+        "layer_types": kinds,
+        "num_kv_shared_layers": 2,
+        "sliding_window": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 128,
+    }
+    vision = {
+        **TOWER,
+        "head_dim": 8,
+        "num_key_value_heads": 4,
+        "patch_size": 4,
+        "pooling_kernel_size": 2,
+        "position_embedding_size": 64,
+    }
+    config = transformers.Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=None,
+        image_token_id=IMAGE_TOKEN,
+        boi_token_id=98,
+        eoi_token_id=99,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.Gemma4ForConditionalGeneration(config).eval()
+        boost(model)
+    draw = torch.Generator().manual_seed(0)
+    before, after = (torch.randint(5, 60, (1, size), generator=draw) for size in (2, 6))
+    ids = torch.cat([before, torch.full((1, 4), IMAGE_TOKEN), after], dim=1)
+    across = torch.arange(4)
+    places = torch.stack(torch.meshgrid(across, across, indexing="xy"), dim=-1).reshape(1, 16, 2)
+    return model, {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.rand(1, 16, 48, generator=draw),
+        "image_position_ids": places,
+        "mm_token_type_ids": (ids == IMAGE_TOKEN).long(),
+    }
