@@ -114,8 +114,9 @@ def decoder_layers(module: Any) -> nn.ModuleList:
 
 def final_norm(module: Any) -> nn.Module | None:
     """The norm between the last layer and the head, or None."""
-    names = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm")
-    return next((part for name in names if (part := getattr(decoder(module), name, None)) is not None), None)
+    parts = dict(decoder(module).named_children())
+    names = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm", "norm_f", "layer_norm")
+    return next((parts[name] for name in names if name in parts), None)
 
 
 def ties_embeddings(module: Any) -> bool:
@@ -129,7 +130,7 @@ def ties_embeddings(module: Any) -> bool:
 
 
 NAMES = {
-    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "mixer", "temporal_block"),
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "mixer", "conv"),
     "mlp": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn"),
 }
 """What layers call their blocks."""

@@ -34,8 +34,9 @@ _found: weakref.WeakKeyDictionary[Any, _Found] = weakref.WeakKeyDictionary()
 
 
 def find_attention(module: Model) -> Mapping[nn.Module, Attending]:
-    """Return the attention modules of the decoder's layers that run through transformers' interface.
+    """Return the attention modules of the decoder's layers that run through transformers' interface, one in each layer.
 
+    Layers that share one, or that have several, are left out.
     Looked for once for each model and attention implementation.
 
     Raises:
@@ -59,9 +60,11 @@ def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.
         for part in layer.modules():
             holders.setdefault(part, []).append(index)
     found: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
-    for part, (heads, keys) in seen.items():
-        if len(holders.get(part, ())) == 1:  # one that several layers share cannot be edited in one of them
-            found[part] = Attending(holders[part][0], heads, crosses=keys == IMAGE_STATES)
+    alone = {part: holders[part][0] for part in seen if len(holders.get(part, ())) == 1}
+    for part, layer in alone.items():
+        if list(alone.values()).count(layer) == 1:  # of several in a layer, it cannot be told which is meant
+            heads, keys = seen[part]
+            found[part] = Attending(layer, heads, crosses=keys == IMAGE_STATES)
     return found
 
 

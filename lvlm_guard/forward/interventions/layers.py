@@ -120,7 +120,7 @@ def plan_attention(
         chosen = [layer for layer in layers if layer in attending]
         if not chosen:
             raise ModelRefused(
-                f"Layers {list(layers)} of this model have no attention that can be edited. {_name_attending(attending)}"
+                f"Layers {list(layers)} of this model have no attention that can be edited, or more than one. {_name_attending(attending)}"
             )
         blind.update(set(layers).difference(chosen))
         for layer in chosen:

@@ -78,13 +78,14 @@ def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
         drawn = torch.randn(rows, positions, weight.shape[-1], generator=draw) * spread
         return drawn.to(device, weight.dtype if weight.is_floating_point() else None)
 
+    tokens = torch.randint(min(weight.shape[0], 1000), (rows, POSITIONS), generator=draw).to(device)
     shared: dict[str, Any] = {"use_cache": False}
-    shared |= {name: states(IMAGE_STATES) for name in ACROSS if name in parameters}
     if padded:
-        shared["attention_mask"] = valid_positions(states(1)).long()
-    yield {"inputs_embeds": states(POSITIONS), **shared}
-    tokens = torch.randint(min(weight.shape[0], 1000), (rows, POSITIONS), generator=draw)
-    yield {"input_ids": tokens.to(device), **shared}
+        shared["attention_mask"] = valid_positions(tokens).long()
+    across = {name: states(IMAGE_STATES) for name in ACROSS if name in parameters}
+    for beside in (across, {}) if across else ({},):
+        yield {"inputs_embeds": states(POSITIONS), **beside, **shared}
+        yield {"input_ids": tokens, **beside, **shared}
 
 
 def _find_device(module: Any, weight: Tensor) -> torch.device:

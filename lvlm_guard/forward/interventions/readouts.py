@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,19 +26,28 @@ _behind_head: weakref.WeakKeyDictionary[Any, Scaling] = weakref.WeakKeyDictionar
 """What each model that was checked does to its logits behind the head."""
 
 
+FACTORS = ("logit_scale", "output_multiplier")
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+CAPS = ("final_logit_softcapping",)
+"""What configs call what is done to logits behind the head."""
+
+
 class Scaling(NamedTuple):
     """What a model does to its logits behind the head.
 
     Args:
         factor: What they are multiplied by.
         cap: What they are softly capped at, if anything.
+        width: How many of them the model returns; None where not known.
     """
 
     factor: float = 1.0
     cap: float | None = None
+    width: int | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Scale and cap logits."""
+        """Scale, cap and cut logits."""
+        logits = logits[..., : self.width]
         logits = logits if self.factor == 1.0 else logits * self.factor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
@@ -93,7 +103,8 @@ class Lens:
         """
         if bool(logits.isnan().any()):
             return
-        read, stated = self._read([last], final_norm=True)[0].to(logits.device).float(), self._list_scalings()
+        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
+        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
         errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
         best = min(range(len(stated)), key=lambda index: errors[index])
         if not errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
@@ -119,11 +130,14 @@ class Lens:
     def _list_scalings(self) -> list[Scaling]:
         """What the model may do behind the head: all that its config states first, then parts of it."""
         config: Any = self._module.config.get_text_config(decoder=True)
-        factor, divisor, cap = (
-            getattr(config, name, None) for name in ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        factors, divisors, caps = (
+            [*(float(value) for name in names if (value := getattr(config, name, None))), None]
+            for names in (FACTORS, DIVISORS, CAPS)
         )
-        factors = [(factor or 1.0) / (divisor or 1.0), factor or 1.0, 1.0 / (divisor or 1.0), 1.0]
-        return list(dict.fromkeys(Scaling(float(one), limit) for limit in (cap, None) for one in factors))
+        return [
+            Scaling((factor or 1.0) / (divisor or 1.0), cap)
+            for cap, factor, divisor in itertools.product(caps, factors, divisors)
+        ]
 
 
 def _relative_error(read: Tensor, logits: Tensor) -> float:
@@ -175,7 +189,7 @@ class ReadoutHooks:
                 f"A forward of this model did not run what reads out layers {missed}: leave these layers out."
             )
         if depth in captures.hidden and not self._lens.is_checked:
-            supposed = self._lens.scaling
+            supposed = self._lens.scaling._replace(width=logits.shape[-1])
             self._lens.check(running.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
             if captures.online and self._lens.scaling != supposed:
                 raise ModelRefused(
