@@ -129,30 +129,28 @@ def ties_embeddings(module: Any) -> bool:
     return weight is not None and weight is getattr(embeddings, "weight", None)
 
 
-NAMES = {
-    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "mixer", "conv"),
-    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn"),
-}
-"""What layers call their blocks."""
 MARKS = {
     "attention": ("Attention", "Mixer", "DeltaNet"),
     "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
 }
 """What classes of blocks have in their names; families of experts have it in the names of all their classes."""
+FOREIGN = {"attention": ("Norm",), "mlp": ("Norm", *MARKS["attention"])}
+"""What classes of other parts have in their names."""
+NAMES = {
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "conv"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn"),
+}
+"""What layers call blocks whose classes have none of it in their names."""
 
 
 def find_part(layer: nn.Module, site: str) -> nn.Module | None:
     """The attention (`attention`) or feed-forward (`mlp`) block among the children of a layer, or None."""
     children = dict(layer.named_children())
-    named = next((children[name] for name in NAMES[site] if name in children), None)
-    if named is not None:
-        return named
-    others = {"attention": ("Norm",), "mlp": ("Norm", *MARKS["attention"])}[site]
     for part in children.values():
         name = type(part).__name__
-        if any(mark in name for mark in MARKS[site]) and not any(mark in name for mark in others):
+        if any(mark in name for mark in MARKS[site]) and not any(mark in name for mark in FOREIGN[site]):
             return part
-    return None
+    return next((children[name] for name in NAMES[site] if name in children), None)
 
 
 def layer_part(layer: nn.Module, site: str) -> nn.Module:

@@ -34,8 +34,9 @@ DECODERS: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
     "kimi_linear": {
         **LATENT,
-        "num_experts": 4,
-        "head_dim": 8,
+        "num_local_experts": 4,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
         "layer_types": ["linear_attention", "linear_attention", "full_attention"],
     },
     "deepseek_v3": {**LATENT, "first_k_dense_replace": 1, "rope_parameters": ROPE},
