@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
@@ -172,22 +173,29 @@ def witnessed() -> Iterator[dict[nn.Module, tuple[int, int]]]:
 
 
 def _delegate(module: nn.Module, name: str) -> Attention:
-    """The attention function that would run without a guard.
+    """The attention function that would run without a guard."""
+    if name == "eager":
+        return _find_eager(type(module))
+    function: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return function
+
+
+@functools.cache
+def _find_eager(module_class: type[nn.Module]) -> Attention:
+    """The eager attention that the code of an attention module names, or else the one that lies beside it.
 
     Raises:
-        ModelRefused: The code of the module names no eager attention, or more than one.
+        ModelRefused: There is none, or more than one.
     """
-    if name != "eager":
-        function: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
-        return function
-    forward = inspect.unwrap(type(module).forward)
-    named = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
-    if len(named) != 1:
+    forward = inspect.unwrap(module_class.forward)
+    names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
+    found = [forward.__globals__.get(name) for name in names or ["eager_attention_forward"]]
+    if len(found) != 1 or found[0] is None:
         raise ModelRefused(
-            f"{type(module).__name__} does not show which eager attention it runs. Load the model with "
+            f"{module_class.__name__} does not show which eager attention it runs. Load the model with "
             "attn_implementation='sdpa'."
         )
-    eager: Attention = forward.__globals__[named[0]]
+    eager: Attention = found[0]
     return eager
 
 

@@ -56,15 +56,15 @@ def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.
         switched = run_decoder(module, padded=True)
     _compare(module, run_decoder(module, padded=True), switched)
     holders: dict[nn.Module, list[int]] = {}
-    for index, layer in enumerate(layers):
-        for part in layer.modules():
-            holders.setdefault(part, []).append(index)
+    for number, layer in enumerate(layers):
+        for held in layer.modules():
+            holders.setdefault(held, []).append(number)
     found: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
     alone = {part: holders[part][0] for part in seen if len(holders.get(part, ())) == 1}
-    for part, layer in alone.items():
-        if list(alone.values()).count(layer) == 1:  # of several in a layer, it cannot be told which is meant
+    for part, index in alone.items():
+        if list(alone.values()).count(index) == 1:  # of several in a layer, it cannot be told which is meant
             heads, keys = seen[part]
-            found[part] = Attending(layer, heads, crosses=keys == IMAGE_STATES)
+            found[part] = Attending(index, heads, crosses=keys == IMAGE_STATES)
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lvlm_guard.errors import ModelRefused
 
 TOLERANCE = 1e-3
-HALF_TOLERANCE = 3e-2
+HALF_TOLERANCE = 5e-2
 """How far head outputs may be from the model's own, as a share of their size."""
 
 _proven: weakref.WeakKeyDictionary[nn.Module, set[tuple[str, bool]]] = weakref.WeakKeyDictionary()
@@ -43,11 +43,16 @@ class AttentionMaps:
     implementation: str
 
     def scores(self, rows: slice, start: int) -> Tensor:
-        """Scaled scores before mask and softmax, position biases included; fp32 `[rows, heads, queries, keys]`."""
-        query = self.query[rows, :, start:]
+        """Scaled scores before mask and softmax, position biases included; fp32 `[rows, heads, queries, keys]`.
+
+        Rounded to the model's dtype only where the model's own attention rounds them.
+        """
+        query, key = self.query[rows, :, start:], self.key[rows].transpose(-1, -2)
+        if self.implementation != "eager":
+            query, key = query.float(), key.float()
         scaling, softcap, bias = (self.options.get(name) for name in ("scaling", "softcap", "position_bias"))
         scale = self.query.shape[-1] ** -0.5 if scaling is None else scaling
-        scores = (query @ _repeat_groups(self.key[rows], query.shape[1]).transpose(-1, -2)).float() * scale
+        scores = _multiply(query, key).float() * scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         return scores if bias is None else scores + _select(bias, rows, start)
@@ -63,8 +68,8 @@ class AttentionMaps:
 
     def outputs(self, probabilities: Tensor, rows: slice) -> Tensor:
         """Head outputs, fp32 `[rows, heads, queries, size]`."""
-        values = _repeat_groups(self.value[rows], self.query.shape[1])
-        return (probabilities.to(values.dtype) @ values).float()
+        values = self.value[rows]
+        return _multiply(probabilities.to(values.dtype), values).float()
 
     def prove(self, rows: slice, start: int, valid: Tensor, output: Tensor) -> None:
         """Check, once for each module, that unedited queries computed again give what the model computed.
@@ -78,8 +83,8 @@ class AttentionMaps:
         Raises:
             ModelRefused: Something is left out, for example a term that this model adds to its scores.
         """
-        proven, kind = _proven.setdefault(self.module, set()), (self.implementation, self.query.shape[2] == 1)
-        if kind in proven:
+        kind = self.implementation, self.query.shape[2] == 1
+        if kind in _proven.get(self.module, ()):
             return
         again = self.outputs(self.probabilities(self.scores(rows, start), rows, start), rows).transpose(1, 2)
         own = output[rows, start:].float()
@@ -94,7 +99,7 @@ class AttentionMaps:
                 f"differs by {error:.2g} of its size, so edits of attention would not be exact. Choose a strategy that does "
                 "not edit or observe attention."
             )
-        proven.add(kind)
+        _proven.setdefault(self.module, set()).add(kind)
 
     def _mask(self, scores: Tensor, rows: slice, start: int) -> Tensor:
         lowest = torch.finfo(scores.dtype).min
@@ -129,9 +134,11 @@ class AttentionMaps:
         return None if heads is None else heads.reshape(1, -1, 1, 1)
 
 
-def _repeat_groups(grouped: Tensor, heads: int) -> Tensor:
-    """Grouped keys or values `[rows, groups, keys, size]` for every head."""
-    return grouped.repeat_interleave(heads // grouped.shape[1], dim=1)
+def _multiply(heads: Tensor, groups: Tensor) -> Tensor:
+    """`[rows, heads, queries, n]` times what groups of heads share `[rows, groups, n, m]`, without repeating it."""
+    rows, _, queries, size = heads.shape
+    folded = heads.reshape(rows, groups.shape[1], -1, size) @ groups
+    return folded.reshape(rows, -1, queries, groups.shape[-1])
 
 
 def _select(values: Tensor, rows: slice, start: int) -> Tensor:
