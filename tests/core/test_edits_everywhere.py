@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import types
 import warnings
 from dataclasses import dataclass
@@ -319,14 +320,29 @@ def test_a_vision_layer_that_does_not_run_on_the_image_is_an_error():
         generate(model, inputs, Does(hides=(edit,)))
 
 
-def test_a_vision_edit_of_a_branch_without_its_image_is_an_error():
-    @dataclass(frozen=True)
-    class Blind(Does):
-        @hookimpl
-        def branches(self, gen):
-            return [Branch("blind", image="removed")]
+@dataclass(frozen=True)
+class Blind(Does):
+    """Asks for a branch without the image, too."""
 
+    @hookimpl
+    def branches(self, gen):
+        return [Branch("blind", image="removed")]
+
+
+def test_a_vision_edit_of_a_branch_without_its_image_is_an_error():
     model, inputs = tiny("llava")
     edit = HiddenEdit("mlp", lambda hidden, view: hidden * 2, tower="vision", branch="blind")
     with pytest.raises(ModelRefused, match="did not run on the image of the rows"):
         generate(model, inputs, Blind(hides=(edit,)))
+
+
+def test_layers_that_a_branch_leaves_out_may_be_edited_in_main():
+    """Without an image, layers that attend to it alone do not run."""
+    model, inputs = tiny("mllama")
+    edit = AttentionEdit((0.0, 1.0), "scale", 3.0)
+    plain = generate(model, inputs)
+    edited = generate(model, inputs, Does(attends=(edit,)))
+    assert (edited - plain).abs().max() > 0.05
+    torch.testing.assert_close(generate(model, inputs, Blind(attends=(edit,))), edited, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ModelRefused, match=r"did not run what is edited in layers \[1\]"):
+        generate(model, inputs, Blind(attends=(dataclasses.replace(edit, branch="blind"),)))

@@ -76,7 +76,6 @@ class AttentionCall:
 
 def edit_attention(call: AttentionCall, work: Sequence[AttentionEdit | AttentionCapture], output: Tensor) -> Tensor:
     """Compute again what the edits and captures of a layer need, block by block; the output with what is edited."""
-    call.check()
     call.running.mark(ATTENTION, call.layer)
     for branch in call.running.layout.prompts:
         output = _edit_block(call, branch, [item for item in work if item.branch == branch], output)
@@ -92,6 +91,7 @@ def _edit_block(
     captures = [item for item in work if isinstance(item, AttentionCapture) and _is_due(item, layout)]
     if not edits and not captures:
         return output
+    call.check()
     queries = [(edit, call.where(branch, edit.queries, edit.when)) for edit in edits]
     starts = [layout.first(branch, edit.queries, edit.when) for edit in edits]
     start = min([*starts, layout.new - layout.predicting if captures else layout.new])

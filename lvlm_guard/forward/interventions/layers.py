@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class LayerInterventions:
         self.attention_modules: Mapping[nn.Module, Attending] = {}
         self.is_empty = not (attention_edits or attention_captures or hidden_edits or readouts)
         self._module = module
+        self._attended: dict[Hashable, frozenset[tuple[Hashable, int]]] = {}
         self._hidden: HiddenHooks | None = None
         self._readouts: ReadoutHooks | None = None
         if not self.is_empty:
@@ -59,6 +60,7 @@ class LayerInterventions:
                 self.attention_modules = find_attention(module)
                 attending = {found.layer: found for found in self.attention_modules.values()}
                 self.attention_plan = plan_attention([*attention_edits, *attention_captures], len(layers), attending)
+                self._attended = _collect_places(self.attention_plan)
             self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)
             self._readouts = self._hook_readouts(layers, readouts)
 
@@ -76,7 +78,8 @@ class LayerInterventions:
         Raises:
             ModelRefused: It did not run a layer, or not its attention.
         """
-        missed = {layer for layer in self.attention_plan if (ATTENTION, layer) not in running.applied}
+        awaited = (self._attended.get(branch, frozenset()) for branch in running.layout.prompts)
+        missed = {layer for places in awaited for _, layer in places - running.applied}
         if self._hidden is not None:
             missed |= self._hidden.find_missed(running)
         if missed:
@@ -133,6 +136,19 @@ def plan_attention(
             GuardWarning,
         )
     return plan
+
+
+def _collect_places(
+    plan: Mapping[int, Sequence[AttentionEdit | AttentionCapture]],
+) -> dict[Hashable, frozenset[tuple[Hashable, int]]]:
+    """What forwards that hold the rows of a branch come to, by branch."""
+    branches = {item.branch for work in plan.values() for item in work}
+    return {
+        branch: frozenset(
+            (ATTENTION, layer) for layer, work in plan.items() if any(item.branch == branch for item in work)
+        )
+        for branch in branches
+    }
 
 
 def _name_attending(attending: Mapping[int, Attending]) -> str:
