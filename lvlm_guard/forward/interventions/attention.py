@@ -141,8 +141,8 @@ def guarded_attention(
     name = name_of(module.config)
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
     output, weights = _delegate(module, name)(module, query, key, value, attention_mask, **options)
-    if (seen := _witnessed.get()) is not None:
-        seen[module] = query.shape[1], key.shape[-2]
+    if (calls := _witnessed.get()) is not None:
+        calls[module] = query.shape[1], key.shape[-2]
     running = running_forward()
     attending = None if running is None or running.owner is None else running.owner.attention_modules.get(module)
     if running is None or running.owner is None or attending is None:
@@ -165,9 +165,9 @@ def witnessed() -> Iterator[dict[nn.Module, tuple[int, int]]]:
     """Note which modules run attention in this context: their query heads and numbers of keys."""
     token = _witnessed.set({})
     try:
-        seen = _witnessed.get()
-        assert seen is not None
-        yield seen
+        calls = _witnessed.get()
+        assert calls is not None
+        yield calls
     finally:
         _witnessed.reset(token)
 
@@ -189,13 +189,13 @@ def _find_eager(module_class: type[nn.Module]) -> Attention:
     """
     forward = inspect.unwrap(module_class.forward)
     names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
-    found = [forward.__globals__.get(name) for name in names or ["eager_attention_forward"]]
-    if len(found) != 1 or found[0] is None:
+    candidates = [forward.__globals__.get(name) for name in names or ["eager_attention_forward"]]
+    if len(candidates) != 1 or candidates[0] is None:
         raise ModelRefused(
             f"{module_class.__name__} does not show which eager attention it runs. Load the model with "
             "attn_implementation='sdpa'."
         )
-    eager: Attention = found[0]
+    eager: Attention = candidates[0]
     return eager
 
 

@@ -23,21 +23,20 @@ HALF_TOLERANCE = 5e-2
 
 
 @dataclass
-class _Found:
+class _Observation:
     """What was found in a decoder as it was then."""
 
     state: Hashable
     modules: weakref.WeakKeyDictionary[nn.Module, Attending] = field(default_factory=weakref.WeakKeyDictionary)
 
 
-_found: weakref.WeakKeyDictionary[Any, _Found] = weakref.WeakKeyDictionary()
+_observations: weakref.WeakKeyDictionary[Any, _Observation] = weakref.WeakKeyDictionary()
 
 
 def find_attention(module: Model) -> Mapping[nn.Module, Attending]:
     """Return the attention modules of the decoder's layers that run through transformers' interface, one in each layer.
 
-    Layers that share one, or that have several, are left out.
-    Looked for once for each model and attention implementation.
+    Layers that share one, or that have several, are left out. Looked for once for each model and implementation.
 
     Raises:
         ModelRefused: The decoder does not run on random embeddings, or its states change when its attention is switched.
@@ -45,27 +44,27 @@ def find_attention(module: Model) -> Mapping[nn.Module, Attending]:
     layers, configs = anatomy.decoder_layers(module), anatomy.attention_configs(module)
     implementations = tuple(attention.name_of(config) for config in configs)
     state = implementations, tuple(id(layer) for layer in layers)
-    found = _found.get(module)
-    if found is None or found.state != state:
-        found = _found[module] = _Found(state, _look(module, layers))
-    return found.modules
+    observation = _observations.get(module)
+    if observation is None or observation.state != state:
+        observation = _observations[module] = _Observation(state, _look(module, layers))
+    return observation.modules
 
 
 def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.Module, Attending]:
-    with attention.installed(module), attention.witnessed() as seen:
+    with attention.installed(module), attention.witnessed() as calls:
         switched = run_decoder(module, padded=True)
     _compare(module, run_decoder(module, padded=True), switched)
     holders: dict[nn.Module, list[int]] = {}
     for number, layer in enumerate(layers):
-        for held in layer.modules():
-            holders.setdefault(held, []).append(number)
-    found: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
-    alone = {part: holders[part][0] for part in seen if len(holders.get(part, ())) == 1}
+        for part in layer.modules():
+            holders.setdefault(part, []).append(number)
+    modules: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
+    alone = {part: holders[part][0] for part in calls if len(holders.get(part, ())) == 1}
     for part, index in alone.items():
         if list(alone.values()).count(index) == 1:  # of several in a layer, it cannot be told which is meant
-            heads, keys = seen[part]
-            found[part] = Attending(index, heads, crosses=keys == IMAGE_STATES)
-    return found
+            heads, keys = calls[part]
+            modules[part] = Attending(index, heads, crosses=keys == IMAGE_STATES)
+    return modules
 
 
 def _compare(module: Model, plain: Tensor, switched: Tensor) -> None:

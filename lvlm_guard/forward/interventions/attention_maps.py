@@ -63,8 +63,8 @@ class AttentionMaps:
         sinks = self._sinks(rows, start)
         if sinks is None:
             return masked.softmax(-1, dtype=torch.float32)
-        beside = sinks.float().expand(*masked.shape[:-1], -1)
-        return torch.cat([masked, beside], dim=-1).softmax(-1, dtype=torch.float32)[..., : masked.shape[-1]]
+        share = sinks.float().expand(*masked.shape[:-1], -1)
+        return torch.cat([masked, share], dim=-1).softmax(-1, dtype=torch.float32)[..., : masked.shape[-1]]
 
     def outputs(self, probabilities: Tensor, rows: slice) -> Tensor:
         """Head outputs, fp32 `[rows, heads, queries, size]`."""
@@ -87,12 +87,12 @@ class AttentionMaps:
         if kind in _proven.get(self.module, ()):
             return
         again = self.outputs(self.probabilities(self.scores(rows, start), rows, start), rows).transpose(1, 2)
-        own = output[rows, start:].float()
-        valid = valid[:, start:].to(own.device)
-        if not bool(own[valid].isfinite().all()):
+        computed = output[rows, start:].float()
+        valid = valid[:, start:].to(computed.device)
+        if not bool(computed[valid].isfinite().all()):
             return  # an error of its own once the forward has run
-        size = own[valid].square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        error = float((again - own)[valid].square().mean().sqrt() / size)
+        size = computed[valid].square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        error = float((again - computed)[valid].square().mean().sqrt() / size)
         if not error <= (TOLERANCE if output.dtype in (torch.float32, torch.float64) else HALF_TOLERANCE):
             raise ModelRefused(
                 f"{type(self.module).__name__} computes its attention in a way of its own: computed again unedited, it "

@@ -58,7 +58,7 @@ class LayerInterventions:
             layers = anatomy.decoder_layers(module)
             if attention_edits or attention_captures:
                 self.attention_modules = find_attention(module)
-                attending = {found.layer: found for found in self.attention_modules.values()}
+                attending = {part.layer: part for part in self.attention_modules.values()}
                 self.attention_plan = plan_attention([*attention_edits, *attention_captures], len(layers), attending)
                 self._attended = _collect_places(self.attention_plan)
             self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)

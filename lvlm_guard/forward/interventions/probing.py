@@ -83,9 +83,9 @@ def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
     if padded:
         shared["attention_mask"] = valid_positions(tokens).long()
     across = {name: states(IMAGE_STATES) for name in ACROSS if name in parameters}
-    for beside in (across, {}) if across else ({},):
-        yield {"inputs_embeds": states(POSITIONS), **beside, **shared}
-        yield {"input_ids": tokens, **beside, **shared}
+    for image in (across, {}) if across else ({},):
+        yield {"inputs_embeds": states(POSITIONS), **image, **shared}
+        yield {"input_ids": tokens, **image, **shared}
 
 
 def _find_device(module: Any, weight: Tensor) -> torch.device:

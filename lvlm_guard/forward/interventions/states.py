@@ -44,8 +44,8 @@ def align(states: Any, layout: ForwardLayout) -> Tensor | None:
     return states.unflatten(0, (rows, count)) if flat else states
 
 
-def align_or_refuse(states: Any, layout: ForwardLayout, what: str) -> Tensor:
-    """Hidden states as `[rows, positions, hidden]`; `what` says in the error whose they are.
+def align_or_refuse(states: Any, layout: ForwardLayout, owner: str) -> Tensor:
+    """Hidden states as `[rows, positions, hidden]`; `owner` says in the error whose they are.
 
     Raises:
         ModelRefused: They are laid out otherwise.
@@ -54,6 +54,6 @@ def align_or_refuse(states: Any, layout: ForwardLayout, what: str) -> Tensor:
         return aligned
     shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
     raise ModelRefused(
-        f"{what} of this model is {shape}, not [{layout.row_count} rows, {layout.new} positions, hidden], so it can be "
+        f"{owner} of this model is {shape}, not [{layout.row_count} rows, {layout.new} positions, hidden], so it can be "
         "neither edited nor read. Choose a strategy that works on attention or on logits."
     )
