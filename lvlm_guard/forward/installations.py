@@ -8,6 +8,7 @@ import inspect
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -129,6 +130,13 @@ def register(
             module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
         else:
             module.register_forward_hook(hook, with_kwargs=with_kwargs)
+            _put_first(module._forward_hooks)  # noqa: SLF001 - torch can put one first, but not several in their order
+
+
+def _put_first(hooks: OrderedDict[int, Any]) -> None:
+    """Run our hooks, in their order, before others: transformers' own keep hidden states that models go on with."""
+    for key in reversed([key for key, hook in hooks.items() if isinstance(hook, Hook)]):
+        hooks.move_to_end(key, last=False)
 
 
 @contextmanager

@@ -346,3 +346,18 @@ def test_layers_that_a_branch_leaves_out_may_be_edited_in_main():
     torch.testing.assert_close(generate(model, inputs, Blind(attends=(edit,))), edited, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelRefused, match=r"did not run what is edited in layers \[1\]"):
         generate(model, inputs, Blind(attends=(dataclasses.replace(edit, branch="blind"),)))
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_a_vision_edit_reaches_the_layer_whose_output_the_model_goes_on_with(name):
+    """Models that read an inner layer of their tower have hooks of their own that keep its output, from its first run on."""
+    model, inputs = tiny(name)
+    plain = generate(model, inputs)
+    edit = HiddenEdit("residual", lambda hidden, view: hidden.flip(-1), (0, 1), tower="vision")
+    edited = generate(model, inputs, Does(hides=(edit, edit, edit)))
+    tower = next(part for part in model.modules() if type(part).__name__ == "CLIPEncoder")
+    whole = tower.layers[0].forward
+    tower.layers[0].forward = lambda *args, **kwargs: first(whole(*args, **kwargs)).flip(-1)
+    wanted = generate(model, inputs)
+    assert (wanted - plain).abs().max() > 0.05
+    torch.testing.assert_close(edited, wanted, rtol=1e-4, atol=1e-4)

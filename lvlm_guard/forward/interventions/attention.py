@@ -58,7 +58,8 @@ class SwitchedName(str):
     def __ne__(self, other: object) -> bool:
         return not self == other
 
-    __hash__ = str.__hash__
+    def __hash__(self) -> int:
+        return str.__hash__(self)
 
     def __copy__(self) -> str:
         return self.original
