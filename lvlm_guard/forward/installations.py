@@ -130,7 +130,7 @@ def register(
             module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
         else:
             module.register_forward_hook(hook, with_kwargs=with_kwargs)
-            _put_first(module._forward_hooks)  # noqa: SLF001 - torch can put one first, but not several in their order
+            _put_first(module._forward_hooks)  # type: ignore[arg-type]  # noqa: SLF001 - an OrderedDict, whatever it is declared
 
 
 def _put_first(hooks: OrderedDict[int, Any]) -> None:
