@@ -109,8 +109,9 @@ def decoder_layers(module: Any) -> nn.ModuleList:
 
 def final_norm(module: Any) -> nn.Module | None:
     """The norm between the last layer and the head, or None."""
-    names = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm")
-    return next((part for name in names if (part := getattr(decoder(module), name, None)) is not None), None)
+    parts = dict(decoder(module).named_children())
+    names = ("norm", "final_layer_norm", "final_layernorm", "embedding_norm", "norm_f", "layer_norm")
+    return next((parts[name] for name in names if name in parts), None)
 
 
 def ties_embeddings(module: Any) -> bool:
@@ -123,13 +124,28 @@ def ties_embeddings(module: Any) -> bool:
     return weight is not None and weight is getattr(embeddings, "weight", None)
 
 
+MARKS = {
+    "attention": ("Attention", "Mixer", "DeltaNet"),
+    "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
+}
+"""What classes of blocks have in their names; families of experts have it in the names of all their classes."""
+FOREIGN = {"attention": ("Norm",), "mlp": ("Norm", *MARKS["attention"])}
+"""What classes of other parts have in their names."""
+NAMES = {
+    "attention": ("self_attn", "attention", "attn", "self_attention", "linear_attn", "conv"),
+    "mlp": ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn"),
+}
+"""What layers call blocks whose classes have none of it in their names."""
+
+
 def find_part(layer: nn.Module, site: str) -> nn.Module | None:
     """The attention (`attention`) or feed-forward (`mlp`) block among the children of a layer, or None."""
-    marks = {
-        "attention": ("Attention", "Mixer", "DeltaNet"),
-        "mlp": ("MLP", "Mlp", "FeedForward", "Moe", "MoE", "FFN"),
-    }[site]
-    return next((part for part in layer.children() if any(mark in type(part).__name__ for mark in marks)), None)
+    children = dict(layer.named_children())
+    for part in children.values():
+        name = type(part).__name__
+        if any(mark in name for mark in MARKS[site]) and not any(mark in name for mark in FOREIGN[site]):
+            return part
+    return next((children[name] for name in NAMES[site] if name in children), None)
 
 
 def layer_part(layer: nn.Module, site: str) -> nn.Module:
@@ -146,27 +162,23 @@ def layer_part(layer: nn.Module, site: str) -> nn.Module:
 
 
 def attention_configs(module: Any) -> list[Any]:
-    """The configs that name the attention of the decoder's layers, each once."""
-    found = {
-        id(part.config): part.config
-        for part in decoder(module).modules()
-        if getattr(part, "layer_idx", None) is not None
-        and hasattr(getattr(part, "config", None), "_attn_implementation")
-    }
+    """The configs that name the attention of the decoder, each once."""
+    configs = (getattr(part, "config", None) for part in decoder(module).modules())
+    found = {id(config): config for config in configs if hasattr(config, "_attn_implementation")}
     return list(found.values())
 
 
-def attends(layer: nn.Module) -> bool:
-    """Whether a decoder layer runs attention through transformers' interface."""
-    return any(
-        getattr(part, "layer_idx", None) is not None and "Attention" in type(part).__name__ for part in layer.modules()
-    )
-
-
 def head_count(layers: nn.ModuleList) -> int:
-    """Query heads of the decoder's attention."""
-    owners = (part for part in layers.modules() if hasattr(getattr(part, "config", None), "num_attention_heads"))
-    return int(getattr(getattr(next(owners, None), "config", None), "num_attention_heads", 0))
+    """Query heads of the decoder's attention; those of the first layer that says so, where layers differ."""
+    return next((heads for part in layers.modules() if (heads := _stated_heads(part))), 0)
+
+
+def _stated_heads(part: nn.Module) -> int:
+    try:
+        stated = getattr(getattr(part, "config", None), "num_attention_heads", None)
+    except RuntimeError:  # a config whose layers differ does not say it of all
+        stated = getattr(part, "num_heads", None)
+    return stated if isinstance(stated, int) else 0
 
 
 def vision_layers(module: Any) -> list[nn.Module]:

@@ -8,6 +8,7 @@ import inspect
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -131,6 +132,13 @@ def register(
             module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
         else:
             module.register_forward_hook(hook, with_kwargs=with_kwargs)
+            _put_first(module._forward_hooks)  # type: ignore[arg-type]  # noqa: SLF001 - an OrderedDict, whatever it is declared
+
+
+def _put_first(hooks: OrderedDict[int, Any]) -> None:
+    """Run our hooks, in their order, before others: transformers' own keep hidden states that models go on with."""
+    for key in reversed([key for key, hook in hooks.items() if isinstance(hook, Hook)]):
+        hooks.move_to_end(key, last=False)
 
 
 @contextmanager

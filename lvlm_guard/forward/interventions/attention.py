@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +18,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import LOCK
-from lvlm_guard.forward.interventions.attention_edits import AttentionCall, recompute
+from lvlm_guard.forward.interventions.attention_edits import AttentionCall, edit_attention
+from lvlm_guard.forward.interventions.attention_maps import AttentionMaps
 from lvlm_guard.forward.interventions.running import running_forward
 from lvlm_guard.protocols import Model
 
@@ -24,8 +27,14 @@ NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
 
 
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+_witnessed: ContextVar[dict[nn.Module, tuple[int, int]] | None] = ContextVar("lvlm_guard_witnessed", default=None)
+
+
 class SwitchedName(str):
     """The name of `guarded_attention` in a config; knows what it stands for, and a copied config holds that instead.
+
+    It equals what it stands for too: some models prepare masks by the name of their attention.
 
     Args:
         original: Name of the attention in use before.
@@ -42,6 +51,15 @@ class SwitchedName(str):
         name = cls(NAME)
         name.original, name.users = original, weakref.WeakSet()
         return name
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) is True or self.original == other
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
 
     def __copy__(self) -> str:
         return self.original
@@ -121,29 +139,65 @@ def guarded_attention(
 
     Edited queries are computed again, one block of rows at a time, without the maps of all others.
     """
+    name = name_of(module.config)
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
-    output, weights = _delegate(module)(module, query, key, value, attention_mask, **options)
-    running, layer = running_forward(), getattr(module, "layer_idx", None)
-    if running is None or running.owner is None or layer is None:
+    output, weights = _delegate(module, name)(module, query, key, value, attention_mask, **options)
+    if (calls := _witnessed.get()) is not None:
+        calls[module] = query.shape[1], key.shape[-2]
+    running = running_forward()
+    attending = None if running is None or running.owner is None else running.owner.attention_modules.get(module)
+    if running is None or running.owner is None or attending is None:
         return output, weights
-    if work := running.owner.attention_plan.get(layer):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        call = AttentionCall(module, query, key, value, attention_mask, scale, kwargs.get("softcap"), running, layer)
-        for branch in running.layout.prompts:
-            output = recompute(call, branch, [item for item in work if item.branch == branch], output)
+    if work := running.owner.attention_plan.get(attending.layer):
+        maps = AttentionMaps(module, query, key, value, attention_mask, options, name)
+        call = AttentionCall(maps, running, attending.layer, attending.crosses)
+        output = edit_attention(call, work, output)
     return output, weights
 
 
-def _delegate(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def name_of(config: Any) -> str:
+    """The attention that a config names, or named before it was switched."""
+    name = config._attn_implementation  # noqa: SLF001 - as above
+    return name.original if isinstance(name, SwitchedName) else str(name)
+
+
+@contextmanager
+def witnessed() -> Iterator[dict[nn.Module, tuple[int, int]]]:
+    """Note which modules run attention in this context: their query heads and numbers of keys."""
+    token = _witnessed.set({})
+    try:
+        calls = _witnessed.get()
+        assert calls is not None
+        yield calls
+    finally:
+        _witnessed.reset(token)
+
+
+def _delegate(module: nn.Module, name: str) -> Attention:
     """The attention function that would run without a guard."""
-    config: Any = module.config
-    name = getattr(config._attn_implementation, "original", "sdpa")  # noqa: SLF001 - as above
     if name == "eager":
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-        if eager is not None:
-            return eager
-    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        return _find_eager(type(module))  # type: ignore[arg-type]  # mypy takes no class for hashable
+    function: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
     return function
+
+
+@functools.cache
+def _find_eager(module_class: type[nn.Module]) -> Attention:
+    """The eager attention that the code of an attention module names, or else the one that lies beside it.
+
+    Raises:
+        ModelRefused: There is none, or more than one.
+    """
+    forward = inspect.unwrap(module_class.forward)
+    names = [word for word in forward.__code__.co_names if word.endswith("eager_attention_forward")]
+    candidates = [forward.__globals__.get(name) for name in names or ["eager_attention_forward"]]
+    if len(candidates) != 1 or candidates[0] is None:
+        raise ModelRefused(
+            f"{module_class.__name__} does not show which eager attention it runs. Load the model with "
+            "attn_implementation='sdpa'."
+        )
+    eager: Attention = candidates[0]
+    return eager
 
 
 AttentionInterface.register(NAME, guarded_attention)

@@ -4,73 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.forward.interventions.attention_maps import AttentionMaps
 from lvlm_guard.forward.interventions.layout import ForwardLayout
 from lvlm_guard.forward.interventions.running import RunningForward
 from lvlm_guard.forward.interventions.views import AttentionView
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
 
+ATTENTION = "attention"
+"""What a forward marks where it comes to attention that is edited or observed."""
+
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """The arguments of one attention call and where it happens."""
+    """One attention call of a guarded forward.
 
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    scale: float
-    softcap: float | None
+    Args:
+        maps: Its arguments.
+        running: The forward.
+        layer: Index of the layer.
+        crosses: Whether the keys are the image's, not the prompt's.
+    """
+
+    maps: AttentionMaps
     running: RunningForward
     layer: int
+    crosses: bool
 
     @property
-    def is_cross(self) -> bool:
-        """Whether the keys are the image's, not the prompt's."""
-        return "Cross" in type(self.module).__name__
+    def count(self) -> int:
+        """Queries; they are the last positions of the forward."""
+        return int(self.maps.query.shape[2])
+
+    def where(self, branch: Hashable, queries: str, when: Literal["prefill", "decode", "both"]) -> Tensor:
+        """Which queries are in a set, bool `[rows, queries]`."""
+        where = self.running.layout.edited(branch, queries, when)[:, -self.count :]
+        return where.to(self.maps.query.device)
 
     def keys(self, branch: Hashable, name: str) -> Tensor:
         """A key set in this layer, bool `[rows, keys]`: sliding layers hold the newest positions only."""
-        layout = self.running.layout
-        rows, length = layout.rows(branch), self.key.shape[-2]
-        if self.is_cross:
-            return self.key.new_full((rows.stop - rows.start, length), name in ("image", "all"), dtype=torch.bool)
-        where = layout.positions(branch, name)
-        if length > where.shape[1]:
+        layout, key = self.running.layout, self.maps.key
+        rows, length = layout.rows(branch), key.shape[-2]
+        if self.crosses:
+            return key.new_full((rows.stop - rows.start, length), name in ("image", "all"), dtype=torch.bool)
+        return layout.positions(branch, name)[:, -length:].to(key.device)
+
+    def check(self) -> None:
+        """Check that queries and keys are the positions they are taken for.
+
+        Raises:
+            InputError: The keys are those of a cache of fixed length.
+            ModelRefused: They are others.
+        """
+        layout, keys = self.running.layout, self.maps.key.shape[-2]
+        if not self.crosses and keys > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")
-        return where[:, -length:].to(self.key.device)
+        is_whole = self.crosses or layout.is_decoding or keys == layout.total
+        is_last = self.count == layout.new or self.count <= layout.predicting
+        if not (is_whole and is_last and self.maps.query.shape[0] == layout.row_count):
+            raise ModelRefused(
+                f"Layer {self.layer} of this model attends from {self.count} to {keys} positions where the prompt has "
+                f"{layout.total}, so which they are cannot be told. Choose a strategy that does not edit attention."
+            )
 
 
-def recompute(
+def edit_attention(call: AttentionCall, work: Sequence[AttentionEdit | AttentionCapture], output: Tensor) -> Tensor:
+    """Compute again what the edits and captures of a layer need, block by block; the output with what is edited."""
+    call.running.mark(ATTENTION, call.layer)
+    for branch in call.running.layout.prompts:
+        output = _edit_block(call, branch, [item for item in work if item.branch == branch], output)
+    return output
+
+
+def _edit_block(
     call: AttentionCall, branch: Hashable, work: Sequence[AttentionEdit | AttentionCapture], output: Tensor
 ) -> Tensor:
     """Compute the queries that edits and captures of one block need again, and put the edited ones into the output."""
-    if not work:
-        return output
-    layout, rows = call.running.layout, call.running.layout.rows(branch)
+    layout, rows, maps = call.running.layout, call.running.layout.rows(branch), call.maps
     edits = [item for item in work if isinstance(item, AttentionEdit) and _applies_somewhere(item, branch, layout)]
     captures = [item for item in work if isinstance(item, AttentionCapture) and _is_due(item, layout)]
-    queries = [(edit, layout.edited(branch, edit.queries, edit.when).to(output.device)) for edit in edits]
+    if not edits and not captures:
+        return output
+    call.check()
+    queries = [(edit, call.where(branch, edit.queries, edit.when)) for edit in edits]
     starts = [layout.first(branch, edit.queries, edit.when) for edit in edits]
     start = min([*starts, layout.new - layout.predicting if captures else layout.new])
-    if start == layout.new:
-        return output
-    scores = _edit_stage("scores", _scores(call, rows, start), call, branch, queries, start)
-    probabilities = _mask(scores, call, rows, start).softmax(-1, dtype=torch.float32)
+    start = max(start - (layout.new - call.count), 0)
+    maps.prove(rows, start, call.where(branch, "valid", "both"), output)
+    scores = _edit_stage("scores", maps.scores(rows, start), call, branch, queries, start)
+    probabilities = maps.probabilities(scores, rows, start)
     probabilities = _edit_stage("probabilities", probabilities, call, branch, queries, start)
     for capture in captures:
         _observe(call, branch, capture, probabilities[:, :, -layout.predicting :])
     if not edits:
         return output
-    values = _repeat_groups(call.value[rows], call.query.shape[1])
-    heads = (probabilities.to(values.dtype) @ values).float()
-    heads = _edit_stage("outputs", heads, call, branch, queries, start)
+    heads = _edit_stage("outputs", maps.outputs(probabilities, rows), call, branch, queries, start)
     where = torch.stack([mask for _, mask in queries]).any(0)
     return _put_back(output, heads, rows, where, start)
 
@@ -78,13 +112,14 @@ def recompute(
 def _observe(call: AttentionCall, branch: Hashable, capture: AttentionCapture, probabilities: Tensor) -> None:
     """Keep what a capture reduces probabilities over every position so far to; those outside a window are 0."""
     layout = call.running.layout
-    if call.is_cross:
+    if call.crosses:
         keys = call.keys(branch, capture.keys)
     else:
         keys = layout.positions(branch, capture.keys).to(probabilities.device)
         probabilities = pad(probabilities, (keys.shape[1] - probabilities.shape[-1], 0))
-    queries = layout.edited(branch, "predicting", "both").to(keys.device)
-    view = AttentionView(call.running, branch, call.layer, keys.device, queries, keys)
+    view = AttentionView(
+        call.running, branch, call.layer, keys.device, call.count, call.where(branch, "predicting", "both"), keys
+    )
     call.running.gen.observations[capture.key, call.layer] = capture.reduce(probabilities, view)
 
 
@@ -99,30 +134,6 @@ def _is_due(capture: AttentionCapture, layout: ForwardLayout) -> bool:
     return capture.when == "both" or not layout.is_decoding
 
 
-def _scores(call: AttentionCall, rows: slice, start: int) -> Tensor:
-    """Scaled scores before mask and softmax, fp32 `[rows, heads, queries, keys]`."""
-    query = call.query[rows, :, start:]
-    scores = (query @ _repeat_groups(call.key[rows], query.shape[1]).transpose(-1, -2)).float() * call.scale
-    return scores if call.softcap is None else torch.tanh(scores / call.softcap) * call.softcap
-
-
-def _repeat_groups(grouped: Tensor, heads: int) -> Tensor:
-    """Grouped keys or values `[rows, groups, keys, size]` for every head."""
-    return grouped.repeat_interleave(heads // grouped.shape[1], dim=1)
-
-
-def _mask(scores: Tensor, call: AttentionCall, rows: slice, start: int) -> Tensor:
-    if call.mask is not None:
-        mask = call.mask[rows] if call.mask.shape[0] > 1 else call.mask
-        mask = mask[:, :, start:, : scores.shape[-1]]
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    queries, keys = scores.shape[-2:]
-    if call.is_cross or queries == 1 or not getattr(call.module, "is_causal", True):
-        return scores
-    hidden = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).triu(keys - queries + 1)
-    return scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-
-
 def _edit_stage(
     stage: str,
     tensor: Tensor,
@@ -132,16 +143,17 @@ def _edit_stage(
     start: int,
 ) -> Tensor:
     """Apply the edits of one stage, each to its own queries, keys and heads."""
+    total = tensor.sum(-1, keepdim=True) if stage == "probabilities" and call.maps.has_sinks else 1.0
     for edit, where in queries:
         if edit.stage != stage:
             continue
         keys = call.keys(branch, edit.keys)
-        view = AttentionView(call.running, branch, call.layer, keys.device, where[:, start:], keys)
+        view = AttentionView(call.running, branch, call.layer, keys.device, call.count, where[:, start:], keys)
         edited = _operate(edit, tensor, view)
         if edited.shape != tensor.shape:
             raise InputError(f"An attention edit returned {tuple(edited.shape)} for {tuple(tensor.shape)}.")
         if edit.renormalise and stage == "probabilities":
-            edited = edited / edited.sum(-1, keepdim=True).clamp_min(1e-12)
+            edited = edited * (total / edited.sum(-1, keepdim=True).clamp_min(1e-12))
         merged = torch.where(_applies(edit, where, start, tensor), edited, tensor)
         if call.running.owner is not None:
             call.running.owner.effects.record(id(edit), tensor, merged)

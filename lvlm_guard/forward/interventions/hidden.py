@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.errors import InputError
 from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.layout import EditPlace
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
-from lvlm_guard.forward.interventions.sites import BLOCKS, Site, find_site, first_tensor
+from lvlm_guard.forward.interventions.sites import BLOCKS, Site, find_site
+from lvlm_guard.forward.interventions.states import align, align_or_refuse, first_input, first_tensor, replace_first
 from lvlm_guard.forward.interventions.views import HiddenView
 from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
@@ -46,20 +47,35 @@ class HiddenHooks:
             for index in layer_range(edit.layers, len(layers))
         }
         self._effects = effects
+        self._places = [
+            frozenset((number, index) for index in self._indices(edit)) for number, edit in enumerate(edits)
+        ]
+
+    def find_missed(self, running: RunningForward) -> set[int]:
+        """Layers that a forward which has run did not come to, where it should have applied an edit."""
+        return {
+            layer
+            for edit, places in zip(self._edits, self._places, strict=True)
+            if not places <= running.applied and running.layout.place(edit) is not None
+            for _, layer in places - running.applied
+        }
+
+    def _indices(self, edit: HiddenEdit) -> range:
+        return range(1) if edit.site == "embedding" else layer_range(edit.layers, len(self._layers))
 
     def register(self) -> None:
         """Register every hook, for the owner to remove."""
         for place, behind_norm in self._sites.items():
             if behind_norm.part is not behind_norm.block:
                 register(behind_norm.block, self._owner, self._keep_input(place), before=True, with_kwargs=True)
-        for edit in self._edits:
+        for number, edit in enumerate(self._edits):
             if edit.site == "embedding":
-                register(self._layers[0], self._owner, self._edit_embeddings(edit), before=True, with_kwargs=True)
+                register(self._layers[0], self._owner, self._edit_embeddings(number), before=True, with_kwargs=True)
                 continue
-            for index in layer_range(edit.layers, len(self._layers)):
+            for index in self._indices(edit):
                 site = self._sites.get((index, edit.site))
                 part = self._layers[index] if site is None else site.part
-                register(part, self._owner, self._edit_output(edit, index, site), with_kwargs=True)
+                register(part, self._owner, self._edit_output(number, index, site), with_kwargs=True)
 
     def _keep_input(self, place: tuple[int, str]) -> Callable[..., None]:
         """Keep what a block takes for edits of what a norm behind it returns."""
@@ -67,34 +83,38 @@ class HiddenHooks:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             running = running_forward()
             if running is not None and running.owner is self._owner:
-                running.captures.block_inputs[place] = _first_input(args, kwargs)
+                running.captures.block_inputs[place] = first_input(args, kwargs)
 
         return hook
 
-    def _edit_output(self, edit: HiddenEdit, layer: int, site: Site | None) -> Callable[..., Any]:
-        factor = 1.0 if site is None else site.factor
+    def _edit_output(self, number: int, layer: int, site: Site | None) -> Callable[..., Any]:
+        edit, factor = self._edits[number], 1.0 if site is None else site.factor
 
         def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if (active := self._find_active(edit)) is None:
                 return None
-            source = _first_input(args, kwargs)
+            active[0].mark(number, layer)
+            source = first_input(args, kwargs)
             if site is not None and part is not site.block:
                 source = active[0].captures.block_inputs[layer, edit.site]
-            hidden = first_tensor(output)
+            hidden = align_or_refuse(first_tensor(output), active[0].layout, f"The {edit.site} output of layer {layer}")
             edited = self._edit(hidden * factor if factor != 1.0 else hidden, edit, layer, *active, source)
             edited = edited / factor if factor != 1.0 else edited
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+            return replace_first(output, edited.reshape(first_tensor(output).shape))
 
         return hook
 
-    def _edit_embeddings(self, edit: HiddenEdit) -> Callable[..., Any]:
+    def _edit_embeddings(self, number: int) -> Callable[..., Any]:
+        edit = self._edits[number]
+
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if (active := self._find_active(edit)) is None:
                 return None
-            if args:
-                return (self._edit(args[0], edit, 0, *active, args[0]), *args[1:]), kwargs
-            hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": self._edit(hidden, edit, 0, *active, hidden)}
+            active[0].mark(number, 0)
+            hidden = align_or_refuse(first_input(args, kwargs), active[0].layout, "The input of layer 0")
+            edited = self._edit(hidden, edit, 0, *active, hidden)
+            edited = edited.reshape(first_input(args, kwargs).shape)
+            return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
 
         return hook
 
@@ -110,19 +130,15 @@ class HiddenHooks:
         """Apply an edit to its rows and positions of one layer's output `[rows, positions, hidden]`.
 
         Raises:
-            ModelRefused: The output is laid out otherwise.
             InputError: The edit returns another shape.
         """
-        if hidden.ndim != 3 or hidden.shape[-2] != running.layout.new:  # noqa: PLR2004 - rows, positions, hidden
-            raise ModelRefused(
-                f"Hidden edits need {edit.site} outputs [rows, {running.layout.new} positions, hidden], and layer {layer} "
-                f"of this model gives {tuple(hidden.shape)}."
-            )
-        before, source = hidden, source if isinstance(source, Tensor) else None
+        before, source = hidden, align(source, running.layout)
         if place.rows is not None:
             before, source = hidden[place.rows], None if source is None else source[place.rows]
         shape = before.shape
-        view = HiddenView(running, edit.branch, layer, hidden.device, edit, source)
+        view = HiddenView(running, edit.branch, layer, hidden.device, hidden.shape[1], edit, source)
+        if hidden.shape[1] < running.layout.new and not bool(view.positions.any()):
+            return hidden  # this layer runs none of the edit's positions, so that nothing depends on them from here on
         edited = edit.edit(before, view)
         if edited.shape != shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(shape)}.")
@@ -135,7 +151,3 @@ class HiddenHooks:
         output = hidden.clone()
         output[place.rows] = edited
         return output
-
-
-def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else kwargs.get("hidden_states")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.errors import GuardWarning, InputError, ModelRefused
 from lvlm_guard.forward.installations import hooked
 from lvlm_guard.forward.interventions import attention
+from lvlm_guard.forward.interventions.attention_edits import ATTENTION
+from lvlm_guard.forward.interventions.attention_layers import find_attention
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.hidden import HiddenHooks
 from lvlm_guard.forward.interventions.readouts import Lens, ReadoutHooks
-from lvlm_guard.forward.interventions.running import RunningForward
+from lvlm_guard.forward.interventions.running import Attending, RunningForward
 from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, layer_range, readout_layers
+from lvlm_guard.user_warnings import warn_user
 
 
 class LayerInterventions:
@@ -45,14 +48,19 @@ class LayerInterventions:
     ) -> None:
         self.effects = EffectTracker()
         self.attention_plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
+        self.attention_modules: Mapping[nn.Module, Attending] = {}
         self.is_empty = not (attention_edits or attention_captures or hidden_edits or readouts)
         self._module = module
+        self._attended: dict[Hashable, frozenset[tuple[Hashable, int]]] = {}
         self._hidden: HiddenHooks | None = None
         self._readouts: ReadoutHooks | None = None
         if not self.is_empty:
             layers = anatomy.decoder_layers(module)
-            self.attention_plan = plan_attention([*attention_edits, *attention_captures], layers)
-            _check_heads(attention_edits, layers)
+            if attention_edits or attention_captures:
+                self.attention_modules = find_attention(module)
+                attending = {part.layer: part for part in self.attention_modules.values()}
+                self.attention_plan = plan_attention([*attention_edits, *attention_captures], len(layers), attending)
+                self._attended = _collect_places(self.attention_plan)
             self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)
             self._readouts = self._hook_readouts(layers, readouts)
 
@@ -63,6 +71,22 @@ class LayerInterventions:
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""
         return {} if self._readouts is None else self._readouts.read(running, logits, keep)
+
+    def check_applied(self, running: RunningForward) -> None:
+        """Check that a forward which has run came to every edit and capture that applies in it.
+
+        Raises:
+            ModelRefused: It did not run a layer, or not its attention.
+        """
+        awaited = (self._attended.get(branch, frozenset()) for branch in running.layout.prompts)
+        missed = {layer for places in awaited for _, layer in places - running.applied}
+        if self._hidden is not None:
+            missed |= self._hidden.find_missed(running)
+        if missed:
+            raise ModelRefused(
+                f"A forward of {type(self._module).__name__} did not run what is edited in layers {sorted(missed)}, so the "
+                "edits were not applied there. Leave these layers out."
+            )
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -79,28 +103,64 @@ class LayerInterventions:
 
 
 def plan_attention(
-    work: Sequence[AttentionEdit | AttentionCapture], layers: nn.ModuleList
+    work: Sequence[AttentionEdit | AttentionCapture], depth: int, attending: Mapping[int, Attending]
 ) -> dict[int, list[AttentionEdit | AttentionCapture]]:
-    """Edits and captures of every layer that has any.
+    """Edits and captures of every layer that has any, where it has attention; a warning says which layers have none.
+
+    Args:
+        work: Edits and captures.
+        depth: Layers of the decoder.
+        attending: The layers that have attention.
 
     Raises:
-        ModelRefused: A layer mixes tokens without attention scores, where an edit would silently do nothing.
+        InputError: A layer or head outside the model.
+        ModelRefused: A range holds no layer that has attention.
     """
     plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
+    blind: set[int] = set()
     for item in work:
-        for layer in layer_range(item.layers, len(layers)):
+        layers = layer_range(item.layers, depth)
+        chosen = [layer for layer in layers if layer in attending]
+        if not chosen:
+            raise ModelRefused(
+                f"Layers {list(layers)} of this model have no attention that can be edited, or more than one. {_name_attending(attending)}"
+            )
+        blind.update(set(layers).difference(chosen))
+        for layer in chosen:
+            _check_heads(item, attending[layer])
             plan.setdefault(layer, []).append(item)
-    blind = [layer for layer in plan if not anatomy.attends(layers[layer])]
     if blind:
-        raise ModelRefused(
-            f"Layers {blind} of this model have no attention that can be edited. Choose layers of the other kind."
+        warn_user(
+            f"Layers {sorted(blind)} of this model have no attention that can be edited, so attention edits of a range that "
+            f"holds them work on layers {sorted(plan)} alone.",
+            GuardWarning,
         )
     return plan
 
 
-def _check_heads(edits: Sequence[AttentionEdit], layers: nn.ModuleList) -> None:
-    heads = anatomy.head_count(layers)
-    for edit in edits:
-        outside = [head for head in edit.heads or () if not 0 <= head < heads]
-        if outside:
-            raise InputError(f"Head {outside[0]} lies outside a decoder of {heads} heads (0 to {heads - 1}).")
+def _collect_places(
+    plan: Mapping[int, Sequence[AttentionEdit | AttentionCapture]],
+) -> dict[Hashable, frozenset[tuple[Hashable, int]]]:
+    """What forwards that hold the rows of a branch come to, by branch."""
+    branches = {item.branch for work in plan.values() for item in work}
+    return {
+        branch: frozenset(
+            (ATTENTION, layer) for layer, work in plan.items() if any(item.branch == branch for item in work)
+        )
+        for branch in branches
+    }
+
+
+def _name_attending(attending: Mapping[int, Attending]) -> str:
+    if not attending:
+        return "None of its layers has: choose a strategy that does not edit or observe attention."
+    return f"Choose among layers {sorted(attending)}."
+
+
+def _check_heads(item: AttentionEdit | AttentionCapture, attending: Attending) -> None:
+    heads = item.heads or () if isinstance(item, AttentionEdit) else ()
+    for head in heads:
+        if not 0 <= head < attending.heads:
+            raise InputError(
+                f"Head {head} lies outside a decoder of {attending.heads} heads (0 to {attending.heads - 1})."
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ class ForwardLayout:
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict, init=False, repr=False)
     _places: dict[int, EditPlace | None] = field(default_factory=dict, init=False, repr=False)
 
-    @property
+    @cached_property
     def prompt_length(self) -> int:
         """Positions before the first generated one: those of the longest prompt."""
         return max(prompt.length for prompt in self.prompts.values())
@@ -83,6 +84,11 @@ class ForwardLayout:
     def is_decoding(self) -> bool:
         """Whether this forward runs generated tokens alone."""
         return self.new <= self.generated
+
+    @cached_property
+    def row_count(self) -> int:
+        """Rows of all blocks."""
+        return sum(prompt.image.shape[0] for prompt in self.prompts.values())
 
     def rows(self, branch: Hashable) -> slice:
         """The rows of a block in this forward."""

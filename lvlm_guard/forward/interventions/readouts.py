@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,42 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
+from lvlm_guard.forward.interventions.states import align_or_refuse, first_input, first_tensor
 from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import Readout, readout_layers
 
 TOLERANCE = 1e-3
-_checked: weakref.WeakSet[Any] = weakref.WeakSet()
+FORBIDDEN = torch.finfo(torch.float16).min
+"""The lowest number of the narrowest dtype; logits are nowhere near it."""
+_behind_head: weakref.WeakKeyDictionary[Any, Scaling] = weakref.WeakKeyDictionary()
+"""What each model that was checked does to its logits behind the head."""
+
+
+FACTORS = ("logit_scale", "output_multiplier")
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+CAPS = ("final_logit_softcapping",)
+"""What configs call what is done to logits behind the head."""
+
+
+class Scaling(NamedTuple):
+    """What a model does to its logits behind the head.
+
+    Args:
+        factor: What they are multiplied by.
+        cap: What they are softly capped at, if anything.
+        width: How many of them the model returns; None where not known.
+    """
+
+    factor: float = 1.0
+    cap: float | None = None
+    width: int | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Scale, cap and cut logits."""
+        logits = logits[..., : self.width]
+        logits = logits if self.factor == 1.0 else logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class Lens:
@@ -49,11 +80,11 @@ class Lens:
     @property
     def is_checked(self) -> bool:
         """Whether the last layer of this model, read by a lens, gave the model's own logits."""
-        return self._module in _checked
+        return self._module in _behind_head
 
     def logits(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """Logits `[layers, rows, positions, vocab]` of hidden states `[rows, positions, hidden]`, one head product."""
-        return self.scale(self.head(self.stack(hidden, final_norm=final_norm)))
+        return self.scale(self._read(hidden, final_norm=final_norm))
 
     def stack(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """What the head reads, `[layers, rows, positions, hidden]`, where the last of them lies."""
@@ -63,38 +94,60 @@ class Lens:
     def check(self, last: Tensor, logits: Tensor) -> None:
         """Refuse a model whose last layer, read this way, differs from its logits; checked once for each model.
 
-        Infinities must be in the same places; NaN says nothing, and is an error of its own once the forward has run.
+        Of what its config states to be done behind the head, that is taken which gives its logits: not every model does
+        what it states. Infinities must be in the same places; NaN says nothing, and is an error of its own once the
+        forward has run.
 
         Raises:
             ModelRefused: The lens of the last layer differs from the logits.
         """
-        read = self.logits([last], final_norm=True)[0].to(logits.device)
         if bool(logits.isnan().any()):
             return
-        error = _relative_error(read.float(), logits.float())
-        if not error <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
+        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
+        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
+        errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
+        best = min(range(len(stated)), key=lambda index: errors[index])
+        if not errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
             raise ModelRefused(
                 f"Reading the last layer of {type(self._module).__name__} through norm and head differs from its "
-                f"logits by {error:.3g} of their size, so inner layers cannot be read out."
+                f"logits by {errors[best]:.3g} of their size, so inner layers cannot be read out."
             )
-        _checked.add(self._module)
+        _behind_head[self._module] = stated[best]
 
     def scale(self, logits: Tensor) -> Tensor:
-        """Scale and cap logits as some models do behind the head, by what their configs state."""
-        config: Any = self._module.config.get_text_config(decoder=True)
-        if (scale := getattr(config, "logit_scale", None)) is not None:
-            logits = logits * scale
-        if (scale := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / scale
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
+        """Scale and cap logits as the model does behind the head; before it was checked, as its config states."""
+        return self.scaling.apply(logits)
+
+    @property
+    def scaling(self) -> Scaling:
+        """What the model does behind its head, as far as is known."""
+        return _behind_head.get(self._module) or self._list_scalings()[0]
+
+    def _read(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
+        logits: Tensor = self.head(self.stack(hidden, final_norm=final_norm))
         return logits
+
+    def _list_scalings(self) -> list[Scaling]:
+        """What the model may do behind the head: all that its config states first, then parts of it."""
+        config: Any = self._module.config.get_text_config(decoder=True)
+        factors, divisors, caps = (
+            [*(float(value) for name in names if (value := getattr(config, name, None))), None]
+            for names in (FACTORS, DIVISORS, CAPS)
+        )
+        return [
+            Scaling((factor or 1.0) / (divisor or 1.0), cap)
+            for cap, factor, divisor in itertools.product(caps, factors, divisors)
+        ]
 
 
 def _relative_error(read: Tensor, logits: Tensor) -> float:
-    """Greatest difference as a share of the greatest finite logit; of equal infinities 0."""
-    difference = torch.where(read == logits, 0.0, read - logits).abs().max()
-    size = logits.masked_fill(logits.isinf(), 0.0).abs().max()
+    """Greatest difference as a share of the greatest finite logit; of equal infinities 0, and of forbidden tokens.
+
+    Models forbid tokens by the lowest number that their dtype has.
+    """
+    forbidden = logits.isfinite() & (logits <= FORBIDDEN)
+    difference = torch.where((read == logits) | forbidden, 0.0, read - logits).abs().max()
+    size = logits.masked_fill(logits.isinf() | forbidden, 0.0).abs().max()
     return float(difference / size.clamp_min(1e-6))
 
 
@@ -131,8 +184,18 @@ class ReadoutHooks:
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Logits `[rows, keep, vocab]` of every layer asked for, by (layer, whether normed), after main's forward."""
         captures, depth = running.captures, len(self._layers)
+        if missed := sorted(self._lens.layers - captures.hidden.keys()):
+            raise ModelRefused(
+                f"A forward of this model did not run what reads out layers {missed}: leave these layers out."
+            )
         if depth in captures.hidden and not self._lens.is_checked:
+            supposed = self._lens.scaling._replace(width=logits.shape[-1])
             self._lens.check(running.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
+            if captures.online and self._lens.scaling != supposed:
+                raise ModelRefused(
+                    "This model does not scale its logits as its config states, which was not known while its layers were "
+                    "read online. It is known now: repeat the call."
+                )
         read = dict(captures.beside_head)
         read.update({(index, True): logits_of_layer for index, logits_of_layer in captures.online.items()})
         for normed, layers in self._missing(read):
@@ -154,16 +217,21 @@ class ReadoutHooks:
         def hook(_: nn.Module, _args: Any, output: Any) -> None:
             if (running := self._running()) is None:
                 return
-            running.captures.hidden[layer] = output[0] if isinstance(output, tuple) else output
+            if layer in running.captures.hidden:
+                raise ModelRefused(
+                    f"Layer {layer} of this model runs more than once in a forward, so it cannot be read out."
+                )
+            states = align_or_refuse(first_tensor(output), running.layout, f"What gives readout {layer}")
+            running.captures.hidden[layer] = states
             if layer in self._online:
-                states = [running.captured(layer, MAIN)]
-                running.captures.online[layer] = self._lens.logits(states, final_norm=True)[0]
+                captured = [running.captured(layer, MAIN)]
+                running.captures.online[layer] = self._lens.logits(captured, final_norm=True)[0]
 
         return hook
 
     def _capture_embeddings(self) -> Callable[..., None]:
         capture = self._capture(0)
-        return lambda part, args, kwargs: capture(part, args, args[0] if args else kwargs["hidden_states"])
+        return lambda part, args, kwargs: capture(part, args, first_input(args, kwargs))
 
     def _join_head(self, _: nn.Module, args: tuple[Any, ...]) -> Any:
         """Append the states of inner layers to the head's input as further rows.
@@ -175,7 +243,7 @@ class ReadoutHooks:
         if running is None or not isinstance(states, Tensor) or states.ndim != 3:  # noqa: PLR2004
             return None  # the lens itself asks with four dimensions
         captures = running.captures
-        complete = self._lens.layers <= captures.hidden.keys()
+        complete = self._lens.is_checked and self._lens.layers <= captures.hidden.keys()
         if captures.head_rows or states.shape[1] != running.layout.predicting or not complete or not self._joined:
             return None
         inner = [

@@ -8,14 +8,30 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
+from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.interventions.layout import ForwardLayout
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
 from lvlm_guard.strategy.generation import Generation
 
 _running: ContextVar[RunningForward | None] = ContextVar("lvlm_guard_running_forward", default=None)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """One attention module of the decoder.
+
+    Args:
+        layer: Index of the layer it lies in.
+        heads: Query heads.
+        crosses: Whether its keys are the image's, not the prompt's.
+    """
+
+    layer: int
+    heads: int
+    crosses: bool
 
 
 class Owner(Protocol):
@@ -27,8 +43,17 @@ class Owner(Protocol):
         ...
 
     @property
+    def attention_modules(self) -> Mapping[nn.Module, Attending]:
+        """The attention modules that can be edited."""
+        ...
+
+    @property
     def effects(self) -> EffectTracker:
         """Where it is noted which edit changed anything."""
+        ...
+
+    def check_applied(self, running: RunningForward) -> None:
+        """Raise where a forward that has run did not apply what it was asked to."""
         ...
 
 
@@ -60,12 +85,27 @@ class RunningForward:
         layout: Whose rows and which positions it holds.
         owner: The interventions of this call; those of other calls leave the forward alone.
         captures: What hooks capture.
+        applied: Edits, and attention that is edited, that this forward came to, and in which layers.
     """
 
     gen: Generation
     layout: ForwardLayout
     owner: Owner | None = None
     captures: Captures = field(default_factory=Captures)
+    applied: set[tuple[Hashable, int]] = field(default_factory=set)
+
+    def mark(self, work: Hashable, layer: int) -> None:
+        """Note that this forward came to an edit, or to attention that is edited, in a layer.
+
+        Raises:
+            ModelRefused: It came there before: which of the two runs is meant cannot be told.
+        """
+        if (work, layer) in self.applied:
+            raise ModelRefused(
+                f"What is edited in layer {layer} of this model runs more than once in a forward, so which run is meant "
+                "cannot be told. Leave this layer out."
+            )
+        self.applied.add((work, layer))
 
     def captured(self, layer: int, branch: Hashable) -> Tensor:
         """What a layer returned for the rows of a block, where they predict generated tokens."""
@@ -73,12 +113,18 @@ class RunningForward:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let everything inside the layers know that this forward runs."""
+        """Let everything inside the layers know that this forward runs, and check that all of it was reached.
+
+        Raises:
+            ModelRefused: The forward did not come to something that is edited.
+        """
         token = _running.set(self)
         try:
             yield
         finally:
             _running.reset(token)
+        if self.owner is not None:
+            self.owner.check_applied(self)
 
 
 def running_forward() -> RunningForward | None:

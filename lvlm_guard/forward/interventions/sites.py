@@ -6,7 +6,6 @@ its factor; both are observed on a few random embeddings: the layer must return 
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
-from lvlm_guard.forward.interventions.compiled import run_uncompiled
+from lvlm_guard.forward.interventions.probing import run_decoder
+from lvlm_guard.forward.interventions.states import first_input, first_tensor
 from lvlm_guard.protocols import Model
 
 BLOCKS = ("attention", "mlp")
-POSITIONS = 16
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 3e-2
 """How far, as a share of what a layer adds, contributions may be from what it adds, beside the rounding of the stream."""
@@ -79,38 +78,15 @@ def find_site(module: Model, layer: nn.Module, site: str) -> Site:
 
 @torch.no_grad()
 def _probe(module: Model) -> dict[nn.Module, dict[str, Site]]:
-    """Run the decoder once on random embeddings, and return the sites of each of its layers.
+    """Run the decoder once, and return the sites of each of its layers.
 
     Raises:
-        ModelRefused: It does not run on embeddings alone.
+        ModelRefused: It does not run on embeddings or tokens alone.
     """
     layers = anatomy.decoder_layers(module)
-    with run_uncompiled(), _observe(layers) as observed:
-        try:
-            anatomy.decoder(module)(**_make_inputs(module))
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as error:
-            raise ModelRefused(
-                f"The decoder of {type(module).__name__} does not run on embeddings alone ({error}), so where its blocks "
-                "are added cannot be found."
-            ) from error
+    with _observe(layers) as observed:
+        run_decoder(module)
     return {layer: _solve(layer, layer_run) for layer, layer_run in zip(layers, observed, strict=True)}
-
-
-def _make_inputs(module: Any) -> dict[str, Any]:
-    """Random embeddings `[1, positions, hidden]` of the size of the model's own, and an image where layers attend to one."""
-    weight = module.get_input_embeddings().weight
-    draw = torch.Generator().manual_seed(0)
-    spread = float(weight[:POSITIONS].float().std()) if weight.is_floating_point() else 1.0
-
-    def states() -> Tensor:
-        drawn = torch.randn(1, POSITIONS, weight.shape[1], generator=draw) * spread
-        dtype = weight.dtype if weight.is_floating_point() else None
-        return drawn.to(weight.device, dtype)
-
-    inputs: dict[str, Any] = {"inputs_embeds": states(), "use_cache": False}
-    if "cross_attention_states" in inspect.signature(anatomy.decoder(module).forward).parameters:
-        inputs["cross_attention_states"] = states()
-    return inputs
 
 
 @contextmanager
@@ -128,7 +104,7 @@ def _observe(layers: nn.ModuleList) -> Iterator[list[_Observed]]:
 
 def _note_stream(layer_run: _Observed) -> Any:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        layer_run.stream = [args[0] if args else kwargs["hidden_states"], first_tensor(output)]
+        layer_run.stream = [first_input(args, kwargs), first_tensor(output)]
 
     return hook
 
@@ -144,11 +120,6 @@ def _note_output(layer_run: _Observed, name: str | None) -> Any:
                 layer_run.parts[block] = part
 
     return hook
-
-
-def first_tensor(output: Any) -> Any:
-    """The hidden states of what a module returns."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _solve(layer: nn.Module, layer_run: _Observed) -> dict[str, Site]:

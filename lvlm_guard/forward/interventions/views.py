@@ -16,12 +16,21 @@ from lvlm_guard.strategy.generation import Generation
 
 @dataclass(slots=True, eq=False)
 class LayerView:
-    """What a forward lets an edit in one of its layers look at."""
+    """What a forward lets an edit in one of its layers look at.
+
+    Args:
+        running: The forward.
+        branch: Whose rows are handed over.
+        layer: Index of the layer.
+        device: Where the layer lies.
+        count: Positions that run in this layer: those of the forward, or just the last of them.
+    """
 
     running: RunningForward
     branch: Hashable
     layer: int
     device: torch.device
+    count: int
 
     @property
     def gen(self) -> Generation:
@@ -31,7 +40,7 @@ class LayerView:
     @property
     def predicting(self) -> int:
         """How many of the last positions predict generated tokens."""
-        return self.running.layout.predicting
+        return min(self.running.layout.predicting, self.count)
 
     @property
     def image(self) -> Tensor:
@@ -44,12 +53,12 @@ class LayerView:
         return self._newest("valid")
 
     def _newest(self, name: str) -> Tensor:
-        layout = self.running.layout
-        return layout.positions(self.branch, name)[:, -layout.new :].to(self.device)
+        return self.running.layout.positions(self.branch, name)[:, -self.count :].to(self.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """Values `[rows, predicting, ...]` for all positions; earlier ones get what the first predicting one has."""
-        before = self.running.layout.new - values.shape[1]
+        values = values[:, -self.count :]
+        before = self.count - values.shape[1]
         first = values[:, :1].expand(-1, before, *values.shape[2:])
         return torch.cat([first, values], dim=1)
 
@@ -90,7 +99,8 @@ class HiddenView(LayerView):
     @property
     def positions(self) -> Tensor:
         """Where the edit applies among the positions handed over, bool `[rows, positions]`."""
-        return self.running.layout.edited(self.branch, self.edit.positions, self.edit.when).to(self.device)
+        applies = self.running.layout.edited(self.branch, self.edit.positions, self.edit.when)
+        return applies[:, -self.count :].to(self.device)
 
     @property
     def keys(self) -> Tensor:
@@ -99,4 +109,4 @@ class HiddenView(LayerView):
 
     def fit(self, values: Tensor) -> Tensor:
         """Values over every position so far `[..., positions]`, cut to the positions handed over."""
-        return values[..., -self.running.layout.new :]
+        return values[..., -self.count :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.installations import hooked, register
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.running import running_forward
+from lvlm_guard.forward.interventions.states import first_input, first_tensor, replace_first
 from lvlm_guard.protocols import Model
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 from lvlm_guard.strategy.generation import Generation
@@ -44,31 +46,49 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 
 @contextmanager
 def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker) -> Iterator[None]:
-    """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything."""
+    """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything.
+
+    Raises:
+        ModelRefused: There is an image, and a layer that is edited did not run on it.
+    """
     if not edits:
         yield
         return
+    layers, waiting = anatomy.vision_layers(module), set()
     with run_uncompiled(), hooked(module, gen):
-        for edit in edits:
-            layers = anatomy.vision_layers(module)
+        for number, edit in enumerate(edits):
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
-                register(part, gen, _edit_output(edit, index, gen, effects), with_kwargs=True)
+                waiting.add((number, index))
+                reached = functools.partial(waiting.discard, (number, index))
+                register(part, gen, _edit_output(edit, index, gen, effects, reached), with_kwargs=True)
         yield
+    if waiting and bool(gen.prompt.image_mask.any()):
+        raise ModelRefused(
+            f"Layers {sorted({index for _, index in waiting})} of the vision tower of {type(module).__name__} did not run on "
+            "the image of the rows that were to be edited, so the edits were not applied there. Leave these layers out."
+        )
 
 
-def _edit_output(edit: HiddenEdit, layer: int, gen: Generation, effects: EffectTracker) -> Callable[..., Any]:
+def _edit_output(
+    edit: HiddenEdit, layer: int, gen: Generation, effects: EffectTracker, reached: Callable[[], None]
+) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if _branch_of(gen) != edit.branch:
             return None
-        source = args[0] if args else kwargs.get("hidden_states")
-        hidden = output[0] if isinstance(output, tuple) else output
+        reached()
+        source, hidden = first_input(args, kwargs), first_tensor(output)
+        if not isinstance(hidden, Tensor):
+            raise ModelRefused(
+                f"The {edit.site} output of layer {layer} of the vision tower is {type(hidden).__name__}, no tensor, so it "
+                "cannot be edited."
+            )
         edited: Tensor = edit.edit(hidden, VisionView(gen, layer, source))  # type: ignore[arg-type]
         if edited.shape != hidden.shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
         edited = edited.to(hidden)
         effects.record(id(edit), hidden, edited)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return replace_first(output, edited)
 
     return hook
 
