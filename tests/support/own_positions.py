@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost
 
-VISION = {**TOWER, "image_size": 16, "patch_size": 8}
+VISION = {**TOWER, "image_size": 16, "patch_size": 8, "initializer_range": 0.02}  # the default of some is blind
 KOSMOS_TEXT = {"vocab_size": 128, "embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 4, "dropout": 0.0}
 KOSMOS_TEXT |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": None, "attention_dropout": 0.0}
 LATENT = 4
@@ -53,7 +53,7 @@ def _blip2_opt() -> Any:
     text |= {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": None}
     qformer = {**TOWER, "vocab_size": 128, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
     config = transformers.Blip2Config(
-        vision_config={**VISION, "initializer_range": 0.02}, qformer_config=qformer, text_config=text,
+        vision_config=VISION, qformer_config=qformer, text_config=text,
         num_query_tokens=LATENT, image_token_index=IMAGE_TOKEN,
     )  # fmt: skip
     return transformers.Blip2ForConditionalGeneration(config)
@@ -68,6 +68,8 @@ def build(name: str, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = BUILDERS[name]().eval()
         boost(model)
+        if name.startswith("kosmos"):
+            model.image_to_text_projection.latent_query.data.mul_(0.02)  # beside it the image would not matter
     return model
 
 
