@@ -150,8 +150,7 @@ class GuardedDecode:
         if not self._is_closed:
             self._is_closed = True
             self.choice.executor.release()
-        if self._cache is not None:
-            leave(self._cache, "reorder_cache", self)
+        self._leave_cache()
 
     def _next_step(self, inputs: Inputs) -> Step:
         """The tokens that this call feeds; the first call also tells which cache is main's."""
@@ -165,12 +164,15 @@ class GuardedDecode:
 
     def _adopt(self, cache: Cache | None) -> None:
         """Take the cache of a call as main's, and follow its beams."""
-        if self._cache is not None:
-            leave(self._cache, "reorder_cache", self)
+        self._leave_cache()
         self._former_cache, self._cache = self._cache, cache
         self._sequential.adopt(cache)
-        if cache is not None and hasattr(cache, "reorder_cache"):
+        if hasattr(cache, "reorder_cache"):
             stand_in(cache, "reorder_cache", lambda _, index: self._reorder(index), self)
+
+    def _leave_cache(self) -> None:
+        if hasattr(self._cache, "reorder_cache"):
+            leave(self._cache, "reorder_cache", self)
 
     def _follow_cache(self, step: Step, returned: Cache | None) -> None:
         """Go on with the cache that a forward returned: some wrap the one they get; the first ones must show what was run."""

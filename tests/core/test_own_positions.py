@@ -140,6 +140,30 @@ class ScaledPositions(transformers.LlavaForConditionalGeneration):
         return inputs
 
 
+class WidePositions(transformers.LlavaForConditionalGeneration):
+    """Leaves a gap between the positions of generated tokens."""
+
+    def prepare_inputs_for_generation(self, ids, *args, is_first_iteration=False, **kwargs):
+        inputs = super().prepare_inputs_for_generation(ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and "position_ids" in inputs:
+            inputs["position_ids"] = inputs["position_ids"] * 2
+        return inputs
+
+
+class TupleCache(transformers.LlavaForConditionalGeneration):
+    """Answers with tuples of keys and values, as models of old did, and goes on with them."""
+
+    def forward(self, *args, past_key_values=None, **kwargs):
+        if isinstance(past_key_values, tuple):
+            past_key_values = past_key_values[0][2]
+        output = super().forward(*args, past_key_values=past_key_values, **kwargs)
+        if (cache := output.past_key_values) is not None:
+            output.past_key_values = tuple((layer.keys, layer.values, cache) for layer in cache.layers)
+        return output
+
+    forward.__signature__ = FORWARD
+
+
 class WrappedCache(transformers.LlavaForConditionalGeneration):
     """Wraps the cache it gets, and answers with the wrapper."""
 
@@ -191,7 +215,11 @@ class CopiedCache(transformers.LlavaForConditionalGeneration):
     def generate(self, **inputs):
         """New tokens alone, as the chat functions of some models return them."""
         output = super().generate(**inputs)
-        return output if isinstance(output, torch.Tensor) and "custom_generate" in inputs else output[:, len(inputs["input_ids"][0]) :]
+        return (
+            output
+            if isinstance(output, torch.Tensor) and "custom_generate" in inputs
+            else output[:, len(inputs["input_ids"][0]) :]
+        )
 
 
 def llava_as(kind: type, padding: int = 0) -> tuple[Any, dict[str, Any]]:
@@ -226,13 +254,31 @@ def test_a_wrapped_cache_follows_its_beams():
 
 def test_a_cache_that_shows_no_length_is_refused_with_the_remedy():
     model, inputs = llava_as(SilentCache)
-    with pytest.raises(ModeRefused, match="shows 0 positions where.*use_cache=False"):
+    with pytest.raises(ModeRefused, match=r"shows 0 positions where.*use_cache=False"):
         guarded(model, inputs)
     assert guarded(model, inputs, max_new_tokens=1, min_new_tokens=1)[1].executor == "prefill only"
     assert guarded(model, inputs, use_cache=False)[1].executor == "sequential"
 
 
+def test_a_cache_of_tuples_is_refused_with_the_remedy():
+    model, inputs = llava_as(TupleCache)
+    model.generate(**inputs, **SETTINGS)
+    with pytest.raises(ModeRefused, match=r"a tuple that shows 0 positions.*use_cache=False"):
+        guarded(model, inputs)
+    assert guarded(model, inputs, use_cache=False)[1].executor == "sequential"
+
+
+def test_positions_with_gaps_are_refused_in_one_batch_and_right_one_by_one():
+    model, inputs = llava_as(WidePositions)
+    with pytest.raises(ModeRefused, match=r"do not go up by 1.*executor='sequential'"):
+        guarded(model, inputs)
+    output, _ = guarded(model, inputs, executor="sequential")
+    error, effect = errors(model, inputs, output)
+    assert error <= TOLERANCE
+    assert effect > 0.05
+
+
 def test_tokens_that_were_decoded_past_the_guard_are_an_error_whatever_the_output_holds():
     model, inputs = llava_as(CopiedCache)
-    with pytest.raises(ModeRefused, match="another cache than its prefill.*use_cache=False"):
+    with pytest.raises(ModeRefused, match=r"another cache than its prefill.*use_cache=False"):
         Guard(model, None, [Beside()]).generate(**inputs, **SETTINGS)

@@ -18,8 +18,8 @@ JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def length_of(cache: Cache | None) -> int:
-    """Positions the cache has seen; 0 without a cache."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Positions the cache has seen; 0 without a cache, and of an object that does not tell."""
+    return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
 
 
 def positions_beside(cache: Cache | None, length: int) -> int:

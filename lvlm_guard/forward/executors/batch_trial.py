@@ -19,7 +19,10 @@ from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.protocols import Model
 
 ROWS, TOKENS, PADDING, GAP, VOCABULARY = 4, 6, 8, 7, 4096
-HALVES = (torch.float16, torch.bfloat16)
+SAME_SHAPE, OTHER_SHAPE = 2**-14, 2**-8
+"""Rounding between batches of one shape (as a rule there is none), and of two, by the largest logit; in half precision more."""
+HALVES = {torch.float16: 2**4, torch.bfloat16: 2**5}
+"""How much more."""
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _known: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[bool, str | None]]] = weakref.WeakKeyDictionary()
@@ -75,11 +78,6 @@ class _Trial:
         self._module: Any = module
         self._forward = forward
         self._example = example
-        is_half = self._module.dtype in HALVES
-        self._same_shape = 2**-7 if is_half else 2**-14
-        """Rounding between batches of one shape, by the largest logit; as a rule there is none."""
-        self._other_shape = 2**-4 if is_half else 2**-8
-        """Rounding between batches of two shapes, which other kernels may run."""
 
     def find_fault(self, *, is_padded: bool) -> str | None:
         try:
@@ -92,7 +90,7 @@ class _Trial:
         """Other rows beside a row must not change it."""
         tokens = self._draw_tokens()
         alone, beside = self._run(tokens[:1].expand(ROWS, -1)), self._run(tokens)
-        if _agree(alone[0], beside[0], self._same_shape):
+        if _agree(alone[0], beside[0], SAME_SHAPE):
             return None
         return "a row depends on the batch it is in, as where activations are quantised by the batch"
 
@@ -104,7 +102,7 @@ class _Trial:
         alone = self._run(row)
         padded = self._run(torch.cat([padding[:, :PADDING], row], dim=1), PADDING)
         moved = self._run(torch.cat([padding[:, PADDING:], row], dim=1), PADDING, GAP)
-        if not _agree(padded[0], moved[0], self._same_shape) or not _agree(alone[0], padded[0], self._other_shape):
+        if not _agree(padded[0], moved[0], SAME_SHAPE) or not _agree(alone[0], padded[0], OTHER_SHAPE):
             return "padding in front of a prompt changes it"
         if torch.equal(padded[1], moved[1]):
             return "the model takes position ids and does not use them"
@@ -122,7 +120,7 @@ class _Trial:
                 inputs[name] = torch.zeros_like(ids)
         flags = {name: value for name, value in self._example.items() if isinstance(value, bool)}
         output = self._forward(**inputs, **{**flags, "use_cache": False, "return_dict": True})
-        logits: Tensor = output.logits[:, -1].float()
+        logits: Tensor = output.logits[:, -1]
         return logits
 
     def _draw_tokens(self, seed: int = 0, length: int = TOKENS) -> Tensor:
@@ -149,4 +147,5 @@ class _Trial:
 
 def _agree(logits: Tensor, others: Tensor, rounding: float) -> bool:
     """Whether two rows of logits differ by rounding alone; NaN agrees with nothing."""
-    return bool((logits - others).abs().max() <= rounding * logits.abs().max())
+    allowed = rounding * HALVES.get(logits.dtype, 1) * logits.float().abs().max()
+    return bool((logits.float() - others.float()).abs().max() <= allowed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
+from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.executors.executor import Inputs, Run
@@ -37,7 +38,9 @@ class BatchedExecutor:
         self._layouts = layouts
         self._rows = first.rows
         self._first_past = first.step.past
+        self._main_positions = first.inputs.get("position_ids")
         self._first_positions = [inputs.get("position_ids") for inputs in first.branch_inputs.values()]
+        self._are_positions_checked = False
         self._prompt_mask = self._join_masks(first.main.length, runs, first.inputs)
         self.cache = caches.JoinedCache(first.cache, [run.cache for run in runs], self._rows)
         for run in runs:
@@ -99,10 +102,27 @@ class BatchedExecutor:
         Prompts are right-aligned in the joined cache, but every row counts its own tokens: a branch goes on from the
         position that the model's own code gave its first decoded token, wherever the padding put it.
         """
-        new = torch.arange(step.past - self._first_past, step.past - self._first_past + step.new, device=main.device)
+        steps = step.past - self._first_past
+        new = torch.arange(steps, steps + step.new, device=main.device)
+        if steps and not self._are_positions_checked:
+            self._check_steps(main, new)
         branches = [first[..., :1].to(main.device) + new for first in self._first_positions if first is not None]
         rows = [positions.expand(*positions.shape[:-2], self._rows, step.new) for positions in (main, *branches)]
         return torch.cat(rows, dim=-2)
+
+    def _check_steps(self, main: Tensor, new: Tensor) -> None:
+        """Check once, at the second step, that main's own positions go on token by token as the branches' are made to.
+
+        Raises:
+            ModeRefused: They do not.
+        """
+        self._are_positions_checked = True
+        assert self._main_positions is not None
+        if not torch.equal((self._main_positions[..., :1] + new).expand_as(main), main):
+            raise ModeRefused(
+                "The position ids of this model do not go up by 1 with every token, so its branches cannot be decoded in one "
+                "batch. Choose executor='sequential'."
+            )
 
     def _cut_to_main(self, output: ModelOutput, new: int) -> ModelOutput:
         """Main's share of a joined forward that ran `new` positions, as main's own forward would have returned it."""
