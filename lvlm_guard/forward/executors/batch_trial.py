@@ -80,26 +80,24 @@ class _Trial:
         self._example = example
 
     def find_fault(self, *, is_padded: bool) -> str | None:
+        """What would make one batch inexact, or None."""
         try:
             with torch.no_grad(), run_uncompiled(), self._keep_rope():
-                return self._find_dependence() or (self._find_padding_fault() if is_padded else None)
+                return self._find_fault(is_padded=is_padded)
         except FAILURES as error:
             return f"the model cannot be tried on a small batch ({type(error).__name__})"
 
-    def _find_dependence(self) -> str | None:
-        """Other rows beside a row must not change it."""
-        tokens = self._draw_tokens()
-        alone, beside = self._run(tokens[:1].expand(ROWS, -1)), self._run(tokens)
-        if _agree(alone[0], beside[0], SAME_SHAPE):
-            return None
-        return "a row depends on the batch it is in, as where activations are quantised by the batch"
-
-    def _find_padding_fault(self) -> str | None:
-        """Masked tokens in front of a row must not change it, and its positions must be those it is told."""
+    def _find_fault(self, *, is_padded: bool) -> str | None:
         tokens = self._draw_tokens()
         row = tokens[:1].expand(ROWS, -1)
+        alone, beside = self._run(row), self._run(tokens)
+        if not _agree(alone[0], beside[0], SAME_SHAPE):
+            return "a row depends on the batch it is in, as where activations are quantised by the batch"
+        return self._find_padding_fault(row, alone) if is_padded else None
+
+    def _find_padding_fault(self, row: Tensor, alone: Tensor) -> str | None:
+        """Masked tokens in front of a row must not change it, and its positions must be those it is told."""
         padding = self._draw_tokens(seed=1, length=2 * PADDING)[:1].expand(ROWS, -1)
-        alone = self._run(row)
         padded = self._run(torch.cat([padding[:, :PADDING], row], dim=1), PADDING)
         moved = self._run(torch.cat([padding[:, PADDING:], row], dim=1), PADDING, GAP)
         if not _agree(padded[0], moved[0], SAME_SHAPE) or not _agree(alone[0], padded[0], OTHER_SHAPE):
