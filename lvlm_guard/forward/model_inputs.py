@@ -61,14 +61,22 @@ def _count_positions(ids: Tensor, kwargs: Mapping[str, Any], *, first: bool) -> 
     return int(embeds.shape[1] if first and embeds is not None else ids.shape[1])
 
 
-def extend_kwargs(module: Model, kwargs: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Carry `kwargs` over `tokens` generated tokens with the model's own bookkeeping (masks, positions, types)."""
+def extend_kwargs(module: Model, kwargs: Mapping[str, Any], tokens: int, output: Any) -> dict[str, Any]:
+    """Carry `kwargs` over `tokens` generated tokens with the model's own bookkeeping: masks, positions, types, encoded images.
+
+    Args:
+        module: The module that decodes.
+        kwargs: What the loop carries.
+        tokens: How many tokens further.
+        output: What the last forward returned, for models that carry more of it than the cache; None before the first.
+    """
+    output = ModelOutput() if output is None else output
     carried = dict(kwargs)
     if _carries_cache_position(module):
         carried.setdefault("cache_position", torch.zeros(1, dtype=torch.long, device=module.device))
     for _ in range(tokens):
         carried = module._update_model_kwargs_for_generation(  # noqa: SLF001 - models override it; nothing public does
-            ModelOutput(), carried, is_encoder_decoder=module.config.is_encoder_decoder
+            output, carried, is_encoder_decoder=module.config.is_encoder_decoder
         )
     return carried
 

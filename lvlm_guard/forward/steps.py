@@ -79,7 +79,7 @@ class TokenHistory:
     def __init__(self, main: PreparedDecode, *, cached: bool) -> None:
         self._main = main
         self._cached = cached
-        self._beside = 0
+        self._extra_positions = 0
         self.tokens = torch.empty(0, 0, dtype=torch.long, device=main.input_ids.device)
         """Generated tokens `[rows, tokens]`, those of the current forward included."""
 
@@ -96,12 +96,12 @@ class TokenHistory:
 
     def measure(self, cache: Cache | None) -> None:
         """Find, right after the prefill, how many positions main's cache holds that no id stands for."""
-        self._beside = caches.positions_beside(cache, self._main.length + self.length)
+        self._extra_positions = caches.positions_beside(cache, self._main.length + self.length)
 
     @property
     def is_in_step(self) -> bool:
         """Whether main's cache holds exactly as many positions as the prompt has ids."""
-        return self._beside == 0
+        return self._extra_positions == 0
 
     def check_cache(self, cache: Cache | None) -> None:
         """Check that main's cache shows every token that was fed.
@@ -131,13 +131,13 @@ class TokenHistory:
 
     def _count_in(self, cache: Cache | None) -> int:
         """How many generated tokens a cache holds."""
-        return caches.length_of(cache) - self._main.length - self._beside
+        return caches.length_of(cache) - self._main.length - self._extra_positions
 
     def _refuse(self, cache: Cache | None) -> NoReturn:
         model, kind = type(self._main.module).__name__, "no cache" if cache is None else f"a {type(cache).__name__}"
         raise ModeRefused(
             f"{model} decodes with {kind} that shows {caches.length_of(cache)} positions where "
-            f"{self._main.length + self._beside + self.length} were run, so branches cannot be kept in step with it. Pass "
+            f"{self._main.length + self._extra_positions + self.length} were run, so branches cannot be kept in step with it. Pass "
             "use_cache=False."
         )
 

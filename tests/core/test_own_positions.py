@@ -51,6 +51,8 @@ def by_hand(inputs: dict[str, Any], kind: str) -> dict[str, Any]:
     for name, value in (("attention_mask", 1), ("image_embeds_position_mask", 0)):
         if name in inputs:
             grown[name] = torch.cat([inputs[name], torch.full_like(extra, value)], dim=1)
+    if (mask := inputs.get("image_attention_mask")) is not None:
+        grown["image_attention_mask"] = torch.cat([mask, mask[:, -1:].repeat(1, len(EXTRA), 1)], dim=1)
     return grown
 
 

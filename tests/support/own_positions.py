@@ -11,7 +11,14 @@ from torch import Tensor
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost
 
 VISION = {**TOWER, "image_size": 16, "patch_size": 8, "initializer_range": 0.02}  # the default of some is blind
-KOSMOS_TEXT = {"vocab_size": 128, "embed_dim": 32, "layers": 3, "ffn_dim": 64, "attention_heads": 4, "dropout": 0.0}
+KOSMOS_TEXT: dict[str, Any] = {
+    "vocab_size": 128,
+    "embed_dim": 32,
+    "layers": 3,
+    "ffn_dim": 64,
+    "attention_heads": 4,
+    "dropout": 0.0,
+}
 KOSMOS_TEXT |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": None, "attention_dropout": 0.0}
 LATENT = 4
 """Positions of the image in a Kosmos prompt."""
@@ -59,7 +66,24 @@ def _blip2_opt() -> Any:
     return transformers.Blip2ForConditionalGeneration(config)
 
 
-BUILDERS = {"kosmos2": _kosmos2, "kosmos2_5": _kosmos2_5, "git": _git, "blip": _blip, "blip2_opt": _blip2_opt}
+def _idefics() -> Any:
+    vision = {"embed_dim": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {name: value for name, value in TEXT.items() if name != "num_key_value_heads"}
+    config = transformers.IdeficsConfig(
+        **text, additional_vocab_size=0, vision_config={**vision, "image_size": 16, "patch_size": 8},
+        perceiver_config={"use_resampler": False}, use_resampler=False, cross_layer_interval=1, alpha_initializer="ones",
+    )  # fmt: skip
+    return transformers.IdeficsForVisionText2Text(config)
+
+
+BUILDERS = {
+    "idefics": _idefics,
+    "kosmos2": _kosmos2,
+    "kosmos2_5": _kosmos2_5,
+    "git": _git,
+    "blip": _blip,
+    "blip2_opt": _blip2_opt,
+}
 
 
 def build(name: str, seed: int = 0) -> Any:
@@ -90,6 +114,9 @@ def inputs_for(name: str, *, padding: int = 0) -> dict[str, Tensor]:
         inputs["flattened_patches"] = _flattened(draw)
     else:
         inputs["pixel_values"] = torch.randn(2, 3, 16, 16, generator=draw)
+    if name == "idefics":
+        inputs["pixel_values"] = inputs["pixel_values"][:, None]
+        inputs["image_attention_mask"] = torch.ones(*ids.shape, 1, dtype=torch.long)
     if name.startswith("kosmos"):
         inputs["image_embeds_position_mask"] = (ids == IMAGE_TOKEN).long()
     return inputs

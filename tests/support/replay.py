@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 
-class FixedTokens(LogitsProcessor):
+class FixedTokens:
     """Allow the tokens of a table `[rows, steps]` alone."""
 
     def __init__(self, tokens: Tensor) -> None:

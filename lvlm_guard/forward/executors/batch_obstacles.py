@@ -53,10 +53,10 @@ def _find_unknown_input(first: FirstStep) -> str | None:
     return None
 
 
-def _is_same(value: Any, other: Any) -> bool:
-    if isinstance(value, Tensor) and isinstance(other, Tensor):
-        return value.shape == other.shape and torch.equal(value, other.to(value.device))
-    return not isinstance(value, (bool, int, float, str)) or value == other
+def _is_same(value: Any, main_value: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(main_value, Tensor):
+        return value.shape == main_value.shape and torch.equal(value, main_value.to(value.device))
+    return not isinstance(value, (bool, int, float, str)) or value == main_value
 
 
 def _find_unknown_position(first: FirstStep) -> str | None:

@@ -25,7 +25,9 @@ HALVES = {torch.float16: 2**4, torch.bfloat16: 2**5}
 """How much more."""
 FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_known: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[bool, str | None]]] = weakref.WeakKeyDictionary()
+_answers_of_modules: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[bool, str | None]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def try_batch(module: Model, forward: Run, example: Mapping[str, Any], *, is_padded: bool) -> str | None:
@@ -39,9 +41,9 @@ def try_batch(module: Model, forward: Run, example: Mapping[str, Any], *, is_pad
     """
     assert isinstance(module, nn.Module)
     state = _describe(module)
-    if module not in _known or _known[module][0] != state:
-        _known[module] = state, {}
-    answers = _known[module][1]
+    if module not in _answers_of_modules or _answers_of_modules[module][0] != state:
+        _answers_of_modules[module] = state, {}
+    answers = _answers_of_modules[module][1]
     if is_padded not in answers:
         trial = _Trial(module, forward, example)
         answers[is_padded] = trial.find_fault(is_padded=is_padded)
@@ -90,8 +92,8 @@ class _Trial:
     def _find_fault(self, *, is_padded: bool) -> str | None:
         tokens = self._draw_tokens()
         row = tokens[:1].expand(ROWS, -1)
-        alone, beside = self._run(row), self._run(tokens)
-        if not _agree(alone[0], beside[0], SAME_SHAPE):
+        alone, in_batch = self._run(row), self._run(tokens)
+        if not _agree(alone[0], in_batch[0], SAME_SHAPE):
             return "a row depends on the batch it is in, as where activations are quantised by the batch"
         return self._find_padding_fault(row, alone) if is_padded else None
 
@@ -135,15 +137,15 @@ class _Trial:
     def _keep_rope(self) -> Iterator[None]:
         """Some versions keep rope deltas on the module, and read them when they go on."""
         owners = anatomy.rope_owners(self._module)
-        kept = [owner.rope_deltas for owner in owners]
+        old_deltas = [owner.rope_deltas for owner in owners]
         try:
             yield
         finally:
-            for owner, deltas in zip(owners, kept, strict=True):
+            for owner, deltas in zip(owners, old_deltas, strict=True):
                 owner.rope_deltas = deltas
 
 
-def _agree(logits: Tensor, others: Tensor, rounding: float) -> bool:
+def _agree(logits: Tensor, other_logits: Tensor, rounding: float) -> bool:
     """Whether two rows of logits differ by rounding alone; NaN agrees with nothing."""
     allowed = rounding * HALVES.get(logits.dtype, 1) * logits.float().abs().max()
-    return bool((logits.float() - others.float()).abs().max() <= allowed)
+    return bool((logits.float() - other_logits.float()).abs().max() <= allowed)

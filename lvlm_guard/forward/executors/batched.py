@@ -138,8 +138,8 @@ class BatchedExecutor:
 
     def _first_rows(self, value: Tensor) -> Tensor:
         """Main's part of a tensor whose first dimension is all rows, or all positions of all rows."""
-        whole = value.ndim == 0 or value.shape[0] % (self._rows * len(self._keys))
-        return value if whole else value[: value.shape[0] // len(self._keys)]
+        is_whole = value.ndim == 0 or value.shape[0] % (self._rows * len(self._keys))
+        return value if is_whole else value[: value.shape[0] // len(self._keys)]
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

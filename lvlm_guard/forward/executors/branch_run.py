@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,8 @@ class BranchRun:
         self._carried = 0
         self._ropes = anatomy.rope_owners(prepared.module)
         self._rope_state: list[Any] = [None] * len(self._ropes)
-        self._beside = 0
+        self._extra_positions = 0
+        self._output: Any = None
 
     @property
     def cache(self) -> Cache | None:
@@ -46,7 +48,7 @@ class BranchRun:
     @property
     def is_in_step(self) -> bool:
         """Whether the cache holds exactly as many positions as the prompt has ids."""
-        return self._beside == 0
+        return self._extra_positions == 0
 
     @property
     def prompt_mask(self) -> Tensor | None:
@@ -68,7 +70,7 @@ class BranchRun:
             output = run(**{**inputs, "return_dict": True})
         self._remember(output)
         if first:
-            self._beside = caches.positions_beside(self.cache, self.length + generated.shape[1])
+            self._extra_positions = caches.positions_beside(self.cache, self.length + generated.shape[1])
         return output.logits[:, -keep:]
 
     def prepare_next(self, generated: Tensor, new: int) -> dict[str, Any]:
@@ -80,7 +82,7 @@ class BranchRun:
     def synchronise(self, tokens: int) -> None:
         """Forget generated tokens from `tokens` on, as main did with rejected candidates."""
         if self.cache is not None and caches.length_of(self.cache):
-            caches.crop(self.cache, self.length + self._beside + tokens)
+            caches.crop(self.cache, self.length + self._extra_positions + tokens)
 
     def repeat(self, times: int) -> None:
         """Go on with every row repeated, as long as nothing but the prompt was fed; `reorder` does the same to the cache."""
@@ -88,10 +90,12 @@ class BranchRun:
         self._prepared = model_inputs.repeat_rows(self._prepared, times)
         self._kwargs = self._prepared.kwargs
         self._rope_state = [_repeat_rows(state, times, rows) for state in self._rope_state]
+        for name, value in list((self._output or {}).items()):
+            self._output[name] = _repeat_rows(value, times, rows)
 
     def release(self) -> None:
         """Let go of cache and inputs, once the rows live in a joined cache."""
-        self._kwargs = {}
+        self._kwargs, self._output = {}, None
         self._prepared.kwargs = {}
 
     def reorder(self, index: Tensor) -> None:
@@ -110,10 +114,12 @@ class BranchRun:
         if tokens < self._carried:
             self._kwargs = model_inputs.shorten_kwargs(self._kwargs, self._carried - tokens)
         elif tokens > self._carried:
-            self._kwargs = model_inputs.extend_kwargs(self._module, self._kwargs, tokens - self._carried)
+            self._kwargs = model_inputs.extend_kwargs(self._module, self._kwargs, tokens - self._carried, self._output)
         self._carried = tokens
 
     def _remember(self, output: Any) -> None:
+        self._output = copy.copy(output)
+        self._output["logits"] = output.logits[:0].clone()
         if (cache := getattr(output, "past_key_values", None)) is not None:
             self._kwargs["past_key_values"] = cache
 

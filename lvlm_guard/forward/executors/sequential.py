@@ -71,8 +71,8 @@ class SequentialExecutor:
         """The first step after the prefill, with what each branch's own forward would get."""
         tokens = self._history.tokens
         prepared = {key: branch.prepare_next(tokens, step.new) for key, branch in self.branches.items()}
-        beside = not self._history.is_in_step or not all(branch.is_in_step for branch in self.branches.values())
-        return FirstStep(self._main, self._cache, self.branches, inputs, prepared, step, beside)
+        holds_more = not self._history.is_in_step or not all(branch.is_in_step for branch in self.branches.values())
+        return FirstStep(self._main, self._cache, self.branches, inputs, prepared, step, holds_more)
 
     def reorder(self, index: Tensor) -> None:
         """Follow a reordering of generate's rows in main's cache and every branch's."""
