@@ -54,9 +54,10 @@ def _find_unknown_input(first: FirstStep) -> str | None:
 
 
 def _is_same(value: Any, main_value: Any) -> bool:
-    if isinstance(value, Tensor) and isinstance(main_value, Tensor):
-        return value.shape == main_value.shape and torch.equal(value, main_value.to(value.device))
-    return not isinstance(value, (bool, int, float, str)) or value == main_value
+    """Whether two tensors are equal; what is no tensor is a setting of the call."""
+    if not isinstance(value, Tensor) or not isinstance(main_value, Tensor):
+        return isinstance(value, Tensor) == isinstance(main_value, Tensor)
+    return value.shape == main_value.shape and torch.equal(value, main_value.to(value.device))
 
 
 def _find_unknown_position(first: FirstStep) -> str | None:
