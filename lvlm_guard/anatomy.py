@@ -68,11 +68,6 @@ def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     return [part for part in module.modules() if hasattr(part, "rope_deltas")]
 
 
-def dynamically_quantised(module: nn.Module | Model) -> bool:
-    """Whether a layer quantises activations per batch, which makes rows depend on the batch they are in."""
-    return any("quantized.dynamic" in type(part).__module__ for part in module.modules())
-
-
 def maximum_length(config: Any) -> int | None:
     """Positions the decoder was built for, or None when the config does not say."""
     text = config.get_text_config(decoder=True)

@@ -84,6 +84,8 @@ class GuardedDecode:
         self._interventions = interventions
         self._late = late or {}
         self._cache = main_cache
+        self._former_cache: Cache | None = None
+        self._passed_over = False
         self._cached = bool(main.settings.use_cache is not False)
         self._ids_name = model_inputs.name_of_ids(main.module)
         self._history = TokenHistory(main, cached=self._cached)
@@ -108,12 +110,17 @@ class GuardedDecode:
             return False
         if not self._is_prefilled and self._cache is None:
             return True
-        return inputs.get("past_key_values") is self._cache and (self._cached or self._continues_prompt(inputs))
+        cache = inputs.get("past_key_values")
+        is_mine = cache is self._cache or (cache is not None and cache is self._former_cache)
+        is_claimed = is_mine and (self._cached or self._continues_prompt(inputs))
+        self._passed_over |= not is_claimed
+        return is_claimed
 
     def step(self, forward: Run, inputs: Inputs) -> ModelOutput:
         """Answer one forward call of generate: run main and branches, add the terms, hand main's rows back."""
         step = self._next_step(inputs)
-        logits = self._choose(inputs, step).executor.run(forward, inputs, step)
+        logits = self._choose(forward, inputs, step).executor.run(forward, inputs, step)
+        self._follow_cache(step, logits.output.get("past_key_values"))
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
         self._gen.forward = logits.as_forward(step, self._history.tokens)
@@ -123,13 +130,18 @@ class GuardedDecode:
         """Check that generate chose every token `[rows, length]` from logits of this decode.
 
         Raises:
-            ModeRefused: Somebody replaced the module's forward while the call ran.
+            ModeRefused: Somebody replaced the module's forward while the call ran, or it was called with a strange cache.
         """
-        tokens = output.shape[1] - self.main.input_ids.shape[1]
+        name, tokens = type(self.module).__name__, output.shape[1] - self.main.input_ids.shape[1]
+        if self._passed_over and not self.counts.steps and (tokens > 1 or not self._begins_with_prompt(output)):
+            raise ModeRefused(
+                f"{name} decoded with another cache than its prefill was run with, so its tokens were not guarded. Pass "
+                "use_cache=False."
+            )
         if tokens > self.counts.positions:
             raise ModeRefused(
-                f"The forward of {type(self.module).__name__} was replaced while the call ran, so {tokens - self.counts.positions} "
-                "of its tokens were not guarded. Change the model between calls."
+                f"The forward of {name} was replaced while the call ran, so {tokens - self.counts.positions} of its tokens were "
+                "not guarded. Change the model between calls."
             )
 
     def close(self) -> None:
@@ -138,25 +150,40 @@ class GuardedDecode:
         if not self._is_closed:
             self._is_closed = True
             self.choice.executor.release()
-        if self._cache is not None:
-            leave(self._cache, "reorder_cache", self)
+        self._leave_cache()
 
     def _next_step(self, inputs: Inputs) -> Step:
         """The tokens that this call feeds; the first call also tells which cache is main's."""
         if self._is_prefilled:
+            if inputs.get("past_key_values") is not self._cache:
+                self._adopt(inputs["past_key_values"])
             return self._history.advance(inputs[self._ids_name], self._cache)
         self._is_prefilled = True
         self._adopt(inputs.get("past_key_values"))
         return self._history.begin(inputs.get(self._ids_name))
 
     def _adopt(self, cache: Cache | None) -> None:
-        """Take the cache of the first call as main's, and follow its beams."""
-        self._cache = cache
+        """Take the cache of a call as main's, and follow its beams."""
+        self._leave_cache()
+        self._former_cache, self._cache = self._cache, cache
         self._sequential.adopt(cache)
-        if cache is not None and hasattr(cache, "reorder_cache"):
+        if hasattr(cache, "reorder_cache"):
             stand_in(cache, "reorder_cache", lambda _, index: self._reorder(index), self)
 
-    def _choose(self, inputs: Inputs, step: Step) -> Choice:
+    def _leave_cache(self) -> None:
+        if hasattr(self._cache, "reorder_cache"):
+            leave(self._cache, "reorder_cache", self)
+
+    def _follow_cache(self, step: Step, returned: Cache | None) -> None:
+        """Go on with the cache that a forward returned: some wrap the one they get; the first ones must show what was run."""
+        if self._cached and returned is not None and returned is not self._cache:
+            self._adopt(returned)
+        if step.is_prefill:
+            self._history.measure(self._cache)
+        elif self.counts.steps == 0:
+            self._history.check_cache(self._cache)
+
+    def _choose(self, forward: Run, inputs: Inputs, step: Step) -> Choice:
         """The executor of this step; settled, with caches that grow in place, at the first step after the prefill."""
         if step.is_prefill:
             return Choice(self._sequential, self.choice.name, self.choice.reason)
@@ -165,7 +192,7 @@ class GuardedDecode:
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(
-                    self._sequential, self._executor_name, self.main, self._cache, self._layouts, inputs, step
+                    self._sequential, self._executor_name, forward, self._layouts, inputs, step
                 )
             self._grow_in_place()
         return self.choice
@@ -187,6 +214,12 @@ class GuardedDecode:
         if not isinstance(ids, Tensor) or ids.shape[0] != prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
             return False
         return torch.equal(ids[:, : prompt.shape[1]], prompt)
+
+    def _begins_with_prompt(self, output: Tensor) -> bool:
+        """Whether an output repeats the prompt of main; of some models it holds new tokens alone."""
+        prompt = self.main.input_ids.to(output.device)
+        begins = output.shape[1] >= prompt.shape[1] and (prompt == output[:1, : prompt.shape[1]]).all(1).any()
+        return bool(begins)
 
     def _reorder(self, index: Tensor) -> None:
         """Follow beams, or a search that takes the rows of one prompt apart."""

@@ -15,7 +15,8 @@ from transformers.utils import ModelOutput
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Model
 
-ALIGNED_LAST = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+ALIGNED_LAST = ("attention_mask", "position_ids", *TOKEN_TYPES)
 
 
 def takes_encoded_images(module: Model) -> bool:
@@ -28,14 +29,17 @@ def name_of_ids(module: Model) -> str:
     return "decoder_input_ids" if module.config.is_encoder_decoder else "input_ids"
 
 
-def prepare_forward(module: Model, ids: Tensor, kwargs: Mapping[str, Any], *, past: int, first: bool) -> dict[str, Any]:
-    """Arguments of the forward that feeds `ids[:, past:]`, made by the model's own preparation.
+def prepare_forward(
+    module: Model, ids: Tensor, kwargs: Mapping[str, Any], *, past: int, new: int, first: bool
+) -> dict[str, Any]:
+    """Arguments of the forward that feeds the last `new` ids, made by the model's own preparation.
 
     Args:
         module: The module that decodes.
         ids: All token ids of the branch so far `[rows, length]`.
         kwargs: What the loop carries, already extended to `length`.
-        past: Positions already in the cache; 0 without a cache.
+        past: Positions already in the cache, which may hold an image beside the ids; 0 without a cache.
+        new: Ids to feed, where a cache holds the others.
         first: Whether this is the prefill.
     """
     kwargs = dict(kwargs)
@@ -43,11 +47,11 @@ def prepare_forward(module: Model, ids: Tensor, kwargs: Mapping[str, Any], *, pa
     names = _preparation_parameters()
     cached = bool(kwargs.get("use_cache", True))
     if "next_sequence_length" in names:
-        options["next_sequence_length"] = None if first or not cached else ids.shape[1] - past
+        options["next_sequence_length"] = None if first or not cached else new
     if "is_first_iteration" in names:
         options["is_first_iteration"] = first
     if _carries_cache_position(module):
-        length = _count_positions(ids, kwargs, first=first)
+        length = past + new if cached and not first else _count_positions(ids, kwargs, first=first)
         kwargs["cache_position"] = torch.arange(past if cached else 0, length, device=ids.device)
     return dict(module.prepare_inputs_for_generation(ids, **options, **kwargs))
 
@@ -57,14 +61,22 @@ def _count_positions(ids: Tensor, kwargs: Mapping[str, Any], *, first: bool) -> 
     return int(embeds.shape[1] if first and embeds is not None else ids.shape[1])
 
 
-def extend_kwargs(module: Model, kwargs: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """Carry `kwargs` over `tokens` generated tokens with the model's own bookkeeping (masks, positions, types)."""
+def extend_kwargs(module: Model, kwargs: Mapping[str, Any], tokens: int, output: Any) -> dict[str, Any]:
+    """Carry `kwargs` over `tokens` generated tokens with the model's own bookkeeping: masks, positions, types, encoded images.
+
+    Args:
+        module: The module that decodes.
+        kwargs: What the loop carries.
+        tokens: How many tokens further.
+        output: What the last forward returned, for models that carry more of it than the cache; None before the first.
+    """
+    output = ModelOutput() if output is None else output
     carried = dict(kwargs)
     if _carries_cache_position(module):
         carried.setdefault("cache_position", torch.zeros(1, dtype=torch.long, device=module.device))
     for _ in range(tokens):
         carried = module._update_model_kwargs_for_generation(  # noqa: SLF001 - models override it; nothing public does
-            ModelOutput(), carried, is_encoder_decoder=module.config.is_encoder_decoder
+            output, carried, is_encoder_decoder=module.config.is_encoder_decoder
         )
     return carried
 
@@ -83,19 +95,6 @@ def repeat_rows(prepared: PreparedDecode, times: int) -> PreparedDecode:
     across = bool(prepared.module.config.is_encoder_decoder)
     ids, kwargs = expand(expand_size=times, is_encoder_decoder=across, input_ids=prepared.input_ids, **prepared.kwargs)
     return PreparedDecode(prepared.module, ids, kwargs, prepared.settings)
-
-
-def find_next_position(
-    inputs: Mapping[str, Any], rows: int, length: int, mask: Tensor | None, device: torch.device
-) -> Tensor:
-    """Position ids that follow a prefill: `[rows, 1]`, or `[axes, rows, 1]` with several rotary axes."""
-    positions = inputs.get("position_ids")
-    if isinstance(positions, Tensor):
-        following = positions[..., length - 1 : length] + 1
-        return following.expand(*following.shape[:-2], rows, 1)
-    if mask is not None:
-        return mask.long().sum(-1, keepdim=True)
-    return torch.full((rows, 1), length, device=device)
 
 
 def list_parameters(module: Model) -> tuple[str, ...]:

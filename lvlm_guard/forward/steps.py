@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Cache
@@ -77,6 +79,7 @@ class TokenHistory:
     def __init__(self, main: PreparedDecode, *, cached: bool) -> None:
         self._main = main
         self._cached = cached
+        self._extra_positions = 0
         self.tokens = torch.empty(0, 0, dtype=torch.long, device=main.input_ids.device)
         """Generated tokens `[rows, tokens]`, those of the current forward included."""
 
@@ -91,16 +94,52 @@ class TokenHistory:
         self.tokens = (prompt if ids is None else ids)[:, prompt.shape[1] :]
         return Step(past=0, new=self.length, keep=self.length + 1, first_position=0, is_prefill=True)
 
+    def measure(self, cache: Cache | None) -> None:
+        """Find, right after the prefill, how many positions main's cache holds that no id stands for."""
+        self._extra_positions = caches.positions_beside(cache, self._main.length + self.length)
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether main's cache holds exactly as many positions as the prompt has ids."""
+        return self._extra_positions == 0
+
+    def check_cache(self, cache: Cache | None) -> None:
+        """Check that main's cache shows every token that was fed.
+
+        Raises:
+            ModeRefused: It does not, so nothing tells which tokens the next forward goes on from.
+        """
+        if self._cached and self._count_in(cache) != self.length:
+            self._refuse(cache)
+
     def advance(self, ids: Tensor, cache: Cache | None) -> Step:
-        """Append the tokens that this call feeds; tokens that the cache has forgotten were rejected."""
+        """Append the tokens that this call feeds; tokens that the cache has forgotten were rejected.
+
+        Raises:
+            ModeRefused: The cache shows a number of positions that cannot be.
+        """
         if not self._cached:
             past = self.length
             self.tokens = ids[:, self._main.input_ids.shape[1] :]
             return Step(past, self.length - past, keep=1, first_position=self.length)
-        past, new = caches.length_of(cache) - self._main.length, int(ids.shape[1])
+        past, new = self._count_in(cache), int(ids.shape[1])
+        if not 0 <= past <= self.length:
+            self._refuse(cache)
         accepted = self.tokens.to(ids.device)[:, :past] if self.tokens.numel() else ids[:, :0]
         self.tokens = torch.cat([accepted, ids], dim=1)
         return Step(past, new, keep=new, first_position=past + 1)
+
+    def _count_in(self, cache: Cache | None) -> int:
+        """How many generated tokens a cache holds."""
+        return caches.length_of(cache) - self._main.length - self._extra_positions
+
+    def _refuse(self, cache: Cache | None) -> NoReturn:
+        model, kind = type(self._main.module).__name__, "no cache" if cache is None else f"a {type(cache).__name__}"
+        raise ModeRefused(
+            f"{model} decodes with {kind} that shows {caches.length_of(cache)} positions where "
+            f"{self._main.length + self._extra_positions + self.length} were run, so branches cannot be kept in step with it. Pass "
+            "use_cache=False."
+        )
 
     def select(self, index: Tensor) -> None:
         """Continue row `index[i]` in row i."""

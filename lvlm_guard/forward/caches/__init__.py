@@ -9,4 +9,5 @@ from lvlm_guard.forward.caches.joining import keep_whole as keep_whole
 from lvlm_guard.forward.caches.joining import layers_of as layers_of
 from lvlm_guard.forward.caches.joining import length_of as length_of
 from lvlm_guard.forward.caches.joining import obstacle as obstacle
+from lvlm_guard.forward.caches.joining import positions_beside as positions_beside
 from lvlm_guard.forward.caches.joining import record_past_like as record_past_like

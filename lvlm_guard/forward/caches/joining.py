@@ -18,8 +18,13 @@ JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 def length_of(cache: Cache | None) -> int:
-    """Positions the cache has seen; 0 without a cache."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Positions the cache has seen; 0 without a cache, and of an object that does not tell."""
+    return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+
+
+def positions_beside(cache: Cache | None, length: int) -> int:
+    """Positions in a cache beyond the `length` that were fed as ids: an image that has none. Less than 0 where some are dropped."""
+    return length_of(cache) - length if length_of(cache) else 0
 
 
 def crop(cache: Cache, length: int) -> None:
@@ -129,7 +134,7 @@ class JoinedCache:
 
     def _override(self) -> None:
         def get_seq_length(_: Any, *_layer: Any, **_named: Any) -> int:
-            return length_of(self.joined) - self._shift
+            return self.main_length()
 
         def crop_main(_: Any, amount: int) -> None:
             self.joined.crop(amount if amount <= 0 else amount + self._shift)
@@ -140,6 +145,10 @@ class JoinedCache:
     def reorder(self, index: Tensor) -> None:
         """Follow a reordering of generate's rows in every copy."""
         self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
+
+    def main_length(self) -> int:
+        """Positions that main's rows have seen."""
+        return length_of(self.joined) - self._shift
 
     def release(self) -> None:
         """Leave main's rows and main's length in main's cache, as plain generate would."""

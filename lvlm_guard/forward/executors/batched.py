@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,79 +10,39 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
-from lvlm_guard import anatomy
+from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.executors.executor import Inputs, Run
+from lvlm_guard.forward.executors.first_step import FirstStep
 from lvlm_guard.forward.layouts import DecodeLayouts
-from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step, StepLogits
-from lvlm_guard.protocols import Cache, Model
 from lvlm_guard.strategy.branches import MAIN
 
-PER_ROW_IDS = ("input_ids", *model_inputs.ALIGNED_LAST[2:])
-PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
-KNOWN_INPUTS = frozenset(
-    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
-)
-
-
-def find_obstacle(module: Model, all_caches: Sequence[Cache | None], inputs: Mapping[str, Any]) -> str | None:
-    """Why decoding as one batch would not be exact, or None when it is.
-
-    Args:
-        module: The module that decodes.
-        all_caches: The caches of main and of the branches, prefilled and synchronised.
-        inputs: Arguments of main's first decode forward.
-    """
-    if module.config.is_encoder_decoder:
-        return "the model is an encoder-decoder"
-    if anatomy.dynamically_quantised(module):
-        return "dynamically quantised layers make rows depend on their batch"
-    if (mask := inputs.get("attention_mask")) is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):  # noqa: PLR2004
-        return "the attention mask is not two-dimensional"
-    if inputs.get("position_ids") is None and anatomy.rope_owners(module):
-        return "this version makes rotary positions inside the forward"
-    rows = inputs["input_ids"].shape[0]
-    for name, value in inputs.items():
-        if name not in KNOWN_INPUTS and isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == rows:
-            return f"the decode takes a per-row input this executor does not know ({name})"
-    return caches.obstacle(all_caches)
+PER_ROW_IDS = ("input_ids", *model_inputs.TOKEN_TYPES)
 
 
 class BatchedExecutor:
     """Decodes main and its branches together, after a prefill of each.
 
     Args:
-        main: Main as generate prepared it.
-        cache: Main's cache; the branches' are joined to it in place.
-        branches: The branches by key, prefilled and synchronised.
+        first: The first step after the prefill; the branches' caches are joined to main's in place.
         layouts: The layouts of the prompts.
-        inputs: Arguments of main's first decode forward.
     """
 
-    def __init__(
-        self,
-        main: PreparedDecode,
-        cache: Cache,
-        branches: Mapping[Hashable, BranchRun],
-        layouts: DecodeLayouts,
-        inputs: Inputs,
-    ) -> None:
-        runs = list(branches.values())
-        self.cache = caches.JoinedCache(cache, [run.cache for run in runs], int(inputs["input_ids"].shape[0]))
-        self._main_cache = cache
-        self._keys = [MAIN, *branches]
+    def __init__(self, first: FirstStep, layouts: DecodeLayouts) -> None:
+        assert first.cache is not None
+        runs = list(first.branches.values())
+        self._main_cache = first.cache
+        self._keys = [MAIN, *first.branches]
         self._layouts = layouts
-        self._rows = int(inputs["input_ids"].shape[0])
-        self._takes_positions = "position_ids" in model_inputs.list_parameters(main.module)
-        self._prompt_mask = self._join_masks(main.length, runs, inputs)
-        self._next_positions = [
-            model_inputs.find_next_position(
-                run.prefill_inputs, self._rows, run.length, run.prompt_mask, inputs["input_ids"].device
-            )
-            for run in runs
-        ]
+        self._rows = first.rows
+        self._first_past = first.step.past
+        self._main_positions = first.inputs.get("position_ids")
+        self._first_positions = [inputs.get("position_ids") for inputs in first.branch_inputs.values()]
+        self._are_positions_checked = False
+        self._prompt_mask = self._join_masks(first.main.length, runs, first.inputs)
+        self.cache = caches.JoinedCache(first.cache, [run.cache for run in runs], self._rows)
         for run in runs:
             run.release()
 
@@ -93,7 +53,7 @@ class BatchedExecutor:
             output = forward(**self._join_inputs(inputs, step))
         main, *branches = output.logits[:, -step.new :].split(self._rows)
         readouts = self._layouts.read(running, main, step.keep)
-        output = cut_to_main(output, self._rows, self._main_cache)
+        output = self._cut_to_main(output, step.new)
         return StepLogits(output, main, dict(zip(self._keys[1:], branches, strict=True)), readouts, forwards=1)
 
     def reorder(self, index: Tensor) -> None:
@@ -112,8 +72,8 @@ class BatchedExecutor:
                 joined[name] = inputs[name].repeat(len(self._keys), 1)
         joined["past_key_values"] = self.cache.joined
         joined["attention_mask"] = self._mask(step.past + step.new)
-        if self._takes_positions:
-            joined["position_ids"] = self._positions(inputs.get("position_ids"), step, inputs["input_ids"].device)
+        if isinstance(inputs.get("position_ids"), Tensor):
+            joined["position_ids"] = self._positions(inputs["position_ids"], step)
         if "cache_position" in inputs:
             start = caches.length_of(self.cache.joined)
             joined["cache_position"] = torch.arange(start, start + step.new, device=inputs["input_ids"].device)
@@ -136,36 +96,59 @@ class BatchedExecutor:
         """Attention mask of all rows over the prompt and `tokens` generated tokens."""
         return None if self._prompt_mask is None else pad(self._prompt_mask, (0, tokens), value=1)
 
-    def _positions(self, main: Tensor | None, step: Step, device: torch.device) -> Tensor:
+    def _positions(self, main: Tensor, step: Step) -> Tensor:
         """Position ids of all rows.
 
         Prompts are right-aligned in the joined cache, but every row counts its own tokens: a branch goes on from the
-        position that followed its own prefill, wherever the padding put it.
+        position that the model's own code gave its first decoded token, wherever the padding put it.
         """
-        new = torch.arange(step.new, device=device)
-        branches = [following.to(device) + (step.past + new) for following in self._next_positions]
-        if main is None:
-            main = self._main_positions(step, new)
-        main = main.expand(*main.shape[:-2], self._rows, main.shape[-1])
-        return torch.cat([main, *branches], dim=-2)
+        steps = step.past - self._first_past
+        new = torch.arange(steps, steps + step.new, device=main.device)
+        if steps and not self._are_positions_checked:
+            self._check_steps(main, new)
+        branches = [first[..., :1].to(main.device) + new for first in self._first_positions if first is not None]
+        rows = [positions.expand(*positions.shape[:-2], self._rows, step.new) for positions in (main, *branches)]
+        return torch.cat(rows, dim=-2)
 
-    def _main_positions(self, step: Step, new: Tensor) -> Tensor:
-        """Main's positions where generate passes none: as many as its rows have tokens."""
-        if self._prompt_mask is None:
-            start = torch.full((self._rows, 1), caches.length_of(self.cache.joined) - step.past, device=new.device)
-        else:
-            start = self._prompt_mask[: self._rows].sum(-1, keepdim=True)
-        return start + step.past + new
+    def _check_steps(self, main: Tensor, new: Tensor) -> None:
+        """Check once, at the second step, that main's own positions go on token by token as the branches' are made to.
+
+        Raises:
+            ModeRefused: They do not.
+        """
+        self._are_positions_checked = True
+        assert self._main_positions is not None
+        if not torch.equal((self._main_positions[..., :1] + new).expand_as(main), main):
+            raise ModeRefused(
+                "The position ids of this model do not go up by 1 with every token, so its branches cannot be decoded in one "
+                "batch. Choose executor='sequential'."
+            )
+
+    def _cut_to_main(self, output: ModelOutput, new: int) -> ModelOutput:
+        """Main's share of a joined forward that ran `new` positions, as main's own forward would have returned it."""
+        past = self.cache.main_length() - new
+        for name, value in list(output.items()):
+            if name == "past_key_values":
+                output[name] = self._main_cache
+            elif name == "attentions":
+                output[name] = _map_tensors(value, lambda part: _cut_keys(self._first_rows(part), past))
+            else:
+                output[name] = _map_tensors(value, self._first_rows)
+        return output
+
+    def _first_rows(self, value: Tensor) -> Tensor:
+        """Main's part of a tensor whose first dimension is all rows, or all positions of all rows."""
+        is_whole = value.ndim == 0 or value.shape[0] % (self._rows * len(self._keys))
+        return value if is_whole else value[: value.shape[0] // len(self._keys)]
 
 
-def cut_to_main(output: ModelOutput, rows: int, cache: Cache) -> ModelOutput:
-    """Main's share of a joined forward, as main's own forward would have returned it."""
-    for name, value in list(output.items()):
-        output[name] = cache if name == "past_key_values" else _first_rows(value, rows)
-    return output
-
-
-def _first_rows(value: Any, rows: int) -> Any:
+def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value[:rows] if value.ndim else value
-    return tuple(_first_rows(item, rows) for item in value) if isinstance(value, tuple) else value
+        return change(value)
+    return type(value)(_map_tensors(item, change) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _cut_keys(weights: Tensor, past: int) -> Tensor:
+    """Attention `[rows, heads, new, keys]` without the padding in front of a prompt of `past` keys; windows keep fewer."""
+    new = weights.shape[-2]
+    return weights[..., -(new + min(weights.shape[-1] - new, past)) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,8 @@ class BranchRun:
         self._carried = 0
         self._ropes = anatomy.rope_owners(prepared.module)
         self._rope_state: list[Any] = [None] * len(self._ropes)
-        self.prefill_inputs: dict[str, Any] = {}
+        self._extra_positions = 0
+        self._output: Any = None
 
     @property
     def cache(self) -> Cache | None:
@@ -44,6 +46,11 @@ class BranchRun:
         return self._prepared.length
 
     @property
+    def is_in_step(self) -> bool:
+        """Whether the cache holds exactly as many positions as the prompt has ids."""
+        return self._extra_positions == 0
+
+    @property
     def prompt_mask(self) -> Tensor | None:
         """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
         mask = self._prepared.kwargs.get("attention_mask")
@@ -55,37 +62,40 @@ class BranchRun:
         Returns:
             Raw logits of the last `keep` positions `[rows, keep, vocab]`.
         """
-        tokens = generated.shape[1]
-        self.synchronise(tokens - new)
-        self._carry(tokens)
-        ids = torch.cat([self._prepared.input_ids, generated.to(self._prepared.input_ids.device)], dim=1)
+        self.synchronise(generated.shape[1] - new)
         with self._own_rope():
-            past = caches.length_of(self.cache)
-            inputs = model_inputs.prepare_forward(self._module, ids, self._kwargs, past=past, first=first)
+            inputs = self._prepare(generated, new, first=first)
             if "logits_to_keep" in inputs:
                 inputs["logits_to_keep"] = keep
             output = run(**{**inputs, "return_dict": True})
-        self._remember(inputs, output, first=first)
+        self._remember(output)
+        if first:
+            self._extra_positions = caches.positions_beside(self.cache, self.length + generated.shape[1])
         return output.logits[:, -keep:]
+
+    def prepare_next(self, generated: Tensor, new: int) -> dict[str, Any]:
+        """What `feed` would run the module with after the prefill; nothing is run."""
+        self.synchronise(generated.shape[1] - new)
+        with self._own_rope():
+            return self._prepare(generated, new, first=False)
 
     def synchronise(self, tokens: int) -> None:
         """Forget generated tokens from `tokens` on, as main did with rejected candidates."""
         if self.cache is not None and caches.length_of(self.cache):
-            caches.crop(self.cache, self.length + tokens)
+            caches.crop(self.cache, self.length + self._extra_positions + tokens)
 
     def repeat(self, times: int) -> None:
         """Go on with every row repeated, as long as nothing but the prompt was fed; `reorder` does the same to the cache."""
         rows = self._prepared.input_ids.shape[0]
         self._prepared = model_inputs.repeat_rows(self._prepared, times)
         self._kwargs = self._prepared.kwargs
-        self._rope_state = [_repeat_rows(state, times, rows, 0) for state in self._rope_state]
-        self.prefill_inputs = {
-            name: _repeat_rows(value, times, rows, -2) for name, value in self.prefill_inputs.items()
-        }
+        self._rope_state = [_repeat_rows(state, times, rows) for state in self._rope_state]
+        for name, value in list((self._output or {}).items()):
+            self._output[name] = _repeat_rows(value, times, rows)
 
     def release(self) -> None:
         """Let go of cache and inputs, once the rows live in a joined cache."""
-        self._kwargs = {}
+        self._kwargs, self._output = {}, None
         self._prepared.kwargs = {}
 
     def reorder(self, index: Tensor) -> None:
@@ -93,18 +103,25 @@ class BranchRun:
         if self.cache is not None:
             self.cache.reorder_cache(index)
 
+    def _prepare(self, generated: Tensor, new: int, *, first: bool) -> dict[str, Any]:
+        self._carry(generated.shape[1])
+        prompt = self._prepared.input_ids
+        ids = torch.cat([prompt, generated.to(prompt.device)], dim=1)
+        past = caches.length_of(self.cache)
+        return model_inputs.prepare_forward(self._module, ids, self._kwargs, past=past, new=new, first=first)
+
     def _carry(self, tokens: int) -> None:
         if tokens < self._carried:
             self._kwargs = model_inputs.shorten_kwargs(self._kwargs, self._carried - tokens)
         elif tokens > self._carried:
-            self._kwargs = model_inputs.extend_kwargs(self._module, self._kwargs, tokens - self._carried)
+            self._kwargs = model_inputs.extend_kwargs(self._module, self._kwargs, tokens - self._carried, self._output)
         self._carried = tokens
 
-    def _remember(self, inputs: dict[str, Any], output: Any, *, first: bool) -> None:
+    def _remember(self, output: Any) -> None:
+        self._output = copy.copy(output)
+        self._output["logits"] = output.logits[:0].clone()
         if (cache := getattr(output, "past_key_values", None)) is not None:
             self._kwargs["past_key_values"] = cache
-        if first:
-            self.prefill_inputs = {name: inputs.get(name) for name in ("position_ids",)}
 
     @contextmanager
     def _own_rope(self) -> Iterator[None]:
@@ -120,8 +137,8 @@ class BranchRun:
                 owner.rope_deltas = state
 
 
-def _repeat_rows(value: Any, times: int, rows: int, dimension: int) -> Any:
+def _repeat_rows(value: Any, times: int, rows: int) -> Any:
     """A tensor with its rows repeated; what is no tensor, or has one row for all, as it is."""
-    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[dimension] != rows:  # noqa: PLR2004 - rows, positions
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[0] != rows:  # noqa: PLR2004 - rows, positions
         return value
-    return value.repeat_interleave(times, dim=dimension)
+    return value.repeat_interleave(times, dim=0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lvlm_guard.errors import ModeRefused
-from lvlm_guard.forward.executors.batched import BatchedExecutor, find_obstacle
-from lvlm_guard.forward.executors.executor import Executor, ExecutorName, Inputs
+from lvlm_guard.forward.executors.batch_obstacles import find_obstacle
+from lvlm_guard.forward.executors.batched import BatchedExecutor
+from lvlm_guard.forward.executors.executor import Executor, ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
 from lvlm_guard.forward.layouts import DecodeLayouts
-from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step
-from lvlm_guard.protocols import Cache
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ def choose_by_name(sequential: SequentialExecutor, name: ExecutorName, *, branch
 def choose_executor(
     sequential: SequentialExecutor,
     name: ExecutorName,
-    main: PreparedDecode,
-    cache: Cache | None,
+    forward: Run,
     layouts: DecodeLayouts,
     inputs: Inputs,
     step: Step,
@@ -58,16 +56,12 @@ def choose_executor(
     Raises:
         ModeRefused: The batched executor was asked for and would not be exact.
     """
-    branches = sequential.branches
-    for branch in branches.values():
-        branch.synchronise(step.past)
-    if main.settings.use_cache is False:
-        obstacle: str | None = "there is no cache (use_cache=False)"
-    else:
-        obstacle = find_obstacle(main.module, [cache, *(branch.cache for branch in branches.values())], inputs)
+    if not sequential.cached:
+        return Choice(sequential, "sequential", "there is no cache (use_cache=False)")
+    first = sequential.describe_first_step(inputs, step)
+    obstacle = find_obstacle(first, forward)
     if obstacle and name == "batched":
         raise ModeRefused(f"The batched executor would not be exact here: {obstacle}. Choose executor='auto'.")
-    if obstacle or cache is None:
-        return Choice(sequential, "sequential", obstacle or "there is no cache")
-    batched = BatchedExecutor(main, cache, branches, layouts, inputs)
-    return Choice(batched, "batched", "exact here" if name == "auto" else "asked for")
+    if obstacle:
+        return Choice(sequential, "sequential", obstacle)
+    return Choice(BatchedExecutor(first, layouts), "batched", "exact here" if name == "auto" else "asked for")

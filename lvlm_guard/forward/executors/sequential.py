@@ -9,6 +9,7 @@ from torch import Tensor
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.executors.executor import Inputs, Run
+from lvlm_guard.forward.executors.first_step import FirstStep
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step, StepLogits, TokenHistory
@@ -47,7 +48,7 @@ class SequentialExecutor:
         self._history = history
         self._layouts = layouts
         self._prepare_late = prepare_late
-        self._cached = cached
+        self.cached = cached
         self._add(branches)
 
     def adopt(self, cache: Cache | None) -> None:
@@ -65,6 +66,13 @@ class SequentialExecutor:
             self._add(self._prepare_late(output.logits))
         logits = {key: self._run_branch(forward, key, step) for key in self.branches}
         return StepLogits(output, output.logits, logits, readouts, forwards=1 + len(self.branches))
+
+    def describe_first_step(self, inputs: Inputs, step: Step) -> FirstStep:
+        """The first step after the prefill, with what each branch's own forward would get."""
+        tokens = self._history.tokens
+        prepared = {key: branch.prepare_next(tokens, step.new) for key, branch in self.branches.items()}
+        holds_more = not self._history.is_in_step or not all(branch.is_in_step for branch in self.branches.values())
+        return FirstStep(self._main, self._cache, self.branches, inputs, prepared, step, holds_more)
 
     def reorder(self, index: Tensor) -> None:
         """Follow a reordering of generate's rows in main's cache and every branch's."""
@@ -84,7 +92,7 @@ class SequentialExecutor:
     def _run_branch(self, forward: Run, key: Hashable, step: Step) -> Tensor:
         """Feed a branch the step's tokens; its raw logits at the kept positions."""
         branch = self.branches[key]
-        from_start = step.is_prefill or not self._cached
+        from_start = step.is_prefill or not self.cached
         positions = branch.length + self._history.length if from_start else step.new
         with self._layouts.lay_out([key], positions).active():
             return branch.feed(forward, self._history.tokens, step.new, step.keep, first=step.is_prefill)
@@ -93,7 +101,7 @@ class SequentialExecutor:
         """How many positions main's forward runs."""
         if step.is_prefill:
             return self._main.length + step.new
-        return self._main.input_ids.shape[1] + self._history.length if not self._cached else step.new
+        return self._main.input_ids.shape[1] + self._history.length if not self.cached else step.new
 
     def _add(self, branches: Mapping[Hashable, PreparedDecode]) -> None:
         for key, prepared in branches.items():

@@ -1,0 +1,82 @@
+"""What keeps main and its branches from being decoded as one batch, found at the first step after the prefill."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard import anatomy
+from lvlm_guard.forward import caches
+from lvlm_guard.forward.executors.batch_trial import try_batch
+from lvlm_guard.forward.executors.batched import PER_ROW_IDS
+from lvlm_guard.forward.executors.executor import Inputs, Run
+from lvlm_guard.forward.executors.first_step import FirstStep
+
+PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
+KNOWN_INPUTS = frozenset(
+    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
+)
+
+
+def find_obstacle(first: FirstStep, forward: Run) -> str | None:
+    """Why decoding as one batch would not be exact, or None when it is.
+
+    Args:
+        first: The first step after the prefill.
+        forward: The module's own forward, to try what cannot be read from its arguments.
+    """
+    if first.main.module.config.is_encoder_decoder:
+        return "the model is an encoder-decoder"
+    if (mask := first.inputs.get("attention_mask")) is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):  # noqa: PLR2004
+        return "the attention mask is not two-dimensional"
+    return (
+        _find_unknown_input(first)
+        or caches.obstacle(first.caches)
+        or _find_unknown_position(first)
+        or try_batch(first.main.module, forward, first.inputs, is_padded=first.is_ragged)
+    )
+
+
+def _find_unknown_input(first: FirstStep) -> str | None:
+    """An argument that belongs to rows, or differs between main and a branch, and is not known to do so."""
+    for name, value in first.inputs.items():
+        is_per_row = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == first.rows
+        is_list = isinstance(value, (list, tuple)) and len(value) == first.rows
+        if name not in KNOWN_INPUTS and (is_per_row or is_list):
+            return f"the decode takes a per-row input this executor does not know ({name})"
+    for key, inputs in first.branch_inputs.items():
+        for name in (set(inputs) | set(first.inputs)) - KNOWN_INPUTS:
+            if not _is_same(inputs.get(name), first.inputs.get(name)):
+                return f"branch {key!r} decodes with another {name} than main"
+    return None
+
+
+def _is_same(value: Any, main_value: Any) -> bool:
+    """Whether two tensors are equal; what is no tensor is a setting of the call."""
+    if not isinstance(value, Tensor) or not isinstance(main_value, Tensor):
+        return isinstance(value, Tensor) == isinstance(main_value, Tensor)
+    return value.shape == main_value.shape and torch.equal(value, main_value.to(value.device))
+
+
+def _find_unknown_position(first: FirstStep) -> str | None:
+    """Positions that only the model itself knows: it makes them from what one batch changes, the length of the cache."""
+    main = first.inputs.get("position_ids")
+    if main is None and anatomy.rope_owners(first.main.module):
+        return "this version makes rotary positions inside the forward"
+    for key, inputs in first.branch_inputs.items():
+        if not _fits(inputs, main):
+            return f"branch {key!r} decodes with position ids of another kind than main"
+    if first.is_ragged and main is None:
+        return "the model makes its own positions, and the prompts differ in length"
+    if first.is_ragged and first.holds_more:
+        return "the cache holds an image that no token of the prompt stands for, and the caches differ in length"
+    return None
+
+
+def _fits(inputs: Inputs, main: Tensor | None) -> bool:
+    positions = inputs.get("position_ids")
+    if not isinstance(positions, Tensor) or not isinstance(main, Tensor):
+        return positions is None and main is None
+    return positions.ndim == main.ndim and positions.shape[:-2] == main.shape[:-2]
