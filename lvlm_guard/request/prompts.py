@@ -67,7 +67,7 @@ def find_spans_of(request: Request, placeholder: int | None, count: int | None =
     """
     fences = find_fences(request.config, request.processor)
     prompts = [ids[mask] for ids, mask in zip(request.input_ids, request.attention_mask.bool(), strict=True)]
-    one_image = count == len(prompts) and all(bool((ids == placeholder).any()) for ids in prompts)
+    one_image = count == len(prompts) and all(placeholder in ids.tolist() for ids in prompts)
     rows = [find_image_spans(ids.tolist(), {placeholder}, fences, one_image=one_image) for ids in prompts]
     return rows if count is None or sum(map(len, rows)) <= count else [merge_touching(row) for row in rows]
 
