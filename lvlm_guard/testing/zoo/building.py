@@ -19,6 +19,8 @@ from lvlm_guard.testing.zoo.shrinking import SPECIAL, merge, rope_sections, shri
 
 TYPES: tuple[str, ...] = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """Model types that transformers maps image and text to text, in its order."""
+PLACES = torch.cartesian_prod(torch.arange(1.0, 5.0), torch.arange(1.0, 5.0))
+"""Row and column of 16 patches, counted from 1."""
 PATCHES, GRID, PICTURE = 16, [[1, 4, 4]], (1, 3, 16, 16)
 
 
@@ -51,6 +53,8 @@ class Specimen:
 
     def complete(self, ids: Tensor, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the inputs of prompts `[rows, length]` without padding and what belongs to their images."""
+        if self.recipe.text != "input_ids":
+            return {self.recipe.text: ids, **image}
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image, **self.per_token(ids, bool(image))}
 
     def per_token(self, ids: Tensor, has_image: bool) -> dict[str, Tensor]:
@@ -67,10 +71,13 @@ class Specimen:
     def draw_image(self, draw: torch.Generator) -> dict[str, Tensor]:
         """Return the model inputs of one image."""
         layout = self.recipe.images if self.recipe.images is not None else self._common_layout()
-        return {
+        image = {
             name: torch.randn(value, generator=draw) if isinstance(value, tuple) else torch.tensor(value)
             for name, value in layout.items()
         }
+        if "flattened_patches" in image:
+            image["flattened_patches"][..., :2] = PLACES
+        return image
 
     def _common_layout(self) -> dict[str, Any]:
         if self.name in ARCHITECTURES:
@@ -104,6 +111,8 @@ class Specimen:
             owner, accepted = owner.model, inspect.signature(owner.model.get_image_features).parameters
         features = owner.get_image_features(**{name: value for name, value in image.items() if name in accepted})
         features = getattr(features, "pooler_output", features)
+        if isinstance(features, torch.Tensor):
+            return features.shape[:-1].numel()
         return sum(part.shape[:-1].numel() for part in features)
 
 
@@ -121,7 +130,8 @@ def build_model(name: str, recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model_class = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])
-        config = shrink(CONFIG_MAPPING[name](), merge(rope_sections(model_class), recipe.changes))
+        rope = {} if "rope_parameters" in recipe.changes.get("text_config", {}) else rope_sections(model_class)
+        config = shrink(CONFIG_MAPPING[name](), merge(rope, recipe.changes))
         model = model_class(config).eval()
         boost(model)
     for part in model.modules():

@@ -26,7 +26,7 @@ _FIELDS: tuple[tuple[int, str], ...] = (
         "projector_input_dim projector_output_dim image_text_hidden_size patch_embed_hidden_size "
         "vision_output_dim projection_intermediate_size decoder_hidden_size alignment_intermediate_size "
         "projection_hidden_dim post_conv_in_channels post_conv_out_channels post_conv_mid_channels "
-        "base_channels adapter_in_dim adapter_out_dim image_token_embed_dim vision_hidden_size "
+        "base_channels adapter_input_size adapter_in_dim adapter_out_dim image_token_embed_dim vision_hidden_size "
         "pooler_output_size output_dim",
     ),
     (
@@ -82,7 +82,7 @@ _FIELDS: tuple[tuple[int, str], ...] = (
 )
 _LAYERS = "num_hidden_layers depth layers encoder_layers decoder_layers num_layers num_decoder_layers n_layers".split()
 _SIZES = {name: size for size, names in _FIELDS for name in names.split()}
-_DERIVED = {"full_attn_idxs", "no_rope_layers", "moe_layers", "per_layer_config", "_sliding_window_pattern"}
+_DERIVED = {"full_attn_idxs", "no_rope_layers", "moe_layers", "per_layer_config", "_sliding_window_pattern", "kv_source_layers", "indexer_types"}
 _PLAIN = set(PretrainedConfig().to_dict()) | {"transformers_version", "id2label", "label2id"}
 _KEPT = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "decoder_start_token_id": 1, "forced_eos_token_id": None}
@@ -129,8 +129,8 @@ def _shrink_field(name: str, value: Any, layers: int, siblings: Mapping[str, Any
         return _TOKENS[name]
     if name.endswith(("_token_id", "_token_index", "_patch_id")):
         return _token(name)
-    if value is None:
-        return None
+    if value is None or value == 0:
+        return value
     if name in _LAYERS:
         return layers
     if name == "num_key_value_heads":
@@ -138,9 +138,11 @@ def _shrink_field(name: str, value: Any, layers: int, siblings: Mapping[str, Any
     if name.endswith(("layer_types", "block_type")) and isinstance(value, list):
         return list(itertools.islice(itertools.cycle(dict.fromkeys(value)), layers))
     if name in _SIZES:
-        return [_SIZES[name]] * len(value) if isinstance(value, list) and name in {"image_size", "patch_size"} else _SIZES[name]
+        return [_SIZES[name]] * min(len(value), layers) if isinstance(value, list) else _SIZES[name]
     if name.endswith(("indexes", "indices")):
         return [0, 1]
+    if isinstance(value, list) and len(value) == siblings.get("num_hidden_layers"):
+        return value[:layers]
     return value
 
 
