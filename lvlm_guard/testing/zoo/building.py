@@ -104,14 +104,14 @@ class Specimen:
     @torch.no_grad()
     def _count_features(self) -> int:
         """How many tokens the model puts in place of one image."""
-        owner = self.model if hasattr(self.model, "get_image_features") else self.model.base_model
         image = self.draw_image(torch.Generator().manual_seed(0))
-        accepted = inspect.signature(owner.get_image_features).parameters
-        if "args" in accepted or "kwargs" in accepted and len(accepted) == 1:
-            owner, accepted = owner.model, inspect.signature(owner.model.get_image_features).parameters
-        features = owner.get_image_features(**{name: value for name, value in image.items() if name in accepted})
-        features = getattr(features, "pooler_output", features)
-        if isinstance(features, torch.Tensor):
+        owners = (getattr(self.model, "model", None), self.model)
+        encode = next(owner.get_image_features for owner in owners if hasattr(owner, "get_image_features"))
+        accepted = inspect.signature(encode).parameters
+        encoded = encode(**{name: value for name, value in image.items() if name in accepted})
+        features = getattr(encoded, "pooler_output", None)
+        features = encoded.last_hidden_state if features is None else features
+        if isinstance(features, Tensor):
             return features.shape[:-1].numel()
         return sum(part.shape[:-1].numel() for part in features)
 
@@ -137,5 +137,5 @@ def build_model(name: str, recipe: Recipe) -> nn.Module:
     for part in model.modules():
         settings = getattr(part, "generation_config", None)
         if settings is not None:
-            settings.update(eos_token_id=None, forced_eos_token_id=None, pad_token_id=0)
+            settings.update(eos_token_id=None, forced_eos_token_id=None, pad_token_id=0, bos_token_id=1)
     return model

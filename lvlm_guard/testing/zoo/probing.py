@@ -72,18 +72,16 @@ class Probe:
                 cell = MECHANISMS[mechanism](self)
         except GuardError as error:
             cell = Cell("refused", error=_describe(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is what the cell says
-            cell = Cell("crash", error=_describe(error))
+        except RawError as error:
+            cell = Cell("crash", error=str(error))
+        except (UnknownReference, LookupError, RuntimeError, TypeError, ValueError) as error:
+            cell = Cell("unproven", error=_describe(error))
         return replace(cell, seconds=round(time.perf_counter() - started, 3))
 
     def branch(self, kind: str, rows: int = 1, **settings: Any) -> Cell:
         """Probe a contrast with a branch, on the first prompts."""
         steps, executor = self.run(mechanisms.AgainstBranch(kind), rows, **settings)
-        hand = BY_HAND[kind]
-        try:
-            return self.compare(steps, [None, hand], mechanisms.contrast, executor, settings)
-        except UnknownReference as error:
-            return Cell("unproven", executor=executor, error=str(error))
+        return self.compare(steps, [None, BY_HAND[kind]], mechanisms.contrast, executor, settings)
 
     def run(self, strategy: Any, rows: int = 1, **settings: Any) -> tuple[list[Steps], str]:
         """Return what the loop of a guarded generate saw, and how branches were decoded."""
@@ -91,14 +89,13 @@ class Probe:
         guard = Guard(self.specimen.model, None, [strategy])
         recorder, beams = Recorder(), settings.get("num_beams", 1)
         raw = {"logits_processor": [recorder]} if beams > 1 else {"output_logits": True, "return_dict_in_generate": True}
-        output = guard.generate(
-            **{name: value.clone() for name, value in inputs.items()},
-            max_new_tokens=TOKENS,
-            do_sample=False,
-            suppress_tokens=SUPPRESSED,
-            **settings,
-            **raw,
-        )
+        arguments = {"max_new_tokens": TOKENS, "do_sample": False, "suppress_tokens": SUPPRESSED, **settings, **raw}
+        try:
+            output = guard.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
+        except GuardError:
+            raise
+        except Exception as error:
+            raise RawError(_describe(error)) from error
         executor = f"{guard.report.executor}: {guard.report.reason}"
         return (_beam_steps(recorder, beams) if beams > 1 else _greedy_steps(output)), executor
 
@@ -129,9 +126,16 @@ class Probe:
                 plain = self.plain(hand, row, (5, 6), "cached")
                 if rows > 1 and _apart(plain, self.plain(hand, row, (5, 6), f"batch {rows}")):
                     return f"batch {rows}"
-                if _apart(plain, self.plain(hand, row, (5, 6), "recompute")):
+                if not self._recomputes(hand, row, plain):
                     return "cached"
         return "recompute"
+
+    def _recomputes(self, hand: ByHand | None, row: int, cached: Tensor) -> bool:
+        """Return whether plain generate without a cache gives what it gives with one, `cached`."""
+        try:
+            return not _apart(cached, self.plain(hand, row, (5, 6), "recompute"))
+        except UnknownReference:
+            return False
 
     def plain(self, hand: ByHand | None, row: int, prefix: tuple[int, ...], kind: str) -> Tensor:
         """Return logits `[vocab]` of plain generate of a variant after the generated tokens.
@@ -164,6 +168,10 @@ class Probe:
 
 class UnknownReference(Exception):
     """Plain generate cannot say what is right."""
+
+
+class RawError(Exception):
+    """A guarded call ended in an error that is not the library's."""
 
 
 BY_HAND: dict[str, ByHand] = {
@@ -304,6 +312,8 @@ def _greedy_steps(output: Any) -> list[Steps]:
 
 
 def _beam_steps(recorder: Recorder, beams: int) -> list[Steps]:
+    if not recorder.seen:
+        raise UnknownReference("This generate drops logits processors, so its beams cannot be watched.")
     start = recorder.seen[0][0].shape[1]
     return [
         Steps(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())

@@ -34,8 +34,6 @@ _TILES = {"pixel_values": (1, 2, 3, 16, 16), "pixel_attention_mask": [[[[1] * 16
 _PATCHES = {"pixel_values": (16, 3, 4, 4), "image_grid_thw": GRID}
 _PLACES = [[[row, column] for row in range(4) for column in range(4)]]
 _LARGE = {"pixel_values": (1, 3, 32, 32)}
-_SEEING = {"initializer_range": 0.02}
-"""Some towers start with weights near zero and so see nothing."""
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
 _SECTIONS = {**_ROPE, "mrope_section": [1, 1, 2]}
 _START_END = {"vision_start_token_id": 102, "vision_end_token_id": 103}
@@ -60,8 +58,8 @@ _NEEDS_TIMM = "Its vision tower needs timm."
 
 RECIPES: dict[str, Recipe] = {
     "aria": Recipe({"projector_patch_to_query_dict": {16: 4}, "max_value_projector_patch_to_query_dict": 4}),
-    "blip": Recipe({"vision_config": _SEEING}, prompt=()),
-    "blip-2": Recipe({"vision_config": _SEEING, "qformer_config": _SEEING, "image_token_index": 100}),
+    "blip": Recipe(prompt=()),
+    "blip-2": Recipe({"image_token_index": 100}),
     "chameleon": Recipe(
         {
             "image_token_id": 100,
@@ -88,7 +86,7 @@ RECIPES: dict[str, Recipe] = {
         },
         {"pixel_values": (1, 3, 64, 64)},
     ),
-    "deepseek_vl_hybrid": Recipe(images={**_FRAME, "high_res_pixel_values": (1, 3, 64, 64)}),
+    "deepseek_vl_hybrid": Recipe(images={**_FRAME, "high_res_pixel_values": (1, 3, 16, 16)}),
     "dots3_note": Recipe({"audio_config": {"adapter_input_size": 32, "conv_output_size": 32}}),
     "emu3": Recipe(
         {
@@ -118,7 +116,19 @@ RECIPES: dict[str, Recipe] = {
     "fuyu": Recipe(images={"pixel_values": (1, 16, 48)}, prompt=(100,) * 16),
     "gemma3n": Recipe(skipped=_NEEDS_TIMM),
     "gemma4": Recipe({"vision_config": {"model_type": "gemma4_vision", **_TINY_GEMMA4_TOWER}}, _GEMMA4_IMAGE),
-    "gemma4_unified": Recipe(images=_GEMMA4_IMAGE),
+    "gemma4_unified": Recipe(
+        {
+            "vision_config": {
+                "model_type": "gemma4_unified_vision",
+                "patch_size": 2,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 32,
+            }
+        },
+        _GEMMA4_IMAGE,
+    ),
     "git": Recipe(prompt=()),
     "glm46v": Recipe({"text_config": {"rope_parameters": _SECTIONS}}),
     "glmga": Recipe({"text_config": {"rope_parameters": _SECTIONS}}),
@@ -126,6 +136,8 @@ RECIPES: dict[str, Recipe] = {
     "granite4_vision": Recipe(
         {
             "downsample_rate": "1/2",
+            "vision_config": {"hidden_size": 64},
+            "qformer_config": {"hidden_size": 64, "encoder_hidden_size": 64},
             "deepstack_layer_map": [[0, 1]],
             "spatial_target_layers": [0, 1, 2, 3],
             "image_grid_pinpoints": [[16, 16]],
@@ -143,13 +155,13 @@ RECIPES: dict[str, Recipe] = {
         {"vision_config": {"patch_size": 8, "num_hidden_layers": 2}}, {"pixel_values": (4, 2, 8, 8, 3)}
     ),
     "instructblipvideo": Recipe(
-        {"vision_config": _SEEING, "qformer_config": _SEEING, "video_token_index": 100},
+        {"video_token_index": 100},
         {"pixel_values": (1, 2, 3, 16, 16), **_QFORMER},
         prompt=(100,) * 8,
     ),
     "kimi_k25": Recipe(images=_PATCHES),
     "kosmos-2": Recipe(prompt=(100,) * 4),
-    "kosmos-2.5": Recipe(images={"flattened_patches": (1, 16, 50)}, prompt=(100,) * 4),
+    "kosmos-2.5": Recipe({"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(100,) * 4),
     "lfm2_vl": Recipe(
         {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
         {"pixel_values": (1, 16, 48), "spatial_shapes": [[4, 4]], "pixel_attention_mask": [[1] * 16]},
@@ -188,7 +200,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "paddleocr_vl": Recipe(images=_PATCHES),
     "perception_lm": Recipe(skipped=_NEEDS_TIMM),
-    "pix2struct": Recipe(images={"flattened_patches": (1, 16, 50)}, prompt=(), text="decoder_input_ids"),
+    "pix2struct": Recipe({"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(), text="decoder_input_ids"),
     "pp_chart2table": Recipe({"vision_config": {"image_size": 32}}, _LARGE),
     "pp_formulanet": Recipe({"vision_config": {"image_size": 32}}, _LARGE, prompt=(), text="decoder_input_ids"),
     "qwen2_5_omni_thinker": Recipe(_START_END),
@@ -206,7 +218,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smolvlm": Recipe(images=_TILES),
     "step3p7": Recipe({"text_config": {"sliding_window": 16}}),
-    "udop": Recipe(prompt=()),
+    "udop": Recipe({"decoder_start_token_id": 1}, prompt=()),
     "unlimited_ocr": Recipe({"vision_config": {"sam_config": _SAM}}, {"pixel_values": (1, 3, 64, 64)}),
     "video_llama_3": Recipe(images={"pixel_values": (16, 48), "image_grid_thw": GRID, "image_merge_sizes": [2]}),
     "vipllava": Recipe({"vision_feature_layer": [-1, -2]}),

@@ -10,29 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
 
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
 
 Inputs = Mapping[str, Tensor]
 Change = Callable[[Tensor], Tensor]
 _TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
+LAST = 5
+"""Chosen where it does not matter."""
 _OTHERS = re.compile(r"vision|visual|tower|encoder|audio|qformer|resampler|expert|vq|projector|merger")
 
 
-class Forced(LogitsProcessor):
-    """Makes generate choose tokens `[rows, steps]`; anything after the last of them."""
+class Path:
+    """Makes generate choose tokens `[rows, steps]`, and anything after the last of them.
+
+    Passed as `prefix_allowed_tokens_fn`, which models with a generate of their own hand on.
+    """
 
     def __init__(self, tokens: Tensor) -> None:
-        self._tokens, self._step = tokens, 0
+        self._tokens = tokens.tolist()
+        self._start: int | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores `[rows, vocab]` that leave one token of each row alive."""
-        if self._step >= self._tokens.shape[1]:
-            return scores
-        chosen = self._tokens[:, self._step : self._step + 1]
-        self._step += 1
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+    def __call__(self, row: int, ids: Tensor) -> list[int]:
+        """Return the tokens that a row with these ids may go on with."""
+        self._start = ids.shape[0] if self._start is None else self._start
+        step = ids.shape[0] - self._start
+        path = self._tokens[row]
+        return path[step : step + 1] if step < len(path) else [LAST]
 
 
 def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Tensor:
@@ -44,7 +48,7 @@ def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Te
         use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
-        logits_processor=[Forced(tokens)],
+        prefix_allowed_tokens_fn=Path(tokens),
     )
     return torch.stack(output.logits).float()
 

@@ -15,6 +15,10 @@ from lvlm_guard.testing.tiny import IMAGE_TOKEN, VISION_END, VISION_START, VOCAB
 HIDDEN, HEADS, HEAD = 32, 4, 8
 TEXT_LAYERS, TOWER_LAYERS = 4, 2
 PATCH, IMAGE = 4, 16
+LARGE = 1024
+"""Numbers from here on are sizes, whatever their field is called."""
+VISIBLE = 0.02
+"""Weights of some towers start so near zero that they see nothing."""
 SPECIAL = range(95, VOCABULARY)
 """Token ids that no prompt holds as text and nothing generates."""
 
@@ -37,14 +41,14 @@ _FIELDS: tuple[tuple[int, str], ...] = (
     (
         HEADS,
         "num_attention_heads num_heads attention_heads encoder_attention_heads decoder_attention_heads "
-        "swa_num_attention_heads n_routed_experts num_experts num_local_experts moe_num_experts "
+        "swa_num_attention_heads linear_num_heads n_routed_experts num_experts num_local_experts moe_num_experts "
         "linear_num_value_heads mamba_num_heads resampler_n_heads resampler_n_latents num_query_tokens "
         "latent_query_num mm_tokens_per_image num_image_tokens",
     ),
     (
         HEAD,
         "head_dim swa_head_dim v_head_dim qk_nope_head_dim qk_rope_head_dim index_head_dim "
-        "linear_key_head_dim linear_value_head_dim mamba_head_dim d_kv ssm_state_size resampler_head_dim "
+        "linear_key_head_dim linear_head_dim linear_value_head_dim mamba_head_dim d_kv ssm_state_size resampler_head_dim "
         "d_rel hidden_size_per_layer_input query_pre_attn_scalar rotary_dim",
     ),
     (
@@ -59,7 +63,7 @@ _FIELDS: tuple[tuple[int, str], ...] = (
     ),
     (
         16,
-        "moe_intermediate_size kv_lora_rank q_lora_rank shared_intermediate_size "
+        "moe_intermediate_size kv_lora_rank q_lora_rank shared_intermediate_size shared_experts_intermediate_size "
         "shared_expert_intermediate_size moe_shared_expert_intermediate_size sliding_window "
         "sliding_window_size index_topk num_position_embeddings num_patches rel_extent latent_channels",
     ),
@@ -82,7 +86,7 @@ _FIELDS: tuple[tuple[int, str], ...] = (
 )
 _LAYERS = "num_hidden_layers depth layers encoder_layers decoder_layers num_layers num_decoder_layers n_layers".split()
 _SIZES = {name: size for size, names in _FIELDS for name in names.split()}
-_DERIVED = {"full_attn_idxs", "no_rope_layers", "moe_layers", "per_layer_config", "_sliding_window_pattern", "kv_source_layers", "indexer_types"}
+_DERIVED = {"full_attn_idxs", "no_rope_layers", "moe_layers", "per_layer_config", "_sliding_window_pattern", "kv_source_layers", "indexer_types", "qk_head_dim"}
 _PLAIN = set(PretrainedConfig().to_dict()) | {"transformers_version", "id2label", "label2id"}
 _KEPT = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder"}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, "decoder_start_token_id": 1, "forced_eos_token_id": None}
@@ -123,8 +127,10 @@ def _shrink(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
 def _shrink_field(name: str, value: Any, layers: int, siblings: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping) and "model_type" in value:
         return _shrink(value, TEXT_LAYERS if name.startswith(("text", "decoder")) else TOWER_LAYERS)
-    if name == "rope_parameters" and isinstance(value, Mapping):
-        return value
+    if name == "initializer_range":
+        return max(value, VISIBLE)
+    if isinstance(value, Mapping) and name not in {"rope_parameters", "vocabulary_map"}:
+        return {inner: _shrink_field(str(inner), part, layers, value) for inner, part in value.items()}
     if name in _TOKENS:
         return _TOKENS[name]
     if name.endswith(("_token_id", "_token_index", "_patch_id")):
@@ -143,7 +149,7 @@ def _shrink_field(name: str, value: Any, layers: int, siblings: Mapping[str, Any
         return [0, 1]
     if isinstance(value, list) and len(value) == siblings.get("num_hidden_layers"):
         return value[:layers]
-    return value
+    return HIDDEN if type(value) is int and value >= LARGE else value
 
 
 def _token(name: str) -> int:
