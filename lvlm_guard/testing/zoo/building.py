@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from lvlm_guard import anatomy
-from lvlm_guard.testing.tiny import ARCHITECTURES, IMAGE_TOKEN, VISION_END, VISION_START, Tiny, boost, placeholders, tiny
+from lvlm_guard.testing.tiny import (
+    ARCHITECTURES,
+    IMAGE_TOKEN,
+    VISION_END,
+    VISION_START,
+    Tiny,
+    boost,
+    placeholders,
+    tiny,
+)
 from lvlm_guard.testing.zoo.recipes import RECIPES, Recipe
-from lvlm_guard.testing.zoo.shrinking import SPECIAL, merge, rope_sections, shrink
+from lvlm_guard.testing.zoo.shrinking import merge, rope_sections, shrink
 
 TYPES: tuple[str, ...] = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """Model types that transformers maps image and text to text, in its order."""
@@ -41,7 +49,7 @@ class Specimen:
             raise LookupError(self.recipe.skipped)
         self.model = build_model(name, self.recipe)
         self.accepted = set(inspect.signature(self.model.forward).parameters)
-        self.fences = sorted(anatomy.fence_ids(self.model.config))
+        self.fences = _image_fences(self.model.config.to_dict())
         self.image_tokens = self._image_tokens()
 
     def row(self, text: int = 6, seed: int = 0) -> dict[str, Tensor]:
@@ -55,9 +63,14 @@ class Specimen:
         """Return the inputs of prompts `[rows, length]` without padding and what belongs to their images."""
         if self.recipe.text != "input_ids":
             return {self.recipe.text: ids, **image}
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image, **self.per_token(ids, bool(image))}
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            **image,
+            **self.per_token(ids, has_image=bool(image)),
+        }
 
-    def per_token(self, ids: Tensor, has_image: bool) -> dict[str, Tensor]:
+    def per_token(self, ids: Tensor, *, has_image: bool) -> dict[str, Tensor]:
         """Return the inputs that go along with the token ids, as far as the model takes them."""
         placeholders = ids == IMAGE_TOKEN
         types = dict.fromkeys(("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids"), placeholders.long())
@@ -98,8 +111,8 @@ class Specimen:
         if self.name in ARCHITECTURES:
             return placeholders(self.name)
         image = [IMAGE_TOKEN] * self._count_features()
-        fences = VISION_START in self.fences or VISION_END in self.fences
-        return [VISION_START, *image, VISION_END] if fences else image
+        opening, closing = ([fence] if fence in self.fences else [] for fence in (VISION_START, VISION_END))
+        return [*opening, *image, *closing]
 
     @torch.no_grad()
     def _count_features(self) -> int:
@@ -114,6 +127,12 @@ class Specimen:
         if isinstance(features, Tensor):
             return features.shape[:-1].numel()
         return sum(part.shape[:-1].numel() for part in features)
+
+
+def _image_fences(config: Mapping[str, Any]) -> set[int]:
+    """Return the ids of the tokens that a config puts round an image, whatever it calls them."""
+    named = {name: value for name, value in config.items() if name.startswith(("image", "vision", "boi", "eoi"))}
+    return {value for value in named.values() if value in (VISION_START, VISION_END)}
 
 
 def _known_layout(entry: Tiny) -> dict[str, Any]:

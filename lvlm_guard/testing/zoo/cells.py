@@ -34,6 +34,13 @@ class Cell:
     seconds: float = 0.0
     error: str = ""
 
+    @property
+    def explanation(self) -> str:
+        """What is behind the status, in one line."""
+        if self.error:
+            return self.error
+        return f"off by {self.delta:g}, effect {self.effect:g}, against {self.reference}; {self.executor}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return the cell as plain values, without what is empty."""
         values = asdict(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -88,12 +88,12 @@ class EarlyLayers:
         yield from (Mix(layer, LENS_WEIGHT) for layer in gen.readouts(Readout(self.layers)))
 
 
-def reversed_states(hidden: Tensor, view: Any = None) -> Tensor:
+def reversed_states(hidden: Tensor, _: Any = None) -> Tensor:
     """Return hidden states `[..., hidden]` turned round and made larger."""
     return 2 * hidden.flip(-1) + hidden
 
 
-def unchanged(scores: Tensor, view: Any) -> Tensor:
+def unchanged(scores: Tensor, _: Any) -> Tensor:
     """Return scores as they are."""
     return scores
 
@@ -102,4 +102,3 @@ NEUTRAL = InsideModel(attends=(AttentionEdit(EDITED, unchanged, keys="image", qu
 FAVOURED = InsideModel(attends=(AttentionEdit(EDITED, "add", FAVOUR, keys="image", queries="all"),))
 REVERSED = InsideModel(hides=(HiddenEdit("residual", reversed_states, layers=EDITED),))
 REVERSED_TOWER = InsideModel(hides=(HiddenEdit("residual", reversed_states, tower="vision"),))
-Build = Callable[[], Any]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,16 +88,30 @@ class Probe:
         inputs = prompts.joined(self.rows[:rows])
         guard = Guard(self.specimen.model, None, [strategy])
         recorder, beams = Recorder(), settings.get("num_beams", 1)
-        raw = {"logits_processor": [recorder]} if beams > 1 else {"output_logits": True, "return_dict_in_generate": True}
+        raw = (
+            {"logits_processor": [recorder]} if beams > 1 else {"output_logits": True, "return_dict_in_generate": True}
+        )
         arguments = {"max_new_tokens": TOKENS, "do_sample": False, "suppress_tokens": SUPPRESSED, **settings, **raw}
         try:
             output = guard.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
         except GuardError:
             raise
         except Exception as error:
+            self._check_plain(inputs, arguments)
             raise RawError(_describe(error)) from error
         executor = f"{guard.report.executor}: {guard.report.reason}"
         return (_beam_steps(recorder, beams) if beams > 1 else _greedy_steps(output)), executor
+
+    def _check_plain(self, inputs: Row, arguments: Mapping[str, Any]) -> None:
+        """Run the call unguarded.
+
+        Raises:
+            UnknownReference: It fails as well, so it says nothing about the library.
+        """
+        try:
+            self.specimen.model.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
+        except Exception as error:
+            raise UnknownReference(f"Plain generate fails as well: {_describe(error)}") from error
 
     def compare(
         self,
@@ -110,7 +124,7 @@ class Probe:
         """Compare every step with the formula over plain runs of the variants of its prompt."""
         kind = self.reference_kind(variants, max(step.row for step in steps) + 1)
         delta, effect = 0.0, 0.0
-        for step in steps:
+        for step in sorted(steps, key=lambda step: -len(step.prefix)):  # the longest says what all shorter ones need
             raw = [self.plain(hand, step.row, step.prefix, kind) for hand in variants]
             expected = formula(*raw)
             scale = float(raw[0][: SPECIAL.start].std())
@@ -147,7 +161,7 @@ class Probe:
         if key not in self._known:
             try:
                 self._follow(hand, row, prefix, kind)
-            except Exception as error:  # noqa: BLE001 - whatever plain generate says of this input
+            except Exception as error:
                 raise UnknownReference(f"Plain generate cannot run the branch: {_describe(error)}") from error
         return self._known[key]
 
@@ -186,7 +200,7 @@ def judge(delta: float, effect: float, executor: str, kind: str) -> Cell:
     status: Status = "exact" if effect >= POWER else "no power"
     if not delta <= TOLERANCE:
         status = "wrong"
-    return Cell(status, _rounded(delta), _rounded(effect), executor, kind.split()[0])
+    return Cell(status, _rounded(delta), _rounded(effect), executor, kind.split(maxsplit=1)[0])
 
 
 def _edited_layers(probe: Probe) -> list[Any]:

@@ -29,7 +29,7 @@ POSITIONS = 2
 """Leading numbers of a flattened patch that say where it lies."""
 
 
-def disturbed(pixels: Tensor, generator: Any = None) -> Tensor:
+def disturbed(pixels: Tensor, _: Any = None) -> Tensor:
     """Return pixels changed element by element, always in the same way."""
     return torch.tanh(3 * pixels) + 0.7
 
@@ -39,7 +39,7 @@ def is_pixels(name: str) -> bool:
     return "pixel_values" in name or name in {"image_patches", "flattened_patches"}
 
 
-def noised(specimen: Specimen, row: Mapping[str, Tensor]) -> Inputs:
+def noised(_: Specimen, row: Mapping[str, Tensor]) -> Inputs:
     """Return the row with its pixels disturbed."""
     changed = {name: disturbed(value) if is_pixels(name) else value for name, value in row.items()}
     if "flattened_patches" in row:
@@ -52,7 +52,12 @@ def without_image(specimen: Specimen, row: Mapping[str, Tensor]) -> Inputs:
     ids = row["input_ids"]
     kept = torch.tensor([token not in SPECIAL for token in ids[0].tolist()])
     ids = ids[:, kept]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **_text_inputs(row), **specimen.per_token(ids, False)}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **_text_inputs(row),
+        **specimen.per_token(ids, has_image=False),
+    }
 
 
 def lengthened(specimen: Specimen, row: Mapping[str, Tensor]) -> Inputs:
@@ -61,7 +66,12 @@ def lengthened(specimen: Specimen, row: Mapping[str, Tensor]) -> Inputs:
     after = max((index + 1 for index, token in enumerate(ids[0].tolist()) if token in SPECIAL), default=0)
     ids = torch.cat([ids[:, :after], torch.tensor([EXTRA]), ids[:, after:]], dim=1)
     image = {name: value for name, value in row.items() if name not in PER_TOKEN}
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **image, **specimen.per_token(ids, True)}
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **image,
+        **specimen.per_token(ids, has_image=True),
+    }
 
 
 def _text_inputs(row: Mapping[str, Tensor]) -> Inputs:
@@ -70,11 +80,21 @@ def _text_inputs(row: Mapping[str, Tensor]) -> Inputs:
 
 def joined(rows: Sequence[Mapping[str, Tensor]]) -> Inputs:
     """Return prompts of several lengths as one batch, padded on the left."""
-    longest = max(row["input_ids"].shape[1] for row in rows)
+    text = "input_ids" if "input_ids" in rows[0] else "decoder_input_ids"
+    longest = max(row[text].shape[1] for row in rows)
     return {
-        name: torch.cat([_padded(row[name], longest) if name in PER_TOKEN else row[name] for row in rows])
-        for name in rows[0]
+        name: _joined_input(name, [row[name] for row in rows], longest, "target_sizes" in rows[0]) for name in rows[0]
     }
+
+
+def _joined_input(name: str, values: Sequence[Tensor], longest: int, strips: bool) -> Tensor:
+    """Return one input of several prompts; `strips` are pictures laid out side by side."""
+    if name in PER_TOKEN:
+        return torch.cat([_padded(value, longest) for value in values])
+    if name == "image_token_pooling":  # indices into the patches of all images
+        patches = int(values[0].max()) + 1
+        return torch.cat([value + patches * place for place, value in enumerate(values)])
+    return torch.cat(list(values), dim=-1 if strips and is_pixels(name) else 0)
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

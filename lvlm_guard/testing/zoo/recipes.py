@@ -93,7 +93,12 @@ RECIPES: dict[str, Recipe] = {
             "image_token_id": 100,
             "vocabulary_map": {"<image>": 100, "<|extra_200|>": 104}
             | {f"<|visual token {code:06}|>": 105 + code for code in range(8)},
-            "vq_config": {"codebook_size": 8, "channel_multiplier": [1, 1, 1], "num_res_blocks": 1, "attn_resolutions": []},
+            "vq_config": {
+                "codebook_size": 8,
+                "channel_multiplier": [1, 1, 1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+            },
         }
     ),
     "ernie4_5_vl_moe": Recipe({"text_config": {"moe_intermediate_size": [16, 16]}}),
@@ -147,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
     "granite_docling": Recipe(
         {"vision_config": {"scale_factor": 2}}, {"pixel_values": (1, 1, 3, 16, 16), "pixel_attention_mask": [[True]]}
     ),
-    "hunyuan_vl": Recipe({"text_config": {"head_dim": 8}}),
+    "hunyuan_vl": Recipe({"text_config": {"head_dim": 8}, "im_start_id": 106, "im_end_id": 107, "im_newline_id": 108}),
     "idefics": Recipe(images={"pixel_values": (1, 1, 3, 16, 16)}, prompt=()),
     "idefics2": Recipe(images={"pixel_values": (1, 1, 3, 16, 16), "pixel_attention_mask": [[[[1] * 16] * 16]]}),
     "inkling2": Recipe(images={"pixel_values": (4, 8, 8, 3), "image_grid_thw": [[1, 2, 2]]}),
@@ -161,7 +166,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "kimi_k25": Recipe(images=_PATCHES),
     "kosmos-2": Recipe(prompt=(100,) * 4),
-    "kosmos-2.5": Recipe({"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(100,) * 4),
+    "kosmos-2.5": Recipe(
+        {"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(100,) * 4
+    ),
     "lfm2_vl": Recipe(
         {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
         {"pixel_values": (1, 16, 48), "spatial_shapes": [[4, 4]], "pixel_attention_mask": [[1] * 16]},
@@ -198,9 +205,15 @@ RECIPES: dict[str, Recipe] = {
         },
         {"pixel_values": (16, 48), "image_grid_hw": [[4, 4]]},
     ),
+    "ovis2": Recipe({"visual_indicator_token_ids": [106, 107, 108, 109, 110]}, prompt=(106, *(100,) * 16, 107)),
     "paddleocr_vl": Recipe(images=_PATCHES),
     "perception_lm": Recipe(skipped=_NEEDS_TIMM),
-    "pix2struct": Recipe({"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(), text="decoder_input_ids"),
+    "pix2struct": Recipe(
+        {"vision_config": {"patch_embed_hidden_size": 48}},
+        {"flattened_patches": (1, 16, 50)},
+        prompt=(),
+        text="decoder_input_ids",
+    ),
     "pp_chart2table": Recipe({"vision_config": {"image_size": 32}}, _LARGE),
     "pp_formulanet": Recipe({"vision_config": {"image_size": 32}}, _LARGE, prompt=(), text="decoder_input_ids"),
     "qwen2_5_omni_thinker": Recipe(_START_END),

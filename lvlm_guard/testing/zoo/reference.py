@@ -122,7 +122,10 @@ def ended_after(layers: Sequence[nn.Module], last: int) -> Iterator[None]:
         kept[:] = [hidden]
         return hidden
 
-    with outputs_changed([layers[last]], keep), outputs_changed([layers[-1]], lambda hidden: kept[0][:, -hidden.shape[1] :]):
+    with (
+        outputs_changed([layers[last]], keep),
+        outputs_changed([layers[-1]], lambda hidden: kept[0][:, -hidden.shape[1] :]),
+    ):
         yield
 
 

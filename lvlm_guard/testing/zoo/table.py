@@ -73,7 +73,12 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
             raise InputError(f"No model type {name!r}.{nearest(name, known)}")
 
 
-def count(table: Mapping[str, Entry]) -> dict[str, Counter[str]]:
+def mechanisms_of(table: Mapping[str, Entry]) -> list[str]:
+    """Return the mechanisms of a table, in its order."""
+    return list(dict.fromkeys(mechanism for entry in table.values() for mechanism in entry.cells))
+
+
+def count_statuses(table: Mapping[str, Entry]) -> dict[str, Counter[str]]:
     """Return how many types have each status, by mechanism."""
     counts: dict[str, Counter[str]] = {}
     for entry in table.values():
