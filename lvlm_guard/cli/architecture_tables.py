@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lvlm_guard.cli.tables import show_table
 from lvlm_guard.testing.zoo.building import TYPES
-from lvlm_guard.testing.zoo.cells import Cell
+from lvlm_guard.testing.zoo.cells import MechanismCell
 from lvlm_guard.testing.zoo.rechecking import recheck
 from lvlm_guard.testing.zoo.table import Entry, count_statuses, mechanisms_of
 
@@ -23,7 +23,7 @@ def probe(types: Sequence[str], console: Console) -> dict[str, Entry]:
         InputError: An unknown type.
     """
 
-    def watch(name: str, mechanism: str, cell: Cell) -> None:
+    def watch(name: str, mechanism: str, cell: MechanismCell) -> None:
         console.print(f"{name}: {mechanism}: {cell.status}", highlight=False)
 
     return recheck(TYPES if ALL in types else types, watch)

@@ -30,13 +30,13 @@ def models(
     from lvlm_guard.testing.zoo.table import load_table, save_table  # noqa: PLC0415 - as above
 
     table = load_table()
-    shown = table
+    selected = table
     if types:
-        shown = architecture_tables.probe(types, Console(stderr=True))
-        table = table | shown
+        selected = architecture_tables.probe(types, Console(stderr=True))
+        table = table | selected
     if out is not None:
         save_table(table, out)
     if as_json:
-        typer.echo(json.dumps({name: entry.to_dict() for name, entry in shown.items()}, indent=1))
+        typer.echo(json.dumps({name: entry.to_dict() for name, entry in selected.items()}, indent=1))
     else:
-        architecture_tables.print_models(shown, Console(highlight=False))
+        architecture_tables.print_models(selected, Console(highlight=False))

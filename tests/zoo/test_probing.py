@@ -10,8 +10,8 @@ import torch
 from lvlm_guard.errors import InputError
 from lvlm_guard.testing.zoo import mechanisms, probing
 from lvlm_guard.testing.zoo.building import TYPES, Specimen
-from lvlm_guard.testing.zoo.cells import STATUSES, Cell
-from lvlm_guard.testing.zoo.probing import MECHANISMS, Probe
+from lvlm_guard.testing.zoo.cells import STATUSES, MechanismCell
+from lvlm_guard.testing.zoo.probing import MECHANISMS, TypeProbe
 from lvlm_guard.testing.zoo.rechecking import recheck
 from lvlm_guard.testing.zoo.recipes import RECIPES
 from lvlm_guard.testing.zoo.reference import follow
@@ -25,7 +25,7 @@ MEASURED = [name for name, entry in TABLE.items() if entry.cells and name in TYP
 
 @pytest.fixture(scope="module", params=SAMPLE)
 def probe(request):
-    return Probe(Specimen(request.param))
+    return TypeProbe(Specimen(request.param))
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -90,7 +90,7 @@ def test_the_table_holds_every_type_with_every_mechanism_and_versions():
 
 def test_a_table_comes_back_as_it_was_saved(tmp_path):
     table = {
-        "one": Entry({"noise": Cell("wrong", 0.5, 2.0, "batched", "recompute", 0.1)}, versions={"torch": "2"}),
+        "one": Entry({"noise": MechanismCell("wrong", 0.5, 2.0, "batched", "recompute", 0.1)}, versions={"torch": "2"}),
         "two": Entry(skipped="why not"),
     }
     save_table(table, tmp_path / "table.json")

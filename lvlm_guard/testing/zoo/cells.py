@@ -10,7 +10,7 @@ STATUSES: tuple[Status, ...] = ("exact", "refused", "wrong", "crash", "no power"
 
 
 @dataclass(frozen=True)
-class Cell:
+class MechanismCell:
     """Result of one mechanism on one model type.
 
     Args:
@@ -47,6 +47,6 @@ class Cell:
         return {name: value for name, value in values.items() if value not in (None, "")}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Cell:
+    def from_dict(cls, values: dict[str, Any]) -> MechanismCell:
         """Return the cell that `to_dict` wrote."""
         return cls(**values)

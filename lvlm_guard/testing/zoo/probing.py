@@ -18,7 +18,7 @@ from lvlm_guard.guard import Guard
 from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.zoo import mechanisms, prompts, reference
 from lvlm_guard.testing.zoo.building import Specimen
-from lvlm_guard.testing.zoo.cells import Cell, Status
+from lvlm_guard.testing.zoo.cells import MechanismCell, Status
 from lvlm_guard.testing.zoo.shrinking import SPECIAL
 
 TOKENS = 4
@@ -36,7 +36,7 @@ ByHand = Callable[[Specimen, Row], Row]
 
 
 @dataclass(frozen=True)
-class Steps:
+class SeenStep:
     """What generate's loop saw.
 
     Args:
@@ -50,7 +50,7 @@ class Steps:
     scores: Tensor
 
 
-class Probe:
+class TypeProbe:
     """Probes one specimen; what plain generate gives is computed once.
 
     Args:
@@ -60,10 +60,10 @@ class Probe:
     def __init__(self, specimen: Specimen) -> None:
         self.specimen = specimen
         self.rows = [specimen.row(text, seed) for text, seed in ROWS]
-        self._known: dict[Any, Tensor] = {}
+        self._logits: dict[Any, Tensor] = {}
 
     @torch.no_grad()
-    def cell(self, mechanism: str) -> Cell:
+    def cell(self, mechanism: str) -> MechanismCell:
         """Run one of `MECHANISMS`."""
         started = time.perf_counter()
         try:
@@ -71,19 +71,19 @@ class Probe:
                 warnings.simplefilter("ignore", GuardWarning)
                 cell = MECHANISMS[mechanism](self)
         except GuardError as error:
-            cell = Cell("refused", error=_describe(error))
+            cell = MechanismCell("refused", error=_describe(error))
         except RawError as error:
-            cell = Cell("crash", error=str(error))
+            cell = MechanismCell("crash", error=str(error))
         except (UnknownReference, LookupError, RuntimeError, TypeError, ValueError) as error:
-            cell = Cell("unproven", error=_describe(error))
+            cell = MechanismCell("unproven", error=_describe(error))
         return replace(cell, seconds=round(time.perf_counter() - started, 3))
 
-    def branch(self, kind: str, rows: int = 1, **settings: Any) -> Cell:
-        """Probe a contrast with a branch, on the first prompts."""
+    def branch(self, kind: str, rows: int = 1, **settings: Any) -> MechanismCell:
+        """TypeProbe a contrast with a branch, on the first prompts."""
         steps, executor = self.run(mechanisms.AgainstBranch(kind), rows, **settings)
         return self.compare(steps, [None, BY_HAND[kind]], mechanisms.contrast, executor, settings)
 
-    def run(self, strategy: Any, rows: int = 1, **settings: Any) -> tuple[list[Steps], str]:
+    def run(self, strategy: Any, rows: int = 1, **settings: Any) -> tuple[list[SeenStep], str]:
         """Return what the loop of a guarded generate saw, and how branches were decoded."""
         inputs = prompts.joined(self.rows[:rows])
         guard = Guard(self.specimen.model, None, [strategy])
@@ -115,12 +115,12 @@ class Probe:
 
     def compare(
         self,
-        steps: Sequence[Steps],
+        steps: Sequence[SeenStep],
         variants: Sequence[ByHand | None],
         formula: Callable[..., Tensor],
         executor: str,
         settings: Mapping[str, Any],
-    ) -> Cell:
+    ) -> MechanismCell:
         """Compare every step with the formula over plain runs of the variants of its prompt."""
         kind = self.reference_kind(variants, max(step.row for step in steps) + 1)
         delta, effect = 0.0, 0.0
@@ -158,12 +158,12 @@ class Probe:
             UnknownReference: Plain generate cannot run the variant.
         """
         key = (hand, row, prefix, kind)
-        if key not in self._known:
+        if key not in self._logits:
             try:
                 self._follow(hand, row, prefix, kind)
             except Exception as error:
                 raise UnknownReference(f"Plain generate cannot run the branch: {_describe(error)}") from error
-        return self._known[key]
+        return self._logits[key]
 
     def _follow(self, hand: ByHand | None, row: int, prefix: tuple[int, ...], kind: str) -> None:
         batched = kind.startswith("batch")
@@ -173,7 +173,7 @@ class Probe:
         logits = reference.follow(self.specimen.model, inputs, tokens, use_cache=kind != "recompute")
         for step in range(len(prefix) + 1):
             for place, index in enumerate(chosen):
-                self._known[hand, index, prefix[:step], kind] = logits[step, place]
+                self._logits[hand, index, prefix[:step], kind] = logits[step, place]
 
     def variant(self, hand: ByHand | None, row: int) -> Row:
         """Return one prompt as a branch has it."""
@@ -195,19 +195,19 @@ BY_HAND: dict[str, ByHand] = {
 }
 
 
-def judge(delta: float, effect: float, executor: str, kind: str) -> Cell:
+def judge(delta: float, effect: float, executor: str, kind: str) -> MechanismCell:
     """Return the cell of a run that ended."""
     status: Status = "exact" if effect >= POWER else "no power"
     if not delta <= TOLERANCE:
         status = "wrong"
-    return Cell(status, _rounded(delta), _rounded(effect), executor, kind.split(maxsplit=1)[0])
+    return MechanismCell(status, _rounded(delta), _rounded(effect), executor, kind.split(maxsplit=1)[0])
 
 
-def _edited_layers(probe: Probe) -> list[Any]:
+def _edited_layers(probe: TypeProbe) -> list[Any]:
     return list(reference.decoder_layers(probe.specimen.model))
 
 
-def _hidden(probe: Probe) -> Cell:
+def _hidden(probe: TypeProbe) -> MechanismCell:
     """Edit the residual stream of some layers, and compare with hooks on the same layers."""
     steps, executor = probe.run(mechanisms.REVERSED)
     layers = _edited_layers(probe)[slice(*mechanisms.EDITED)]
@@ -216,7 +216,7 @@ def _hidden(probe: Probe) -> Cell:
     )
 
 
-def _vision(probe: Probe) -> Cell:
+def _vision(probe: TypeProbe) -> MechanismCell:
     """Edit every layer of the vision tower, and compare with hooks on the same layers."""
     steps, executor = probe.run(mechanisms.REVERSED_TOWER)
     layers = list(reference.tower_layers(probe.specimen.model))
@@ -226,8 +226,8 @@ def _vision(probe: Probe) -> Cell:
 
 
 def _compare_edited(
-    probe: Probe, steps: Sequence[Steps], executor: str, edit: Callable[[], AbstractContextManager[None]]
-) -> Cell:
+    probe: TypeProbe, steps: Sequence[SeenStep], executor: str, edit: Callable[[], AbstractContextManager[None]]
+) -> MechanismCell:
     kind = probe.reference_kind([None], 1)
     prefix = steps[-1].prefix
     tokens = torch.tensor([prefix], dtype=torch.long)
@@ -237,18 +237,20 @@ def _compare_edited(
     return _compare_paths(probe, steps, expected, executor, kind)
 
 
-def _compare_paths(probe: Probe, steps: Sequence[Steps], expected: Tensor, executor: str, kind: str) -> Cell:
+def _compare_paths(
+    probe: TypeProbe, steps: Sequence[SeenStep], expected: Tensor, executor: str, kind: str
+) -> MechanismCell:
     """Compare the steps of one row with expected logits `[steps, vocab]`."""
     delta, effect = 0.0, 0.0
-    for step, wanted in zip(steps, expected, strict=True):
+    for step, target in zip(steps, expected, strict=True):
         plain = probe.plain(None, 0, step.prefix, kind)
         scale = float(plain[: SPECIAL.start].std())
-        delta = max(delta, _distance(wanted, step.scores) / scale)
-        effect = max(effect, _distance(wanted, plain) / scale)
+        delta = max(delta, _distance(target, step.scores) / scale)
+        effect = max(effect, _distance(target, plain) / scale)
     return judge(delta, effect, executor, kind)
 
 
-def _readouts(probe: Probe) -> Cell:
+def _readouts(probe: TypeProbe) -> MechanismCell:
     """Add what early layers say, and compare with runs whose last layer passes on what those layers put out."""
     steps, executor = probe.run(mechanisms.EarlyLayers())
     kind, layers = probe.reference_kind([None], 1), _edited_layers(probe)
@@ -262,7 +264,7 @@ def _readouts(probe: Probe) -> Cell:
     return _compare_paths(probe, steps, expected, executor, kind)
 
 
-def _attention(probe: Probe) -> Cell:
+def _attention(probe: TypeProbe) -> MechanismCell:
     """Run a neutral edit, which gives plain logits, and a real one, which does what a bias in an eager mask does."""
     neutral, executor = probe.run(mechanisms.NEUTRAL)
     kind = probe.reference_kind([None], 1)
@@ -274,11 +276,11 @@ def _attention(probe: Probe) -> Cell:
     expected = _favoured(probe, steps) if kind == "recompute" else None
     if expected is not None:
         return _compare_paths(probe, steps, expected, executor, kind)
-    seen = torch.stack([step.scores for step in steps])
-    return replace(_compare_paths(probe, steps, seen, executor, kind), delta=calm.delta, reference="neutral")
+    scores = torch.stack([step.scores for step in steps])
+    return replace(_compare_paths(probe, steps, scores, executor, kind), delta=calm.delta, reference="neutral")
 
 
-def _favoured(probe: Probe, steps: Sequence[Steps]) -> Tensor | None:
+def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
     """Return logits `[steps, vocab]` of eager attention with a bias in its mask; None where it takes no such mask."""
     model = copy.deepcopy(probe.specimen.model)
     tokens = torch.tensor([steps[-1].prefix], dtype=torch.long)
@@ -291,7 +293,7 @@ def _favoured(probe: Probe, steps: Sequence[Steps]) -> Tensor | None:
         return None
 
 
-MECHANISMS: dict[str, Callable[[Probe], Cell]] = {
+MECHANISMS: dict[str, Callable[[TypeProbe], MechanismCell]] = {
     "noise": lambda probe: probe.branch("noise"),
     "removal": lambda probe: probe.branch("removal"),
     "longer": lambda probe: probe.branch("longer"),
@@ -306,31 +308,31 @@ MECHANISMS: dict[str, Callable[[Probe], Cell]] = {
 """Every mechanism by its name."""
 
 
-def probe_type(name: str, chosen: Sequence[str] = tuple(MECHANISMS)) -> dict[str, Cell]:
+def probe_type(name: str, chosen: Sequence[str] = tuple(MECHANISMS)) -> dict[str, MechanismCell]:
     """Return the cells of one model type.
 
     Raises:
         LookupError: No model of this type is built.
     """
-    probe = Probe(Specimen(name))
+    probe = TypeProbe(Specimen(name))
     return {mechanism: probe.cell(mechanism) for mechanism in chosen}
 
 
-def _greedy_steps(output: Any) -> list[Steps]:
+def _greedy_steps(output: Any) -> list[SeenStep]:
     generated = output.sequences[:, -len(output.logits) :]
     return [
-        Steps(row, tuple(generated[row, :step].tolist()), logits[row].float())
+        SeenStep(row, tuple(generated[row, :step].tolist()), logits[row].float())
         for step, logits in enumerate(output.logits)
         for row in range(logits.shape[0])
     ]
 
 
-def _beam_steps(recorder: Recorder, beams: int) -> list[Steps]:
+def _beam_steps(recorder: Recorder, beams: int) -> list[SeenStep]:
     if not recorder.seen:
         raise UnknownReference("This generate drops logits processors, so its beams cannot be watched.")
     start = recorder.seen[0][0].shape[1]
     return [
-        Steps(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())
+        SeenStep(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())
         for ids, scores in recorder.seen
         for row in range(ids.shape[0])
     ]

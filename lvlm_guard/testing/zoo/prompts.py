@@ -50,8 +50,8 @@ def noised(_: Specimen, row: Mapping[str, Tensor]) -> Inputs:
 def without_image(specimen: Specimen, row: Mapping[str, Tensor]) -> Inputs:
     """Return the row without its image: no pixels, no placeholder, no fence."""
     ids = row["input_ids"]
-    kept = torch.tensor([token not in SPECIAL for token in ids[0].tolist()])
-    ids = ids[:, kept]
+    is_text = torch.tensor([token not in SPECIAL for token in ids[0].tolist()])
+    ids = ids[:, is_text]
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),

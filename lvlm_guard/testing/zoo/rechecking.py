@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from lvlm_guard.testing.zoo.building import TYPES, Specimen
-from lvlm_guard.testing.zoo.cells import Cell
-from lvlm_guard.testing.zoo.probing import MECHANISMS, Probe
+from lvlm_guard.testing.zoo.cells import MechanismCell
+from lvlm_guard.testing.zoo.probing import MECHANISMS, TypeProbe
 from lvlm_guard.testing.zoo.recipes import RECIPES, Recipe
 from lvlm_guard.testing.zoo.table import Entry, check_names, installed_versions
 
-Watch = Callable[[str, str, Cell], None]
+Watch = Callable[[str, str, MechanismCell], None]
 
 
-def _ignore(name: str, mechanism: str, cell: Cell) -> None:
+def _ignore(name: str, mechanism: str, cell: MechanismCell) -> None:
     """Watch nothing."""
 
 
 def recheck(names: Iterable[str], watch: Watch = _ignore) -> dict[str, Entry]:
-    """Probe every mechanism on some model types.
+    """TypeProbe every mechanism on some model types.
 
     Args:
         names: Model types, of those that the installed transformers maps image and text to text.
@@ -38,7 +38,7 @@ def recheck(names: Iterable[str], watch: Watch = _ignore) -> dict[str, Entry]:
 def _probe(name: str, watch: Watch) -> Entry:
     if reason := RECIPES.get(name, Recipe()).skipped:
         return Entry(skipped=reason)
-    probe, cells = Probe(Specimen(name)), {}
+    probe, cells = TypeProbe(Specimen(name)), {}
     for mechanism in MECHANISMS:
         cells[mechanism] = probe.cell(mechanism)
         watch(name, mechanism, cells[mechanism])

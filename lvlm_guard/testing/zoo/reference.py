@@ -18,10 +18,10 @@ Change = Callable[[Tensor], Tensor]
 _TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
 LAST = 5
 """Chosen where it does not matter."""
-_OTHERS = re.compile(r"vision|visual|tower|encoder|audio|qformer|resampler|expert|vq|projector|merger")
+_NOT_DECODER = re.compile(r"vision|visual|tower|encoder|audio|qformer|resampler|expert|vq|projector|merger")
 
 
-class Path:
+class TokenPath:
     """Makes generate choose tokens `[rows, steps]`, and anything after the last of them.
 
     Passed as `prefix_allowed_tokens_fn`, which models with a generate of their own hand on.
@@ -48,7 +48,7 @@ def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Te
         use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
-        prefix_allowed_tokens_fn=Path(tokens),
+        prefix_allowed_tokens_fn=TokenPath(tokens),
     )
     return torch.stack(output.logits).float()
 
@@ -59,7 +59,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         LookupError: There is none.
     """
-    return _longest(model, lambda name: not _OTHERS.search(name))
+    return _longest(model, lambda name: not _NOT_DECODER.search(name))
 
 
 def tower_layers(model: nn.Module) -> nn.ModuleList:
@@ -71,11 +71,11 @@ def tower_layers(model: nn.Module) -> nn.ModuleList:
     return _longest(model, lambda name: bool(_TOWERS.search(name)))
 
 
-def _longest(model: nn.Module, wanted: Callable[[str], bool]) -> nn.ModuleList:
+def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> nn.ModuleList:
     stacks = [
         (-len(part), len(name), part)
         for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList) and wanted(name) and len(part) > 0 and _attends(part)
+        if isinstance(part, nn.ModuleList) and is_candidate(name) and len(part) > 0 and _attends(part)
     ]
     if not stacks:
         raise LookupError(f"{type(model).__name__} shows no layers of this kind.")
@@ -88,7 +88,7 @@ def _attends(stack: nn.ModuleList) -> bool:
 
 @contextmanager
 def outputs_changed(layers: Sequence[nn.Module], change: Change) -> Iterator[None]:
-    """Change what layers return, in this block: inside of every hook, so that hidden states kept by hooks are changed too."""
+    """Change what layers return, in this block: inside of every hook, so that hidden states that hooks keep are changed too."""
     with ExitStack() as stack:
         for layer in layers:
             before = vars(layer).get("forward")
@@ -116,15 +116,15 @@ def _put_back(layer: nn.Module, before: Any) -> None:
 @contextmanager
 def ended_after(layers: Sequence[nn.Module], last: int) -> Iterator[None]:
     """Let the output of layer `last`, counted from 0, stand for that of the last layer, in this block."""
-    kept: list[Tensor] = []
+    output: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
-        kept[:] = [hidden]
+        output[:] = [hidden]
         return hidden
 
     with (
         outputs_changed([layers[last]], keep),
-        outputs_changed([layers[-1]], lambda hidden: kept[0][:, -hidden.shape[1] :]),
+        outputs_changed([layers[-1]], lambda hidden: output[0][:, -hidden.shape[1] :]),
     ):
         yield
 

@@ -107,7 +107,7 @@ _DERIVED = {
     "qk_head_dim",
 }
 _PLAIN = set(PretrainedConfig().to_dict()) | {"transformers_version", "id2label", "label2id"}
-_KEPT = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder"}
+_INHERITED = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder"}
 _TOKENS = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -145,8 +145,8 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _shrink(values: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    kept = {name: value for name, value in values.items() if name in _KEPT or name not in _PLAIN | _DERIVED}
-    return {name: _shrink_field(name, value, layers, values) for name, value in kept.items()}
+    fields = {name: value for name, value in values.items() if name in _INHERITED or name not in _PLAIN | _DERIVED}
+    return {name: _shrink_field(name, value, layers, values) for name, value in fields.items()}
 
 
 def _shrink_field(name: str, value: Any, layers: int, siblings: Mapping[str, Any]) -> Any:

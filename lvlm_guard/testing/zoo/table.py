@@ -12,9 +12,9 @@ from typing import Any
 
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.files import write_whole
-from lvlm_guard.testing.zoo.cells import Cell
+from lvlm_guard.testing.zoo.cells import MechanismCell
 
-KEPT = "table.json"
+FILE = "table.json"
 PACKAGES = ("lvlm-guard", "transformers", "torch")
 
 
@@ -28,7 +28,7 @@ class Entry:
         versions: Versions of the packages that its cells come from.
     """
 
-    cells: Mapping[str, Cell] = field(default_factory=dict)
+    cells: Mapping[str, MechanismCell] = field(default_factory=dict)
     skipped: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,13 +40,13 @@ class Entry:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Entry:
         """Return the entry that `to_dict` wrote."""
-        cells = {mechanism: Cell.from_dict(cell) for mechanism, cell in values.get("cells", {}).items()}
+        cells = {mechanism: MechanismCell.from_dict(cell) for mechanism, cell in values.get("cells", {}).items()}
         return cls(cells, values.get("skipped", ""), values.get("versions", {}))
 
 
 def load_table() -> dict[str, Entry]:
     """Return the table that comes with the library, by model type."""
-    text = resources.files(__package__).joinpath(KEPT).read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
     return {name: Entry.from_dict(values) for name, values in json.loads(text).items()}
 
 
@@ -61,16 +61,16 @@ def installed_versions() -> dict[str, str]:
     return {package: metadata.version(package) for package in PACKAGES}
 
 
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
+def check_names(names: Iterable[str], choices: Iterable[str]) -> None:
     """Refuse a model type that does not exist.
 
     Raises:
         InputError: It is unknown; the message names the nearest.
     """
-    known = list(known)
+    choices = list(choices)
     for name in names:
-        if name not in known:
-            raise InputError(f"No model type {name!r}.{nearest(name, known)}")
+        if name not in choices:
+            raise InputError(f"No model type {name!r}.{nearest(name, choices)}")
 
 
 def mechanisms_of(table: Mapping[str, Entry]) -> list[str]:
