@@ -148,6 +148,7 @@ RECIPES: dict[str, Recipe] = {
             "image_grid_pinpoints": [[16, 16]],
         },
         {"pixel_values": (1, 2, 3, 16, 16), "image_sizes": [[16, 16]]},
+        prompt=(100,) * 10,
     ),
     "granite_docling": Recipe(
         {"vision_config": {"scale_factor": 2}}, {"pixel_values": (1, 1, 3, 16, 16), "pixel_attention_mask": [[True]]}
