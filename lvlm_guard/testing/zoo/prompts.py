@@ -15,6 +15,7 @@ Inputs = dict[str, Tensor]
 EXTRA = (7, 9, 11)
 PER_TOKEN = (
     "input_ids",
+    "decoder_input_ids",
     "attention_mask",
     "token_type_ids",
     "mm_token_type_ids",
