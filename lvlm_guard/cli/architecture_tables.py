@@ -40,7 +40,7 @@ def print_models(table: Mapping[str, Entry], console: Console) -> None:
 
 def print_details(table: Mapping[str, Entry], console: Console) -> None:
     """Print what each cell that is not exact says."""
-    rows = [
+    rows: list[tuple[str, str, str, str]] = [
         (name, mechanism, cell.status, cell.explanation)
         for name, entry in table.items()
         for mechanism, cell in entry.cells.items()

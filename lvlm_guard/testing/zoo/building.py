@@ -47,7 +47,7 @@ class Specimen:
         self.recipe = RECIPES.get(name, Recipe())
         if self.recipe.skipped:
             raise LookupError(self.recipe.skipped)
-        self.model = build_model(name, self.recipe)
+        self.model: Any = build_model(name, self.recipe)
         self.accepted = set(inspect.signature(self.model.forward).parameters)
         self.fences = _image_fences(self.model.config.to_dict())
         self.image_tokens = self._image_tokens()
@@ -103,7 +103,7 @@ class Specimen:
     def _patch_width(self) -> int:
         vision = self.model.config.vision_config
         frames = getattr(vision, "temporal_patch_size", None) or getattr(vision, "patch_temporal", None) or 1
-        return 3 * frames * vision.patch_size**2
+        return int(3 * frames * vision.patch_size**2)
 
     def _image_tokens(self) -> list[int]:
         if self.recipe.prompt is not None:
