@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -47,7 +47,7 @@ class Specimen:
         self.recipe = RECIPES.get(name, Recipe())
         if self.recipe.skipped:
             raise LookupError(self.recipe.skipped)
-        self.model: Any = build_model(name, self.recipe)
+        self.model = build_model(name, self.recipe)
         self.accepted = set(inspect.signature(self.model.forward).parameters)
         self.fences = _image_fences(self.model.config.to_dict())
         self.image_tokens = self._image_tokens()
@@ -118,7 +118,7 @@ class Specimen:
     def _count_features(self) -> int:
         """How many tokens the model puts in place of one image."""
         image = self.draw_image(torch.Generator().manual_seed(0))
-        owners = (getattr(self.model, "model", None), self.model)
+        owners: tuple[Any, ...] = (getattr(self.model, "model", None), self.model)
         encode = next(owner.get_image_features for owner in owners if hasattr(owner, "get_image_features"))
         accepted = inspect.signature(encode).parameters
         encoded = encode(**{name: value for name, value in image.items() if name in accepted})
@@ -142,7 +142,7 @@ def _known_layout(entry: Tiny) -> dict[str, Any]:
     return {"pixel_values": entry.pixels if packed else (1, *entry.pixels), **numbers}
 
 
-def build_model(name: str, recipe: Recipe) -> nn.Module:
+def build_model(name: str, recipe: Recipe) -> Any:
     """Return the tiny model of a type in eval mode and fp32, with weights that let image and prompt matter."""
     if name in ARCHITECTURES:
         return tiny(name)[0]
