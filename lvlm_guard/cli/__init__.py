@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from lvlm_guard import __version__
-from lvlm_guard.cli import answering, benchmarking, demonstration, describing, fitting, planning, stacks, testbed
+from lvlm_guard.cli import (
+    answering,
+    architectures,
+    benchmarking,
+    demonstration,
+    describing,
+    fitting,
+    planning,
+    stacks,
+    testbed,
+)
 from lvlm_guard.cli.program import Group, Program, readable_endings
 
 app = Program(
@@ -25,6 +35,7 @@ app.command("generate")(answering.generate)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
+app.command("models")(architectures.models)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")

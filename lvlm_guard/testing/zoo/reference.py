@@ -1,0 +1,157 @@
+"""What a mechanism should give: plain generate of main and of each branch written by hand, made to follow the same tokens."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.testing.tiny import IMAGE_TOKEN
+
+Inputs = Mapping[str, Tensor]
+Change = Callable[[Tensor], Tensor]
+_TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
+LAST = 5
+"""Chosen where it does not matter."""
+_NOT_DECODER = re.compile(r"vision|visual|tower|encoder|audio|qformer|resampler|expert|vq|projector|merger")
+
+
+class TokenPath:
+    """Makes generate choose tokens `[rows, steps]`, and anything after the last of them.
+
+    Passed as `prefix_allowed_tokens_fn`, which models with a generate of their own hand on.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._tokens = tokens.tolist()
+        self._start: int | None = None
+
+    def __call__(self, row: int, ids: Tensor) -> list[int]:
+        """Return the tokens that a row with these ids may go on with."""
+        self._start = ids.shape[0] if self._start is None else self._start
+        step = ids.shape[0] - self._start
+        path = self._tokens[row]
+        return path[step : step + 1] if step < len(path) else [LAST]
+
+
+def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Tensor:
+    """Return raw logits `[steps + 1, rows, vocab]` in fp32 of plain generate that chooses `tokens` `[rows, steps]`."""
+    output = model.generate(
+        **{name: value.clone() for name, value in inputs.items()},
+        max_new_tokens=tokens.shape[1] + 1,
+        do_sample=False,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+        output_logits=True,
+        prefix_allowed_tokens_fn=TokenPath(tokens),
+    )
+    return torch.stack(output.logits).float()
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the layers that decode text: the longest list of modules outside every tower, the shortest name first.
+
+    Raises:
+        LookupError: There is none.
+    """
+    return _longest(model, lambda name: not _NOT_DECODER.search(name))
+
+
+def tower_layers(model: nn.Module) -> nn.ModuleList:
+    """Return the layers of the vision tower.
+
+    Raises:
+        LookupError: There are none.
+    """
+    return _longest(model, lambda name: bool(_TOWERS.search(name)))
+
+
+def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> nn.ModuleList:
+    stacks = [
+        (-len(part), len(name), part)
+        for name, part in model.named_modules()
+        if isinstance(part, nn.ModuleList) and is_candidate(name) and len(part) > 0 and _attends(part)
+    ]
+    if not stacks:
+        raise LookupError(f"{type(model).__name__} shows no layers of this kind.")
+    return min(stacks, key=lambda stack: stack[:2])[2]
+
+
+def _attends(stack: nn.ModuleList) -> bool:
+    return any("Attention" in type(part).__name__ for layer in stack for part in layer.modules())
+
+
+@contextmanager
+def outputs_changed(layers: Sequence[nn.Module], change: Change) -> Iterator[None]:
+    """Change what layers return, in this block: inside of every hook, so that hidden states that hooks keep are changed too."""
+    with ExitStack() as stack:
+        for layer in layers:
+            before = vars(layer).get("forward")
+            layer.forward = _changed(layer.forward, change)
+            stack.callback(_put_back, layer, before)
+        yield
+
+
+def _changed(forward: Callable[..., Any], change: Change) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+    return run
+
+
+def _put_back(layer: nn.Module, before: Any) -> None:
+    if before is None:
+        del layer.forward
+    else:
+        layer.forward = before
+
+
+@contextmanager
+def ended_after(layers: Sequence[nn.Module], last: int) -> Iterator[None]:
+    """Let the output of layer `last`, counted from 0, stand for that of the last layer, in this block."""
+    output: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        output[:] = [hidden]
+        return hidden
+
+    with (
+        outputs_changed([layers[last]], keep),
+        outputs_changed([layers[-1]], lambda hidden: output[0][:, -hidden.shape[1] :]),
+    ):
+        yield
+
+
+@contextmanager
+def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float) -> Iterator[None]:
+    """Add to the attention scores of image keys of one prompt, ids `[1, length]`, through the mask of eager attention.
+
+    Raises:
+        LookupError: No attention of these layers got a mask to add to.
+    """
+    favoured: list[nn.Module] = []
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        mask = kwargs.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.ndim != 4 or not mask.is_floating_point():  # noqa: PLR2004
+            return None
+        favoured.append(module)
+        bias = torch.zeros(mask.shape[-1])
+        bias[: ids.shape[1]][ids[0] == IMAGE_TOKEN] = amount
+        return args, {**kwargs, "attention_mask": mask + bias}
+
+    with ExitStack() as stack:
+        for layer in layers:
+            for part in layer.children():
+                if "Attention" in type(part).__name__:
+                    stack.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield
+    if len({id(module) for module in favoured}) != len(layers):
+        raise LookupError("Eager attention got no mask to add to in some of these layers.")
