@@ -10,6 +10,7 @@ from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeede
 from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
+GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Evidence:
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """Insert the evidence as text, and crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
-            raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
+            raise ProcessorNeeded(
+                f"'evidence' needs the picture of each row and a tokenizer. {gen.prompt.pictures_missing or GIVE_PROCESSOR}"
+            )
         answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
             answer
