@@ -141,6 +141,11 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
         raise ProcessorNeeded(
             f"Branch {branch.key!r} edits pictures, which needs the processor: Guard(model, processor)."
         )
+    if isinstance(branch.picture, tuple):
+        raise StrategyRefused(
+            f"Branch {branch.key!r} edits each picture in its own way, so the pictures must be known: make the inputs with "
+            "guard.inputs, and leave out edits of pixels before it."
+        )
     layouts = _read_layouts(request, pixels)
     return {
         name: images.edit_recovered(value, layouts[name], request.processor, branch.picture, branch.seed)
