@@ -115,9 +115,13 @@ def test_a_bad_source_is_named(source, message, monkeypatch):
 def test_the_same_picture_under_two_questions_is_cut_for_each():
     image = draw_pictures()[0]
     windows = {"b c d": (1, 2, 11, 12, "w9"), "e": (15, 15, 29, 30, "w9")}
-    _, got = run([Evidence(source=lambda _, text: [windows[text]], crop=True, sentence="w9")], [image, image])
+
+    def find_window(_, question):
+        return [windows[question]]
+
+    _, got = run([Evidence(source=find_window, crop=True, sentence="w11 {}")], [image, image])
     cuts = [image.crop(windows[text][:4]).resize(image.size) for text in ("b c d", "e")]
-    _, hand = run([], cuts, ["a <image> w9 b c d", "a b <image> w9 e"])
+    _, hand = run([], cuts, ["a <image> w11 w9 b c d", "a b <image> w11 w9 e"])
     assert torch.allclose(logits(got), logits(hand), atol=1e-4)
 
 
