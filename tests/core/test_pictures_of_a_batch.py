@@ -220,6 +220,39 @@ def test_two_pictures_of_the_same_pixels_are_told_apart_by_their_batch_or_refuse
         guard.generate(**copy.deepcopy(dict(first)), **SETTINGS)
 
 
+@pytest.mark.parametrize("kept", ["first", "second", "neither"])
+def test_two_pictures_of_the_same_pixels_stay_unclear_when_one_is_forgotten(kept, monkeypatch):
+    monkeypatch.setattr(recent_pictures, "REMEMBERED_BATCHES", 2)
+    guard = build("llava")
+    small = draw(guard)
+    guard.processor.image_processor.resample = 0
+    batches = {"first": ask(guard, small)}
+    copied = copy.deepcopy(dict(batches["first"]))
+    if kept != "first":
+        del batches["first"]
+        for seed in range(1, 4):
+            ask(guard, draw(guard, seed))
+    batches["second"] = ask(guard, small.repeat(2, 0).repeat(2, 1))
+    alive = batches.get(kept)
+    del batches
+    for seed in range(4, 4 + 3 * (kept != "second")):
+        ask(guard, draw(guard, seed))
+    assert kept == "neither" or len(shown(guard, alive)) == 1
+    with pytest.raises(StrategyRefused, match="unclear which|were forgotten"):
+        guard.generate(**copied, **SETTINGS)
+
+
+def test_rows_joined_anew_to_the_pixels_of_a_batch_are_unclear():
+    guard = build("llava")
+    guard.processor.image_processor.resample = 0
+    small, other = draw(guard), draw(guard, 1)
+    first, second = ask(guard, small, other), ask(guard, small.repeat(2, 0).repeat(2, 1))
+    joined = {name: torch.cat([second[name], first[name][1:]]) for name in first}
+    assert torch.equal(joined["pixel_values"], first["pixel_values"]), "no power: the pixels differ"
+    with pytest.raises(StrategyRefused, match="unclear which"):
+        guard.generate(**joined, **SETTINGS)
+
+
 def test_a_picture_changed_after_inputs_is_edited_as_it_was():
     guard = build("llava")
     levels = draw(guard)
@@ -290,11 +323,11 @@ def test_threads_that_share_a_guard_keep_their_pictures_apart():
 
 def test_memory_is_bounded(memory, monkeypatch):
     monkeypatch.setattr(recent_pictures, "REMEMBERED_BYTES", 10 * 30 * 30 * 3)
-    monkeypatch.setattr(recent_pictures, "KNOWN_DIGESTS", 40)
+    monkeypatch.setattr(recent_pictures, "KNOWN_DIGESTS", 80)
     guard = build("llava")
     for seed in range(40):
         ask(guard, draw(guard, seed))
     assert len(memory._last) <= 10
     assert memory._size <= recent_pictures.REMEMBERED_BYTES
-    assert len(memory._places) <= 2 * 40 + 3
+    assert len(memory._digests) <= 2 * 80 + 6
     assert len(memory._owners) == 0
