@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,7 +88,8 @@ def _edit_known_pictures(pictures: Pictures | None, edit: InputEdit) -> Pictures
         return None
     if edit.picture is None or pictures.missing:
         return pictures
-    return Pictures(tuple(images.edit_pictures(pictures.pictures, edit.picture, edit.seed)), pictures.process)
+    edited = images.edit_pictures(pictures.pictures, edit.picture, edit.seed)
+    return dataclasses.replace(pictures, pictures=tuple(edited))
 
 
 def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:

@@ -48,8 +48,10 @@ class RememberedBatch:
 
     def __post_init__(self) -> None:
         values = self.pictures.pictures
-        marks = (hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values)
-        object.__setattr__(self, "fingerprints", tuple(f"{mark} {self.pictures.options}" for mark in marks))
+        marks = [hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values]
+        options = [sorted(each.items()) for each in self.pictures.options]
+        fingerprints = tuple(f"{mark} {each}" for mark, each in zip(marks, options, strict=True))
+        object.__setattr__(self, "fingerprints", fingerprints)
         object.__setattr__(self, "size", sum(3 * picture.width * picture.height for picture in values))
 
 
@@ -163,7 +165,8 @@ class RecentPictures:
         if self._is_ambiguous(*sequence):
             return _missing(AMBIGUOUS)
         pictures = tuple(part.batch.pictures.pictures[part.index] for part in parts)
-        return Pictures(pictures, CombinedProcess(parts))
+        options = tuple(part.batch.pictures.options[part.index] for part in parts)
+        return Pictures(pictures, CombinedProcess(parts), options=options)
 
     def _is_ambiguous(self, *digests: bytes) -> bool:
         """Whether different pictures have given a digest, be they remembered or not."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from lvlm_guard_augmentation import Evidence
 from lvlm_guard_search import Rank
 from PIL import Image
@@ -127,3 +128,26 @@ def test_a_row_that_is_none_is_refused(row):
     lost = finishing(lambda gen: gen.ask(["w17 ?"], row))
     with pytest.raises(InputError, match=f"no row {row}: .* 0 to 1"):
         Guard(model(), TinyProcessor("llava"), [lost]).chat(ask_for_rows((1, 1))[0], max_new_tokens=1)
+
+
+def test_a_row_is_asked_about_as_its_picture_was_read():
+    class Reader(TinyProcessor):
+        def __call__(self, images=None, text=(), **options):
+            seen.append({name: value for name, value in options.items() if name in sizes})
+            return super().__call__(images, text, **options)
+
+    sizes, seen = {"size", "max_pixels", "max_length"}, []
+    guard = Guard(model(), Reader("llava"), [finishing(lambda gen: [gen.ask(["w17 ?"], row) for row in (0, 1)])])
+    large, small = (Image.new("RGB", (30, 30), (shade, 0, 0)) for shade in (200, 100))
+    first = guard.inputs(images=large, text="<image> w17", size={"height": 336}, max_length=99)
+    second = guard.inputs(images=small, text="<image> w17", max_pixels=99)
+    guard.generate(**{name: torch.cat([first[name], second[name]]) for name in first}, max_new_tokens=1)
+    assert seen[2:] == [{"size": {"height": 336}}, {"max_pixels": 99}]
+
+
+def test_a_picture_read_with_other_options_of_text_is_the_same():
+    guard = Guard(model(), TinyProcessor("llava"), [finishing(lambda gen: gen.ask(["w17 ?"], 0))])
+    image = Image.new("RGB", (30, 30), (0, 70, 0))
+    first = guard.inputs(images=image, text="<image> w17", max_length=99)
+    guard.inputs(images=image, text="<image> w17")
+    guard.generate(**{name: value.clone() for name, value in first.items()}, max_new_tokens=1)
