@@ -29,6 +29,7 @@ FORGOTTEN = f"The pictures behind these inputs were forgotten: their batch is go
 CHANGED = f"The pixels were changed since guard.inputs made them, so the pictures behind them are unknown. {AGAIN}"
 MIXED = f"Some of these pixels come from guard.inputs and some do not, so the pictures are unknown. {AGAIN}"
 AMBIGUOUS = f"Different pictures have given these very pixels, and these inputs are a copy, so it is unclear which is meant. {AGAIN}"
+EIGHT_BITS = f"These pixels are, or were, floats of eight bits, from which it cannot be told what pictures they were made of. {AGAIN}"
 CUT = f"These pixels are a part of what guard.inputs made, and it is unclear which pictures they belong to. {AGAIN}"
 
 
@@ -115,8 +116,8 @@ class RecentPictures:
         if not parts:
             return
         pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
-        dtypes = {pixels[0].dtype, *pixel_parts.CASTS}
-        sequences = frozenset(tuple(pixel_parts.digest_part(part, dtype) for part in parts) for dtype in dtypes)
+        chains = [casts for casts in pixel_parts.CASTS if pixels[0].dtype not in casts[:1]]
+        sequences = {tuple(pixel_parts.digest_part(part, casts) for part in parts) for casts in chains}
         each = len(parts) == len(pictures.pictures) and not any(map(pixel_parts.is_blank, parts))
         batch = RememberedBatch(pictures, each)
         with self._lock:
@@ -134,10 +135,13 @@ class RecentPictures:
         pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
         if not self._digests or not pixels:
             return None
-        for sequence in pixel_parts.digests(pixel_parts.split_pixels(inputs)):
-            with self._lock:
-                if any(digest in self._digests for digest in sequence):
-                    return self._find_sequence(sequence, pixels)
+        parts = pixel_parts.split_pixels(inputs)
+        sequence = tuple(map(pixel_parts.digest_part, parts))
+        with self._lock:
+            if any(digest in self._digests for digest in sequence):
+                return self._find_sequence(sequence, pixels)
+        if any(map(pixel_parts.has_eight_bits, parts)):
+            return _missing(EIGHT_BITS)
         return _missing(CHANGED) if any(value in self._owners for value in pixels) else None
 
     def _find_sequence(self, sequence: tuple[bytes, ...], pixels: Sequence[torch.Tensor]) -> Pictures:

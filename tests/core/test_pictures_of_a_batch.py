@@ -136,6 +136,40 @@ def test_pictures_of_a_copy_that_are_forgotten_are_an_error(monkeypatch):
     )
 
 
+TWICE = {
+    "bfloat16, half": (torch.bfloat16, torch.float16),
+    "bfloat16, half and back": (torch.bfloat16, torch.float16, torch.float32),
+    "half, bfloat16": (torch.float16, torch.bfloat16),
+    "half, bfloat16, half, double": (torch.float16, torch.bfloat16, torch.float16, torch.float64),
+}
+
+
+def cast(batch, dtypes):
+    """Return a copy of a batch whose pixels were cast to one dtype after the other."""
+    pixels = batch["pixel_values"] * 1.0
+    for dtype in dtypes:
+        pixels = pixels.to(dtype)
+    return {**batch, "pixel_values": pixels}
+
+
+@pytest.mark.parametrize("back", [(), (torch.bfloat16,), (torch.float32,)], ids=str)
+@pytest.mark.parametrize("before", [(), (torch.bfloat16,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_copy_in_eight_bits_is_an_error(before, dtype, back):
+    guard = build("llava")
+    copied = cast(ask(guard, draw(guard)), (*before, dtype, *back))
+    with pytest.raises(StrategyRefused, match=r"eight bits.*guard\.inputs"):
+        guard.generate(**copied, **SETTINGS)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_pixels_from_elsewhere_of_an_empty_picture_are_recovered(value):
+    guard = build("llava")
+    ask(guard, draw(guard))
+    inputs = tiny("llava")[1]
+    assert pictures_of(guard, {**inputs, "pixel_values": torch.full_like(inputs["pixel_values"], value)}) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -146,8 +180,9 @@ def test_pictures_of_a_copy_that_are_forgotten_are_an_error(monkeypatch):
         lambda batch: {**batch, "pixel_values": batch["pixel_values"].half().float()},
         lambda batch: {**batch, "pixel_values": batch["pixel_values"].bfloat16().float()},
         lambda batch: copy.deepcopy(batch).to(torch.bfloat16),
+        *(functools.partial(cast, dtypes=dtypes) for dtypes in TWICE.values()),
     ],
-    ids=["clone", "pickle", "double", "bfloat16", "half and back", "bfloat16 and back", "to"],
+    ids=["clone", "pickle", "double", "bfloat16", "half and back", "bfloat16 and back", "to", *TWICE],
 )
 def test_a_copy_of_a_batch_has_its_pictures(guard, change):
     levels = [draw(guard, 1), draw(guard, 2)]
@@ -238,7 +273,7 @@ def test_two_pictures_of_the_same_pixels_stay_unclear_when_one_is_forgotten(kept
     for seed in range(4, 4 + 3 * (kept != "second")):
         ask(guard, draw(guard, seed))
     assert kept == "neither" or len(shown(guard, alive)) == 1
-    with pytest.raises(StrategyRefused, match="unclear which|were forgotten"):
+    with pytest.raises(StrategyRefused, match=r"unclear which|were forgotten"):
         guard.generate(**copied, **SETTINGS)
 
 
