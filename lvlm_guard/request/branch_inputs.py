@@ -13,7 +13,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
 from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout
-from lvlm_guard.request.pixel_parts import is_about_pixels
+from lvlm_guard.request.pixel_parts import fit_tiles, is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
 
@@ -136,7 +136,10 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
         if request.pictures.missing:
             raise StrategyRefused(f"Branch {branch.key!r} edits pictures. {request.pictures.missing}")
         edited = images.edit_pictures(request.pictures.pictures, branch.picture, branch.seed)
-        processed = request.pictures.process(edited)
+        processed = dict(request.pictures.process(edited))
+        processed |= {
+            name: fit_tiles(processed[name], value.shape[1]) for name, value in pixels.items() if value.ndim > 1
+        }
         _check_layout(branch, request.inputs, processed)
         return {name: processed[name].to(value.device, value.dtype) for name, value in pixels.items()}
     if request.processor is None:

@@ -57,8 +57,23 @@ def is_about_pixels(name: str, value: Any) -> bool:
 
 
 def join_parts(parts: list[PixelPart]) -> PixelPart:
-    """Return the inputs that consist of some parts; those of `split_pixels` give the batch back."""
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    """Return the inputs that consist of some parts, with as many tiles as the largest; those of `split_pixels` give the batch back."""
+    return {name: torch.cat(_pad_tiles([part[name] for part in parts])) for name in parts[0]}
+
+
+def fit_tiles(value: Tensor, tiles: int) -> Tensor:
+    """Return pixels `[pictures, tiles, channels, height, width]` with so many tiles, of which only empty ones come and go."""
+    if value.ndim < TILED or value[:, tiles:].any():
+        return value
+    return torch.cat(
+        [value[:, :tiles], value.new_zeros(len(value), max(tiles - value.shape[1], 0), *value.shape[2:])], 1
+    )
+
+
+def _pad_tiles(values: list[Tensor]) -> list[Tensor]:
+    return [
+        fit_tiles(value, max(each.shape[1] for each in values)) if value.ndim >= TILED else value for value in values
+    ]
 
 
 def is_blank(part: PixelPart) -> bool:
