@@ -21,7 +21,7 @@ from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
 from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
-from lvlm_guard.errors import InputError, ProcessorNeeded, quote
+from lvlm_guard.errors import InputError, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
@@ -32,6 +32,7 @@ from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
+from lvlm_guard.request.row_pictures import find_picture, know_pictures
 from lvlm_guard.strategy.names import strategy_name
 
 WithoutImage = Literal["refuse", "plain"]
@@ -273,17 +274,16 @@ class Guard:
 
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
-        pictures = request.pictures.pictures if request.pictures is not None else ()
-        if request.pictures is not None and request.pictures.missing:
-            raise ProcessorNeeded(request.pictures.missing)
-        if len(pictures) != request.input_ids.shape[0]:
-            raise ProcessorNeeded("Asking about the picture needs it: make the inputs with guard.inputs or guard.chat.")
+        index = find_picture(request, row)
+        known = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        conversations = [[conversation.write_question(text, pictures[row])] for text in questions]
+        conversations = [[conversation.write_question(text, known.pictures[index])] for text in questions]
         if not conversations:
             return []
-        answers: list[str] = guard.chat(conversations, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        batch = guard.inputs(messages=conversations, **known.options[index])
+        output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
         return answers
 
 

@@ -16,6 +16,7 @@ from lvlm_guard.arithmetic import fusion
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.endings import Endings
 from lvlm_guard.request.requests import Request
+from lvlm_guard.request.row_pictures import find_pictures_of_rows
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.fingerprints import digest_weights
 from lvlm_guard.strategy.generation import Generation, Services
@@ -88,7 +89,7 @@ def describe_output(gen: Generation, generated: Tensor, ask: Callable[[Sequence[
 
 
 def _read_prompt(request: Request) -> Prompt:
-    pictures = request.pictures.pictures if request.pictures is not None else ()
+    pictures, reason = find_pictures_of_rows(request)
     return Prompt(
         inputs=dict(request.inputs),
         ids=request.input_ids,
@@ -96,5 +97,6 @@ def _read_prompt(request: Request) -> Prompt:
         image_mask=request.image_mask,
         has_image=request.has_image,
         image_token=anatomy.image_token_id(request.config),
-        pictures=tuple(pictures) if len(pictures) == request.input_ids.shape[0] else None,
+        pictures=pictures,
+        pictures_missing=reason,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
 from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout
-from lvlm_guard.request.pixel_parts import is_about_pixels
+from lvlm_guard.request.pixel_parts import fit_tiles, is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
 
@@ -87,7 +88,8 @@ def _edit_known_pictures(pictures: Pictures | None, edit: InputEdit) -> Pictures
         return None
     if edit.picture is None or pictures.missing:
         return pictures
-    return Pictures(tuple(images.edit_pictures(pictures.pictures, edit.picture, edit.seed)), pictures.process)
+    edited = images.edit_pictures(pictures.pictures, edit.picture, edit.seed)
+    return dataclasses.replace(pictures, pictures=tuple(edited))
 
 
 def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
@@ -134,12 +136,20 @@ def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor
         if request.pictures.missing:
             raise StrategyRefused(f"Branch {branch.key!r} edits pictures. {request.pictures.missing}")
         edited = images.edit_pictures(request.pictures.pictures, branch.picture, branch.seed)
-        processed = request.pictures.process(edited)
+        processed = dict(request.pictures.process(edited))
+        processed |= {
+            name: fit_tiles(processed[name], value.shape[1]) for name, value in pixels.items() if value.ndim > 1
+        }
         _check_layout(branch, request.inputs, processed)
         return {name: processed[name].to(value.device, value.dtype) for name, value in pixels.items()}
     if request.processor is None:
         raise ProcessorNeeded(
             f"Branch {branch.key!r} edits pictures, which needs the processor: Guard(model, processor)."
+        )
+    if isinstance(branch.picture, tuple):
+        raise StrategyRefused(
+            f"Branch {branch.key!r} edits each picture in its own way, so the pictures must be known: make the inputs with "
+            "guard.inputs, and leave out edits of pixels before it."
         )
     layouts = _read_layouts(request, pixels)
     return {

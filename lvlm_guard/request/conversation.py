@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, quote
@@ -23,6 +24,8 @@ from lvlm_guard.request.requests import Pictures
 
 BATCH_OF_ARRAYS = 4
 """Axes of an array that holds several pictures."""
+OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
+"""Options of processors that are about text."""
 _TOKENIZING = threading.Lock()
 """Held while a tokenizer pads on the left for us; tokenizers are not made to be shared by threads."""
 
@@ -239,7 +242,8 @@ def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool)
 
 def _describe_pictures(pictures: Sequence[Any], process: PictureProcess) -> Pictures:
     if all(isinstance(picture, Image.Image) for picture in pictures):
-        return Pictures(tuple(pictures), process, options=repr(sorted(process.options.items())))
+        options = {name: value for name, value in process.options.items() if name not in OF_TEXT}
+        return Pictures(tuple(pictures), process, options=(options,) * len(pictures))
     return Pictures(
         (),
         process,

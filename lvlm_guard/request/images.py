@@ -15,7 +15,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, StrategyRefused
 from lvlm_guard.protocols import Config, Processor
 from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout, split_by_tokens, view_frames
-from lvlm_guard.strategy.branches import FeatureEdit, PictureEdit, PixelEdit
+from lvlm_guard.strategy.branches import FeatureEdit, PictureEdit, PictureEdits, PixelEdit
 
 CHANNELS = 3
 
@@ -150,15 +150,20 @@ def copy_encoded(encoded: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if output is None else type(output)(**dict(output)) for name, output in encoded.items()}
 
 
-def edit_pictures(pictures: Sequence[Any], edit: PictureEdit, seed: int) -> list[Any]:
-    """Apply `edit` to copies of PIL pictures, each with its own generator.
+def edit_pictures(pictures: Sequence[Any], edit: PictureEdits, seed: int) -> list[Any]:
+    """Apply `edit`, or the edit of each, to copies of PIL pictures, each with its own generator.
 
     Raises:
-        InputError: The edit returns something else.
+        InputError: The edit returns something else, or there is not one for each picture.
     """
+    edits = edit if isinstance(edit, tuple) else (edit,) * len(pictures)
+    if len(edits) != len(pictures):
+        raise InputError(
+            f"There are {len(edits)} edits for {len(pictures)} pictures: give one edit, or one for each picture."
+        )
     return [
-        _edit_picture(edit, picture.copy(), generator_for(torch.from_numpy(np.asarray(picture).copy()), seed))
-        for picture in pictures
+        _edit_picture(each, picture.copy(), generator_for(torch.from_numpy(np.asarray(picture).copy()), seed))
+        for each, picture in zip(edits, pictures, strict=True)
     ]
 
 

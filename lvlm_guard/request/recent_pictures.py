@@ -29,6 +29,7 @@ FORGOTTEN = f"The pictures behind these inputs were forgotten: their batch is go
 CHANGED = f"The pixels were changed since guard.inputs made them, so the pictures behind them are unknown. {AGAIN}"
 MIXED = f"Some of these pixels come from guard.inputs and some do not, so the pictures are unknown. {AGAIN}"
 AMBIGUOUS = f"Different pictures have given these very pixels, and these inputs are a copy, so it is unclear which is meant. {AGAIN}"
+EIGHT_BITS = f"These pixels are, or were, floats of eight bits, from which it cannot be told what pictures they were made of. {AGAIN}"
 CUT = f"These pixels are a part of what guard.inputs made, and it is unclear which pictures they belong to. {AGAIN}"
 
 
@@ -38,21 +39,44 @@ class RememberedBatch:
 
     Args:
         pictures: What it was made of.
-        sequences: Its digests, part by part, in each dtype that it may have.
         each: Whether each part is one picture.
     """
 
     pictures: Pictures
-    sequences: frozenset[tuple[bytes, ...]]
     each: bool
     fingerprints: tuple[str, ...] = field(init=False)
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
         values = self.pictures.pictures
-        marks = (hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values)
-        object.__setattr__(self, "fingerprints", tuple(f"{mark} {self.pictures.options}" for mark in marks))
+        marks = [hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values]
+        options = [sorted(each.items()) for each in self.pictures.options]
+        fingerprints = tuple(f"{mark} {each}" for mark, each in zip(marks, options, strict=True))
+        object.__setattr__(self, "fingerprints", fingerprints)
         object.__setattr__(self, "size", sum(3 * picture.width * picture.height for picture in values))
+
+
+@dataclass
+class KnownDigest:
+    """What a digest of a part, or of a whole batch, was made by; outlives the batches, for copies of them may be around.
+
+    Args:
+        fingerprint: What tells the pictures behind it from others, or `AMBIGUOUS` where different ones have given it; None where
+            only parts have it that may hold several pictures.
+        each: Whether it has never been a part that may hold several pictures.
+        places: The batches that have it, and where.
+    """
+
+    fingerprint: str | None = None
+    each: bool = True
+    places: list[tuple[weakref.ref[RememberedBatch], int]] = field(default_factory=list)
+
+    def add(self, fingerprint: str | None, batch: RememberedBatch, index: int) -> None:
+        """Note another batch that has this digest."""
+        if fingerprint is not None:
+            self.fingerprint = fingerprint if self.fingerprint in (None, fingerprint) else AMBIGUOUS
+        self.each = self.each and batch.each
+        self.places = [*(place for place in self.places if place[0]() is not None), (weakref.ref(batch), index)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +104,7 @@ class RecentPictures:
         self._owners: Any = WeakTensorKeyDictionary()
         self._last: deque[RememberedBatch] = deque()
         self._size = 0
-        self._places: dict[bytes, list[tuple[weakref.ref[RememberedBatch], int]]] = {}
+        self._digests: dict[bytes, KnownDigest] = {}
 
     def __reduce__(self) -> str:
         """Be the same memory in copies, and that of the process where it is unpickled."""
@@ -92,14 +116,13 @@ class RecentPictures:
         if not parts:
             return
         pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
-        dtypes = {pixels[0].dtype, *pixel_parts.CASTS}
-        sequences = frozenset(tuple(pixel_parts.digest_part(part, dtype) for part in parts) for dtype in dtypes)
+        chains = [casts for casts in pixel_parts.CASTS if pixels[0].dtype not in casts[:1]]
+        sequences = {tuple(pixel_parts.digest_part(part, casts) for part in parts) for casts in chains}
         each = len(parts) == len(pictures.pictures) and not any(map(pixel_parts.is_blank, parts))
-        batch = RememberedBatch(pictures, sequences, each)
+        batch = RememberedBatch(pictures, each)
         with self._lock:
             for sequence in sequences:
-                for index, digest in enumerate(sequence):
-                    self._add_place(digest, batch, index)
+                self._add_sequence(sequence, batch)
             self._carry(pixels, batch)
             self._keep(batch)
             self._forget_digests()
@@ -110,46 +133,63 @@ class RecentPictures:
         The result says what is `missing` where the inputs come from `remember` but their pictures are not certain.
         """
         pixels = [value for name, value in inputs.items() if anatomy.is_pixels(name, value)]
-        if not self._places or not pixels:
+        if not self._digests or not pixels:
             return None
-        for sequence in pixel_parts.digests(pixel_parts.split_pixels(inputs)):
-            with self._lock:
-                if any(digest in self._places for digest in sequence):
-                    return self._find_sequence(sequence, pixels)
+        parts = pixel_parts.split_pixels(inputs)
+        sequence = tuple(map(pixel_parts.digest_part, parts))
+        with self._lock:
+            if any(digest in self._digests for digest in sequence):
+                return self._find_sequence(sequence, pixels)
+        if any(map(pixel_parts.has_eight_bits, parts)):
+            return _missing(EIGHT_BITS)
         return _missing(CHANGED) if any(value in self._owners for value in pixels) else None
 
     def _find_sequence(self, sequence: tuple[bytes, ...], pixels: Sequence[torch.Tensor]) -> Pictures:
         """Return the pictures behind parts of which at least one is known."""
-        places = [list(self._live_places(digest)) for digest in sequence]
-        batches = [place.batch for place in places[0] if sequence in place.batch.sequences]
+        whole = _digest_sequence(sequence)
+        batches = [place.batch for place in self._live_places(whole)]
         carried = [batch for batch in batches if all(self._owners.get(value) is batch for value in pixels)]
-        if batches:
-            if not carried and len({batch.fingerprints for batch in batches}) > 1:
-                return _missing(AMBIGUOUS)
-            batch = (carried or batches)[-1]
-            self._carry(pixels, batch)
-            return batch.pictures
-        return self._combine(sequence, places)
+        if not batches:
+            return self._combine(sequence)
+        if not carried and self._is_ambiguous(whole, *(sequence if batches[-1].each else ())):
+            return _missing(AMBIGUOUS)
+        batch = (carried or batches)[-1]
+        self._carry(pixels, batch)
+        return batch.pictures
 
-    def _combine(self, sequence: tuple[bytes, ...], places: list[list[RememberedPart]]) -> Pictures:
+    def _combine(self, sequence: tuple[bytes, ...]) -> Pictures:
         """Return the pictures behind rows of one or several batches."""
+        places = [list(self._live_places(digest)) for digest in sequence]
         if not all(places):
-            return _missing(FORGOTTEN if all(digest in self._places for digest in sequence) else MIXED)
-        parts = [candidates[-1] for candidates in places]
-        if not all(place.batch.each for candidates in places for place in candidates):
-            reasons = {place.batch.pictures.missing for candidates in places for place in candidates} - {""}
+            return _missing(FORGOTTEN if all(digest in self._digests for digest in sequence) else MIXED)
+        parts = tuple(candidates[-1] for candidates in places)
+        if not all(self._digests[digest].each for digest in sequence):
+            reasons = {part.batch.pictures.missing for part in parts} - {""}
             return _missing(min(reasons, default=CUT))
-        if any(len({place.fingerprint for place in candidates}) > 1 for candidates in places):
+        if self._is_ambiguous(*sequence):
             return _missing(AMBIGUOUS)
         pictures = tuple(part.batch.pictures.pictures[part.index] for part in parts)
-        return Pictures(pictures, CombinedProcess(tuple(parts)))
+        options = tuple(part.batch.pictures.options[part.index] for part in parts)
+        return Pictures(pictures, CombinedProcess(parts), options=options)
 
-    def _add_place(self, digest: bytes, batch: RememberedBatch, index: int) -> None:
-        live = [place for place in self._places.pop(digest, []) if place[0]() is not None]
-        self._places[digest] = [*live, (weakref.ref(batch), index)]
+    def _is_ambiguous(self, *digests: bytes) -> bool:
+        """Whether different pictures have given a digest, be they remembered or not."""
+        return any(self._digests[digest].fingerprint == AMBIGUOUS for digest in digests)
+
+    def _add_sequence(self, sequence: tuple[bytes, ...], batch: RememberedBatch) -> None:
+        """Remember the digests of a batch's parts, and of all of them together."""
+        for index, digest in enumerate(sequence):
+            self._add_digest(digest, batch.fingerprints[index] if batch.each else None, batch, index)
+        self._add_digest(_digest_sequence(sequence), " ".join(batch.fingerprints), batch, 0)
+
+    def _add_digest(self, digest: bytes, fingerprint: str | None, batch: RememberedBatch, index: int) -> None:
+        known = self._digests.pop(digest, None) or KnownDigest()
+        known.add(fingerprint, batch, index)
+        self._digests[digest] = known
 
     def _live_places(self, digest: bytes) -> Iterator[RememberedPart]:
-        for reference, index in self._places.get(digest, ()):
+        known = self._digests.get(digest)
+        for reference, index in known.places if known is not None else ():
             if (batch := reference()) is not None:
                 yield RememberedPart(batch, index)
 
@@ -167,11 +207,11 @@ class RecentPictures:
 
     def _forget_digests(self) -> None:
         """Drop the oldest digests of batches that are gone, where there are very many."""
-        if len(self._places) <= 2 * KNOWN_DIGESTS:
+        if len(self._digests) <= 2 * KNOWN_DIGESTS:
             return
-        unused = [digest for digest in self._places if not any(self._live_places(digest))]
+        unused = [digest for digest in self._digests if not any(self._live_places(digest))]
         for digest in unused[: max(len(unused) - KNOWN_DIGESTS, 0)]:
-            del self._places[digest]
+            del self._digests[digest]
 
 
 @dataclass(frozen=True)
@@ -205,6 +245,11 @@ class CombinedProcess:
             repeats[key] = repeats.get(key, -1) + 1
             rounds.setdefault((key[0], repeats[key]), []).append(place)
         return list(rounds.values())
+
+
+def _digest_sequence(sequence: tuple[bytes, ...]) -> bytes:
+    """Return the digest of all parts of a batch together."""
+    return hashlib.sha256(b"".join(sequence) + b"whole").digest()
 
 
 def _missing(reason: str) -> Pictures:

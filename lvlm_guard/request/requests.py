@@ -39,13 +39,13 @@ class Pictures:
         pictures: PIL pictures, in the order of the pixels.
         process: Processes pictures in their place into pixel inputs.
         missing: Why there are none although the inputs were made of pictures; empty otherwise.
-        options: What else the pixels depend on.
+        options: What each picture was read with: options of the processor that are not about text.
     """
 
     pictures: tuple[Any, ...]
     process: Callable[[list[Any]], Mapping[str, Any]]
     missing: str = ""
-    options: str = ""
+    options: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ PixelEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
 
 PictureEdit: TypeAlias = Callable[[Any, Generator], Any]
 """Maps one picture as the user passed it, and a seeded generator on the CPU, to another picture."""
+PictureEdits: TypeAlias = PictureEdit | tuple[PictureEdit, ...]
+"""One edit for all pictures, or a tuple with one for each of `gen.prompt.pictures`."""
 
 FeatureEdit: TypeAlias = Callable[[Tensor, Generator], Tensor]
 """Maps image features, and a seeded generator on the CPU, to features of the same shape."""
@@ -64,7 +66,8 @@ class Branch:
         pixels: Elementwise edit of the preprocessed pixels of one image tile, or of all patches of an image; any shape, same
             shape back. The tiles of an image share its generator. Padding and repeated frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
-            of pictures recovered from `[..., 3, height, width]` pixels.
+            of pictures recovered from `[..., 3, height, width]` pixels. Or a tuple with an edit for each of
+            `gen.prompt.pictures`.
         features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.
         image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
         tokens: Token ids inserted into or put in place of parts of the prompt.
@@ -79,7 +82,7 @@ class Branch:
 
     key: Hashable
     pixels: PixelEdit | None = None
-    picture: PictureEdit | None = None
+    picture: PictureEdits | None = None
     features: FeatureEdit | None = None
     image: Literal["kept", "removed", "masked"] = "kept"
     tokens: tuple[TokenEdit, ...] = ()
@@ -142,6 +145,6 @@ class InputEdit:
     """
 
     pixels: PixelEdit | None = None
-    picture: PictureEdit | None = None
+    picture: PictureEdits | None = None
     tokens: tuple[Insert, ...] = ()
     seed: int = 0

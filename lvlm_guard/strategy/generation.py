@@ -167,7 +167,8 @@ class Generation:
         """Ask the guarded model questions about the picture of request number `row`; return its short answers.
 
         Raises:
-            InputError: The answer is not decoded yet: `finish` is the only hook that can ask.
+            InputError: The answer is not decoded yet: `finish` is the only hook that can ask. Or the row has no picture, or is not
+                known to have a single one.
             ProcessorNeeded: The guard has no processor, or does not know the pictures.
         """
         if self.services.ask is None:

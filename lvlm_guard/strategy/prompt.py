@@ -22,7 +22,8 @@ class Prompt:
         image_mask: Bool `[batch, length]`, true at image placeholders.
         has_image: Whether the request brings pixels or already encoded images.
         image_token: Id of the image placeholder, or None.
-        pictures: The picture of each request where the guard knows them, else None.
+        pictures: The picture of each request where the guard knows that each has one of its own, else None.
+        pictures_missing: Why `pictures` is None, and what to do; empty where it is not.
         rows_per_request: Rows of generate per request: beams or returned sequences; 1 until main is prepared.
     """
 
@@ -33,6 +34,7 @@ class Prompt:
     has_image: bool = False
     image_token: int | None = None
     pictures: tuple[Any, ...] | None = None
+    pictures_missing: str = ""
     rows_per_request: int = 1
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeede
 from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
+GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Evidence:
     def edit_inputs(self, gen: Generation) -> Iterable[InputEdit]:
         """Insert the evidence as text, and crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
-            raise ProcessorNeeded("'evidence' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
+            raise ProcessorNeeded(
+                f"'evidence' needs the picture of each row and a tokenizer. {gen.prompt.pictures_missing or GIVE_PROCESSOR}"
+            )
         answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [
             answer
@@ -48,13 +52,9 @@ class Evidence:
         if any(texts):
             ids = tuple(gen.tokenize(text) if text else () for text in texts)
             yield InputEdit(tokens=(Insert(place="after_image", per_row=ids),))
-        boxes = {
-            picture.tobytes(): answer
-            for picture, answer in zip(gen.prompt.pictures, answers, strict=True)
-            if isinstance(answer, list)
-        }
-        if self.crop and any(boxes.values()):
-            yield InputEdit(picture=lambda picture, _: cut(picture, boxes.get(picture.tobytes(), [])))
+        boxes = [answer if isinstance(answer, list) else [] for answer in answers]
+        if self.crop and any(boxes):
+            yield InputEdit(picture=tuple(partial(_cut_to, each) for each in boxes))
 
     def _ask(self, gen: Generation, row: int, picture: Any) -> "str | list[Any]":
         assert self.source is not None
@@ -74,6 +74,10 @@ def question(gen: Generation, row: int) -> str:
     image = gen.prompt.image_mask[row].nonzero().flatten().tolist()
     ids = gen.prompt.ids[row][image[-1] + 1 if image else 0 :]
     return str(gen.model.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _cut_to(boxes: list[Any], picture: Any, _: Any) -> Any:
+    return cut(picture, boxes)
 
 
 def cut(picture: Any, boxes: list[Any]) -> Any:

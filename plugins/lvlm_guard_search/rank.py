@@ -12,6 +12,7 @@ from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Se
 from lvlm_guard.fields import Count, Seed, Strength, Timeout, UserFunction
 
 STOPS = (".", "!", "?")
+GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Rank:
                 "'rank' needs a scorer: give a function (picture, sentences) -> scores, or its import path."
             )
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
-            raise ProcessorNeeded("'rank' needs the pictures and a tokenizer: make the inputs with guard.inputs.")
+            raise ProcessorNeeded(
+                f"'rank' needs the picture of each row and a tokenizer. {gen.prompt.pictures_missing or GIVE_PROCESSOR}"
+            )
         yield Search(self._run, self.max_candidates)
 
     def _run(self, loop: DecodingLoop) -> Tensor:

@@ -136,6 +136,40 @@ def test_pictures_of_a_copy_that_are_forgotten_are_an_error(monkeypatch):
     )
 
 
+TWICE = {
+    "bfloat16, half": (torch.bfloat16, torch.float16),
+    "bfloat16, half and back": (torch.bfloat16, torch.float16, torch.float32),
+    "half, bfloat16": (torch.float16, torch.bfloat16),
+    "half, bfloat16, half, double": (torch.float16, torch.bfloat16, torch.float16, torch.float64),
+}
+
+
+def cast(batch, dtypes):
+    """Return a copy of a batch whose pixels were cast to one dtype after the other."""
+    pixels = batch["pixel_values"] * 1.0
+    for dtype in dtypes:
+        pixels = pixels.to(dtype)
+    return {**batch, "pixel_values": pixels}
+
+
+@pytest.mark.parametrize("back", [(), (torch.bfloat16,), (torch.float32,)], ids=str)
+@pytest.mark.parametrize("before", [(), (torch.bfloat16,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_a_copy_in_eight_bits_is_an_error(before, dtype, back):
+    guard = build("llava")
+    copied = cast(ask(guard, draw(guard)), (*before, dtype, *back))
+    with pytest.raises(StrategyRefused, match=r"eight bits.*guard\.inputs"):
+        guard.generate(**copied, **SETTINGS)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_pixels_from_elsewhere_of_an_empty_picture_are_recovered(value):
+    guard = build("llava")
+    ask(guard, draw(guard))
+    inputs = tiny("llava")[1]
+    assert pictures_of(guard, {**inputs, "pixel_values": torch.full_like(inputs["pixel_values"], value)}) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -146,8 +180,9 @@ def test_pictures_of_a_copy_that_are_forgotten_are_an_error(monkeypatch):
         lambda batch: {**batch, "pixel_values": batch["pixel_values"].half().float()},
         lambda batch: {**batch, "pixel_values": batch["pixel_values"].bfloat16().float()},
         lambda batch: copy.deepcopy(batch).to(torch.bfloat16),
+        *(functools.partial(cast, dtypes=dtypes) for dtypes in TWICE.values()),
     ],
-    ids=["clone", "pickle", "double", "bfloat16", "half and back", "bfloat16 and back", "to"],
+    ids=["clone", "pickle", "double", "bfloat16", "half and back", "bfloat16 and back", "to", *TWICE],
 )
 def test_a_copy_of_a_batch_has_its_pictures(guard, change):
     levels = [draw(guard, 1), draw(guard, 2)]
@@ -220,6 +255,39 @@ def test_two_pictures_of_the_same_pixels_are_told_apart_by_their_batch_or_refuse
         guard.generate(**copy.deepcopy(dict(first)), **SETTINGS)
 
 
+@pytest.mark.parametrize("kept", ["first", "second", "neither"])
+def test_two_pictures_of_the_same_pixels_stay_unclear_when_one_is_forgotten(kept, monkeypatch):
+    monkeypatch.setattr(recent_pictures, "REMEMBERED_BATCHES", 2)
+    guard = build("llava")
+    small = draw(guard)
+    guard.processor.image_processor.resample = 0
+    batches = {"first": ask(guard, small)}
+    copied = copy.deepcopy(dict(batches["first"]))
+    if kept != "first":
+        del batches["first"]
+        for seed in range(1, 4):
+            ask(guard, draw(guard, seed))
+    batches["second"] = ask(guard, small.repeat(2, 0).repeat(2, 1))
+    alive = batches.get(kept)
+    del batches
+    for seed in range(4, 4 + 3 * (kept != "second")):
+        ask(guard, draw(guard, seed))
+    assert kept == "neither" or len(shown(guard, alive)) == 1
+    with pytest.raises(StrategyRefused, match=r"unclear which|were forgotten"):
+        guard.generate(**copied, **SETTINGS)
+
+
+def test_rows_joined_anew_to_the_pixels_of_a_batch_are_unclear():
+    guard = build("llava")
+    guard.processor.image_processor.resample = 0
+    small, other = draw(guard), draw(guard, 1)
+    first, second = ask(guard, small, other), ask(guard, small.repeat(2, 0).repeat(2, 1))
+    joined = {name: torch.cat([second[name], first[name][1:]]) for name in first}
+    assert torch.equal(joined["pixel_values"], first["pixel_values"]), "no power: the pixels differ"
+    with pytest.raises(StrategyRefused, match="unclear which"):
+        guard.generate(**joined, **SETTINGS)
+
+
 def test_a_picture_changed_after_inputs_is_edited_as_it_was():
     guard = build("llava")
     levels = draw(guard)
@@ -290,11 +358,11 @@ def test_threads_that_share_a_guard_keep_their_pictures_apart():
 
 def test_memory_is_bounded(memory, monkeypatch):
     monkeypatch.setattr(recent_pictures, "REMEMBERED_BYTES", 10 * 30 * 30 * 3)
-    monkeypatch.setattr(recent_pictures, "KNOWN_DIGESTS", 40)
+    monkeypatch.setattr(recent_pictures, "KNOWN_DIGESTS", 80)
     guard = build("llava")
     for seed in range(40):
         ask(guard, draw(guard, seed))
     assert len(memory._last) <= 10
     assert memory._size <= recent_pictures.REMEMBERED_BYTES
-    assert len(memory._places) <= 2 * 40 + 3
+    assert len(memory._digests) <= 2 * 80 + 6
     assert len(memory._owners) == 0

@@ -112,6 +112,19 @@ def test_a_bad_source_is_named(source, message, monkeypatch):
     assert time.monotonic() - begun < 2.5
 
 
+def test_the_same_picture_under_two_questions_is_cut_for_each():
+    image = draw_pictures()[0]
+    windows = {"b c d": (1, 2, 11, 12, "w9"), "e": (15, 15, 29, 30, "w9")}
+
+    def find_window(_, question):
+        return [windows[question]]
+
+    _, got = run([Evidence(source=find_window, crop=True, sentence="w11 {}")], [image, image])
+    cuts = [image.crop(windows[text][:4]).resize(image.size) for text in ("b c d", "e")]
+    _, hand = run([], cuts, ["a <image> w11 w9 b c d", "a b <image> w11 w9 e"])
+    assert torch.allclose(logits(got), logits(hand), atol=1e-4)
+
+
 def test_evidence_needs_pictures():
     model, inputs = tiny("llava")
     with pytest.raises(ProcessorNeeded, match=r"guard\.inputs"):
