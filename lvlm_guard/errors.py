@@ -91,7 +91,7 @@ class UncompiledWarning(GuardWarning):
 def nearest(name: object, known_names: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name as a question, then all known names."""
     names = sorted(known_names)
-    word = str(name)[:LONGEST_NAME].lower()
+    word = (name if isinstance(name, str) else quote(name))[:LONGEST_NAME].lower()
     distances = {candidate: _edit_distance(word, candidate.lower()) for candidate in names}
     close = min(names, key=distances.__getitem__, default=None)
     is_close = close is not None and distances[close] <= max(1, len(close) // 2)
@@ -101,7 +101,19 @@ def nearest(name: object, known_names: Iterable[str]) -> str:
 
 def quote(value: object, length: int = 80) -> str:
     """Return a value as an error message shows it: its repr, with deep, long and failing ones abridged."""
-    return shorten(_ABRIDGED.repr(value), length)
+    try:
+        text = _ABRIDGED.repr(value)
+    except Exception:  # noqa: BLE001 - a class of the user's may raise anything
+        text = f"<{type(value).__name__} that cannot be shown>"
+    return shorten(text, length)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as the message of another shows it: its class and text, or its class alone where its text fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a class of the user's may raise anything
+        return type(error).__name__
 
 
 def shorten(text: str, length: int) -> str:

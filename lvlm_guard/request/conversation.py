@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_guard import anatomy
-from lvlm_guard.errors import InputError, ProcessorNeeded, quote
+from lvlm_guard.errors import InputError, ProcessorNeeded, describe_error, quote
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Config, Model, Processor
 from lvlm_guard.request.messages import Conversation, content_item, read_messages
@@ -114,7 +114,7 @@ class PictureProcess:
         except Exception as error:  # a processor is foreign code, which raises anything
             raise InputError(
                 f"{type(self.processor).__name__} cannot make inputs of these pictures, texts and options: "
-                f"{type(error).__name__}: {error}"
+                f"{describe_error(error)}"
             ) from error
 
     def _process_padded_left(self, images: Any) -> Any:
@@ -150,13 +150,24 @@ def _list_prompts(text: Any) -> list[str]:
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options for the processor, padding unless they say otherwise."""
+    options = _copy_groups(options)
     for kind in _find_options(options, "return_tensors", (*TEXT_OPTIONS, *IMAGE_OPTIONS)):
-        if kind != "pt":
+        if not isinstance(kind, str) or kind != "pt":
             raise InputError(f"guard.inputs returns tensors of torch, got return_tensors={quote(kind)}.")
-    if any(side != "left" for side in _find_options(options, "padding_side", TEXT_OPTIONS)):
+    if any(
+        not isinstance(side, str) or side != "left" for side in _find_options(options, "padding_side", TEXT_OPTIONS)
+    ):
         raise InputError("Prompts are padded on the left, where generate wants it: leave padding_side out.")
     padding = {} if _find_options(options, "padding", TEXT_OPTIONS) else {"padding": True}
     return {**padding, **_leave_out(options, "return_tensors", (*TEXT_OPTIONS, *IMAGE_OPTIONS))}
+
+
+def _copy_groups(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with their groups as plain dicts."""
+    try:
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items()}
+    except Exception as error:  # a dict of a class of the user's may raise anything
+        raise InputError(f"The options {', '.join(options)} cannot be read: {describe_error(error)}.") from error
 
 
 def _find_options(options: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[Any]:
@@ -205,7 +216,7 @@ def _apply_template(processor: Any, conversation: Conversation) -> str:
         prompt = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is foreign code, which raises anything
         raise InputError(
-            f"The chat template of {type(processor).__name__} cannot take these messages: {type(error).__name__}: {error}"
+            f"The chat template of {type(processor).__name__} cannot take these messages: {describe_error(error)}"
         ) from error
     return str(prompt)
 
@@ -260,9 +271,17 @@ def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool)
         )
 
 
+def _write_options(options: Mapping[str, Any]) -> str:
+    """Return options as a text that tells them from others."""
+    try:
+        return repr(sorted(options.items()))
+    except Exception as error:  # a value of a class of the user's may raise anything
+        raise InputError(f"The options {', '.join(options)} cannot be written: {describe_error(error)}.") from error
+
+
 def _describe_pictures(pictures: Sequence[Any], process: PictureProcess) -> Pictures:
     if all(isinstance(picture, Image.Image) for picture in pictures):
-        return Pictures(tuple(pictures), process, options=repr(sorted(process.options.items())))
+        return Pictures(tuple(pictures), process, options=_write_options(process.options))
     return Pictures(
         (),
         process,

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lvlm_guard.errors import InputError, quote
+from lvlm_guard.errors import InputError, describe_error, quote
 
 GROUP = "lvlm_guard.callables"
 """Entry points of functions that stack files may name."""
@@ -106,7 +106,7 @@ def call_user_function(function: str | Callable[..., Any], *arguments: Any, what
         raise InputError(f"The {what} {name} did not answer within {timeout:g} s. Raise its timeout, or correct it.")
     value, error = outcome[0]
     if error is not None:
-        raise InputError(f"The {what} {name} raised {type(error).__name__}: {error}.") from error
+        raise InputError(f"The {what} {name} raised {describe_error(error)}.") from error
     return value
 
 
