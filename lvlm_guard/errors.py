@@ -26,10 +26,10 @@ SCREEN = 1600
 
 
 class GuardError(Exception):
-    """Base of every error the library raises on purpose; a message longer than a screen loses its middle."""
+    """Base of every error the library raises on purpose; a message can be written as UTF-8, and one longer than a screen loses its middle."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shorten(part, SCREEN) if isinstance(part, str) else part for part in args))
+        super().__init__(*_shorten_texts(args))
 
 
 class InputError(GuardError, ValueError):
@@ -77,7 +77,10 @@ class NonFiniteLogits(GuardError, ArithmeticError):
 
 
 class GuardWarning(UserWarning):
-    """Base of every warning the library issues."""
+    """Base of every warning the library issues; its message can be written as UTF-8, and is no longer than a screen."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*_shorten_texts(args))
 
 
 class NoEffectWarning(GuardWarning):
@@ -117,12 +120,20 @@ def describe_error(error: BaseException) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return text of at most `length` characters; the middle of a longer one is left out, with a note of how much."""
+    """Return text of at most `length` characters; the middle of a longer one is left out, with a note of how much.
+
+    Half a character, as paths and damaged text hold them, is escaped: no log or terminal could take the message otherwise.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= length:
         return text
     note = f" ... [{len(text)} characters] ... "
     room = max(length - len(note), 0)
     return text[: room - room // 3] + note + text[len(text) - room // 3 :]
+
+
+def _shorten_texts(args: Iterable[object]) -> Iterable[object]:
+    return (shorten(part, SCREEN) if isinstance(part, str) else part for part in args)
 
 
 LONGEST_NAME = 60

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from lvlm_guard import Guard, Stack
-from lvlm_guard.errors import SCREEN, InputError, ModelRefused, describe_error, nearest, quote
+from lvlm_guard.errors import SCREEN, GuardError, GuardWarning, InputError, ModelRefused, describe_error, nearest, quote
+from lvlm_guard.strategy.user_functions import AllowedName, call_user_function, resolve
 from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard.user_warnings import warn_user
 
 NAMES = ("vcd", "vdd", "icd", "m3id", "pai", "dola", "deco", "opera", "memvr")
 
@@ -111,6 +113,38 @@ def test_a_value_that_answers_nothing_ends_in_an_error_of_ours(kind, guard):
             Stack.of("vcd", allow=value)
     with pytest.raises(InputError):
         Stack.of([value])
+
+
+HALF = "\ud800"
+DOORS = {
+    "stack file": lambda guard: Stack.read(f"{HALF}.toml"),
+    "stack": lambda guard: Stack.of(HALF),
+    "parameter": lambda guard: Stack.of([{"name": "vcd", "params": {HALF: 1}}]),
+    "key": lambda guard: Stack.of({HALF: 1}),
+    "picture": lambda guard: guard.inputs(images=f"{HALF}.png", text="<image> w1"),
+    "role": lambda guard: guard.inputs(messages=[{"role": 1, HALF: HALF}]),
+    "type": lambda guard: guard.inputs(messages=[{"role": "user", "content": [{"type": HALF}]}]),
+    "option": lambda guard: guard.inputs(images=HALF, text="<image> w1", **{HALF: Mute()}),
+    "function": lambda guard: call_user_function(fail_with_half, what="source", timeout=9),
+    "name": lambda guard: resolve(AllowedName(f"{HALF}:f"), HALF),
+}
+
+
+def fail_with_half():
+    raise RuntimeError(HALF)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_message_can_be_written_whatever_it_speaks_of(door, guard):
+    with pytest.raises(GuardError) as caught:
+        DOORS[door](guard)
+    assert str(caught.value).encode()
+
+
+def test_a_warning_can_be_written_whatever_it_speaks_of():
+    with pytest.warns(GuardWarning) as caught:
+        warn_user(f"A file called {HALF}.", GuardWarning)
+    assert str(caught[0].message) == "A file called \\ud800."
 
 
 @pytest.mark.parametrize("key", [Mute(), 10**5000], ids=["mute", "huge"])
