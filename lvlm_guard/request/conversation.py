@@ -178,11 +178,11 @@ def _find_options(options: Mapping[str, Any], name: str, groups: Sequence[str]) 
 
 def _leave_out(options: Mapping[str, Any], name: str, groups: Sequence[str]) -> dict[str, Any]:
     """Return options without one of them, in groups neither."""
-    rest = {key: value for key, value in options.items() if key != name}
+    settings = {key: value for key, value in options.items() if key != name}
     for group in groups:
-        if isinstance(rest.get(group), Mapping):
-            rest[group] = {key: value for key, value in rest[group].items() if key != name}
-    return rest
+        if isinstance(settings.get(group), Mapping):
+            settings[group] = {key: value for key, value in settings[group].items() if key != name}
+    return settings
 
 
 def _create_reader(

@@ -108,6 +108,9 @@ def test_a_value_that_answers_nothing_ends_in_an_error_of_ours(kind, guard):
     for option in ("do_rescale", "padding", "images_kwargs"):
         with suppress(InputError):  # the processor is free to take it
             guard.inputs(images=picture, text="<image> w1", **{option: value})
+    for option in ("executor", "without_image", "pictures"):
+        with pytest.raises(InputError):
+            Guard(guard.model, guard.processor, [], **{option: value})
     if kind != "empty":
         with pytest.raises(InputError):
             Stack.of("vcd", allow=value)
