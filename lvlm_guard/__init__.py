@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.prompt import Prompt as Prompt
     from lvlm_guard.strategy.prompt import PromptStates as PromptStates
     from lvlm_guard.strategy.results import CallResults as CallResults
+    from lvlm_guard.strategy.returned_values import check_returned as check_returned
     from lvlm_guard.strategy.rows import Rows as Rows
     from lvlm_guard.strategy.terms import Bias as Bias
     from lvlm_guard.strategy.terms import Contrast as Contrast
@@ -97,6 +98,7 @@ _OWNERS = {
     "request.picture_sources": ("PictureSources",),
     "forward.executors.executor": ("ExecutorName",),
     "strategy.forward": ("Forward",),
+    "strategy.returned_values": ("check_returned",),
     "strategy.rows": ("Rows",),
     "strategy.terms": ("Bias", "Contrast", "LayerDivergence", "Mix", "Plausible", "Restrict", "Source", "Statistics", "Term", "Weight"),
 }  # fmt: skip

@@ -26,10 +26,10 @@ SCREEN = 1600
 
 
 class GuardError(Exception):
-    """Base of every error the library raises on purpose; a message longer than a screen loses its middle."""
+    """Base of every error the library raises on purpose; a message can be written as UTF-8, and one longer than a screen loses its middle."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shorten(part, SCREEN) if isinstance(part, str) else part for part in args))
+        super().__init__(*_shorten_texts(args))
 
 
 class InputError(GuardError, ValueError):
@@ -77,7 +77,10 @@ class NonFiniteLogits(GuardError, ArithmeticError):
 
 
 class GuardWarning(UserWarning):
-    """Base of every warning the library issues."""
+    """Base of every warning the library issues; its message can be written as UTF-8, and is no longer than a screen."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*_shorten_texts(args))
 
 
 class NoEffectWarning(GuardWarning):
@@ -91,7 +94,7 @@ class UncompiledWarning(GuardWarning):
 def nearest(name: object, known_names: Iterable[str]) -> str:
     """Return the end of an error message: the nearest known name as a question, then all known names."""
     names = sorted(known_names)
-    word = str(name)[:LONGEST_NAME].lower()
+    word = (name if isinstance(name, str) else quote(name))[:LONGEST_NAME].lower()
     distances = {candidate: _edit_distance(word, candidate.lower()) for candidate in names}
     close = min(names, key=distances.__getitem__, default=None)
     is_close = close is not None and distances[close] <= max(1, len(close) // 2)
@@ -101,16 +104,36 @@ def nearest(name: object, known_names: Iterable[str]) -> str:
 
 def quote(value: object, length: int = 80) -> str:
     """Return a value as an error message shows it: its repr, with deep, long and failing ones abridged."""
-    return shorten(_ABRIDGED.repr(value), length)
+    try:
+        text = _ABRIDGED.repr(value)
+    except Exception:  # noqa: BLE001 - a class of the user's may raise anything
+        text = f"<{type(value).__name__} that cannot be shown>"
+    return shorten(text, length)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as the message of another shows it: its class and text, or its class alone where its text fails."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a class of the user's may raise anything
+        return type(error).__name__
 
 
 def shorten(text: str, length: int) -> str:
-    """Return text of at most `length` characters; the middle of a longer one is left out, with a note of how much."""
+    """Return text of at most `length` characters; the middle of a longer one is left out, with a note of how much.
+
+    Half a character, as paths and damaged text hold them, is escaped: no log or terminal could take the message otherwise.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) <= length:
         return text
     note = f" ... [{len(text)} characters] ... "
     room = max(length - len(note), 0)
     return text[: room - room // 3] + note + text[len(text) - room // 3 :]
+
+
+def _shorten_texts(args: Iterable[object]) -> Iterable[object]:
+    return (shorten(part, SCREEN) if isinstance(part, str) else part for part in args)
 
 
 LONGEST_NAME = 60

@@ -79,9 +79,9 @@ class Guard:
     ) -> None:
         model = unwrap_compiled(model)
         refuse(MODEL, model)
-        if executor not in EXECUTORS:
-            raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {executor!r}.")
-        if without_image not in get_args(WithoutImage):
+        if not isinstance(executor, str) or executor not in EXECUTORS:
+            raise InputError(f"executor must be one of {', '.join(EXECUTORS)}, got {quote(executor)}.")
+        if not isinstance(without_image, str) or without_image not in get_args(WithoutImage):
             raise InputError(f"without_image must be 'refuse' or 'plain', got {quote(without_image)}.")
         if processor is not None and not callable(processor):
             hint = " Name the stack: Guard(model, stack=...)." if isinstance(processor, STACK_LIKE) else ""

@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import get_protocol_members
 
 from lvlm_guard.bench.suite import Suite
-from lvlm_guard.errors import GuardError, InputError, PluginError, nearest
+from lvlm_guard.errors import GuardError, InputError, PluginError, describe_error, nearest
 from lvlm_guard.host.discovery import Broken, distribution_of, load_each
 
 GROUP = "lvlm_guard.suites"
@@ -102,7 +102,7 @@ def _load(point: EntryPoint) -> SuiteOffer:
     except Exception as error:
         # Somebody else's module: whatever it stumbles over on import ends up here.
         raise PluginError(
-            f"The suite {point.name!r} of {distribution} cannot be loaded: {type(error).__name__}: {error}"
+            f"The suite {point.name!r} of {distribution} cannot be loaded: {describe_error(error)}"
         ) from error
     return SuiteOffer(suite, distribution)
 

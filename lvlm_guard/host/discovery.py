@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
-from lvlm_guard.errors import GuardWarning
+from lvlm_guard.errors import GuardWarning, describe_error
 from lvlm_guard.user_warnings import warn_user
 
 
@@ -40,7 +40,7 @@ def load_each(points: Iterable[EntryPoint], load: Callable[[EntryPoint], None], 
         try:
             load(point)
         except Exception as error:  # noqa: BLE001, PERF203 - somebody else's package must not take everybody down
-            failure = Broken(point.name, distribution_of(point), f"{type(error).__name__}: {error}")
+            failure = Broken(point.name, distribution_of(point), describe_error(error))
             broken.append(failure)
             warn_user(
                 f"The {kind} {failure.entry_point!r} of {failure.distribution} was skipped: {failure.reason}",

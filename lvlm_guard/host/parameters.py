@@ -11,7 +11,7 @@ from pydantic import GetCoreSchemaHandler, TypeAdapter
 from pydantic import ValidationError as PydanticError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
-from lvlm_guard.errors import GuardError, InputError, PluginRejected, quote
+from lvlm_guard.errors import GuardError, InputError, PluginRejected, describe_error, quote
 from lvlm_guard.strategy.names import strategy_name
 
 STRICT = ("bool", "float", "int", "str")
@@ -58,7 +58,7 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
     except (PydanticUndefinedAnnotation, PydanticUserError) as error:
         raise PluginRejected(f"{name}: an annotation cannot be checked: {error.message}") from None
     except Exception as error:  # the author's own class
-        raise PluginRejected(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+        raise PluginRejected(f"{name} cannot be built: {describe_error(error)}") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -118,8 +118,17 @@ def check_values(value: object) -> None:
     """Check that lists and mappings end somewhere, and that text can be written.
 
     Raises:
-        InputError: They are nested too deeply, hold themselves or too much, or text has half a character or a NUL.
+        InputError: They are nested too deeply, hold themselves or too much, cannot be read, or text has half a character or a NUL.
     """
+    try:
+        _check_values(value)
+    except InputError:
+        raise
+    except Exception as error:  # lists and dicts of a class of the user's may raise anything
+        raise InputError(f"The values cannot be read: {describe_error(error)}.") from error
+
+
+def _check_values(value: object) -> None:
     pending, count = [(value, 0)], 0
     while pending:
         current, depth = pending.pop()

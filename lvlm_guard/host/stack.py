@@ -115,8 +115,12 @@ def _plain_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_allow(allow: Any) -> None:
-    is_several = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
-    if not is_several or not all(isinstance(name, str) for name in allow):
+    try:
+        is_list = isinstance(allow, Collection) and not isinstance(allow, (str, bytes))
+        is_list = is_list and all(isinstance(name, str) for name in allow)
+    except Exception:  # noqa: BLE001 - whatever cannot be iterated is no list, however it says so
+        is_list = False
+    if not is_list:
         raise StackError(f"allow: expected a list of names package.module:function, got {quote(allow)}.")
 
 
@@ -129,12 +133,14 @@ def _split_entries(value: Any) -> Sequence[Any]:
 def _read_top_level(value: Mapping[str, Any]) -> Any:
     unknown = [key for key in value if key != "stack"]
     if unknown:
-        raise StackError(
-            f"{quote(unknown[0]) if not isinstance(unknown[0], str) else unknown[0]}: unknown key.{nearest(unknown[0], ['stack'])}"
-        )
+        raise StackError(f"{_write_key(unknown[0])}: unknown key.{nearest(unknown[0], ['stack'])}")
     if value.get("stack") is None:
         raise StackError("stack: expected a list of strategies; an empty list is plain generate, got nothing.")
     return value["stack"]
+
+
+def _write_key(key: object) -> str:
+    return key if isinstance(key, str) else quote(key)
 
 
 def _list_entries(value: Any) -> Sequence[Any]:
@@ -172,13 +178,14 @@ def _build_entry(entry: Any, path: str, allow: Collection[str]) -> object:
 
 
 def _from_mapping(entry: Mapping[str, Any], path: str, allow: Collection[str]) -> object:
+    entry = dict(entry)
     unknown = [key for key in entry if key not in ENTRY_KEYS]
     if unknown:
-        raise StackError(f"{path}.{unknown[0]}: unknown key.{nearest(unknown[0], ENTRY_KEYS)}")
+        raise StackError(f"{path}.{_write_key(unknown[0])}: unknown key.{nearest(unknown[0], ENTRY_KEYS)}")
     name, parameters = entry.get("name"), entry.get("params")
     parameters = {} if parameters is None else parameters
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
-        raise StackError(f"{path}: expected name as text and params as a mapping, got {quote(dict(entry))}.")
+        raise StackError(f"{path}: expected name as text and params as a mapping, got {quote(entry)}.")
     return _build_named(name, parameters, path, allow)
 
 
@@ -190,7 +197,7 @@ def _build_named(name: str, parameters: Mapping[str, Any], path: str, allow: Col
     for parameter in parameters:
         if parameter not in names:
             hint = nearest(parameter, names)
-            raise StackError(f"{path}.params.{parameter}: {name!r} has no such parameter.{hint}")
+            raise StackError(f"{path}.params.{_write_key(parameter)}: {name!r} has no such parameter.{hint}")
     try:
         return build(strategy, parameters, allow)
     except PydanticError as error:

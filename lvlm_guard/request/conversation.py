@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
-from lvlm_guard.errors import InputError, ProcessorNeeded, quote
+from lvlm_guard.errors import InputError, ProcessorNeeded, describe_error, quote
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Config, Model, Processor
 from lvlm_guard.request.messages import Conversation, content_item, read_messages
@@ -26,6 +26,9 @@ BATCH_OF_ARRAYS = 4
 """Axes of an array that holds several pictures."""
 OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
 """Options of processors that are about text."""
+IMAGE_OPTIONS = ("images_kwargs", "common_kwargs")
+TEXT_OPTIONS = ("text_kwargs", "common_kwargs")
+"""Options of a processor that hold options for pictures, and for text; one of the same name beside them comes first."""
 _TOKENIZING = threading.Lock()
 """Held while a tokenizer pads on the left for us; tokenizers are not made to be shared by threads."""
 
@@ -60,7 +63,7 @@ def prepare_inputs(
         values, groups = conversation.place(values), None
         prompts = [_apply_template(processor, each) for each in conversation.conversations]
         _leave_out_second_start(processor, prompts, settings)
-    reader = _create_reader(processor, settings, sources)
+    reader, settings = _create_reader(processor, settings, sources)
     pictures = _read_pictures(reader, values)
     _count_places(processor, prompts, len(pictures))
     process = PictureProcess(processor, tuple(prompts), settings, groups)
@@ -114,7 +117,7 @@ class PictureProcess:
         except Exception as error:  # a processor is foreign code, which raises anything
             raise InputError(
                 f"{type(self.processor).__name__} cannot make inputs of these pictures, texts and options: "
-                f"{type(error).__name__}: {error}"
+                f"{describe_error(error)}"
             ) from error
 
     def _process_padded_left(self, images: Any) -> Any:
@@ -150,21 +153,51 @@ def _list_prompts(text: Any) -> list[str]:
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options for the processor, padding unless they say otherwise."""
-    if options.get("return_tensors", "pt") != "pt":
-        raise InputError(
-            f"guard.inputs returns tensors of torch, got return_tensors={quote(options['return_tensors'])}."
-        )
-    if options.get("padding_side", "left") != "left":
+    options = _copy_groups(options)
+    for kind in _find_options(options, "return_tensors", (*TEXT_OPTIONS, *IMAGE_OPTIONS)):
+        if not isinstance(kind, str) or kind != "pt":
+            raise InputError(f"guard.inputs returns tensors of torch, got return_tensors={quote(kind)}.")
+    if any(
+        not isinstance(side, str) or side != "left" for side in _find_options(options, "padding_side", TEXT_OPTIONS)
+    ):
         raise InputError("Prompts are padded on the left, where generate wants it: leave padding_side out.")
-    return {"padding": True, **{name: value for name, value in options.items() if name != "return_tensors"}}
+    padding = {} if _find_options(options, "padding", TEXT_OPTIONS) else {"padding": True}
+    return {**padding, **_leave_out(options, "return_tensors", (*TEXT_OPTIONS, *IMAGE_OPTIONS))}
 
 
-def _create_reader(processor: Any, settings: dict[str, Any], sources: PictureSources) -> PictureReader:
-    """Return the reader of pictures for a processor; takes away what is said about arrays, for all become pictures."""
+def _copy_groups(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with their groups as plain dicts."""
+    try:
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in options.items()}
+    except Exception as error:  # a dict of a class of the user's may raise anything
+        raise InputError(f"The options {', '.join(options)} cannot be read: {describe_error(error)}.") from error
+
+
+def _find_options(options: Mapping[str, Any], name: str, groups: Sequence[str]) -> list[Any]:
+    """Return the values of an option: its own, then those in groups of options; the first is the one that counts."""
+    places = (options, *(options[group] for group in groups if group in options))
+    return [place[name] for place in places if isinstance(place, Mapping) and name in place]
+
+
+def _leave_out(options: Mapping[str, Any], name: str, groups: Sequence[str]) -> dict[str, Any]:
+    """Return options without one of them, in groups neither."""
+    settings = {key: value for key, value in options.items() if key != name}
+    for group in groups:
+        if isinstance(settings.get(group), Mapping):
+            settings[group] = {key: value for key, value in settings[group].items() if key != name}
+    return settings
+
+
+def _create_reader(
+    processor: Any, settings: dict[str, Any], sources: PictureSources
+) -> tuple[PictureReader, dict[str, Any]]:
+    """Return the reader of pictures for a processor, and the options without what they say of arrays, if all become pictures."""
     image_processor = getattr(processor, "image_processor", processor)
-    rescales = settings.get("do_rescale", getattr(image_processor, "do_rescale", True))
-    layout = settings.pop("input_data_format", None) if rescales else settings.get("input_data_format")
-    return PictureReader(sources, processor, rescales=rescales is not False, layout=layout)
+    default = getattr(image_processor, "do_rescale", True)
+    rescales = (*_find_options(settings, "do_rescale", IMAGE_OPTIONS), default)[0] is not False
+    layout = next(iter(_find_options(settings, "input_data_format", IMAGE_OPTIONS)), None)
+    reader = PictureReader(sources, processor, rescales=rescales, layout=layout)
+    return reader, _leave_out(settings, "input_data_format", IMAGE_OPTIONS) if rescales else settings
 
 
 def _read_pictures(reader: PictureReader, values: Sequence[Any]) -> list[Any]:
@@ -186,7 +219,7 @@ def _apply_template(processor: Any, conversation: Conversation) -> str:
         prompt = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is foreign code, which raises anything
         raise InputError(
-            f"The chat template of {type(processor).__name__} cannot take these messages: {type(error).__name__}: {error}"
+            f"The chat template of {type(processor).__name__} cannot take these messages: {describe_error(error)}"
         ) from error
     return str(prompt)
 
@@ -194,8 +227,9 @@ def _apply_template(processor: Any, conversation: Conversation) -> str:
 def _leave_out_second_start(processor: Any, prompts: Sequence[str], settings: dict[str, Any]) -> None:
     """Keep the tokenizer from adding a start token where the template wrote it, as transformers does."""
     start = getattr(getattr(processor, "tokenizer", processor), "bos_token", None)
-    if isinstance(start, str) and start and prompts[0].startswith(start):
-        settings.setdefault("add_special_tokens", False)
+    is_written = isinstance(start, str) and bool(start) and prompts[0].startswith(start)
+    if is_written and not _find_options(settings, "add_special_tokens", TEXT_OPTIONS):
+        settings["add_special_tokens"] = False
 
 
 def _count_places(processor: Any, prompts: Sequence[str], pictures: int) -> None:
@@ -240,9 +274,18 @@ def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool)
         )
 
 
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that cannot be written: their text tells pictures of one batch from those of others."""
+    try:
+        repr(sorted(options.items()))
+    except Exception as error:  # a value of a class of the user's may raise anything
+        raise InputError(f"The options {', '.join(options)} cannot be written: {describe_error(error)}.") from error
+
+
 def _describe_pictures(pictures: Sequence[Any], process: PictureProcess) -> Pictures:
     if all(isinstance(picture, Image.Image) for picture in pictures):
         options = {name: value for name, value in process.options.items() if name not in OF_TEXT}
+        _check_options(options)
         return Pictures(tuple(pictures), process, options=(options,) * len(pictures))
     return Pictures(
         (),

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from lvlm_guard.errors import InputError, nearest, quote
+from lvlm_guard.errors import InputError, describe_error, nearest, quote
 
 TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image", "image_url", "input_image")
@@ -75,6 +75,15 @@ def read_messages(messages: Any) -> ReadMessages:
     Raises:
         InputError: A conversation, message or item of another form; the error says where.
     """
+    try:
+        return _read_batch(messages)
+    except InputError:
+        raise
+    except Exception as error:  # lists and dicts of a class of the user's may raise anything
+        raise InputError(f"messages cannot be read: {describe_error(error)}.") from error
+
+
+def _read_batch(messages: Any) -> ReadMessages:
     if not isinstance(messages, (list, tuple)):
         raise InputError(f"messages is a list of messages, [{{'role': ..., 'content': ...}}], got {quote(messages)}.")
     batch = list(messages) if is_batch(messages) else [messages]
@@ -104,7 +113,10 @@ def _read_message(message: Any, place: str, pictures: list[Any]) -> dict[str, An
     role, content = message["role"], message.get("content")
     if not isinstance(role, str) or not role:
         raise InputError(f"{place}: a role is a text such as 'user', got {quote(role)}.")
-    if content is None and message.get("tool_calls"):
+    calls = message.get("tool_calls")
+    if calls is not None and not isinstance(calls, (list, tuple)):
+        raise InputError(f"{place}: tool_calls is a list of calls, got {quote(calls)}.")
+    if content is None and calls:
         content = []
     if isinstance(content, str):
         content = [content_item("text", content)]

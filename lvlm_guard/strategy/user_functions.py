@@ -10,18 +10,21 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from importlib.metadata import entry_points
+from itertools import islice
 from typing import Any
 
 import torch
 
-from lvlm_guard.errors import InputError, quote
+from lvlm_guard.errors import InputError, describe_error, quote
 
 GROUP = "lvlm_guard.callables"
 """Entry points of functions that stack files may name."""
 VARIABLE = "LVLM_GUARD_ALLOW"
 """Environment variable that allows further ones: `package.module:function`, separated by commas."""
+MOST_ITEMS = 10_000
+"""Items that a generator function may yield."""
 _IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
@@ -81,10 +84,10 @@ def resolve(function: str | Callable[..., Any], what: str) -> Callable[..., Any]
 
 
 def call_user_function(function: str | Callable[..., Any], *arguments: Any, what: str, timeout: float) -> Any:
-    """Call a function, and return its result if it answers in time.
+    """Call a function, and return its result if it answers in time; what a generator yields becomes a list.
 
     Raises:
-        InputError: It raised, or did not return within `timeout` seconds; its thread dies with the process then.
+        InputError: It raised, yielded more than 10,000 items, or did not return within `timeout` seconds; its thread dies with the process then.
     """
     ready, name = resolve(function, what), name_of(function)
     outcome: list[tuple[Any, BaseException | None]] = []
@@ -92,7 +95,7 @@ def call_user_function(function: str | Callable[..., Any], *arguments: Any, what
     def work() -> None:
         try:
             with torch.no_grad():
-                outcome.append((ready(*arguments), None))
+                outcome.append((_exhaust(ready(*arguments)), None))
         except BaseException as error:  # noqa: BLE001 - every exception is raised again in the user's thread
             outcome.append((None, error))
 
@@ -103,8 +106,18 @@ def call_user_function(function: str | Callable[..., Any], *arguments: Any, what
         raise InputError(f"The {what} {name} did not answer within {timeout:g} s. Raise its timeout, or correct it.")
     value, error = outcome[0]
     if error is not None:
-        raise InputError(f"The {what} {name} raised {type(error).__name__}: {error}.") from error
+        raise InputError(f"The {what} {name} raised {describe_error(error)}.") from error
     return value
+
+
+def _exhaust(value: Any) -> Any:
+    """Return the items of an iterator as a list, other values as they are."""
+    if not isinstance(value, Iterator):
+        return value
+    items = list(islice(value, MOST_ITEMS + 1))
+    if len(items) > MOST_ITEMS:
+        raise InputError(f"it yields more than {MOST_ITEMS} items")
+    return items
 
 
 def name_of(function: str | Callable[..., Any]) -> str:

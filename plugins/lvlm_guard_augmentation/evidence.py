@@ -7,11 +7,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeeded, hookimpl
+from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeeded, check_returned, hookimpl
 from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
 GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
+Side = Annotated[float, Field(allow_inf_nan=False)]
+Box = tuple[Side, Side, Side, Side, str]
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,12 @@ class Evidence:
         if self.crop and any(boxes):
             yield InputEdit(picture=tuple(partial(_cut_to, each) for each in boxes))
 
-    def _ask(self, gen: Generation, row: int, picture: Any) -> "str | list[Any]":
+    def _ask(self, gen: Generation, row: int, picture: Any) -> str | list[Box]:
         assert self.source is not None
         answer = gen.call_user_function(self.source, picture, question(gen, row), what="source", timeout=self.timeout)
-        if isinstance(answer, str):
-            return answer.strip()
-        boxes = list(answer) if isinstance(answer, (list, tuple)) else [answer]
-        if not all(isinstance(box, (list, tuple)) and len(box) == SIDES + 1 for box in boxes):
-            raise InputError(
-                f"'evidence' needs text or boxes (x0, y0, x1, y1, label): correct the source, which returned {answer!r}."
-            )
-        return boxes
+        needs = "'evidence' needs text or boxes (x0, y0, x1, y1, label): correct the source"
+        checked = check_returned(answer, str | tuple[Box, ...], needs)
+        return checked.strip() if isinstance(checked, str) else list(checked)
 
 
 def question(gen: Generation, row: int) -> str:

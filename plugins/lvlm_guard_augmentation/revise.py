@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from lvlm_guard import Generation, InputError, ProcessorNeeded, Revision, hookimpl
+from lvlm_guard import Generation, InputError, ProcessorNeeded, Revision, check_returned, hookimpl
 from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SENTENCE = re.compile(r"[^.!?]*[.!?]*\s*")
@@ -18,6 +18,7 @@ PHRASE = re.compile(
 )
 BETWEEN = re.compile(r"\s*,\s*(?:and\s+)?|\s+and\s+")
 Claim = tuple[str, str]
+Words = Annotated[str, Field(pattern=r"\S")]
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class Revise:
                 (phrase[0], self.question.replace("{}", phrase[1].split()[-1])) for phrase in PHRASE.finditer(sentence)
             ]
         claims = gen.call_user_function(self.splitter, sentence, what="splitter", timeout=self.timeout)
-        pairs = [(str(piece), str(question)) for piece, question in claims]
+        needs = "'revise' needs pairs of a piece and a question: correct the splitter"
+        pairs: Sequence[Claim] = check_returned(claims, tuple[tuple[Words, Words], ...], needs)
         if any(piece not in sentence for piece, _ in pairs):
-            raise InputError(f"'revise' needs pieces of {sentence!r}: correct the splitter, which returned {claims!r}.")
+            raise InputError(f"'revise' needs pieces of {sentence!r}: correct the splitter, which returned {pairs!r}.")
         return pairs
 
 

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Search, hookimpl
+from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Search, check_returned, hookimpl
 from lvlm_guard.fields import Count, Seed, Strength, Timeout, UserFunction
 
 STOPS = (".", "!", "?")
 GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
+Score = Annotated[float | bool, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,10 @@ class Rank:
             return [answer.scores for _ in texts]
         assert self.scorer is not None
         returned = gen.call_user_function(self.scorer, pictures[row], sentences, what="scorer", timeout=self.timeout)
-        numbers = [float(score) for score in returned]
-        if len(numbers) != len(sentences) or not all(abs(number) < float("inf") for number in numbers):
-            raise InputError(
-                f"'rank' needs a finite score for each of {len(sentences)} sentences: correct the scorer, which returned {returned!r}."
-            )
-        waiting = iter(numbers)
+        count = len(sentences)
+        scores = Annotated[tuple[Score, ...], Field(min_length=count, max_length=count)]
+        needs = f"'rank' needs a finite score for each of {count} sentences: correct the scorer"
+        waiting = iter(check_returned(returned, scores, needs))
         return [[*answer.scores, next(waiting)] if text else answer.scores for text in texts]
 
 

@@ -151,6 +151,31 @@ def test_floats_of_0_to_1_pass_where_the_processor_does_not_rescale():
         pixels(shares)
 
 
+@pytest.mark.parametrize("group", ["images_kwargs", "common_kwargs"])
+def test_options_count_in_the_groups_that_processors_take(group):
+    shares = LEVELS.astype("float32") / 255
+    options = {group: {"do_rescale": False}}
+    assert torch.equal(pixels(shares, **options), wanted(shares, do_rescale=False))
+    assert options == {group: {"do_rescale": False}}
+    with pytest.raises(InputError, match="do_rescale=False"):
+        pixels(shares, do_rescale=True, common_kwargs={"do_rescale": False})
+    layout = {group: {"input_data_format": "channels_last"}}
+    assert torch.equal(pixels(LEVELS[:3, :8], **layout), wanted(Image.fromarray(LEVELS[:3, :8])))
+    with pytest.raises(InputError, match="tensors of torch"):
+        pixels(PICTURE, **{group: {"return_tensors": "np"}})
+
+
+def test_options_of_text_count_in_their_groups():
+    padding = {"padding": "max_length", "max_length": 40, "return_tensors": "pt"}
+    assert guard_on().inputs(images=PICTURE, text=TEXT, text_kwargs=padding)["input_ids"].shape == (1, 40)
+    for group in ("text_kwargs", "common_kwargs"):
+        with pytest.raises(InputError, match="padded on the left"):
+            pixels(PICTURE, **{group: {"padding_side": "right"}})
+    floats = LEVELS.astype("float32") / 255
+    with pytest.raises(InputError, match="do_rescale=False"):
+        pixels(floats, text_kwargs={"do_rescale": False})
+
+
 def test_channels_that_may_be_first_or_last_need_a_word():
     levels = LEVELS[:3, :8]
     with pytest.raises(InputError, match="input_data_format"):

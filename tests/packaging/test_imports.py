@@ -82,6 +82,7 @@ PUBLIC = [
     "View",
     "Weight",
     "WithoutImage",
+    "check_returned",
     "hookimpl",
 ]
 

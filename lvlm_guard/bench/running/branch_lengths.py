@@ -11,7 +11,7 @@ import torch
 from lvlm_guard import Branch, Generation, Insert, Replace, anatomy
 from lvlm_guard.bench.running.cost_model import BranchLength
 from lvlm_guard.bench.running.shapes import Shape
-from lvlm_guard.errors import GuardError, InputError
+from lvlm_guard.errors import GuardError, InputError, describe_error
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt
@@ -81,7 +81,7 @@ def _ask(strategy: object, request: Generation) -> list[Branch]:
     except Exception as error:
         # A plugin's hook outside a real call: whatever it misses there ends up here.
         raise InputError(
-            f"The branches of {calls.names[0]!r} are known only in a real call ({type(error).__name__}: {error}). "
+            f"The branches of {calls.names[0]!r} are known only in a real call ({describe_error(error)}). "
             "Measure this stack instead: lvlm-guard bench cost."
         ) from error
 

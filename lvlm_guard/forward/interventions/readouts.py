@@ -196,7 +196,7 @@ class ReadoutHooks:
                     "This model does not scale its logits as its config states, which was not known while its layers were "
                     "read online. It is known now: repeat the call."
                 )
-        read = dict(captures.beside_head)
+        read = {key: self._lens.scale(product) for key, product in captures.beside_head.items()}
         read.update({(index, True): logits_of_layer for index, logits_of_layer in captures.online.items()})
         for normed, layers in self._missing(read):
             states = [running.captured(index, MAIN)[:, -keep:] for index in layers]
@@ -243,7 +243,7 @@ class ReadoutHooks:
         if running is None or not isinstance(states, Tensor) or states.ndim != 3:  # noqa: PLR2004
             return None  # the lens itself asks with four dimensions
         captures = running.captures
-        complete = self._lens.is_checked and self._lens.layers <= captures.hidden.keys()
+        complete = self._lens.layers <= captures.hidden.keys()
         if captures.head_rows or states.shape[1] != running.layout.predicting or not complete or not self._joined:
             return None
         inner = [
@@ -254,13 +254,13 @@ class ReadoutHooks:
         return (torch.cat([states, *(layer.to(states) for layer in inner)]), *args[1:])
 
     def _split_head(self, _: nn.Module, __: Any, logits: Tensor) -> Any:
-        """Give the model its own rows back and keep those of inner layers."""
+        """Give the model its own rows back and keep those of inner layers, as the head left them."""
         running = self._running()
         if running is None or not running.captures.head_rows or running.captures.beside_head:
             return None
         rows = running.captures.head_rows
         keys = [(index, normed) for normed, layers in self._joined for index in layers]
-        inner = self._lens.scale(logits[rows:]).unflatten(0, (len(keys), -1))
+        inner = logits[rows:].unflatten(0, (len(keys), -1))
         running.captures.beside_head.update(zip(keys, inner, strict=True))
         return logits[:rows]
 
