@@ -275,13 +275,13 @@ class Guard:
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
         index = find_picture(request, row)
-        known = know_pictures(request)
+        pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        conversations = [[conversation.write_question(text, known.pictures[index])] for text in questions]
+        conversations = [[conversation.write_question(text, pictures.pictures[index])] for text in questions]
         if not conversations:
             return []
-        batch = guard.inputs(messages=conversations, **known.options[index])
+        batch = guard.inputs(messages=conversations, **pictures.options[index])
         output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
         answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
         return answers

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, describe_error, quote
@@ -20,12 +19,10 @@ from lvlm_guard.request.messages import Conversation, content_item, read_message
 from lvlm_guard.request.picture_loading import PictureReader
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RecentPictures
-from lvlm_guard.request.requests import Pictures
+from lvlm_guard.request.requests import OPTIONS_OF_TEXT, Pictures
 
 BATCH_OF_ARRAYS = 4
 """Axes of an array that holds several pictures."""
-OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
-"""Options of processors that are about text."""
 IMAGE_OPTIONS = ("images_kwargs", "common_kwargs")
 TEXT_OPTIONS = ("text_kwargs", "common_kwargs")
 """Options of a processor that hold options for pictures, and for text; one of the same name beside them comes first."""
@@ -284,7 +281,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _describe_pictures(pictures: Sequence[Any], process: PictureProcess) -> Pictures:
     if all(isinstance(picture, Image.Image) for picture in pictures):
-        options = {name: value for name, value in process.options.items() if name not in OF_TEXT}
+        options = {name: value for name, value in process.options.items() if name not in OPTIONS_OF_TEXT}
         _check_options(options)
         return Pictures(tuple(pictures), process, options=(options,) * len(pictures))
     return Pictures(

@@ -146,12 +146,12 @@ class RecentPictures:
 
     def _find_sequence(self, sequence: tuple[bytes, ...], pixels: Sequence[torch.Tensor]) -> Pictures:
         """Return the pictures behind parts of which at least one is known."""
-        whole = _digest_sequence(sequence)
-        batches = [place.batch for place in self._live_places(whole)]
+        all_parts = _digest_sequence(sequence)
+        batches = [place.batch for place in self._live_places(all_parts)]
         carried = [batch for batch in batches if all(self._owners.get(value) is batch for value in pixels)]
         if not batches:
             return self._combine(sequence)
-        if not carried and self._is_ambiguous(whole, *(sequence if batches[-1].each else ())):
+        if not carried and self._is_ambiguous(all_parts, *(sequence if batches[-1].each else ())):
             return _missing(AMBIGUOUS)
         batch = (carried or batches)[-1]
         self._carry(pixels, batch)
@@ -183,13 +183,13 @@ class RecentPictures:
         self._add_digest(_digest_sequence(sequence), " ".join(batch.fingerprints), batch, 0)
 
     def _add_digest(self, digest: bytes, fingerprint: str | None, batch: RememberedBatch, index: int) -> None:
-        known = self._digests.pop(digest, None) or KnownDigest()
-        known.add(fingerprint, batch, index)
-        self._digests[digest] = known
+        record = self._digests.pop(digest, None) or KnownDigest()
+        record.add(fingerprint, batch, index)
+        self._digests[digest] = record
 
     def _live_places(self, digest: bytes) -> Iterator[RememberedPart]:
-        known = self._digests.get(digest)
-        for reference, index in known.places if known is not None else ():
+        record = self._digests.get(digest)
+        for reference, index in record.places if record is not None else ():
             if (batch := reference()) is not None:
                 yield RememberedPart(batch, index)
 

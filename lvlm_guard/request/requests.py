@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation import utils as generation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModeRefused
@@ -24,6 +25,8 @@ PICTURES = len(("pictures", "channels", "height", "width"))
 """Axes of pixels that have an entry for each picture, or for each of its tiles."""
 FRAMES = len(("videos", "frames", "channels", "height", "width"))
 """Axes of pixels that have an entry for each video, or for each tile of a row."""
+OPTIONS_OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
+"""Options of processors that are about text."""
 SETTINGS = (
     frozenset(DEFAULT_SETTINGS)
     | frozenset(inspect.signature(GenerationMixin.generate).parameters)

@@ -12,8 +12,8 @@ from lvlm_guard.request.requests import Pictures, Request
 def find_pictures_of_rows(request: Request) -> tuple[tuple[Any, ...] | None, str]:
     """Return the picture of each row, or None and the reason where not every row is known to have one of its own."""
     try:
-        known = know_pictures(request)
-        return tuple(known.pictures[find_picture(request, row)] for row in range(len(request.input_ids))), ""
+        pictures = know_pictures(request)
+        return tuple(pictures.pictures[find_picture(request, row)] for row in range(len(request.input_ids))), ""
     except InputError as reason:
         return None, str(reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -147,7 +148,10 @@ def test_a_row_without_a_finite_best_logit_is_an_error_in_every_mode(llava, valu
 @pytest.mark.parametrize("executor", ["sequential", "batched"])
 def test_a_branch_is_named(llava, executor):
     stack = STACKS["has an idle branch"]
-    with poisoned(llava[0], NAN, 1000):  # a first batched decode tries the model with the hooks that it has
+    with (
+        poisoned(llava[0], NAN, 1000),
+        warnings.catch_warnings(action="ignore"),
+    ):  # a first batched decode tries the model with the hooks that it has
         generate(llava, stack, do_sample=False, guard={"executor": executor})
     with poisoned(llava[0], NAN, 1, row=-1), pytest.raises(NonFiniteLogits, match="branch 'noise'"):
         generate(llava, stack, do_sample=False, guard={"executor": executor})
