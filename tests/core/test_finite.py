@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from lvlm_guard import (
     HiddenEdit,
     InputEdit,
     Mix,
+    NoEffectWarning,
     NonFiniteLogits,
     Readout,
     Search,
@@ -150,7 +150,7 @@ def test_a_branch_is_named(llava, executor):
     stack = STACKS["has an idle branch"]
     with (
         poisoned(llava[0], NAN, 1000),
-        warnings.catch_warnings(action="ignore"),
+        pytest.warns(NoEffectWarning),
     ):  # a first batched decode tries the model with the hooks that it has
         generate(llava, stack, do_sample=False, guard={"executor": executor})
     with poisoned(llava[0], NAN, 1, row=-1), pytest.raises(NonFiniteLogits, match="branch 'noise'"):
