@@ -95,6 +95,7 @@ def test_overhead_compares_every_way_to_generate_at_both_batch_sizes(overhead):
     assert ran["noise branch, sequential"] == "sequential"
 
 
+@pytest.mark.slow
 def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
     done = run("overhead.py", "--tiny", "--only", "readouts", "hidden", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -143,6 +144,7 @@ def test_overhead_prints_its_goals_beside_the_result(overhead):
         assert told in printed
 
 
+@pytest.mark.slow
 def test_guard_part_has_times_ratios_and_the_floor_of_every_mechanism(tmp_path):
     rows = run_part("guard", tmp_path)
     names = {"tiny LLaVA", "tiny Qwen2.5-VL"}

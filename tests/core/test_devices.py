@@ -32,7 +32,7 @@ def apart(one, other):
 
 @pytest.mark.parametrize(
     "mode",
-    [{}, {"num_beams": 2}, pytest.param({"use_cache": False}, marks=pytest.mark.slow)],
+    [{}, *(pytest.param(mode, marks=pytest.mark.slow) for mode in ({"num_beams": 2}, {"use_cache": False}))],
     ids=["greedy", "beams", "no cache"],
 )
 @pytest.mark.parametrize("stack", STACKS)

@@ -79,7 +79,7 @@ def test_a_sabotaging_strategy_turns_the_kit_red(saboteur, check):
 
 
 def test_combining_behind_the_processors_turns_the_kit_red():
-    assert "test_processors_see_the_combination" in red(contract_of(saboteurs.Honest(), saboteurs.LateGuard))
+    assert fails(contract_of(saboteurs.Honest(), saboteurs.LateGuard), "test_processors_see_the_combination")
 
 
 def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
@@ -100,12 +100,12 @@ def test_a_shared_branch_cache_turns_the_kit_red(monkeypatch):
 
     monkeypatch.setattr(BranchRun, "feed", shared)
     monkeypatch.setattr(GuardedDecode, "_adopt", remember)
-    assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
+    assert fails(contract_of(saboteurs.Honest()), "test_executors_and_recompute_agree")
 
 
 def test_a_stale_beam_order_turns_the_kit_red(monkeypatch):
     monkeypatch.setattr(BranchRun, "reorder", lambda self, index: None)
-    assert "test_executors_and_recompute_agree" in red(contract_of(saboteurs.Honest()))
+    assert fails(contract_of(saboteurs.Honest()), "test_executors_and_recompute_agree")
 
 
 def test_ignored_padding_turns_the_kit_red(monkeypatch):
@@ -115,4 +115,4 @@ def test_ignored_padding_turns_the_kit_red(monkeypatch):
         "_mask",
         lambda self, tokens: None if (m := mask(self, tokens)) is None else torch.ones_like(m),
     )
-    assert "test_rows_of_a_batch_do_not_see_each_other" in red(contract_of(saboteurs.Honest()))
+    assert fails(contract_of(saboteurs.Honest()), "test_rows_of_a_batch_do_not_see_each_other")

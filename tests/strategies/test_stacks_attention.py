@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from gold import SUPPRESSED, by_hand
 from lvlm_guard_contrastive import VCD
 from lvlm_guard_contrastive.vcd import signal_share
@@ -13,7 +14,7 @@ from twin import Twin, grow
 
 from lvlm_guard import Guard
 from lvlm_guard.request.images import generator_for
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for
 
@@ -24,12 +25,12 @@ CROSS = {"mllama": 1}
 """The layer that attends across to the image."""
 
 
-class TestPAIAcross(StrategyContract):
+class TestPAIAcross(BundledContract):
     strategy = PAI(alpha=2.0, gamma=1.0)
     architectures = ("mllama",)
 
 
-class TestPAIWithItsBranchAcross(StrategyContract):
+class TestPAIWithItsBranchAcross(BundledContract):
     strategy = PAI(alpha=1.0, gamma=2.0)
     architectures = ("mllama",)
 
@@ -74,7 +75,7 @@ STACK = [VCD(alpha=VCD_ALPHA, beta=0.05, noise_step=STEP, seed=SEED), PAI(alpha=
 
 
 @pytest.mark.parametrize("order", [STACK, STACK[::-1]], ids=["vcd, pai", "pai, vcd"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_vcd_and_pai_are_the_sum_written_by_hand(architecture, order):
     def gold(model, inputs, prefix):
         main = attentive(model, inputs, prefix, PAI_ALPHA)

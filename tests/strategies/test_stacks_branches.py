@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
 from lvlm_guard_contrastive import ICD, SID, VCD, VDD, AvisC
 from lvlm_guard_layers import DeCo
 from twin import Twin
@@ -131,7 +131,7 @@ def blind(model, inputs, prefix, observed=Twin):
 THREE = (VCD(alpha=0.6, beta=0.02, seed=2), ICD(alpha=0.4, beta=0.05, instruction="be vague"), SID(0.7, 0.03), Reads())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_three_branches_and_a_readout(architecture):
     def gold(model, inputs, prefix):
         whole = Twin(model)
@@ -145,7 +145,7 @@ def test_three_branches_and_a_readout(architecture):
     check(THREE, gold, architecture)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_image_free_branches_beside_one_that_chooses_its_image(architecture):
     def gold(model, inputs, prefix):
         main, none = Twin(model).next(inputs, prefix), Twin(model).next(imageless(inputs), prefix)
@@ -155,7 +155,7 @@ def test_image_free_branches_beside_one_that_chooses_its_image(architecture):
     check([VDD(alpha=0.6, blank="none"), SID(alpha=0.8, kept=0.5)], gold, architecture)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_avisc_and_deco(architecture, order):
     def gold(model, inputs, prefix):

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from gold import SUPPRESSED
 from torch import Tensor
@@ -19,6 +20,8 @@ TOLERANCE = 2e-4
 DEMOTED = -1e3
 ARCHITECTURES = ("llava", "qwen2_vl", "gemma3")
 """Plain placeholders, packed patches, sliding windows."""
+OF_STRATEGIES = ("llava", "qwen2_vl", pytest.param("gemma3", marks=pytest.mark.slow))
+"""Those on which each strategy is compared with its twin: sliding windows are the core's to get right, and a slow test here."""
 
 Gold = Callable[[Any, Mapping[str, Tensor], Sequence[int]], "tuple[Tensor, Tensor]"]
 """(model, inputs of one prompt, generated tokens) -> (logits of the formula [vocab], plain logits [vocab])."""

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from against_twin import ARCHITECTURES
+from against_twin import OF_STRATEGIES
 from coloured_pictures import draw_pictures, logits, run
 from edited_prompts import check_by_hand
 from lvlm_guard_augmentation import Evidence
@@ -36,7 +36,7 @@ def read_question(text):
     return tokenizer.decode(tokenizer(text.split("<image>")[1])["input_ids"])
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_text_before_the_question_on_every_architecture(architecture):
     def edited(picture, text):
         return picture, text.replace("<image>", f"<image> {name_shade(picture, read_question(text))}")
@@ -53,7 +53,7 @@ def is_dark(picture):
     return float(np.asarray(picture).mean()) <= sorted(float(np.asarray(one).mean()) for one in pictures())[1]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_boxes_on_every_architecture(architecture):
     def edited(picture, text):
         if not is_dark(picture):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES
+from against_twin import ARCHITECTURES, OF_STRATEGIES
 from coloured_pictures import PROMPTS, draw_pictures, run
 from edited_prompts import make_inputs
 from gold import OLD, SUPPRESSED
@@ -68,7 +68,7 @@ def revise_by_hand(architecture, model, picture, text, tokens):
     return (kept if denied else answer), counts
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_revise_drops_what_the_model_denies(architecture):
     model, _ = tiny(architecture)
     guard = Guard(model, TinyProcessor(architecture), [REVISE])

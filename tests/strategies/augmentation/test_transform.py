@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from coloured_pictures import draw_pictures, logits, run
 from edited_prompts import check_by_hand
 from lvlm_guard_augmentation import Transform
@@ -15,7 +16,6 @@ from PIL import Image, ImageFilter
 from twin import Twin
 
 from lvlm_guard.request.images import generator_for
-from lvlm_guard.testing import StrategyContract
 from lvlm_guard.testing.sequences import SIDE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*changed no logit.*")
@@ -41,7 +41,7 @@ def mask(picture, draw):
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("kind", "change"), [("blur", blur), ("crop", crop), ("mask", mask)])
 def test_a_transformed_picture_on_every_architecture(architecture, kind, change):
     def edited(picture, text):
@@ -50,7 +50,7 @@ def test_a_transformed_picture_on_every_architecture(architecture, kind, change)
     check_by_hand(architecture, Transform(kind=kind, strength=0.6, seed=3), edited)
 
 
-class TestTransform(StrategyContract):
+class TestTransform(BundledContract):
     strategy = Transform(strength=1.0)
 
 
@@ -79,7 +79,7 @@ def test_a_mask_hides_its_share():
     assert float((np.asarray(masked) == 128).all(-1).mean()) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_noise_is_noise_on_the_pixels(architecture):
     def noised(inputs):
         pixels = inputs["pixel_values"]

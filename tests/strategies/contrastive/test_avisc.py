@@ -8,12 +8,11 @@ import statistics
 import numpy as np
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from gold import OLD
 from lvlm_guard_contrastive import AvisC
 from twin import Twin
-
-from lvlm_guard.testing import StrategyContract
 
 
 def plausible(main, combined, beta):
@@ -35,7 +34,7 @@ def is_blind_key(model, inputs, gamma, lam):
     return [spot for spot, weight in zip(spots, weights, strict=True) if weight < bound]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("gamma", "lam"), [(0.5, 1.0), (0.9, 0.2)])
 def test_avisc(architecture, gamma, lam):
     blanked = []
@@ -64,5 +63,5 @@ def test_avisc_leaves_a_row_without_image_alone():
     assert not gone[1].any()
 
 
-class TestAvisC(StrategyContract):
+class TestAvisC(BundledContract):
     strategy = AvisC()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bundled import BundledContract
 from contrast_formulas import measure_effect, run_guarded
 from lvlm_guard_contrastive import ICD
 
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.recompute import next_logits
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
 
 
-class TestICD(StrategyContract):
+class TestICD(BundledContract):
     strategy = ICD()
 
 

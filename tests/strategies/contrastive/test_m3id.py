@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
+from bundled import BundledContract
 from contrast_formulas import measure_effect, run_guarded, without_image
 from lvlm_guard_contrastive import M3ID
 
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
 from lvlm_guard.testing.tiny import inputs_for
 
 
-class TestM3ID(StrategyContract):
+class TestM3ID(BundledContract):
     strategy = M3ID(decay=0.5)  # visible at the first token
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from against_twin import check
+from bundled import BundledContract
 from lvlm_guard_contrastive import RITUAL
 from lvlm_guard_contrastive.ritual import EVERY, TRANSFORMS, turn_hue
 from PIL import Image
@@ -17,7 +18,6 @@ from twin import Twin
 
 from lvlm_guard import Guard
 from lvlm_guard.request.requests import Pictures
-from lvlm_guard.testing import StrategyContract
 from lvlm_guard.testing.contract import Words
 
 
@@ -125,7 +125,7 @@ def test_every_transform_is_drawn_as_often():
     assert all(70 <= drawn.count(name) <= 130 for name in EVERY)
 
 
-class TestRITUAL(StrategyContract):
+class TestRITUAL(BundledContract):
     strategy = RITUAL()
     architectures = ("llava", "gemma3")  # pack patches need remembered pictures, see above
 

@@ -6,11 +6,10 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_contrastive import SID
 from twin import Twin
-
-from lvlm_guard.testing import StrategyContract
 
 
 def plausible(main, combined, beta):
@@ -34,7 +33,7 @@ def least_attended(model, inputs, prefix, kept, first=1):
     return twin.next(inputs, prefix)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("layer", "kept", "beta"), [(2 / 32, 100 / 576, 0.1), (0.67, 0.5, 0.02)])
 def test_sid(architecture, layer, kept, beta):
     def gold(model, inputs, prefix):
@@ -61,5 +60,5 @@ def test_sid_counts_each_rows_own_image_tokens():
     assert (Now.keys[:, None] & ~unseen).sum(-1).flatten().tolist() == [3, 1, 0]
 
 
-class TestSID(StrategyContract):
+class TestSID(BundledContract):
     strategy = SID()

@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
+from bundled import BundledContract
 from contrast_formulas import measure_effect, run_guarded
 from lvlm_guard_contrastive import VCD
 from lvlm_guard_contrastive.vcd import signal_share
 
 from lvlm_guard.request.images import generator_for
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
 
 
-class TestVCD(StrategyContract):
+class TestVCD(BundledContract):
     strategy = VCD()
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from bundled import BundledContract
 from contrast_formulas import measure_effect, run_guarded, without_image
 from lvlm_guard_contrastive import VDD
 
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
 
 
-class TestVDD(StrategyContract):
+class TestVDD(BundledContract):
     strategy = VDD()
 
 

@@ -6,14 +6,13 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_controls import MaskOnly
 from twin import Twin
 
-from lvlm_guard.testing import StrategyContract
 
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_mask_only(architecture):
     demoted = []
 
@@ -27,6 +26,6 @@ def test_mask_only(architecture):
     assert min(demoted) > 50
 
 
-class TestMaskOnly(StrategyContract):
+class TestMaskOnly(BundledContract):
     strategy = MaskOnly()
     architectures = ("llava",)  # nothing of it depends on the model

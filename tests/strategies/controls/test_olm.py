@@ -6,13 +6,14 @@ import statistics
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from gold import SUPPRESSED
 from lvlm_guard_controls import OLM
 from twin import Twin
 
 from lvlm_guard import Guard
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.tiny import inputs_for
 
@@ -27,7 +28,7 @@ def chances(main, words):
     return float(main.softmax(-1)[begun].sum()), max(begun, key=lambda token: float(main[token]))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("doubted", ["all", "by gap", "by mass"])
 def test_olm(architecture, doubted):
     model, _ = tiny(architecture)
@@ -67,5 +68,5 @@ def test_olm_says_yes(sampled):
     assert int(sequences[0, inputs["input_ids"].shape[1]]) in YES
 
 
-class TestOLM(StrategyContract):
+class TestOLM(BundledContract):
     strategy = OLM(gap=1.0, mass=0.0)  # random models put little on either answer

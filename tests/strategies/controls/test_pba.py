@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES
+from against_twin import OF_STRATEGIES
+from bundled import BundledContract
 from gold import SUPPRESSED
 from lvlm_guard_controls import PBA
 
 from lvlm_guard import Guard
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words, left_padded
 from lvlm_guard.testing.tiny import inputs_for
 
@@ -27,7 +28,7 @@ def insert_hint(inputs, hint, place):
     return changed
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("place", ["after_image", "end"])
 @pytest.mark.parametrize("mode", [{}, {"num_beams": 3}])
 def test_pba_is_generate_on_the_longer_prompt(architecture, place, mode):
@@ -46,7 +47,7 @@ def test_pba_is_generate_on_the_longer_prompt(architecture, place, mode):
     assert float((got.logits[0] - plain.logits[0]).abs().max()) > 0.1
 
 
-class TestPBA(StrategyContract):
+class TestPBA(BundledContract):
     strategy = PBA()
     test_near_neutral_is_near_plain = None  # a hint is there or is not
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_controls import Temperature
 from twin import Twin
 
 from lvlm_guard import Guard
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_temperature(architecture, beta):
     def gold(model, inputs, prefix):
@@ -31,6 +32,6 @@ def test_temperature_is_a_contrast_with_a_branch_that_says_nothing():
     assert torch.allclose(torch.stack(guarded.logits), 2 * torch.stack(plain.logits))
 
 
-class TestTemperature(StrategyContract):
+class TestTemperature(BundledContract):
     strategy = Temperature()
     architectures = ("llava",)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_controls import YesBias
 from pieces import Pieces
 from twin import Twin
 
 from lvlm_guard import Guard
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 
 YES, NO = [26, 44], [15, 33]  # "yes", "Yes", "no", "No" to the tests' tokenizer; " yes" and " no" begin alike
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("strength", [1.5, -2.0])
 def test_yes_bias(architecture, strength):
     def gold(model, inputs, prefix):
@@ -40,5 +41,5 @@ def test_tokens_that_begin_both_answers_or_are_unknown_are_left_alone():
     assert bias_of(Pieces(yes=20, no=21, Yes=22), YesBias(2.0)) == {20: 2.0, 21: -2.0, 22: 2.0}
 
 
-class TestYesBias(StrategyContract):
+class TestYesBias(BundledContract):
     strategy = YesBias()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_layers import DeCo
 from twin import Twin
 
-from lvlm_guard.testing import StrategyContract
 
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(
     ("settings", "layers"), [({"alpha": 3.0}, (2, 3)), ({"layers": (1 / 3, 2 / 3), "top_p": 0.6, "alpha": 6.0}, (1, 2))]
 )
@@ -35,5 +34,5 @@ def test_deco(architecture, settings, layers):
     check([DeCo(**settings)], gold, architecture)
 
 
-class TestDeCo(StrategyContract):
+class TestDeCo(BundledContract):
     strategy = DeCo(layers=(1 / 3, 2 / 3))

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_layers import DoLa
 from safetensors.torch import load_file, save_file
 from shallow import check_refusal, make_shallow
@@ -18,7 +19,6 @@ from twin import Twin
 
 from lvlm_guard import Guard, StrategyRefused
 from lvlm_guard.strategy.prompt import ModelInfo
-from lvlm_guard.testing import StrategyContract
 
 DEMOTED = -1e3
 
@@ -61,7 +61,7 @@ def released(one, other):
     return float((m * (m / p).log()).sum() + (m * (m / q).log()).sum()) / 2
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(
     ("settings", "layers", "normed", "divergence"),
     [
@@ -88,7 +88,7 @@ def test_dola(architecture, settings, layers, normed, divergence):
     print(f"layers chosen: {sorted(chosen)}")
 
 
-class TestDoLa(StrategyContract):
+class TestDoLa(BundledContract):
     strategy = DoLa()
 
 

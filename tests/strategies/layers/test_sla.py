@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_layers import SLA
 from twin import Twin
 
-from lvlm_guard.testing import StrategyContract
 
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("settings", "layers"), [({}, (2, 3)), ({"gamma": 0.8, "layers": (1 / 3, 2 / 3)}, (1, 2))])
 def test_sla(architecture, settings, layers):
     def gold(model, inputs, prefix):
@@ -22,5 +21,5 @@ def test_sla(architecture, settings, layers):
     check([SLA(**settings)], gold, architecture)
 
 
-class TestSLA(StrategyContract):
+class TestSLA(BundledContract):
     strategy = SLA(layers=(1 / 3, 2 / 3))

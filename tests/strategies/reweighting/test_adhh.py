@@ -6,7 +6,8 @@ from itertools import chain
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_reweighting import ADHH
 from lvlm_guard_reweighting.adhh import LLAVA_1_5_7B
 from lvlm_guard_reweighting.adhh_fitter import fit_adhh
@@ -20,12 +21,12 @@ from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
 from lvlm_guard.fitting import Demonstration, encode_answer, fit
 from lvlm_guard.host.parameters import build
 from lvlm_guard.strategy.artefacts import describe_model
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 
 HEADS = ((0, 1), (0, 2), (1, 0), (2, 3))
 
 
-class TestADHH(StrategyContract):
+class TestADHH(BundledContract):
     strategy = ADHH(tau=0.1, heads=tuple((layer, head) for layer in range(3) for head in range(4)))
 
 
@@ -35,7 +36,7 @@ def parts(twin, length):
     return index < image[0], twin.image[:length], index > image[-1], index >= twin.prompt - 1
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("tau", [0.0, 0.4])
 def test_adhh(architecture, tau):
     cut = []

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from gold import by_hand
 from lvlm_guard_contrastive import M3ID, VDD
 from lvlm_guard_reweighting import PAI
@@ -15,10 +16,10 @@ from twin import Twin
 
 from lvlm_guard import Guard, Stack
 from lvlm_guard.host.parameters import build
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 
 
-class TestPAI(StrategyContract):
+class TestPAI(BundledContract):
     strategy = PAI(alpha=1.0, gamma=2.0)
 
 
@@ -42,7 +43,7 @@ def plausible(combined, main):
     return torch.where(main >= main.max() + math.log(0.1), combined, main - 1e4)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.0, 2.5), (1.0, 2.5)])
 def test_pai(architecture, alpha, gamma):
     def gold(model, inputs, prefix):

@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from gold import OLD
 from lvlm_guard_reweighting import VAF
 from pydantic import ValidationError
 from twin import Twin
 
 from lvlm_guard.host.parameters import build
-from lvlm_guard.testing import StrategyContract
 
 
-class TestVAF(StrategyContract):
+class TestVAF(BundledContract):
     strategy = VAF(enhance=3.0, suppress=0.3, layers=(0, 3))
 
 
@@ -26,7 +26,7 @@ def parts(twin, length):
     return index < image[0], twin.image[:length], index > image[-1], index >= twin.prompt - 1
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("enhance", "suppress"), [(3.0, 1.0), (1.0, 0.0), (3.0, 0.2)])
 def test_vaf(architecture, enhance, suppress):
     def gold(model, inputs, prefix):

@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from lvlm_guard_layers import SLA
 from lvlm_guard_steering import MemVR
 from twin import Twin
 
 from lvlm_guard import Guard, InputError, PluginRejected, Stack, StackError, StrategyRefused
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import inputs_for
 
 EVERY = (0.0, 1.0)
@@ -55,7 +56,7 @@ def retrace(model, inputs, prefix, *, first, threshold, ratio, triggers):
     return twin, logits
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(
     ("settings", "first", "threshold", "ratio"),
     [
@@ -89,7 +90,7 @@ def test_readouts_of_others_see_what_was_retraced(reverse):
     check(stack[::-1] if reverse else stack, gold, "llava")
 
 
-class TestMemVR(StrategyContract):
+class TestMemVR(BundledContract):
     strategy = MemVR(ratio=0.5, threshold=0.3, layers=EVERY)
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
 from fitted import FittedContract, make_artefact
 from lvlm_guard_steering import Nullu
 from twin import Twin
@@ -14,7 +14,7 @@ from twin import Twin
 from lvlm_guard.testing import tiny
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_nullu(tmp_path, architecture):
     path, tensors = make_artefact(tmp_path, "nullu", architecture, tiny(architecture)[0])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
 from fitted import make_artefact, turn_towards, unit
 from lvlm_guard_reweighting import PAI
 from lvlm_guard_steering import VTI
@@ -13,7 +13,7 @@ from twin import Twin
 from lvlm_guard.testing import tiny
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize("direction", [1, -1])
 def test_attention_and_hidden_edits_stack(tmp_path, architecture, direction):
     """PAI's lifted scores and VTI's turned feed-forwards in one forward; the order of the stack changes nothing."""

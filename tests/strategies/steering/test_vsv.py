@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
+from bundled import BundledContract
 from fitted import turn_towards, unit, without_image
 from lvlm_guard_steering import VSV
 from twin import Twin
 
 from lvlm_guard import Guard, StrategyRefused
 from lvlm_guard.testing import ARCHITECTURES as KNOWN
-from lvlm_guard.testing import StrategyContract, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import Words, ragged
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_vsv(architecture):
     strength = 0.8
 
@@ -35,7 +36,7 @@ def test_vsv(architecture):
     check([VSV(strength=strength)], gold, architecture)
 
 
-class TestVSV(StrategyContract):
+class TestVSV(BundledContract):
     strategy = VSV(strength=0.8)
 
 

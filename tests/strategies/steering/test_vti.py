@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import pytest
-from against_twin import ARCHITECTURES, check
+from against_twin import OF_STRATEGIES, check
 from fitted import FittedContract, make_artefact, turn_towards, unit, without_image
 from lvlm_guard_steering import VTI
 from twin import Twin
@@ -42,7 +42,7 @@ def vti_gold(tensors, text, image):
     return gold
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", OF_STRATEGIES)
 @pytest.mark.parametrize(("text", "image"), [(4.0, 0.0), (0.0, 9.0), (3.0, 5.0)])
 def test_vti(tmp_path, architecture, text, image):
     path, tensors = make_artefact(tmp_path, "vti", architecture, tiny(architecture)[0])
