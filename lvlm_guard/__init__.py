@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.branches import InputEdit as InputEdit
     from lvlm_guard.strategy.branches import Insert as Insert
     from lvlm_guard.strategy.branches import PictureEdit as PictureEdit
+    from lvlm_guard.strategy.branches import PictureEdits as PictureEdits
     from lvlm_guard.strategy.branches import PixelEdit as PixelEdit
     from lvlm_guard.strategy.branches import Place as Place
     from lvlm_guard.strategy.branches import Replace as Replace
@@ -80,7 +81,7 @@ __version__ = "0.2.0"
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
     "strategy.artefacts": ("Artefact",),
-    "strategy.branches": ("Branch", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PixelEdit", "Place", "Replace", "TokenEdit"),
+    "strategy.branches": ("Branch", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PictureEdits", "PixelEdit", "Place", "Replace", "TokenEdit"),
     "strategy.edits": ("AttentionCapture", "AttentionEdit", "Depth", "HiddenEdit", "Operation", "Readout", "View"),
     "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (

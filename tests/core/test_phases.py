@@ -54,6 +54,9 @@ def test_planning_runs_no_forward_and_preparing_none_either():
     model, inputs = tiny("llava")
     forwards = []
     handle = model.get_decoder().register_forward_hook(lambda *_: forwards.append(1))
+    decode(prepare_branches(plan_call(ask(model, inputs, [Against("longer")]))))
+    assert len(forwards) > 4, "a first batched decode tries the model"
+    forwards.clear()
     planned = plan_call(ask(model, inputs, [Against("longer")]))
     assert list(planned.plan.branches) == ["longer"]
     assert planned.plan.branch_keys == {"against": ("longer",)}

@@ -51,6 +51,7 @@ PUBLIC = [
     "Operation",
     "Origin",
     "PictureEdit",
+    "PictureEdits",
     "PictureSources",
     "PixelEdit",
     "Place",
