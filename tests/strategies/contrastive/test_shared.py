@@ -8,7 +8,7 @@ import pytest
 import torch
 from lvlm_guard_contrastive import RITUAL, SID, AvisC
 
-from lvlm_guard import Guard, ModelRefused, StackError, StrategyRefused
+from lvlm_guard import Guard, GuardWarning, ModelRefused, StackError, StrategyRefused
 from lvlm_guard.testing import tiny
 
 
@@ -47,11 +47,21 @@ def test_a_prompt_with_nothing_to_choose_from_is_refused(strategy, architecture)
         Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=2)
 
 
-@pytest.mark.parametrize("strategy", [SID(), AvisC()])
-def test_a_hybrid_decoder_without_the_attention_is_refused_by_name(strategy):
+@pytest.fixture
+def hybrid():
     try:
-        model, inputs = tiny("qwen3_5")
+        return tiny("qwen3_5")
     except KeyError:
         pytest.skip("this version of transformers has no qwen3_5")
+
+
+def test_a_layer_without_attention_is_refused_where_one_layer_chooses(hybrid):
+    model, inputs = hybrid
     with pytest.raises(ModelRefused, match="no attention"):
-        Guard(model, None, [strategy]).generate(**inputs, max_new_tokens=2)
+        Guard(model, None, [SID()]).generate(**inputs, max_new_tokens=2)
+
+
+def test_layers_without_attention_are_named_where_several_choose(hybrid):
+    model, inputs = hybrid
+    with pytest.warns(GuardWarning, match=r"Layers \[0, 1, 2\] of this model have no attention"):
+        Guard(model, None, [AvisC()]).generate(**inputs, max_new_tokens=2)
