@@ -85,7 +85,8 @@ class AvisC:
 
     def _blank(self, hidden: Tensor, view: View) -> Tensor:
         if self.name not in view.gen.rows:  # without a cache the prompt runs again: the first choice holds
-            attention = torch.stack([view.observed(LOOK, layer) for layer in range(view.gen.model.depth)], dim=1)
+            attending = sorted(layer for key, layer in view.gen.observations if key == LOOK)
+            attention = torch.stack([view.observed(LOOK, layer) for layer in attending], dim=1)
             view.gen.rows.put(self.name, self._select_seeing(attention, view.image))
         seeing = view.gen.rows[self.name]
         return hidden.masked_fill(pad(seeing, (0, hidden.shape[1] - seeing.shape[1]))[..., None], 0)
