@@ -159,6 +159,7 @@ def test_demo_writes_its_page(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["demo.html"]
 
 
+@pytest.mark.slow
 def test_demo_takes_the_stack_that_was_chosen_where_none_is_named(tmp_path, monkeypatch):
     chosen = tmp_path / "chosen.toml"
     chosen.write_text('[[stack]]\nname = "m3id"\n')

@@ -36,7 +36,7 @@ def apart(one, other):
     ids=["greedy", "beams", "no cache"],
 )
 @pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("name", ["qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen2_vl", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_a_spread_model_says_the_same(name, stack, mode):
     pytest.importorskip("accelerate")
     whole, inputs = tiny(name)

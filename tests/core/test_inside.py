@@ -167,8 +167,23 @@ def test_a_probe_of_one_layer_steers_a_branch_in_later_ones(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("site", ["mlp", "residual", "embedding"])
-@pytest.mark.parametrize("positions", ["all", "predicting", "image"])
+@pytest.mark.parametrize(
+    ("site", "positions"),
+    [
+        *(("mlp", positions) for positions in ("all", "predicting", "image")),
+        ("residual", "predicting"),
+        ("embedding", "image"),
+        *(
+            pytest.param(site, positions, marks=pytest.mark.slow)
+            for site, positions in (
+                ("residual", "all"),
+                ("residual", "image"),
+                ("embedding", "all"),
+                ("embedding", "predicting"),
+            )
+        ),
+    ],
+)
 def test_hidden_edits(architecture, site, positions):
     def moved(hidden):
         return 8 * hidden.flip(-1)

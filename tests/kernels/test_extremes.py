@@ -13,7 +13,7 @@ VOCABULARY, SLICE = 300, 128
 PARTS = {"first": slice(None, 2 * SLICE), "all": slice(None), "slice": slice(SLICE, 2 * SLICE)}
 
 
-@pytest.fixture(params=[1, 1000], ids=["whole rows", "slices"])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.slow), 1000], ids=["whole rows", "slices"])
 def cut(request, monkeypatch):
     """Rows as a whole, and in slices of 128 tokens."""
     monkeypatch.setattr(launch, "WIDTH", SLICE)

@@ -33,6 +33,7 @@ def test_the_wheel_holds_what_reports_are_made_of(wheels, checkout):
     assert [name for name in needed if f"lvlm_guard/bench/reporting/templates/{name}" not in names] == []
 
 
+@pytest.mark.slow
 def test_the_demo_runs_from_the_wheel_in_an_empty_folder(tmp_path, wheels, environment, quietly, checkout):
     home, python = environment(wheels["lvlm_guard"])
     empty = tmp_path / "empty"

@@ -23,7 +23,7 @@ TABLE = load_table()
 MEASURED = [name for name, entry in TABLE.items() if entry.cells and name in TYPES]
 
 
-@pytest.fixture(scope="module", params=SAMPLE)
+@pytest.fixture(scope="module", params=[pytest.param(SAMPLE[0], marks=pytest.mark.slow), SAMPLE[1]])
 def probe(request):
     return TypeProbe(Specimen(request.param))
 
