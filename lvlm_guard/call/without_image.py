@@ -20,7 +20,7 @@ from lvlm_guard.request.requests import Request
 def rows_with_image(request: Request) -> Tensor:
     """Rows whose prompt holds an image, bool `[batch]`; the pixels tell where a model has no placeholders."""
     if not request.has_image or anatomy.image_token_id(request.config) is None:
-        return torch.full((request.input_ids.shape[0],), request.has_image)
+        return torch.full((request.input_ids.shape[0],), request.has_image, device="cpu")
     return request.image_mask.any(1).cpu()
 
 

@@ -129,8 +129,10 @@ class _Trial:
         named = {**self._module.config.to_dict(), **text.to_dict()}
         special = {value for name, value in named.items() if name.endswith(("token_id", "token_index"))}
         plain = [token for token in range(min(text.vocab_size, VOCABULARY)) if token not in special]
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.tensor(plain)[torch.randint(len(plain), (ROWS, length), generator=generator)]
+        generator = torch.Generator("cpu").manual_seed(seed)
+        drawn = torch.tensor(plain, device="cpu")[
+            torch.randint(len(plain), (ROWS, length), generator=generator, device="cpu")
+        ]
         return drawn.to(self._example["input_ids"].device)
 
     @contextmanager

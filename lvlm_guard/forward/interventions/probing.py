@@ -70,15 +70,15 @@ def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
     weight, rows = module.get_input_embeddings().weight, 2 if padded else 1
     device = _find_device(module, weight)
     parameters = inspect.signature(anatomy.decoder(module).forward).parameters
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator("cpu").manual_seed(0)
     has_numbers = weight.is_floating_point() and not weight.is_meta
     spread = float(weight[:POSITIONS].float().std()) if has_numbers else 1.0
 
     def states(positions: int) -> Tensor:
-        drawn = torch.randn(rows, positions, weight.shape[-1], generator=draw) * spread
+        drawn = torch.randn(rows, positions, weight.shape[-1], generator=draw, device="cpu") * spread
         return drawn.to(device, weight.dtype if weight.is_floating_point() else None)
 
-    tokens = torch.randint(min(weight.shape[0], 1000), (rows, POSITIONS), generator=draw).to(device)
+    tokens = torch.randint(min(weight.shape[0], 1000), (rows, POSITIONS), generator=draw, device="cpu").to(device)
     shared: dict[str, Any] = {"use_cache": False}
     if padded:
         shared["attention_mask"] = valid_positions(tokens).long()
