@@ -154,6 +154,7 @@ def waits_per_token(waited: Sequence[str], generate: Callable[[int], Any]) -> li
         waited: The list that `two` yields.
         generate: Generates exactly that many tokens.
     """
+    generate(2)  # what is tried once on a model is tried here
     counts = []
     for tokens in (SHORT, SHORT + 2):
         before = len(waited)

@@ -11,7 +11,6 @@ from lvlm_guard import Generation, InputEdit, InputError, Insert, ProcessorNeede
 from lvlm_guard.fields import Template, Timeout, UserFunction
 
 SIDES = 4
-GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
 Side = Annotated[float, Field(allow_inf_nan=False)]
 Box = tuple[Side, Side, Side, Side, str]
 
@@ -42,7 +41,7 @@ class Evidence:
         """Insert the evidence as text, and crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                f"'evidence' needs the picture of each row and a tokenizer. {gen.prompt.pictures_missing or GIVE_PROCESSOR}"
+                f"'evidence' needs a tokenizer and the picture of each row: give the guard the processor. {gen.prompt.pictures_missing}"
             )
         answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [

@@ -12,7 +12,6 @@ from lvlm_guard import DecodingLoop, Generation, InputError, ProcessorNeeded, Se
 from lvlm_guard.fields import Count, Seed, Strength, Timeout, UserFunction
 
 STOPS = (".", "!", "?")
-GIVE_PROCESSOR = "Give the guard the processor: Guard(model, processor)."
 Score = Annotated[float | bool, Field(allow_inf_nan=False)]
 
 
@@ -52,7 +51,7 @@ class Rank:
             )
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                f"'rank' needs the picture of each row and a tokenizer. {gen.prompt.pictures_missing or GIVE_PROCESSOR}"
+                f"'rank' needs a tokenizer and the picture of each row: give the guard the processor. {gen.prompt.pictures_missing}"
             )
         yield Search(self._run, self.max_candidates)
 

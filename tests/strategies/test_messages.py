@@ -11,7 +11,7 @@ from lvlm_guard import GuardError
 from lvlm_guard.host.plugins import catalogue
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-FORM = re.compile(r"'(\w+)' needs [^:]+: [a-z].*[^:]\.")
+FORM = re.compile(r"'(\w+)' needs [^:]+: [a-z].*[^:]\.( \{\})?")
 
 
 def errors():
