@@ -19,9 +19,9 @@ CASES = [
     (111, 17, 1, BRAIN, BRAIN, "last positions"),
     (1000, 3, 3, FLOAT, HALF, "tokens apart"),
     (1271, 1, 3, HALF, FLOAT, "wider vocabulary"),
-    (4097, 3, 1, BRAIN, FLOAT, "every second"),
+    pytest.param(4097, 3, 1, BRAIN, FLOAT, "every second", marks=pytest.mark.slow),
     (32000, 1, 1, FLOAT, BRAIN, "last positions"),
-    (32001, 2, 1, BRAIN, BRAIN, "wider vocabulary"),
+    pytest.param(32001, 2, 1, BRAIN, BRAIN, "wider vocabulary", marks=pytest.mark.slow),
 ]
 
 

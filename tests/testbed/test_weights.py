@@ -38,6 +38,7 @@ def test_the_card_states_the_figures_and_the_weights_are_small() -> None:
     assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 15e6
 
 
+@pytest.mark.slow
 def test_the_model_answers_from_the_image(bundled) -> None:
     model, processor = bundled
     seeing = _balanced_accuracy(model, processor, Scenes("calibration", 60, 21, captions=0))
@@ -55,6 +56,7 @@ def test_the_model_answers_from_the_image(bundled) -> None:
     assert seeing - blind >= 0.15
 
 
+@pytest.mark.slow
 def test_broken_pairs_are_hallucinated_more_than_strangers(bundled) -> None:
     answers = _answers(*bundled, Scenes(count=120, seed=22, captions=0))
     values = {measure.name: measure.value(answers) for measure in Scenes().measures("ours")}
