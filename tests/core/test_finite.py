@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +17,6 @@ from lvlm_guard import (
     HiddenEdit,
     InputEdit,
     Mix,
-    NoEffectWarning,
     NonFiniteLogits,
     Readout,
     Search,
@@ -145,13 +145,12 @@ def test_a_row_without_a_finite_best_logit_is_an_error_in_every_mode(llava, valu
         generate(llava, STACKS["edits hidden states"], **MODES[mode])
 
 
+@pytest.mark.filterwarnings("ignore::lvlm_guard.NoEffectWarning")
 @pytest.mark.parametrize("executor", ["sequential", "batched"])
 def test_a_branch_is_named(llava, executor):
+    llava = copy.deepcopy(llava[0]), llava[1]  # no other test's poison was in its trial
     stack = STACKS["has an idle branch"]
-    with (
-        poisoned(llava[0], NAN, 1000),
-        pytest.warns(NoEffectWarning),
-    ):  # a first batched decode tries the model with the hooks that it has
+    with poisoned(llava[0], NAN, 1000):  # a first batched decode tries the model with the hooks that it has
         generate(llava, stack, do_sample=False, guard={"executor": executor})
     with poisoned(llava[0], NAN, 1, row=-1), pytest.raises(NonFiniteLogits, match="branch 'noise'"):
         generate(llava, stack, do_sample=False, guard={"executor": executor})
