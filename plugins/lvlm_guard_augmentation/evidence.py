@@ -41,7 +41,8 @@ class Evidence:
         """Insert the evidence as text, and crop."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                f"'evidence' needs a tokenizer and the picture of each row: give the guard the processor. {gen.prompt.pictures_missing}"
+                f"'evidence' needs a tokenizer and the picture of each row: see that each row has one picture, and the guard its "
+                f"processor. {gen.prompt.pictures_missing}"
             )
         answers = [self._ask(gen, row, picture) for row, picture in enumerate(gen.prompt.pictures)]
         texts = [

@@ -51,7 +51,8 @@ class Rank:
             )
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                f"'rank' needs a tokenizer and the picture of each row: give the guard the processor. {gen.prompt.pictures_missing}"
+                f"'rank' needs a tokenizer and the picture of each row: see that each row has one picture, and the guard its "
+                f"processor. {gen.prompt.pictures_missing}"
             )
         yield Search(self._run, self.max_candidates)
 

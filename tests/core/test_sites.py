@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-import transformers
+from odd_models import wrap_decoder
 from torch import nn
 
 from lvlm_guard import Guard, HiddenEdit, ModelRefused, hookimpl
 from lvlm_guard.testing import ARCHITECTURES, tiny
-from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost, complete
 
 SETTINGS = {
     "max_new_tokens": 3,
@@ -50,18 +49,7 @@ def build(name):
     """A tiny model by its architecture, or a LLaVA around another decoder."""
     if name in ARCHITECTURES:
         return tiny(name)
-    kind = name.split()[0]
-    vision = {"model_type": "clip_vision_model", **TOWER, "image_size": 30, "patch_size": 6, "projection_dim": 32}
-    config = transformers.LlavaConfig(
-        text_config={"model_type": kind, **TEXT, **DECODERS[name]}, vision_config=vision, image_token_index=IMAGE_TOKEN
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.LlavaForConditionalGeneration(config).eval()
-        boost(model)
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.cat([torch.full((1, 25), IMAGE_TOKEN), torch.randint(5, 60, (1, 6), generator=draw)], dim=1)
-    return model, complete("llava", ids, torch.ones_like(ids), torch.randn(1, 3, 30, 30, generator=draw))
+    return wrap_decoder(name.split()[0], DECODERS[name])
 
 
 def silence(model, site):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,9 +52,14 @@ DECODERS: dict[str, dict[str, Any]] = {
 
 def build(kind: str, batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build a LLaVA around a decoder of `DECODERS`, and inputs for it."""
+    return wrap_decoder(kind, DECODERS[kind], batch)
+
+
+def wrap_decoder(kind: str, settings: Mapping[str, Any], batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a LLaVA around a decoder of a model type with settings of its own, and inputs for it."""
     vision = {"model_type": "clip_vision_model", **TOWER, "image_size": 30, "patch_size": 6, "projection_dim": 32}
     config = transformers.LlavaConfig(
-        text_config={"model_type": kind, **TEXT, **DECODERS[kind]}, vision_config=vision, image_token_index=IMAGE_TOKEN
+        text_config={"model_type": kind, **TEXT, **settings}, vision_config=vision, image_token_index=IMAGE_TOKEN
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
