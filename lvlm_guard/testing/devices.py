@@ -25,7 +25,8 @@ from lvlm_guard.deprecation import moved_names
 
 KIND = "lazy"
 """A kind of device whose guards every build of torch has, and whose memory no build touches."""
-SHORT = 3
+SHORT = 5
+"""Tokens 6 and 7 are those at which the core itself reads nothing; it does at powers of two, and one token later."""
 NO_AUTOCAST = "unknown device type for autocast", "unsupported scalarType"
 FIRST, SECOND = torch.device(KIND, 0), torch.device(KIND, 1)
 
