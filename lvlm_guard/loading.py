@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lvlm_guard.errors import InputError, nearest, quote, shorten
+from lvlm_guard.files import exists, is_file, is_folder
 
 # torch and transformers take seconds to import, so they are imported where they are used: help and completion need neither.
 
@@ -142,19 +143,15 @@ def _check_name(name: str) -> None:
     """Refuse a name that is no folder of a model and cannot be a hub id."""
     if not name.strip() or "\0" in name:
         raise InputError(f"{quote(name)} names no model. Name a local folder, a hub id, or {BUNDLED!r}.")
-    try:
-        exists = Path(name).exists()
-    except OSError as error:
-        raise InputError(f"{quote(name)} names no model: {error.strerror}.") from error
     if name == BUNDLED:
         return
-    if name.startswith((".", "/", "~")) and not exists:
+    if name.startswith((".", "/", "~")) and not exists(name):
         raise InputError(f"there is no folder {quote(name)}.")
-    if name.lower() == BUNDLED and not exists:
+    if name.lower() == BUNDLED and not exists(name):
         raise InputError(f"no model is called {name!r}. Did you mean {BUNDLED!r}?")
-    if exists and not Path(name).is_dir():
+    if exists(name) and not is_folder(name):
         raise InputError(f"{quote(name)} is a file. Name the folder that holds it, with the model's config.json.")
-    if exists and not (Path(name) / "config.json").is_file():
+    if is_folder(name) and not is_file(Path(name) / "config.json"):
         raise InputError(f"{quote(name)} holds no config.json, so it is not a model folder.")
 
 
@@ -181,7 +178,7 @@ PICTURE_SETTINGS = ("patch_size", "vision_feature_select_strategy")
 
 def _advise(name: str) -> str:
     """Return what to do about a model that cannot be loaded."""
-    if Path(name).exists():
+    if exists(name):
         return " Get its files again, or name the folder of a vision-language model."
     return f" There is no such folder here, and no hub model of that name within reach. Name a local folder, or {BUNDLED!r}."
 

@@ -126,7 +126,7 @@ class AttentionEdit:
         rename_value(self, "keys", OLD_KEY_SETS)
         rename_value(self, "queries", OLD_POSITIONS)
         _check_choices(self, keys=KEY_SETS, queries=QUERIES, when=WHEN, stage=set(STAGES.values()))
-        if not callable(self.operation) and self.operation not in STAGES:
+        if not callable(self.operation) and not (isinstance(self.operation, str) and self.operation in STAGES):
             raise InputError(f"No attention operation {quote(self.operation)}. Known: {', '.join(STAGES)}.")
         if not callable(self.operation):
             object.__setattr__(self, "stage", STAGES[self.operation])

@@ -196,6 +196,13 @@ def test_keys_that_cannot_name_a_branch(key):
         Branch(key, image="removed")
 
 
+@pytest.mark.parametrize("value", [["add"], {}, {"add"}, b"add", None])
+@pytest.mark.parametrize("field", ["operation", "keys", "queries", "when", "stage"])
+def test_choices_of_an_edit_that_are_no_text(field, value):
+    with pytest.raises(lg.InputError, match=r"attention operation|cannot be"):
+        lg.AttentionEdit(**{"layers": (0.0, 1.0), "operation": "add", field: value})
+
+
 def test_a_hook_that_returns_a_single_value(llava):
     model, inputs = llava
 

@@ -93,7 +93,10 @@ CHANGES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def change_one(chance: random.Random, folder: Path) -> str:
-    path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        return "nothing left to change"
+    path = chance.choice(paths)
     name, content = path.relative_to(folder), path.read_bytes()
     if chance.random() < 0.1:
         path.unlink()
@@ -104,7 +107,7 @@ def change_one(chance: random.Random, folder: Path) -> str:
     change = chance.choice(CHANGES)
     try:
         path.write_bytes(change(chance, content))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         path.write_bytes(truncate(chance, content))
     return f"{name}: {change.__name__}"
 
