@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import EffectRecorder
+from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.call.plan import collect_values
 from lvlm_guard.call.preparing import PreparedCall
 from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
@@ -61,7 +62,9 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
     inputs, main_cache = dict(prepared.inputs), None
     if any(planned.request.setting(name) for name in DRAFTS_OF_SAME_MODULE):
-        main_cache = inputs.setdefault("past_key_values", prepared.main.cache)
+        main_cache = find_cache(inputs)
+        if main_cache is None:
+            main_cache = inputs[name_of_cache(prepared.main.kwargs)] = prepared.main.cache
     guarded_decode = _build_decode(prepared, effects, main_cache)
     generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
     with vision.encoding(call.gen, MAIN):

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES, find_cache, name_of_cache
 from lvlm_guard.call.rules import (
     EditedAttention,
     PreparedBranch,
@@ -32,7 +33,7 @@ HUB_LOOPS = ("penalty_alpha", "dola_layers", *CONSTRAINTS, "num_beam_groups")
 
 
 WHOLE_BATCH = (
-    "streamer", "past_key_values", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "streamer", *CACHE_NAMES, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
     "negative_prompt_ids", "return_dict_in_generate", "output_scores", "output_logits", *DRAFTS,
 )  # fmt: skip
 
@@ -89,8 +90,8 @@ def _tokens_of(branch: Branch) -> list[int]:
 
 def _first_whole_batch(request: Request) -> str | None:
     """Return the first argument that works on the whole batch."""
-    cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
-    setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
+    cache = name_of_cache(request.inputs) if find_cache(request.inputs) is not None else None
+    setting = _first_setting(request, [name for name in WHOLE_BATCH if name not in CACHE_NAMES])
     return setting or cache or request.row_list
 
 
@@ -240,9 +241,9 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "nothing tells what it holds",
         "`transformers.DynamicCache()`, or no cache",
         ModeRefused,
-        lambda arguments: _is_foreign(arguments.get("past_key_values")),
+        lambda arguments: _is_foreign(find_cache(arguments)),
         lambda arguments: (
-            f"past_key_values is a {type(arguments['past_key_values']).__name__}, which is no Cache of transformers: pass "
+            f"{name_of_cache(arguments)} is a {type(find_cache(arguments)).__name__}, which is no Cache of transformers: pass "
             "DynamicCache(), or leave it out."
         ),
     ),
@@ -251,10 +252,10 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "branches have no matching one",
         "pass the whole conversation",
         ModeRefused,
-        lambda arguments: _holds_tokens(arguments.get("past_key_values")),
-        lambda _: (
+        lambda arguments: _holds_tokens(find_cache(arguments)),
+        lambda arguments: (
             "generate() got a cache that already holds tokens; branches have no matching one. "
-            "Pass the whole conversation without past_key_values."
+            f"Pass the whole conversation without {name_of_cache(arguments)}."
         ),
     ),
 )
@@ -275,12 +276,12 @@ LOOP: tuple[RefusalRule[Request], ...] = (
 SEARCH: tuple[RefusalRule[Request], ...] = (
     *_rules_of_whole_answers("A search"),
     RefusalRule(
-        "`past_key_values` with a search",
+        "a cache (`cache`, `past_key_values`) with a search",
         "candidates would be left in it",
         "drop it",
         ModeRefused,
-        lambda request: request.inputs.get("past_key_values") is not None,
-        lambda _: "A search would leave its candidates in the cache: drop past_key_values.",
+        lambda request: find_cache(request.inputs) is not None,
+        lambda request: f"A search would leave its candidates in the cache: drop {name_of_cache(request.inputs)}.",
     ),
     RefusalRule(
         "`do_sample=True` with a search",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import find_cache
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
@@ -110,7 +111,7 @@ class GuardedDecode:
             return False
         if not self._is_prefilled and self._cache is None:
             return True
-        cache = inputs.get("past_key_values")
+        cache = find_cache(inputs)
         is_mine = cache is self._cache or (cache is not None and cache is self._former_cache)
         is_claimed = is_mine and (self._cached or self._continues_prompt(inputs))
         self._passed_over |= not is_claimed
@@ -120,7 +121,7 @@ class GuardedDecode:
         """Answer one forward call of generate: run main and branches, add the terms, hand main's rows back."""
         step = self._next_step(inputs)
         logits = self._choose(forward, inputs, step).executor.run(forward, inputs, step)
-        self._follow_cache(step, logits.output.get("past_key_values"))
+        self._follow_cache(step, find_cache(logits.output))
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
         self._gen.forward = logits.as_forward(step, self._history.tokens)
@@ -155,11 +156,11 @@ class GuardedDecode:
     def _next_step(self, inputs: Inputs) -> Step:
         """The tokens that this call feeds; the first call also tells which cache is main's."""
         if self._is_prefilled:
-            if inputs.get("past_key_values") is not self._cache:
-                self._adopt(inputs["past_key_values"])
+            if find_cache(inputs) is not self._cache:
+                self._adopt(find_cache(inputs))
             return self._history.advance(inputs[self._ids_name], self._cache)
         self._is_prefilled = True
-        self._adopt(inputs.get("past_key_values"))
+        self._adopt(find_cache(inputs))
         return self._history.begin(inputs.get(self._ids_name))
 
     def _adopt(self, cache: Cache | None) -> None:

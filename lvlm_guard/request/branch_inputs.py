@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
 from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout
@@ -55,8 +56,8 @@ def describe_edit(edit: InputEdit) -> Branch:
 def edit_request(request: Request, edit: InputEdit) -> Request:
     """Return the request after an edit of main's own prompt and pictures."""
     inputs = build_branch_inputs(request, describe_edit(edit), None)
-    if request.inputs.get("past_key_values") is not None:
-        inputs["past_key_values"] = request.inputs["past_key_values"]
+    if (cache := find_cache(request.inputs)) is not None:
+        inputs[name_of_cache(request.inputs)] = cache
     settings = _lengthen_limits(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
     return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)

@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.protocols import Config, Processor
 
@@ -110,7 +111,7 @@ class Request:
     @property
     def without_cache(self) -> dict[str, Any]:
         """Model inputs without the user's cache, which belongs to main alone."""
-        return {name: value for name, value in self.inputs.items() if name != "past_key_values"}
+        return {name: value for name, value in self.inputs.items() if name not in CACHE_NAMES}
 
     @property
     def has_image(self) -> bool:
@@ -207,7 +208,7 @@ def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
 
 
 def _is_list_of_rows(name: str, value: Any, rows: int) -> bool:
-    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name != "past_key_values"
+    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name not in CACHE_NAMES
     return of_rows and not anatomy.is_image_input(name)
 
 

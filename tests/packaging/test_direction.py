@@ -36,7 +36,7 @@ PUBLIC = {
     "lvlm_guard.fields": fields.__all__,
     "lvlm_guard.fitting": fitting.__all__,
 }
-BASE = ("anatomy", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
+BASE = ("anatomy", "cache_names", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
 FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "fields", "host"), ("strategy",), BASE)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.executors.batch_trial import try_batch
 from lvlm_guard.forward.executors.batched import PER_ROW_IDS
@@ -15,9 +16,7 @@ from lvlm_guard.forward.executors.executor import Inputs, Run
 from lvlm_guard.forward.executors.first_step import FirstStep
 
 PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
-KNOWN_INPUTS = frozenset(
-    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
-)
+KNOWN_INPUTS = frozenset({*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES})
 
 
 def find_obstacle(first: FirstStep, forward: Run) -> str | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import CACHE_NAMES, name_of_cache
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.branch_run import BranchRun
@@ -70,7 +71,7 @@ class BatchedExecutor:
         for name in PER_ROW_IDS:
             if isinstance(inputs.get(name), Tensor):
                 joined[name] = inputs[name].repeat(len(self._keys), 1)
-        joined["past_key_values"] = self.cache.joined
+        joined[name_of_cache(inputs)] = self.cache.joined
         joined["attention_mask"] = self._mask(step.past + step.new)
         if isinstance(inputs.get("position_ids"), Tensor):
             joined["position_ids"] = self._positions(inputs["position_ids"], step)
@@ -128,7 +129,7 @@ class BatchedExecutor:
         """Main's share of a joined forward that ran `new` positions, as main's own forward would have returned it."""
         past = self.cache.main_length() - new
         for name, value in list(output.items()):
-            if name == "past_key_values":
+            if name in CACHE_NAMES:
                 output[name] = self._main_cache
             elif name == "attentions":
                 output[name] = _map_tensors(value, lambda part: _cut_keys(self._first_rows(part), past))
