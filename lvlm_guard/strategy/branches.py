@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from lvlm_guard.errors import InputError, quote
 
 MAIN = "main"
+IMAGES = ("kept", "removed", "masked")
 Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
 """Where `Insert` puts tokens into the prompt."""
 
@@ -93,6 +94,11 @@ class Branch:
     def __post_init__(self) -> None:
         if not isinstance(self.key, Hashable) or (isinstance(self.key, str) and self.key == MAIN):
             raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {quote(self.key)}.")
+        if not isinstance(self.inside, bool) or not isinstance(self.image, str) or self.image not in IMAGES:
+            raise InputError(
+                f"Branch.inside is true or false and Branch.image one of {', '.join(IMAGES)}, got {quote(self.inside)} and "
+                f"{quote(self.image)}."
+            )
         if not isinstance(self.tokens, (tuple, list)) or not all(isinstance(edit, TokenEdit) for edit in self.tokens):
             raise InputError(f"Branch.tokens are Insert and Replace values, got {quote(self.tokens)}.")
         if self.drops_image and self.edits_image:

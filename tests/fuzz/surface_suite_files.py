@@ -153,7 +153,7 @@ def draw(chance: random.Random, folder: Path) -> Attempt:
     data = (
         copy
         if chance.random() < 0.95
-        else chance.choice([copy / "nowhere", next(path for path in copy.rglob("*") if path.is_file())])
+        else chance.choice([copy / "nowhere", next((path for path in copy.rglob("*") if path.is_file()), copy)])
     )
     pictures, limit = chance.choice(("skip", "skip", "skip", "refuse", "x")), chance.choice((None, None, 1, 3, 0))
     return Attempt(
