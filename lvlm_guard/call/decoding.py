@@ -18,6 +18,7 @@ from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
+from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.host.plugins import StrategyCalls
@@ -93,7 +94,7 @@ def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:
     """Return the settings of the loop, or of the search in its place."""
     settings, search = prepared.planned.preparation.settings, prepared.planned.search
     if search is None:
-        return dict(settings)
+        return {**settings, "disable_compile": True} if compiles_by_itself(prepared.main) else dict(settings)
     loop = functools.partial(_run_search, prepared)
     return {**settings, "num_beams": search.rows_per_request, "custom_generate": loop}
 

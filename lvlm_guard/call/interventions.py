@@ -11,6 +11,7 @@ from lvlm_guard.call.refusals import ATTENTION
 from lvlm_guard.call.rules import EditedAttention, refuse
 from lvlm_guard.errors import UncompiledWarning
 from lvlm_guard.forward import LayerInterventions, PreparedDecode, is_compiled
+from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.generation import Generation
@@ -65,7 +66,7 @@ def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> In
 
 def warn_if_uncompiled(main: PreparedDecode, *, hooked: bool) -> None:
     """Warn when a compiled model runs uncompiled in this call; `hooked` when something is hooked into its layers."""
-    if hooked and is_compiled(main.module):
+    if hooked and (is_compiled(main.module) or compiles_by_itself(main)):
         warn_user(
             "The stack works inside the layers, where a compiled graph would miss it, so this call ran uncompiled.",
             UncompiledWarning,

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 from lvlm_guard.cache_names import find_cache
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
+from lvlm_guard.forward.compilation import compile_forward, compiles_by_itself
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
 from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
@@ -97,6 +98,7 @@ class GuardedDecode:
         has_branches = bool(branches or self._late)
         self.choice = choose_by_name(self._sequential, executor, branches=has_branches, cached=self._cached)
         self._is_prefilled = False
+        self._is_compiled = compiles_by_itself(main)
         self._is_closed = False
         self._undo = ExitStack()
 
@@ -120,7 +122,8 @@ class GuardedDecode:
     def step(self, forward: Run, inputs: Inputs) -> ModelOutput:
         """Answer one forward call of generate: run main and branches, add the terms, hand main's rows back."""
         step = self._next_step(inputs)
-        logits = self._choose(forward, inputs, step).executor.run(forward, inputs, step)
+        executor = self._choose(forward, inputs, step).executor
+        logits = executor.run(forward if step.is_prefill else self._compile(forward), inputs, step)
         self._follow_cache(step, find_cache(logits.output))
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
@@ -197,6 +200,10 @@ class GuardedDecode:
                 )
             self._grow_in_place()
         return self.choice
+
+    def _compile(self, forward: Run) -> Run:
+        """The forward that decodes, compiled where generate would have compiled it."""
+        return compile_forward(self.main, forward) if self._is_compiled else forward
 
     def _grow_in_place(self) -> None:
         """Let the caches that are decoded with grow in place; a compiled model has graphs of how they grow."""

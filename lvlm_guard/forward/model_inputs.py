@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Model
 
@@ -54,6 +55,20 @@ def prepare_forward(
         length = past + new if cached and not first else _count_positions(ids, kwargs, first=first)
         kwargs["cache_position"] = torch.arange(past if cached else 0, length, device=ids.device)
     return dict(module.prepare_inputs_for_generation(ids, **options, **kwargs))
+
+
+def expand_mask(module: Model, inputs: Mapping[str, Any], *, past: int) -> Any:
+    """The attention mask that the model's own preparation makes for a static cache: as large as the cache, or one per kind of layer.
+
+    Args:
+        module: The module that decodes.
+        inputs: Arguments of its forward, with a mask `[rows, positions]` of what was run and is fed, or None.
+        past: Positions already in the cache.
+    """
+    ids = inputs["input_ids"]
+    names = (*CACHE_NAMES, "position_ids", "attention_mask", "use_cache", *TOKEN_TYPES)
+    kwargs = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    return prepare_forward(module, ids, kwargs, past=past, new=ids.shape[1], first=False).get("attention_mask")
 
 
 def _count_positions(ids: Tensor, kwargs: Mapping[str, Any], *, first: bool) -> int:

@@ -52,6 +52,12 @@ class PreparedDecode:
         return int(self.input_ids.shape[1] if embeds is None else embeds.shape[1])
 
     @property
+    def prompt_mask(self) -> Tensor | None:
+        """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
+        mask = self.kwargs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) else None
+
+    @property
     def rows_per_request(self) -> int:
         """Rows per request: beams or returned sequences."""
         return max(self.settings.num_beams or 1, self.settings.num_return_sequences or 1)

@@ -80,12 +80,16 @@ def test_modes_that_are_refused(llava, settings, words):
         Guard(model, None, "vcd").generate(**inputs, **SETTINGS, **settings)
 
 
+class OtherCache(DynamicCache):
+    """A kind of cache that nothing is known about."""
+
+
 def test_batched_by_name_where_it_cannot_be_exact():
     model, inputs = tiny("llava")
     with pytest.raises(lg.ModeRefused, match="executor='sequential'"):
         Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, use_cache=False)
     with pytest.raises(lg.ModeRefused, match="would not be exact"):
-        Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, cache_implementation="static")
+        Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, past_key_values=OtherCache())
     with pytest.raises(lg.InputError, match="auto, batched, sequential"):
         Guard(model, None, "vcd", executor="fast")
 

@@ -199,7 +199,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: call(SEARCHES, output_logits=True),
         "^A search cannot be combined with output_logits",
     ),
-    "`past_key_values` with a search": (
+    "a cache (`cache`, `past_key_values`) with a search": (
         lambda _: call(SEARCHES, past_key_values=DynamicCache()),
         "leave its candidates in the cache",
     ),
@@ -258,7 +258,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         "The batched executor needs a cache",
     ),
     '`executor="batched"` where it would not be exact': (
-        lambda _: call(executor="batched", cache_implementation="static"),
+        lambda _: call(executor="batched", past_key_values=type("OtherCache", (DynamicCache,), {})()),
         "would not be exact here",
     ),
     MIXED[0].case: (

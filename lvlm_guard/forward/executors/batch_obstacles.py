@@ -28,11 +28,12 @@ def find_obstacle(first: FirstStep, forward: Run) -> str | None:
     """
     if first.main.module.config.is_encoder_decoder:
         return "the model is an encoder-decoder"
-    if (mask := first.inputs.get("attention_mask")) is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):  # noqa: PLR2004
+    mask = first.inputs.get("attention_mask")
+    if not (mask is None or caches.is_static(first.cache) or (isinstance(mask, Tensor) and mask.ndim == 2)):  # noqa: PLR2004
         return "the attention mask is not two-dimensional"
     return (
         _find_unknown_input(first)
-        or caches.obstacle(first.caches)
+        or caches.find_obstacle(first.caches)
         or _find_unknown_position(first)
         or try_batch(first.main.module, forward, first.inputs, is_padded=first.is_ragged)
     )

@@ -54,8 +54,7 @@ class BranchRun:
     @property
     def prompt_mask(self) -> Tensor | None:
         """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
-        mask = self._prepared.kwargs.get("attention_mask")
-        return mask if isinstance(mask, Tensor) else None
+        return self._prepared.prompt_mask
 
     def feed(self, run: Run, generated: Tensor, new: int, keep: int, *, first: bool = False) -> Tensor:
         """Run the branch over the last `new` of the `generated` tokens `[rows, tokens]` (the prompt too when `first`).
