@@ -17,7 +17,6 @@ from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.executors.executor import Inputs, Run
 from lvlm_guard.forward.executors.first_step import FirstStep
 from lvlm_guard.forward.layouts import DecodeLayouts
-from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step, StepLogits
 from lvlm_guard.strategy.branches import MAIN
 
@@ -45,7 +44,7 @@ class BatchedExecutor:
         self._main_positions = first.inputs.get("position_ids")
         self._first_positions = [inputs.get("position_ids") for inputs in first.branch_inputs.values()]
         self._are_positions_checked = False
-        self._prompt_mask = self._join_masks(first.main, runs, first.inputs["input_ids"].device)
+        self._prompt_mask = self._join_masks(first, runs)
         self.cache = caches.join(first.cache, [run.cache for run in runs], self._rows)
         for run in runs:
             run.release()
@@ -86,13 +85,13 @@ class BatchedExecutor:
             joined["attention_mask"] = model_inputs.expand_mask(self._module, joined, past=self.cache.length)
         return joined
 
-    def _join_masks(self, main: PreparedDecode, runs: Sequence[BranchRun], device: torch.device) -> Tensor | None:
+    def _join_masks(self, first: FirstStep, runs: Sequence[BranchRun]) -> Tensor | None:
         """Prompt masks of all rows `[rows * copies, longest prompt]`, or None when nothing is masked."""
-        lengths = [main.length, *(run.length for run in runs)]
-        masks = [main.prompt_mask, *(run.prompt_mask for run in runs)]
+        lengths = [first.main.length, *(run.length for run in runs)]
+        masks = [first.main_mask, *(run.prompt_mask for run in runs)]
         if all(mask is None for mask in masks) and len(set(lengths)) == 1:
             return None
-        device = next((mask.device for mask in masks if mask is not None), device)
+        device = next((mask.device for mask in masks if mask is not None), first.inputs["input_ids"].device)
         joined = torch.zeros(len(lengths), self._rows, max(lengths), dtype=torch.long, device=device)
         for index, (mask, length) in enumerate(zip(masks, lengths, strict=True)):
             joined[index, :, max(lengths) - length :] = 1 if mask is None else mask
