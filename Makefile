@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses peers scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -80,6 +80,13 @@ $(HARNESSES)/.installed: pyproject.toml constraints.txt
 
 test-harnesses: $(HARNESSES)/.installed
 	OMP_NUM_THREADS=1 $(HARNESSES)/bin/python -m pytest -q -m 'harness or not harness' tests/harness
+
+# Other packages that do the same, timed beside this one in an environment of their own.
+PEERS := .venvs/peers
+peers:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . mitigv==0.1.7 nnsight==0.8.1 accelerate
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers.py --out benchmarks/results/peers
 
 # The committed tables of drawn scenes, from the training of the models on: many hours of two cores. Run again to resume.
 SCENES ?= runs/scenes
