@@ -64,7 +64,7 @@ def ways(shape: Shape, model: Any, batch: int) -> dict[tuple[str, str], Generate
     }
 
 
-def _by(generate: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Generate:
+def _by(generate: Callable[..., Any], inputs: Mapping[str, Any]) -> Generate:
     return lambda tokens: generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
 
 
