@@ -20,7 +20,6 @@ from lvlm_guard_contrastive import M3ID, VCD
 from measuring import Results, machine, spread
 from peer_loops import mitigv_loop, nnsight_loop
 from shapes import LLAVA_27M, LLAVA_135M, LLAVA_TINY, Shape
-from torch import Tensor
 from tqdm import tqdm
 
 from lvlm_guard import Guard
