@@ -21,6 +21,7 @@ from lvlm_guard.cli import (
     planning,
     stacks,
     testbed,
+    verifying,
 )
 from lvlm_guard.cli.program import Group, Program, readable_endings
 
@@ -36,6 +37,7 @@ app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
+app.command("verify")(verifying.verify)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
