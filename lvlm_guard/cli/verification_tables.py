@@ -36,8 +36,8 @@ def progress() -> Iterator[Watch]:
 
 def show(verification: Verification, console: Console) -> None:
     """Print the checks of the model and of each stack, then what is behind every check that did not pass."""
-    whole = [check for check in verification.checks if not check.stack]
-    rows = [(check.check, _cell(check), MEANINGS[check.check]) for check in whole]
+    model_checks = [check for check in verification.checks if not check.stack]
+    rows = [(check.check, _cell(check), MEANINGS[check.check]) for check in model_checks]
     model = verification.model
     title = f"{model.architecture} ({model.type}), {model.dtype} on {model.device}"
     show_table(console, ("check", "result", "means"), rows, title=title, running=("means",))
