@@ -19,6 +19,7 @@ from lvlm_guard.cli import (
     describing,
     fitting,
     planning,
+    prospecting,
     stacks,
     testbed,
     verifying,
@@ -37,6 +38,7 @@ app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
+app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")

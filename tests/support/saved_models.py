@@ -26,7 +26,7 @@ TEMPLATE = (
 
 def save_model(name: str, folder: Path) -> Path:
     """Save the tiny model of an architecture with its processor, and return the folder."""
-    model, _ = tiny(name)
+    model: Any = tiny(name)[0]
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
     PROCESSORS[name]().save_pretrained(folder)
