@@ -12,7 +12,7 @@ import torch
 
 from lvlm_guard.bench.running import runner
 from lvlm_guard.bench.running.cost import PLAIN, Cost, Spread, measure_costs
-from lvlm_guard.errors import GuardError, GuardWarning, InputError
+from lvlm_guard.errors import GuardError, GuardWarning, InputError, NonFiniteLogits
 from lvlm_guard.guard import Guard
 from lvlm_guard.testing.intact import weights_digest
 from lvlm_guard.verification.checks import Check, CheckName, Crash, Measurement, Status, Unproven
@@ -157,6 +157,8 @@ def _run(name: CheckName, stack: str, measure: Callable[[], Measurement]) -> Che
 def _judge(measure: Callable[[], Measurement]) -> tuple[Status, Measurement]:
     try:
         measured = measure()
+    except NonFiniteLogits as error:
+        return "failed", Measurement(None, says=describe(error))
     except GuardError as error:
         return "refused", Measurement(None, says=describe(error))
     except Unproven as error:
