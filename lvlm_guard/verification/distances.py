@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ ROUNDINGS = 32
 """Units of rounding that two ways of computing the same logits may be apart."""
 POWER = 0.02
 """Smallest effect that proves anything."""
+DISPUTED, DISPUTED_SHARE = 2, 0.02
+"""Tokens, and share of the allowed ones, that may be forbidden on one side alone."""
 IMPLAUSIBLE = -1e3
 """Logits below are of tokens that a strategy or the model forbids."""
 
@@ -22,11 +26,15 @@ def tolerance_of(dtype: torch.dtype) -> float:
 def distance(left: Tensor, right: Tensor, plain: Tensor) -> float:
     """Return the largest difference of logits `[steps, vocab]` over tokens that neither side forbids.
 
-    Each step is measured in units of the standard deviation of `plain` `[steps, vocab]`; NaN where there is one.
+    Each step is measured in units of the standard deviation of `plain` `[steps, vocab]`; NaN where there is one. At the edge of what is
+    allowed rounding decides about a token or two; where the sides disagree about more of them, the distance is at least 1.
     """
-    allowed = (left > IMPLAUSIBLE) & (right > IMPLAUSIBLE) | left.isnan() | right.isnan()
-    difference = torch.where(allowed, (left - right).abs(), 0.0).amax(-1)
-    return float((difference / _deviation(plain)).max())
+    sides = [(logits > IMPLAUSIBLE) | logits.isnan() for logits in (left, right)]
+    difference = torch.where(sides[0] & sides[1], (left - right).abs(), 0.0).amax(-1)
+    figure = float((difference / _deviation(plain)).max())
+    disputed, allowed = (sides[0] ^ sides[1]).sum(-1), (sides[0] | sides[1]).sum(-1)
+    agree = bool((disputed <= (DISPUTED_SHARE * allowed).clamp_min(DISPUTED)).all())
+    return figure if agree or math.isnan(figure) else max(1.0, figure)
 
 
 def effect(left: Tensor, plain: Tensor) -> float:

@@ -14,7 +14,7 @@ from lvlm_guard.testing.zoo.cells import MechanismCell
 from lvlm_guard.testing.zoo.table import load_table
 from lvlm_guard.verification.checks import Unproven
 from lvlm_guard.verification.obstacles import Obstacle, find_obstacles, is_known, takes_pictures
-from lvlm_guard.verification.structure import Part, build_without_weights, find_parts
+from lvlm_guard.verification.structure import ModelPart, build_without_weights, find_parts
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
@@ -45,7 +45,7 @@ class Prospects:
     cells: Mapping[str, MechanismCell]
     versions: Mapping[str, str]
     nearest: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     obstacles: tuple[Obstacle, ...]
     unbuilt: str = ""
 
@@ -99,7 +99,7 @@ def _complete(values: Mapping[str, Any], config: Any) -> dict[str, Any]:
     return {**config.to_dict(), **inner, "model_type": values["model_type"]}
 
 
-def _examine_structure(config: Any, values: Mapping[str, Any]) -> tuple[list[Part], str]:
+def _examine_structure(config: Any, values: Mapping[str, Any]) -> tuple[list[ModelPart], str]:
     """Return the parts of the model without weights, or why there is none."""
     if config is None or not takes_pictures(values):
         return [], "No model of this type can be built here."
@@ -109,9 +109,9 @@ def _examine_structure(config: Any, values: Mapping[str, Any]) -> tuple[list[Par
         return [], str(error)
 
 
-def _find_image_token(config: Any) -> Part:
+def _find_image_token(config: Any) -> ModelPart:
     token = None if config is None else anatomy.image_token_id(config)
-    return Part(
+    return ModelPart(
         "image token",
         "" if token is None else f"id {token}",
         "branches without the image, attention to the image",
@@ -119,9 +119,9 @@ def _find_image_token(config: Any) -> Part:
     )
 
 
-def _find_processor(name: str) -> Part:
+def _find_processor(name: str) -> ModelPart:
     files = [file for file in PROCESSOR_FILES if loading.find_file(name, file) is not None]
-    return Part(
+    return ModelPart(
         "processor",
         ", ".join(files),
         "guard.inputs, guard.chat, strategies that write text or edit pictures",
@@ -129,10 +129,10 @@ def _find_processor(name: str) -> Part:
     )
 
 
-def _find_template(name: str) -> Part:
+def _find_template(name: str) -> ModelPart:
     files = [file for file in TEMPLATE_FILES if loading.find_file(name, file) is not None]
     files += [file for file in FILES_WITH_TEMPLATES if _holds_template(name, file)]
-    return Part(
+    return ModelPart(
         "chat template",
         ", ".join(files),
         "guard.chat, lvlm-guard generate",

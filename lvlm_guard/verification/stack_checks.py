@@ -106,7 +106,7 @@ class StackChecks:
         size = self.subject.prompts.size
         runs = [self._first, *(run_freely(self.guard, self.subject.inputs(row)) for row in range(1, size))]
         batched = run_along(self.guard, self.subject.batch, join_paths(runs))
-        figures = [distance(batched[:, row], run.logits[:, 0], run.logits[:, 0]) for row, run in enumerate(runs)]
+        figures = [distance(batched[:, row], run.logits[:, 0], self.subject.logits) for row, run in enumerate(runs)]
         return Measurement(largest(figures), self.subject.limit, f"{size} prompts of several lengths")
 
     def restored(self) -> Measurement:

@@ -15,7 +15,7 @@ from lvlm_guard.verification.runs import describe
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Something that strategies need of a model.
 
     Args:
@@ -49,16 +49,22 @@ def build_without_weights(config: Any) -> Any:
         raise Unproven(f"transformers cannot build this model from its config: {describe(error)}") from error
 
 
-def find_parts(model: Any) -> list[Part]:
+def find_parts(model: Any) -> list[ModelPart]:
     """Return the parts of a model that strategies need; its tensors are not read."""
     layers = _decoder_layers(model)
     attending = [layer for layer in layers if _attends(layer)]
     counted = f"{len(attending)} of {len(layers)}" if attending else ""
     return [
-        Part("decoder layers", _count(layers), "edits of hidden states, readouts", "Branches and biases need none."),
-        Part("attention layers", counted, "edits and observations of attention", "Choose strategies that edit none."),
-        Part("vision tower", _count(_vision_layers(model)), "edits inside the vision tower", "Branches need none."),
-        Part("head", _describe_head(model), "readouts of early layers", "Choose strategies without readouts."),
+        ModelPart(
+            "decoder layers", _count(layers), "edits of hidden states, readouts", "Branches and biases need none."
+        ),
+        ModelPart(
+            "attention layers", counted, "edits and observations of attention", "Choose strategies that edit none."
+        ),
+        ModelPart(
+            "vision tower", _count(_vision_layers(model)), "edits inside the vision tower", "Branches need none."
+        ),
+        ModelPart("head", _describe_head(model), "readouts of early layers", "Choose strategies without readouts."),
     ]
 
 

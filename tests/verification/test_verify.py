@@ -67,9 +67,8 @@ def test_a_sound_model_passes_every_check_and_every_check_has_power(guard):
     assert "46 pass" in verification.summarize()
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_vl", "mllama", "idefics3")] + ["gemma3"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2_vl", "gemma3", "mllama", "idefics3"])
 def test_models_of_other_types_pass_with_their_own_processors(name, tmp_path):
     folder = save_model(name, tmp_path / name)
     verification = verify(Guard(*loading.load(str(folder), "cpu"), None))
@@ -366,6 +365,12 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(guard):
     guard.model.lm_head = torch.nn.Linear(3, 3)
     with pytest.raises(InputError, match="Plain generate cannot run this"):
         verify(guard)
+
+
+def test_stacks_that_leave_one_token_are_measured_by_the_spread_of_plain_logits(guard):
+    verification = verify(guard, {"strict": {"stack": [{"name": "vcd", "params": {"beta": 1.0}}]}})
+    assert verification.passed, verification.summarize()
+    assert results(verification)["strict", "rows"].figure < 1e-4
 
 
 def test_half_precision_has_a_wider_limit_and_the_same_effects(guard):
