@@ -13,7 +13,7 @@ ROUNDINGS = 32
 POWER = 0.02
 """Smallest effect that proves anything."""
 DISPUTED, DISPUTED_SHARE = 2, 0.02
-"""Tokens, and share of the allowed ones, that may be forbidden on one side alone."""
+"""Tokens, and share of the allowed ones, that may be forbidden on one side alone, where nothing is rounded."""
 IMPLAUSIBLE = -1e3
 """Logits below are of tokens that a strategy or the model forbids."""
 
@@ -23,17 +23,18 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return max(LEAST_TOLERANCE, ROUNDINGS * torch.finfo(dtype).eps)
 
 
-def distance(left: Tensor, right: Tensor, plain: Tensor) -> float:
+def distance(left: Tensor, right: Tensor, plain: Tensor, tolerance: float = LEAST_TOLERANCE) -> float:
     """Return the largest difference of logits `[steps, vocab]` over tokens that neither side forbids.
 
     Each step is measured in units of the standard deviation of `plain` `[steps, vocab]`; NaN where there is one. At the edge of what is
-    allowed rounding decides about a token or two; where the sides disagree about more of them, the distance is at least 1.
+    allowed rounding decides about a token or two, and about more of them the larger the `tolerance`; where the sides disagree about more
+    than that, the distance is at least 1.
     """
     sides = [(logits > IMPLAUSIBLE) | logits.isnan() for logits in (left, right)]
     difference = torch.where(sides[0] & sides[1], (left - right).abs(), 0.0).amax(-1)
     figure = float((difference / _deviation(plain)).max())
     disputed, allowed = (sides[0] ^ sides[1]).sum(-1), (sides[0] | sides[1]).sum(-1)
-    agree = bool((disputed <= (DISPUTED_SHARE * allowed).clamp_min(DISPUTED)).all())
+    agree = bool((disputed <= ((DISPUTED_SHARE + tolerance) * allowed).clamp_min(DISPUTED)).all())
     return figure if agree or math.isnan(figure) else max(1.0, figure)
 
 

@@ -77,7 +77,7 @@ class StackChecks:
             except Refused as error:
                 texts.append(f"{executor} refused: {describe(error)}")
             else:
-                figures.append(distance(logits, self._first.logits[:, 0], self._plain))
+                figures.append(self._distance(logits, self._first.logits[:, 0]))
         if len(figures) == 1:
             raise Unproven(f"Only one way to decode here. {'; '.join(texts)}")
         return Measurement(largest(figures), self.subject.limit, "; ".join(texts))
@@ -88,7 +88,7 @@ class StackChecks:
         expected, text = self._expect(use_cache=use_cache)
         if use_cache:
             text += ", with a cache, since plain generate itself gives other numbers without one"
-        return Measurement(distance(self._first.logits[:, 0], expected, self._plain), self.subject.limit, text)
+        return Measurement(self._distance(self._first.logits[:, 0], expected), self.subject.limit, text)
 
     def _expect(self, *, use_cache: bool) -> tuple[Tensor, str]:
         path, subject = self._first.path, self.subject
@@ -106,7 +106,7 @@ class StackChecks:
         size = self.subject.prompts.size
         runs = [self._first, *(run_freely(self.guard, self.subject.inputs(row)) for row in range(1, size))]
         batched = run_along(self.guard, self.subject.batch, join_paths(runs))
-        figures = [distance(batched[:, row], run.logits[:, 0], self.subject.logits) for row, run in enumerate(runs)]
+        figures = [self._distance(batched[:, row], run.logits[:, 0]) for row, run in enumerate(runs)]
         return Measurement(largest(figures), self.subject.limit, f"{size} prompts of several lengths")
 
     def restored(self) -> Measurement:
@@ -128,6 +128,10 @@ class StackChecks:
         except GuardError:
             return  # stacks with a loop of their own may take no criteria
         raise Unproven("A stopping criterion that raised was not called, so nothing shows what an exception leaves.")
+
+    def _distance(self, left: Tensor, right: Tensor) -> float:
+        """Return how far two runs `[steps, vocab]` are apart, by the spread of plain logits of the first prompt."""
+        return distance(left, right, self.subject.logits, self.subject.tolerance)
 
     def _insist(self, executor: ExecutorName) -> Guard:
         guard = self.subject.guard

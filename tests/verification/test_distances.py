@@ -39,6 +39,8 @@ def test_a_token_or_two_at_the_edge_are_left_out_and_more_are_a_difference():
 
     assert distance(forbid(4), PLAIN, PLAIN) == 0
     assert distance(forbid(5), PLAIN, PLAIN) == 1
+    assert distance(forbid(50), PLAIN, PLAIN, tolerance=0.25) == 0
+    assert distance(forbid(60), PLAIN, PLAIN, tolerance=0.25) == 1
     assert effect(forbid(1), PLAIN) == 1
 
 
