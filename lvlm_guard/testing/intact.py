@@ -33,9 +33,18 @@ def weights_digest(model: nn.Module) -> str:
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        if not tensor.is_meta:
-            digest.update(_sum_bits(tensor.detach()).cpu().numpy().tobytes())
+        for part in _plain_parts(tensor.detach()):
+            digest.update(_sum_bits(part).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain_parts(tensor: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that hold the numbers: inner ones of quantised weights; none where the numbers lie elsewhere."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(getattr(tensor, name))
+    elif not tensor.is_meta:
+        yield tensor
 
 
 def _sum_bits(tensor: torch.Tensor) -> torch.Tensor:

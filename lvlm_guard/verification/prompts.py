@@ -14,7 +14,7 @@ from lvlm_guard.verification.checks import Unproven
 
 PROMPT = "Describe this image."
 LONGER = "What colours are there, and where in the picture is each of them? Answer in one sentence."
-SHORTER = "What is this?"
+SHORTER = "Describe it."
 SIDE = 336
 SHAPES = ((1.0, 1.0), (1.5, 1.0), (1.0, 0.75))
 """Width and height of the drawn pictures, in sides."""
@@ -98,11 +98,13 @@ class PromptSet:
         processor = self._guard.processor
         if getattr(processor, "chat_template", None) or not hasattr(processor, "tokenizer"):
             return self._guard.inputs(messages=[_write_message(text, picture) for text, picture in prompts])
-        token = getattr(processor, "image_token", None) or ""
-        token = token if isinstance(token, str) else str(getattr(token, "content", ""))
-        return self._guard.inputs(
-            images=[picture for _, picture in prompts], text=[f"{token}{text}" for text, _ in prompts]
-        )
+        texts, pictures = [text for text, _ in prompts], [picture for _, picture in prompts]
+        try:
+            return self._guard.inputs(images=pictures, text=texts)  # some processors place a picture by themselves
+        except InputError:
+            token = getattr(processor, "image_token", None) or ""
+            token = token if isinstance(token, str) else str(getattr(token, "content", ""))
+            return self._guard.inputs(images=pictures, text=[f"{token}{text}" for text in texts])
 
 
 def _write_message(text: str, picture: Any) -> list[dict[str, Any]]:

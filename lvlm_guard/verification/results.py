@@ -128,9 +128,9 @@ def describe_model(model: Any, weights: str, name: str | None = None) -> Verifie
 
 def _name_of(path: Any) -> str:
     """Return a hub id as it is, and of a folder its name: where it lies is nobody's business."""
-    path = str(path or "")
+    path = str(path or "unnamed")
     is_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
-    return (path if is_id else Path(path).resolve().name) or "unnamed"
+    return path if is_id else Path(path).resolve().name or "unnamed"
 
 
 def _device_of(model: Any) -> str:
