@@ -10,6 +10,7 @@ from torch import Tensor
 from lvlm_guard.errors import GuardError, Refused
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import Guard
+from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.verification.checks import Measurement, Unproven
 from lvlm_guard.verification.distances import POWER, distance, effect
 from lvlm_guard.verification.runs import SETTINGS, FreeRun, describe, run_along, run_freely
@@ -35,10 +36,16 @@ class StackChecks:
         self.subject = subject
         self.stack = stack
         self.guard = subject.guard.using(stack.stack)
+        self._calls = StrategyCalls(stack.stack.strategies)
 
     @functools.cached_property
     def _first(self) -> FreeRun:
         """The first prompt, answered as the guard does by itself."""
+        if loops := [hook for hook in ("search", "finish") if self._calls.active(hook)]:
+            raise Unproven(
+                f"Strategies with the hook {' and '.join(loops)} return answers without logits, so there is nothing to compare here. "
+                "Compare its answers with lvlm-guard bench run."
+            )
         return run_freely(self.guard, self.subject.prompts.first)
 
     @functools.cached_property
@@ -54,7 +61,8 @@ class StackChecks:
     def effect(self) -> Measurement:
         """Measure how far the stack moves the logits."""
         figure = effect(self._first.logits[:, 0], self._plain)
-        return Measurement(figure, max(POWER, self.subject.tolerance), "", at_least=True)
+        text = "over all steps" if figure else "It changed nothing: it may not act on this prompt. Try another one."
+        return Measurement(figure, max(POWER, self.subject.tolerance), text, at_least=True)
 
     def neutral(self) -> Measurement:
         """Compare the stack where it changes nothing with plain generate."""
@@ -112,21 +120,21 @@ class StackChecks:
     def restored(self) -> Measurement:
         """Compare model and plain answer after a call, and after an exception inside one, with those before."""
         left = self.subject.differences()
-        self._interrupt()
+        interrupted = self._interrupt()
         left += [f"{name} after an exception" for name in self.subject.differences()]
         if left:
             return Measurement(None, 0.0, f"other than before: {', '.join(left)}")
         text = "plain logits afterwards; hooks, methods and modes are as before"
-        return Measurement(self.subject.again(), self.subject.noise, text)
+        return Measurement(self.subject.again(), self.subject.noise, text + interrupted)
 
-    def _interrupt(self) -> None:
-        """Raise inside a guarded call, once a token is chosen."""
+    def _interrupt(self) -> str:
+        """Raise inside a guarded call, once a token is chosen; return what to add where that cannot be."""
         try:
             self.guard.generate(**self.subject.prompts.first, **SETTINGS, stopping_criteria=[_interrupt])
         except Interruption:
-            return
-        except GuardError:
-            return  # stacks with a loop of their own may take no criteria
+            return ""
+        except GuardError as error:
+            return f"; after an exception nothing was looked at: {describe(error)}"
         raise Unproven("A stopping criterion that raised was not called, so nothing shows what an exception leaves.")
 
     def _distance(self, left: Tensor, right: Tensor) -> float:

@@ -12,7 +12,7 @@ from saved_models import save_model
 from typer.testing import CliRunner
 
 from lvlm_guard.cli import app
-from lvlm_guard.testing.zoo import mechanisms
+from lvlm_guard.host.stack import Stack
 from lvlm_guard.verification import verifying
 from lvlm_guard.verification.rows import read_row
 
@@ -56,12 +56,12 @@ def test_tables_fit_a_narrow_terminal(folder):
     assert max(map(len, lines[:-3])) <= 60
 
 
-def test_a_failure_is_exit_code_1_and_a_refusal_is_none(folder, monkeypatch):
-    refused = CliRunner().invoke(app, ["verify", "--model", str(folder), "--stack", "revise"])
-    assert refused.exit_code == 0
-    assert "1 refused" in refused.stdout
-    monkeypatch.setattr(mechanisms, "contrast", lambda main, branch: main)
-    failed = CliRunner().invoke(app, ["verify", "--model", str(folder)], env={"COLUMNS": "140"})
+def test_a_failure_is_exit_code_1_and_what_has_no_logits_is_none(folder, monkeypatch):
+    unproven = CliRunner().invoke(app, ["verify", "--model", str(folder), "--stack", "revise"])
+    assert unproven.exit_code == 0
+    assert "1 unproven" in unproven.stdout
+    monkeypatch.setattr(Stack, "of", classmethod(lambda cls, value, allow=(): cls()))
+    failed = CliRunner().invoke(app, ["verify", "--model", str(folder), "--stack", "vcd"], env={"COLUMNS": "140"})
     assert failed.exit_code == 1
     assert "What did not pass" in failed.stdout
     assert "Traceback" not in failed.stdout
