@@ -35,16 +35,15 @@ def save_model(name: str, folder: Path) -> Path:
 
 def _tokenizer(**special: str) -> Any:
     words = [word for text in (PROMPT, SHORTER, LONGER, "user : assistant") for word in _split(text)]
-    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words), 5)}
-    vocabulary |= {f"word{index}": index for index in range(5 + len(vocabulary), VOCABULARY)}
-    ids = set(SPECIAL.values())
-    named = {word: index for word, index in vocabulary.items() if index not in ids}
-    own = {token: index for token, index in SPECIAL.items() if token in {*BASIC, *special.values()}}
-    tokenizer = Tokenizer(models.WordLevel({**named, **own}, unk_token="<unk>"))
+    ids = {token: index for token, index in SPECIAL.items() if token in {*BASIC, *special.values()}}
+    free = (index for index in range(VOCABULARY) if index not in SPECIAL.values())
+    ids |= {word: next(free) for word in dict.fromkeys(words)}
+    ids |= {f"word{index}": index for index in range(VOCABULARY) if index not in ids.values()}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        padding_side="left", extra_special_tokens=special,
+        padding_side="left", extra_special_tokens=special, model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
 
 

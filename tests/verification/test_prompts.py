@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from saved_models import PROCESSORS
 
-from lvlm_guard import Guard, ProcessorNeeded, testbed
+from lvlm_guard import Guard, InputError, ProcessorNeeded, testbed
 from lvlm_guard.testing.intact import weights_digest
 from lvlm_guard.testing.tiny import tiny
 from lvlm_guard.verification.checks import Unproven
 from lvlm_guard.verification.prompts import PromptSet, draw_pictures
+
+PICTURES = [Image.new("RGB", (20, 20), colour) for colour in ("teal", "navy")]
 
 
 def test_drawn_pictures_are_always_the_same_and_of_several_sizes(guard):
@@ -72,3 +76,33 @@ def test_a_digest_of_weights_sees_columns_that_changed_places():
     before = weights_digest(layer)
     layer.weight.data = layer.weight.data[:, [1, 0, 2]]
     assert weights_digest(layer) != before
+
+
+@pytest.mark.parametrize("name", ["gemma3", "mllama"])
+def test_conversations_go_to_a_processor_that_wants_pictures_by_prompt(name):
+    guard = Guard(tiny(name)[0], PROCESSORS[name](), None)
+    conversations = [[{"role": "user", "content": [{"type": "image", "image": picture}]}] for picture in PICTURES]
+    batch = guard.inputs(messages=conversations)
+    singles = [guard.inputs(messages=conversation) for conversation in conversations]
+    for row, single in enumerate(singles):
+        assert torch.equal(batch["pixel_values"][row], single["pixel_values"][0])
+
+
+def test_a_processor_that_takes_a_flat_list_gets_one(guard, monkeypatch):
+    kind, asked = type(guard.processor), []
+    process = kind.__call__
+
+    def watch(processor, images=None, text=None, **options):
+        asked.append(images)
+        return process(processor, images=images, text=text, **options)
+
+    monkeypatch.setattr(kind, "__call__", watch)
+    conversation = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+    guard.inputs(messages=[conversation, conversation])
+    assert [[type(picture) for picture in images] for images in asked] == [[Image.Image, Image.Image]]
+
+
+def test_what_a_processor_refuses_either_way_ends_in_its_message(guard):
+    conversation = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+    with pytest.raises(InputError, match="not a valid TruncationStrategy"):
+        guard.inputs(messages=[conversation, conversation], truncation="nothing")
