@@ -62,7 +62,7 @@ class StackChecks:
         """Measure how far the stack moves the logits."""
         figure = effect(self._first.logits[:, 0], self._plain)
         text = "over all steps" if figure else "It changed nothing: it may not act on this prompt. Try another one."
-        return Measurement(figure, max(POWER, self.subject.tolerance), text, at_least=True)
+        return Measurement(figure, max(POWER, self.subject.limit), text, at_least=True)
 
     def neutral(self) -> Measurement:
         """Compare the stack where it changes nothing with plain generate."""

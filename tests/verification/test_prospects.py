@@ -7,9 +7,10 @@ import json
 import pytest
 import transformers
 
+from lvlm_guard import loading
 from lvlm_guard.errors import InputError
 from lvlm_guard.verification.obstacles import find_obstacles
-from lvlm_guard.verification.prospects import examine
+from lvlm_guard.verification.prospects import FILES_WITH_TEMPLATES, PROCESSOR_FILES, TEMPLATE_FILES, examine
 
 LLAVA = {"model_type": "llava", "text_config": {"model_type": "llama"}}
 
@@ -96,3 +97,40 @@ def test_a_config_that_its_class_refuses_ends_in_a_message(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(InputError, match="cannot be loaded"):
         examine(str(tmp_path))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one model, of which the files that were asked for are noted."""
+    transformers.LlavaConfig(image_token_index=7).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}', encoding="utf-8")
+    asked = []
+
+    def fetch(name, file, **_):
+        asked.append(file)
+        path = tmp_path / file
+        return str(path) if path.exists() else None
+
+    read = transformers.PretrainedConfig.get_config_dict
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", lambda name, **more: read(tmp_path, **more))
+    monkeypatch.setattr(transformers.utils, "cached_file", fetch)
+    return asked
+
+
+def test_of_a_hub_id_only_config_files_are_fetched(hub, monkeypatch):
+    monkeypatch.setattr(loading, "load_config", lambda name: transformers.LlavaConfig(image_token_index=7))
+    prospects = examine("somebody/something")
+    assert set(hub) == {*PROCESSOR_FILES, *TEMPLATE_FILES, *FILES_WITH_TEMPLATES}
+    parts = {part.name: part.says for part in prospects.parts}
+    assert parts["image token"] == "id 7"
+    assert parts["processor"] == ""
+    assert parts["chat template"] == "tokenizer_config.json"
+
+
+def test_an_id_that_cannot_be_reached_ends_in_a_message(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(transformers.PretrainedConfig, "get_config_dict", unreachable)
+    with pytest.raises(InputError, match="no hub model of that name within reach"):
+        examine("somebody/something")
