@@ -137,7 +137,7 @@ def _device_of(model: Any) -> str:
     kind = model.device.type
     if kind == "cuda":
         return f"cuda {torch.cuda.get_device_name(model.device)}"
-    return f"{kind} {platform.machine()}".strip()
+    return f"{kind} {platform.machine()}" if kind == "cpu" else kind
 
 
 def _quantisation_of(config: Any) -> str:

@@ -63,7 +63,7 @@ def _neutral_values(strategy: Any) -> dict[str, Any]:
 
 
 def default_stacks(model: Any) -> list[VerifiedStack]:
-    """Return a stack for each mechanism: three kinds of branches, attention, hidden states, and readouts of early layers."""
+    """Return a stack for each mechanism: three kinds of branches, attention, hidden states, early layers, vision tower."""
     depth = _depth(model)
     inner = (depth // 3, max(2 * depth // 3, depth // 3 + 1))
     return [
@@ -83,6 +83,12 @@ def default_stacks(model: Any) -> list[VerifiedStack]:
             exactly=False,
         ),
         _early_layers(max(depth // 2, 1)),
+        VerifiedStack(
+            "vision",
+            Stack.of([mechanisms.InsideModel(hides=(HiddenEdit("residual", halved, tower="vision"),))]),
+            _tower_by_hand,
+            f"{FROM_SCRATCH}, the outputs of the tower's layers halved",
+        ),
     ]
 
 
@@ -123,6 +129,15 @@ def _halved_by_hand(inner: tuple[int, int]) -> Expected:
             return run_along_plain(model, inputs, path, use_cache=use_cache)[:, 0]
 
     return expected
+
+
+def _tower_by_hand(model: Any, _: Any, inputs: Inputs, path: Tensor, use_cache: bool) -> Tensor:
+    try:
+        layers = list(reference.tower_layers(model))
+    except LookupError as error:
+        raise Unproven(str(error)) from error
+    with reference.outputs_changed(layers, halved):
+        return run_along_plain(model, inputs, path, use_cache=use_cache)[:, 0]
 
 
 def _early_layers(layer: int) -> VerifiedStack:

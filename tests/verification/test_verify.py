@@ -16,13 +16,14 @@ from saved_models import save_model
 
 from lvlm_guard import Generation, Guard, InputError, NonFiniteLogits, StackError, Term, hookimpl, loading
 from lvlm_guard.forward.executors.branch_run import BranchRun
+from lvlm_guard.testing import devices
 from lvlm_guard.testing.zoo import mechanisms
 from lvlm_guard.verification import stacks as default_set
 from lvlm_guard.verification import verify, verifying
 from lvlm_guard.verification.checks import MEANINGS
 from lvlm_guard.verification.distances import tolerance_of
 
-STACKS = ("noise", "removal", "longer", "attention", "hidden", "readouts")
+STACKS = ("noise", "removal", "longer", "attention", "hidden", "readouts", "vision")
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +62,10 @@ def test_a_sound_model_passes_every_check_and_every_check_has_power(guard):
     assert {check.check for check in verification.checks} == set(MEANINGS)
     found = results(verification)
     for stack in STACKS:
-        assert found[stack, "effect"].figure > 1000 * found[stack, "recompute"].tolerance
+        assert found[stack, "effect"].figure > 500 * found[stack, "recompute"].tolerance
         assert found[stack, "decode cost"].figure > 0
     assert verification.model.name == "tiny-llava"
-    assert "46 pass" in verification.summarize()
+    assert "52 pass" in verification.summarize()
 
 
 @pytest.mark.slow
@@ -191,6 +192,20 @@ def test_hidden_edits_are_compared_with_hooks(guard, monkeypatch):
         ),
     )
     assert failures(verify_default(guard, monkeypatch, "hidden")) == {("hidden", "recompute")}
+
+
+def test_edits_of_the_tower_are_compared_with_hooks(guard, monkeypatch):
+    monkeypatch.setattr(default_set.reference, "tower_layers", lambda model: [])
+    assert failures(verify_default(guard, monkeypatch, "vision")) == {("vision", "recompute")}
+
+
+@pytest.mark.slow
+def test_a_model_over_two_devices_is_verified_as_on_one(guard, monkeypatch):
+    with devices.two(guard.model, "verify"):
+        verification = verify_default(guard, monkeypatch, "noise", "readouts")
+    assert verification.passed
+    assert verification.select("unproven") == []
+    assert verification.model.device == devices.KIND
 
 
 def test_an_edit_that_should_change_nothing_and_does_is_red(guard, monkeypatch):
