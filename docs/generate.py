@@ -200,18 +200,18 @@ def write_verified_page() -> str:
         "versions",
         "date",
     )
-    details = (
+    details = [
         (f"[{name}](verified/{name}.json)", check.title, check.status, check.says)
         for name, row in rows
         for check in row.checks
         if check.status != "pass"
-    )
+    ]
     return "\n".join(
         [
             VERIFIED_PREAMBLE,
             write_table(head, (write_verified_row(name, row) for name, row in rows)),
             "## Checks that did not pass\n",
-            write_table(("row", "check", "status", "says"), details),
+            write_table(("row", "check", "status", "says"), details) if details else "None.\n",
         ]
     )
 
