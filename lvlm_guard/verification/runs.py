@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.errors import GuardError, describe_error, shorten
 from lvlm_guard.guard import Guard
+from lvlm_guard.request.fences import find_fences
 from lvlm_guard.testing.zoo.reference import follow
 from lvlm_guard.verification.checks import Crash, Unproven
 
@@ -50,9 +52,9 @@ def run_freely(guard: Guard, inputs: Inputs) -> FreeRun:
         Unproven: Plain generate ends in an error as well, or the memory is too small.
     """
     try:
-        output = guard.generate(**inputs, **SETTINGS)
+        output = guard.generate(**inputs, **settings_for(guard.model))
     except Exception as error:
-        raise _explain(error, guard.model, inputs) from error
+        raise _explain(error, lambda: run_freely_plain(guard.model, inputs)) from error
     return _read_run(output, guard.report.executor, guard.report.reason)
 
 
@@ -63,9 +65,16 @@ def run_freely_plain(model: Any, inputs: Inputs) -> FreeRun:
         Unproven: The model cannot.
     """
     try:
-        return _read_run(model.generate(**inputs, **SETTINGS))
+        return _read_run(model.generate(**inputs, **settings_for(model)))
     except Exception as error:
         raise Unproven(f"Plain generate cannot run this: {describe(error)}") from error
+
+
+def settings_for(model: Any) -> dict[str, Any]:
+    """Return the settings of a free run: no token of an image is chosen, for which a computation from scratch would want an image."""
+    placeholders = (anatomy.image_token_id(model.config), anatomy.video_token_id(model.config))
+    tokens = {token for token in placeholders if token is not None} | find_fences(model.config).named
+    return {**SETTINGS, "suppress_tokens": sorted(tokens)} if tokens else SETTINGS
 
 
 def _read_run(output: Any, executor: str = "", reason: str = "") -> FreeRun:
@@ -85,7 +94,7 @@ def run_along(guard: Guard, inputs: Inputs, path: Tensor, *, use_cache: bool = T
     try:
         return follow(guard, inputs, path, use_cache=use_cache, num_beams=1).cpu()
     except Exception as error:
-        raise _explain(error, guard.model, inputs) from error
+        raise _explain(error, lambda: run_along_plain(guard.model, inputs, path, use_cache=use_cache)) from error
 
 
 def run_along_plain(model: Any, inputs: Inputs, path: Tensor, *, use_cache: bool = True) -> Tensor:
@@ -105,14 +114,14 @@ def describe(error: BaseException) -> str:
     return shorten(" ".join(describe_error(error).split()), LONGEST_REASON)
 
 
-def _explain(error: Exception, model: Any, inputs: Inputs) -> Exception:
-    """Return what the error of a guarded call means."""
+def _explain(error: Exception, run_same_plain: Callable[[], object]) -> Exception:
+    """Return what the error of a guarded call means, by running the same without a guard."""
     if isinstance(error, GuardError):
         return error
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return Unproven(f"The memory is too small: {describe(error)}")
     try:
-        run_freely_plain(model, inputs)
+        run_same_plain()
     except Unproven as plain:
         return Unproven(f"{plain} The guarded call ended in {describe(error)}")
     return Crash(f"Plain generate runs, the guarded one raised {describe(error)}")

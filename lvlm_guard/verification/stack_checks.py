@@ -13,7 +13,7 @@ from lvlm_guard.guard import Guard
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.verification.checks import Measurement, Unproven
 from lvlm_guard.verification.distances import POWER, distance, effect
-from lvlm_guard.verification.runs import SETTINGS, FreeRun, describe, run_along, run_freely
+from lvlm_guard.verification.runs import FreeRun, describe, run_along, run_freely, settings_for
 from lvlm_guard.verification.stacks import VerifiedStack
 from lvlm_guard.verification.subject import Subject, join_paths, largest
 
@@ -129,8 +129,9 @@ class StackChecks:
 
     def _interrupt(self) -> str:
         """Raise inside a guarded call, once a token is chosen; return what to add where that cannot be."""
+        settings = settings_for(self.subject.model)
         try:
-            self.guard.generate(**self.subject.prompts.first, **SETTINGS, stopping_criteria=[_interrupt])
+            self.guard.generate(**self.subject.prompts.first, **settings, stopping_criteria=[_interrupt])
         except Interruption:
             return ""
         except GuardError as error:

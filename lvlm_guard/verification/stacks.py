@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lvlm_guard.host.plugins import is_neutral
@@ -16,6 +17,7 @@ from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit
 from lvlm_guard.testing.zoo import mechanisms, reference
 from lvlm_guard.verification.checks import Unproven
+from lvlm_guard.verification.distances import IMPLAUSIBLE
 from lvlm_guard.verification.runs import Inputs, run_along_plain
 
 FAVOUR = 1.0
@@ -113,7 +115,7 @@ def _branch(kind: str) -> VerifiedStack:
         request = Request(dict(inputs), {}, model.config, processor)
         changed = build_branch_inputs(request, mechanisms.BRANCHES[kind], None)
         main, branch = (run_along_plain(model, each, path, use_cache=use_cache)[:, 0] for each in (inputs, changed))
-        return mechanisms.contrast(main, branch)
+        return torch.where(main > IMPLAUSIBLE, mechanisms.contrast(main, branch), main)
 
     return VerifiedStack(
         kind,
@@ -145,7 +147,7 @@ def _early_layers(layer: int) -> VerifiedStack:
         main = run_along_plain(model, inputs, path, use_cache=use_cache)[:, 0]
         with reference.ended_after(_layers(model), layer - 1):
             early = run_along_plain(model, inputs, path, use_cache=use_cache)[:, 0]
-        return main + mechanisms.LENS_WEIGHT * early
+        return torch.where(main > IMPLAUSIBLE, main + mechanisms.LENS_WEIGHT * early, main)
 
     text = f"{FROM_SCRATCH}, the layers after the one that is read left out"
     return VerifiedStack("readouts", Stack.of([mechanisms.EarlyLayers((layer,))]), expected, text)

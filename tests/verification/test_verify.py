@@ -194,6 +194,33 @@ def test_hidden_edits_are_compared_with_hooks(guard, monkeypatch):
     assert failures(verify_default(guard, monkeypatch, "hidden")) == {("hidden", "recompute")}
 
 
+class Forbidding(torch.nn.Module):
+    """A head that forbids tokens by the least number there is, as some models forbid those of their images."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden):
+        logits = self.head(hidden)
+        logits[..., 5:20] = torch.finfo(logits.dtype).min
+        return logits
+
+
+def test_tokens_that_the_model_forbids_stay_out_of_the_comparison(guard, monkeypatch):
+    guard.model.lm_head = Forbidding(guard.model.lm_head)
+    verification = verify_default(guard, monkeypatch, "noise", "removal")
+    assert verification.passed, verification.summarize()
+
+
+def test_no_token_of_an_image_is_chosen(guard, monkeypatch):
+    with torch.no_grad():
+        guard.model.lm_head.weight[100] *= 100  # the placeholder would be the best token, or the worst
+    verification = verify_default(guard, monkeypatch, "attention", "noise")
+    assert verification.passed, verification.summarize()
+    assert results(verification)["attention", "recompute"].status == "pass"
+
+
 def test_edits_of_the_tower_are_compared_with_hooks(guard, monkeypatch):
     monkeypatch.setattr(default_set.reference, "tower_layers", lambda model: [])
     assert failures(verify_default(guard, monkeypatch, "vision")) == {("vision", "recompute")}
