@@ -213,9 +213,20 @@ def test_tokens_that_the_model_forbids_stay_out_of_the_comparison(guard, monkeyp
     assert verification.passed, verification.summarize()
 
 
+class Placeholding(torch.nn.Module):
+    """A head that likes the placeholder of images best."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden):
+        logits = self.head(hidden)
+        return torch.cat([logits[..., :100], logits.amax(-1, keepdim=True) + 1, logits[..., 101:]], dim=-1)
+
+
 def test_no_token_of_an_image_is_chosen(guard, monkeypatch):
-    with torch.no_grad():
-        guard.model.lm_head.weight[100] *= 100  # the placeholder would be the best token, or the worst
+    guard.model.lm_head = Placeholding(guard.model.lm_head)
     verification = verify_default(guard, monkeypatch, "attention", "noise")
     assert verification.passed, verification.summarize()
     assert results(verification)["attention", "recompute"].status == "pass"
