@@ -184,8 +184,8 @@ def vision_layers(module: Any) -> list[nn.Module]:
     """
     names = ("vision_tower", "visual", "vision_model", "image_tower")
     owners = [module, getattr(module, "model", None), getattr(module, "base_model", None)]
-    towers = [getattr(owner, name) for owner in owners if owner is not None for name in names if hasattr(owner, name)]
-    for tower in towers:
+    towers = [getattr(owner, name, None) for owner in owners if owner is not None for name in names]
+    for tower in (tower for tower in towers if tower is not None):  # some models may be built without one
         stacks = [
             part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) and _attends(part[0])
         ]

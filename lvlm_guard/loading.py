@@ -50,6 +50,58 @@ def load_config(name: str) -> Any:
     return _read("AutoConfig", name, "config")
 
 
+def load_config_values(name: str) -> dict[str, Any]:
+    """Read what `config.json` holds: of `testbed`, a local folder or a hub id, whether its class is known or not.
+
+    Raises:
+        InputError: There is no such folder, or its config cannot be read.
+    """
+    from transformers import PretrainedConfig  # noqa: PLC0415 - slow to import
+
+    quieten()
+    _check_name(name)
+    try:
+        values, _ = PretrainedConfig.get_config_dict(_resolve(name))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The files come from elsewhere, as below.
+        raise InputError(f"The config of {quote(name)} cannot be read: {_summarise(error)}{_advise(name)}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise InputError(f"The config of {quote(name)} names no model_type, so it is not a model's config.json.")
+    return values
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """Return a file of a model, fetched from the hub where `name` is an id; None where it has no such file.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    from transformers.utils import cached_file  # noqa: PLC0415 - slow to import
+
+    _check_name(name)
+    if (folder := Path(_resolve(name))).is_dir():
+        return folder / file if (folder / file).is_file() else None
+    lenient = {
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    try:
+        path = cached_file(name, file, **lenient)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} of {quote(name)} cannot be read: {_summarise(error)}{_advise(name)}") from error
+    return None if path is None else Path(path)
+
+
+def _resolve(name: str) -> str:
+    """Return the folder of the bundled model, and any other name as it is."""
+    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - slow to import
+
+    return str(WEIGHTS) if name == BUNDLED else name
+
+
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a model without its weights.
 
@@ -66,12 +118,10 @@ def load_tokenizer(name: str) -> Any:
 def _read(reader: str, name: str, kind: str) -> Any:
     import transformers  # noqa: PLC0415 - slow to import
 
-    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - as above
-
     quieten()
     _check_name(name)
     try:
-        return getattr(transformers, reader).from_pretrained(WEIGHTS if name == BUNDLED else name)
+        return getattr(transformers, reader).from_pretrained(_resolve(name))
     except MemoryError:
         raise
     except Exception as error:

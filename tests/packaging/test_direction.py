@@ -19,6 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+    "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
     "forward",
@@ -30,6 +31,7 @@ KNOWS_TRANSFORMERS = (
     "testbed",
     "cli",
     "loading",
+    "verification",
 )
 PUBLIC = {
     "lvlm_guard": lvlm_guard.__all__,

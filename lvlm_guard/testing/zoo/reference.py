@@ -39,16 +39,25 @@ class TokenPath:
         return path[step : step + 1] if step < len(path) else [LAST]
 
 
-def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Tensor:
-    """Return raw logits `[steps + 1, rows, vocab]` in fp32 of plain generate that chooses `tokens` `[rows, steps]`."""
+def follow(model: Any, inputs: Mapping[str, Any], tokens: Tensor, *, use_cache: bool, **settings: Any) -> Tensor:
+    """Return raw logits `[steps + 1, rows, vocab]` in fp32 of a generate that chooses `tokens` `[rows, steps]`.
+
+    Args:
+        model: What has the `generate`: a model, or a guard.
+        inputs: Model inputs; tensors are copied.
+        tokens: Token ids.
+        use_cache: Whether keys and values are kept from step to step.
+        **settings: Further arguments of generate.
+    """
     output = model.generate(
-        **{name: value.clone() for name, value in inputs.items()},
+        **{name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()},
         max_new_tokens=tokens.shape[1] + 1,
         do_sample=False,
         use_cache=use_cache,
         return_dict_in_generate=True,
         output_logits=True,
         prefix_allowed_tokens_fn=TokenPath(tokens),
+        **settings,
     )
     return torch.stack(output.logits).float()
 
