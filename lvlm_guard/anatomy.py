@@ -11,6 +11,8 @@ from lvlm_guard.errors import ModelRefused
 from lvlm_guard.protocols import Model
 
 PACKED_GRID = "image_grid_thw"
+DEEPEST = 3
+"""How many models may lie in each other around the layers."""
 VISUAL_INPUTS = (
     "pixel", "image", "video", "aspect_ratio", "cross_attention_mask", "vision", "num_crops", "mm_encoder_outputs", "patch",
     "tile", "grid", "target_sizes", "spatial_shapes",
@@ -81,25 +83,43 @@ def feature_names(encoded: Any) -> list[str]:
 
 
 def decoder(module: Any) -> nn.Module:
-    """The text model inside the module that decodes: the one that holds the layers.
+    """The text model inside the module that decodes: the one that holds the layers, itself or in a part of its own.
 
     Raises:
         ModelRefused: No decoder layers can be found.
     """
-    found = module.get_decoder() if hasattr(module, "get_decoder") else module
-    for _ in range(3):
-        if isinstance(getattr(found, "layers", None), nn.ModuleList):
-            return found
-        names = ("text_model", "language_model", "model", "decoder")
-        found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
-    raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
+    return _find_decoder(module)[0]
 
 
 def decoder_layers(module: Any) -> nn.ModuleList:
-    """The layers of the decoder, first to last."""
-    layers = decoder(module).layers
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    """The layers of the decoder, first to last.
+
+    Raises:
+        ModelRefused: No decoder layers can be found.
+    """
+    return _find_decoder(module)[1]
+
+
+def _find_decoder(module: Any) -> tuple[nn.Module, nn.ModuleList]:
+    found = module.get_decoder() if hasattr(module, "get_decoder") else module
+    looked_at: list[nn.Module] = []
+    while found is not None and len(looked_at) <= DEEPEST:
+        if isinstance(layers := getattr(found, "layers", None), nn.ModuleList):
+            return found, layers
+        looked_at.append(found)
+        names = ("text_model", "language_model", "model", "decoder")
+        found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
+    for part in reversed(looked_at):
+        if (stack := _longest_stack(part)) is not None:
+            return part, stack
+    raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
+
+
+def _longest_stack(part: nn.Module) -> nn.ModuleList | None:
+    """The longest list of layers that attend among the children of a text model, or of parts that are no models of their own."""
+    holders = [part, *(child for child in part.children() if not hasattr(child, "main_input_name"))]
+    stacks = [child for holder in holders for child in holder.children() if isinstance(child, nn.ModuleList)]
+    return max((stack for stack in stacks if len(stack) and _attends(stack[0])), key=len, default=None)
 
 
 def final_norm(module: Any) -> nn.Module | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import types
 import warnings
 from dataclasses import dataclass
@@ -202,6 +203,38 @@ def test_readouts_are_scaled_as_the_model_scales_and_not_as_its_config_states(na
         read = model.lm_head(model.get_decoder().norm(states[0][:, -1]))
     mixed = generate(model, inputs, Does(reads=(Readout((1,)),)))
     torch.testing.assert_close(mixed[0], plain[0] + 0.5 * read, rtol=1e-4, atol=1e-4)
+
+
+def change_logits(model, change):
+    """Let a model do something to its logits that no part of it and no setting shows."""
+    plain = type(model).forward
+
+    @functools.wraps(plain)
+    def forward(self, *args, **kwargs):
+        output = plain(self, *args, **kwargs)
+        output["logits"] = change(output.logits)
+        return output
+
+    model.__class__ = type("Changed", (type(model),), {"forward": forward})
+
+
+def test_readouts_are_scaled_as_the_model_scales_where_its_config_says_nothing():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits * 0.3)
+    states = []
+    model.get_decoder().layers[0].register_forward_hook(lambda _part, _args, output: states.append(first(output)))
+    plain = generate(model, inputs)
+    with torch.no_grad():
+        read = model.lm_head(model.get_decoder().norm(states[0][:, -1])) * 0.3
+    mixed = generate(model, inputs, Does(reads=(Readout((1,)),)))
+    torch.testing.assert_close(mixed[0], plain[0] + 0.5 * read, rtol=1e-4, atol=1e-4)
+
+
+def test_readouts_are_refused_where_a_bias_stands_behind_the_head():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits + torch.arange(logits.shape[-1]) % 3)
+    with pytest.raises(ModelRefused, match="differs from its logits by"):
+        generate(model, inputs, WORK["readout"])
 
 
 class Twice(nn.Module):

@@ -37,7 +37,7 @@ def run_decoder(module: Model, *, padded: bool = False) -> Tensor:
     Raises:
         ModelRefused: It runs on neither.
     """
-    attempts = (_attempt(module, inputs) for inputs in _make_inputs(module, padded=padded))
+    attempts = (_attempt(module, inputs) for inputs in make_inputs(module, padded=padded))
     failures = []
     for states in attempts:
         if isinstance(states, Tensor):
@@ -65,7 +65,7 @@ def valid_positions(states: Tensor) -> Tensor:
     return valid
 
 
-def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
+def make_inputs(module: Any, *, padded: bool = False) -> Iterator[dict[str, Any]]:
     """Embeddings of the size of the model's own, then tokens, and an image where layers attend to one."""
     weight, rows = module.get_input_embeddings().weight, 2 if padded else 1
     device = _find_device(module, weight)

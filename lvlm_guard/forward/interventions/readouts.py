@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import register
+from lvlm_guard.forward.interventions.head_paths import HeadPath, find_path, observe_path
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
 from lvlm_guard.forward.interventions.states import align_or_refuse, first_input, first_tensor
 from lvlm_guard.protocols import Model
@@ -66,12 +67,18 @@ class Lens:
     def __init__(self, module: Model, layers: frozenset[int]) -> None:
         self._module = module
         self.layers = layers
-        head = module.get_output_embeddings()
-        norm = anatomy.final_norm(module)
-        if head is None or norm is None:
-            raise ModelRefused(f"{type(module).__name__} shows no head or no final norm, so layers cannot be read out.")
-        self.head: nn.Module = head
-        self._norm: nn.Module = norm
+        path = find_path(module)
+        if path is None:
+            raise ModelRefused(
+                f"{type(module).__name__} shows no head, or does more between its last layer and its head than hand states on from "
+                "one part to the next, so layers cannot be read out."
+            )
+        self.path: HeadPath = path
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of states."""
+        return self.path.head
 
     def list_captures(self, depth: int) -> list[int]:
         """Outputs to capture: those asked for, and the last until the lens was checked on it."""
@@ -88,14 +95,14 @@ class Lens:
 
     def stack(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """What the head reads, `[layers, rows, positions, hidden]`, where the last of them lies."""
-        stacked = torch.stack([state.to(hidden[-1].device) for state in hidden])
-        return self._norm(stacked) if final_norm else stacked
+        joined = torch.cat([state.to(hidden[-1].device) for state in hidden])
+        return self.path.prepare(joined, final_norm=final_norm).unflatten(0, (len(hidden), -1))
 
     def check(self, last: Tensor, logits: Tensor) -> None:
         """Refuse a model whose last layer, read this way, differs from its logits; checked once for each model.
 
         Of what its config states to be done behind the head, that is taken which gives its logits: not every model does
-        what it states. Infinities must be in the same places; NaN says nothing, and is an error of its own once the
+        what it states. Else one factor for all of them is looked for. Infinities must be in the same places; NaN says nothing, and is an error of its own once the
         forward has run.
 
         Raises:
@@ -103,16 +110,28 @@ class Lens:
         """
         if bool(logits.isnan().any()):
             return
-        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
-        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
-        errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
-        best = min(range(len(stated)), key=lambda index: errors[index])
-        if not errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
+        error = self._try_path(last, logits)
+        if not self.is_checked and (observed := observe_path(self._module)) is not None:
+            self.path = observed
+            error = self._try_path(last, logits)
+        if not self.is_checked:
             raise ModelRefused(
                 f"Reading the last layer of {type(self._module).__name__} through norm and head differs from its "
-                f"logits by {errors[best]:.3g} of their size, so inner layers cannot be read out."
+                f"logits by {error:.3g} of their size, so inner layers cannot be read out."
             )
-        _behind_head[self._module] = stated[best]
+
+    def _try_path(self, last: Tensor, logits: Tensor) -> float:
+        """How far the last layer, read this way, is from the logits; where it is not, that is noted."""
+        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
+        if read.shape[:-1] != logits.shape[:-1]:
+            return math.inf
+        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
+        stated.append(Scaling(_fit_factor(read[..., :width], logits.float()), width=width))
+        errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
+        best = min(range(len(stated)), key=lambda index: errors[index])
+        if errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
+            _behind_head[self._module] = stated[best]
+        return errors[best]
 
     def scale(self, logits: Tensor) -> Tensor:
         """Scale and cap logits as the model does behind the head; before it was checked, as its config states."""
@@ -138,6 +157,13 @@ class Lens:
             Scaling((factor or 1.0) / (divisor or 1.0), cap)
             for cap, factor, divisor in itertools.product(caps, factors, divisors)
         ]
+
+
+def _fit_factor(read: Tensor, logits: Tensor) -> float:
+    """What logits were multiplied by as a whole, if that is all that was done to them."""
+    counts = logits.isfinite() & (logits > FORBIDDEN) & read.isfinite()
+    read, logits = read[counts].double(), logits[counts].double()
+    return float((read * logits).sum() / read.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def _relative_error(read: Tensor, logits: Tensor) -> float:
@@ -189,13 +215,15 @@ class ReadoutHooks:
                 f"A forward of this model did not run what reads out layers {missed}: leave these layers out."
             )
         if depth in captures.hidden and not self._lens.is_checked:
-            supposed = self._lens.scaling._replace(width=logits.shape[-1])
+            supposed = self._lens.path, self._lens.scaling._replace(width=logits.shape[-1])
             self._lens.check(running.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
-            if captures.online and self._lens.scaling != supposed:
+            if captures.online and (self._lens.path, self._lens.scaling) != supposed:
                 raise ModelRefused(
-                    "This model does not scale its logits as its config states, which was not known while its layers were "
-                    "read online. It is known now: repeat the call."
+                    "This model makes its logits otherwise than its config and the names of its parts say, which was not known "
+                    "while its layers were read online. It is known now: repeat the call."
                 )
+            if self._lens.path is not supposed[0]:
+                captures.beside_head.clear()
         read = {key: self._lens.scale(product) for key, product in captures.beside_head.items()}
         read.update({(index, True): logits_of_layer for index, logits_of_layer in captures.online.items()})
         for normed, layers in self._missing(read):
@@ -250,6 +278,8 @@ class ReadoutHooks:
             self._lens.stack([running.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
             for normed, layers in self._joined
         ]
+        if any(layer.shape[1:] != states.shape[1:] for layer in inner):
+            return None  # the parts that are named are not all that runs before the head
         captures.head_rows = states.shape[0]
         return (torch.cat([states, *(layer.to(states) for layer in inner)]), *args[1:])
 

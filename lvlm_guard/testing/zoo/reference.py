@@ -59,7 +59,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         LookupError: There is none.
     """
-    return _longest(model, lambda name: not _NOT_DECODER.search(name))
+    return _longest(model, lambda name: "decoder." in name or not _NOT_DECODER.search(name))
 
 
 def tower_layers(model: nn.Module) -> nn.ModuleList:

@@ -1,0 +1,189 @@
+"""What a model does between its last layer and its logits, found by running it once on random tokens."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import weakref
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.forward.interventions.compiled import run_uncompiled
+from lvlm_guard.forward.interventions.probing import make_inputs
+from lvlm_guard.forward.interventions.states import first_tensor
+from lvlm_guard.protocols import Model
+
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+HALF_TOLERANCE = 1e-2
+"""How far what a part takes may be from what is before it, as a share of its size."""
+
+
+class Step(NamedTuple):
+    """One part that states run through before the head.
+
+    Args:
+        part: The part.
+        is_norm: Whether it leaves states as large as they are, so that they can be read without it.
+        factor: What the states are multiplied by before it.
+    """
+
+    part: nn.Module
+    is_norm: bool
+    factor: float = 1.0
+
+    def run(self, states: Tensor) -> Tensor:
+        """What the part returns first for states."""
+        returned: Tensor = first_tensor(self.part(states if self.factor == 1.0 else states * self.factor))
+        return returned
+
+
+class HeadPath(NamedTuple):
+    """The parts between the last layer and the logits.
+
+    Args:
+        before: What runs before the head.
+        head: What makes logits of states, but for what is done to all logits alike.
+        factor: What the states are multiplied by before the head.
+    """
+
+    before: tuple[Step, ...]
+    head: nn.Module
+    factor: float = 1.0
+
+    def prepare(self, states: Tensor, *, final_norm: bool) -> Tensor:
+        """What the head reads of states `[rows, positions, ...]` of a layer."""
+        for step in self.before:
+            states = step.run(states) if final_norm or not step.is_norm else states
+        return states if self.factor == 1.0 else states * self.factor
+
+
+@dataclass
+class _Run:
+    """What a forward was seen to do behind its last layer: parts, what they took first, what they returned first."""
+
+    last: Any = None
+    calls: list[tuple[nn.Module, Any, Any]] = field(default_factory=list)
+
+
+_observed: weakref.WeakKeyDictionary[Any, tuple[Hashable, HeadPath | None]] = weakref.WeakKeyDictionary()
+"""What was observed in each model, as its layers and its head were then."""
+
+
+def find_path(module: Model) -> HeadPath | None:
+    """What a model does behind its last layer, as was observed, or as it names its norm and its head; None if neither."""
+    observed = _observed.get(module)
+    if observed is not None and observed[0] == _state_of(module):
+        return observed[1]
+    head, norm = _head_of(module), anatomy.final_norm(module)
+    if head is None or norm is None:
+        return observe_path(module)
+    return HeadPath((Step(norm, is_norm=True),), head)
+
+
+@torch.no_grad()
+def observe_path(module: Model) -> HeadPath | None:
+    """The parts that hand on what the last layer returns, to the head; None where some of it is not done by parts alone.
+
+    Modules are watched that stand beside the layers, and beside what the layers stand in. Hooks of a call that runs do not
+    see it. Kept for each model.
+    """
+    path = contextvars.Context().run(_observe, module)
+    _observed[module] = _state_of(module), path
+    return path
+
+
+def _state_of(module: Any) -> Hashable:
+    return id(_head_of(module)), tuple(id(layer) for layer in anatomy.decoder_layers(module))
+
+
+def _head_of(module: Any) -> nn.Module | None:
+    try:
+        head: nn.Module | None = module.get_output_embeddings()
+    except NotImplementedError:
+        return None
+    return head
+
+
+def _observe(module: Model) -> HeadPath | None:
+    for inputs in _make_inputs(module):
+        try:
+            seen = _run(module, inputs)
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+            continue
+        return _follow(module, seen)
+    return None
+
+
+def _make_inputs(module: Any) -> Iterator[dict[str, Any]]:
+    """What the decoder runs on; to what encodes as well, tokens for both sides."""
+    parameters = inspect.signature(module.forward).parameters
+    for inputs in make_inputs(module):
+        known = {name: value for name, value in inputs.items() if name in parameters}
+        if "decoder_input_ids" in parameters and "input_ids" in inputs:
+            yield {**known, "decoder_input_ids": inputs["input_ids"]}
+        yield known
+
+
+def _run(module: Any, inputs: dict[str, Any]) -> _Run:
+    layers, seen = anatomy.decoder_layers(module), _Run()
+
+    def start(_: nn.Module, __: Any, output: Any) -> None:
+        seen.last, seen.calls = first_tensor(output), []
+
+    def note(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if seen.last is not None and args:
+            seen.calls.append((part, args[0], first_tensor(output)))
+
+    with ExitStack() as undo, run_uncompiled():
+        undo.callback(layers[-1].register_forward_hook(start).remove)
+        for part in _list_beside(module, layers):
+            undo.callback(part.register_forward_hook(note).remove)
+        module(**inputs)
+    return seen
+
+
+def _list_beside(module: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
+    """Children of what the layers lie in, without those that hold them."""
+    name = next(name for name, part in module.named_modules() if part is layers)
+    places = name.split(".")
+    holders = [module.get_submodule(".".join(places[:depth])) for depth in range(len(places))]
+    inside = {id(part) for part in (*holders, layers)}
+    return [child for holder in holders for child in holder.children() if id(child) not in inside]
+
+
+def _follow(module: Any, seen: _Run) -> HeadPath | None:
+    """Follow what the last layer returned through the parts that took it, up to the head."""
+    head, states, steps = _head_of(module), seen.last, []
+    for part, taken, returned in seen.calls:
+        factor = _compare(taken, states)
+        if factor is None or not isinstance(returned, Tensor):
+            continue
+        steps.append(Step(part, returned.shape[2:] == taken.shape[2:], factor))
+        states = returned
+        if head is not None and any(inner is head for inner in part.modules()):
+            break
+    else:
+        if head is not None or not steps:
+            return None
+    return HeadPath(tuple(steps[:-1]), steps[-1].part, steps[-1].factor)
+
+
+def _compare(taken: Any, states: Any) -> float | None:
+    """What the states before a part, or the last positions of them, were multiplied by for it; None where it took others."""
+    if not isinstance(taken, Tensor) or not isinstance(states, Tensor) or taken.ndim < 3:  # noqa: PLR2004
+        return None
+    before = states[:, -taken.shape[1] :].double()
+    if taken.shape != before.shape:
+        return None
+    factor = float((taken * before).sum() / before.square().sum())
+    error = float((taken - factor * before).abs().max() / taken.abs().max())
+    tolerance = TOLERANCES.get(taken.dtype, HALF_TOLERANCE)
+    if not error <= tolerance:
+        return None
+    return 1.0 if abs(factor - 1.0) <= tolerance else factor

@@ -1,0 +1,26 @@
+"""What is done inside the layers of types that are built otherwise, as the probe of each judges it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvlm_guard.testing.zoo.building import TYPES
+from lvlm_guard.testing.zoo.probing import probe_type
+
+INSIDE = {
+    "blip": ("hidden", "readouts"),
+    "glm5_next": ("hidden", "readouts"),
+    "nemotron_h_omni": ("readouts",),
+    "qwen4_exp": ("readouts",),
+    "florence2": ("readouts",),
+    "udop": ("hidden", "readouts"),
+}
+"""Layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states."""
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_layers_are_edited_and_read_exactly(name):
+    if name not in TYPES:
+        pytest.skip("this version of transformers has no such type")
+    cells = probe_type(name, INSIDE[name])
+    assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(INSIDE[name], "exact"), cells
