@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from lvlm_guard.errors import ModelRefused
 from lvlm_guard.protocols import Model
 
 PACKED_GRID = "image_grid_thw"
+PIXEL_INPUTS = ("pixel_values", "flattened_patches")
+"""What a model that encodes images calls its main input."""
 DEEPEST = 3
 """How many models may lie in each other around the layers."""
 VISUAL_INPUTS = (
@@ -197,21 +201,52 @@ def _stated_heads(part: nn.Module) -> int:
 
 
 def vision_layers(module: Any) -> list[nn.Module]:
-    """The layers of the vision tower, first to last.
+    """The layers of the vision tower, first to last; of towers in stages, all of their blocks.
 
     Raises:
         ModelRefused: No vision tower can be found.
     """
+    for tower in _list_towers(module):
+        stacks = [list(_flatten(stack)) for stack in _outermost_stacks(tower) if len(stack)]
+        if stacks:
+            return max(stacks, key=lambda stack: (_attends(stack[0]), len(stack)))
+    raise ModelRefused(
+        f"{type(module).__name__} shows no vision tower, no stack of layers that encodes its images, so nothing can be done inside "
+        "it. Choose a strategy that works on the decoder or on logits."
+    )
+
+
+def _list_towers(module: Any) -> Iterator[nn.Module]:
+    """What may be the vision tower: by its name, as the model's encoder of images, then as a model that takes pixels and attends."""
     names = ("vision_tower", "visual", "vision_model", "image_tower")
     owners = [module, getattr(module, "model", None), getattr(module, "base_model", None)]
-    towers = [getattr(owner, name) for owner in owners if owner is not None for name in names if hasattr(owner, name)]
-    for tower in towers:
-        stacks = [
-            part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) and _attends(part[0])
-        ]
-        if stacks:
-            return max((list(stack) for stack in stacks), key=len)
-    raise ModelRefused(f"{type(module).__name__} shows no vision tower, so nothing can be done inside it.")
+    yield from (getattr(owner, name) for owner in owners if owner is not None for name in names if hasattr(owner, name))
+    encode = getattr(module, "get_encoder", None)
+    if encode is not None and "modality" in inspect.signature(encode).parameters:
+        encoder = encode(modality="image")
+        if isinstance(encoder, nn.Module) and not any(part is encoder for part in owners):
+            yield encoder
+    for part in module.modules():
+        takes_pixels = getattr(part, "main_input_name", None) in PIXEL_INPUTS and not any(
+            part is owner for owner in owners
+        )
+        if takes_pixels and any(len(stack) and _attends(stack[0]) for stack in _outermost_stacks(part)):
+            yield part
+
+
+def _outermost_stacks(part: nn.Module) -> Iterator[nn.ModuleList]:
+    """Lists of modules inside a part, without those inside of such lists."""
+    for child in part.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_stacks(child)
+
+
+def _flatten(stack: nn.ModuleList) -> Iterator[nn.Module]:
+    """The modules of a list; of a list of lists, those of each."""
+    for part in stack:
+        yield from _flatten(part) if isinstance(part, nn.ModuleList) else (part,)
 
 
 def _attends(layer: nn.Module) -> bool:

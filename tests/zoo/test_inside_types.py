@@ -8,14 +8,21 @@ from lvlm_guard.testing.zoo.building import TYPES
 from lvlm_guard.testing.zoo.probing import probe_type
 
 INSIDE = {
-    "blip": ("hidden", "readouts"),
+    "blip": ("hidden", "readouts", "vision"),
+    "blip-2": ("vision",),
+    "git": ("vision",),
     "glm5_next": ("hidden", "readouts"),
+    "inkling_mm_model": ("vision",),
+    "kosmos-2": ("vision",),
+    "lighton_ocr": ("vision",),
     "nemotron_h_omni": ("readouts",),
     "qwen4_exp": ("readouts",),
-    "florence2": ("readouts",),
+    "florence2": ("readouts", "vision"),
     "udop": ("hidden", "readouts"),
+    "video_llava": ("vision",),
 }
-"""Layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states."""
+"""Layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states; towers beside
+the module that decodes, under other names, without attention, in stages, or beside another for videos."""
 
 
 @pytest.mark.parametrize("name", INSIDE)

@@ -45,8 +45,17 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 
 
 @contextmanager
-def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker) -> Iterator[None]:
+def installed(
+    module: Model | nn.Module, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker, *, has_image: bool
+) -> Iterator[None]:
     """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything.
+
+    Args:
+        module: A module that holds the tower.
+        edits: Edits of the tower in the order of the stack.
+        gen: The call.
+        effects: Where it is noted.
+        has_image: Whether the call brings an image.
 
     Raises:
         ModelRefused: There is an image, and a layer that is edited did not run on it.
@@ -63,7 +72,7 @@ def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effec
                 reached = functools.partial(waiting.discard, (number, index))
                 register(part, gen, _edit_output(edit, index, gen, effects, reached), with_kwargs=True)
         yield
-    if waiting and bool(gen.prompt.image_mask.any()):
+    if waiting and has_image:
         raise ModelRefused(
             f"Layers {sorted({index for _, index in waiting})} of the vision tower of {type(module).__name__} did not run on "
             "the image of the rows that were to be edited, so the edits were not applied there. Leave these layers out."

@@ -16,6 +16,7 @@ from lvlm_guard.testing.tiny import IMAGE_TOKEN
 Inputs = Mapping[str, Tensor]
 Change = Callable[[Tensor], Tensor]
 _TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
+_OTHER_TOWERS = re.compile(r"audio|video_tower")
 LAST = 5
 """Chosen where it does not matter."""
 _NOT_DECODER = re.compile(r"vision|visual|tower|encoder|audio|qformer|resampler|expert|vq|projector|merger")
@@ -53,7 +54,7 @@ def follow(model: Any, inputs: Inputs, tokens: Tensor, *, use_cache: bool) -> Te
     return torch.stack(output.logits).float()
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers that decode text: the longest list of modules outside every tower, the shortest name first.
 
     Raises:
@@ -62,28 +63,33 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return _longest(model, lambda name: "decoder." in name or not _NOT_DECODER.search(name))
 
 
-def tower_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the layers of the vision tower.
+def tower_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of the tower that encodes images; some towers do it without attention.
 
     Raises:
         LookupError: There are none.
     """
-    return _longest(model, lambda name: bool(_TOWERS.search(name)))
+    return _longest(model, lambda name: bool(_TOWERS.search(name)) and not _OTHER_TOWERS.search(name))
 
 
-def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> nn.ModuleList:
+def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> list[nn.Module]:
     stacks = [
-        (-len(part), len(name), part)
+        (not _attends(layers), -len(layers), len(name), layers)
         for name, part in model.named_modules()
-        if isinstance(part, nn.ModuleList) and is_candidate(name) and len(part) > 0 and _attends(part)
+        if isinstance(part, nn.ModuleList) and is_candidate(name) and (layers := list(_flatten(part)))
     ]
     if not stacks:
         raise LookupError(f"{type(model).__name__} shows no layers of this kind.")
-    return min(stacks, key=lambda stack: stack[:2])[2]
+    return min(stacks, key=lambda stack: stack[:3])[3]
 
 
-def _attends(stack: nn.ModuleList) -> bool:
-    return any("Attention" in type(part).__name__ for layer in stack for part in layer.modules())
+def _flatten(stack: nn.ModuleList) -> Iterator[nn.Module]:
+    for part in stack:
+        yield from _flatten(part) if isinstance(part, nn.ModuleList) else (part,)
+
+
+def _attends(layers: Sequence[nn.Module]) -> bool:
+    return any("Attention" in type(part).__name__ for layer in layers for part in layer.modules())
 
 
 @contextmanager
