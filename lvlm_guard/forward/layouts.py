@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.forward.interventions.layers import LayerInterventions
-from lvlm_guard.forward.interventions.layout import ForwardLayout, PromptLayout
+from lvlm_guard.forward.interventions.layout import AcrossLayout, ForwardLayout, PromptLayout
 from lvlm_guard.forward.interventions.running import RunningForward
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import TokenHistory
@@ -55,7 +55,7 @@ class DecodeLayouts:
         mask = prepared.kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.shape != image.shape:
             mask = torch.ones_like(image)
-        self._prompts[key] = PromptLayout(image, mask.bool())
+        self._prompts[key] = PromptLayout(image, mask.bool(), _find_across(prepared, requested, rows))
 
     def lay_out(self, keys: Sequence[Hashable], new: int) -> RunningForward:
         """Lay out a forward that holds the rows of `keys` and runs `new` positions of the longest prompt."""
@@ -71,3 +71,13 @@ class DecodeLayouts:
     def select(self, index: Tensor) -> None:
         """Continue with other rows, as many as `index` names."""
         self._prompts = {key: prompt.select(index) for key, prompt in self._prompts.items()}
+
+
+def _find_across(prepared: PreparedDecode, image: Tensor, rows: int) -> AcrossLayout | None:
+    """What the encoder of a prompt read, where main's image `[rows, length]` says where the image is; else None."""
+    encoded = getattr(prepared.kwargs.get("encoder_outputs"), "last_hidden_state", None)
+    if not isinstance(encoded, Tensor) or image.shape != (rows, encoded.shape[1]):
+        return None
+    mask = prepared.kwargs.get("attention_mask")
+    is_known = isinstance(mask, Tensor) and mask.shape == image.shape
+    return AcrossLayout(image, mask.bool() if is_known else torch.ones_like(image))

@@ -17,11 +17,13 @@ INSIDE = {
     "lighton_ocr": ("vision",),
     "nemotron_h_omni": ("readouts",),
     "qwen4_exp": ("readouts",),
-    "florence2": ("readouts", "vision"),
+    "florence2": ("attention", "readouts", "vision"),
+    "qwen3_5": ("attention",),
+    "t5gemma2": ("attention",),
     "udop": ("hidden", "readouts"),
     "video_llava": ("vision",),
 }
-"""Layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states; towers beside
+"""Attention to an encoder apart from the decoder's own or with it, in some layers alone; layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states; towers beside
 the module that decodes, under other names, without attention, in stages, or beside another for videos."""
 
 
@@ -30,4 +32,5 @@ def test_layers_are_edited_and_read_exactly(name):
     if name not in TYPES:
         pytest.skip("this version of transformers has no such type")
     cells = probe_type(name, INSIDE[name])
+    assert cells.get("attention", cells[INSIDE[name][0]]).reference == "recompute"
     assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(INSIDE[name], "exact"), cells

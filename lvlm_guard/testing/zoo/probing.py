@@ -287,7 +287,8 @@ def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
     try:
         model.set_attn_implementation("eager")
         layers = list(reference.decoder_layers(model))[slice(*mechanisms.EDITED)]
-        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR):
+        encoded = bool(model.config.is_encoder_decoder)
+        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR, encoded=encoded):
             return reference.follow(model, probe.rows[0], tokens, use_cache=False)[:, 0]
     except (LookupError, ValueError, NotImplementedError):
         return None

@@ -136,28 +136,47 @@ def ended_after(layers: Sequence[nn.Module], last: int) -> Iterator[None]:
 
 
 @contextmanager
-def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float) -> Iterator[None]:
-    """Add to the attention scores of image keys of one prompt, ids `[1, length]`, through the mask of eager attention.
+def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float, *, encoded: bool = False) -> Iterator[None]:
+    """Add to the attention scores of image keys of one prompt, ids `[1, length]`, through the masks of eager attention.
+
+    Args:
+        layers: Layers of the decoder; those without attention are left alone.
+        ids: What the keys stand for: the first keys, or where an encoder read it, the last ones.
+        amount: What is added.
+        encoded: Whether an encoder read the prompt.
 
     Raises:
-        LookupError: No attention of these layers got a mask to add to.
+        LookupError: No attention of one of these layers got a mask to add to.
     """
-    favoured: list[nn.Module] = []
+    favoured: set[nn.Module] = set()
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        mask = kwargs.get("attention_mask")
-        if not isinstance(mask, Tensor) or mask.ndim != 4 or not mask.is_floating_point():  # noqa: PLR2004
-            return None
-        favoured.append(module)
+    def favour(layer: nn.Module, mask: Any) -> Any:
+        is_mask = isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point()  # noqa: PLR2004
+        if not is_mask or (encoded and mask.shape[-1] < ids.shape[1]):
+            return mask
+        favoured.add(layer)
         bias = torch.zeros(mask.shape[-1])
-        bias[: ids.shape[1]][ids[0] == IMAGE_TOKEN] = amount
-        return args, {**kwargs, "attention_mask": mask + bias}
+        of_prompt = bias[-ids.shape[1] :] if encoded else bias[: ids.shape[1]]
+        of_prompt[ids[0] == IMAGE_TOKEN] = amount
+        return mask + bias
 
+    def hook_for(layer: nn.Module) -> Callable[..., Any]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            states = kwargs.get("key_value_states")
+            if isinstance(states, Tensor) and kwargs.get("attention_mask") is None:
+                kwargs = {**kwargs, "attention_mask": torch.zeros(1, 1, 1, states.shape[1])}  # one that hides nothing
+            masks = {name: favour(layer, value) for name, value in kwargs.items() if name.endswith("attention_mask")}
+            return args, {**kwargs, **masks}
+
+        return hook
+
+    attending: set[nn.Module] = set()
     with ExitStack() as stack:
         for layer in layers:
             for part in layer.children():
                 if "Attention" in type(part).__name__:
-                    stack.callback(part.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                    attending.add(layer)
+                    stack.callback(part.register_forward_pre_hook(hook_for(layer), with_kwargs=True).remove)
         yield
-    if len({id(module) for module in favoured}) != len(layers):
+    if not attending or favoured != attending:
         raise LookupError("Eager attention got no mask to add to in some of these layers.")
