@@ -114,16 +114,17 @@ def _find_decoder(module: Any) -> tuple[nn.Module, nn.ModuleList]:
         names = ("text_model", "language_model", "model", "decoder")
         found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
     for part in reversed(looked_at):
-        if (stack := _longest_stack(part)) is not None:
+        if (stack := _only_stack(part)) is not None:
             return part, stack
     raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
 
 
-def _longest_stack(part: nn.Module) -> nn.ModuleList | None:
-    """The longest list of layers that attend among the children of a text model, or of parts that are no models of their own."""
+def _only_stack(part: nn.Module) -> nn.ModuleList | None:
+    """The list of layers that attend among the children of a text model, or of parts that are no models of their own; None if not one."""
     holders = [part, *(child for child in part.children() if not hasattr(child, "main_input_name"))]
     stacks = [child for holder in holders for child in holder.children() if isinstance(child, nn.ModuleList)]
-    return max((stack for stack in stacks if len(stack) and _attends(stack[0])), key=len, default=None)
+    attending = [stack for stack in stacks if len(stack) and _attends(stack[0])]
+    return attending[0] if len(attending) == 1 else None
 
 
 def final_norm(module: Any) -> nn.Module | None:

@@ -79,5 +79,6 @@ def _find_across(prepared: PreparedDecode, image: Tensor, rows: int) -> AcrossLa
     if not isinstance(encoded, Tensor) or image.shape != (rows, encoded.shape[1]):
         return None
     mask = prepared.kwargs.get("attention_mask")
-    is_known = isinstance(mask, Tensor) and mask.shape == image.shape
-    return AcrossLayout(image, mask.bool() if is_known else torch.ones_like(image))
+    if not isinstance(mask, Tensor) or mask.shape != image.shape:
+        mask = torch.ones_like(image)
+    return AcrossLayout(image, mask.bool())

@@ -57,7 +57,7 @@ class LayerInterventions:
             layers = anatomy.decoder_layers(module)
             if attention_edits or attention_captures:
                 self.attention_modules = find_attention(module)
-                work = [*attention_edits, *attention_captures]
+                work: list[AttentionEdit | AttentionCapture] = [*attention_edits, *attention_captures]
                 self.attention_plan = plan_attention(work, len(layers), self.attention_modules)
                 self._attended = collect_places(self.attention_plan, self.attention_modules)
             self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)
