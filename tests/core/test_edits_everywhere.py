@@ -394,3 +394,24 @@ def test_a_vision_edit_reaches_the_layer_whose_output_the_model_goes_on_with(nam
     wanted = generate(model, inputs)
     assert (wanted - plain).abs().max() > 0.05
     torch.testing.assert_close(edited, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("work", "most"),
+    [
+        (Does(hides=(HiddenEdit("residual", lambda hidden, view: hidden),)), 0),
+        (Does(hides=(HiddenEdit("mlp", lambda hidden, view: hidden),)), 1),
+        (Does(attends=(AttentionEdit((0.0, 1.0), "scale", 1.0),)), 2),
+        (Does(reads=(Readout((1,)),)), 0),
+    ],
+)
+def test_what_is_found_by_running_the_decoder_is_found_once(work, most):
+    model, inputs = tiny("llava")
+    ran = []
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    counts = []
+    for _ in range(2):
+        ran.clear()
+        generate(model, inputs, work)
+        counts.append(len(ran))
+    assert counts == [SETTINGS["max_new_tokens"] + most, SETTINGS["max_new_tokens"]]

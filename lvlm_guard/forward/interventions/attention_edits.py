@@ -50,19 +50,29 @@ class AttentionCall:
     def keys(self, branch: Hashable, name: str) -> Tensor:
         """A key set in this layer, bool `[rows, keys]`: sliding layers hold the newest positions only."""
         layout, key = self.running.layout, self.maps.key
+        if self.reach == "own":
+            return layout.positions(branch, name)[:, -key.shape[-2] :].to(key.device)
         across = self._keys_across(branch, name)
+        if self.reach == "across":
+            return across
         own = layout.positions(branch, name)[:, -(key.shape[-2] - across.shape[1]) :].to(key.device)
-        return {"own": own, "across": across, "both": torch.cat([own, across], dim=1)}[self.reach]
+        return torch.cat([own, across], dim=1)
 
     def _keys_across(self, branch: Hashable, name: str) -> Tensor:
         """A key set in what stands across; without a layout of it, that is the image."""
         layout, key = self.running.layout, self.maps.key
-        rows, prompt = layout.rows(branch), layout.prompts[branch]
-        if self.reach == "own":
-            return torch.zeros(rows.stop - rows.start, 0, dtype=torch.bool, device=key.device)
-        if prompt.across is not None:
-            return prompt.across.positions(name).to(key.device)
+        across = layout.prompts[branch].across
+        if across is not None:
+            return across.positions(name).to(key.device)
+        rows = layout.rows(branch)
         return key.new_full((rows.stop - rows.start, key.shape[-2]), name in ("image", "all"), dtype=torch.bool)
+
+    def _count_across(self, branch: Hashable) -> int:
+        """How many of the keys stand across."""
+        if self.reach == "own":
+            return 0
+        across = self.running.layout.prompts[branch].across
+        return int(self.maps.key.shape[-2] if across is None else across.image.shape[1])
 
     def check(self, branch: Hashable) -> None:
         """Check that queries and keys are the positions they are taken for.
@@ -72,7 +82,7 @@ class AttentionCall:
             ModelRefused: They are others.
         """
         layout, keys = self.running.layout, self.maps.key.shape[-2]
-        across = self._keys_across(branch, "all").shape[1]
+        across = self._count_across(branch)
         own = keys - across
         if self.reach != "across" and own > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")

@@ -168,7 +168,7 @@ RECIPES: dict[str, Recipe] = {
     "kimi_k25": Recipe(images=_PATCHES),
     "kosmos-2": Recipe({"text_config": {"init_std": 0.2}}, prompt=(100,) * 4),
     "kosmos-2.5": Recipe(
-        {"vision_config": {"patch_embed_hidden_size": 48}, "text_config": {"init_std": 0.2}},
+        {"vision_config": {"patch_embed_hidden_size": 48}, "text_config": {"init_std": 0.12}},
         {"flattened_patches": (1, 16, 50)},
         prompt=(100,) * 4,
     ),
