@@ -55,8 +55,8 @@ class AttentionCall:
         across = self._keys_across(branch, name)
         if self.reach == "across":
             return across
-        own = layout.positions(branch, name)[:, -(key.shape[-2] - across.shape[1]) :].to(key.device)
-        return torch.cat([own, across], dim=1)
+        own_keys = layout.positions(branch, name)[:, -(key.shape[-2] - across.shape[1]) :].to(key.device)
+        return torch.cat([own_keys, across], dim=1)
 
     def _keys_across(self, branch: Hashable, name: str) -> Tensor:
         """A key set in what stands across; without a layout of it, that is the image."""
@@ -83,10 +83,10 @@ class AttentionCall:
         """
         layout, keys = self.running.layout, self.maps.key.shape[-2]
         across = self._count_across(branch)
-        own = keys - across
-        if self.reach != "across" and own > layout.total:
+        own_keys = keys - across
+        if self.reach != "across" and own_keys > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")
-        is_whole = own == 0 if self.reach == "across" else layout.is_decoding or own == layout.total
+        is_whole = own_keys == 0 if self.reach == "across" else layout.is_decoding or own_keys == layout.total
         is_last = self.count == layout.new or self.count <= layout.predicting
         if not (is_whole and is_last and self.maps.query.shape[0] == layout.row_count):
             raise ModelRefused(

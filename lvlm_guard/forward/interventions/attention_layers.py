@@ -65,7 +65,7 @@ def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.
     alone = {part: holders[part][0] for part in calls if len(holders.get(part, ())) == 1}
     for part, index in alone.items():
         heads, keys = calls[part]
-        reaches = [REACHES.get(calls[other][1], "own") for other, layer in alone.items() if layer == index]
+        reaches = [REACHES.get(calls[neighbour][1], "own") for neighbour, layer in alone.items() if layer == index]
         if len(reaches) == 1 or sorted(reaches) == [
             "across",
             "own",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.probing import make_inputs
-from lvlm_guard.forward.interventions.states import first_tensor
+from lvlm_guard.forward.interventions.states import first_input, first_tensor
 from lvlm_guard.protocols import Model
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -24,7 +24,7 @@ HALF_TOLERANCE = 1e-2
 """How far what a part takes may be from what is before it, as a share of its size."""
 
 
-class Step(NamedTuple):
+class TailPart(NamedTuple):
     """One part that states run through before the head.
 
     Args:
@@ -52,14 +52,14 @@ class HeadPath(NamedTuple):
         factor: What the states are multiplied by before the head.
     """
 
-    before: tuple[Step, ...]
+    before: tuple[TailPart, ...]
     head: nn.Module
     factor: float = 1.0
 
     def prepare(self, states: Tensor, *, final_norm: bool) -> Tensor:
         """What the head reads of states `[rows, positions, ...]` of a layer."""
-        for step in self.before:
-            states = step.run(states) if final_norm or not step.is_norm else states
+        for part in self.before:
+            states = part.run(states) if final_norm or not part.is_norm else states
         return states if self.factor == 1.0 else states * self.factor
 
 
@@ -83,7 +83,7 @@ def find_path(module: Model) -> HeadPath | None:
     head, norm = _head_of(module), anatomy.final_norm(module)
     if head is None or norm is None:
         return observe_path(module)
-    return HeadPath((Step(norm, is_norm=True),), head)
+    return HeadPath((TailPart(norm, is_norm=True),), head)
 
 
 @torch.no_grad()
@@ -113,10 +113,10 @@ def _head_of(module: Any) -> nn.Module | None:
 def _observe(module: Model) -> HeadPath | None:
     for inputs in _make_inputs(module):
         try:
-            seen = _run(module, inputs)
+            tail = _run(module, inputs)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
             continue
-        return _follow(module, seen)
+        return _follow(module, tail)
     return None
 
 
@@ -124,28 +124,28 @@ def _make_inputs(module: Any) -> Iterator[dict[str, Any]]:
     """What the decoder runs on; to what encodes as well, tokens for both sides."""
     parameters = inspect.signature(module.forward).parameters
     for inputs in make_inputs(module):
-        known = {name: value for name, value in inputs.items() if name in parameters}
+        accepted = {name: value for name, value in inputs.items() if name in parameters}
         if "decoder_input_ids" in parameters and "input_ids" in inputs:
-            yield {**known, "decoder_input_ids": inputs["input_ids"]}
-        yield known
+            yield {**accepted, "decoder_input_ids": inputs["input_ids"]}
+        yield accepted
 
 
 def _run(module: Any, inputs: dict[str, Any]) -> _Run:
-    layers, seen = anatomy.decoder_layers(module), _Run()
+    layers, tail = anatomy.decoder_layers(module), _Run()
 
     def start(_: nn.Module, __: Any, output: Any) -> None:
-        seen.last, seen.calls = first_tensor(output), []
+        tail.last, tail.calls = first_tensor(output), []
 
-    def note(part: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if seen.last is not None and args:
-            seen.calls.append((part, args[0], first_tensor(output)))
+    def note(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if tail.last is not None:
+            tail.calls.append((part, first_input(args, kwargs), first_tensor(output)))
 
     with ExitStack() as undo, run_uncompiled():
         undo.callback(layers[-1].register_forward_hook(start).remove)
         for part in _list_beside(module, layers):
-            undo.callback(part.register_forward_hook(note).remove)
+            undo.callback(part.register_forward_hook(note, with_kwargs=True).remove)
         module(**inputs)
-    return seen
+    return tail
 
 
 def _list_beside(module: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
@@ -157,33 +157,33 @@ def _list_beside(module: nn.Module, layers: nn.ModuleList) -> list[nn.Module]:
     return [child for holder in holders for child in holder.children() if id(child) not in inside]
 
 
-def _follow(module: Any, seen: _Run) -> HeadPath | None:
+def _follow(module: Any, tail: _Run) -> HeadPath | None:
     """Follow what the last layer returned through the parts that took it, up to the head."""
-    head, states, steps = _head_of(module), seen.last, []
-    for part, taken, returned in seen.calls:
-        factor = _compare(taken, states)
+    head, states, parts = _head_of(module), tail.last, []
+    for part, part_input, returned in tail.calls:
+        factor = _compare(part_input, states)
         if factor is None or not isinstance(returned, Tensor):
             continue
-        steps.append(Step(part, returned.shape[2:] == taken.shape[2:], factor))
+        parts.append(TailPart(part, returned.shape[2:] == part_input.shape[2:], factor))
         states = returned
         if head is not None and any(inner is head for inner in part.modules()):
             break
     else:
-        if head is not None or not steps:
+        if head is not None or not parts:
             return None
-    return HeadPath(tuple(steps[:-1]), steps[-1].part, steps[-1].factor)
+    return HeadPath(tuple(parts[:-1]), parts[-1].part, parts[-1].factor)
 
 
-def _compare(taken: Any, states: Any) -> float | None:
+def _compare(part_input: Any, states: Any) -> float | None:
     """What the states before a part, or the last positions of them, were multiplied by for it; None where it took others."""
-    if not isinstance(taken, Tensor) or not isinstance(states, Tensor) or taken.ndim < 3:  # noqa: PLR2004
+    if not isinstance(part_input, Tensor) or not isinstance(states, Tensor) or part_input.ndim < 3:  # noqa: PLR2004
         return None
-    before = states[:, -taken.shape[1] :].double()
-    if taken.shape != before.shape:
+    before = states[:, -part_input.shape[1] :].double()
+    if part_input.shape != before.shape:
         return None
-    factor = float((taken * before).sum() / before.square().sum())
-    error = float((taken - factor * before).abs().max() / taken.abs().max())
-    tolerance = TOLERANCES.get(taken.dtype, HALF_TOLERANCE)
+    factor = float((part_input * before).sum() / before.square().sum())
+    error = float((part_input - factor * before).abs().max() / part_input.abs().max())
+    tolerance = TOLERANCES.get(part_input.dtype, HALF_TOLERANCE)
     if not error <= tolerance:
         return None
     return 1.0 if abs(factor - 1.0) <= tolerance else factor
