@@ -254,6 +254,12 @@ def _attends(layer: nn.Module) -> bool:
     return any("Attention" in type(part).__name__ for part in layer.modules())
 
 
+def encodes_images_alone(module: Any) -> bool:
+    """Whether the encoder of a model reads an image and no text."""
+    encoder = module.get_encoder() if hasattr(module, "get_encoder") else None
+    return getattr(encoder, "main_input_name", None) in PIXEL_INPUTS
+
+
 def depth_and_heads(module: Any) -> tuple[int, int]:
     """Layers of the decoder and query heads of a layer; 0 where they cannot be found."""
     try:

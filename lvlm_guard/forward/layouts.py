@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.interventions.layout import AcrossLayout, ForwardLayout, PromptLayout
 from lvlm_guard.forward.interventions.running import RunningForward
@@ -74,10 +75,13 @@ class DecodeLayouts:
 
 
 def _find_across(prepared: PreparedDecode, image: Tensor, rows: int) -> AcrossLayout | None:
-    """What the encoder of a prompt read, where main's image `[rows, length]` says where the image is; else None."""
+    """What the encoder of a prompt read, by main's image `[rows, length]`; None without one, and where it reads images alone."""
     encoded = getattr(prepared.kwargs.get("encoder_outputs"), "last_hidden_state", None)
-    if not isinstance(encoded, Tensor) or image.shape != (rows, encoded.shape[1]):
+    if not isinstance(encoded, Tensor) or anatomy.encodes_images_alone(prepared.module):
         return None
+    if image.shape != (rows, encoded.shape[1]):
+        nothing = torch.zeros(rows, encoded.shape[1], dtype=torch.bool, device=encoded.device)
+        return AcrossLayout(nothing, ~nothing, is_known=False)
     mask = prepared.kwargs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != image.shape:
         mask = torch.ones_like(image)

@@ -22,7 +22,7 @@ APART, WITH_OWN = "florence2", "t5gemma2"
 class Attends:
     name: ClassVar[str] = "attends"
     values: tuple[Any, ...]
-    with_branch: bool = False
+    branch: Branch | None = None
 
     @hookimpl
     def attention(self, gen):
@@ -30,11 +30,11 @@ class Attends:
 
     @hookimpl
     def branches(self, gen):
-        return [Branch("noisy", pixels=lambda pixels, _: pixels + 1.0)] if self.with_branch else []
+        return [] if self.branch is None else [self.branch]
 
     @hookimpl
     def terms(self, gen):
-        return [Contrast("noisy", 1.0)] if self.with_branch else []
+        return [] if self.branch is None else [Contrast(self.branch.key, 1.0)]
 
 
 @pytest.fixture(scope="module", params=[APART, WITH_OWN])
@@ -53,9 +53,9 @@ def pad_right(rows):
     return {name: torch.cat([fill(name, row[name]) for row in rows]) for name in rows[0]}
 
 
-def generate(specimen, inputs, *values, with_branch=False):
+def generate(specimen, inputs, *values, branch=None):
     model = specimen.model
-    run = Guard(model, None, [Attends(values, with_branch)]).generate if values or with_branch else model.generate
+    run = Guard(model, None, [Attends(values, branch)]).generate if values or branch else model.generate
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GuardWarning)
         return torch.stack(run(**inputs, **SETTINGS).logits)
@@ -104,9 +104,24 @@ def test_captures_see_the_image_in_what_the_encoder_read(specimen):
 
 
 def test_a_branch_with_an_encoder_prompt_of_its_own_is_edited_alone(specimen):
-    row = specimen.row()
-    plain = generate(specimen, row, with_branch=True)
+    row, noisy = specimen.row(), Branch("noisy", pixels=lambda pixels, _: pixels + 1.0)
+    plain = generate(specimen, row, branch=noisy)
     edit = AttentionEdit((0.0, 1.0), "add", 3.0, branch="noisy")
-    main, edited = generate(specimen, row), generate(specimen, row, edit, with_branch=True)
-    noisy, edited_noisy = 2 * main[0] - plain[0], 2 * main[0] - edited[0]
-    assert (edited_noisy - noisy).abs().max() > 0.02
+    main, edited = generate(specimen, row), generate(specimen, row, edit, branch=noisy)
+    assert ((2 * main[0] - edited[0]) - (2 * main[0] - plain[0])).abs().max() > 0.02
+
+
+def test_main_is_edited_beside_a_branch_whose_encoder_prompt_has_another_length(specimen):
+    row, edit = specimen.row(), AttentionEdit((0.0, 1.0), "add", 3.0)
+    ids = row["input_ids"][:, row["input_ids"][0] < 95]
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    blind = generate(specimen, text)
+    edited, both = generate(specimen, row, edit), generate(specimen, row, edit, branch=Branch("blind", image="removed"))
+    assert (edited[0] - generate(specimen, row)[0]).abs().max() > 0.05
+    torch.testing.assert_close(both[0], 2 * edited[0] - blind[0], rtol=1e-3, atol=1e-3)
+
+
+def test_an_encoder_that_reads_other_positions_than_the_prompts_is_refused():
+    specimen = Specimen("udop")
+    with pytest.raises(ModelRefused, match="read 24 positions, which are not those of the prompt"):
+        generate(specimen, specimen.row(), AttentionEdit((0.0, 1.0), "add", 3.0))

@@ -82,6 +82,12 @@ class AttentionCall:
             ModelRefused: They are others.
         """
         layout, keys = self.running.layout, self.maps.key.shape[-2]
+        encoder = layout.prompts[branch].across
+        if self.reach != "own" and encoder is not None and not encoder.is_known:
+            raise ModelRefused(
+                f"The encoder of this model read {encoder.image.shape[1]} positions, which are not those of the prompt, so which of "
+                "them are the image's cannot be told. Choose a strategy that does not edit attention."
+            )
         across = self._count_across(branch)
         own_keys = keys - across
         if self.reach != "across" and own_keys > layout.total:

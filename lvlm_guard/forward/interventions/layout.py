@@ -20,10 +20,17 @@ QUERY_SETS = {"after_image": "after_image_or_predicting"}
 
 @dataclass(frozen=True)
 class AcrossLayout:
-    """What an encoder read: bool `[rows, length]` each."""
+    """What an encoder read: bool `[rows, length]` each.
+
+    Args:
+        image: Positions of the image.
+        valid: Those that are no padding.
+        is_known: Whether the positions are those of the prompt, so that the image can be told from the text.
+    """
 
     image: Tensor
     valid: Tensor
+    is_known: bool = True
 
     def positions(self, name: str) -> Tensor:
         """A set of positions; those that hold generated tokens are none of these."""
@@ -37,7 +44,8 @@ class AcrossLayout:
 
     def select(self, index: Tensor) -> AcrossLayout:
         """The layout of other rows."""
-        return AcrossLayout(self.image[index.to(self.image.device)], self.valid[index.to(self.valid.device)])
+        image, valid = self.image[index.to(self.image.device)], self.valid[index.to(self.valid.device)]
+        return AcrossLayout(image, valid, self.is_known)
 
 
 @dataclass(frozen=True)

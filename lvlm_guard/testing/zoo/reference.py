@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
 
@@ -146,37 +147,60 @@ def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float, *, e
         encoded: Whether an encoder read the prompt.
 
     Raises:
-        LookupError: No attention of one of these layers got a mask to add to.
+        LookupError: No attention of one of these layers got a mask to add to, or part of it reads the mask for a purpose of its own.
     """
-    favoured: set[nn.Module] = set()
-
-    def favour(layer: nn.Module, mask: Any) -> Any:
-        is_mask = isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point()  # noqa: PLR2004
-        if not is_mask or (encoded and mask.shape[-1] < ids.shape[1]):
-            return mask
-        favoured.add(layer)
-        bias = torch.zeros(mask.shape[-1])
-        of_prompt = bias[-ids.shape[1] :] if encoded else bias[: ids.shape[1]]
-        of_prompt[ids[0] == IMAGE_TOKEN] = amount
-        return mask + bias
-
-    def hook_for(layer: nn.Module) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            states = kwargs.get("key_value_states")
-            if isinstance(states, Tensor) and kwargs.get("attention_mask") is None:
-                kwargs = {**kwargs, "attention_mask": torch.zeros(1, 1, 1, states.shape[1])}  # one that hides nothing
-            masks = {name: favour(layer, value) for name, value in kwargs.items() if name.endswith("attention_mask")}
-            return args, {**kwargs, **masks}
-
-        return hook
-
+    bias = _Bias((ids[0] == IMAGE_TOKEN) * amount, encoded=encoded)
     attending: set[nn.Module] = set()
     with ExitStack() as stack:
         for layer in layers:
             for part in layer.children():
-                if "Attention" in type(part).__name__:
+                name = type(part).__name__
+                if "Attention" in name and (
+                    encoded or "Cross" not in name
+                ):  # where all keys are the image's, nothing changes
                     attending.add(layer)
-                    stack.callback(part.register_forward_pre_hook(hook_for(layer), with_kwargs=True).remove)
+                    add = functools.partial(bias.add, layer)
+                    stack.callback(part.register_forward_pre_hook(add, with_kwargs=True).remove)
+                    for inner in part.children():
+                        stack.callback(inner.register_forward_pre_hook(bias.refuse_readers, with_kwargs=True).remove)
         yield
-    if not attending or favoured != attending:
+    if not attending or bias.reached != attending:
         raise LookupError("Eager attention got no mask to add to in some of these layers.")
+
+
+class _Bias:
+    """Adds to the masks that attention modules take.
+
+    Args:
+        amounts: What is added at each position of the prompt `[length]`.
+        encoded: Whether an encoder read the prompt, so that its keys are the last ones.
+    """
+
+    def __init__(self, amounts: Tensor, *, encoded: bool) -> None:
+        self.reached: set[nn.Module] = set()
+        self._amounts = amounts
+        self._encoded = encoded
+        self._newest: Tensor | None = None
+
+    def add(self, layer: nn.Module, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Add to the masks of one call of an attention module of a layer."""
+        states = kwargs.get("key_value_states")
+        if isinstance(states, Tensor) and kwargs.get("attention_mask") is None:
+            kwargs = {**kwargs, "attention_mask": torch.zeros(1, 1, 1, states.shape[1])}  # one that hides nothing
+        masks = {name: self._add_to(layer, value) for name, value in kwargs.items() if name.endswith("attention_mask")}
+        return args, {**kwargs, **masks}
+
+    def _add_to(self, layer: nn.Module, mask: Any) -> Any:
+        length = len(self._amounts)
+        is_mask = isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point()  # noqa: PLR2004
+        if not is_mask or (self._encoded and mask.shape[-1] < length):
+            return mask
+        self.reached.add(layer)
+        others = mask.shape[-1] - length
+        self._newest = mask + pad(self._amounts, (others, 0) if self._encoded else (0, others))
+        return self._newest
+
+    def refuse_readers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuse parts of an attention module that take the mask, too."""
+        if any(value is self._newest for value in (*args, *kwargs.values()) if value is not None):
+            raise LookupError("A part of this attention chooses keys by the mask.")
