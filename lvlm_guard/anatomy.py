@@ -111,8 +111,9 @@ def _find_decoder(module: Any) -> tuple[nn.Module, nn.ModuleList]:
         if isinstance(layers := getattr(found, "layers", None), nn.ModuleList):
             return found, layers
         looked_at.append(found)
-        names = ("text_model", "language_model", "model", "decoder")
-        found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
+        names = ("text_model", "language_model", "model", "decoder", "base_model")
+        inside = (getattr(found, name, None) for name in names)
+        found = next((part for part in inside if part is not None and part is not found), None)
     for part in reversed(looked_at):
         if (stack := _only_stack(part)) is not None:
             return part, stack
@@ -225,14 +226,25 @@ def _list_towers(module: Any) -> Iterator[nn.Module]:
     encode = getattr(module, "get_encoder", None)
     if encode is not None and "modality" in inspect.signature(encode).parameters:
         encoder = encode(modality="image")
-        if isinstance(encoder, nn.Module) and not any(part is encoder for part in owners):
+        if isinstance(encoder, nn.Module) and not _holds_decoder(encoder, module):
             yield encoder
     for part in module.modules():
-        takes_pixels = getattr(part, "main_input_name", None) in PIXEL_INPUTS and not any(
-            part is owner for owner in owners
-        )
-        if takes_pixels and any(len(stack) and _attends(stack[0]) for stack in _outermost_stacks(part)):
+        if _takes_pixels(part, module) and any(len(stack) and _attends(stack[0]) for stack in _outermost_stacks(part)):
             yield part
+
+
+def _takes_pixels(part: Any, module: Any) -> bool:
+    """Whether a part is a model of its own that takes pixels, and neither the decoder nor what holds it."""
+    return getattr(part, "main_input_name", None) in PIXEL_INPUTS and not _holds_decoder(part, module)
+
+
+def _holds_decoder(part: nn.Module, module: Any) -> bool:
+    """Whether a part holds the layers of the decoder."""
+    try:
+        layers = decoder_layers(module)
+    except ModelRefused:
+        return part is module
+    return any(inner is layers for inner in part.modules())
 
 
 def _outermost_stacks(part: nn.Module) -> Iterator[nn.ModuleList]:
@@ -257,7 +269,10 @@ def _attends(layer: nn.Module) -> bool:
 def encodes_images_alone(module: Any) -> bool:
     """Whether the encoder of a model reads an image and no text."""
     encoder = module.get_encoder() if hasattr(module, "get_encoder") else None
-    return getattr(encoder, "main_input_name", None) in PIXEL_INPUTS
+    owners = (encoder, getattr(module, "model", None), module)
+    encoders = [encoder, *(getattr(owner, "encoder", None) for owner in owners)]
+    found = next((part for part in encoders if isinstance(part, nn.Module) and not _holds_decoder(part, module)), None)
+    return found is not None and _takes_pixels(found, module)
 
 
 def depth_and_heads(module: Any) -> tuple[int, int]:

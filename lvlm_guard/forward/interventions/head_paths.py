@@ -121,13 +121,15 @@ def _observe(module: Model) -> HeadPath | None:
 
 
 def _make_inputs(module: Any) -> Iterator[dict[str, Any]]:
-    """What the decoder runs on; to what encodes as well, tokens for both sides."""
+    """What the decoder runs on; in a model that encodes as well, beside states that stand for what was encoded."""
     parameters = inspect.signature(module.forward).parameters
     for inputs in make_inputs(module):
-        accepted = {name: value for name, value in inputs.items() if name in parameters}
-        if "decoder_input_ids" in parameters and "input_ids" in inputs:
-            yield {**accepted, "decoder_input_ids": inputs["input_ids"]}
-        yield accepted
+        tokens, states = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        if "decoder_input_ids" in parameters and tokens is not None:
+            yield {"decoder_input_ids": tokens, "input_ids": tokens}
+        if {"decoder_inputs_embeds", "encoder_outputs"} <= set(parameters) and states is not None:
+            yield {"decoder_inputs_embeds": states, "encoder_outputs": (states,)}
+        yield {name: value for name, value in inputs.items() if name in parameters}
 
 
 def _run(module: Any, inputs: dict[str, Any]) -> _Run:
