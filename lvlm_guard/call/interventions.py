@@ -75,11 +75,11 @@ def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode, tower
         ModelRefused: The model has no part of the kind an edit names.
     """
     attention, hidden = plan.edits_of(AttentionEdit), plan.edits_of(HiddenEdit)
-    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
     of_decoder = [edit for edit in hidden if edit.tower == "decoder"]
     inside = LayerInterventions(
         main.module, attention, plan.edits_of(AttentionCapture), of_decoder, plan.edits_of(Readout)
     )
+    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
     return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"], towers)
 
 

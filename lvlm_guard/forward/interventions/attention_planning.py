@@ -91,7 +91,7 @@ def _choose(
 
 def _name_attending(attending: Mapping[int, Sequence[nn.Module]]) -> str:
     if not attending:
-        return "None of its layers has: choose a strategy that does not edit or observe attention."
+        return "None of its layers runs attention through transformers' interface: choose a strategy that does not edit or observe attention."
     return f"Choose among layers {sorted(attending)}."
 
 
