@@ -271,8 +271,8 @@ def encodes_images_alone(module: Any) -> bool:
     encoder = module.get_encoder() if hasattr(module, "get_encoder") else None
     owners = (encoder, getattr(module, "model", None), module)
     encoders = [encoder, *(getattr(owner, "encoder", None) for owner in owners)]
-    found = next((part for part in encoders if isinstance(part, nn.Module) and not _holds_decoder(part, module)), None)
-    return found is not None and _takes_pixels(found, module)
+    first = next((part for part in encoders if isinstance(part, nn.Module) and not _holds_decoder(part, module)), None)
+    return first is not None and _takes_pixels(first, module)
 
 
 def depth_and_heads(module: Any) -> tuple[int, int]:

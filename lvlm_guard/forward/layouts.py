@@ -80,8 +80,8 @@ def _find_across(prepared: PreparedDecode, image: Tensor, rows: int) -> AcrossLa
     if not isinstance(encoded, Tensor) or anatomy.encodes_images_alone(prepared.module):
         return None
     if image.shape != (rows, encoded.shape[1]):
-        nothing = torch.zeros(rows, encoded.shape[1], dtype=torch.bool, device=encoded.device)
-        return AcrossLayout(nothing, ~nothing, is_known=False)
+        no_image = torch.zeros(rows, encoded.shape[1], dtype=torch.bool, device=encoded.device)
+        return AcrossLayout(no_image, ~no_image, is_known=False)
     mask = prepared.kwargs.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.shape != image.shape:
         mask = torch.ones_like(image)

@@ -98,12 +98,12 @@ def _find_embeddings(module: Any) -> Any:
         return module.get_input_embeddings()
     except NotImplementedError:
         parts = anatomy.decoder(module).modules()
-    found = next((part for part in parts if isinstance(part, nn.Embedding)), None)
-    if found is None:
+    embeddings = next((part for part in parts if isinstance(part, nn.Embedding)), None)
+    if embeddings is None:
         raise ModelRefused(
             f"{type(module).__name__} shows no embeddings of its tokens, so nothing can be done inside it."
         )
-    return found
+    return embeddings
 
 
 def _find_device(module: Any, weight: Tensor) -> torch.device:

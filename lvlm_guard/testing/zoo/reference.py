@@ -196,8 +196,8 @@ class _Bias:
         if not is_mask or (self._encoded and mask.shape[-1] < length):
             return mask
         self.reached.add(layer)
-        others = mask.shape[-1] - length
-        self._newest = mask + pad(self._amounts, (others, 0) if self._encoded else (0, others))
+        missing = mask.shape[-1] - length
+        self._newest = mask + pad(self._amounts, (missing, 0) if self._encoded else (0, missing))
         return self._newest
 
     def refuse_readers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
