@@ -53,9 +53,9 @@ class Interventions:
     @contextmanager
     def installed(self, main: PreparedDecode, gen: Generation) -> Iterator[None]:
         """Hook everything in; all of it is undone on the way out."""
-        holder = main.module if self.towers.model is None else self.towers.model
+        edits, effects = self.vision_edits, self.inside.effects
         in_towers = vision.installed(
-            holder, self.vision_edits, gen, self.inside.effects, has_image=self.towers.has_image
+            main.module, self.towers.model, edits, gen, effects, has_image=self.towers.has_image
         )
         with self.inside.installed(), in_towers:
             yield

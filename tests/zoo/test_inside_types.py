@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import dataclass
+from typing import ClassVar
 
-from lvlm_guard.testing.zoo.building import TYPES
+import pytest
+import torch
+
+from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, hookimpl
+from lvlm_guard.testing.zoo.building import TYPES, Specimen
 from lvlm_guard.testing.zoo.probing import probe_type
+from lvlm_guard.testing.zoo.prompts import disturbed, noised
+from lvlm_guard.testing.zoo.reference import outputs_changed
 
 INSIDE = {
     "blip": ("hidden", "readouts", "vision"),
@@ -34,3 +41,40 @@ def test_layers_are_edited_and_read_exactly(name):
     cells = probe_type(name, INSIDE[name])
     assert cells.get("attention", cells[INSIDE[name][0]]).reference == "recompute"
     assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(INSIDE[name], "exact"), cells
+
+
+@dataclass(frozen=True)
+class TurnsTower:
+    name: ClassVar[str] = "turns-tower"
+    edited: tuple[str, ...]
+
+    @hookimpl
+    def hidden(self, gen):
+        return [
+            HiddenEdit("residual", lambda hidden, _: hidden.flip(-1), tower="vision", branch=key) for key in self.edited
+        ]
+
+    @hookimpl
+    def branches(self, gen):
+        return [Branch("noise", pixels=disturbed)]
+
+    @hookimpl
+    def terms(self, gen):
+        return [Contrast("noise", 1.0)]
+
+
+def test_a_tower_beside_the_module_that_decodes_is_edited_for_main_and_branch_apart():
+    specimen = Specimen("blip-2")
+    row, layers = specimen.row(), specimen.model.vision_model.encoder.layers
+    settings = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+
+    def plain(inputs, *, turned):
+        with outputs_changed(layers if turned else [], lambda hidden: hidden.flip(-1)):
+            return specimen.model.generate(**inputs, **settings).logits[0]
+
+    noisy = noised(specimen, row)
+    for edited in (("main",), ("noise",), ("main", "noise")):
+        output = Guard(specimen.model, None, [TurnsTower(edited)]).generate(**row, **settings)
+        wanted = 2 * plain(row, turned="main" in edited) - plain(noisy, turned="noise" in edited)
+        assert (wanted - 2 * plain(row, turned=False) + plain(noisy, turned=False)).abs().max() > 0.02
+        torch.testing.assert_close(output.logits[0], wanted, rtol=1e-4, atol=1e-4)
