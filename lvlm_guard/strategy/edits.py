@@ -187,8 +187,9 @@ class HiddenEdit:
         site: What a layer's feed-forward (`mlp`) or attention block (`attention`) adds to the residual stream, behind a
             norm or a factor where the layer has one; the layer's output (`residual`); or the token embeddings before the
             first layer (`embedding`). In the vision tower, the output of the block itself.
-        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder;
-            in the vision tower whatever it works on, images or packed patches first.
+        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder, called
+            for each stream where layers have several residual streams; in the vision tower whatever it works on, images or
+            packed patches first.
         layers: As in `AttentionEdit`; ignored at `embedding`.
         tower: `decoder` or `vision`.
         positions: `all`, `image`, `after_image` or `predicting`, as the queries of `AttentionEdit`.
