@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,6 +73,18 @@ def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
 def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     """Submodules that remember rope deltas between calls, and so must be put back after every branch."""
     return [part for part in module.modules() if hasattr(part, "rope_deltas")]
+
+
+@contextmanager
+def kept_rope(module: nn.Module | Model) -> Iterator[None]:
+    """Put rope deltas back after the block: some versions keep them on the module, and read them when they go on."""
+    owners = rope_owners(module)
+    old_deltas = [owner.rope_deltas for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, deltas in zip(owners, old_deltas, strict=True):
+            owner.rope_deltas = deltas
 
 
 def maximum_length(config: Any) -> int | None:

@@ -26,6 +26,7 @@ from lvlm_guard import (
     Readout,
     hookimpl,
 )
+from lvlm_guard.forward.interventions.head_paths import observe_path
 from lvlm_guard.strategy.edits import AttentionCapture
 from lvlm_guard.testing import ARCHITECTURES, tiny
 
@@ -228,6 +229,27 @@ def test_readouts_are_scaled_as_the_model_scales_where_its_config_says_nothing()
         read = model.lm_head(model.get_decoder().norm(states[0][:, -1])) * 0.3
     mixed = generate(model, inputs, Does(reads=(Readout((1,)),)))
     torch.testing.assert_close(mixed[0], plain[0] + 0.5 * read, rtol=1e-4, atol=1e-4)
+
+
+def test_readouts_online_are_scaled_as_the_model_scales_from_the_first_call_on():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits * 0.3)
+    plain = generate(model, inputs)
+    online, later = (generate(model, inputs, Does(reads=(Readout((1,), online=way),))) for way in (True, False))
+    torch.testing.assert_close(online, later, rtol=1e-5, atol=1e-5)
+    assert (online - plain).abs().max() > 0.05
+
+
+def test_running_a_model_to_find_its_head_leaves_its_rope_deltas():
+    """Some versions overwrite them in every forward, and read them when they go on."""
+    model, inputs = tiny("qwen2_vl")
+    generate(model, inputs)
+    deltas = model.model.rope_deltas
+    assert deltas is not None
+    overwrite = model.model.register_forward_hook(lambda part, *_: setattr(part, "rope_deltas", None))
+    observe_path(model)
+    assert model.model.rope_deltas is deltas
+    overwrite.remove()
 
 
 def test_readouts_are_refused_where_a_bias_stands_behind_the_head():

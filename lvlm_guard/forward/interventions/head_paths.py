@@ -65,9 +65,10 @@ class HeadPath(NamedTuple):
 
 @dataclass
 class _Run:
-    """What a forward was seen to do behind its last layer: parts, what they took first, what they returned first."""
+    """What a forward was seen to do behind its last layer: parts, what they took first, what they returned first; the logits."""
 
     last: Any = None
+    logits: Any = None
     calls: list[tuple[nn.Module, Any, Any]] = field(default_factory=list)
 
 
@@ -86,16 +87,29 @@ def find_path(module: Model) -> HeadPath | None:
     return HeadPath((TailPart(norm, is_norm=True),), head)
 
 
-@torch.no_grad()
 def observe_path(module: Model) -> HeadPath | None:
     """The parts that hand on what the last layer returns, to the head; None where some of it is not done by parts alone.
 
-    Modules are watched that stand beside the layers, and beside what the layers stand in. Hooks of a call that runs do not
-    see it. Kept for each model.
+    Modules are watched that stand beside the layers, and beside what the layers stand in. Kept for each model.
     """
-    path = contextvars.Context().run(_observe, module)
+    tail = _run_apart(module)
+    path = None if tail is None else _follow(module, tail)
     _observed[module] = _state_of(module), path
     return path
+
+
+def sample_tail(module: Model) -> tuple[Tensor, Tensor] | None:
+    """What the last layer returns on a few random tokens, and the logits that the model makes of it; None if it does not run."""
+    tail = _run_apart(module)
+    is_known = tail is not None and isinstance(tail.last, Tensor) and isinstance(tail.logits, Tensor)
+    return (tail.last, tail.logits) if tail is not None and is_known else None
+
+
+@torch.no_grad()
+def _run_apart(module: Model) -> _Run | None:
+    """Run a model on random tokens, unseen by the hooks of a call that runs; None if it does not run."""
+    with anatomy.kept_rope(module):
+        return contextvars.Context().run(_try_inputs, module)
 
 
 def _state_of(module: Any) -> Hashable:
@@ -110,14 +124,16 @@ def _head_of(module: Any) -> nn.Module | None:
     return head
 
 
-def _observe(module: Model) -> HeadPath | None:
-    for inputs in _make_inputs(module):
-        try:
-            tail = _run(module, inputs)
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
-            continue
-        return _follow(module, tail)
-    return None
+def _try_inputs(module: Model) -> _Run | None:
+    runs = (_try(module, inputs) for inputs in _make_inputs(module))
+    return next((tail for tail in runs if tail is not None), None)
+
+
+def _try(module: Model, inputs: dict[str, Any]) -> _Run | None:
+    try:
+        return _run(module, inputs)
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError):
+        return None
 
 
 def _make_inputs(module: Any) -> Iterator[dict[str, Any]]:
@@ -146,7 +162,7 @@ def _run(module: Any, inputs: dict[str, Any]) -> _Run:
         undo.callback(layers[-1].register_forward_hook(start).remove)
         for part in _list_beside(module, layers):
             undo.callback(part.register_forward_hook(note, with_kwargs=True).remove)
-        module(**inputs)
+        tail.logits = getattr(module(**inputs), "logits", None)
     return tail
 
 
