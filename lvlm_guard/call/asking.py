@@ -25,6 +25,7 @@ class AskedCall:
         executor: The executor asked for.
         ask: Asks the guarded model questions about the picture of one request.
         gen: The object that travels through every hook.
+        model: The model whose generate it is; None where nothing but the module that decodes is known.
         started: When the call began, in seconds of `time.perf_counter`.
     """
 
@@ -34,6 +35,7 @@ class AskedCall:
     executor: ExecutorName
     ask: Callable[[Sequence[str], int], list[str]] | None
     gen: Generation
+    model: Any = None
     started: float = field(default_factory=time.perf_counter)
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
@@ -47,6 +49,7 @@ def build_asked_call(
     strategies: StrategyCalls,
     executor: ExecutorName,
     ask: Callable[[Sequence[str], int], list[str]] | None = None,
+    model: Any = None,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
-    return AskedCall(generate, request, strategies, executor, ask, create_generation(request))
+    return AskedCall(generate, request, strategies, executor, ask, create_generation(request), model)

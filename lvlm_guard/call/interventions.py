@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from lvlm_guard.call.plan import Edit, Plan
 from lvlm_guard.call.refusals import ATTENTION
@@ -19,16 +20,31 @@ from lvlm_guard.user_warnings import warn_user
 
 
 @dataclass(frozen=True, eq=False)
+class Towers:
+    """What encodes images.
+
+    Args:
+        model: The model that is guarded: it may encode images outside of the module that decodes. None where that is all of it.
+        has_image: Whether the call brings an image.
+    """
+
+    model: Any = None
+    has_image: bool = True
+
+
+@dataclass(frozen=True, eq=False)
 class Interventions:
     """What a call does inside the layers.
 
     Args:
         inside: Edits, captures and readouts of the decoder.
         vision_edits: Edits of the vision tower.
+        towers: What encodes images.
     """
 
     inside: LayerInterventions
     vision_edits: Sequence[HiddenEdit]
+    towers: Towers
 
     @property
     def is_empty(self) -> bool:
@@ -38,7 +54,11 @@ class Interventions:
     @contextmanager
     def installed(self, main: PreparedDecode, gen: Generation) -> Iterator[None]:
         """Hook everything in; all of it is undone on the way out."""
-        with self.inside.installed(), vision.installed(main.module, self.vision_edits, gen, self.inside.effects):
+        edits, effects = self.vision_edits, self.inside.effects
+        in_towers = vision.installed(
+            main.module, self.towers.model, edits, gen, effects, has_image=self.towers.has_image
+        )
+        with self.inside.installed(), in_towers:
             yield
 
     def had_effect(self, edits: Sequence[Edit]) -> bool | None:
@@ -47,7 +67,7 @@ class Interventions:
         return self.inside.effects.had_effect(keys) if keys else None
 
 
-def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> Interventions:
+def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode, towers: Towers) -> Interventions:
     """Return what the plan does inside the layers of this model.
 
     Raises:
@@ -56,12 +76,12 @@ def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> In
         ModelRefused: The model has no part of the kind an edit names.
     """
     attention, hidden = plan.edits_of(AttentionEdit), plan.edits_of(HiddenEdit)
-    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
     of_decoder = [edit for edit in hidden if edit.tower == "decoder"]
     inside = LayerInterventions(
         main.module, attention, plan.edits_of(AttentionCapture), of_decoder, plan.edits_of(Readout)
     )
-    return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"])
+    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
+    return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"], towers)
 
 
 def warn_if_uncompiled(main: PreparedDecode, *, hooked: bool) -> None:

@@ -93,7 +93,7 @@ class Specimen:
         return image
 
     def _common_layout(self) -> dict[str, Any]:
-        if self.name in ARCHITECTURES:
+        if is_ready(self.name, self.recipe):
             return _known_layout(ARCHITECTURES[self.name])
         if "image_grid_thw" in self.accepted:
             return {"pixel_values": (PATCHES, self._patch_width()), "image_grid_thw": GRID}
@@ -108,7 +108,7 @@ class Specimen:
     def _image_tokens(self) -> list[int]:
         if self.recipe.prompt is not None:
             return list(self.recipe.prompt)
-        if self.name in ARCHITECTURES:
+        if is_ready(self.name, self.recipe):
             return placeholders(self.name)
         image = [IMAGE_TOKEN] * self._count_features()
         opening, closing = ([fence] if fence in self.fences else [] for fence in (VISION_START, VISION_END))
@@ -142,9 +142,14 @@ def _known_layout(entry: Tiny) -> dict[str, Any]:
     return {"pixel_values": entry.pixels if packed else (1, *entry.pixels), **numbers}
 
 
+def is_ready(name: str, recipe: Recipe) -> bool:
+    """Return whether a type is taken as `tiny` builds it."""
+    return name in ARCHITECTURES and not recipe.changes
+
+
 def build_model(name: str, recipe: Recipe) -> Any:
     """Return the tiny model of a type in eval mode and fp32, with weights that let image and prompt matter."""
-    if name in ARCHITECTURES:
+    if is_ready(name, recipe):
         return tiny(name)[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

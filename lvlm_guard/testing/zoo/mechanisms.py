@@ -100,5 +100,6 @@ def unchanged(scores: Tensor, _: Any) -> Tensor:
 
 NEUTRAL = InsideModel(attends=(AttentionEdit(EDITED, unchanged, keys="image", queries="all"),))
 FAVOURED = InsideModel(attends=(AttentionEdit(EDITED, "add", FAVOUR, keys="image", queries="all"),))
+SCALED = InsideModel(attends=(AttentionEdit(EDITED, "scale", FAVOUR, keys="image", queries="all"),))
 REVERSED = InsideModel(hides=(HiddenEdit("residual", reversed_states, layers=EDITED),))
 REVERSED_TOWER = InsideModel(hides=(HiddenEdit("residual", reversed_states, tower="vision"),))

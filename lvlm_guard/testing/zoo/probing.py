@@ -265,7 +265,10 @@ def _readouts(probe: TypeProbe) -> MechanismCell:
 
 
 def _attention(probe: TypeProbe) -> MechanismCell:
-    """Run a neutral edit, which gives plain logits, and a real one, which does what a bias in an eager mask does."""
+    """Run a neutral edit, which gives plain logits, and a real one, which does what a bias in an eager mask does.
+
+    Where every key is the image's, a bias does nothing, so scores are multiplied there.
+    """
     neutral, executor = probe.run(mechanisms.NEUTRAL)
     kind = probe.reference_kind([None], 1)
     plain = torch.stack([probe.plain(None, 0, step.prefix, kind) for step in neutral])
@@ -274,10 +277,17 @@ def _attention(probe: TypeProbe) -> MechanismCell:
         return replace(calm, error="A neutral edit changes the logits.")
     steps, executor = probe.run(mechanisms.FAVOURED)
     expected = _favoured(probe, steps) if kind == "recompute" else None
-    if expected is not None:
-        return _compare_paths(probe, steps, expected, executor, kind)
-    scores = torch.stack([step.scores for step in steps])
-    return replace(_compare_paths(probe, steps, scores, executor, kind), delta=calm.delta, reference="neutral")
+    if expected is not None and (cell := _compare_paths(probe, steps, expected, executor, kind)).status != "no power":
+        return cell
+    cells = (_measure_effect(probe, edit, kind, calm) for edit in (mechanisms.FAVOURED, mechanisms.SCALED))
+    return max(cells, key=lambda cell: cell.effect or 0.0)
+
+
+def _measure_effect(probe: TypeProbe, edit: mechanisms.InsideModel, kind: str, calm: MechanismCell) -> MechanismCell:
+    """Return the effect of an edit that nothing says how to compute otherwise, beside how far a neutral one is off."""
+    steps, executor = probe.run(edit)
+    effect = _compare_paths(probe, steps, torch.stack([step.scores for step in steps]), executor, kind).effect or 0.0
+    return replace(judge(calm.delta or 0.0, effect, executor, kind), reference="neutral")
 
 
 def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
@@ -287,7 +297,8 @@ def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
     try:
         model.set_attn_implementation("eager")
         layers = list(reference.decoder_layers(model))[slice(*mechanisms.EDITED)]
-        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR):
+        encoded = bool(model.config.is_encoder_decoder)
+        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR, encoded=encoded):
             return reference.follow(model, probe.rows[0], tokens, use_cache=False)[:, 0]
     except (LookupError, ValueError, NotImplementedError):
         return None

@@ -166,9 +166,11 @@ RECIPES: dict[str, Recipe] = {
         prompt=(100,) * 8,
     ),
     "kimi_k25": Recipe(images=_PATCHES),
-    "kosmos-2": Recipe(prompt=(100,) * 4),
+    "kosmos-2": Recipe({"text_config": {"init_std": 0.2}}, prompt=(100,) * 4),
     "kosmos-2.5": Recipe(
-        {"vision_config": {"patch_embed_hidden_size": 48}}, {"flattened_patches": (1, 16, 50)}, prompt=(100,) * 4
+        {"vision_config": {"patch_embed_hidden_size": 48}, "text_config": {"init_std": 0.12}},
+        {"flattened_patches": (1, 16, 50)},
+        prompt=(100,) * 4,
     ),
     "lfm2_vl": Recipe(
         {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
@@ -219,6 +221,7 @@ RECIPES: dict[str, Recipe] = {
     "pp_formulanet": Recipe({"vision_config": {"image_size": 32}}, _LARGE, prompt=(), text="decoder_input_ids"),
     "qwen2_5_omni_thinker": Recipe(_START_END),
     "qwen3_omni_moe_thinker": Recipe(_START_END),
+    "qwen3_5": Recipe({"text_config": {"layer_types": ["linear_attention", "full_attention"] * 2}}),
     "qwen4_exp": Recipe(
         {
             "text_config": {
