@@ -42,7 +42,7 @@ class Command(TyperCommand):
 def _swallows(value: Any, names: set[str]) -> bool:
     """Whether the value that was read for an option is the name of another one."""
     values = value if isinstance(value, (list, tuple)) else [value]
-    return any(isinstance(one, str) and one in names for one in values)
+    return any(isinstance(entry, str) and entry in names for entry in values)
 
 
 def _takes_one_value(option: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from odd_models import DECODERS, build, build_gemma4
+from odd_models import CACHE, DECODERS, build, build_gemma4
 from torch import nn
 
 from lvlm_guard import (
@@ -267,7 +267,7 @@ class Twice(nn.Module):
         self.inner = inner
 
     def forward(self, hidden_states, **kwargs):
-        return self.inner(self.inner(hidden_states, **{**kwargs, "past_key_values": None}), **kwargs)
+        return self.inner(self.inner(hidden_states, **{**kwargs, CACHE: None}), **kwargs)
 
 
 class Never(nn.Module):

@@ -15,6 +15,7 @@ from pydantic import Field
 from saved_models import save_model
 
 from lvlm_guard import Generation, Guard, InputError, NonFiniteLogits, StackError, Term, hookimpl, loading
+from lvlm_guard.cache_names import find_cache
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.testing import devices
 from lvlm_guard.testing.zoo import mechanisms
@@ -150,7 +151,7 @@ def test_a_model_that_differs_without_a_cache_is_red_and_recompute_keeps_one(gua
     forward = guard.model.model.forward
 
     def watched(*args, **kwargs):
-        head.whole = kwargs.get("past_key_values") is None or kwargs.get("use_cache") is False
+        head.whole = find_cache(kwargs) is None or kwargs.get("use_cache") is False
         return forward(*args, **kwargs)
 
     guard.model.model.forward = watched

@@ -32,22 +32,22 @@ class Interval:
     high: float
 
 
-def format_interval(found: Interval, clusters: int, *, signed: bool = False) -> str:
+def format_interval(score: Interval, clusters: int, *, signed: bool = False) -> str:
     """Write a score with its bounds, or say that there are too few pictures for any.
 
     Args:
-        found: The score.
+        score: The score.
         clusters: Pictures behind it.
         signed: Whether to write a plus, for differences.
     """
-    if math.isnan(found.value):
+    if math.isnan(score.value):
         return "\u2013"
     sign = "+" if signed else ""
     if clusters < FEWEST:
-        return f"{found.value:{sign}.3f} ({TOO_FEW})"
-    if math.isnan(found.low) or math.isnan(found.high):
-        return f"{found.value:{sign}.3f}"
-    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+        return f"{score.value:{sign}.3f} ({TOO_FEW})"
+    if math.isnan(score.low) or math.isnan(score.high):
+        return f"{score.value:{sign}.3f}"
+    return f"{score.value:{sign}.3f} [{score.low:{sign}.3f}, {score.high:{sign}.3f}]"
 
 
 def by_cluster(clusters: Sequence[str], counts: ArrayLike) -> Totals:
