@@ -106,15 +106,22 @@ def _first_ambiguous(request: Request) -> str | None:
 
 def _edits_beside_video(subject: RequestedBranch) -> bool:
     branch = subject.branch
-    return subject.request.has_video and (branch.edits_image or branch.image == "masked")
+    edits_image = branch.picture is not None or branch.features is not None or branch.image == "masked"
+    return subject.request.has_video and edits_image
 
 
 def _drops_scattered_video(subject: RequestedBranch) -> bool:
-    request = subject.request
-    if not (subject.branch.drops_image and request.has_video):
-        return False
-    spans = prompts.find_spans_of(request, anatomy.video_token_id(request.config))
-    return sum(map(len, spans)) != request.video_count
+    drops = subject.branch.drops_image and subject.request.has_video
+    return drops and prompts.find_video_spans(subject.request) is None
+
+
+def _has_unnamed_image(subject: RequestedBranch) -> bool:
+    """Whether a branch edits the prompt at an image whose tokens neither the config, nor the inputs, nor a processor name."""
+    request, branch = subject.request, subject.branch
+    at_image = branch.drops_image or any("image" in getattr(edit, "place", "") for edit in branch.tokens)
+    marked = request.places is not None and bool((request.places < 0).any())
+    is_named = request.processor is not None or anatomy.image_token_id(request.config) is not None or marked
+    return at_image and request.has_image and not is_named and request.text_name == "input_ids"
 
 
 def _is_foreign(cache: object) -> bool:
@@ -396,25 +403,25 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         ),
     ),
     RefusalRule(
-        "edits of images, in a request with a video",
-        "edits are made for still images, and the video would stay as it is",
-        "a strategy that drops the image, or a request without a video",
+        "edits of pictures or of features, and masked images, in a request with a video",
+        "they are made for still images, and the video would stay as it is",
+        "a strategy that edits pixels or drops the image, or a request without a video",
         ModeRefused,
         _edits_beside_video,
         lambda subject: (
-            f"Branch {subject.branch.key!r} edits images, but the request holds a video, which would stay as it is: use a "
-            "strategy whose branches drop the image, or pass images alone."
+            f"Branch {subject.branch.key!r} edits still images, but the request holds a video, which would stay as it is: use a "
+            "strategy whose branches edit pixels or drop the image, or pass images alone."
         ),
     ),
     RefusalRule(
-        "a branch without the image, where a video stands in several pieces of the prompt",
-        "what was written between them, such as time stamps, would be left in",
-        "a request without a video",
+        "a branch without the image, where the frames of a video stand apart in the prompt and nothing tells their times from text",
+        "the times that were written for them would be left in",
+        "`Guard(model, processor)`, or a request without a video",
         ModeRefused,
         _drops_scattered_video,
         lambda subject: (
-            f"Branch {subject.branch.key!r} drops images and videos, but the parts of the video stand apart in the prompt, and what "
-            "was written for each of them is unknown: pass images alone."
+            f"Branch {subject.branch.key!r} drops images and videos, but the frames of a video stand apart in the prompt, and what "
+            "was written for each of them, such as its time, is unknown; a tokenizer may tell: Guard(model, processor)."
         ),
     ),
     RefusalRule(
@@ -426,6 +433,28 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         lambda subject: (
             f"Branch {subject.branch.key!r} needs an image, but generate() got no pixel_values. "
             "Pass the processor's full output: guard.generate(**inputs)."
+        ),
+    ),
+    RefusalRule(
+        "a branch without the image, where an encoder reads the image alone",
+        "nothing is left to encode",
+        "a strategy whose branches keep the image",
+        ModelRefused,
+        lambda subject: subject.branch.drops_image and subject.request.text_name == "decoder_input_ids",
+        lambda subject: (
+            f"Branch {subject.branch.key!r} drops the image, but the encoder of this model reads nothing else, so nothing is left "
+            "without it: choose a strategy whose branches keep the image."
+        ),
+    ),
+    RefusalRule(
+        "a change of the prompt round the image, where the config names no placeholder and there is no processor",
+        "the prompt may hold tokens of the image that only the processor names",
+        "`Guard(model, processor)`",
+        ProcessorNeeded,
+        _has_unnamed_image,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} edits the prompt round the image, and this model's config does not name the tokens that "
+            "stand for one; its processor may: Guard(model, processor)."
         ),
     ),
     RefusalRule(

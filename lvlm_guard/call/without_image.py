@@ -18,10 +18,10 @@ from lvlm_guard.request.requests import Request
 
 
 def rows_with_image(request: Request) -> Tensor:
-    """Rows whose prompt holds an image, bool `[batch]`; the pixels tell where a model has no placeholders."""
-    if not request.has_image or anatomy.image_token_id(request.config) is None:
+    """Rows whose prompt holds an image or a video, bool `[batch]`; the pixels tell where a model has no placeholders."""
+    if not (request.has_image or request.has_video) or request.stands_beside:
         return torch.full((request.input_ids.shape[0],), request.has_image, device="cpu")
-    return request.image_mask.any(1).cpu()
+    return (request.image_mask | request.video_mask).any(1).cpu()
 
 
 def split_rows(request: Request, rows: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -17,6 +17,9 @@ from lvlm_guard.request.pixel_parts import fit_tiles, is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
 
+LOOKS_AT = "image_attention_mask"
+"""Input of models that take no prompt without pixels: where it is 0, a token looks at no image, as in a prompt that has none."""
+
 
 def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the model inputs of a branch, left-padded anew when the prompt changed.
@@ -31,7 +34,9 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
         StrategyRefused: The images or the prompt cannot be edited.
         ProcessorNeeded: There is no processor to recover pictures with.
     """
-    inputs = {**request.without_cache, "attention_mask": request.attention_mask}
+    inputs = dict(request.without_cache)
+    if request.text_name == "input_ids":
+        inputs["attention_mask"] = request.attention_mask
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edit_images(request, branch))
     elif encoded is not None and not branch.drops_image:
@@ -41,10 +46,17 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
     if branch.image == "masked":
         inputs["attention_mask"] = _mask_images(request)
     if branch.drops_image:
-        inputs = {name: value for name, value in inputs.items() if not anatomy.is_image_input(name)}
+        inputs = _drop_image_inputs(inputs)
     if branch.drops_image or branch.tokens:
         inputs.update(prompts.edit_tokens(request, branch, inputs))
     return inputs
+
+
+def _drop_image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs without what is about images; pixels that no token looks at where the model says so by a mask."""
+    if LOOKS_AT in inputs:
+        return {**inputs, LOOKS_AT: torch.zeros_like(inputs[LOOKS_AT])}
+    return {name: value for name, value in inputs.items() if not anatomy.is_image_input(name)}
 
 
 def describe_edit(edit: InputEdit) -> Branch:
@@ -57,7 +69,8 @@ def edit_request(request: Request, edit: InputEdit) -> Request:
     inputs = build_branch_inputs(request, describe_edit(edit), None)
     if request.inputs.get("past_key_values") is not None:
         inputs["past_key_values"] = request.inputs["past_key_values"]
-    settings = _lengthen_limits(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
+    ids = inputs.get(request.text_name, request.input_ids)
+    settings = _lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
     return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
 
@@ -66,7 +79,7 @@ def differs(before: Request, after: Request) -> bool:
     """Return whether the prompt or the pictures of two requests differ in anything."""
     if before is after:
         return False
-    names = {name for name, value in after.inputs.items() if name == "input_ids" or anatomy.is_pixels(name, value)}
+    names = {name for name, value in after.inputs.items() if name == after.text_name or anatomy.is_pixels(name, value)}
     return any(not _equal(before.inputs.get(name), after.inputs[name]) for name in names)
 
 
@@ -125,8 +138,11 @@ def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
 
 
 def _read_layouts(request: Request, pixels: Mapping[str, Tensor]) -> dict[str, PixelLayout]:
-    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
-    return {name: read_layout(name, value, request.inputs, tokens, rows) for name, value in pixels.items()}
+    rows, layouts = len(request.input_ids), {}
+    for name, value in pixels.items():
+        tokens = prompts.count_placeholders(request, of_videos=anatomy.is_video_input(name))
+        layouts[name] = read_layout(name, value, request.inputs, tokens, rows)
+    return layouts
 
 
 def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor]) -> dict[str, Any]:

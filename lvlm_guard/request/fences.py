@@ -49,19 +49,31 @@ class Fences:
         return bool(text) and not text.strip()
 
 
+def find_placeholder(config: Any, processor: Any = None) -> int | None:
+    """Return the id that stands for parts of an image in a prompt: by the config, else by the processor; None without one."""
+    token = anatomy.image_token_id(config)
+    if token is not None or processor is None:
+        return token
+    named = getattr(processor, "image_token_id", None)
+    word = getattr(processor, "image_token", None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    words = _read_word(word, tokenizer) if isinstance(word, str) else iter(())
+    return named if isinstance(named, int) else next(words, None)
+
+
 def find_fences(config: Any, processor: Any = None) -> Fences:
     """Return the fences of a model's images, as far as its config and its processor or tokenizer tell."""
     tokenizer = getattr(processor, "tokenizer", processor)
     parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]  # configs inside the config
     owners = [owner for owner in (config, *parts, processor, tokenizer) if owner is not None]
-    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
+    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)] + list(_read_added(tokenizer))
     of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
     return Fences(
         frozenset(token for _, token in names),
         frozenset(token for name, token in of_images if OPENING.search(name)),
         frozenset(token for name, token in of_images if CLOSING.search(name)),
         _find_special(tokenizer),
-        tuple(_read_frames(processor, tokenizer, anatomy.image_token_id(config))),
+        tuple(_read_frames(processor, tokenizer, find_placeholder(config, processor))),
         tokenizer,
     )
 
@@ -84,6 +96,15 @@ def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
             yield from ((plain, token) for token in values if isinstance(token, int) and not isinstance(token, bool))
         elif NAMES_OF_WORDS.search(plain) and isinstance(word := getattr(owner, name, None), str):
             yield from ((plain, token) for token in _read_word(word, tokenizer))
+
+
+def _read_added(tokenizer: Any) -> Iterator[tuple[str, int]]:
+    """Yield the tokens that were added to a vocabulary and speak of images themselves, such as `<fake_token_around_image>`."""
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    for token, word in added.items() if isinstance(added, dict) else ():
+        plain = str(word).strip("<|>[]/").lower()
+        if VISUAL.search(plain) and not FOREIGN.search(plain):
+            yield plain, token
 
 
 def _read_word(word: str, tokenizer: Any) -> Iterator[int]:

@@ -41,7 +41,7 @@ def read_layout(
     """Return where the images of a tensor of pixels lie.
 
     Args:
-        name: Name of the model input.
+        name: Name of the model input; patches that begin with their places are known by it.
         pixels: `[images, channels, height, width]`; `[rows, tiles, channels, height, width]`, with more axes before the tiles
             or not; `[images, patches, numbers]`; or the patches of all images, `[patches, ...]` or `[1, ..., patches]`.
         inputs: All model inputs: grids, sizes and masks among them say how pixels lie.
@@ -51,6 +51,12 @@ def read_layout(
     Raises:
         StrategyRefused: Nothing tells which patches belong to which image.
     """
+    if name == anatomy.PLACED_PATCHES:
+        ends = [_last_true(image[:, 0] > 0) for image in pixels]
+        numbers = slice(len(("row", "column")), None)
+        return PixelLayout(
+            tuple(((image, slice(0, end), numbers),) for image, end in enumerate(ends) if end), packed=True
+        )
     related = {key: value for key, value in inputs.items() if ("video" in key) == ("video" in name)}
     if (grid := read_grid(pixels.shape[0], related)) is not None:
         return PixelLayout(tuple(((part,),) for part in _as_slices(grid)), packed=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from gold import EXTRA, Against
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, GitConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
@@ -144,6 +144,13 @@ def with_adapters():
     return Request({**inputs, "adapter_names": ["one", "other"]}, {}, model.config)
 
 
+def captioned(**settings):
+    """A request of a model whose config names no placeholder."""
+    config = GitConfig(**settings)
+    ids = "decoder_input_ids" if settings else "input_ids"
+    return Request({ids: torch.tensor([[8, 9]]), "pixel_values": torch.ones(1, 3, 4, 4)}, {}, config)
+
+
 def build_branch_of_video(branch):
     """Check a branch on one video in two pieces."""
     config = tiny("llava_onevision")[0].config
@@ -181,13 +188,21 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), with_adapters())),
         "^adapter_names lists something for each row",
     ),
-    "edits of images, in a request with a video": (
-        lambda _: build_branch_of_video(Branch("x", pixels=lambda pixels, _: pixels)),
-        "edits images, but the request holds a video",
+    "edits of pictures or of features, and masked images, in a request with a video": (
+        lambda _: build_branch_of_video(Branch("x", picture=lambda picture, _: picture)),
+        "edits still images, but the request holds a video",
     ),
-    "a branch without the image, where a video stands in several pieces of the prompt": (
+    "a branch without the image, where the frames of a video stand apart in the prompt and nothing tells their times from text": (
         lambda _: build_branch_of_video(Branch("x", image="removed")),
-        "the parts of the video stand apart",
+        "the frames of a video stand apart",
+    ),
+    "a branch without the image, where an encoder reads the image alone": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned(is_encoder_decoder=True))),
+        "the encoder of this model reads nothing else",
+    ),
+    "a change of the prompt round the image, where the config names no placeholder and there is no processor": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned())),
+        "its processor may",
     ),
     "a cache that already holds tokens": (lambda _: call(past_key_values=filled_cache()), "already holds tokens"),
     "a streamer with a search": (lambda _: call(SEARCHES, streamer=STREAMER), "^A search changes answers after"),
