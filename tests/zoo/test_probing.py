@@ -17,7 +17,7 @@ from lvlm_guard.testing.zoo.prompts import joined
 from lvlm_guard.testing.zoo.rechecking import recheck
 from lvlm_guard.testing.zoo.recipes import RECIPES
 from lvlm_guard.testing.zoo.reference import follow
-from lvlm_guard.testing.zoo.table import Entry, installed_versions, load_table, mechanisms_of, save_table
+from lvlm_guard.testing.zoo.table import Entry, installed_versions, load_table, mechanisms_of, save_table, status_of
 
 SAMPLE = ("glm4v", "internvl")
 """Packed patches with positions of their own, and plain pictures."""
@@ -150,6 +150,15 @@ def test_a_table_comes_back_as_it_was_saved(tmp_path):
     save_table(table, tmp_path / "table.json")
     values = json.loads((tmp_path / "table.json").read_text())
     assert {name: Entry.from_dict(entry) for name, entry in values.items()} == table
+
+
+def test_a_mechanism_that_an_older_entry_lacks_is_not_measured():
+    table = {
+        "old": Entry({"noise": MechanismCell("exact")}),
+        "new": Entry({"noise": MechanismCell("wrong"), "video": MechanismCell("exact")}),
+    }
+    assert mechanisms_of(table) == ["noise", "video"]
+    assert [status_of(table["old"], mechanism) for mechanism in mechanisms_of(table)] == ["exact", "not measured"]
 
 
 def test_an_unknown_type_names_the_nearest():
