@@ -69,7 +69,7 @@ and `make test-architectures` repeats all of them.
 - **crash**: an error that is not the library's, where plain generate runs.
 - **no power**: right, but the mechanism had next to no effect, so the run says little.
 - **unproven**: it ran, and there is nothing to compare it with, because plain generate cannot run the branch by itself.
-- **not taken**: the model takes no such input, guarded or not: several images in a prompt, or a video.
+- **not taken**: the model takes no such call, guarded or not: several images in a prompt, a video, or beams that plain generate fails on.
 - **not measured**: the entry comes from a version that knew fewer mechanisms.
 
 `noise`, `replacement`, `removal` and `longer` contrast with a branch whose pixels are disturbed, whose picture is another one, that has no

@@ -25,6 +25,8 @@ DEFAULT_SETTINGS: Mapping[str, Any] = dict(vars(GenerationConfig()))
 """Settings of the loop as they are when nobody sets them."""
 PICTURES = len(("pictures", "channels", "height", "width"))
 """Axes of pixels that have an entry for each picture, or for each of its tiles."""
+CHANNELS = (1, 3)
+"""Channels of a picture, grey or in colours."""
 FRAMES = len(("videos", "frames", "channels", "height", "width"))
 """Axes of pixels that have an entry for each video, or for each tile of a row."""
 OPTIONS_OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
@@ -188,7 +190,7 @@ class Request:
     def has_tiles(self) -> bool:
         """Whether the pixels have an entry for each tile of a row, which may belong to one image or to several."""
         pixels = self.inputs.get("pixel_values")
-        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES
+        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES and pixels.shape[-3] in CHANNELS
 
     @property
     def row_list(self) -> str | None:

@@ -10,6 +10,8 @@ from lvlm_guard.request.fences import Fences
 
 LONGEST_TIME = 16
 """Tokens of a time at most."""
+_TIME = r"<?(\d+:\d+(:\d+)?(\.\d+)?|\d+(\.\d+)?\s*s(ec(onds?)?)?)>?\s*"
+_TIME_BEFORE, _TIME_BEHIND = re.compile(_TIME + "$"), re.compile(r"\s*" + _TIME + r"(\W|$)")
 _NUMBER = re.compile(r"\d+")
 
 
@@ -28,7 +30,8 @@ def join_frames(
     parts = sum(map(len, spans))
     frames = [len(row) for row in spans if row] if frames is None else frames
     if parts == len(frames):
-        return [list(row) for row in spans]
+        timed = any(_reads_time(ids, span, fences) for ids, row in zip(prompts, spans, strict=True) for span in row)
+        return None if timed else [list(row) for row in spans]
     if parts != sum(frames):
         return None
     supply = iter(frames)
@@ -76,6 +79,15 @@ def _read_time(tokens: Sequence[int], fences: Fences) -> str | None:
     if not hasattr(fences.tokenizer, "decode"):
         return None
     return _NUMBER.sub("0", fences.tokenizer.decode(list(tokens))).strip()
+
+
+def _reads_time(ids: Sequence[int], span: range, fences: Fences) -> bool:
+    """Whether a time stands before a video or behind it, which may be the user's or written for the video."""
+    if not hasattr(fences.tokenizer, "decode"):
+        return False
+    before, after = ids[max(span.start - LONGEST_TIME, 0) : span.start], ids[span.stop : span.stop + LONGEST_TIME]
+    texts = [fences.tokenizer.decode(list(tokens)) for tokens in (before, after)]
+    return bool(_TIME_BEFORE.search(texts[0]) or _TIME_BEHIND.match(texts[1]))
 
 
 def _measure_time(tokens: Sequence[int], time: str, fences: Fences, *, backwards: bool = False) -> int:

@@ -59,6 +59,13 @@ def test_frames_of_one_video_do_not_stand_in_two_prompts():
     assert join([7, *FRAME], [8, *FRAME, *FRAME], frames=[2, 1]) is None
 
 
+@pytest.mark.parametrize("ids", [[7, *EARLY, *FRAME, 8], [7, *FRAME, *EARLY, 8]])
+def test_a_time_beside_a_video_in_one_piece_may_be_anybodys(ids):
+    assert join(ids, frames=[1]) is None
+    assert join(ids, frames=[1], fences=Fences()) is not None
+    assert join([7, *FRAME, 8], frames=[1]) == [[range(1, 5)]]
+
+
 def test_parts_of_unknown_number_are_one_video_where_a_time_stands_between_them():
     assert join([7, *EARLY, *FRAME, *LATE, *FRAME], frames=None) == [[range(1, 19)]]
     assert join([7, *FRAME, 8, *FRAME], frames=None) is None

@@ -82,7 +82,7 @@ def test_an_error_of_the_library_is_a_refusal_and_any_other_a_crash(probe, monke
 
 def test_a_failure_of_plain_generate_is_no_crash_of_the_library(probe, monkeypatch):
     monkeypatch.setattr(probe, "rows", [{**row, "pixel_values": row["pixel_values"][..., :5]} for row in probe.rows])
-    assert probe.cell("noise").status in {"unproven", "refused"}
+    assert probe.cell("noise").status in {"not taken", "refused"}
 
 
 def test_columns_of_inputs_say_what_a_model_does_not_take():
@@ -107,6 +107,11 @@ def test_frames_that_stand_apart_come_with_their_times():
     assert text.index("<0.5 seconds>") < text.index("<2.5 seconds>")
     assert row["mm_token_type_ids"].max() == 2
     assert TypeProbe(specimen).cell("video").status == "exact"
+
+
+def test_beams_are_watched_where_generate_drops_processors():
+    cell = TypeProbe(Specimen("janus")).cell("beams")
+    assert cell.status == "exact", cell
 
 
 @pytest.mark.parametrize(("statuses", "status"), [(["exact", "wrong"], "wrong"), (["no power", "exact"], "no power")])

@@ -17,7 +17,7 @@ class MechanismCell:
         status: `exact`: as the reference says, and the mechanism had an effect. `refused`: an error of the library.
             `wrong`: another number than the reference. `crash`: an error that is not the library's. `no power`: right, but
             the mechanism had no effect to speak of. `unproven`: it ran, and plain generate cannot run the branch by itself.
-            `not taken`: the model takes no such input, guarded or not.
+            `not taken`: the model takes no such call, guarded or not.
         delta: Largest difference from the reference, in units of the logits' standard deviation; None where nothing ran.
         effect: Largest difference that the mechanism makes, in the same units.
         executor: How branches were decoded, and why.

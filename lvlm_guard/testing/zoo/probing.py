@@ -78,6 +78,8 @@ class TypeProbe:
             cell = MechanismCell("refused", error=_describe(error))
         except RawError as error:
             cell = MechanismCell("crash", error=str(error))
+        except PlainFailure as error:
+            cell = MechanismCell("not taken", error=str(error))
         except (UnknownReference, LookupError, RuntimeError, TypeError, ValueError) as error:
             cell = MechanismCell("unproven", error=_describe(error))
         return replace(cell, seconds=round(time.perf_counter() - started, 3))
@@ -93,8 +95,11 @@ class TypeProbe:
         guard = Guard(self.specimen.model, self.specimen.processor, [strategy])
         recorder, beams = Recorder(), settings.get("num_beams", 1)
         raw = (
-            {"logits_processor": [recorder]} if beams > 1 else {"output_logits": True, "return_dict_in_generate": True}
+            {"logits_processor": [recorder], "output_scores": True, "num_return_sequences": beams}
+            if beams > 1
+            else {"output_logits": True}
         )
+        raw |= {"return_dict_in_generate": True}
         arguments = {"max_new_tokens": TOKENS, "do_sample": False, "suppress_tokens": SUPPRESSED, **settings, **raw}
         try:
             output = guard.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
@@ -104,18 +109,18 @@ class TypeProbe:
             self._check_plain(inputs, arguments)
             raise RawError(_describe(error)) from error
         executor = f"{guard.report.executor}: {guard.report.reason}"
-        return (_beam_steps(recorder, beams) if beams > 1 else _greedy_steps(output)), executor
+        return (_beam_steps(recorder, output, beams) if beams > 1 else _greedy_steps(output)), executor
 
     def _check_plain(self, inputs: Row, arguments: Mapping[str, Any]) -> None:
         """Run the call unguarded.
 
         Raises:
-            UnknownReference: It fails as well, so it says nothing about the library.
+            PlainFailure: It fails as well, so it says nothing about the library.
         """
         try:
             self.specimen.model.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
         except Exception as error:
-            raise UnknownReference(f"Plain generate fails as well: {_describe(error)}") from error
+            raise PlainFailure(f"Plain generate fails as well: {_describe(error)}") from error
 
     def find_refusal(self) -> str | None:
         """Return why plain generate cannot run all prompts as one batch, or None."""
@@ -212,6 +217,10 @@ class TypeProbe:
 
 class UnknownReference(Exception):
     """Plain generate cannot say what is right."""
+
+
+class PlainFailure(Exception):
+    """Plain generate cannot run the call."""
 
 
 class RawError(Exception):
@@ -361,7 +370,7 @@ def _video(probe: TypeProbe) -> MechanismCell:
         return MechanismCell("not taken", error="The model's forward takes no video.")
     filmed = TypeProbe(specimen, [specimen.row() if specimen.recipe.films else specimen.video_row()])
     if (reason := filmed.find_refusal()) is not None:
-        raise UnknownReference(f"Plain generate refuses the video: {reason}")
+        raise PlainFailure(f"Plain generate refuses the video: {reason}")
     return join_cells([filmed.branch(kind) for kind in ("noise", "replacement", "removal")])
 
 
@@ -402,14 +411,25 @@ def _greedy_steps(output: Any) -> list[SeenStep]:
     ]
 
 
-def _beam_steps(recorder: Recorder, beams: int) -> list[SeenStep]:
-    if not recorder.seen:
-        raise UnknownReference("This generate drops logits processors, so its beams cannot be watched.")
+def _beam_steps(recorder: Recorder, output: Any, beams: int) -> list[SeenStep]:
+    if not recorder.seen:  # this generate drops logits processors, so the beams that it returns have to do
+        return _returned_beam_steps(output, beams)
     start = recorder.seen[0][0].shape[1]
     return [
         SeenStep(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())
         for ids, scores in recorder.seen
         for row in range(ids.shape[0])
+    ]
+
+
+def _returned_beam_steps(output: Any, beams: int) -> list[SeenStep]:
+    """Return what was seen on the way of every beam that generate returned."""
+    generated = output.sequences[:, -len(output.scores) :]
+    return [
+        SeenStep(int(source) // beams, tuple(tokens[:step].tolist()), output.scores[step][source].float())
+        for tokens, sources in zip(generated, output.beam_indices.tolist(), strict=True)
+        for step, source in enumerate(sources)
+        if source >= 0
     ]
 
 

@@ -231,7 +231,7 @@ RECIPES: dict[str, Recipe] = {
         single=True,
     ),
     "instructblip": Recipe(text_alone="language_model"),
-    "kimi_k25": Recipe(images=_PATCHES),
+    "kimi_k25": Recipe(images=_PATCHES, videos={"pixel_values_videos": (16, 3, 4, 4), "video_grid_thw": GRID}),
     "kosmos-2": Recipe(
         prompt=(102, *(100,) * 4, 103),
         words={"<image>": 102, "</image>": 103},
