@@ -20,7 +20,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
+from lvlm_guard.call.without_image import join_rows, place_requests, split_rows
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
@@ -32,6 +32,7 @@ from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
+from lvlm_guard.request.row_images import rows_with_image
 from lvlm_guard.request.row_pictures import find_picture, know_pictures
 from lvlm_guard.strategy.names import strategy_name
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from lvlm_guard import anatomy
 from lvlm_guard.call.rules import (
     EditedAttention,
@@ -21,6 +19,7 @@ from lvlm_guard.forward import PreparedDecode, caches
 from lvlm_guard.protocols import Cache
 from lvlm_guard.request import prompts
 from lvlm_guard.request.requests import Request
+from lvlm_guard.request.row_images import find_pixel_axis, rows_with_image
 from lvlm_guard.strategy.branches import Branch
 
 DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
@@ -92,16 +91,6 @@ def _first_whole_batch(request: Request) -> str | None:
     cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
     setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
     return setting or cache or request.row_list
-
-
-def _first_ambiguous(request: Request) -> str | None:
-    """Return the first image input with an entry for each row, though some rows have no image, or with videos."""
-    batch, shape = request.input_ids.shape[0], request.input_ids.shape
-    for name, value in request.inputs.items():
-        of_images = isinstance(value, Tensor) and anatomy.is_image_input(name) and value.shape[:2] != shape
-        if of_images and (value.shape[0] == batch or "video" in name):
-            return name
-    return None
 
 
 def _edits_beside_video(subject: RequestedBranch) -> bool:
@@ -342,14 +331,15 @@ MIXED: tuple[RefusalRule[Request], ...] = (
         ),
     ),
     RefusalRule(
-        "as many images as rows, where only some rows have an image",
+        "as many images as rows, where only some rows have an image and their prompts have places for fewer",
         "nothing tells whose images they are",
         "pass rows without an image in a call of their own",
         InputError,
-        lambda request: _first_ambiguous(request) is not None,
+        lambda request: find_pixel_axis(request) == "unknown",
         lambda request: (
-            f"Only some rows of the batch have an image, but {_first_ambiguous(request)!r} has an entry for each row or holds "
-            "videos, so nothing tells what belongs to whom: pass the rows without an image in a call of their own."
+            f"Only rows {', '.join(map(str, rows_with_image(request).nonzero().flatten().tolist()))} of the batch have an image, but "
+            "the pixels have an entry for each row, so nothing tells what belongs to whom: pass the rows without an image in a call of "
+            "their own."
         ),
     ),
 )

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -15,34 +14,31 @@ from lvlm_guard.call.refusals import MIXED
 from lvlm_guard.call.report import Report, RequestReport
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.request.requests import Request
-
-
-def rows_with_image(request: Request) -> Tensor:
-    """Rows whose prompt holds an image or a video, bool `[batch]`; the pixels tell where a model has no placeholders."""
-    if not (request.has_image or request.has_video) or request.stands_beside:
-        return torch.full((request.input_ids.shape[0],), request.has_image, device="cpu")
-    return (request.image_mask | request.video_mask).any(1).cpu()
+from lvlm_guard.request.row_images import find_pixel_axis
 
 
 def split_rows(request: Request, rows: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model inputs of the rows with an image, bool `[batch]`, and of those without; all pixels go to the first.
+    """Return the model inputs of the rows with an image, bool `[batch]`, and of those without; all images go to the first.
 
     Raises:
         ModeRefused: A mode that works on the whole batch.
         InputError: Images that cannot be told to belong to certain rows.
     """
     refuse(MIXED, request)
-    shape = request.input_ids.shape
+    shape, of_rows = request.input_ids.shape, find_pixel_axis(request) == "rows"
     groups: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for name, value in request.inputs.items():
         by_token = isinstance(value, Tensor) and value.shape[:2] == shape
         by_row = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == shape[0]
-        if by_token or (by_row and not anatomy.is_image_input(name)):
+        is_of_image = anatomy.is_image_input(name)
+        if by_token or (by_row and not is_of_image):
             for group, of_group in zip(groups, (rows, ~rows), strict=True):
                 group[name] = value[of_group.to(value.device)]
+        elif by_row and of_rows:
+            groups[0][name] = value[rows.to(value.device)]
         else:
             groups[0][name] = value
-            if not anatomy.is_image_input(name):
+            if not is_of_image:
                 groups[1][name] = value
     return groups
 

@@ -186,6 +186,6 @@ def _check_layout(branch: Branch, inputs: Mapping[str, Any], processed: Mapping[
 
 def _mask_images(request: Request) -> Tensor:
     mask = request.image_mask
-    if not bool(mask.any()) or "cross_attention_mask" in request.inputs:
+    if not bool(mask.any()) or any(name in request.inputs for name in prompts.LOOKS):
         raise ModelRefused("This model does not place images among the prompt tokens, so they cannot be masked there.")
     return request.attention_mask.masked_fill(mask, 0)

@@ -247,8 +247,9 @@ def build_model(name: str, recipe: Recipe) -> Any:
         config = shrink(CONFIG_MAPPING[name](), merge(rope, recipe.changes))
         model = model_class(config).eval()
         boost(model)
-        for path, factor in recipe.scaled.items():
-            model.get_parameter(path).data.mul_(factor)
+        for ending, factor in recipe.scaled.items():
+            for parameter in (value for path, value in model.named_parameters() if path.endswith(ending)):
+                parameter.data.mul_(factor)
     for part in model.modules():
         settings = getattr(part, "generation_config", None)
         if settings is not None:

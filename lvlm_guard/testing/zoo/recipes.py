@@ -25,7 +25,8 @@ class Recipe:
         names: What the processor calls some of those words.
         text_alone: Path of the module that decodes a prompt without an image, where the model's generate takes none.
         cut: Tokens that the model's generate takes off the end of a prompt.
-        scaled: Factors for parameters by name, where a part of the model would drown the image.
+        scaled: Factors for parameters by the ending of their names, where a part of the model would drown the image, or its
+            scores grow so large that rounding shows.
         films: Whether what the model calls its pixels are the frames of a video.
         videos: Model inputs of one video, like `images`; None is what the model's signature says.
         filmed: Token ids that stand for the video; None is fences round as many placeholders as there are features.
@@ -330,7 +331,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "smolvlm": Recipe(images=_TILES, words=_PLACEHOLDER, per_row=True),
     "step3p7": Recipe({"text_config": {"sliding_window": 16}}),
-    "udop": Recipe({"decoder_start_token_id": 1}, prompt=(), words={}, single=True),
+    "udop": Recipe({"decoder_start_token_id": 1}, prompt=(), words={}, scaled={"Attention.q.weight": 0.1}, single=True),
     "unlimited_ocr": Recipe({"vision_config": {"sam_config": _SAM}}, {"pixel_values": (1, 3, 64, 64)}),
     "video_llama_3": Recipe(
         images={"pixel_values": (16, 48), "image_grid_thw": GRID, "image_merge_sizes": [2]},
