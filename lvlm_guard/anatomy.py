@@ -21,6 +21,13 @@ VISUAL_INPUTS = (
 """Parts of the names of model inputs that a text alone does not bring."""
 
 
+def main_input(model: Any) -> str:
+    """Name of the model input that generate's first argument stands for; that of the encoder, where one reads it."""
+    encoder = getattr(model, "encoder", None) if getattr(model.config, "is_encoder_decoder", False) else None
+    names = (getattr(owner, "main_input_name", None) for owner in (encoder, model))
+    return next((name for name in names if isinstance(name, str)), "input_ids")
+
+
 def image_token_id(config: Any) -> int | None:
     """Id of the image placeholder, of videos in a model that takes them alone; None where the config names none."""
     token = _first_id(config, ("image_token_id", "image_token_index"))

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
@@ -266,12 +267,13 @@ class Guard:
         return joined, None if report is None else place_requests(report, rows)
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
-        inputs, settings = split_arguments(arguments)
+        main_input = anatomy.main_input(self.model)
+        inputs, settings = split_arguments(arguments, main_input)
         if settings.get("synced_gpus") is None and runs_in_step(self.model):
             settings["synced_gpus"] = True
         pictures = self._recent_pictures.find(inputs)
         defaults = getattr(self.model, "generation_config", None)
-        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
+        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults, main_input)
 
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
@@ -310,7 +312,7 @@ def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[An
     """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
     started = time.perf_counter()
     output = plain(**arguments)
-    ids = split_arguments(arguments)[0].get("input_ids")
+    ids = split_arguments(arguments, anatomy.main_input(model))[0].get("input_ids")
     if isinstance(output, Tensor) or hasattr(output, "sequences"):
         seconds, origin = time.perf_counter() - started, describe_origin(model.config)
         return output, Report.of_plain(sequences(output), ids, seconds, origin)

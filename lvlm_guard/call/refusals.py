@@ -437,6 +437,17 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         ),
     ),
     RefusalRule(
+        "a change of the prompt, where pictures are passed without one",
+        "the model makes a prompt of its own",
+        "`input_ids`",
+        ModeRefused,
+        lambda subject: (subject.branch.drops_image or bool(subject.branch.tokens)) and not subject.request.has_prompt,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} changes the prompt, but there is none: pass input_ids, at least the token that every text "
+            "of this model begins with."
+        ),
+    ),
+    RefusalRule(
         "a change of the prompt round the image, where the config names no placeholder and there is no processor",
         "the prompt may hold tokens of the image that only the processor names",
         "`Guard(model, processor)`",

@@ -35,7 +35,7 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
         ProcessorNeeded: There is no processor to recover pictures with.
     """
     inputs = dict(request.without_cache)
-    if request.text_name == "input_ids":
+    if request.text_name == "input_ids" and request.has_prompt:
         inputs["attention_mask"] = request.attention_mask
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edit_images(request, branch))
@@ -72,7 +72,9 @@ def edit_request(request: Request, edit: InputEdit) -> Request:
     ids = inputs.get(request.text_name, request.input_ids)
     settings = _lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
-    return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
+    return Request(
+        inputs, settings, request.config, request.processor, pictures, request.defaults, request.main_input
+    )
 
 
 def differs(before: Request, after: Request) -> bool:

@@ -60,16 +60,19 @@ class Request:
     """A call of generate.
 
     Args:
-        inputs: Model inputs by name; `input_ids` is always there, but where an encoder reads the image alone.
+        inputs: Model inputs by name; `input_ids` is there, but where an encoder reads the image alone, or pictures are to be
+            described without a prompt.
         settings: Everything else: the generation config and its overrides, processors, streamer, assistant.
         config: The model's config.
         processor: The processor, or None.
         pictures: The pictures that the inputs were made of and how to process pictures like them, if remembered.
         defaults: The model's own generation config.
+        main_input: Name of the input that generate's first argument stands for.
 
     Attributes:
         text_name: Name of the input that holds the prompt: `decoder_input_ids` where an encoder reads the image alone.
-        input_ids: The prompt `[batch, length]`; what generate begins with where an encoder reads the image and there is none.
+        input_ids: The prompt `[batch, length]`; what generate begins with where an encoder reads the image and there is none,
+            and empty where pictures are to be described without one.
         attention_mask: Its mask `[batch, length]`.
 
     Raises:
@@ -83,6 +86,7 @@ class Request:
     processor: Processor | None = None
     pictures: Pictures | None = None
     defaults: Any = None
+    main_input: str = "input_ids"
     text_name: str = field(init=False)
     input_ids: Tensor = field(init=False)
     attention_mask: Tensor = field(init=False)
@@ -90,7 +94,8 @@ class Request:
     def __post_init__(self) -> None:
         decodes_apart = self.inputs.get("input_ids") is None and self._reads_image_alone
         object.__setattr__(self, "text_name", "decoder_input_ids" if decodes_apart else "input_ids")
-        ids = self.inputs.get(self.text_name, self._begin_decoding() if decodes_apart else None)
+        ids = self.inputs.get(self.text_name)
+        ids = (self._begin_decoding() if decodes_apart else self._begin_describing()) if ids is None else ids
         if not isinstance(ids, Tensor):
             raise ModeRefused(
                 "A guarded generate needs input_ids: pass the processor's full output, generate(**inputs)."
@@ -99,7 +104,7 @@ class Request:
         object.__setattr__(self, "input_ids", ids)
         object.__setattr__(self, "attention_mask", _infer_mask(ids, self.config) if mask is None else mask)
         decoder_only = not getattr(self.config, "is_encoder_decoder", False)
-        if decoder_only and bool((self.attention_mask[:, -1] == 0).any()):
+        if decoder_only and self.has_prompt and bool((self.attention_mask[:, -1] == 0).any()):
             raise InputError("The batch is padded on the right. Set processor.tokenizer.padding_side = 'left'.")
 
     @property
@@ -116,6 +121,18 @@ class Request:
         start = next((token for token in begins if isinstance(token, int)), None)
         pixels = next(value for name, value in self.inputs.items() if anatomy.is_pixels(name, value))
         return None if start is None else torch.full((len(pixels), 1), start, device=pixels.device)
+
+    def _begin_describing(self) -> Tensor | None:
+        """An empty prompt `[batch, 0]` for pictures that are passed alone; None where there are none."""
+        pixels = [value for name, value in self.inputs.items() if anatomy.is_pixels(name, value)]
+        alone = len(pixels) == 1 and pixels[0].ndim == PICTURES and "inputs_embeds" not in self.inputs
+        alone = alone and (anatomy.image_token_id(self.config) is None or self.main_input != "input_ids")
+        return torch.empty(len(pixels[0]), 0, dtype=torch.long, device=pixels[0].device) if alone else None
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the call brings a prompt; some models describe pictures without one."""
+        return self.input_ids.shape[1] > 0
 
     @property
     def mask_name(self) -> str:
@@ -233,7 +250,8 @@ class Request:
     @property
     def stands_beside(self) -> bool:
         """Whether the image stands beside the prompt: no token of any row stands for it, nor does the config name one that might."""
-        return self.has_image and anatomy.image_token_id(self.config) is None and not bool(self.image_mask.any())
+        names_none = anatomy.image_token_id(self.config) is None or not self.has_prompt
+        return self.has_image and names_none and not bool(self.image_mask.any())
 
 
 def bind_arguments(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,12 +282,14 @@ def runs_in_step(model: Any) -> bool:
     return bool(is_deepspeed_zero3_enabled() or generation.is_fsdp_managed_module(model))
 
 
-def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the arguments of generate into model inputs and settings; `inputs` counts as `input_ids`."""
+def split_arguments(
+    arguments: Mapping[str, Any], main_input: str = "input_ids"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the arguments of generate into model inputs and settings; `inputs` counts as the model's main input."""
     inputs = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
     settings = {name: value for name, value in arguments.items() if name in SETTINGS and name != "inputs"}
     if arguments.get("inputs") is not None:
-        inputs.setdefault("input_ids", arguments["inputs"])
+        inputs.setdefault(main_input, arguments["inputs"])
     return inputs, settings
 
 

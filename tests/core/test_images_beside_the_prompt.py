@@ -112,6 +112,31 @@ def test_pixels_alone_are_enough_for_an_encoder_of_images(name):
     assert float((main - branch).abs().max()) > 0.1
 
 
+@pytest.mark.parametrize("name", ["git", "blip", "blip-2"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_pictures_are_described_without_a_prompt(name, rows):
+    specimen = Specimen(name)
+    specimen.model.config.get_text_config().eos_token_id = 2  # BLIP writes it behind the token that a text begins with
+    pixels = torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    got = Guard(specimen.model, None, [Against("noised")], without_image="plain").generate(
+        pixel_values=pixels, **SETTINGS
+    )
+    main = specimen.model.generate(pixel_values=pixels, **SETTINGS).logits[0]
+    branch = specimen.model.generate(pixel_values=torch.tanh(3 * pixels) + 0.7, **SETTINGS).logits[0]
+    assert float((got.logits[0] - ((1 + WEIGHT) * main - WEIGHT * branch)).abs().max()) <= 1e-4
+    assert float((main - branch).abs().max()) > 0.1
+
+
+def test_the_first_argument_of_generate_is_what_the_model_calls_its_main_input():
+    specimen = Specimen("vision-encoder-decoder")
+    pixels = specimen.row()["pixel_values"]
+    guard = Guard(specimen.model, None, [Against("noised")])
+    assert torch.equal(guard.generate(pixels, max_new_tokens=3), guard.generate(pixel_values=pixels, max_new_tokens=3))
+    assert torch.equal(
+        guard.using(None).generate(pixels, max_new_tokens=3), specimen.model.generate(pixels, max_new_tokens=3)
+    )
+
+
 def test_text_that_is_embedded_in_a_way_of_its_own_is_refused(monkeypatch):
     specimen = Specimen("blip-2")
     embed = specimen.model.get_input_embeddings()

@@ -151,6 +151,11 @@ def captioned(**settings):
     return Request({ids: torch.tensor([[8, 9]]), "pixel_values": torch.ones(1, 3, 4, 4)}, {}, config)
 
 
+def described():
+    """A request of pictures alone."""
+    return Request({"pixel_values": torch.ones(1, 3, 4, 4)}, {}, GitConfig())
+
+
 def build_branch_of_video(branch):
     """Check a branch on one video in two pieces."""
     config = tiny("llava_onevision")[0].config
@@ -199,6 +204,10 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "a branch without the image, where an encoder reads the image alone": (
         lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned(is_encoder_decoder=True))),
         "the encoder of this model reads nothing else",
+    ),
+    "a change of the prompt, where pictures are passed without one": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), described())),
+        "changes the prompt, but there is none",
     ),
     "a change of the prompt round the image, where the config names no placeholder and there is no processor": (
         lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned())),
