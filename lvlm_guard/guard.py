@@ -285,7 +285,8 @@ class Guard:
         if not conversations:
             return []
         batch = guard.inputs(messages=conversations, **pictures.options[index])
-        output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        lists = {name: [entries[row]] * len(conversations) for name, entries in request.row_lists.items()}
+        output = guard.generate(**batch, **lists, max_new_tokens=ANSWER_TOKENS, do_sample=False)
         answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
         return answers
 

@@ -10,7 +10,7 @@ from typing import Any
 from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
 from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.call.text_alone import prepare_text_alone
-from lvlm_guard.errors import GuardError, ModelRefused
+from lvlm_guard.errors import GuardError, ModelRefused, ModeRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.request.branch_inputs import build_branch_inputs
@@ -110,7 +110,16 @@ class PromptRuns:
         self._preparation = preparation
 
     def __call__(self, branch: Branch | None) -> PromptStates:
-        """Run the prompt of main (None) or of a branch."""
+        """Run the prompt of main (None) or of a branch.
+
+        Raises:
+            ModeRefused: An argument lists something for each row, which the model reads inside generate only.
+        """
+        if (name := self._preparation.request.row_list) is not None:
+            raise ModeRefused(
+                f"{name} lists something for each row of the batch, which the model reads inside generate only, so prompts cannot be run "
+                "by themselves: pass the rows of each kind in a call of their own, without the list."
+            )
         main = self._preparation.prepare_main()
         states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
         self.keys.append(MAIN if branch is None else branch.key)

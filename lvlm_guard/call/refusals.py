@@ -90,7 +90,7 @@ def _first_whole_batch(request: Request) -> str | None:
     """Return the first argument that works on the whole batch."""
     cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
     setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
-    return setting or cache or request.row_list
+    return setting or cache
 
 
 def _edits_beside_video(subject: RequestedBranch) -> bool:
@@ -271,6 +271,17 @@ LOOP: tuple[RefusalRule[Request], ...] = (
 SEARCH: tuple[RefusalRule[Request], ...] = (
     *_rules_of_whole_answers("A search"),
     RefusalRule(
+        "an argument that lists something for each row, such as `adapter_names`, with a search",
+        "its candidates have no entry in the list",
+        "rows of one kind in a call of their own, without the list",
+        ModeRefused,
+        lambda request: request.row_list is not None,
+        lambda request: (
+            f"{request.row_list} lists something for each row of the batch, and the candidates of a search have no entry in it: pass the "
+            "rows of each kind in a call of their own, without the list."
+        ),
+    ),
+    RefusalRule(
         "`past_key_values` with a search",
         "candidates would be left in it",
         "drop it",
@@ -381,17 +392,6 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
 """About the attention edits of the plan."""
 
 BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
-    RefusalRule(
-        "branches beside an argument that lists something for each row, such as `adapter_names`",
-        "the model would look for an entry for each row of a branch",
-        "rows of one kind in a call of their own, without the list",
-        ModeRefused,
-        lambda subject: subject.request.row_list is not None,
-        lambda subject: (
-            f"{subject.request.row_list} lists something for each row of the batch, and the rows of branch {subject.branch.key!r} "
-            "have no entry in it: pass the rows of each kind in a call of their own, without the list."
-        ),
-    ),
     RefusalRule(
         "edits of pictures or of features, and masked images, in a request with a video",
         "they are made for still images, and the video would stay as it is",
@@ -512,6 +512,12 @@ REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
             "a call without `input_ids`",
             "branches cannot be made of embeddings",
             "pass the processor's full output",
+            ModeRefused,
+        ),
+        Refusal(
+            "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`",
+            "the model reads the list inside generate only",
+            "rows of one kind in a call of their own, without the list",
             ModeRefused,
         ),
         Refusal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.call.refusals import MIXED
 from lvlm_guard.call.report import Report, RequestReport
 from lvlm_guard.call.rules import refuse
-from lvlm_guard.request.requests import Request
+from lvlm_guard.request.requests import Request, is_list_of_rows
 from lvlm_guard.request.row_images import find_pixel_axis
 
 
@@ -28,6 +29,10 @@ def split_rows(request: Request, rows: Tensor) -> tuple[dict[str, Any], dict[str
     shape, of_rows = request.input_ids.shape, find_pixel_axis(request) == "rows"
     groups: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for name, value in request.inputs.items():
+        if is_list_of_rows(name, value, shape[0]):
+            for group, of_group in zip(groups, (rows, ~rows), strict=True):
+                group[name] = list(itertools.compress(value, of_group.tolist()))
+            continue
         by_token = isinstance(value, Tensor) and value.shape[:2] == shape
         by_row = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == shape[0]
         is_of_image = anatomy.is_image_input(name)

@@ -72,9 +72,7 @@ def edit_request(request: Request, edit: InputEdit) -> Request:
     ids = inputs.get(request.text_name, request.input_ids)
     settings = _lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
-    return Request(
-        inputs, settings, request.config, request.processor, pictures, request.defaults, request.main_input
-    )
+    return Request(inputs, settings, request.config, request.processor, pictures, request.defaults, request.main_input)
 
 
 def differs(before: Request, after: Request) -> bool:

@@ -210,10 +210,15 @@ class Request:
         return isinstance(pixels, Tensor) and pixels.ndim == FRAMES and pixels.shape[-3] in CHANNELS
 
     @property
-    def row_list(self) -> str | None:
-        """Name of an input that is a list with an entry for each row, such as `adapter_names`; None where there is none."""
+    def row_lists(self) -> dict[str, Any]:
+        """Inputs that are lists with an entry for each row, such as `adapter_names`."""
         rows = len(self.input_ids)
-        return next((name for name, value in self.inputs.items() if _is_list_of_rows(name, value, rows)), None)
+        return {name: value for name, value in self.inputs.items() if is_list_of_rows(name, value, rows)}
+
+    @property
+    def row_list(self) -> str | None:
+        """Name of an input that is a list with an entry for each row; None where there is none."""
+        return next(iter(self.row_lists), None)
 
     @functools.cached_property
     def placeholder(self) -> int | None:
@@ -293,7 +298,8 @@ def split_arguments(
     return inputs, settings
 
 
-def _is_list_of_rows(name: str, value: Any, rows: int) -> bool:
+def is_list_of_rows(name: str, value: Any, rows: int) -> bool:
+    """Whether an input is a list with an entry for each row; those of images have one for each image."""
     of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name != "past_key_values"
     return of_rows and not anatomy.is_image_input(name)
 

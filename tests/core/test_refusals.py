@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, GitConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES, SEARCH
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request import requests
@@ -156,6 +156,12 @@ def described():
     return Request({"pixel_values": torch.ones(1, 3, 4, 4)}, {}, GitConfig())
 
 
+def read_prompt():
+    request = with_adapters()
+    preparation = prompt_preparation.PromptPreparation(None, request, {}, None)
+    prompt_preparation.PromptRuns(preparation)(None)
+
+
 def build_branch_of_video(branch):
     """Check a branch on one video in two pieces."""
     config = tiny("llava_onevision")[0].config
@@ -189,10 +195,6 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: call(FINISHES, synced_gpus=True),
         "^A revision runs as many forwards as its answer needs",
     ),
-    "branches beside an argument that lists something for each row, such as `adapter_names`": (
-        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), with_adapters())),
-        "^adapter_names lists something for each row",
-    ),
     "edits of pictures or of features, and masked images, in a request with a video": (
         lambda _: build_branch_of_video(Branch("x", picture=lambda picture, _: picture)),
         "edits still images, but the request holds a video",
@@ -222,6 +224,14 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     f"{FINAL_TOKENS} with a search": (
         lambda _: call(SEARCHES, output_logits=True),
         "^A search cannot be combined with output_logits",
+    ),
+    "an argument that lists something for each row, such as `adapter_names`, with a search": (
+        lambda _: refuse(SEARCH, with_adapters()),
+        "^adapter_names lists something for each row .* the candidates of a search",
+    ),
+    "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`": (
+        lambda _: read_prompt(),
+        "^adapter_names lists something for each row .* cannot be run by themselves",
     ),
     "`past_key_values` with a search": (
         lambda _: call(SEARCHES, past_key_values=DynamicCache()),
