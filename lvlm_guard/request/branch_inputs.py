@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,8 +119,8 @@ def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
 def _edit_features(request: Request, branch: Branch, encoded: Mapping[str, Any]) -> Mapping[str, Any]:
     if branch.features is None:
         return encoded
-    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
-    return images.edit_features(encoded, branch.features, branch.seed, tokens, rows)
+    tokens = list(itertools.chain(*prompts.count_placeholders(request)))
+    return images.edit_features(encoded, branch.features, branch.seed, tokens, len(request.input_ids))
 
 
 def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
@@ -138,10 +139,12 @@ def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
 
 
 def _read_layouts(request: Request, pixels: Mapping[str, Tensor]) -> dict[str, PixelLayout]:
-    rows, layouts = len(request.input_ids), {}
+    layouts = {}
     for name, value in pixels.items():
         tokens = prompts.count_placeholders(request, of_videos=anatomy.is_video_input(name))
-        layouts[name] = read_layout(name, value, request.inputs, tokens, rows)
+        if request.has_tiles and request.processor is None:  # what stands apart may be tiles of one image
+            tokens = [[sum(row)] if row else [] for row in tokens]
+        layouts[name] = read_layout(name, value, request.inputs, tokens)
     return layouts
 
 

@@ -115,12 +115,12 @@ def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> 
         )
 
 
-def count_placeholders(request: Request, *, of_videos: bool = False) -> list[int]:
-    """Return how many placeholders each image of the batch has, in order; or each video, or what stands apart of one."""
+def count_placeholders(request: Request, *, of_videos: bool = False) -> list[list[int]]:
+    """Return how many placeholders each image of each row has, in order; or each video, or what stands apart of one."""
     places = request.video_mask if of_videos else request.image_mask
     rows = zip(find_spans(request), places, request.attention_mask.bool(), strict=True)
-    counts = [int(image[mask][span.start : span.stop].sum()) for spans, image, mask in rows for span in spans]
-    return [count for count in counts if count]
+    counts = [[int(image[mask][span.start : span.stop].sum()) for span in spans] for spans, image, mask in rows]
+    return [[count for count in row if count] for row in counts]
 
 
 def _edit_row(old: list[int], request: Request, branch: Branch, spans: list[range], row: int) -> EditedRow:
