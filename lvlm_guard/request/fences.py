@@ -16,6 +16,8 @@ OF_PARTS = re.compile(r"(?:^|_)(?:tile|patch|slice|row|col|grid|frame)(?:_|$)")
 """Names of what a part of an image stands between, rather than the whole."""
 FOREIGN = re.compile(r"^num_|audio|^(?:video|image)_token_(?:id|index)$")
 """Names of numbers, of sounds, and of placeholders themselves."""
+WORDS_OF_IMAGES = re.compile(r"(?:^|_)(?:image|img|vision|visual)(?:_|$)")
+"""Special tokens that speak of images; those of tiles, rows and frames may as well be text about tables."""
 NAMES_OF_IDS = re.compile(r"_(?:id|index)$")
 NAMES_OF_LISTS = re.compile(r"_token_ids$")
 NAMES_OF_WORDS = re.compile(r"(?:^|_)(?:token|tag|placeholder)$")
@@ -66,7 +68,9 @@ def find_fences(config: Any, processor: Any = None) -> Fences:
     tokenizer = getattr(processor, "tokenizer", processor)
     parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]  # configs inside the config
     owners = [owner for owner in (config, *parts, processor, tokenizer) if owner is not None]
-    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)] + list(_read_added(tokenizer))
+    named = [pair for owner in owners for pair in _read_names(owner, tokenizer)] + list(_read_added(tokenizer))
+    placeholders = {find_placeholder(config, processor), anatomy.video_token_id(config)}
+    names = [(name, token) for name, token in named if token not in placeholders]
     of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
     return Fences(
         frozenset(token for _, token in names),
@@ -103,7 +107,7 @@ def _read_added(tokenizer: Any) -> Iterator[tuple[str, int]]:
     added = getattr(tokenizer, "added_tokens_decoder", None)
     for token, word in added.items() if isinstance(added, dict) else ():
         plain = str(word).strip("<|>[]/").lower()
-        if VISUAL.search(plain) and not FOREIGN.search(plain):
+        if WORDS_OF_IMAGES.search(plain) and not FOREIGN.search(plain):
             yield plain, token
 
 

@@ -157,10 +157,24 @@ def test_a_row_without_a_placeholder_is_named_with_a_remedy():
 
 
 def test_special_tokens_that_speak_of_images_belong_to_them():
-    processor = NamedTokens({"<fake_token_around_image>": 120, "<end_of_utterance>": 121, "<image>": 100}, {})
-    fences = find_fences(Specimen("idefics").model.config, processor)
+    words = {"<fake_token_around_image>": 120, "<end_of_utterance>": 121, "<image>": 100, "<row>": 122}
+    fences = find_fences(Specimen("idefics").model.config, NamedTokens(words, {"image_token": "<image>"}))
     assert 120 in fences.named
-    assert 121 not in fences.named
+    assert not fences.named & {100, 121, 122}  # the placeholder stands for the image; the others may be text
+
+
+def test_a_placeholder_that_begins_the_prompt_too_stays_there():
+    """The processor of Kosmos-2.5 writes the token that every prompt begins with in place of the image."""
+    specimen = Specimen("kosmos-2.5")
+    words = {"<s>": 100, "<image>": 102, "</image>": 103}
+    processor = NamedTokens(
+        words, {"image_token": "<s>", "image_start_token": "<image>", "image_end_token": "</image>"}
+    )
+    ids = torch.tensor([[100, 102, 100, 100, 100, 100, 103, 8, 9]])
+    inputs = {**specimen.row(), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["image_embeds_position_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 0, 0]])
+    built = build_branch_inputs(Request(inputs, {}, specimen.model.config, processor), REMOVED, None)
+    assert built["input_ids"].tolist() == [[100, 8, 9]]
 
 
 def test_a_placeholder_is_named_by_the_config_before_the_processor():
