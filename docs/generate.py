@@ -19,7 +19,7 @@ from lvlm_guard.call.rules import Refusal
 from lvlm_guard.cli.listing import find_links, format_range
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testing.zoo.cells import STATUSES
-from lvlm_guard.testing.zoo.table import count_statuses, load_table, mechanisms_of
+from lvlm_guard.testing.zoo.table import count_statuses, load_table, mechanisms_of, status_of
 from lvlm_guard.verification.checks import STATUSES as STATUSES_OF_CHECKS
 from lvlm_guard.verification.results import Verification
 from lvlm_guard.verification.rows import read_row
@@ -73,10 +73,16 @@ and `make test-architectures` repeats all of them.
 - **crash**: an error that is not the library's, where plain generate runs.
 - **no power**: right, but the mechanism had next to no effect, so the run says little.
 - **unproven**: it ran, and there is nothing to compare it with, because plain generate cannot run the branch by itself.
+- **not taken**: the model takes no such call, guarded or not: several images in a prompt, a video, or beams that plain generate fails on.
+- **not measured**: the entry comes from a version that knew fewer mechanisms.
 
-`noise`, `removal` and `longer` contrast with a branch whose pixels are disturbed, that has no image, or whose prompt is longer;
+`noise`, `replacement`, `removal` and `longer` contrast with a branch whose pixels are disturbed, whose picture is another one, that has no
+image, or whose prompt is longer;
 `attention`, `hidden` and `vision` edit inside the decoder and the vision tower; `readouts` adds what early layers say; `batch` and
-`batch removal` are `noise` and `removal` in a batch of three prompts of different lengths; `beams` is `noise` with three beams.
+`batch removal` are `noise` and `removal` in a batch of three prompts of different lengths; `beams` is `noise` with three beams;
+`several images` is `noise` and `removal` in a batch of prompts with two images, with one, and with none where the model takes that;
+`video` is `noise`, `replacement` and `removal` of a video of two frames. Models whose config names no placeholder of an image, and those
+that write a time for each frame, are probed with a stand-in for the processor that names those tokens.
 """
 VERIFIED_PREAMBLE = """\
 # Verified checkpoints
@@ -150,7 +156,7 @@ def write_models_page() -> str:
     table = load_table()
     mechanisms = mechanisms_of(table)
     rows = (
-        (f"`{name}`", *(entry.cells[mechanism].status for mechanism in mechanisms))
+        (f"`{name}`", *(status_of(entry, mechanism) for mechanism in mechanisms))
         for name, entry in table.items()
         if entry.cells
     )

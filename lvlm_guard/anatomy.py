@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lvlm_guard.errors import ModelRefused
@@ -18,16 +17,28 @@ PIXEL_INPUTS = ("pixel_values", "flattened_patches")
 """What a model that encodes images calls its main input."""
 DEEPEST = 3
 """How many models may lie in each other around the layers."""
+PLACED_PATCHES = "flattened_patches"
+"""Patches `[images, patches, 2 + numbers]` that begin with their row and column, counted from 1; 0 fills up the batch."""
+IMAGE_PLACES = "image_embeds_position_mask"
+"""Model input `[rows, length]` that is 1 where image features go; some processors mark their fences with -1."""
 VISUAL_INPUTS = (
     "pixel", "image", "video", "aspect_ratio", "cross_attention_mask", "vision", "num_crops", "mm_encoder_outputs", "patch",
-    "tile", "grid", "target_sizes", "spatial_shapes",
+    "tile", "grid", "target_sizes", "spatial_shapes", "visual",
 )  # fmt: skip
 """Parts of the names of model inputs that a text alone does not bring."""
 
 
+def main_input(model: Any) -> str:
+    """Name of the model input that generate's first argument stands for; that of the encoder, where one reads it."""
+    encoder = getattr(model, "encoder", None) if getattr(model.config, "is_encoder_decoder", False) else None
+    names = (getattr(owner, "main_input_name", None) for owner in (encoder, model))
+    return next((name for name in names if isinstance(name, str)), "input_ids")
+
+
 def image_token_id(config: Any) -> int | None:
-    """Id of the image placeholder, or None where the model has none."""
-    return _first_id(config, ("image_token_id", "image_token_index"))
+    """Id of the image placeholder, of videos in a model that takes them alone; None where the config names none."""
+    token = _first_id(config, ("image_token_id", "image_token_index"))
+    return video_token_id(config) if token is None else token
 
 
 def video_token_id(config: Any) -> int | None:
@@ -39,15 +50,9 @@ def _first_id(config: Any, names: tuple[str, ...]) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def image_mask(config: Any, input_ids: Tensor) -> Tensor:
-    """True at image placeholders; bool, shape of `input_ids`."""
-    token = image_token_id(config)
-    return torch.zeros_like(input_ids, dtype=torch.bool) if token is None else input_ids == token
-
-
 def is_pixels(name: str, value: Any) -> bool:
     """Whether a model input holds pixels: a float tensor called after them."""
-    named = "pixel_values" in name or name == "image_patches"
+    named = "pixel_values" in name or name in {"image_patches", PLACED_PATCHES}
     return named and isinstance(value, Tensor) and value.is_floating_point()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
@@ -20,7 +21,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
+from lvlm_guard.call.without_image import join_rows, place_requests, split_rows
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
@@ -32,6 +33,7 @@ from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
+from lvlm_guard.request.row_images import rows_with_image
 from lvlm_guard.request.row_pictures import find_picture, know_pictures
 from lvlm_guard.strategy.names import strategy_name
 
@@ -265,12 +267,13 @@ class Guard:
         return joined, None if report is None else place_requests(report, rows)
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
-        inputs, settings = split_arguments(arguments)
+        main_input = anatomy.main_input(self.model)
+        inputs, settings = split_arguments(arguments, main_input)
         if settings.get("synced_gpus") is None and runs_in_step(self.model):
             settings["synced_gpus"] = True
         pictures = self._recent_pictures.find(inputs)
         defaults = getattr(self.model, "generation_config", None)
-        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
+        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults, main_input)
 
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
@@ -282,7 +285,8 @@ class Guard:
         if not conversations:
             return []
         batch = guard.inputs(messages=conversations, **pictures.options[index])
-        output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        lists = {name: [entries[row]] * len(conversations) for name, entries in request.row_lists.items()}
+        output = guard.generate(**batch, **lists, max_new_tokens=ANSWER_TOKENS, do_sample=False)
         answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
         return answers
 
@@ -309,7 +313,7 @@ def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[An
     """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
     started = time.perf_counter()
     output = plain(**arguments)
-    ids = split_arguments(arguments)[0].get("input_ids")
+    ids = split_arguments(arguments, anatomy.main_input(model))[0].get("input_ids")
     if isinstance(output, Tensor) or hasattr(output, "sequences"):
         seconds, origin = time.perf_counter() - started, describe_origin(model.config)
         return output, Report.of_plain(sequences(output), ids, seconds, origin)

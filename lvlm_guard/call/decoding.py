@@ -87,7 +87,14 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         None if inside.is_empty else inside,
         prepared.late_branches,
         main_cache,
+        _find_list_of_rows(prepared),
     )
+
+
+def _find_list_of_rows(prepared: PreparedCall) -> str | None:
+    """Why an argument that lists something for each row, such as `adapter_names`, keeps main and branches apart."""
+    name = prepared.planned.request.row_list
+    return None if name is None else f"{name} lists something for each row of a call"
 
 
 def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:

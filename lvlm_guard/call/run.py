@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,13 @@ from lvlm_guard.call.planning import plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
+from lvlm_guard.forward.installations import without_leftovers
+
+
+def _leave_as_found(call: AskedCall) -> AbstractContextManager[None]:
+    """Take off what a wrapper that tells rows apart leaves on the model when a call fails, as PEFT does."""
+    model = getattr(call.generate, "__self__", None)
+    return nullcontext() if call.request.row_list is None or model is None else without_leftovers(model)
 
 
 @torch.no_grad()
@@ -25,7 +33,7 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
         InputError: Something that a strategy yields cannot be used.
         NonFiniteLogits: The model or a branch produced NaN.
     """
-    with inside_call():
+    with inside_call(), _leave_as_found(call):
         planned = plan_call(call)
         with planned.interventions.installed(planned.main, call.gen):
             prepared = prepare_branches(planned)

@@ -65,6 +65,7 @@ class GuardedDecode:
         interventions: Edits, captures and readouts inside the layers.
         late: Prepares the branches that are built from main's prefill.
         main_cache: Main's cache, where another module's calls may come before main's first.
+        obstacle: What keeps main and its branches from being decoded as one batch, where that is known beforehand.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class GuardedDecode:
         interventions: LayerInterventions | None = None,
         late: Mapping[Hashable, Callable[[], PreparedDecode]] | None = None,
         main_cache: Cache | None = None,
+        obstacle: str | None = None,
     ) -> None:
         self.main = main
         self.counts = Counts()
@@ -86,6 +88,7 @@ class GuardedDecode:
         self._interventions = interventions
         self._late = late or {}
         self._cache = main_cache
+        self._obstacle = obstacle
         self._former_cache: Cache | None = None
         self._passed_over = False
         self._cached = bool(main.settings.use_cache is not False)
@@ -196,7 +199,7 @@ class GuardedDecode:
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(
-                    self._sequential, self._executor_name, forward, self._layouts, inputs, step
+                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._obstacle
                 )
             self._grow_in_place()
         return self.choice

@@ -49,7 +49,10 @@ class DecodeLayouts:
         requested = self._gen.prompt.image_mask.repeat_interleave(
             rows // max(self._gen.prompt.image_mask.shape[0], 1), dim=0
         )
-        if ids.shape[1] == length and self._gen.prompt.image_token is not None:
+        places = prepared.kwargs.get(anatomy.IMAGE_PLACES)
+        if isinstance(places, Tensor) and places.shape == image.shape:
+            image = places == 1
+        elif ids.shape[1] == length and self._gen.prompt.image_token is not None:
             image = ids == self._gen.prompt.image_token
         elif requested.shape == image.shape:
             image = requested

@@ -287,7 +287,8 @@ def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool)
     ids = batch["input_ids"]
     if not ids.numel():
         raise InputError("The prompt is empty: it has no token.")
-    if with_pictures and anatomy.image_token_id(config) is not None and not bool(anatomy.image_mask(config, ids).any()):
+    token = anatomy.image_token_id(config)
+    if with_pictures and token is not None and not bool((ids == token).any()):
         raise InputError(
             "There are pictures, but no place for them in the prompt. Write the model's image placeholder into text=, or pass "
             "messages= with an image item."

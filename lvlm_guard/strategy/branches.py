@@ -34,7 +34,7 @@ class Insert:
     Args:
         ids: Token ids; empty is neutral.
         place: `start` is after leading special tokens; `before_image` and `after_image` keep clear of the tokens that
-            fence the image; `end` is the last position of the prompt.
+            fence the image, and are `start` where the image stands beside the prompt; `end` is the last position of the prompt.
         per_row: Token ids for each row of the batch instead of `ids`.
     """
 
@@ -64,8 +64,9 @@ class Branch:
 
     Args:
         key: Identifies the branch, for example `("diffusion noise", 500, 0)`.
-        pixels: Elementwise edit of the preprocessed pixels of one image tile, or of all patches of an image; any shape, same
-            shape back. The tiles of an image share its generator. Padding and repeated frames are handled by the core.
+        pixels: Elementwise edit of the preprocessed pixels of one image tile, of one frame of a video, or of all patches of an
+            image or a video; any shape, same shape back. The tiles of an image share its generator, as the frames of a video do.
+            Padding and repeated frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
             of pictures recovered from `[..., 3, height, width]` pixels. Or a tuple with an edit for each of
             `gen.prompt.pictures`.
