@@ -40,7 +40,7 @@ def image_mask(config: Any, input_ids: Tensor) -> Tensor:
 
 def is_pixels(name: str, value: Any) -> bool:
     """Whether a model input holds pixels: a float tensor called after them."""
-    named = "pixel_values" in name or name == "image_patches"
+    named = "pixel_values" in name or name in ("image_patches", "images")
     return named and isinstance(value, Tensor) and value.is_floating_point()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -15,7 +14,7 @@ from torch import Tensor
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
-from lvlm_guard.call.provenance import describe_origin
+from lvlm_guard.call.plain import run_plain
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
@@ -215,8 +214,8 @@ class Guard:
             **kwargs: Passed on to generate, `stack=` for this call alone included.
         """
         batch = self.inputs(images=images, messages=messages)
-        output = self.generate(**batch, **kwargs)
-        return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
+        output, report = self.generate_with_report(**batch, **kwargs)
+        return conversation.decode_answers(self.processor, output, _find_start(output, report), many=is_batch(messages))
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
@@ -241,7 +240,7 @@ class Guard:
     def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
         """Return the output and the report of one call, guarded where there is something to guard."""
         if not len(self.stack):
-            return _run_plain(self.model, plain, arguments)
+            return run_plain(self.model, plain, arguments)
         refuse(ARGUMENTS, arguments)
         request = self._build_request(arguments)
         refuse(LOOP, request)
@@ -249,7 +248,7 @@ class Guard:
             return (
                 self._run_beside_plain(plain, arguments, request, rows)
                 if rows.any()
-                else _run_plain(self.model, plain, arguments)
+                else run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
         return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
@@ -282,8 +281,9 @@ class Guard:
         if not conversations:
             return []
         batch = guard.inputs(messages=conversations, **pictures.options[index])
-        output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
+        output, report = guard.generate_with_report(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        start = _find_start(output, report)
+        answers: list[str] = conversation.decode_answers(self.processor, output, start, many=True)
         return answers
 
 
@@ -305,15 +305,10 @@ def _describe_strategy(strategy: Any) -> str:
     return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
 
 
-def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
-    """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
-    started = time.perf_counter()
-    output = plain(**arguments)
-    ids = split_arguments(arguments)[0].get("input_ids")
-    if isinstance(output, Tensor) or hasattr(output, "sequences"):
-        seconds, origin = time.perf_counter() - started, describe_origin(model.config)
-        return output, Report.of_plain(sequences(output), ids, seconds, origin)
-    return output, None
+def _find_start(output: Any, report: Report | None) -> int:
+    """Return where answers begin, in what must hold token ids."""
+    ids = sequences(output)
+    return ids.shape[1] if report is None else report.answer_start
 
 
 def _takes_over(strategy: object) -> bool:

@@ -38,6 +38,7 @@ class DecodedCall:
         executor: The executor that decoded the branches, `none` when nothing was decoded with them.
         reason: Why that executor; empty when no decode step was needed.
         counts: What ran.
+        answer_start: Where the answers begin in each row of the output.
     """
 
     prepared: PreparedCall
@@ -46,6 +47,12 @@ class DecodedCall:
     executor: str
     reason: str
     counts: Counts
+    answer_start: int
+
+    @property
+    def generated(self) -> Tensor:
+        """Generated ids `[rows, tokens]`, without what the output repeats of a prompt."""
+        return sequences(self.output)[:, self.answer_start :]
 
 
 def decode(prepared: PreparedCall) -> DecodedCall:
@@ -66,9 +73,9 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
     with vision.encoding(call.gen, MAIN):
         output = run_guarded(guarded_decode, generate)
-    guarded_decode.check_whole(sequences(output))
+    start = guarded_decode.find_answers(sequences(output), planned.request.input_ids)
     choice = guarded_decode.choice
-    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts)
+    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts, start)
 
 
 def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:

@@ -12,6 +12,7 @@ from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.errors import GuardError, ModelRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
+from lvlm_guard.forward.preparation import static_length_kept
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
@@ -61,7 +62,7 @@ class PromptPreparation:
         inputs = build_branch_inputs(self.request, branch, encoded)
         settings = _limit_new_tokens(self.settings, count_new_tokens(main))
         try:
-            with vision.encoding(self.gen, branch.key):
+            with vision.encoding(self.gen, branch.key), static_length_kept(main.module):
                 prepared = capture_decode(self.generate, inputs, settings)
         except GuardError:
             raise

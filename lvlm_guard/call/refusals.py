@@ -18,6 +18,7 @@ from lvlm_guard.call.rules import (
 )
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused, quote
 from lvlm_guard.forward import PreparedDecode, caches
+from lvlm_guard.forward.own_generate import has_own_generate
 from lvlm_guard.protocols import Cache
 from lvlm_guard.request import prompts
 from lvlm_guard.request.requests import Request
@@ -127,7 +128,14 @@ def _holds_tokens(cache: Cache | None) -> bool:
 
 def _cannot_generate(model: object) -> bool:
     check = getattr(model, "can_generate", None)
-    return not callable(getattr(model, "generate", None)) or (callable(check) and not check())
+    is_denied = callable(check) and not check() and not has_own_generate(model)
+    return is_denied or not callable(getattr(model, "generate", None))
+
+
+def _describe_no_generate(model: object) -> str:
+    inner = next((name for name in ("module", "model") if hasattr(getattr(model, name, None), "generate")), None)
+    remedy = "" if inner is None else f" Pass the model inside: Guard(model.{inner}, ...)."
+    return f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.{remedy}"
 
 
 def _edits_absent_image(subject: EditedAttention) -> bool:
@@ -208,12 +216,23 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
 
 MODEL: tuple[RefusalRule[object], ...] = (
     RefusalRule(
-        "a model without an autoregressive `generate`",
+        "a model without an autoregressive `generate`, `DataParallel` and `DistributedDataParallel` included",
         "there is nothing to guard",
-        "pass the model that generates",
+        "pass the model that generates: `Guard(model.module, ...)`",
         ModelRefused,
         _cannot_generate,
-        lambda model: f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.",
+        _describe_no_generate,
+    ),
+    RefusalRule(
+        "a model without a `config`",
+        "nothing tells its image placeholder, vocabulary and kind",
+        "pass the model inside, or give the class the config of it",
+        ModelRefused,
+        lambda model: getattr(model, "config", None) is None,
+        lambda model: (
+            f"{type(model).__name__} has no config of transformers, which tells the image placeholder and the vocabulary: pass the "
+            "model inside, or give it the config of that model."
+        ),
     ),
 )
 """About the model, when the guard is made."""
@@ -520,6 +539,20 @@ REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
             "masked images where images stand beside the prompt",
             "there is nothing in the prompt to mask",
             "another kind of branch",
+            ModelRefused,
+        ),
+    ),
+    "Outputs": (
+        Refusal(
+            "a class whose `generate` returns no token ids, such as text",
+            "nothing tells which token was chosen where",
+            "pass the model inside",
+            ModelRefused,
+        ),
+        Refusal(
+            "a class whose `generate` puts unknown ids in front of the answer",
+            "nothing tells where the answer begins",
+            "pass the model inside",
             ModelRefused,
         ),
     ),

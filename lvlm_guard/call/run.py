@@ -31,5 +31,5 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
             prepared = prepare_branches(planned)
             decoded = decode(prepared)
         decoded.effects.check_finite()
-        output, revised = finish_output(decoded)
-        return output, report_call(decoded, revised)
+        finished = finish_output(decoded)
+        return finished.output, report_call(decoded, finished)

@@ -25,6 +25,8 @@ LOOP_ONLY = frozenset(
         "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     }
 )  # fmt: skip
+STATIC_LENGTH = "_previous_max_cache_length"
+"""Where generate notes, on the module that decodes, how long its last static cache was."""
 _capturing: ContextVar[bool] = ContextVar("lvlm_guard_capturing", default=False)
 
 
@@ -90,6 +92,19 @@ def capture_decode(
     if not captured:
         raise ModelRefused("The model's generate did not reach a decode loop, so there is nothing to guard.")
     return captured[0]
+
+
+@contextmanager
+def static_length_kept(module: Any) -> Iterator[None]:
+    """Keep how long a module remembers its static caches to be: main's are not to grow with those of its branches."""
+    before = vars(module).get(STATIC_LENGTH)
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(module).pop(STATIC_LENGTH, None)
+        else:
+            setattr(module, STATIC_LENGTH, before)
 
 
 @contextmanager

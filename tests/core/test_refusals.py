@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import own_generate
 import pytest
 import torch
 from gold import EXTRA, Against
@@ -28,6 +29,18 @@ REFUSALS = {
     refusal.case: refusal for table in (RULES, REFUSED_ELSEWHERE) for refusals in table.values() for refusal in refusals
 }
 STREAMER = type("Streamer", (), {"put": lambda self, _: None, "end": lambda self: None})()
+
+
+class Bare(torch.nn.Module):
+    """Generates, and says nothing of itself."""
+
+    def generate(self, input_ids):
+        return input_ids
+
+
+def answer(kind):
+    model, inputs = own_generate.build(kind)
+    return Guard(model, None, [Against("noised")]).generate(**inputs, max_new_tokens=5, do_sample=False)
 
 
 def go_back(loop):
@@ -158,7 +171,19 @@ NEED_THE_LOOP = (
     "`assistant_model`, `assistant_early_exit`, `prompt_lookup_num_tokens`, `stop_strings`, `guidance_scale`"
 )
 CASES: dict[str, tuple[Callable[..., Any], str]] = {
-    "a model without an autoregressive `generate`": (lambda _: Guard(torch.nn.Linear(2, 2)), "no autoregressive"),
+    "a model without an autoregressive `generate`, `DataParallel` and `DistributedDataParallel` included": (
+        lambda _: Guard(torch.nn.DataParallel(tiny("llava")[0])),
+        r"^DataParallel has no autoregressive generate.* Guard\(model.module, ...\)",
+    ),
+    "a model without a `config`": (lambda _: Guard(Bare()), "^Bare has no config"),
+    "a class whose `generate` returns no token ids, such as text": (
+        lambda _: answer(own_generate.InWords),
+        "^generate returned list instead of token ids",
+    ),
+    "a class whose `generate` puts unknown ids in front of the answer": (
+        lambda _: answer(own_generate.Boasting),
+        "^generate returned 7 tokens a row where 5 were decoded",
+    ),
     "`custom_generate`": (lambda _: call(custom_generate="somebody/loop"), "^custom_generate replaces"),
     "paged and continuous batching": (lambda _: call(cache_implementation="paged"), "^Paged and continuous batching"),
     "a cache that is none of transformers' own, such as tuples of keys and values": (
