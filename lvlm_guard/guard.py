@@ -21,6 +21,7 @@ from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
 from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.forward.copies import prepare_for_pickle
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
@@ -117,7 +118,7 @@ class Guard:
         return _rebuild(type(self), copy.deepcopy(self.model, memo), self.processor, self.stack, self._options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.model, self.processor, self.stack, self._options)
+        return _rebuild, (type(self), prepare_for_pickle(self.model), self.processor, self.stack, self._options)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != DEFAULTS[name])

@@ -90,6 +90,7 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         None if inside.is_empty else inside,
         prepared.late_branches,
         main_cache,
+        prepared.planned.request.row_list,
     )
 
 

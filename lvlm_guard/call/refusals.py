@@ -193,6 +193,17 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             ),
         ),
         RefusalRule(
+            f"an argument that lists something for each row, such as `adapter_names`, with {owner}",
+            "it runs further rows, which have no entry in the list",
+            "rows of one kind in a call of their own, without the list",
+            ModeRefused,
+            lambda request: request.row_list is not None,
+            lambda request: (
+                f"{author} runs further rows, which have no entry in {request.row_list}: pass the rows of each kind in a call of their "
+                "own, without the list."
+            ),
+        ),
+        RefusalRule(
             f"`num_return_sequences` with {owner}",
             "it works on one answer for each request",
             "drop it",
@@ -403,17 +414,6 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
 """About the attention edits of the plan."""
 
 BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
-    RefusalRule(
-        "branches beside an argument that lists something for each row, such as `adapter_names`",
-        "the model would look for an entry for each row of a branch",
-        "rows of one kind in a call of their own, without the list",
-        ModeRefused,
-        lambda subject: subject.request.row_list is not None,
-        lambda subject: (
-            f"{subject.request.row_list} lists something for each row of the batch, and the rows of branch {subject.branch.key!r} "
-            "have no entry in it: pass the rows of each kind in a call of their own, without the list."
-        ),
-    ),
     RefusalRule(
         "edits of images, in a request with a video",
         "edits are made for still images, and the video would stay as it is",

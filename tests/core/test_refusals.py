@@ -152,11 +152,6 @@ def build_branch(branch, without=(), **more):
     build_branch_inputs(Request({**inputs, **more}, {}, model.config), branch, None)
 
 
-def with_adapters():
-    model, inputs = tiny("llava", batch=2)
-    return Request({**inputs, "adapter_names": ["one", "other"]}, {}, model.config)
-
-
 def build_branch_of_video(branch):
     """Check a branch on one video in two pieces."""
     config = tiny("llava_onevision")[0].config
@@ -202,9 +197,13 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: call(FINISHES, synced_gpus=True),
         "^A revision runs as many forwards as its answer needs",
     ),
-    "branches beside an argument that lists something for each row, such as `adapter_names`": (
-        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), with_adapters())),
-        "^adapter_names lists something for each row",
+    "an argument that lists something for each row, such as `adapter_names`, with a search": (
+        lambda _: call(SEARCHES, adapter_names=["one"]),
+        "^A search runs further rows, which have no entry in adapter_names",
+    ),
+    "an argument that lists something for each row, such as `adapter_names`, with a revision": (
+        lambda _: call(FINISHES, adapter_names=["one"]),
+        "^A revision runs further rows, which have no entry in adapter_names",
     ),
     "edits of images, in a request with a video": (
         lambda _: build_branch_of_video(Branch("x", pixels=lambda pixels, _: pixels)),

@@ -50,8 +50,9 @@ def choose_executor(
     layouts: DecodeLayouts,
     inputs: Inputs,
     step: Step,
+    row_list: str | None,
 ) -> Choice:
-    """Choose one batch for main and branches where that is exact.
+    """Choose one batch for main and branches where that is exact; `row_list` names an argument with an entry for each row of main.
 
     Raises:
         ModeRefused: The batched executor was asked for and would not be exact.
@@ -59,7 +60,11 @@ def choose_executor(
     if not sequential.cached:
         return Choice(sequential, "sequential", "there is no cache (use_cache=False)")
     first = sequential.describe_first_step(inputs, step)
-    obstacle = find_obstacle(first, forward)
+    obstacle = (
+        find_obstacle(first, forward)
+        if row_list is None
+        else f"{row_list} lists something for each row, and rows of branches have no entry in it"
+    )
     if obstacle and name == "batched":
         raise ModeRefused(f"The batched executor would not be exact here: {obstacle}. Choose executor='auto'.")
     if obstacle:
