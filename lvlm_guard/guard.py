@@ -15,7 +15,7 @@ from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.plain import run_plain
-from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
+from lvlm_guard.call.refusals import APART, ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
@@ -245,6 +245,8 @@ class Guard:
         refuse(ARGUMENTS, arguments)
         request = self._build_request(arguments)
         refuse(LOOP, request)
+        if self.without_image == "plain":
+            refuse(APART, request)
         if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
             return (
                 self._run_beside_plain(plain, arguments, request, rows)

@@ -18,6 +18,7 @@ from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
 from lvlm_guard.forward.decode import Counts
+from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
@@ -81,6 +82,7 @@ def decode(prepared: PreparedCall) -> DecodedCall:
 def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:
     """Return the decode whose forwards belong to this call."""
     call, inside = prepared.planned.call, prepared.planned.interventions.inside
+    request = prepared.planned.request
     return GuardedDecode(
         prepared.main,
         prepared.branches,
@@ -90,7 +92,7 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         None if inside.is_empty else inside,
         prepared.late_branches,
         main_cache,
-        prepared.planned.request.row_list,
+        BatchScope(request.row_list, in_step=bool(request.settings.get("synced_gpus"))),
     )
 
 

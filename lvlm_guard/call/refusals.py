@@ -352,6 +352,21 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
 FINISH: tuple[RefusalRule[Request], ...] = _rules_of_whole_answers("A revision")
 """About the request, when a strategy of the stack revises answers."""
 
+APART: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        '`synced_gpus`, as FSDP and ZeRO-3 set it, with `without_image="plain"`',
+        "a process whose rows have no image would run fewer forwards than the others, and all would wait for each other",
+        'drop `without_image="plain"`, and give every process rows with an image',
+        ModeRefused,
+        lambda request: bool(request.settings.get("synced_gpus")),
+        lambda _: (
+            'without_image="plain" runs other forwards for rows without an image, but with synced_gpus, which FSDP and ZeRO-3 set, '
+            "every process has to run the same ones: leave it out, and give every process rows with an image."
+        ),
+    ),
+)
+"""About the request, where rows without an image are to run plain."""
+
 MIXED: tuple[RefusalRule[Request], ...] = (
     RefusalRule(
         f'{", ".join(f"`{name}`" for name in WHOLE_BATCH)} with `without_image="plain"`, where only some rows have an image',
@@ -487,6 +502,7 @@ RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
     "The decoding loop": LOOP,
     "Searches": SEARCH,
     "Revisions": FINISH,
+    "Rows without an image that are to run plain": APART,
     "Batches in which some rows have no image": MIXED,
     "Main, once prepared": MAIN_PREPARED,
     "Attention edits": ATTENTION,

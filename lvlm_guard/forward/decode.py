@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from lvlm_guard.errors import ModelRefused, ModeRefused
 from lvlm_guard.forward import caches, model_inputs
+from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
 from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
@@ -64,7 +65,7 @@ class GuardedDecode:
         interventions: Edits, captures and readouts inside the layers.
         late: Prepares the branches that are built from main's prefill.
         main_cache: Main's cache, where another module's calls may come before main's first.
-        row_list: Name of an argument of generate with an entry for each row of main, or None.
+        scope: What a batch of main and branches has to do with, beside its forwards.
     """
 
     def __init__(
@@ -77,14 +78,14 @@ class GuardedDecode:
         interventions: LayerInterventions | None = None,
         late: Mapping[Hashable, Callable[[], PreparedDecode]] | None = None,
         main_cache: Cache | None = None,
-        row_list: str | None = None,
+        scope: BatchScope | None = None,
     ) -> None:
         self.main = main
         self.counts = Counts()
         self._gen = gen
         self._combine = combine
         self._executor_name: ExecutorName = executor
-        self._row_list = row_list
+        self._scope = scope or BatchScope()
         self._interventions = interventions
         self._late = late or {}
         self._cache = main_cache
@@ -214,7 +215,7 @@ class GuardedDecode:
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(
-                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._row_list
+                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._scope
                 )
             self._grow_in_place()
         return self.choice

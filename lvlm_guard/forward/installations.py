@@ -51,10 +51,13 @@ class StandIn:
 
     @property
     def original(self) -> Any:
-        """What stood there before: the object's own attribute, or the method of its class."""
+        """What stood there before: the object's own attribute, the method of its class, or what it finds inside itself."""
         if self.saved is not None:
             return self.saved
-        return types.MethodType(getattr(type(self.owner), self.name), self.owner)
+        function = getattr(type(self.owner), self.name, None)
+        if function is None:  # a wrapper that hands on what it has not, as `FullyShardedDataParallel` does
+            return type(self.owner).__getattr__(self.owner, self.name)
+        return types.MethodType(function, self.owner)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -78,7 +81,8 @@ class StandIn:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.saved is not None:
             return _return_it, (self.saved,)
-        return types.MethodType, (getattr(type(self.owner), self.name), self.owner)
+        function = getattr(type(self.owner), self.name, None)
+        return (_return_it, (self.original,)) if function is None else (types.MethodType, (function, self.owner))
 
 
 class Hook:

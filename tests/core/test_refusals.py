@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import APART, BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request import requests
@@ -85,10 +85,11 @@ class Searches:
         return [Search(go_back)]
 
 
-def call(stack="vcd", executor="auto", without=(), **arguments):
+def call(stack="vcd", executor="auto", without=(), without_image="refuse", **arguments):
     """Run a guarded call on a tiny model, without some of its inputs, or with other arguments."""
     model, inputs = tiny("llava")
-    guard = Guard(model, Words(), stack if isinstance(stack, str) else [stack], executor=executor)
+    stack = stack if isinstance(stack, str) else [stack]
+    guard = Guard(model, Words(), stack, executor=executor, without_image=without_image)
     inputs = {name: value for name, value in inputs.items() if name not in without}
     guard.generate(**{**inputs, "max_new_tokens": 4, "do_sample": False, **arguments})
 
@@ -196,6 +197,10 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "`synced_gpus` with a revision, as FSDP and ZeRO-3 set it": (
         lambda _: call(FINISHES, synced_gpus=True),
         "^A revision runs as many forwards as its answer needs",
+    ),
+    APART[0].case: (
+        lambda _: call(without_image="plain", synced_gpus=True),
+        "^without_image=.plain. runs other forwards",
     ),
     "an argument that lists something for each row, such as `adapter_names`, with a search": (
         lambda _: call(SEARCHES, adapter_names=["one"]),
