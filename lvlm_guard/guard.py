@@ -254,7 +254,7 @@ class Guard:
                 else run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
-        return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
+        return run_call(build_asked_call(self.model, plain, request, self._strategies, self.executor, ask))
 
     def _run_beside_plain(
         self, plain: Any, arguments: Mapping[str, Any], request: Request, rows: Tensor

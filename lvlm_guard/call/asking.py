@@ -19,7 +19,8 @@ class AskedCall:
     """A call as the user asked for it.
 
     Args:
-        generate: The model's own generate, unguarded.
+        model: The model.
+        generate: Its own generate, unguarded.
         request: Model inputs and settings.
         strategies: The strategies of the stack.
         executor: The executor asked for.
@@ -28,6 +29,7 @@ class AskedCall:
         started: When the call began, in seconds of `time.perf_counter`.
     """
 
+    model: Any
     generate: Callable[..., Any]
     request: Request
     strategies: StrategyCalls
@@ -42,6 +44,7 @@ class AskedCall:
 
 
 def build_asked_call(
+    model: Any,
     generate: Callable[..., Any],
     request: Request,
     strategies: StrategyCalls,
@@ -49,4 +52,4 @@ def build_asked_call(
     ask: Callable[[Sequence[str], int], list[str]] | None = None,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
-    return AskedCall(generate, request, strategies, executor, ask, create_generation(request))
+    return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request))

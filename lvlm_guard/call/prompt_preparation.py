@@ -19,6 +19,8 @@ from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.prompt import PromptStates
 
+Use = Callable[[PreparedDecode], None]
+"""What is done with a prepared decode while generate runs."""
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
@@ -38,9 +40,9 @@ class PromptPreparation:
     settings: Mapping[str, Any]
     gen: Generation
 
-    def prepare_main(self) -> PreparedDecode:
-        """Return main as generate prepares it."""
-        return capture_decode(self.generate, self.request.without_cache, self.settings)
+    def prepare_main(self, use: Use | None = None) -> PreparedDecode:
+        """Return main as generate prepares it; `use` is called with it while generate runs."""
+        return capture_decode(self.generate, self.request.without_cache, self.settings, use)
 
     def encode_images(self, main: PreparedDecode) -> Mapping[str, Any] | None:
         """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
@@ -52,8 +54,12 @@ class PromptPreparation:
         encoded = main.kwargs.get("mm_encoder_outputs")
         return encoded if encoded and encoded.get("image") is not None else None
 
-    def prepare_branch(self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> PreparedDecode:
+    def prepare_branch(
+        self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None, use: Use | None = None
+    ) -> PreparedDecode:
         """Return a branch as generate prepares it, with main's encoded images where its image is main's.
+
+        `use` is called with it while generate runs.
 
         Raises:
             ModelRefused: The model cannot prepare it.
@@ -63,7 +69,7 @@ class PromptPreparation:
         settings = _limit_new_tokens(self.settings, count_new_tokens(main))
         try:
             with vision.encoding(self.gen, branch.key), static_length_kept(main.module):
-                prepared = capture_decode(self.generate, inputs, settings)
+                prepared = capture_decode(self.generate, inputs, settings, use)
         except GuardError:
             raise
         except Exception as error:
@@ -91,14 +97,19 @@ class PromptRuns:
 
     def __call__(self, branch: Branch | None) -> PromptStates:
         """Run the prompt of main (None) or of a branch."""
-        main = self._preparation.prepare_main()
-        states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
-        self.keys.append(MAIN if branch is None else branch.key)
-        return states
+        states: list[PromptStates] = []
 
-    def _prepare(self, branch: Branch, main: PreparedDecode) -> PreparedDecode:
-        encoded = None if branch.drops_image else self._preparation.encode_images(main)
-        return self._preparation.prepare_branch(branch, main, encoded)
+        def run(prepared: PreparedDecode) -> None:
+            states.append(prompt_states.run_prompt(prepared))
+
+        if branch is None:
+            self._preparation.prepare_main(run)
+        else:
+            main = self._preparation.prepare_main()
+            encoded = None if branch.drops_image else self._preparation.encode_images(main)
+            self._preparation.prepare_branch(branch, main, encoded, run)
+        self.keys.append(MAIN if branch is None else branch.key)
+        return states[0]
 
 
 def _limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:

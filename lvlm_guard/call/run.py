@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lvlm_guard.call.planning import plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
+from lvlm_guard.forward.adapters import taken_off_after_errors
 
 
 @torch.no_grad()
@@ -25,7 +27,8 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
         InputError: Something that a strategy yields cannot be used.
         NonFiniteLogits: The model or a branch produced NaN.
     """
-    with inside_call():
+    adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
+    with inside_call(), adapters:
         planned = plan_call(call)
         with planned.interventions.installed(planned.main, call.gen):
             prepared = prepare_branches(planned)

@@ -65,9 +65,19 @@ class PreparedDecode:
 
 
 def capture_decode(
-    generate: Callable[..., Any], inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    generate: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    use: Callable[[PreparedDecode], None] | None = None,
 ) -> PreparedDecode:
     """Let generate prepare a decode and stop before its first forward, through its public `custom_generate` argument.
+
+    Args:
+        generate: The model's own generate.
+        inputs: Model inputs.
+        settings: Settings of the loop.
+        use: Called with the decode while generate still runs: wrappers such as PEFT's put on the model what a forward needs for
+            as long as their generate runs.
 
     Raises:
         ModelRefused: The model never reached a decode loop.
@@ -82,6 +92,8 @@ def capture_decode(
         if static is not None and static is kwargs.get("past_key_values"):
             del model._cache  # noqa: SLF001 - older versions would hand this static cache to the branches too
         captured.append(PreparedDecode(model, input_ids, kwargs, config))
+        if use is not None:
+            use(captured[0])
         return input_ids
 
     preparing = {name: value for name, value in settings.items() if name not in LOOP_ONLY}
