@@ -6,8 +6,8 @@ import pytest
 import torch
 from gold import Against
 
-from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.answers import finish_output
+from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.decoding import decode
 from lvlm_guard.call.planning import plan_call
 from lvlm_guard.call.preparing import prepare_branches
