@@ -68,8 +68,8 @@ def _find_own_prompt(decoded: DecodedCall) -> Tensor:
     planned = decoded.prepared.planned
     if measure_prompt(sequences(decoded.output), [planned.request.input_ids]) == decoded.answer_start:
         return planned.call.request.input_ids
-    own = capture_decode(planned.call.generate, planned.call.request.without_cache, planned.preparation.settings)
-    return own.input_ids[:: own.rows_per_request]
+    prepared = capture_decode(planned.call.generate, planned.call.request.without_cache, planned.preparation.settings)
+    return prepared.input_ids[:: prepared.rows_per_request]
 
 
 def _count_changed(drafts: Tensor, revised: Tensor, settings: Any) -> int:

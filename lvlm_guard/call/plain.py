@@ -53,11 +53,11 @@ def _list_prompts(model: Any, inputs: Mapping[str, Any]) -> Iterator[Tensor]:
     settings = getattr(model, "generation_config", None)
     starts = (getattr(settings, name, None) for name in ("decoder_start_token_id", "bos_token_id"))
     first = next((torch.tensor([[token]]) for token in starts if isinstance(token, int)), None)
-    given = inputs.get("decoder_input_ids")
-    if isinstance(given, Tensor):
-        yield given
+    decoder_prompt = inputs.get("decoder_input_ids")
+    if isinstance(decoder_prompt, Tensor):
+        yield decoder_prompt
         if first is not None:
-            yield torch.cat([first.to(given).expand(len(given), 1), given], dim=1)
+            yield torch.cat([first.to(decoder_prompt).expand(len(decoder_prompt), 1), decoder_prompt], dim=1)
     elif first is not None:
         yield first
 

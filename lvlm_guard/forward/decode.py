@@ -131,13 +131,13 @@ class GuardedDecode:
         self._gen.forward = logits.as_forward(step, self._history.tokens)
         return logits.answer(self._combine(self._gen))
 
-    def find_answers(self, output: Tensor, asked: Tensor) -> int:
+    def find_answers(self, output: Tensor, prompts: Tensor) -> int:
         """Return where in the rows of an output `[rows, length]` the answers begin: behind a prompt, or at 0 where it holds none.
 
         Args:
             output: What generate returned. It begins with the prompt of its loop, which is the decoder's own for an
                 encoder-decoder and nothing for a decode from embeddings, with the prompt that was asked, or with the answer.
-            asked: Prompts of the call `[requests, length]`.
+            prompts: Prompts of the call `[requests, length]`.
 
         Raises:
             ModeRefused: Not every token was chosen from logits of this decode: somebody replaced the module's forward while the
@@ -145,7 +145,7 @@ class GuardedDecode:
             ModelRefused: The output holds more than the answer and begins with no known prompt.
         """
         of_loop = self.main.input_ids[:: self.main.rows_per_request]
-        start = measure_prompt(output, (of_loop, asked))
+        start = measure_prompt(output, (of_loop, prompts))
         self._check_whole(output.shape[1] - (start or 0), is_prompt_known=start is not None)
         return start or 0
 
