@@ -90,7 +90,7 @@ test-generation:
 	test -d "$(TRANSFORMERS)/tests/generation" || { echo "TRANSFORMERS=path of a checkout of transformers"; exit 2; }
 	test -x $(GENERATION)/bin/python || $(PYTHON) -m venv $(GENERATION)
 	$(GENERATION)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 "$(TRANSFORMERS)" -e . \
-		pytest pytest-timeout parameterized datasets psutil
+		pytest pytest-timeout parameterized datasets psutil requests
 	TRANSFORMERS="$(abspath $(TRANSFORMERS))" OMP_NUM_THREADS=1 \
 		$(GENERATION)/bin/python -m pytest -q -s -m slow tests/third_party/test_transformers_generation.py
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers.generation import GenerationMixin
 
-from lvlm_guard import Guard, Refused, Stack
+from lvlm_guard import Guard, InputError, Refused, Stack
 
 STACKS: dict[str, Any] = {"empty": [], "neutral": [{"name": "vcd", "params": {"alpha": 0.0}}]}
 MIXIN = "GenerationTesterMixin"
@@ -72,7 +72,7 @@ def _attached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         try:
             with Guard(model, None, stack).attached():
                 return model.generate(*args, **kwargs)
-        except Refused as error:
+        except (Refused, InputError) as error:
             pytest.skip(f"{REFUSED}{error}")
         finally:
             _is_inside.reset(token)
