@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses peers scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses test-generation peers scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -95,6 +95,17 @@ scenes: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/seeds.py --out $(SCENES)/models --seeds 1 2 --second
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/seeds.py --out $(SCENES)/models --seeds --second 0 --minutes 30
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scenes.py all --models $(SCENES)/models --out $(SCENES)/runs
+
+# transformers' own generation tests of six model types, without a guard and with an inert one: the same ones fail. TRANSFORMERS is a
+# checkout of its repository, which is installed in an environment of its own.
+GENERATION := .venvs/generation
+test-generation:
+	test -d "$(TRANSFORMERS)/tests/generation" || { echo "TRANSFORMERS=path of a checkout of transformers"; exit 2; }
+	test -x $(GENERATION)/bin/python || $(PYTHON) -m venv $(GENERATION)
+	$(GENERATION)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 "$(TRANSFORMERS)" -e . \
+		pytest pytest-timeout parameterized datasets psutil requests
+	TRANSFORMERS="$(abspath $(TRANSFORMERS))" OMP_NUM_THREADS=1 \
+		$(GENERATION)/bin/python -m pytest -q -s -m slow tests/third_party/test_transformers_generation.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -52,7 +52,7 @@ def _first_id(config: Any, names: tuple[str, ...]) -> int | None:
 
 def is_pixels(name: str, value: Any) -> bool:
     """Whether a model input holds pixels: a float tensor called after them."""
-    named = "pixel_values" in name or name in {"image_patches", PLACED_PATCHES}
+    named = "pixel_values" in name or name in {"image_patches", "images", PLACED_PATCHES}
     return named and isinstance(value, Tensor) and value.is_floating_point()
 
 

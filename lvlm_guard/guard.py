@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -16,13 +15,14 @@ from lvlm_guard import anatomy
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
-from lvlm_guard.call.provenance import describe_origin
-from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
+from lvlm_guard.call.plain import run_plain
+from lvlm_guard.call.refusals import APART, ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
 from lvlm_guard.call.without_image import join_rows, place_requests, split_rows
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.forward.copies import prepare_for_pickle
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
@@ -120,7 +120,7 @@ class Guard:
         return _rebuild(type(self), copy.deepcopy(self.model, memo), self.processor, self.stack, self._options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.model, self.processor, self.stack, self._options)
+        return _rebuild, (type(self), prepare_for_pickle(self.model), self.processor, self.stack, self._options)
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != DEFAULTS[name])
@@ -217,8 +217,8 @@ class Guard:
             **kwargs: Passed on to generate, `stack=` for this call alone included.
         """
         batch = self.inputs(images=images, messages=messages)
-        output = self.generate(**batch, **kwargs)
-        return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
+        output, report = self.generate_with_report(**batch, **kwargs)
+        return conversation.decode_answers(self.processor, output, _find_start(output, report), many=is_batch(messages))
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
@@ -243,18 +243,20 @@ class Guard:
     def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
         """Return the output and the report of one call, guarded where there is something to guard."""
         if not len(self.stack):
-            return _run_plain(self.model, plain, arguments)
+            return run_plain(self.model, plain, arguments)
         refuse(ARGUMENTS, arguments)
         request = self._build_request(arguments)
         refuse(LOOP, request)
+        if self.without_image == "plain":
+            refuse(APART, request)
         if self.without_image == "plain" and not bool((rows := rows_with_image(request)).all()):
             return (
                 self._run_beside_plain(plain, arguments, request, rows)
                 if rows.any()
-                else _run_plain(self.model, plain, arguments)
+                else run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
-        return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask, self.model))
+        return run_call(build_asked_call(self.model, plain, request, self._strategies, self.executor, ask))
 
     def _run_beside_plain(
         self, plain: Any, arguments: Mapping[str, Any], request: Request, rows: Tensor
@@ -285,9 +287,9 @@ class Guard:
         if not conversations:
             return []
         batch = guard.inputs(messages=conversations, **pictures.options[index])
-        lists = {name: [entries[row]] * len(conversations) for name, entries in request.row_lists.items()}
-        output = guard.generate(**batch, **lists, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
+        output, report = guard.generate_with_report(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        start = _find_start(output, report)
+        answers: list[str] = conversation.decode_answers(self.processor, output, start, many=True)
         return answers
 
 
@@ -309,15 +311,10 @@ def _describe_strategy(strategy: Any) -> str:
     return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
 
 
-def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
-    """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
-    started = time.perf_counter()
-    output = plain(**arguments)
-    ids = split_arguments(arguments, anatomy.main_input(model))[0].get("input_ids")
-    if isinstance(output, Tensor) or hasattr(output, "sequences"):
-        seconds, origin = time.perf_counter() - started, describe_origin(model.config)
-        return output, Report.of_plain(sequences(output), ids, seconds, origin)
-    return output, None
+def _find_start(output: Any, report: Report | None) -> int:
+    """Return where answers begin, in what must hold token ids."""
+    ids = sequences(output)
+    return ids.shape[1] if report is None else report.answer_start
 
 
 def _takes_over(strategy: object) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,25 +13,40 @@ from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.generation import describe_output
 from lvlm_guard.call.plan import collect_values
 from lvlm_guard.errors import PluginRejected, ProcessorNeeded
-from lvlm_guard.outputs import sequences
+from lvlm_guard.forward import capture_decode
+from lvlm_guard.outputs import measure_prompt, sequences
 from lvlm_guard.protocols import Tokenizer
 from lvlm_guard.strategy.loops import Revision
 
 
-def finish_output(decoded: DecodedCall) -> tuple[Any, dict[str, int]]:
-    """Return generate's output with the user's own prompt in front and revised answers, and how many each strategy revised.
+@dataclass(frozen=True, eq=False)
+class FinishedOutput:
+    """What a call returns.
+
+    Args:
+        output: As generate returned it, with the user's own prompt in front where it begins with a prompt, and revised answers.
+        answer_start: Where the answers begin in each row.
+        answers_revised: How many answers each strategy revised.
+    """
+
+    output: Any
+    answer_start: int
+    answers_revised: Mapping[str, int] = field(default_factory=dict)
+
+
+def finish_output(decoded: DecodedCall) -> FinishedOutput:
+    """Put the user's own prompt back, and let strategies revise the answers.
 
     Raises:
         ProcessorNeeded: There is a revision and no tokenizer.
         PluginRejected: A revision of a row outside the batch.
     """
-    planned = decoded.prepared.planned
-    call, output = planned.call, decoded.output
-    if planned.request is not call.request:
-        output = restore_prompt(output, planned.request.input_ids.shape[1], call.request.input_ids)
+    call, output, length = decoded.prepared.planned.call, decoded.output, decoded.answer_start
+    if decoded.prepared.planned.request is not call.request and length:
+        prompt = _find_own_prompt(decoded)
+        output, length = restore_prompt(output, length, prompt), prompt.shape[1]
     if not call.strategies.active("finish"):
-        return output, {}
-    length = call.request.input_ids.shape[1]
+        return FinishedOutput(output, length)
     describe_output(call.gen, output[:, length:], call.ask)
     by_strategy = collect_values(call.ask_strategies, "finish")
     for name, revisions in by_strategy.items():
@@ -42,7 +58,18 @@ def finish_output(decoded: DecodedCall) -> tuple[Any, dict[str, int]]:
         if revisions
     }
     revisions = [revision for values in by_strategy.values() for revision in values]
-    return replace_answers(output, length, revisions, tokenizer, settings) if revisions else output, changed
+    if revisions:
+        output = replace_answers(output, length, revisions, tokenizer, settings)
+    return FinishedOutput(output, length, changed)
+
+
+def _find_own_prompt(decoded: DecodedCall) -> Tensor:
+    """Return what generate would have begun the output with, had no strategy edited the prompt `[requests, length]`."""
+    planned = decoded.prepared.planned
+    if measure_prompt(sequences(decoded.output), [planned.request.input_ids]) == decoded.answer_start:
+        return planned.call.request.input_ids
+    prepared = capture_decode(planned.call.generate, planned.call.request.without_cache, planned.preparation.settings)
+    return prepared.input_ids[:: prepared.rows_per_request]
 
 
 def _count_changed(drafts: Tensor, revised: Tensor, settings: Any) -> int:

@@ -19,23 +19,23 @@ class AskedCall:
     """A call as the user asked for it.
 
     Args:
-        generate: The model's own generate, unguarded.
+        model: The model.
+        generate: Its own generate, unguarded.
         request: Model inputs and settings.
         strategies: The strategies of the stack.
         executor: The executor asked for.
         ask: Asks the guarded model questions about the picture of one request.
         gen: The object that travels through every hook.
-        model: The model whose generate it is; None where nothing but the module that decodes is known.
         started: When the call began, in seconds of `time.perf_counter`.
     """
 
+    model: Any
     generate: Callable[..., Any]
     request: Request
     strategies: StrategyCalls
     executor: ExecutorName
     ask: Callable[[Sequence[str], int], list[str]] | None
     gen: Generation
-    model: Any = None
     started: float = field(default_factory=time.perf_counter)
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
@@ -44,12 +44,12 @@ class AskedCall:
 
 
 def build_asked_call(
+    model: Any,
     generate: Callable[..., Any],
     request: Request,
     strategies: StrategyCalls,
     executor: ExecutorName,
     ask: Callable[[Sequence[str], int], list[str]] | None = None,
-    model: Any = None,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
-    return AskedCall(generate, request, strategies, executor, ask, create_generation(request), model)
+    return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request))

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from lvlm_guard.forward.installations import StandIn, leave, stand_in
+from lvlm_guard.forward.own_generate import accept_input_ids
 from lvlm_guard.forward.wrapper import run_apart
 
 Answer = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
@@ -52,7 +53,7 @@ def _detach(model: Any, attachment: Attachment) -> None:
 def plain_generate(model: Any) -> Any:
     """The model's own generate, also while guards are attached to it."""
     generate = model.generate
-    return generate.original if isinstance(generate, StandIn) else generate
+    return accept_input_ids(model, generate.original if isinstance(generate, StandIn) else generate)
 
 
 def run_guarded_call(model: Any, function: Callable[..., Any], *args: Any) -> Any:
@@ -74,4 +75,4 @@ def _answer(wrapper: StandIn, *args: Any, **kwargs: Any) -> Any:
     if not standing or any(model is wrapper.owner for model in _guarded_models.get()):
         return wrapper.original(*args, **kwargs)
     youngest = max(standing, key=lambda attachment: attachment.number)
-    return youngest.answer(wrapper.original, args, kwargs)
+    return youngest.answer(accept_input_ids(wrapper.owner, wrapper.original), args, kwargs)

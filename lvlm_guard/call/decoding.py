@@ -20,6 +20,7 @@ from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
 from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.decode import Counts
+from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
@@ -40,6 +41,7 @@ class DecodedCall:
         executor: The executor that decoded the branches, `none` when nothing was decoded with them.
         reason: Why that executor; empty when no decode step was needed.
         counts: What ran.
+        answer_start: Where the answers begin in each row of the output.
     """
 
     prepared: PreparedCall
@@ -48,6 +50,12 @@ class DecodedCall:
     executor: str
     reason: str
     counts: Counts
+    answer_start: int
+
+    @property
+    def generated(self) -> Tensor:
+        """Generated ids `[rows, tokens]`, without what the output repeats of a prompt."""
+        return sequences(self.output)[:, self.answer_start :]
 
 
 def decode(prepared: PreparedCall) -> DecodedCall:
@@ -70,14 +78,15 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
     with vision.encoding(call.gen, MAIN):
         output = run_guarded(guarded_decode, generate)
-    guarded_decode.check_whole(sequences(output))
+    start = guarded_decode.find_answers(sequences(output), planned.request.input_ids)
     choice = guarded_decode.choice
-    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts)
+    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts, start)
 
 
 def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:
     """Return the decode whose forwards belong to this call."""
     call, inside = prepared.planned.call, prepared.planned.interventions.inside
+    request = prepared.planned.request
     return GuardedDecode(
         prepared.main,
         prepared.branches,
@@ -87,14 +96,8 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         None if inside.is_empty else inside,
         prepared.late_branches,
         main_cache,
-        _find_list_of_rows(prepared),
+        BatchScope(request.row_list, in_step=bool(request.settings.get("synced_gpus"))),
     )
-
-
-def _find_list_of_rows(prepared: PreparedCall) -> str | None:
-    """Why an argument that lists something for each row, such as `adapter_names`, keeps main and branches apart."""
-    name = prepared.planned.request.row_list
-    return None if name is None else f"{name} lists something for each row of a call"
 
 
 def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def describe_endings(gen: Generation, main: PreparedDecode, request: Request) ->
     endings = build_endings(main.settings, request)
 
     def find_finished(generated: Tensor) -> Tensor:
-        prompts = request.input_ids
+        prompts = main.input_ids
         return endings.find_finished(
             prompts.repeat_interleave(generated.shape[0] // prompts.shape[0], dim=0), generated
         )

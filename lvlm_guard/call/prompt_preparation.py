@@ -10,15 +10,18 @@ from typing import Any
 from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
 from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.call.text_alone import prepare_text_alone
-from lvlm_guard.errors import GuardError, ModelRefused, ModeRefused
+from lvlm_guard.errors import GuardError, ModelRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
+from lvlm_guard.forward.preparation import static_length_kept
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.prompt import PromptStates
 
+Use = Callable[[PreparedDecode], None]
+"""What is done with a prepared decode while generate runs."""
 LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
 
 
@@ -38,9 +41,9 @@ class PromptPreparation:
     settings: Mapping[str, Any]
     gen: Generation
 
-    def prepare_main(self) -> PreparedDecode:
-        """Return main as generate prepares it."""
-        return capture_decode(self.generate, self.request.without_cache, self.settings)
+    def prepare_main(self, use: Use | None = None) -> PreparedDecode:
+        """Return main as generate prepares it; `use` is called with it while generate runs."""
+        return capture_decode(self.generate, self.request.without_cache, self.settings, use)
 
     def encode_images(self, main: PreparedDecode) -> Mapping[str, Any] | None:
         """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
@@ -56,8 +59,12 @@ class PromptPreparation:
         single = {**self.settings, "num_beams": 1, "num_return_sequences": 1}
         return capture_decode(self.generate, self.request.without_cache, single)
 
-    def prepare_branch(self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> PreparedDecode:
+    def prepare_branch(
+        self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None, use: Use | None = None
+    ) -> PreparedDecode:
         """Return a branch as generate prepares it, with main's encoded images where its image is main's.
+
+        `use` is called with it while generate runs.
 
         Raises:
             ModelRefused: The model cannot prepare it.
@@ -66,8 +73,8 @@ class PromptPreparation:
         inputs = build_branch_inputs(self.request, branch, encoded)
         settings = _limit_new_tokens(self.settings, count_new_tokens(main))
         try:
-            with vision.encoding(self.gen, branch.key):
-                prepared = self._prepare(branch, main, inputs, settings)
+            with vision.encoding(self.gen, branch.key), static_length_kept(main.module):
+                prepared = self._prepare(branch, main, inputs, settings, use)
         except GuardError:
             raise
         except Exception as error:
@@ -76,18 +83,26 @@ class PromptPreparation:
         return prepared
 
     def _prepare(
-        self, branch: Branch, main: PreparedDecode, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+        self,
+        branch: Branch,
+        main: PreparedDecode,
+        inputs: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        use: Use | None,
     ) -> PreparedDecode:
         """Let the model's own generate prepare a prompt, or the module that decodes where that one runs on pixels only."""
         try:
-            return capture_decode(self.generate, inputs, settings)
+            return capture_decode(self.generate, inputs, settings, use)
         except Exception as error:
             if not branch.drops_image or main.module is getattr(self.generate, "__self__", main.module):
                 raise
             try:
-                return prepare_text_alone(self._keep_single(main), self.request, inputs, settings)
+                prepared = prepare_text_alone(self._keep_single(main), self.request, inputs, settings)
             except ModelRefused as reason:
                 raise _refuse_to_prepare(branch, main, f"{error}, and {reason}") from error
+        if use is not None:
+            use(prepared)
+        return prepared
 
 
 def _refuse_to_prepare(branch: Branch, main: PreparedDecode, reason: object) -> ModelRefused:
@@ -110,24 +125,20 @@ class PromptRuns:
         self._preparation = preparation
 
     def __call__(self, branch: Branch | None) -> PromptStates:
-        """Run the prompt of main (None) or of a branch.
+        """Run the prompt of main (None) or of a branch."""
+        states: list[PromptStates] = []
 
-        Raises:
-            ModeRefused: An argument lists something for each row, which the model reads inside generate only.
-        """
-        if (name := self._preparation.request.row_list) is not None:
-            raise ModeRefused(
-                f"{name} lists something for each row of the batch, which the model reads inside generate only, so prompts cannot be run "
-                "by themselves: pass the rows of each kind in a call of their own, without the list."
-            )
-        main = self._preparation.prepare_main()
-        states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
+        def run(prepared: PreparedDecode) -> None:
+            states.append(prompt_states.run_prompt(prepared))
+
+        if branch is None:
+            self._preparation.prepare_main(run)
+        else:
+            main = self._preparation.prepare_main()
+            encoded = None if branch.drops_image else self._preparation.encode_images(main)
+            self._preparation.prepare_branch(branch, main, encoded, run)
         self.keys.append(MAIN if branch is None else branch.key)
-        return states
-
-    def _prepare(self, branch: Branch, main: PreparedDecode) -> PreparedDecode:
-        encoded = None if branch.drops_image else self._preparation.encode_images(main)
-        return self._preparation.prepare_branch(branch, main, encoded)
+        return states[0]
 
 
 def _limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lvlm_guard.call.rules import (
 )
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused, quote
 from lvlm_guard.forward import PreparedDecode, caches
+from lvlm_guard.forward.own_generate import has_own_generate
 from lvlm_guard.protocols import Cache
 from lvlm_guard.request import prompts
 from lvlm_guard.request.requests import Request
@@ -124,7 +125,14 @@ def _holds_tokens(cache: Cache | None) -> bool:
 
 def _cannot_generate(model: object) -> bool:
     check = getattr(model, "can_generate", None)
-    return not callable(getattr(model, "generate", None)) or (callable(check) and not check())
+    is_denied = callable(check) and not check() and not has_own_generate(model)
+    return is_denied or not callable(getattr(model, "generate", None))
+
+
+def _describe_no_generate(model: object) -> str:
+    inner = next((name for name in ("module", "model") if hasattr(getattr(model, name, None), "generate")), None)
+    remedy = "" if inner is None else f" Pass the model inside: Guard(model.{inner}, ...)."
+    return f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.{remedy}"
 
 
 def _edits_absent_image(subject: EditedAttention) -> bool:
@@ -182,6 +190,17 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             ),
         ),
         RefusalRule(
+            f"an argument that lists something for each row, such as `adapter_names`, with {owner}",
+            "it runs further rows, which have no entry in the list",
+            "rows of one kind in a call of their own, without the list",
+            ModeRefused,
+            lambda request: request.row_list is not None,
+            lambda request: (
+                f"{author} runs further rows, which have no entry in {request.row_list}: pass the rows of each kind in a call of their "
+                "own, without the list."
+            ),
+        ),
+        RefusalRule(
             f"`num_return_sequences` with {owner}",
             "it works on one answer for each request",
             "drop it",
@@ -205,12 +224,23 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
 
 MODEL: tuple[RefusalRule[object], ...] = (
     RefusalRule(
-        "a model without an autoregressive `generate`",
+        "a model without an autoregressive `generate`, `DataParallel` and `DistributedDataParallel` included",
         "there is nothing to guard",
-        "pass the model that generates",
+        "pass the model that generates: `Guard(model.module, ...)`",
         ModelRefused,
         _cannot_generate,
-        lambda model: f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.",
+        _describe_no_generate,
+    ),
+    RefusalRule(
+        "a model without a `config`",
+        "nothing tells its image placeholder, vocabulary and kind",
+        "pass the model inside, or give the class the config of it",
+        ModelRefused,
+        lambda model: getattr(model, "config", None) is None,
+        lambda model: (
+            f"{type(model).__name__} has no config of transformers, which tells the image placeholder and the vocabulary: pass the "
+            "model inside, or give it the config of that model."
+        ),
     ),
 )
 """About the model, when the guard is made."""
@@ -272,17 +302,6 @@ LOOP: tuple[RefusalRule[Request], ...] = (
 SEARCH: tuple[RefusalRule[Request], ...] = (
     *_rules_of_whole_answers("A search"),
     RefusalRule(
-        "an argument that lists something for each row, such as `adapter_names`, with a search",
-        "its candidates have no entry in the list",
-        "rows of one kind in a call of their own, without the list",
-        ModeRefused,
-        lambda request: request.row_list is not None,
-        lambda request: (
-            f"{request.row_list} lists something for each row of the batch, and the candidates of a search have no entry in it: pass the "
-            "rows of each kind in a call of their own, without the list."
-        ),
-    ),
-    RefusalRule(
         "a cache (`cache`, `past_key_values`) with a search",
         "candidates would be left in it",
         "drop it",
@@ -329,6 +348,21 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
 
 FINISH: tuple[RefusalRule[Request], ...] = _rules_of_whole_answers("A revision")
 """About the request, when a strategy of the stack revises answers."""
+
+APART: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        '`synced_gpus`, as FSDP and ZeRO-3 set it, with `without_image="plain"`',
+        "a process whose rows have no image would run fewer forwards than the others, and all would wait for each other",
+        'drop `without_image="plain"`, and give every process rows with an image',
+        ModeRefused,
+        lambda request: bool(request.settings.get("synced_gpus")),
+        lambda _: (
+            'without_image="plain" runs other forwards for rows without an image, but with synced_gpus, which FSDP and ZeRO-3 set, '
+            "every process has to run the same ones: leave it out, and give every process rows with an image."
+        ),
+    ),
+)
+"""About the request, where rows without an image are to run plain."""
 
 MIXED: tuple[RefusalRule[Request], ...] = (
     RefusalRule(
@@ -499,6 +533,7 @@ RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
     "The decoding loop": LOOP,
     "Searches": SEARCH,
     "Revisions": FINISH,
+    "Rows without an image that are to run plain": APART,
     "Batches in which some rows have no image": MIXED,
     "Main, once prepared": MAIN_PREPARED,
     "Attention edits": ATTENTION,
@@ -513,12 +548,6 @@ REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
             "a call without `input_ids`",
             "branches cannot be made of embeddings",
             "pass the processor's full output",
-            ModeRefused,
-        ),
-        Refusal(
-            "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`",
-            "the model reads the list inside generate only",
-            "rows of one kind in a call of their own, without the list",
             ModeRefused,
         ),
         Refusal(
@@ -557,6 +586,20 @@ REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
             "masked images where images stand beside the prompt",
             "there is nothing in the prompt to mask",
             "another kind of branch",
+            ModelRefused,
+        ),
+    ),
+    "Outputs": (
+        Refusal(
+            "a class whose `generate` returns no token ids, such as text",
+            "nothing tells which token was chosen where",
+            "pass the model inside",
+            ModelRefused,
+        ),
+        Refusal(
+            "a class whose `generate` puts unknown ids in front of the answer",
+            "nothing tells where the answer begins",
+            "pass the model inside",
             ModelRefused,
         ),
     ),

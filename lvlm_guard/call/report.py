@@ -115,6 +115,8 @@ class Report:
         results: What strategies and observers left in `gen.results`, by name; plain values.
         requests: One entry per row of the output, rows that ran plain for want of an image included.
         origin: Versions and model; None in a report that no call made.
+        answer_start: Index in every row of the output at which the answer begins: behind the prompt where the output repeats it,
+            behind the decoder's own prompt for an encoder-decoder, 0 where the output holds new tokens alone.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -128,14 +130,24 @@ class Report:
     results: Mapping[str, Any] = field(default_factory=dict, hash=False)
     requests: tuple[RequestReport, ...] = ()
     origin: Origin | None = None
+    answer_start: int = 0
 
     @classmethod
-    def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float, origin: Origin | None = None) -> Report:
-        """Return the report of a call with an empty stack."""
-        rows, tokens = output.shape[0], output.shape[-1] - (0 if prompt is None else prompt.shape[1])
+    def of_plain(
+        cls,
+        output: Tensor,
+        prompt: Tensor | None,
+        seconds: float,
+        origin: Origin | None = None,
+        answer_start: int | None = None,
+    ) -> Report:
+        """Return the report of a call with an empty stack; without `answer_start`, answers begin behind the prompt."""
+        start = answer_start if answer_start is not None else 0 if prompt is None else prompt.shape[1]
+        rows, tokens = output.shape[0], output.shape[-1] - start
         per_request = 1 if prompt is None else max(rows // prompt.shape[0], 1)
         requests = tuple(RequestReport(row, row // per_request, ()) for row in range(rows))
-        return cls((), "none", "the stack is empty", Forwards(1.0, 1.0), 1, rows, tokens, seconds, {}, requests, origin)
+        reason, forwards = "the stack is empty", Forwards(1.0, 1.0)
+        return cls((), "none", reason, forwards, 1, rows, tokens, seconds, {}, requests, origin, start)
 
     @property
     def branches(self) -> tuple[str, ...]:

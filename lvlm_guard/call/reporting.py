@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, Effect, format_key
+from lvlm_guard.call.answers import FinishedOutput
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.plan import INNER_HOOKS, Edit
 from lvlm_guard.call.planning import PlannedCall
 from lvlm_guard.call.provenance import describe_origin, describe_parameters
 from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
 from lvlm_guard.call.request_reports import mark_unfinished, report_requests
-from lvlm_guard.outputs import sequences
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import AttentionCapture, Readout
 
@@ -33,15 +33,16 @@ RESCALING = {
 """Settings under which more than the best token decides, with their neutral values."""
 
 
-def report_call(decoded: DecodedCall, revised: Mapping[str, int]) -> Report:
-    """Return what the call did, and warn about strategies without effect; `revised` counts answers by strategy."""
+def report_call(decoded: DecodedCall, finished: FinishedOutput) -> Report:
+    """Return what the call did, and warn about strategies without effect."""
+    revised = finished.answers_revised
     planned, unfinished = decoded.prepared.planned, _find_unfinished(decoded)
     acted = {
         name: _has_acted(planned, name, answers_revised=revised.get(name, 0)) for name in planned.call.strategies.names
     }
     effects = _measure_effects(decoded, unfinished, acted)
     requests = report_requests(decoded, are_choices_known=unfinished is not None and not any(acted.values()))
-    report = _build_report(decoded, effects, requests, revised)
+    report = _build_report(decoded, effects, requests, finished)
     without = [effect.name for effect in effects if not effect.had_effect]
     decoded.effects.warn_without_effect([name for name in without if _is_effect_expected(planned, name)])
     return report
@@ -96,8 +97,7 @@ def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool
         return False
     if any((request.setting(name) or neutral) != neutral for name, neutral in RESCALING.items()):
         return False
-    tokens = sequences(decoded.output)[:, decoded.prepared.main.input_ids.shape[1] :]
-    best = rows[GUARDED_CHOICES]
+    tokens, best = decoded.generated, rows[GUARDED_CHOICES]
     length = min(best.shape[1], tokens.shape[1])
     differs = best[:, :length] != tokens[:, :length].to(best.device)
     return not bool((differs & unfinished[:, :length].to(best.device)).any())
@@ -107,13 +107,12 @@ def _build_report(
     decoded: DecodedCall,
     effects: Sequence[Effect],
     requests: tuple[RequestReport, ...],
-    revised: Mapping[str, int],
+    finished: FinishedOutput,
 ) -> Report:
     planned, counts = decoded.prepared.planned, decoded.counts
-    prompt = decoded.prepared.main.input_ids
     searched = planned.search is not None
     is_whole = searched or not _moves_rows(decoded)
-    steps = counts.steps
+    steps, revised = counts.steps, finished.answers_revised
     return Report(
         strategies=tuple(_report_strategy(decoded, effect, revised.get(effect.name, 0)) for effect in effects),
         executor=decoded.executor if steps else ("prefill only" if planned.plan.branches else "none"),
@@ -122,12 +121,15 @@ def _build_report(
             float(counts.prefill + len(planned.prompt_runs.keys)), counts.decode / steps if steps else 0.0
         ),
         rows_per_forward=_count_versions(decoded) * planned.candidates,
-        rows=planned.request.input_ids.shape[0] * planned.candidates if searched else prompt.shape[0],
-        tokens=sequences(decoded.output).shape[-1] - prompt.shape[1] if is_whole else counts.positions,
+        rows=planned.request.input_ids.shape[0] * planned.candidates
+        if searched
+        else decoded.prepared.main.input_ids.shape[0],
+        tokens=decoded.generated.shape[-1] if is_whole else counts.positions,
         seconds=time.perf_counter() - planned.call.started,
         results=planned.call.gen.results.to_dict(),
         requests=requests,
         origin=describe_origin(planned.call.request.config),
+        answer_start=finished.answer_start,
     )
 
 

@@ -24,9 +24,8 @@ def report_requests(decoded: DecodedCall, *, are_choices_known: bool) -> tuple[R
 
 def mark_unfinished(decoded: DecodedCall) -> Tensor:
     """Return where a token of the output belongs to a row that had not ended, its end included, bool `[rows, tokens]`."""
-    main = decoded.prepared.main
-    tokens = sequences(decoded.output)[:, main.input_ids.shape[1] :]
-    return build_endings(main.settings, decoded.prepared.planned.request).mark_unfinished(tokens)
+    endings = build_endings(decoded.prepared.main.settings, decoded.prepared.planned.request)
+    return endings.mark_unfinished(decoded.generated)
 
 
 def _list_changes(decoded: DecodedCall, count: int) -> list[tuple[Change, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
 from typing import Any
 
 import torch
@@ -15,13 +15,7 @@ from lvlm_guard.call.planning import plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
-from lvlm_guard.forward.installations import without_leftovers
-
-
-def _leave_as_found(call: AskedCall) -> AbstractContextManager[None]:
-    """Take off what a wrapper that tells rows apart leaves on the model when a call fails, as PEFT does."""
-    model = getattr(call.generate, "__self__", None)
-    return nullcontext() if call.request.row_list is None or model is None else without_leftovers(model)
+from lvlm_guard.forward.adapters import taken_off_after_errors
 
 
 @torch.no_grad()
@@ -33,11 +27,12 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
         InputError: Something that a strategy yields cannot be used.
         NonFiniteLogits: The model or a branch produced NaN.
     """
-    with inside_call(), _leave_as_found(call):
+    adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
+    with inside_call(), adapters:
         planned = plan_call(call)
         with planned.interventions.installed(planned.main, call.gen):
             prepared = prepare_branches(planned)
             decoded = decode(prepared)
         decoded.effects.check_finite()
-        output, revised = finish_output(decoded)
-        return output, report_call(decoded, revised)
+        finished = finish_output(decoded)
+        return finished.output, report_call(decoded, finished)

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from lvlm_guard.cache_names import find_cache
-from lvlm_guard.errors import ModeRefused
+from lvlm_guard.errors import ModelRefused, ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.compilation import compile_forward, compiles_by_itself
+from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
 from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
@@ -24,6 +25,7 @@ from lvlm_guard.forward.interventions.layers import LayerInterventions
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step, StepLogits, TokenHistory
+from lvlm_guard.outputs import measure_prompt
 from lvlm_guard.protocols import Cache, Model
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation
@@ -65,7 +67,7 @@ class GuardedDecode:
         interventions: Edits, captures and readouts inside the layers.
         late: Prepares the branches that are built from main's prefill.
         main_cache: Main's cache, where another module's calls may come before main's first.
-        obstacle: What keeps main and its branches from being decoded as one batch, where that is known beforehand.
+        scope: What a batch of main and branches has to do with, beside its forwards.
     """
 
     def __init__(
@@ -78,17 +80,17 @@ class GuardedDecode:
         interventions: LayerInterventions | None = None,
         late: Mapping[Hashable, Callable[[], PreparedDecode]] | None = None,
         main_cache: Cache | None = None,
-        obstacle: str | None = None,
+        scope: BatchScope | None = None,
     ) -> None:
         self.main = main
         self.counts = Counts()
         self._gen = gen
         self._combine = combine
         self._executor_name: ExecutorName = executor
+        self._scope = scope or BatchScope()
         self._interventions = interventions
         self._late = late or {}
         self._cache = main_cache
-        self._obstacle = obstacle
         self._former_cache: Cache | None = None
         self._passed_over = False
         self._cached = bool(main.settings.use_cache is not False)
@@ -133,17 +135,35 @@ class GuardedDecode:
         self._gen.forward = logits.as_forward(step, self._history.tokens)
         return logits.answer(self._combine(self._gen))
 
-    def check_whole(self, output: Tensor) -> None:
-        """Check that generate chose every token `[rows, length]` from logits of this decode.
+    def find_answers(self, output: Tensor, prompts: Tensor) -> int:
+        """Return where in the rows of an output `[rows, length]` the answers begin: behind a prompt, or at 0 where it holds none.
+
+        Args:
+            output: What generate returned. It begins with the prompt of its loop, which is the decoder's own for an
+                encoder-decoder and nothing for a decode from embeddings, with the prompt that was asked, or with the answer.
+            prompts: Prompts of the call `[requests, length]`.
 
         Raises:
-            ModeRefused: Somebody replaced the module's forward while the call ran, or it was called with a strange cache.
+            ModeRefused: Not every token was chosen from logits of this decode: somebody replaced the module's forward while the
+                call ran, or it was called with a strange cache.
+            ModelRefused: The output holds more than the answer and begins with no known prompt.
         """
-        name, tokens = type(self.module).__name__, output.shape[1] - self.main.input_ids.shape[1]
-        if self._passed_over and not self.counts.steps and (tokens > 1 or not self._begins_with_prompt(output)):
+        of_loop = self.main.input_ids[:: self.main.rows_per_request]
+        start = measure_prompt(output, (of_loop, prompts))
+        self._check_whole(output.shape[1] - (start or 0), is_prompt_known=start is not None)
+        return start or 0
+
+    def _check_whole(self, tokens: int, *, is_prompt_known: bool) -> None:
+        name = type(self.module).__name__
+        if self._passed_over and not self.counts.steps and tokens > 1:
             raise ModeRefused(
                 f"{name} decoded with another cache than its prefill was run with, so its tokens were not guarded. Pass "
                 "use_cache=False."
+            )
+        if tokens > self.counts.positions and not is_prompt_known:
+            raise ModelRefused(
+                f"generate returned {tokens} tokens a row where {self.counts.positions} were decoded on {name}, and they begin neither "
+                "with the prompt nor with an answer, so nothing tells which are the answer. Pass the model inside."
             )
         if tokens > self.counts.positions:
             raise ModeRefused(
@@ -199,7 +219,7 @@ class GuardedDecode:
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(
-                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._obstacle
+                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._scope
                 )
             self._grow_in_place()
         return self.choice
@@ -225,12 +245,6 @@ class GuardedDecode:
         if not isinstance(ids, Tensor) or ids.shape[0] != prompt.shape[0] or ids.shape[1] < prompt.shape[1]:
             return False
         return torch.equal(ids[:, : prompt.shape[1]], prompt)
-
-    def _begins_with_prompt(self, output: Tensor) -> bool:
-        """Whether an output repeats the prompt of main; of some models it holds new tokens alone."""
-        prompt = self.main.input_ids.to(output.device)
-        begins = output.shape[1] >= prompt.shape[1] and (prompt == output[:1, : prompt.shape[1]]).all(1).any()
-        return bool(begins)
 
     def _reorder(self, index: Tensor) -> None:
         """Follow beams, or a search that takes the rows of one prompt apart."""

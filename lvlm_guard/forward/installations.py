@@ -51,10 +51,13 @@ class StandIn:
 
     @property
     def original(self) -> Any:
-        """What stood there before: the object's own attribute, or the method of its class."""
+        """What stood there before: the object's own attribute, the method of its class, or what it finds inside itself."""
         if self.saved is not None:
             return self.saved
-        return types.MethodType(getattr(type(self.owner), self.name), self.owner)
+        function = getattr(type(self.owner), self.name, None)
+        if function is None:  # a wrapper that hands on what it has not, as `FullyShardedDataParallel` does
+            return type(self.owner).__getattr__(self.owner, self.name)
+        return types.MethodType(function, self.owner)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -78,7 +81,8 @@ class StandIn:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.saved is not None:
             return _return_it, (self.saved,)
-        return types.MethodType, (getattr(type(self.owner), self.name), self.owner)
+        function = getattr(type(self.owner), self.name, None)
+        return (_return_it, (self.original,)) if function is None else (types.MethodType, (function, self.owner))
 
 
 class Hook:
@@ -151,23 +155,6 @@ def hooked(root: Any, user: object) -> Iterator[None]:
             _remove_hooks(root, user)
     finally:  # an interrupt may have cut the first attempt short
         _remove_hooks(root, user)
-
-
-@contextmanager
-def without_leftovers(root: Any) -> Iterator[None]:
-    """Remove every hook that the block leaves on a module and all within it when it fails: some wrappers clean up after success only."""
-    modules = list(root.modules())
-    before = [{name: set(vars(module)[name]) for name in HOOKS} for module in modules]
-    try:
-        yield
-    except BaseException:
-        with LOCK:
-            for module, keys in zip(modules, before, strict=True):
-                for name, notes in HOOKS.items():
-                    for key in set(vars(module)[name]) - keys[name]:
-                        for record in (name, *notes):
-                            vars(module)[record].pop(key, None)
-        raise
 
 
 def _remove_hooks(root: Any, user: object) -> None:

@@ -26,6 +26,8 @@ LOOP_ONLY = frozenset(
         "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     }
 )  # fmt: skip
+STATIC_LENGTH = "_previous_max_cache_length"
+"""Where generate notes, on the module that decodes, how long its last static cache was."""
 _capturing: ContextVar[bool] = ContextVar("lvlm_guard_capturing", default=False)
 
 
@@ -70,9 +72,19 @@ class PreparedDecode:
 
 
 def capture_decode(
-    generate: Callable[..., Any], inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    generate: Callable[..., Any],
+    inputs: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    use: Callable[[PreparedDecode], None] | None = None,
 ) -> PreparedDecode:
     """Let generate prepare a decode and stop before its first forward, through its public `custom_generate` argument.
+
+    Args:
+        generate: The model's own generate.
+        inputs: Model inputs.
+        settings: Settings of the loop.
+        use: Called with the decode while generate still runs: wrappers such as PEFT's put on the model what a forward needs for
+            as long as their generate runs.
 
     Raises:
         ModelRefused: The model never reached a decode loop.
@@ -87,6 +99,8 @@ def capture_decode(
         if static is not None and static is find_cache(kwargs):
             del model._cache  # noqa: SLF001 - older versions would hand this static cache to the branches too
         captured.append(PreparedDecode(model, input_ids, kwargs, config))
+        if use is not None:
+            use(captured[0])
         return input_ids
 
     preparing = {name: value for name, value in settings.items() if name not in LOOP_ONLY}
@@ -97,6 +111,19 @@ def capture_decode(
     if not captured:
         raise ModelRefused("The model's generate did not reach a decode loop, so there is nothing to guard.")
     return captured[0]
+
+
+@contextmanager
+def static_length_kept(module: Any) -> Iterator[None]:
+    """Keep how long a module remembers its static caches to be: main's are not to grow with those of its branches."""
+    before = vars(module).get(STATIC_LENGTH)
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(module).pop(STATIC_LENGTH, None)
+        else:
+            setattr(module, STATIC_LENGTH, before)
 
 
 @contextmanager

@@ -62,13 +62,14 @@ class Answerer:
         inputs = self.guard.inputs(messages=[question.messages for question in batch])
         started = time.perf_counter()
         output = sequences(self.guard.generate(**inputs, **batch[0].settings))
-        generated = output[:, inputs["input_ids"].shape[1] :].cpu()
+        start = self.guard.report.answer_start
+        generated = output[:, start:].cpu()
         seconds = time.perf_counter() - started
         if len(generated) != len(batch):
             raise InputError("A harness scores one answer per question: leave num_return_sequences out.")
         counts = new_tokens(generated, *find_end_tokens(self.guard))
         self.cost.add(self.guard.report, requests=len(batch), tokens=sum(counts), seconds=seconds)
-        texts = conversation.decode_answers(self.guard.processor, inputs, output, many=True)
+        texts = conversation.decode_answers(self.guard.processor, output, start, many=True)
         rows = zip(batch, texts, counts, inputs["attention_mask"].sum(1).tolist(), strict=True)
         return [
             HarnessAnswer(cut_at_stop(text, question.stops), count, prompt_tokens)

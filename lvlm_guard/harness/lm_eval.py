@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import torch
 from lm_eval.models.hf_vlms import HFMultimodalLM
 from torch import Tensor
 
@@ -68,11 +69,12 @@ class GuardedLM(HFMultimodalLM):
         ids = prompt if isinstance(prompt, Tensor) else prompt["input_ids"]
         started = time.perf_counter()
         output: Tensor = generate(prompt, *args, **kwargs)
-        generated = output[:, ids.shape[1] :].cpu()
+        generated = output[:, self._guard.report.answer_start :]
+        counted = generated.cpu()
         seconds = time.perf_counter() - started
-        tokens = sum(new_tokens(generated, *find_end_tokens(self._guard)))
-        self._cost.add(self._guard.report, requests=len(generated), tokens=tokens, seconds=seconds)
-        return output
+        tokens = sum(new_tokens(counted, *find_end_tokens(self._guard)))
+        self._cost.add(self._guard.report, requests=len(counted), tokens=tokens, seconds=seconds)
+        return output if self._guard.report.answer_start == ids.shape[1] else _put_behind(ids, generated)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:  # noqa: ARG002 - signature of the base
         """Refuse: a guard acts on generate, and likelihoods do not call it."""
@@ -88,3 +90,8 @@ class GuardedLM(HFMultimodalLM):
         """Return what the harness writes under `config` of the results: its own figures, the stack, and the cost of the run."""
         guard_info = {**self._guard.stack.to_dict(), **self._cost.to_dict(self._guard.model.device)}
         return {**super().get_model_info(), "lvlm_guard": guard_info}
+
+
+def _put_behind(prompts: Tensor, generated: Tensor) -> Tensor:
+    """Return answers `[rows, tokens]` behind the prompts `[rows, length]`, which the harness cuts off whatever generate returned."""
+    return torch.cat([prompts.to(generated), generated], dim=1)

@@ -73,9 +73,9 @@ def prepare_inputs(
     return batch
 
 
-def decode_answers(processor: Processor, batch: Mapping[str, Any], output: Any, *, many: bool) -> Any:
-    """Return the texts generated behind the prompts: a list, or the text itself for a single one unless `many`."""
-    texts = processor.batch_decode(sequences(output)[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+def decode_answers(processor: Processor, output: Any, start: int, *, many: bool) -> Any:
+    """Return the texts of the answers, which begin at `start` in every row: a list, or the text itself for a single one unless `many`."""
+    texts = processor.batch_decode(sequences(output)[:, start:], skip_special_tokens=True)
     texts = [text.strip() for text in texts]
     return texts if many or len(texts) != 1 else texts[0]
 

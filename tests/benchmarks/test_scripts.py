@@ -294,3 +294,14 @@ def test_overhead_refuses_counts_that_cannot_be_timed(script, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         script("overhead").main(["--new-tokens", "1", "--out", str(tmp_path)])
     assert "at least" in capsys.readouterr().err
+
+
+def test_a_guard_with_nothing_to_do_costs_less_than_its_goals(tmp_path):
+    done = run("inert.py", "--tiny", "--out", tmp_path)
+    assert names(tmp_path) == ["inert.json", "inert.md"], done.stderr
+    rows = {row["what"]: row for row in json.loads((tmp_path / "inert.json").read_text())["rows"]}
+    assert len(rows) == 3
+    assert rows["attach and detach"]["microseconds_p20"] < 1000
+    assert rows["a forward beside a guarded call of another thread"]["share_of_a_token"] < 0.005
+    assert all(ascending(row, "microseconds") for row in rows.values())
+    assert {row["verdict"] for row in rows.values()} <= {"met", "missed"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gold import Against
 
+from lvlm_guard.call.answers import finish_output
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.decoding import decode
 from lvlm_guard.call.planning import plan_call
@@ -22,7 +23,7 @@ SETTINGS = {"max_new_tokens": 3, "do_sample": False}
 
 def ask(model, inputs, stack):
     request = Request(dict(inputs), dict(SETTINGS), model.config, None, None, model.generation_config)
-    return build_asked_call(model.generate, request, StrategyCalls(Stack.of(stack).strategies), "auto")
+    return build_asked_call(model, model.generate, request, StrategyCalls(Stack.of(stack).strategies), "auto")
 
 
 @torch.no_grad()
@@ -40,7 +41,7 @@ def test_the_phases_give_what_the_call_gives():
     output, report = run_call(ask(model, inputs, [Against("longer")]))
     *_, decoded = phases(model, inputs, [Against("longer")])
     assert torch.equal(decoded.output, output)
-    assert dataclasses.replace(report_call(decoded, {}), seconds=report.seconds) == report
+    assert dataclasses.replace(report_call(decoded, finish_output(decoded)), seconds=report.seconds) == report
 
 
 def test_every_phase_is_frozen():
@@ -76,4 +77,4 @@ def test_prompts_that_a_strategy_runs_are_counted_as_prefill():
     _, planned, _, decoded = phases(model, inputs, "vsv")
     assert planned.prompt_runs.keys[0] == "main"
     assert len(planned.prompt_runs.keys) == 2
-    assert report_call(decoded, {}).forwards.prefill == 1 + 2
+    assert report_call(decoded, finish_output(decoded)).forwards.prefill == 1 + 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import own_generate
 import pytest
 import torch
 from gold import EXTRA, Against
@@ -14,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, GitConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES, SEARCH
+from lvlm_guard.call.refusals import APART, BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request import requests
@@ -28,6 +29,18 @@ REFUSALS = {
     refusal.case: refusal for table in (RULES, REFUSED_ELSEWHERE) for refusals in table.values() for refusal in refusals
 }
 STREAMER = type("Streamer", (), {"put": lambda self, _: None, "end": lambda self: None})()
+
+
+class Bare(torch.nn.Module):
+    """Generates, and says nothing of itself."""
+
+    def generate(self, input_ids):
+        return input_ids
+
+
+def answer(kind):
+    model, inputs = own_generate.build(kind)
+    return Guard(model, None, [Against("noised")]).generate(**inputs, max_new_tokens=5, do_sample=False)
 
 
 def go_back(loop):
@@ -72,10 +85,11 @@ class Searches:
         return [Search(go_back)]
 
 
-def call(stack="vcd", executor="auto", without=(), **arguments):
+def call(stack="vcd", executor="auto", without=(), without_image="refuse", **arguments):
     """Run a guarded call on a tiny model, without some of its inputs, or with other arguments."""
     model, inputs = tiny("llava")
-    guard = Guard(model, Words(), stack if isinstance(stack, str) else [stack], executor=executor)
+    stack = stack if isinstance(stack, str) else [stack]
+    guard = Guard(model, Words(), stack, executor=executor, without_image=without_image)
     inputs = {name: value for name, value in inputs.items() if name not in without}
     guard.generate(**{**inputs, "max_new_tokens": 4, "do_sample": False, **arguments})
 
@@ -139,11 +153,6 @@ def build_branch(branch, without=(), **more):
     build_branch_inputs(Request({**inputs, **more}, {}, model.config), branch, None)
 
 
-def with_adapters():
-    model, inputs = tiny("llava", batch=2)
-    return Request({**inputs, "adapter_names": ["one", "other"]}, {}, model.config)
-
-
 def captioned(**settings):
     """A request of a model whose config names no placeholder."""
     config = GitConfig(**settings)
@@ -154,12 +163,6 @@ def captioned(**settings):
 def described():
     """A request of pictures alone."""
     return Request({"pixel_values": torch.ones(1, 3, 4, 4)}, {}, GitConfig())
-
-
-def read_prompt():
-    request = with_adapters()
-    preparation = prompt_preparation.PromptPreparation(None, request, {}, None)
-    prompt_preparation.PromptRuns(preparation)(None)
 
 
 def build_branch_of_video(branch):
@@ -176,7 +179,19 @@ NEED_THE_LOOP = (
     "`assistant_model`, `assistant_early_exit`, `prompt_lookup_num_tokens`, `stop_strings`, `guidance_scale`"
 )
 CASES: dict[str, tuple[Callable[..., Any], str]] = {
-    "a model without an autoregressive `generate`": (lambda _: Guard(torch.nn.Linear(2, 2)), "no autoregressive"),
+    "a model without an autoregressive `generate`, `DataParallel` and `DistributedDataParallel` included": (
+        lambda _: Guard(torch.nn.DataParallel(tiny("llava")[0])),
+        r"^DataParallel has no autoregressive generate.* Guard\(model.module, ...\)",
+    ),
+    "a model without a `config`": (lambda _: Guard(Bare()), "^Bare has no config"),
+    "a class whose `generate` returns no token ids, such as text": (
+        lambda _: answer(own_generate.InWords),
+        "^generate returned list instead of token ids",
+    ),
+    "a class whose `generate` puts unknown ids in front of the answer": (
+        lambda _: answer(own_generate.Boasting),
+        "^generate returned 7 tokens a row where 5 were decoded",
+    ),
     "`custom_generate`": (lambda _: call(custom_generate="somebody/loop"), "^custom_generate replaces"),
     "paged and continuous batching": (lambda _: call(cache_implementation="paged"), "^Paged and continuous batching"),
     "a cache that is none of transformers' own, such as tuples of keys and values": (
@@ -198,6 +213,18 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "edits of pictures or of features, and masked images, in a request with a video": (
         lambda _: build_branch_of_video(Branch("x", picture=lambda picture, _: picture)),
         "edits still images, but the request holds a video",
+    ),
+    APART[0].case: (
+        lambda _: call(without_image="plain", synced_gpus=True),
+        "^without_image=.plain. runs other forwards",
+    ),
+    "an argument that lists something for each row, such as `adapter_names`, with a search": (
+        lambda _: call(SEARCHES, adapter_names=["one"]),
+        "^A search runs further rows, which have no entry in adapter_names",
+    ),
+    "an argument that lists something for each row, such as `adapter_names`, with a revision": (
+        lambda _: call(FINISHES, adapter_names=["one"]),
+        "^A revision runs further rows, which have no entry in adapter_names",
     ),
     "a branch without the image, where the frames of a video stand apart in the prompt and nothing tells their times from text": (
         lambda _: build_branch_of_video(Branch("x", image="removed")),
@@ -224,14 +251,6 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     f"{FINAL_TOKENS} with a search": (
         lambda _: call(SEARCHES, output_logits=True),
         "^A search cannot be combined with output_logits",
-    ),
-    "an argument that lists something for each row, such as `adapter_names`, with a search": (
-        lambda _: refuse(SEARCH, with_adapters()),
-        "^adapter_names lists something for each row .* the candidates of a search",
-    ),
-    "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`": (
-        lambda _: read_prompt(),
-        "^adapter_names lists something for each row .* cannot be run by themselves",
     ),
     "a cache (`cache`, `past_key_values`) with a search": (
         lambda _: call(SEARCHES, past_key_values=DynamicCache()),

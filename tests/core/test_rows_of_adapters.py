@@ -42,7 +42,7 @@ def test_each_row_runs_with_its_own_adapter(rows, kind, beams):
     guard = Guard(model, None, [Against(kind)])
     together = guard.generate(**inputs, adapter_names=names, **settings)
     assert guard.report.executor == "sequential"
-    assert guard.report.reason == "adapter_names lists something for each row of a call"
+    assert guard.report.reason.startswith("adapter_names lists something for each row")
     assert torch.equal(together, generate_apart(model, inputs, names, kind, settings))
     assert not torch.equal(together, model.generate(**inputs, adapter_names=names, **settings)), "no power"
     assert not torch.equal(together, guard.generate(**inputs, adapter_names=names[::-1], **settings)), "no power"

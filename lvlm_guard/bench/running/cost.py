@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_guard.call.plain import find_answers
 from lvlm_guard.call.report import Forwards, Report
 from lvlm_guard.errors import InputError
 from lvlm_guard.guard import Guard
-from lvlm_guard.outputs import sequences
+from lvlm_guard.outputs import measure_prompt, sequences
 
 PLAIN = "plain"
 WARM_UP_TOKENS = 3
@@ -180,9 +181,11 @@ def _turn(generate: Generate, batch: Batch, settings: Mapping[str, Any]) -> _Tur
         output = sequences(generate(**batch, **settings, stopping_criteria=[stamps]))
     end = clock.mark()
     clock.wait()
-    tokens = output.shape[1] - ids.shape[1]
-    in_one_pass = len(stamps.marks) == tokens > 1
     guard = _guard_of(generate)
+    tokens = output.shape[1] - (
+        _find_start(generate, {**batch, **settings}, output) if guard is None else guard.report.answer_start
+    )
+    in_one_pass = len(stamps.marks) == tokens > 1
     return _Turn(
         first=clock.between(start, stamps.marks[0]) if in_one_pass else None,
         call=clock.between(start, end),
@@ -194,11 +197,23 @@ def _turn(generate: Generate, batch: Batch, settings: Mapping[str, Any]) -> _Tur
     )
 
 
+def _find_start(generate: Generate, arguments: Mapping[str, Any], output: Tensor) -> int:
+    """Return where answers begin in what a way to generate without a guard returned."""
+    model = _owner_of(generate)
+    if hasattr(model, "config"):
+        return find_answers(model, generate, arguments, output)
+    return measure_prompt(output, [arguments["input_ids"]]) or 0
+
+
 def _guard_of(generate: Generate) -> Guard | None:
+    owner = _owner_of(generate)
+    return owner if isinstance(owner, Guard) else None
+
+
+def _owner_of(generate: Generate) -> Any:
     while isinstance(generate, functools.partial):
         generate = generate.func
-    owner = getattr(generate, "__self__", None)
-    return owner if isinstance(owner, Guard) else None
+    return getattr(generate, "__self__", None)
 
 
 @dataclass

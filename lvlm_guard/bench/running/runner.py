@@ -190,7 +190,7 @@ class _Answerer:
             warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
             start = time.perf_counter()
             output = guard.generate(**inputs, **settings, max_new_tokens=batch.max_new_tokens)
-            generated = sequences(output)[:, inputs["input_ids"].shape[1] :].cpu()
+            generated = sequences(output)[:, guard.report.answer_start :].cpu()
             seconds = time.perf_counter() - start
         answers = self._read(batch, generated, recorder)
         return answers, _cost(batch, guard.report, sum(answer.tokens for answer in answers), seconds)

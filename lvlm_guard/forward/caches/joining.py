@@ -158,6 +158,11 @@ class JoinedCache:
         """Positions that main's rows have seen."""
         return self.length - self._shift
 
+    def cut_keys(self, weights: Tensor, new: int) -> Tensor:
+        """Main's attention `[rows, heads, new, keys]` without the padding in front of its prompt; windows keep fewer keys."""
+        past = self.main_length() - new
+        return weights[..., -(new + min(weights.shape[-1] - new, past)) :]
+
     def release(self) -> None:
         """Leave main's rows and main's length in main's cache, as plain generate would."""
         for name in ("get_seq_length", "crop"):

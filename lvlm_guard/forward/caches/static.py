@@ -68,6 +68,10 @@ class StaticJoinedCache:
         """Positions that main's rows have seen."""
         return self._length - self._shift
 
+    def cut_keys(self, weights: Tensor, _new: int) -> Tensor:
+        """Main's attention `[rows, heads, new, keys]` without the padding in front of its prompt, the free room behind it kept."""
+        return weights[..., self._shift :]
+
     def release(self) -> None:
         """Write main's rows into main's own cache, as plain generate would have."""
         vars(self._main).pop("get_seq_length", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.forward import caches
+from lvlm_guard.forward.executors.agreement import holds_anywhere
 from lvlm_guard.forward.executors.batch_trial import try_batch
 from lvlm_guard.forward.executors.batched import PER_ROW_IDS
 from lvlm_guard.forward.executors.executor import Inputs, Run
@@ -17,26 +19,53 @@ from lvlm_guard.forward.executors.first_step import FirstStep
 
 PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
 KNOWN_INPUTS = frozenset({*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES})
+ELSEWHERE = "another process that runs in step with this one cannot decode in one batch"
 
 
-def find_obstacle(first: FirstStep, forward: Run) -> str | None:
+@dataclass(frozen=True)
+class BatchScope:
+    """What the rows of one batch have to do with, beside its forwards.
+
+    Args:
+        row_list: Name of an argument of generate with an entry for each row of main, or None.
+        in_step: Whether other processes run every forward together with this one (`synced_gpus`).
+    """
+
+    row_list: str | None = None
+    in_step: bool = False
+
+
+def find_obstacle(first: FirstStep, forward: Run, scope: BatchScope) -> str | None:
     """Why decoding as one batch would not be exact, or None when it is.
 
     Args:
         first: The first step after the prefill.
         forward: The module's own forward, to try what cannot be read from its arguments.
+        scope: What else the batch has to do with.
     """
+    obstacle, is_padded = _find_known(first, scope.row_list), first.is_ragged
+    if scope.in_step:
+        device = first.inputs["input_ids"].device
+        is_elsewhere, is_padded = holds_anywhere(obstacle is not None, is_padded, device=device)
+        obstacle = obstacle or (ELSEWHERE if is_elsewhere else None)
+    if obstacle is not None:
+        return obstacle
+    fault = try_batch(first.main.module, forward, first.inputs, is_padded=is_padded)
+    if scope.in_step and holds_anywhere(fault is not None, device=device)[0]:
+        return fault or ELSEWHERE
+    return fault
+
+
+def _find_known(first: FirstStep, row_list: str | None) -> str | None:
+    """What can be said without a trial."""
+    if row_list is not None:
+        return f"{row_list} lists something for each row, and rows of branches have no entry in it"
     if first.main.module.config.is_encoder_decoder:
         return "the model is an encoder-decoder"
     mask = first.inputs.get("attention_mask")
     if not (mask is None or caches.is_static(first.cache) or (isinstance(mask, Tensor) and mask.ndim == 2)):  # noqa: PLR2004
         return "the attention mask is not two-dimensional"
-    return (
-        _find_unknown_input(first)
-        or caches.find_obstacle(first.caches)
-        or _find_unknown_position(first)
-        or try_batch(first.main.module, forward, first.inputs, is_padded=first.is_ragged)
-    )
+    return _find_unknown_input(first) or caches.find_obstacle(first.caches) or _find_unknown_position(first)
 
 
 def _find_unknown_input(first: FirstStep) -> str | None:

@@ -131,12 +131,11 @@ class BatchedExecutor:
 
     def _cut_to_main(self, output: ModelOutput, new: int) -> ModelOutput:
         """Main's share of a joined forward that ran `new` positions, as main's own forward would have returned it."""
-        past = self.cache.main_length() - new
         for name, value in list(output.items()):
             if name in CACHE_NAMES:
                 output[name] = self._main_cache
             elif name == "attentions":
-                output[name] = _map_tensors(value, lambda part: _cut_keys(self._first_rows(part), past))
+                output[name] = _map_tensors(value, lambda part: self.cache.cut_keys(self._first_rows(part), new))
             else:
                 output[name] = _map_tensors(value, self._first_rows)
         return output
@@ -151,9 +150,3 @@ def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     return type(value)(_map_tensors(item, change) for item in value) if isinstance(value, (tuple, list)) else value
-
-
-def _cut_keys(weights: Tensor, past: int) -> Tensor:
-    """Attention `[rows, heads, new, keys]` without the padding in front of a prompt of `past` keys; windows keep fewer."""
-    new = weights.shape[-2]
-    return weights[..., -(new + min(weights.shape[-1] - new, past)) :]

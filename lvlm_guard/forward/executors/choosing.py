@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lvlm_guard.errors import ModeRefused
-from lvlm_guard.forward.executors.batch_obstacles import find_obstacle
+from lvlm_guard.forward.executors.batch_obstacles import BatchScope, find_obstacle
 from lvlm_guard.forward.executors.batched import BatchedExecutor
 from lvlm_guard.forward.executors.executor import Executor, ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
@@ -50,9 +50,9 @@ def choose_executor(
     layouts: DecodeLayouts,
     inputs: Inputs,
     step: Step,
-    obstacle: str | None = None,
+    scope: BatchScope,
 ) -> Choice:
-    """Choose one batch for main and branches where that is exact; `obstacle` is what is known to keep it from that.
+    """Choose one batch for main and branches where that is exact.
 
     Raises:
         ModeRefused: The batched executor was asked for and would not be exact.
@@ -60,7 +60,7 @@ def choose_executor(
     if not sequential.cached:
         return Choice(sequential, "sequential", "there is no cache (use_cache=False)")
     first = sequential.describe_first_step(inputs, step)
-    obstacle = obstacle or find_obstacle(first, forward)
+    obstacle = find_obstacle(first, forward, scope)
     if obstacle and name == "batched":
         raise ModeRefused(f"The batched executor would not be exact here: {obstacle}. Choose executor='auto'.")
     if obstacle:

@@ -1,0 +1,118 @@
+"""Nothing is kept of a call, and a model that nobody holds is freed, however it was guarded."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from gold import SUPPRESSED, Against
+from mechanisms import MECHANISMS
+from PIL import Image
+from toy_processor import toy_processor
+
+from lvlm_guard import Guard, NoEffectWarning
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.intact import exploding
+
+SETTINGS = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED}
+MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a b"}]}]
+SLOW = ("attention", "hidden", "search")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def count_objects():
+    gc.collect()
+    objects = gc.get_objects()
+    tensors = sum(1 for entry in objects if isinstance(entry, torch.Tensor))
+    return len(objects), tensors
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def call_again_and_again(guards, inputs, times):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NoEffectWarning)
+        for number in range(times):
+            guard = guards[number % len(guards)]
+            if number % 3:
+                guard.generate(**inputs, **SETTINGS)
+            else:
+                with guard.attached():
+                    guard.model.generate(**inputs, **SETTINGS)
+
+
+def make_guards(model):
+    return [Guard(model, None, stack) for name, stack in MECHANISMS.items() if name != "readout"]
+
+
+@pytest.mark.parametrize(
+    ("warm_up", "times"), [(7, 7), pytest.param(60, 1000, marks=pytest.mark.slow)], ids=["a few", "a thousand"]
+)
+def test_nothing_grows_with_the_number_of_generations(warm_up, times):
+    model, inputs = tiny("llava")
+    guards = make_guards(model)
+    call_again_and_again(guards, inputs, warm_up)
+    objects, tensors = count_objects()
+    resident = resident_bytes() if Path("/proc/self/statm").exists() else None
+    call_again_and_again(guards, inputs, times)
+    objects_after, tensors_after = count_objects()
+    assert tensors_after == tensors
+    assert objects_after - objects < 50, "a call leaves objects behind"
+    if resident is not None and times >= 1000:
+        assert resident_bytes() - resident < 16 * 2**20
+
+
+def test_the_count_would_see_a_call_that_leaves_something():
+    model, inputs = tiny("llava")
+    guard, kept = Guard(model, None, [Against("noised")]), []
+    call_again_and_again([guard], inputs, 3)
+    objects, tensors = count_objects()
+    for _ in range(7):
+        kept.append(guard.generate(**inputs, **SETTINGS))
+        kept += [[] for _ in range(8)]
+    objects_after, tensors_after = count_objects()
+    assert tensors_after == tensors + 7
+    assert objects_after - objects >= 50
+
+
+def generate(guard, inputs):
+    guard.generate(**inputs, **SETTINGS)
+
+
+def attach(guard, inputs):
+    with guard.attached():
+        guard.model.generate(**inputs, **SETTINGS)
+
+
+def fail(guard, inputs):
+    with exploding(guard.model, at=2):
+        guard.generate(**inputs, **SETTINGS)
+
+
+def chat(guard, inputs):
+    guard.chat(MESSAGES, images=Image.new("RGB", (30, 30), "teal"), **SETTINGS)
+
+
+def ask_sibling(guard, inputs):
+    guard.using([Against("blind")]).generate(**inputs, **SETTINGS)
+    guard.using(None).generate(**inputs, **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("use", [generate, attach, fail, chat, ask_sibling])
+@pytest.mark.parametrize("mechanism", ["branch", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_a_model_that_nobody_holds_is_freed(use, mechanism):
+    model, inputs = tiny("llava")
+    guard = Guard(model, toy_processor(), MECHANISMS[mechanism])
+    use(guard, inputs)
+    seen = [weakref.ref(model), weakref.ref(guard), weakref.ref(model.lm_head.weight)]
+    del model, guard
+    gc.collect()
+    assert [reference() for reference in seen] == [None] * 3
