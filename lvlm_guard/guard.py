@@ -15,6 +15,8 @@ from torch import Tensor
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
+from lvlm_guard.call.looks.look import Look
+from lvlm_guard.call.looks.opening import open_subject
 from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
@@ -217,6 +219,30 @@ class Guard:
         batch = self.inputs(images=images, messages=messages)
         output = self.generate(**batch, **kwargs)
         return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
+
+    @contextmanager
+    def looking(self, subject: Any, images: Any = None) -> Iterator[Look]:
+        """Look at pictures once and ask about them often: what comes before the questions runs once, for main and branches.
+
+        ```python
+        with guard.looking(picture) as look:
+            answers = look.ask(["Is there a dog?", "Is there a cat?"], max_new_tokens=1)
+        ```
+
+        Args:
+            subject: A picture, a list of pictures, messages with pictures in them, or model inputs of one prompt.
+            images: Pictures for image items of messages that carry none.
+
+        Raises:
+            InputError: What is passed is none of these, or nothing of it comes before the questions.
+            ProcessorNeeded: The guard has no processor.
+        """
+        opened = open_subject(self, self._build_request, subject, images)
+        look = Look(self, opened, self._build_request, lambda: self._strategies, self._ask_about_picture)
+        try:
+            yield look
+        finally:
+            look.close()
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:

@@ -12,7 +12,7 @@ from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.errors import GuardError, ModelRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
-from lvlm_guard.request.branch_inputs import build_branch_inputs
+from lvlm_guard.request.branch_inputs import build_branch_inputs, share_encoded
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.generation import Generation
@@ -41,6 +41,15 @@ class PromptPreparation:
         """Return main as generate prepares it."""
         return capture_decode(self.generate, self.request.without_cache, self.settings)
 
+    def prepare_whole(self) -> PreparedDecode:
+        """Return main as generate prepares it, its pictures included."""
+        return self.prepare_main()
+
+    def build_main_inputs(self, _main: PreparedDecode, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return model inputs for generate, with encoded images where it takes them."""
+        inputs = dict(self.request.inputs)
+        return inputs if encoded is None else share_encoded(inputs, encoded)
+
     def encode_images(self, main: PreparedDecode) -> Mapping[str, Any] | None:
         """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
         if not model_inputs.takes_encoded_images(main.module):
@@ -59,7 +68,7 @@ class PromptPreparation:
             InputError: Its prompt is too long.
         """
         inputs = build_branch_inputs(self.request, branch, encoded)
-        settings = _limit_new_tokens(self.settings, count_new_tokens(main))
+        settings = limit_new_tokens(self.settings, count_new_tokens(main))
         try:
             with vision.encoding(self.gen, branch.key):
                 prepared = capture_decode(self.generate, inputs, settings)
@@ -90,7 +99,7 @@ class PromptRuns:
 
     def __call__(self, branch: Branch | None) -> PromptStates:
         """Run the prompt of main (None) or of a branch."""
-        main = self._preparation.prepare_main()
+        main = self._preparation.prepare_whole()
         states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
         self.keys.append(MAIN if branch is None else branch.key)
         return states
@@ -100,7 +109,7 @@ class PromptRuns:
         return self._preparation.prepare_branch(branch, main, encoded)
 
 
-def _limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+def limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """Return settings with as many new tokens as main may generate, whatever lengths they named."""
     without_lengths = {name: value for name, value in settings.items() if name not in LENGTHS}
     if (config := without_lengths.get("generation_config")) is not None:

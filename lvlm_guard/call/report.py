@@ -115,6 +115,8 @@ class Report:
         results: What strategies and observers left in `gen.results`, by name; plain values.
         requests: One entry per row of the output, rows that ran plain for want of an image included.
         origin: Versions and model; None in a report that no call made.
+        prompts: On a look, by `main` and the keys of the branches: `shared` where a prompt went on from the look, else why it ran
+            whole; empty elsewhere.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -128,6 +130,7 @@ class Report:
     results: Mapping[str, Any] = field(default_factory=dict, hash=False)
     requests: tuple[RequestReport, ...] = ()
     origin: Origin | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of_plain(cls, output: Tensor, prompt: Tensor | None, seconds: float, origin: Origin | None = None) -> Report:

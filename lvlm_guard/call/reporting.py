@@ -19,6 +19,8 @@ from lvlm_guard.outputs import sequences
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import AttentionCapture, Readout
 
+SHARED = "shared"
+"""What a report says of a prompt that went on from a look."""
 ACTING_HOOKS = ("edit_inputs", "search", "attention", "hidden", "terms")
 """Hooks of which something is expected in every call; `finish` may find nothing to revise."""
 RESCALING = {
@@ -119,7 +121,8 @@ def _build_report(
         executor=decoded.executor if steps else ("prefill only" if planned.plan.branches else "none"),
         reason=decoded.reason or "no decode step was needed",
         forwards=Forwards(
-            float(counts.prefill + len(planned.prompt_runs.keys)), counts.decode / steps if steps else 0.0
+            float(counts.prefill + len(planned.prompt_runs.keys) + (planned.sharing.runs if planned.sharing else 0)),
+            counts.decode / steps if steps else 0.0,
         ),
         rows_per_forward=_count_versions(decoded) * planned.candidates,
         rows=planned.request.input_ids.shape[0] * planned.candidates if searched else prompt.shape[0],
@@ -128,7 +131,14 @@ def _build_report(
         results=planned.call.gen.results.to_dict(),
         requests=requests,
         origin=describe_origin(planned.call.request.config),
+        prompts=_describe_prompts(planned),
     )
+
+
+def _describe_prompts(planned: PlannedCall) -> dict[str, str]:
+    """Return how the prompts of a call on a look ran, by key."""
+    reasons = planned.sharing.reasons if planned.sharing is not None else {}
+    return {key if key == MAIN else format_key(key): reason or SHARED for key, reason in reasons.items()}
 
 
 def _report_strategy(decoded: DecodedCall, effect: Effect, answers_revised: int) -> StrategyReport:

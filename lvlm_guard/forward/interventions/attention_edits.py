@@ -65,7 +65,7 @@ class AttentionCall:
         layout, keys = self.running.layout, self.maps.key.shape[-2]
         if not self.crosses and keys > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")
-        is_whole = self.crosses or layout.is_decoding or keys == layout.total
+        is_whole = self.crosses or layout.continues or keys == layout.total
         is_last = self.count == layout.new or self.count <= layout.predicting
         if not (is_whole and is_last and self.maps.query.shape[0] == layout.row_count):
             raise ModelRefused(
@@ -129,6 +129,8 @@ def _applies_somewhere(edit: AttentionEdit, branch: Hashable, layout: ForwardLay
 
 def _is_due(capture: AttentionCapture, layout: ForwardLayout) -> bool:
     """Whether positions that a capture observes run here: without a cache, a forward of prompt and tokens has both kinds."""
+    if not layout.predicting:
+        return False
     if capture.when == "decode":
         return layout.generated > 0
     return capture.when == "both" or not layout.is_decoding

@@ -1,0 +1,123 @@
+"""Whether a model goes on from prefixes as it does from whole prompts, tried once for each model and stack."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard.arithmetic.effects import format_key
+from lvlm_guard.call.asking import AskedCall, build_asked_call
+from lvlm_guard.call.decoding import decode
+from lvlm_guard.call.looks.memory import PrefixMemory
+from lvlm_guard.call.looks.preparation import LookPreparation
+from lvlm_guard.call.planning import PlannedCall, plan_call
+from lvlm_guard.call.preparing import prepare_branches
+from lvlm_guard.call.prompt_preparation import PromptPreparation
+from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.executors.batch_trial import HALVES
+from lvlm_guard.forward.prefixes import describe_kind
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.protocols import Model
+from lvlm_guard.request.requests import Request
+from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.generation import Generation
+from lvlm_guard.strategy.hookspecs import hookimpl
+
+TOLERANCE = 2**-10
+"""Rounding between a whole prompt and one in two parts, by the largest logit; in half precision more."""
+TRIAL = {"num_beams": 1, "num_return_sequences": 1, "do_sample": False, "max_new_tokens": 2, "min_new_tokens": 2}
+"""Settings of a trial: the token behind the prompt, and one more step."""
+CHOICE = object()
+"""Under which a step keeps what generate chooses from."""
+Share: TypeAlias = Callable[[PlannedCall, PrefixMemory], PlannedCall]
+Steps: TypeAlias = "list[dict[Hashable, Tensor]]"
+
+_exact: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
+"""What was tried and found exact, by the module that decodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogitsRecorder:
+    """A strategy that keeps the raw logits of main and of branches, and changes nothing."""
+
+    name: ClassVar[str] = "look-recorder"
+    steps: Steps = field(default_factory=list)
+
+    @hookimpl
+    def observe(self, gen: Generation) -> None:
+        """Keep the newest position of the first row."""
+        forward = gen.forward
+        assert forward is not None
+        logits = {MAIN: forward.main, **forward.branches, CHOICE: gen.combined}
+        self.steps.append({key: values[0, -1].float().cpu() for key, values in logits.items()})
+
+
+def check_prefixes(planned: PlannedCall, requests: tuple[Request, Request], memory: PrefixMemory, share: Share) -> None:
+    """Compare a prompt that goes on from the prefixes of a look with the same prompt run whole, once for each kind.
+
+    Args:
+        planned: A call on the look.
+        requests: The prompt alone, and laid out behind the prefix, as the first of its rows.
+        memory: The prefixes.
+        share: Lets a planned call go on from them.
+
+    Raises:
+        ModelRefused: They differ.
+    """
+    apart, behind = requests
+    call, module = planned.call, planned.main.module
+    assert isinstance(module, nn.Module)
+    strategies = repr([call.strategies.find(name) for name in call.strategies.names])
+    kind = (describe_kind(module), strategies, len(behind.input_ids))
+    if kind in _exact.setdefault(module, set()):
+        return
+    expected, actual = LogitsRecorder(), LogitsRecorder()
+    _run(plan_call(_build_trial(call, apart, expected)))
+    _run(share(plan_call(_build_trial(call, behind, actual, LookPreparation)), memory))
+    _compare(module, expected.steps, actual.steps)
+    _exact[module].add(kind)
+
+
+def _build_trial(
+    call: AskedCall,
+    request: Request,
+    recorder: LogitsRecorder,
+    preparation: type[PromptPreparation] = PromptPreparation,
+) -> AskedCall:
+    strategies = [call.strategies.find(name) for name in call.strategies.names]
+    trial = Request(request.inputs, TRIAL, request.config, request.processor, request.pictures, request.defaults)
+    return build_asked_call(
+        call.generate, trial, StrategyCalls([*strategies, recorder]), call.executor, None, preparation
+    )
+
+
+def _run(planned: PlannedCall) -> None:
+    with planned.interventions.installed(planned.main, planned.call.gen):
+        decode(prepare_branches(planned))
+
+
+def _compare(module: Model, expected: Steps, actual: Steps) -> None:
+    """Compare step by step, as long as both went the same way.
+
+    Raises:
+        ModelRefused: Some logits differ by more than rounding.
+    """
+    for before, after in zip(expected, actual, strict=False):
+        for key, logits in before.items():
+            if key is CHOICE:
+                continue
+            allowed = TOLERANCE * HALVES.get(module.dtype, 1) * float(logits.abs().max())
+            error = float((logits - after[key]).abs().max())
+            if bool(logits.isfinite().all()) and not error <= allowed:
+                raise ModelRefused(
+                    f"{type(module).__name__} does not give the logits of a whole prompt where it goes on from the beginning of one "
+                    f"({key if key == MAIN else format_key(key)}: {error:.2g} apart, {allowed:.2g} allowed), as where a beginning "
+                    "reads what follows it. Pass whole prompts to guard.generate."
+                )
+        if not torch.equal(before[CHOICE].argmax(), after[CHOICE].argmax()):
+            return

@@ -1,0 +1,251 @@
+"""A look at pictures: many prompts that begin with them, and their beginning run once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lvlm_guard import anatomy
+from lvlm_guard.call.answers import restore_prompt
+from lvlm_guard.call.asking import AskedCall, build_asked_call
+from lvlm_guard.call.attachments import plain_generate, run_guarded_call
+from lvlm_guard.call.last_reports import keep_report
+from lvlm_guard.call.looks.memory import PrefixMemory
+from lvlm_guard.call.looks.opening import InputMaker, Subject
+from lvlm_guard.call.looks.parts import group_rows, join_outputs, join_reports, repeat_inputs, select_rows
+from lvlm_guard.call.looks.preparation import LookPreparation
+from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
+from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
+from lvlm_guard.call.looks.sharing import RaggedRows, describe_whole, share_prefixes
+from lvlm_guard.call.prompt_preparation import PromptPreparation
+from lvlm_guard.call.refusals import ARGUMENTS, LOOP
+from lvlm_guard.call.report import Report
+from lvlm_guard.call.rules import refuse
+from lvlm_guard.call.run import run_call
+from lvlm_guard.errors import InputError
+from lvlm_guard.forward.executors.executor import ExecutorName
+from lvlm_guard.forward.prefixes import describe_state
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.host.stack import Stack
+from lvlm_guard.request import conversation
+from lvlm_guard.request.messages import is_batch
+from lvlm_guard.request.requests import Request, bind_arguments
+
+
+class LookingGuard(InputMaker, Protocol):
+    """The part of a guard that its looks use."""
+
+    executor: ExecutorName
+
+    @property
+    def stack(self) -> Stack:
+        """Return its strategies."""
+
+
+class Look:
+    """Prompts that begin with the same pictures, which run once: made by `Guard.looking`.
+
+    What comes before the question, pictures and all, runs once for main and for each branch; every question goes on from
+    copies of their caches. Answers are those of `guard.generate` on whole prompts, to rounding. Threads may share a look.
+
+    Args:
+        guard: The guard.
+        subject: What the look is at.
+        build_request: Returns the request of the arguments of generate.
+        find_strategies: Returns the guard's strategies.
+        ask: Asks the guard about the picture of a row of a request, as revisions do.
+    """
+
+    def __init__(
+        self,
+        guard: LookingGuard,
+        subject: Subject,
+        build_request: Callable[[Mapping[str, Any]], Request],
+        find_strategies: Callable[[], StrategyCalls],
+        ask: Callable[[Request, Sequence[str], int], list[str]],
+    ) -> None:
+        self._guard = guard
+        self._subject = subject
+        self._build_request = build_request
+        self._find_strategies = find_strategies
+        self._ask = ask
+        self._memory = PrefixMemory(subject.opening)
+        self._stack = guard.stack
+        self._state = describe_state(guard.model)
+        self._is_open = True
+        self._share = functools.partial(share_prefixes, memory=self._memory)
+
+    def ask(self, questions: str | Sequence[str], **kwargs: Any) -> Any:
+        """Answer a question (text) or several (list of texts), each by itself.
+
+        Args:
+            questions: Texts, put behind the pictures and messages of the look.
+            **kwargs: Passed on to generate.
+
+        Raises:
+            InputError: The look is closed, was opened with model inputs, or does not hold any more: pictures, stack, weights, adapters,
+                dtype, device or attention were changed.
+            Refused: As `Guard.generate`; a search, or a model that cannot go on from a look exactly.
+        """
+        texts = [questions] if isinstance(questions, str) else list(questions)
+        answers = self._answer([self._subject.ask(text) for text in texts], kwargs) if texts else []
+        return answers[0] if isinstance(questions, str) else answers
+
+    def chat(self, messages: Sequence[Any], **kwargs: Any) -> Any:
+        """Answer the messages of the look and further ones (text), or each of a list of such conversations (list of texts).
+
+        Args:
+            messages: Messages behind those of the look, without pictures.
+            **kwargs: Passed on to generate.
+        """
+        batch = list(messages) if is_batch(messages) else [messages]
+        answers = self._answer([self._subject.write(each) for each in batch], kwargs)
+        return answers if is_batch(messages) else answers[0]
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as `Guard.generate` does, from prompts that begin with the pictures of the look, `guard.inputs` or like it.
+
+        Raises:
+            InputError: As `ask`, and prompts or pictures that are not those of the look.
+        """
+        if "stack" in kwargs:
+            raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
+        guard = self._guard
+        keep_report(guard, None)
+        plain = plain_generate(guard.model)
+        arguments = bind_arguments(plain, args, kwargs)
+        output, report = run_guarded_call(guard.model, self._run, plain, arguments)
+        keep_report(guard, report)
+        return output
+
+    def close(self) -> None:
+        """Let go of all that was run; `Guard.looking` does so at the end of its block."""
+        self._is_open = False
+        self._memory.clear()
+
+    def _answer(self, conversations: list[Any], settings: Mapping[str, Any]) -> list[str]:
+        self._check()
+        images = [picture for _ in conversations for picture in self._subject.pictures]
+        batch = self._guard.inputs(images=images or None, messages=conversations)
+        output = self.generate(**batch, **settings)
+        answers: list[str] = conversation.decode_answers(self._guard.processor, batch, output, many=True)
+        return answers
+
+    def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report]:
+        """Return the output and the report of one call."""
+        self._check()
+        refuse(ARGUMENTS, arguments)
+        request = self._build_request(arguments)
+        refuse(LOOP, request)
+        refuse(LOOK, request)
+        lengths = self._read_lengths(request)
+        if len(set(lengths)) == 1:
+            return self._run_laid_out(plain, request)
+        try:
+            if find_setting(request, READS_PADDING):
+                return self._run_groups(plain, request, lengths)
+            return self._run_laid_out(plain, request)
+        except RaggedRows as ragged:
+            if ragged.main_runs_whole:
+                return self._run_whole(plain, request, ragged)
+            return self._run_groups(plain, request, lengths)
+
+    def _check(self) -> None:
+        """Check that what was run still holds.
+
+        Raises:
+            InputError: It does not.
+        """
+        if not self._is_open:
+            raise InputError("This look is closed: open another with guard.looking(...).")
+        if self._guard.stack != self._stack:
+            raise InputError("The guard's stack was changed while it looked: open another look, guard.looking(...).")
+        if describe_state(self._guard.model) != self._state:
+            raise InputError(
+                "The model was changed while the guard looked (weights, adapters, dtype, device, mode or attention), so what was run "
+                "does not hold any more: open another look, guard.looking(...)."
+            )
+
+    def _read_lengths(self, request: Request) -> list[int]:
+        """Return how many tokens each row has.
+
+        Raises:
+            InputError: Rows that do not go on from the look, or with other pictures.
+        """
+        opening = self._memory.opening
+        rows = list_rows({"input_ids": request.input_ids, "attention_mask": request.attention_mask})
+        token = anatomy.image_token_id(request.config)
+        if any(token in row[len(opening.ids) :] for row in rows if token is not None):
+            raise InputError(
+                "A question holds an image token, but a look has its pictures from the start: open another look."
+            )
+        if not continue_all(rows, opening.ids):
+            raise InputError(
+                "A prompt does not go on from what this look was opened with: begin it with the same messages, as look.ask and "
+                "look.chat do, or open another look."
+            )
+        self._check_pictures(request, len(rows))
+        return [len(row) for row in rows]
+
+    def _check_pictures(self, request: Request, rows: int) -> None:
+        expected = repeat_inputs(self._memory.opening.inputs, rows)
+        names = {name for inputs in (expected, request.inputs) for name in inputs if _is_of_pictures(name)}
+        for name in names:
+            if not _is_same(request.inputs.get(name), expected.get(name)):
+                raise InputError(
+                    f"The prompts come with other pictures than this look ({name} differs): open another look."
+                )
+
+    def _build_call(
+        self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
+    ) -> AskedCall:
+        def ask(questions: Sequence[str], row: int) -> list[str]:
+            return self._ask(request, questions, row)
+
+        return build_asked_call(plain, request, self._find_strategies(), self._guard.executor, ask, preparation)
+
+    def _run_laid_out(self, plain: Any, request: Request) -> tuple[Any, Report]:
+        """Run the rows in one batch, behind the look."""
+        inputs = {**request.inputs, "attention_mask": request.attention_mask}
+        inputs |= lay_out_behind(inputs, len(self._memory.opening.ids))
+        laid_out = dataclasses.replace(request, inputs=inputs)
+        output, report = run_call(self._build_call(plain, laid_out), self._share)
+        return restore_prompt(output, laid_out.input_ids.shape[1], request.input_ids), report
+
+    def _run_whole(self, plain: Any, request: Request, ragged: RaggedRows) -> tuple[Any, Report]:
+        """Run whole prompts where main cannot go on from the look."""
+        output, report = run_call(self._build_call(plain, request, PromptPreparation))
+        return output, dataclasses.replace(report, prompts=describe_whole(ragged.reasons))
+
+    def _run_groups(self, plain: Any, request: Request, lengths: Sequence[int]) -> tuple[Tensor, Report]:
+        """Run rows of one length after the other."""
+        refuse(LOOK_GROUPS, request)
+        groups = group_rows(lengths)
+        parts = [select_rows(request, self._memory.opening, rows, request.settings) for rows in groups]
+        runs = [run_call(self._build_call(plain, part), self._share) for part in parts]
+        tokens = [output[:, part.input_ids.shape[1] :] for (output, _), part in zip(runs, parts, strict=True)]
+        output = join_outputs(tokens, groups, request.input_ids, find_padding(request))
+        return output, join_reports([report for _, report in runs], groups)
+
+
+def find_padding(request: Request) -> int:
+    """Return the token that generate pads finished rows with."""
+    token = request.setting("pad_token_id")
+    token = request.setting("eos_token_id") if token is None else token
+    token = token[0] if isinstance(token, (list, tuple)) else token
+    return 0 if token is None else int(token)
+
+
+def _is_of_pictures(name: str) -> bool:
+    return anatomy.is_image_input(name) and name != "cross_attention_mask"
+
+
+def _is_same(value: Any, expected: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(expected, Tensor):
+        return value.shape == expected.shape and torch.equal(value, expected.to(value.device, value.dtype))
+    return not isinstance(value, Tensor) and not isinstance(expected, Tensor) and value == expected

@@ -1,0 +1,72 @@
+"""What a call on a look refuses."""
+
+from __future__ import annotations
+
+from lvlm_guard.call.refusals import DRAFTS
+from lvlm_guard.call.rules import RefusalRule
+from lvlm_guard.errors import InputError, ModeRefused
+from lvlm_guard.request.requests import Request
+
+OTHER_CACHES = ("cache_implementation", "prefill_chunk_size", *DRAFTS)
+WHOLE_BATCH = (
+    "streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "return_dict_in_generate",
+    "output_scores", "output_logits",
+)  # fmt: skip
+READS_PADDING = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
+"""Settings under which it matters where in the prompt padding stands."""
+
+
+def find_setting(request: Request, names: tuple[str, ...]) -> str | None:
+    """Return the first of these settings that is switched on."""
+    return next((name for name in names if request.setting(name)), None)
+
+
+LOOK: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        f"{', '.join(f'`{name}`' for name in OTHER_CACHES)} on a look",
+        "prompts go on from copies of the look's own cache",
+        "drop it, or `guard.generate` with whole prompts",
+        ModeRefused,
+        lambda request: find_setting(request, OTHER_CACHES) is not None,
+        lambda request: (
+            f"A look goes on from its own cache, which {find_setting(request, OTHER_CACHES)} does not fit: drop it, or pass whole "
+            "prompts to guard.generate."
+        ),
+    ),
+    RefusalRule(
+        "`use_cache=False` on a look",
+        "a look is a cache",
+        "drop it, or `guard.generate` with whole prompts",
+        ModeRefused,
+        lambda request: request.setting("use_cache") is False,
+        lambda _: "A look goes on from a cache: drop use_cache=False, or pass whole prompts to guard.generate.",
+    ),
+    RefusalRule(
+        "`past_key_values`, `position_ids` and `inputs_embeds` on a look",
+        "the look makes its own",
+        "leave them out",
+        InputError,
+        lambda request: any(
+            request.inputs.get(name) is not None for name in ("past_key_values", "position_ids", "inputs_embeds")
+        ),
+        lambda _: (
+            "A look makes cache, positions and embeddings itself: leave past_key_values, position_ids and inputs_embeds out."
+        ),
+    ),
+)
+"""About a request on a look."""
+
+LOOK_GROUPS: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        f"{', '.join(f'`{name}`' for name in WHOLE_BATCH)} on a look, for questions of several lengths that run in groups",
+        "they work on the whole batch",
+        "drop it, or ask questions of one length at a time",
+        ModeRefused,
+        lambda request: find_setting(request, WHOLE_BATCH) is not None,
+        lambda request: (
+            "Questions of several lengths run in groups of one length on this model, which cannot share "
+            f"{find_setting(request, WHOLE_BATCH)}: drop it, or ask questions of one length at a time."
+        ),
+    ),
+)
+"""About a request on a look whose rows run in groups."""
