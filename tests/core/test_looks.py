@@ -11,12 +11,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::lvlm_guard.errors.NoEffectWarni
 EXACT = ("plain", "vcd", "m3id", "vdd")
 
 
-def effect(guard, batch, expected):
+def effect_on_logits(guard, batch, expected):
+    """The largest change of a logit by the stack, of tokens that it did not remove."""
     plain = guard.using(None).generate(**batch, **SETTINGS, **DETAILS)
-    return error_between([torch.where(one > -1e4, one, 0) for one in plain.logits], plain.logits), max(
-        float((torch.where(one > -1e4, one, other) - other).abs().max())
-        for one, other in zip(expected.logits, plain.logits, strict=True)
-    )
+    pairs = zip(expected.logits, plain.logits, strict=True)
+    return max(float((torch.where(left > -1e4, left, right) - right).abs().max()) for left, right in pairs)
 
 
 @pytest.mark.parametrize("stack", EXACT)
@@ -35,7 +34,7 @@ def test_the_comparison_has_power(stack):
     guard, inputs, length = build("llava", stack)
     batch = continue_with(inputs, length, RESTS["one"])
     expected = guard.generate(**batch, **SETTINGS, **DETAILS)
-    assert effect(guard, batch, expected)[1] > 0.1
+    assert effect_on_logits(guard, batch, expected) > 0.1
 
 
 def test_the_beginning_runs_once():
@@ -63,3 +62,50 @@ def test_a_model_without_a_guarded_stack_can_look():
     expected, output = run_both(guard, inputs, 27, RESTS["rows"])
     assert torch.equal(output, expected)
     assert guard.report.prompts == {"main": "shared"}
+
+
+ARCHITECTURES_OF_LOOKS = ("llava", "qwen2_vl", "gemma3", "mllama", "idefics3", "internvl")
+STRATEGIES = {
+    "plain": None,
+    "vcd": "vcd",
+    "m3id": {"name": "m3id", "params": {"decay": 0.7}},
+    "vdd": "vdd",
+    "vaf": {"name": "vaf", "params": {"enhance": 4.0, "suppress": 0.2, "layers": [0, 2]}},
+    "deco": {"name": "deco", "params": {"alpha": 8.0, "top_p": 1.0}},
+    "dola": "dola",
+    "pai": {"name": "pai", "params": {"alpha": 2.0, "gamma": 3.0, "layers": [0, 2]}},
+    "memvr": {"name": "memvr", "params": {"ratio": 1.0, "threshold": 0.0, "layers": [0, 2]}},
+    "vsv": {"name": "vsv", "params": {"strength": 2.0}},
+    "sid": "sid",
+    "avisc": "avisc",
+    "sla": {"name": "sla", "params": {"gamma": 0.9}},
+    "pai+vcd+vaf": "pai+vcd+vaf",
+}
+"""Stacks strong enough to change the logits of tiny models."""
+POWER = 0.02
+WHOLE = {"memvr", "vsv"}
+NEED_SEVERAL_TOKENS = {"sid", "avisc", "memvr"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pictures", [1, 2])
+@pytest.mark.parametrize("stack", STRATEGIES)
+@pytest.mark.parametrize("name", ARCHITECTURES_OF_LOOKS)
+def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictures):
+    if name == "mllama" and stack in NEED_SEVERAL_TOKENS:
+        pytest.skip("its images lie beside the prompt")
+    entry = STRATEGIES[stack]
+    guard, inputs, length = build(name, [entry] if isinstance(entry, dict) else entry, pictures)
+    for kind, rests in RESTS.items():
+        grouped = kind == "ragged" and (name == "gemma3" or stack in ("sid", "avisc"))
+        details = {} if grouped else DETAILS
+        expected, output = run_both(guard, inputs, length, rests, **details)
+        if grouped:
+            assert torch.equal(output, expected)
+        else:
+            assert torch.equal(output.sequences, expected.sequences)
+            assert error_between(output.logits, expected.logits) < TOLERANCE
+        assert (guard.report.prompts["main"] == "shared") is (stack not in WHOLE)
+        batch = continue_with(inputs, length, rests)
+        if stack != "plain" and kind == "one":
+            assert effect_on_logits(guard, batch, expected) > POWER

@@ -17,6 +17,8 @@ RESTS = {
     "ragged": [[11, 12, 13, 14], [21, 22, 23, 24, 25, 26, 27], [31]],
 }
 """What stands behind the picture."""
+IMAGES_IN_ROWS = ("idefics3", "mllama")
+"""Whose pixels have an axis for the images of a row."""
 SETTINGS = {"max_new_tokens": 4, "do_sample": False}
 DETAILS = {"output_logits": True, "return_dict_in_generate": True}
 TOLERANCE = 2e-5
@@ -38,9 +40,17 @@ def show_more(name: str, inputs: dict[str, Any], pictures: int) -> dict[str, Any
     changed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     for key, value in inputs.items():
         if key not in changed:
-            others = [value + number if value.is_floating_point() else value for number in range(pictures)]
-            changed[key] = (ids == IMAGE_TOKEN).long() if "token_type" in key else torch.cat(others)
+            changed[key] = _show_more(key, value, ids, pictures, dim=int(name in IMAGES_IN_ROWS))
     return changed
+
+
+def _show_more(key: str, value: Tensor, ids: Tensor, pictures: int, dim: int) -> Tensor:
+    if "token_type" in key:
+        return (ids == IMAGE_TOKEN).long()
+    if key == "cross_attention_mask":
+        return torch.ones(*ids.shape, pictures, *value.shape[3:], dtype=value.dtype)
+    parts = [value + number if value.is_floating_point() else value for number in range(pictures)]
+    return torch.cat(parts, dim)
 
 
 def continue_with(inputs: dict[str, Any], length: int, rests: list[list[int]]) -> dict[str, Any]:
