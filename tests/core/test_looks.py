@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from coloured_pictures import draw_pictures
 from looks import DETAILS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between, run_both
 
 from lvlm_guard import Guard
+from lvlm_guard.testbed.model import load as load_bundled
+from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::lvlm_guard.errors.NoEffectWarning")
+QUESTIONS = ["is a dog here", "is w17 w18 w19 here or not", "cat"]
 EXACT = ("plain", "vcd", "m3id", "vdd")
 
 
@@ -109,3 +113,49 @@ def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictu
         batch = continue_with(inputs, length, rests)
         if stack != "plain" and kind == "one":
             assert effect_on_logits(guard, batch, expected) > POWER
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "internvl"])
+def test_pictures_and_texts_are_answered_as_by_chat(name):
+    model, _ = tiny(name)
+    guard, picture = Guard(model, TinyProcessor(name), "vcd+ritual"), draw_pictures(1)[0]
+    settings = {"max_new_tokens": 5, "do_sample": False}
+    with guard.looking(picture) as look:
+        answers = look.ask(QUESTIONS, **settings)
+        assert set(guard.report.prompts.values()) == {"shared"}
+        assert look.ask(QUESTIONS[0], **settings) == answers[0]
+        asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+        assert len(look.chat(asked, **settings)) == 3
+    assert answers == [guard.chat(message(picture, question), **settings) for question in QUESTIONS]
+
+
+def message(picture, question):
+    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+
+
+def test_questions_are_written_without_the_pictures_again():
+    model, processor = load_bundled()
+    guard, picture = Guard(model, processor, "vcd"), draw_pictures(1)[0].resize((64, 64))
+    processed = []
+    original = processor.image_processor
+    processor.image_processor = Counting(original, processed)
+    settings = {"max_new_tokens": 2, "do_sample": False}
+    with guard.looking(picture) as look:
+        count = len(processed)
+        answers = look.ask(QUESTIONS, **settings)
+        assert len(processed) == count
+    assert answers == [guard.chat(message(picture, question), **settings) for question in QUESTIONS]
+
+
+class Counting:
+    """An image processor that counts its calls."""
+
+    def __init__(self, inner, calls):
+        self.__dict__.update(inner=inner, calls=calls)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, *args, **kwargs):
+        self.calls.append(1)
+        return self.inner(*args, **kwargs)

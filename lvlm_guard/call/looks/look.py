@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,14 @@ from lvlm_guard.call.attachments import plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import keep_report
 from lvlm_guard.call.looks.memory import PrefixMemory
 from lvlm_guard.call.looks.opening import InputMaker, Subject
-from lvlm_guard.call.looks.parts import group_rows, join_outputs, join_reports, repeat_inputs, select_rows
+from lvlm_guard.call.looks.parts import (
+    group_rows,
+    join_outputs,
+    join_reports,
+    repeat_inputs,
+    repeat_pictures,
+    select_rows,
+)
 from lvlm_guard.call.looks.preparation import LookPreparation
 from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
 from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
@@ -35,6 +42,8 @@ from lvlm_guard.host.stack import Stack
 from lvlm_guard.request import conversation
 from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.requests import Request, bind_arguments
+
+BuildRequest: TypeAlias = Callable[[Mapping[str, Any]], Request]
 
 
 class LookingGuard(InputMaker, Protocol):
@@ -65,7 +74,7 @@ class Look:
         self,
         guard: LookingGuard,
         subject: Subject,
-        build_request: Callable[[Mapping[str, Any]], Request],
+        build_request: BuildRequest,
         find_strategies: Callable[[], StrategyCalls],
         ask: Callable[[Request, Sequence[str], int], list[str]],
     ) -> None:
@@ -76,7 +85,6 @@ class Look:
         self._ask = ask
         self._memory = PrefixMemory(subject.opening)
         self._stack = guard.stack
-        self._state = describe_state(guard.model)
         self._is_open = True
         self._share = functools.partial(share_prefixes, memory=self._memory)
 
@@ -115,13 +123,7 @@ class Look:
         """
         if "stack" in kwargs:
             raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
-        guard = self._guard
-        keep_report(guard, None)
-        plain = plain_generate(guard.model)
-        arguments = bind_arguments(plain, args, kwargs)
-        output, report = run_guarded_call(guard.model, self._run, plain, arguments)
-        keep_report(guard, report)
-        return output
+        return self._generate(self._build_request, args, kwargs)
 
     def close(self) -> None:
         """Let go of all that was run; `Guard.looking` does so at the end of its block."""
@@ -129,21 +131,47 @@ class Look:
         self._memory.clear()
 
     def _answer(self, conversations: list[Any], settings: Mapping[str, Any]) -> list[str]:
-        self._check()
-        images = [picture for _ in conversations for picture in self._subject.pictures]
-        batch = self._guard.inputs(images=images or None, messages=conversations)
-        output = self.generate(**batch, **settings)
-        answers: list[str] = conversation.decode_answers(self._guard.processor, batch, output, many=True)
+        self._check_open()
+        writer, processor = self._subject.writer, self._guard.processor
+        if writer is None:
+            images = [picture for _ in conversations for picture in self._subject.pictures]
+            batch = self._guard.inputs(images=images or None, messages=conversations)
+            output = self.generate(**batch, **settings)
+        else:
+            batch = writer.write(conversations)
+            output = self._generate(self._build_own_request, (), {**batch, **settings})
+        answers: list[str] = conversation.decode_answers(processor, batch, output, many=True)
         return answers
 
-    def _run(self, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report]:
+    def _build_own_request(self, arguments: Mapping[str, Any]) -> Request:
+        """Return the request of prompts that the look wrote itself, with its own pictures."""
+        without_pictures = {name: value for name, value in arguments.items() if not _is_of_pictures(name)}
+        request = self._build_request(without_pictures)
+        of_pictures = {name: value for name, value in arguments.items() if _is_of_pictures(name)}
+        pictures = repeat_pictures(self._memory.opening.pictures, len(request.input_ids))
+        return dataclasses.replace(request, inputs={**request.inputs, **of_pictures}, pictures=pictures)
+
+    def _generate(self, build: BuildRequest, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if "stack" in kwargs:
+            raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
+        guard = self._guard
+        keep_report(guard, None)
+        plain = plain_generate(guard.model)
+        arguments = bind_arguments(plain, args, kwargs)
+        output, report = run_guarded_call(guard.model, self._run, plain, arguments, build)
+        keep_report(guard, report)
+        return output
+
+    def _run(self, plain: Any, arguments: Mapping[str, Any], build: BuildRequest) -> tuple[Any, Report]:
         """Return the output and the report of one call."""
         self._check()
         refuse(ARGUMENTS, arguments)
-        request = self._build_request(arguments)
+        request = build(arguments)
         refuse(LOOP, request)
         refuse(LOOK, request)
         lengths = self._read_lengths(request)
+        if build == self._build_request:
+            self._check_pictures(request, len(lengths))
         if len(set(lengths)) == 1:
             return self._run_laid_out(plain, request)
         try:
@@ -161,15 +189,21 @@ class Look:
         Raises:
             InputError: It does not.
         """
-        if not self._is_open:
-            raise InputError("This look is closed: open another with guard.looking(...).")
+        self._check_open()
         if self._guard.stack != self._stack:
             raise InputError("The guard's stack was changed while it looked: open another look, guard.looking(...).")
-        if describe_state(self._guard.model) != self._state:
+        state = describe_state(self._guard.model)
+        if self._memory.state in (None, state):
+            self._memory.state = state
+        else:
             raise InputError(
                 "The model was changed while the guard looked (weights, adapters, dtype, device, mode or attention), so what was run "
                 "does not hold any more: open another look, guard.looking(...)."
             )
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise InputError("This look is closed: open another with guard.looking(...).")
 
     def _read_lengths(self, request: Request) -> list[int]:
         """Return how many tokens each row has.
@@ -189,7 +223,6 @@ class Look:
                 "A prompt does not go on from what this look was opened with: begin it with the same messages, as look.ask and "
                 "look.chat do, or open another look."
             )
-        self._check_pictures(request, len(rows))
         return [len(row) for row in rows]
 
     def _check_pictures(self, request: Request, rows: int) -> None:

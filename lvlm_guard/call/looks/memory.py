@@ -33,12 +33,14 @@ class PrefixMemory:
         opening: How its prompts begin.
         lock: Held while prefixes are built.
         effects: Edits that changed something while prefixes ran, by strategy and number.
+        state: What the model was like when the first prefix was run.
         tried: Kinds of batches that were found exact: with a gap, and without.
     """
 
     opening: Opening
     lock: threading.RLock = field(default_factory=threading.RLock)
     effects: set[tuple[str, int]] = field(default_factory=set)
+    state: Any = None
     tried: set[bool] = field(default_factory=set)
     _prefixes: dict[Hashable, tuple[Any, Prefix | str]] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,13 +11,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lvlm_guard.call.looks.memory import Opening
+from lvlm_guard.call.looks.questions import QuestionWriter, create_writer
 from lvlm_guard.call.looks.rows import count_shared, list_rows
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.request import prompts
 from lvlm_guard.request.messages import Conversation, content_item, is_batch, read_messages
 from lvlm_guard.request.requests import Request
 
-TRIAL_QUESTIONS = ("0", "Z")
+TRIAL_QUESTIONS = ("0", "Zebra")
 """Two questions that differ from their first letter on, by which it is seen where questions go."""
 JOINT = 2
 """Tokens before a question that may depend on how it begins."""
@@ -40,11 +42,13 @@ class Subject:
         opening: How its prompts begin.
         conversation: The messages before a question, images without their pictures; None where it was opened with model inputs.
         pictures: The pictures, in the order of the messages.
+        writer: Writes prompts of words alone, where that was found to give the same.
     """
 
     opening: Opening
     conversation: Conversation | None = None
     pictures: Sequence[Any] = ()
+    writer: QuestionWriter | None = None
 
     def write(self, messages: Sequence[Any]) -> Conversation:
         """Return the conversation with further messages.
@@ -119,22 +123,23 @@ def _open_conversation(
     values: Sequence[Any],
 ) -> Subject:
     trial = Subject(Opening({}, ()), conversation, values)
-    requests = [
-        build_request(dict(guard.inputs(images=list(values) or None, messages=trial.ask(question))))
-        for question in TRIAL_QUESTIONS
-    ]
-    first, second = (
-        list_rows({"input_ids": each.input_ids, "attention_mask": each.attention_mask})[0] for each in requests
+    trials = [trial.ask(question) for question in TRIAL_QUESTIONS]
+    request = build_request(dict(guard.inputs(images=list(values) or None, messages=trials[0])))
+    opening = _build_opening(request, ())
+    writer = create_writer(guard.processor, opening.inputs, trials[0], TRIAL_QUESTIONS[0], request.config)
+    second = (
+        guard.inputs(images=list(values) or None, messages=trials[1]) if writer is None else writer.write([trials[1]])
     )
-    spans = prompts.find_spans(requests[0])[0]
-    length = max(count_shared(first, second) - JOINT, spans[-1].stop if spans else 0)
-    if first[:length] != second[:length] or not length:
+    first_row, second_row = (list_rows(inputs)[0] for inputs in (opening.inputs, second))
+    spans = prompts.find_spans(request)[0]
+    length = max(count_shared(first_row, second_row) - JOINT, spans[-1].stop if spans else 0)
+    if first_row[:length] != second_row[:length] or not length:
         raise InputError(
             "The chat template writes nothing before a question that is the same for all, so a look is of no use."
         )
-    remembered = requests[0].pictures
-    pictures = values if remembered is None or remembered.missing else remembered.pictures
-    return Subject(_build_opening(requests[0], first[:length]), conversation, pictures)
+    pictures = values if request.pictures is None or request.pictures.missing else request.pictures.pictures
+    opening = dataclasses.replace(opening, ids=tuple(first_row[:length]))
+    return Subject(opening, conversation, pictures, writer)
 
 
 def _build_opening(request: Request, ids: Sequence[int]) -> Opening:
