@@ -15,7 +15,7 @@ from torch import Tensor
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
-from lvlm_guard.call.looks.look import Look
+from lvlm_guard.call.looks.look import Look, LookingGuard
 from lvlm_guard.call.looks.opening import open_subject
 from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
@@ -238,7 +238,18 @@ class Guard:
             ProcessorNeeded: The guard has no processor.
         """
         opened = open_subject(self, self._build_request, subject, images)
-        look = Look(self, opened, self._build_request, lambda: self._strategies, self._ask_about_picture)
+        look = Look(
+            opened,
+            LookingGuard(
+                self.model,
+                self.executor,
+                self,
+                lambda: self.stack,
+                lambda: self._strategies,
+                self._build_request,
+                self._ask_about_picture,
+            ),
+        )
         try:
             yield look
         finally:

@@ -42,6 +42,7 @@ PUBLIC = [
     "Insert",
     "KernelsRefused",
     "LayerDivergence",
+    "Look",
     "Mix",
     "ModeRefused",
     "ModelInfo",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,14 +47,27 @@ from lvlm_guard.request.requests import Request, bind_arguments
 BuildRequest: TypeAlias = Callable[[Mapping[str, Any]], Request]
 
 
-class LookingGuard(InputMaker, Protocol):
-    """The part of a guard that its looks use."""
+@dataclass(frozen=True, eq=False)
+class LookingGuard:
+    """What a look uses of its guard.
 
+    Args:
+        model: The model.
+        executor: The executor asked for.
+        maker: Makes model inputs: the guard itself, whose reports are those of its looks.
+        find_stack: Returns its stack.
+        find_strategies: Returns its strategies.
+        build_request: Returns the request of the arguments of generate.
+        ask: Asks it about the picture of a row of a request, as revisions do.
+    """
+
+    model: Any
     executor: ExecutorName
-
-    @property
-    def stack(self) -> Stack:
-        """Return its strategies."""
+    maker: InputMaker
+    find_stack: Callable[[], Stack]
+    find_strategies: Callable[[], StrategyCalls]
+    build_request: BuildRequest
+    ask: Callable[[Request, Sequence[str], int], list[str]]
 
 
 class Look:
@@ -63,28 +77,16 @@ class Look:
     copies of their caches. Answers are those of `guard.generate` on whole prompts, to rounding. Threads may share a look.
 
     Args:
-        guard: The guard.
         subject: What the look is at.
-        build_request: Returns the request of the arguments of generate.
-        find_strategies: Returns the guard's strategies.
-        ask: Asks the guard about the picture of a row of a request, as revisions do.
+        guard: What it uses of the guard.
     """
 
-    def __init__(
-        self,
-        guard: LookingGuard,
-        subject: Subject,
-        build_request: BuildRequest,
-        find_strategies: Callable[[], StrategyCalls],
-        ask: Callable[[Request, Sequence[str], int], list[str]],
-    ) -> None:
-        self._guard = guard
-        self._subject = subject
-        self._build_request = build_request
-        self._find_strategies = find_strategies
-        self._ask = ask
-        self._memory = PrefixMemory(subject.opening)
-        self._stack = guard.stack
+    def __init__(self, subject: Any, guard: Any) -> None:
+        looking: LookingGuard = guard
+        self._guard = looking
+        self._subject: Subject = subject
+        self._memory = PrefixMemory(self._subject.opening)
+        self._stack = looking.find_stack()
         self._is_open = True
         self._share = functools.partial(share_prefixes, memory=self._memory)
 
@@ -123,7 +125,7 @@ class Look:
         """
         if "stack" in kwargs:
             raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
-        return self._generate(self._build_request, args, kwargs)
+        return self._generate(self._guard.build_request, args, kwargs)
 
     def close(self) -> None:
         """Let go of all that was run; `Guard.looking` does so at the end of its block."""
@@ -132,10 +134,10 @@ class Look:
 
     def _answer(self, conversations: list[Any], settings: Mapping[str, Any]) -> list[str]:
         self._check_open()
-        writer, processor = self._subject.writer, self._guard.processor
+        writer, processor = self._subject.writer, self._guard.maker.processor
         if writer is None:
             images = [picture for _ in conversations for picture in self._subject.pictures]
-            batch = self._guard.inputs(images=images or None, messages=conversations)
+            batch = self._guard.maker.inputs(images=images or None, messages=conversations)
             output = self.generate(**batch, **settings)
         else:
             batch = writer.write(conversations)
@@ -146,7 +148,7 @@ class Look:
     def _build_own_request(self, arguments: Mapping[str, Any]) -> Request:
         """Return the request of prompts that the look wrote itself, with its own pictures."""
         without_pictures = {name: value for name, value in arguments.items() if not _is_of_pictures(name)}
-        request = self._build_request(without_pictures)
+        request = self._guard.build_request(without_pictures)
         of_pictures = {name: value for name, value in arguments.items() if _is_of_pictures(name)}
         pictures = repeat_pictures(self._memory.opening.pictures, len(request.input_ids))
         return dataclasses.replace(request, inputs={**request.inputs, **of_pictures}, pictures=pictures)
@@ -155,11 +157,11 @@ class Look:
         if "stack" in kwargs:
             raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
         guard = self._guard
-        keep_report(guard, None)
+        keep_report(guard.maker, None)
         plain = plain_generate(guard.model)
         arguments = bind_arguments(plain, args, kwargs)
         output, report = run_guarded_call(guard.model, self._run, plain, arguments, build)
-        keep_report(guard, report)
+        keep_report(guard.maker, report)
         return output
 
     def _run(self, plain: Any, arguments: Mapping[str, Any], build: BuildRequest) -> tuple[Any, Report]:
@@ -170,7 +172,7 @@ class Look:
         refuse(LOOP, request)
         refuse(LOOK, request)
         lengths = self._read_lengths(request)
-        if build == self._build_request:
+        if build == self._guard.build_request:
             self._check_pictures(request, len(lengths))
         if len(set(lengths)) == 1:
             return self._run_laid_out(plain, request)
@@ -190,7 +192,7 @@ class Look:
             InputError: It does not.
         """
         self._check_open()
-        if self._guard.stack != self._stack:
+        if self._guard.find_stack() != self._stack:
             raise InputError("The guard's stack was changed while it looked: open another look, guard.looking(...).")
         state = describe_state(self._guard.model)
         if self._memory.state in (None, state):
@@ -238,9 +240,9 @@ class Look:
         self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
     ) -> AskedCall:
         def ask(questions: Sequence[str], row: int) -> list[str]:
-            return self._ask(request, questions, row)
+            return self._guard.ask(request, questions, row)
 
-        return build_asked_call(plain, request, self._find_strategies(), self._guard.executor, ask, preparation)
+        return build_asked_call(plain, request, self._guard.find_strategies(), self._guard.executor, ask, preparation)
 
     def _run_laid_out(self, plain: Any, request: Request) -> tuple[Any, Report]:
         """Run the rows in one batch, behind the look."""

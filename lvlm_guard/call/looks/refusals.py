@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lvlm_guard.call.refusals import DRAFTS
 from lvlm_guard.call.rules import RefusalRule
 from lvlm_guard.errors import InputError, ModeRefused
@@ -70,3 +72,10 @@ LOOK_GROUPS: tuple[RefusalRule[Request], ...] = (
     ),
 )
 """About a request on a look whose rows run in groups."""
+
+
+RULES_OF_LOOKS: Mapping[str, tuple[RefusalRule[Request], ...]] = {
+    "Looks": LOOK,
+    "Looks whose questions run in groups": LOOK_GROUPS,
+}
+"""Every rule of looks, by what it is about."""
