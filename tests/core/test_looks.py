@@ -1,11 +1,16 @@
 """Looks: prompts that go on from a beginning that ran once answer as whole prompts do."""
 
+import contextlib
+
 import pytest
 import torch
 from coloured_pictures import draw_pictures
 from looks import DETAILS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between, run_both
 
-from lvlm_guard import Guard
+from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused
+from lvlm_guard.call.looks import preparation
+from lvlm_guard.forward.layouts import DecodeLayouts
+from lvlm_guard.forward.prefixes import continuing, continuing_inputs
 from lvlm_guard.testbed.model import load as load_bundled
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
@@ -159,3 +164,84 @@ class Counting:
     def __call__(self, *args, **kwargs):
         self.calls.append(1)
         return self.inner(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 3},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"do_sample": True, "temperature": 1.5},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 1.5},
+        {"do_sample": True, "num_beams": 2},
+        {"repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_every_way_to_choose_tokens_is_that_of_whole_prompts(name, settings):
+    guard, inputs, length = build(name, "vcd+vdd")
+    for rests in (RESTS["rows"], RESTS["ragged"]):
+        batch = continue_with(inputs, length, rests)
+        torch.manual_seed(3)
+        expected = guard.generate(**batch, **{**SETTINGS, **settings})
+        with guard.looking(inputs) as look:
+            look.generate(**batch, max_new_tokens=1)
+            torch.manual_seed(3)
+            assert torch.equal(look.generate(**batch, **{**SETTINGS, **settings}), expected)
+
+
+def test_groups_of_one_length_are_put_together_again():
+    guard, inputs, length = build("gemma3", "vcd")
+    batch = continue_with(inputs, length, [*RESTS["ragged"], [15, 16, 17, 18]])
+    settings = {**SETTINGS, "num_beams": 2, "num_return_sequences": 2}
+    expected = guard.generate(**batch, **settings)
+    whole = guard.report
+    with guard.looking(inputs) as look:
+        assert torch.equal(look.generate(**batch, **settings), expected)
+    report = guard.report
+    assert [(entry.row, entry.request) for entry in report.requests] == [(row, row // 2) for row in range(8)]
+    assert (report.rows, report.tokens) == (whole.rows, whole.tokens)
+    assert report.strategies[0].positions == whole.strategies[0].positions
+    with guard.looking(inputs) as look, pytest.raises(ModeRefused, match="groups of one length"):
+        look.generate(**batch, **SETTINGS, **DETAILS)
+
+
+STRONG_PAI = [{"name": "pai", "params": {"alpha": 2.0, "layers": [0, 2]}}]
+
+
+def test_a_prefix_that_predicts_is_noticed(monkeypatch):
+    lay_out = DecodeLayouts.lay_out
+    monkeypatch.setattr(DecodeLayouts, "lay_out", lambda self, keys, new, **_: lay_out(self, keys, new))
+    guard, inputs, length = build("llava", STRONG_PAI)
+    with guard.looking(inputs) as look, pytest.raises(ModelRefused, match="logits of a whole prompt"):
+        look.generate(**continue_with(inputs, length, RESTS["one"]), **SETTINGS)
+
+
+def with_positions(change):
+    def continue_so(*args):
+        inputs = continuing_inputs(*args)
+        positions = inputs.pop("position_ids")
+        return inputs if change is None else {**inputs, "position_ids": positions + change}
+
+    return continue_so
+
+
+@pytest.mark.parametrize(("name", "change"), [("llava", 1), ("qwen2_vl", 1), ("qwen2_vl", None)])
+def test_positions_of_another_prompt_are_noticed(name, change, monkeypatch):
+    """Without positions of its own, Qwen goes on from those of whoever ran last: here the branch without the image."""
+    monkeypatch.setattr(preparation, "continuing_inputs", with_positions(change))
+    guard, inputs, length = build(name, "vdd")
+    with guard.looking(inputs) as look, pytest.raises(ModelRefused, match="logits of a whole prompt"):
+        look.generate(**continue_with(inputs, length, RESTS["one"]), **SETTINGS)
+
+
+def test_a_cache_that_is_not_copied_is_noticed(monkeypatch):
+    monkeypatch.setattr(continuing, "copy_rows", lambda cache, rows: cache)
+    guard, inputs, length = build("llava", "vcd")
+    batch = continue_with(inputs, length, RESTS["one"])
+    expected = guard.generate(**batch, **SETTINGS)
+    with guard.looking(inputs) as look, contextlib.suppress(Refused, RuntimeError, ValueError, IndexError):
+        look.generate(**batch, **SETTINGS)
+        assert not torch.equal(look.generate(**batch, **SETTINGS), expected)
