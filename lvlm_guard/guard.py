@@ -17,6 +17,7 @@ from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_ca
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.looks.look import Look, LookingGuard
 from lvlm_guard.call.looks.opening import open_subject
+from lvlm_guard.call.looks.talking import Conversation
 from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
@@ -208,14 +209,19 @@ class Guard:
             self.model, self.processor, self._recent_pictures, images, text, messages, options, self.pictures
         )
 
-    def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
+    def chat(
+        self, messages: Sequence[Any], images: Any = None, *, cache: Conversation | None = None, **kwargs: Any
+    ) -> Any:
         """Answer one conversation (text) or a list of them (list of texts).
 
         Args:
             messages: Messages as chat templates take them; pictures may stand in them.
             images: Pictures for image items that carry none.
+            cache: A conversation of `Guard.conversation`, which runs only what is new in its next turn.
             **kwargs: Passed on to generate, `stack=` for this call alone included.
         """
+        if cache is not None:
+            return self._chat_on(cache, messages, images, kwargs)
         batch = self.inputs(images=images, messages=messages)
         output = self.generate(**batch, **kwargs)
         return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
@@ -238,22 +244,39 @@ class Guard:
             ProcessorNeeded: The guard has no processor.
         """
         opened = open_subject(self, self._build_request, subject, images)
-        look = Look(
-            opened,
-            LookingGuard(
-                self.model,
-                self.executor,
-                self,
-                lambda: self.stack,
-                lambda: self._strategies,
-                self._build_request,
-                self._ask_about_picture,
-            ),
-        )
+        look = Look(opened, self._looking)
         try:
             yield look
         finally:
             look.close()
+
+    def _chat_on(self, cache: Any, messages: Sequence[Any], images: Any, settings: Mapping[str, Any]) -> str:
+        if not isinstance(cache, Conversation) or cache.guard is not self:
+            raise InputError(f"cache is a conversation of this guard, guard.conversation(), got {quote(cache)}.")
+        return cache.chat(messages, images, **settings)
+
+    def conversation(self) -> Conversation:
+        """Return a conversation whose next turn runs only what is new; `chat(messages, cache=conversation)` takes it too.
+
+        ```python
+        talk = guard.conversation()
+        messages.append({"role": "assistant", "content": talk.chat(messages)})
+        ```
+        """
+        return Conversation(self._looking)
+
+    @property
+    def _looking(self) -> LookingGuard:
+        """What looks and conversations use of this guard."""
+        return LookingGuard(
+            self.model,
+            self.executor,
+            self,
+            lambda: self.stack,
+            lambda: self._strategies,
+            self._build_request,
+            self._ask_about_picture,
+        )
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:

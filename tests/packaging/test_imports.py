@@ -26,6 +26,7 @@ PUBLIC = [
     "CallResults",
     "Change",
     "Contrast",
+    "Conversation",
     "DecodingLoop",
     "Depth",
     "ExecutorName",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -12,13 +13,20 @@ from lvlm_guard.arithmetic.effects import format_key
 from lvlm_guard.call.asking import AskedCall, build_asked_call
 from lvlm_guard.call.looks.dependence import describe_kind, list_edits
 from lvlm_guard.call.looks.memory import Opening, PrefixMemory
-from lvlm_guard.call.looks.preparation import LookPreparation, as_text, edits_text
+from lvlm_guard.call.looks.preparation import LookPreparation, as_text, build_text_inputs, edits_text
 from lvlm_guard.call.looks.rows import count_shared, cut_rows, list_rows, take_rows
 from lvlm_guard.call.planning import PlannedCall, plan_call
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.forward import PreparedDecode, capture_decode
 from lvlm_guard.forward.interventions import vision
-from lvlm_guard.forward.prefixes import Prefix, leave_out_images, run_prefix
+from lvlm_guard.forward.prefixes import (
+    Prefix,
+    capture_positions,
+    continue_prefix,
+    leave_out_images,
+    run_prefix,
+    shorten_prefix,
+)
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN
@@ -53,6 +61,35 @@ def build_prefixes(planned: PlannedCall, memory: PrefixMemory, keys: Iterable[Ha
         memory.keep(key, describe_kind(row.plan, key), prefix)
     _note_effects(row, memory, built)
     return sum(isinstance(prefix, Prefix) for prefix in built.values())
+
+
+def advance_prefixes(
+    planned: PlannedCall, memory: PrefixMemory, prefixes: Mapping[Hashable, Prefix]
+) -> dict[Hashable, Prefix]:
+    """Run prefixes on up to the last token of the prompts of a call of one row; what they share with the prompts is not run again."""
+    row = plan_call(build_row_call(planned.call, build_row_request(planned.request, memory.opening)))
+    interventions = dataclasses.replace(row.interventions, vision_edits=())
+    with interventions.installed(row.main, row.call.gen):
+        return {key: _advance(row, key, prefix) for key, prefix in prefixes.items()}
+
+
+def _advance(row: PlannedCall, key: Hashable, prefix: Prefix) -> Prefix:
+    """Return a prefix run on, or as it is where the prompt has too little in common with it."""
+    branch, gen, inside = row.plan.branches.get(key), row.call.gen, row.interventions.inside
+    if key != MAIN and branch is None:
+        return prefix
+    inputs = build_text_inputs(row.request, branch, prefix)
+    ids = inputs["input_ids"][0].tolist()
+    start = shorten_prefix(prefix, min(count_shared(ids, prefix.ids), len(ids) - 1))
+    if start is None or len(start.ids) == len(ids) - 1:
+        return prefix if start is None else start
+    for name, tensor in start.rows.items():
+        gen.rows.put(name, tensor)
+    inputs = {**inputs, **cut_rows(inputs, len(ids) - 1)}
+    prepared = continue_prefix(capture_positions(row.call.generate, inputs, ONE_ROW), start)
+    advanced = run_prefix(prepared, key, gen, None if inside.is_empty else inside)
+    base = prefix if prefix.base is None else prefix.base
+    return dataclasses.replace(advanced, rows={**start.rows, **advanced.rows}, base=base)
 
 
 def _note_effects(row: PlannedCall, memory: PrefixMemory, keys: Iterable[Hashable]) -> None:

@@ -79,16 +79,17 @@ class Look:
     Args:
         subject: What the look is at.
         guard: What it uses of the guard.
+        advances: Whether its prompts are the turns of one conversation, each of which begins with the turns before it.
     """
 
-    def __init__(self, subject: Any, guard: Any) -> None:
+    def __init__(self, subject: Any, guard: Any, *, advances: bool = False) -> None:
         looking: LookingGuard = guard
         self._guard = looking
         self._subject: Subject = subject
         self._memory = PrefixMemory(self._subject.opening)
         self._stack = looking.find_stack()
         self._is_open = True
-        self._share = functools.partial(share_prefixes, memory=self._memory)
+        self._share = functools.partial(share_prefixes, memory=self._memory, advances=advances)
 
     def ask(self, questions: str | Sequence[str], **kwargs: Any) -> Any:
         """Answer a question (text) or several (list of texts), each by itself.
@@ -126,6 +127,16 @@ class Look:
         if "stack" in kwargs:
             raise InputError("A look is of one stack: open another look with guard.using(stack).looking(...).")
         return self._generate(self._guard.build_request, args, kwargs)
+
+    def fits(self, inputs: Mapping[str, Any]) -> bool:
+        """Return whether prompts go on from this look, and it still holds."""
+        try:
+            self._check()
+            request = self._guard.build_request(dict(inputs))
+            self._check_pictures(request, len(self._read_lengths(request)))
+        except InputError:
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of all that was run; `Guard.looking` does so at the end of its block."""

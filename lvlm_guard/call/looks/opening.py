@@ -99,7 +99,7 @@ def open_subject(
         ProcessorNeeded: The guard has no processor.
     """
     if isinstance(subject, Mapping):
-        return Subject(_open_inputs(build_request(dict(subject))))
+        return Subject(open_inputs(build_request(dict(subject))))
     read = read_messages(subject if _holds_messages(subject) else _write_message(subject))
     if len(read.conversations) != 1:
         raise InputError("A look is opened with one conversation: open one for each.")
@@ -107,7 +107,12 @@ def open_subject(
     return _open_conversation(guard, build_request, read.conversations[0], values)
 
 
-def _open_inputs(request: Request) -> Opening:
+def open_inputs(request: Request) -> Opening:
+    """Return how a prompt begins: up to the end of its last picture, or all but its last token.
+
+    Raises:
+        InputError: There are several prompts.
+    """
     rows = list_rows({"input_ids": request.input_ids, "attention_mask": request.attention_mask})
     if len(rows) != 1:
         raise InputError(f"A look is opened with model inputs of one prompt, got {len(rows)}.")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lvlm_guard.arithmetic.effects import format_key
 from lvlm_guard.call.interventions import Interventions
-from lvlm_guard.call.looks.building import build_prefixes, build_row_request
+from lvlm_guard.call.looks.building import advance_prefixes, build_prefixes, build_row_request
 from lvlm_guard.call.looks.checking import check_prefixes
 from lvlm_guard.call.looks.dependence import describe_kind, find_reason, list_edits
 from lvlm_guard.call.looks.memory import PrefixMemory
@@ -67,13 +67,16 @@ def describe_whole(reasons: Mapping[Hashable, str]) -> dict[str, str]:
     }
 
 
-def share_prefixes(planned: PlannedCall, memory: PrefixMemory, *, checks: bool = True) -> PlannedCall:
+def share_prefixes(
+    planned: PlannedCall, memory: PrefixMemory, *, checks: bool = True, advances: bool = False
+) -> PlannedCall:
     """Let every prompt that can go on from a prefix; prefixes that are lacking are run first.
 
     Args:
         planned: The call as planned, for whole prompts.
         memory: The prefixes of its look.
         checks: Whether model and stack are tried first where they were not before.
+        advances: Whether prefixes are run on to the end of the prompt first, as in a conversation of one row.
 
     Raises:
         ModeRefused: The call searches.
@@ -86,6 +89,8 @@ def share_prefixes(planned: PlannedCall, memory: PrefixMemory, *, checks: bool =
     runs = _build_missing(planned, memory, [key for key in keys if not reasons[key]])
     if checks:
         _check(planned, memory)
+    if advances:
+        runs += _advance(planned, memory, [key for key in keys if not reasons[key]])
     shared: dict[Hashable, SharedPrompt] = {}
     for key in keys:
         prefix = (
@@ -141,6 +146,17 @@ def _build_missing(planned: PlannedCall, memory: PrefixMemory, keys: Sequence[Ha
         if not missing:
             return 0
         return build_prefixes(planned, memory, missing)
+
+
+def _advance(planned: PlannedCall, memory: PrefixMemory, keys: Sequence[Hashable]) -> int:
+    """Run the prefixes on to the end of this prompt, but for its last token; return how many ran."""
+    with memory.lock:
+        kinds = {key: describe_kind(planned.plan, key) for key in keys}
+        prefixes = {key: prefix for key in keys if isinstance(prefix := memory.find(key, kinds[key]), Prefix)}
+        advanced = advance_prefixes(planned, memory, prefixes)
+        for key, prefix in advanced.items():
+            memory.keep(key, kinds[key], prefix)
+        return sum(prefix is not prefixes[key] for key, prefix in advanced.items())
 
 
 def _list_missing(planned: PlannedCall, memory: PrefixMemory, keys: Sequence[Hashable]) -> list[Hashable]:

@@ -8,3 +8,4 @@ from lvlm_guard.forward.prefixes.fingerprint import describe_kind as describe_ki
 from lvlm_guard.forward.prefixes.fingerprint import describe_state as describe_state
 from lvlm_guard.forward.prefixes.prefix import Prefix as Prefix
 from lvlm_guard.forward.prefixes.prefix import run_prefix as run_prefix
+from lvlm_guard.forward.prefixes.prefix import shorten_prefix as shorten_prefix
