@@ -17,6 +17,7 @@ from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_ca
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.looks.look import Look, LookingGuard
 from lvlm_guard.call.looks.opening import open_subject
+from lvlm_guard.call.looks.pictures import ask_about_picture
 from lvlm_guard.call.looks.talking import Conversation
 from lvlm_guard.call.provenance import describe_origin
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
@@ -43,8 +44,6 @@ WithoutImage = Literal["refuse", "plain"]
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
 STACK_LIKE = (str, Stack, list, tuple, Mapping)
-ANSWER_TOKENS = 16
-"""Tokens a question about a picture may be answered with."""
 
 
 class Guard:
@@ -227,7 +226,7 @@ class Guard:
         return conversation.decode_answers(self.processor, batch, output, many=is_batch(messages))
 
     @contextmanager
-    def looking(self, subject: Any, images: Any = None) -> Iterator[Look]:
+    def looking(self, subject: Any, images: Any = None, **options: Any) -> Iterator[Look]:
         """Look at pictures once and ask about them often: what comes before the questions runs once, for main and branches.
 
         ```python
@@ -238,12 +237,13 @@ class Guard:
         Args:
             subject: A picture, a list of pictures, messages with pictures in them, or model inputs of one prompt.
             images: Pictures for image items of messages that carry none.
+            **options: Passed on to the processor.
 
         Raises:
             InputError: What is passed is none of these, or nothing of it comes before the questions.
             ProcessorNeeded: The guard has no processor.
         """
-        opened = open_subject(self, self._build_request, subject, images)
+        opened = open_subject(self, self._build_request, subject, images, options)
         look = Look(opened, self._looking)
         try:
             yield look
@@ -338,13 +338,7 @@ class Guard:
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        conversations = [[conversation.write_question(text, pictures.pictures[index])] for text in questions]
-        if not conversations:
-            return []
-        batch = guard.inputs(messages=conversations, **pictures.options[index])
-        output = guard.generate(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        answers: list[str] = conversation.decode_answers(self.processor, batch, output, many=True)
-        return answers
+        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index])
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}

@@ -37,8 +37,8 @@ CHOICE = object()
 Share: TypeAlias = Callable[[PlannedCall, PrefixMemory], PlannedCall]
 Steps: TypeAlias = "list[dict[Hashable, Tensor]]"
 
-_exact: weakref.WeakKeyDictionary[nn.Module, set[Hashable]] = weakref.WeakKeyDictionary()
-"""What was tried and found exact, by the module that decodes."""
+_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, str]] = weakref.WeakKeyDictionary()
+"""What was tried, by the module that decodes: why it is not exact, or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +69,25 @@ def check_prefixes(planned: PlannedCall, requests: tuple[Request, Request], memo
     Raises:
         ModelRefused: They differ.
     """
-    apart, behind = requests
+    _, behind = requests
     call, module = planned.call, planned.main.module
     assert isinstance(module, nn.Module)
     strategies = repr([call.strategies.find(name) for name in call.strategies.names])
     kind = (describe_kind(module), strategies, len(behind.input_ids))
-    if kind in _exact.setdefault(module, set()):
-        return
+    verdicts = _verdicts.setdefault(module, {})
+    if kind not in verdicts:
+        verdicts[kind] = _try(planned, requests, memory, share)
+    if verdicts[kind]:
+        raise ModelRefused(verdicts[kind])
+
+
+def _try(planned: PlannedCall, requests: tuple[Request, Request], memory: PrefixMemory, share: Share) -> str:
+    """Return how a prompt behind the prefixes differs from a whole one; empty where it does not."""
+    (apart, behind), call = requests, planned.call
     expected, actual = LogitsRecorder(), LogitsRecorder()
     _run(plan_call(_build_trial(call, apart, expected)))
     _run(share(plan_call(_build_trial(call, behind, actual, LookPreparation)), memory))
-    _compare(module, expected.steps, actual.steps)
-    _exact[module].add(kind)
+    return _compare(planned.main.module, expected.steps, actual.steps)
 
 
 def _build_trial(
@@ -101,12 +108,8 @@ def _run(planned: PlannedCall) -> None:
         decode(prepare_branches(planned))
 
 
-def _compare(module: Model, expected: Steps, actual: Steps) -> None:
-    """Compare step by step, as long as both went the same way.
-
-    Raises:
-        ModelRefused: Some logits differ by more than rounding.
-    """
+def _compare(module: Model, expected: Steps, actual: Steps) -> str:
+    """Return how logits differ by more than rounding, step by step as long as both went the same way; empty where they do not."""
     for before, after in zip(expected, actual, strict=False):
         for key, logits in before.items():
             if key is CHOICE:
@@ -114,10 +117,11 @@ def _compare(module: Model, expected: Steps, actual: Steps) -> None:
             allowed = TOLERANCE * HALVES.get(module.dtype, 1) * float(logits.abs().max())
             error = float((logits - after[key]).abs().max())
             if bool(logits.isfinite().all()) and not error <= allowed:
-                raise ModelRefused(
+                return (
                     f"{type(module).__name__} does not give the logits of a whole prompt where it goes on from the beginning of one "
                     f"({key if key == MAIN else format_key(key)}: {error:.2g} apart, {allowed:.2g} allowed), as where a beginning "
                     "reads what follows it. Pass whole prompts to guard.generate."
                 )
         if not torch.equal(before[CHOICE].argmax(), after[CHOICE].argmax()):
-            return
+            break
+    return ""

@@ -148,7 +148,7 @@ class Look:
         writer, processor = self._subject.writer, self._guard.maker.processor
         if writer is None:
             images = [picture for _ in conversations for picture in self._subject.pictures]
-            batch = self._guard.maker.inputs(images=images or None, messages=conversations)
+            batch = self._guard.maker.inputs(images=images or None, messages=conversations, **self._subject.options)
             output = self.generate(**batch, **settings)
         else:
             batch = writer.write(conversations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -30,7 +30,7 @@ class InputMaker(Protocol):
     model: Any
     processor: Any
 
-    def inputs(self, images: Any = None, text: Any = None, messages: Any = None) -> Any:
+    def inputs(self, images: Any = None, text: Any = None, messages: Any = None, **options: Any) -> Any:
         """Return model inputs."""
 
 
@@ -43,12 +43,14 @@ class Subject:
         conversation: The messages before a question, images without their pictures; None where it was opened with model inputs.
         pictures: The pictures, in the order of the messages.
         writer: Writes prompts of words alone, where that was found to give the same.
+        options: Passed on to the processor.
     """
 
     opening: Opening
     conversation: Conversation | None = None
     pictures: Sequence[Any] = ()
     writer: QuestionWriter | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, messages: Sequence[Any]) -> Conversation:
         """Return the conversation with further messages.
@@ -84,7 +86,11 @@ class Subject:
 
 
 def open_subject(
-    guard: InputMaker, build_request: Callable[[Mapping[str, Any]], Request], subject: Any, images: Any
+    guard: InputMaker,
+    build_request: Callable[[Mapping[str, Any]], Request],
+    subject: Any,
+    images: Any,
+    options: Mapping[str, Any],
 ) -> Subject:
     """Return what a look is at.
 
@@ -93,6 +99,7 @@ def open_subject(
         build_request: Returns the request of model inputs.
         subject: A picture, a list of pictures, messages, or model inputs of one prompt.
         images: Pictures for image items of messages that hold none.
+        options: Passed on to the processor.
 
     Raises:
         InputError: It is none of these, or nothing of it comes before the questions.
@@ -104,7 +111,7 @@ def open_subject(
     if len(read.conversations) != 1:
         raise InputError("A look is opened with one conversation: open one for each.")
     values = read.place([] if images is None else list(images) if isinstance(images, (list, tuple)) else [images])
-    return _open_conversation(guard, build_request, read.conversations[0], values)
+    return _open_conversation(guard, build_request, read.conversations[0], values, options)
 
 
 def open_inputs(request: Request) -> Opening:
@@ -126,25 +133,29 @@ def _open_conversation(
     build_request: Callable[[Mapping[str, Any]], Request],
     conversation: Conversation,
     values: Sequence[Any],
+    options: Mapping[str, Any],
 ) -> Subject:
     trial = Subject(Opening({}, ()), conversation, values)
     trials = [trial.ask(question) for question in TRIAL_QUESTIONS]
-    request = build_request(dict(guard.inputs(images=list(values) or None, messages=trials[0])))
+    request = build_request(dict(guard.inputs(images=list(values) or None, messages=trials[0], **options)))
     opening = _build_opening(request, ())
     writer = create_writer(guard.processor, opening.inputs, trials[0], TRIAL_QUESTIONS[0], request.config)
     second = (
-        guard.inputs(images=list(values) or None, messages=trials[1]) if writer is None else writer.write([trials[1]])
+        guard.inputs(images=list(values) or None, messages=trials[1], **options)
+        if writer is None
+        else writer.write([trials[1]])
     )
     first_row, second_row = (list_rows(inputs)[0] for inputs in (opening.inputs, second))
     spans = prompts.find_spans(request)[0]
-    length = max(count_shared(first_row, second_row) - JOINT, spans[-1].stop if spans else 0)
+    differ = first_row != second_row  # a tokenizer that knows neither question shows nothing
+    length = max(count_shared(first_row, second_row) - JOINT if differ else 0, spans[-1].stop if spans else 0)
     if first_row[:length] != second_row[:length] or not length:
         raise InputError(
             "The chat template writes nothing before a question that is the same for all, so a look is of no use."
         )
     pictures = values if request.pictures is None or request.pictures.missing else request.pictures.pictures
     opening = dataclasses.replace(opening, ids=tuple(first_row[:length]))
-    return Subject(opening, conversation, pictures, writer)
+    return Subject(opening, conversation, pictures, writer, options)
 
 
 def _build_opening(request: Request, ids: Sequence[int]) -> Opening:
