@@ -38,7 +38,12 @@ def build(shape: str) -> Any:
     """Return a random model."""
     width, layers, tokens = SHAPES[shape]
     side = round(tokens**0.5)
-    tower = {"hidden_size": width // 2, "intermediate_size": width * 2, "num_hidden_layers": layers, "num_attention_heads": 4}
+    tower = {
+        "hidden_size": width // 2,
+        "intermediate_size": width * 2,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
     vision = {"model_type": "clip_vision_model", **tower, "image_size": side * 14, "patch_size": 14}
     text = {
         "model_type": "llama", "hidden_size": width, "intermediate_size": width * 8 // 3, "num_hidden_layers": layers,
@@ -46,7 +51,9 @@ def build(shape: str) -> Any:
         "pad_token_id": 0, "eos_token_id": None,
     }  # fmt: skip
     torch.manual_seed(0)
-    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=tokens)
+    config = transformers.LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=tokens
+    )
     return transformers.LlavaForConditionalGeneration(config).eval()
 
 
@@ -124,7 +131,9 @@ def add_rows(results: Results, shape: str, seconds: dict[tuple[str, str, str], l
         base = seconds[work, "plain", "whole prompts"]
         ratios = [value / plain for value, plain in zip(values, base, strict=True)]
         row = {"shape": shape, "work": work, "stack": stack, "way": way, "rounds": len(values)}
-        results.add(**row, **spread("seconds", values), **spread("ratio", ratios), median_ratio=statistics.median(ratios))
+        results.add(
+            **row, **spread("seconds", values), **spread("ratio", ratios), median_ratio=statistics.median(ratios)
+        )
 
 
 def main() -> None:
@@ -137,7 +146,9 @@ def main() -> None:
     torch.set_num_threads(1)
     shape = "tiny" if arguments.tiny else "27m"
     about = {**machine(torch.device("cpu")), "tokens of the beginning": BEFORE + SHAPES[shape][2]}
-    results = Results(arguments.out, "shared_looks", "Questions on a look and as whole prompts", about, SHOWN, csv=False)
+    results = Results(
+        arguments.out, "shared_looks", "Questions on a look and as whole prompts", about, SHOWN, csv=False
+    )
     results.notes.extend(line for line in (__doc__ or "").split("\n\n")[1:])
     add_rows(results, shape, measure(shape, 1 if arguments.tiny else arguments.rounds))
     results.write()

@@ -107,6 +107,14 @@ class Look:
         answers = self._answer([self._subject.ask(text) for text in texts], kwargs) if texts else []
         return answers[0] if isinstance(questions, str) else answers
 
+    def inputs(self, questions: Sequence[str]) -> Any:
+        """Return model inputs of questions, for `generate`, padded on the left.
+
+        Raises:
+            InputError: As `ask`.
+        """
+        return self._write([self._subject.ask(text) for text in questions])
+
     def chat(self, messages: Sequence[Any], **kwargs: Any) -> Any:
         """Answer the messages of the look and further ones (text), or each of a list of such conversations (list of texts).
 
@@ -144,17 +152,21 @@ class Look:
         self._memory.clear()
 
     def _answer(self, conversations: list[Any], settings: Mapping[str, Any]) -> list[str]:
-        self._check_open()
-        writer, processor = self._subject.writer, self._guard.maker.processor
-        if writer is None:
-            images = [picture for _ in conversations for picture in self._subject.pictures]
-            batch = self._guard.maker.inputs(images=images or None, messages=conversations, **self._subject.options)
+        batch, processor = self._write(conversations), self._guard.maker.processor
+        if self._subject.writer is None:
             output = self.generate(**batch, **settings)
         else:
-            batch = writer.write(conversations)
             output = self._generate(self._build_own_request, (), {**batch, **settings})
         answers: list[str] = conversation.decode_answers(processor, batch, output, many=True)
         return answers
+
+    def _write(self, conversations: list[Any]) -> Any:
+        """Return model inputs of conversations, made of words alone where that gives the same."""
+        self._check_open()
+        if self._subject.writer is not None:
+            return self._subject.writer.write(conversations)
+        images = [picture for _ in conversations for picture in self._subject.pictures]
+        return self._guard.maker.inputs(images=images or None, messages=conversations, **self._subject.options)
 
     def _build_own_request(self, arguments: Mapping[str, Any]) -> Request:
         """Return the request of prompts that the look wrote itself, with its own pictures."""
