@@ -11,7 +11,7 @@ import torch
 from coloured_pictures import draw_pictures
 from looks import DETAILS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between
 
-from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, InputError, ModelRefused, ModeRefused, hookimpl
+from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, InputError, Insert, ModelRefused, ModeRefused, hookimpl
 from lvlm_guard.testing.intact import fingerprint
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
@@ -312,3 +312,89 @@ def test_what_may_depend_on_the_question_runs_whole_and_the_report_says_why(says
         assert "'foreign' edits or observes layers" in prompts["main"]
         assert "depends_on_end" in prompts["negative"]
     assert guard.report.strategies[0].had_effect
+
+
+def test_an_image_token_written_as_text_is_refused():
+    model, _ = tiny("llava")
+    with Guard(model, TinyProcessor("llava"), "vcd").looking(draw_pictures(1)[0]) as look:
+        for ask in (look.ask, lambda text: look.inputs([text])):
+            with pytest.raises(InputError, match="image token"):
+                ask("what does <image> mean")
+
+
+def test_encoded_images_and_lists_by_row_are_refused(looked):
+    guard, inputs, batch, look = looked
+    with pytest.raises(ModeRefused, match="lists something for each row"):
+        look.generate(**batch, adapter_names=["a", "b"], max_new_tokens=1)
+    encoded = {**inputs, "mm_encoder_outputs": {}}
+    with pytest.raises(InputError, match="not with encoded images"), guard.looking(encoded):
+        pass
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Edits the vision tower for main and for a branch."""
+
+    name: ClassVar[str] = "tower"
+
+    @hookimpl
+    def branches(self, gen: Any) -> Any:
+        yield Branch("turned", pixels=lambda pixels, _: pixels + 0.5, depends_on_end=False)
+        yield Branch("longer", tokens=(Insert((7, 8)),))
+
+    @hookimpl
+    def hidden(self, gen: Any) -> Any:
+        for branch, factor in (("main", 2.0), ("turned", -3.0)):
+            yield HiddenEdit(
+                "mlp", lambda hidden, _, by=factor: hidden * by, tower="vision", branch=branch, depends_on_end=False
+            )
+
+    @hookimpl
+    def terms(self, gen: Any) -> Any:
+        yield Contrast("turned", 0.5)
+        yield Contrast("longer", 0.5)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_edits_of_the_vision_tower_run_with_the_prefix(name):
+    guard, inputs, length = build(name, [Tower()])
+    for kind in ("rows", "ragged"):
+        batch = continue_with(inputs, length, RESTS[kind])
+        expected = guard.generate(**batch, **SETTINGS, **DETAILS)
+        with guard.looking(inputs) as look:
+            for _ in range(2):
+                output = look.generate(**batch, **SETTINGS, **DETAILS)
+                assert error_between(output.logits, expected.logits) < TOLERANCE
+                assert set(guard.report.prompts.values()) == {"shared"}
+                assert guard.report.strategies[0].had_effect
+
+
+@pytest.mark.parametrize("kind", RESTS)
+@pytest.mark.parametrize("stack", ["transform", {"name": "transform", "params": {"kind": "blur"}}, "pba+vcd"], ids=str)
+def test_edits_of_main_itself_run_whole(stack, kind):
+    model, _ = tiny("llava")
+    guard = Guard(model, TinyProcessor("llava"), [stack] if isinstance(stack, dict) else stack)
+    picture = draw_pictures(1)[0]
+    texts = {"one": ["w17 w18"], "rows": ["w17 w18", "w31 w32"], "ragged": ["w17 w18", "w31 w32 w33 w34", "w35"]}[kind]
+    with guard.looking(picture) as look:
+        answers = look.ask(texts, max_new_tokens=4, do_sample=False)
+        assert "edits main's own inputs" in guard.report.prompts["main"]
+    asked = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+        for text in texts
+    ]
+    assert answers == guard.chat(asked, max_new_tokens=4, do_sample=False)
+
+
+def test_positions_that_depend_on_the_length_run_whole():
+    guard, inputs, length = build("llava", "vcd")
+    batch = continue_with(inputs, length, RESTS["rows"])
+    text = guard.model.config.get_text_config(decoder=True)
+    text.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "original_max_position_embeddings": 30}
+    with guard.looking(inputs) as look:
+        look.generate(**batch, max_new_tokens=1)
+        assert "length of a prompt beyond 30" in guard.report.prompts["main"]
+    text.rope_parameters["original_max_position_embeddings"] = 31
+    with guard.looking(inputs) as look:
+        look.generate(**batch, max_new_tokens=1)
+        assert guard.report.prompts["main"] == "shared"

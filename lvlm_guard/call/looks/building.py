@@ -120,10 +120,11 @@ class _Builder:
         self._main: PreparedDecode | None = None
 
     def prepare(self) -> None:
-        """Prepare main's prefix, and encode its images."""
+        """Prepare main's prefix, and encode its images; branches share them as they are without main's edits."""
         with vision.encoding(self._gen, MAIN):
             self._main = self._preparation.prepare_main()
-            self._encoded = self._preparation.encode_images(self._main)
+        plain = self._preparation.prepare_main() if self._row.interventions.vision_edits else self._main
+        self._encoded = self._preparation.encode_images(plain)
 
     def build(self, key: Hashable) -> Prefix | str:
         """Run the prefix of main or of a branch; why there is none where it shares nothing with the whole prompt."""

@@ -123,6 +123,8 @@ def open_inputs(request: Request) -> Opening:
     rows = list_rows({"input_ids": request.input_ids, "attention_mask": request.attention_mask})
     if len(rows) != 1:
         raise InputError(f"A look is opened with model inputs of one prompt, got {len(rows)}.")
+    if "mm_encoder_outputs" in request.inputs:
+        raise InputError("A look is opened with pixels, not with encoded images: pass what the processor returned.")
     spans = prompts.find_spans(request)[0]
     length = spans[-1].stop if spans else len(rows[0]) - 1
     return _build_opening(request, rows[0][:length])

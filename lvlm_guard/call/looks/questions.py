@@ -12,6 +12,7 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.call.looks.parts import repeat_inputs
 from lvlm_guard.call.looks.rows import ALIGNED
+from lvlm_guard.errors import InputError
 from lvlm_guard.request.messages import Conversation
 
 
@@ -23,15 +24,21 @@ class QuestionWriter:
         processor: The processor: its template and its tokenizer.
         inputs: Model inputs of one processed prompt `[1, length]`.
         head: How many tokens of it stand before the words behind the last picture.
+        places: How often the template writes a picture's place.
     """
 
     processor: Any
     inputs: Mapping[str, Any]
     head: int
+    places: int
 
     def write(self, conversations: Sequence[Conversation]) -> dict[str, Any]:
-        """Return the model inputs of conversations, padded on the left."""
-        tails = [_tokenize(self.processor, _cut_text(self.processor, each) or "") for each in conversations]
+        """Return the model inputs of conversations, padded on the left.
+
+        Raises:
+            InputError: A message holds a picture's place as text.
+        """
+        tails = [_tokenize(self.processor, self._cut(each)) for each in conversations]
         longest = max(map(len, tails))
         inputs = repeat_inputs(self.inputs, len(tails))
         padding = getattr(getattr(self.processor, "tokenizer", None), "pad_token_id", None) or 0
@@ -39,6 +46,14 @@ class QuestionWriter:
             if isinstance(self.inputs.get(name), Tensor):
                 inputs[name] = torch.stack([self._write_row(name, tail, longest, padding) for tail in tails])
         return inputs
+
+    def _cut(self, conversation: Conversation) -> str:
+        tail, places = _cut_text(self.processor, conversation)
+        if places != self.places:
+            raise InputError(
+                "A question holds an image token, but a look has its pictures from the start: open another look."
+            )
+        return tail
 
     def _write_row(self, name: str, tail: Sequence[int], longest: int, padding: int) -> Tensor:
         values = self.inputs[name][0]
@@ -63,14 +78,14 @@ def create_writer(
         question: The question.
         config: The model's config, which names the image placeholder.
     """
-    tail = _cut_text(processor, conversation)
+    tail, places = _cut_text(processor, conversation)
     ids = inputs["input_ids"][0].tolist()
-    if tail is None or len(ids) != int(inputs["attention_mask"].sum()) or not _is_known(inputs):
+    if not places or len(ids) != int(inputs["attention_mask"].sum()) or not _is_known(inputs):
         return None
     words = _tokenize(processor, tail)
     if tail.startswith(question) or not words or ids[-len(words) :] != words or anatomy.image_token_id(config) in words:
         return None  # what the template writes in between keeps the words from the picture
-    return QuestionWriter(processor, inputs, len(ids) - len(words))
+    return QuestionWriter(processor, inputs, len(ids) - len(words), places)
 
 
 def _is_known(inputs: Mapping[str, Any]) -> bool:
@@ -80,11 +95,13 @@ def _is_known(inputs: Mapping[str, Any]) -> bool:
     return aligned <= set(ALIGNED)
 
 
-def _cut_text(processor: Any, conversation: Conversation) -> str | None:
-    """Return what a template writes behind the last picture; None where no picture's place is known."""
+def _cut_text(processor: Any, conversation: Conversation) -> tuple[str, int]:
+    """Return what a template writes behind the last place of a picture, and how many there are."""
     token = getattr(processor, "image_token", None)
     text = str(processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False))
-    return text.rpartition(token)[2] if isinstance(token, str) and token and token in text else None
+    if not isinstance(token, str) or not token:
+        return text, 0
+    return text.rpartition(token)[2], text.count(token)
 
 
 def _tokenize(processor: Any, text: str) -> list[int]:

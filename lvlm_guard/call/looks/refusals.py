@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from lvlm_guard.call.refusals import DRAFTS
 from lvlm_guard.call.rules import RefusalRule
-from lvlm_guard.errors import InputError, ModeRefused
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
 from lvlm_guard.request.requests import Request
 
 OTHER_CACHES = ("cache_implementation", "prefill_chunk_size", *DRAFTS)
@@ -24,6 +24,26 @@ def find_setting(request: Request, names: tuple[str, ...]) -> str | None:
 
 
 LOOK: tuple[RefusalRule[Request], ...] = (
+    RefusalRule(
+        "looks of an encoder-decoder",
+        "its encoder reads a whole prompt at once",
+        "`guard.generate` with whole prompts",
+        ModelRefused,
+        lambda request: bool(getattr(request.config, "is_encoder_decoder", False)),
+        lambda _: (
+            "An encoder reads a whole prompt at once, so nothing of it can be run before: pass whole prompts to guard.generate."
+        ),
+    ),
+    RefusalRule(
+        "arguments that list something for each row, such as `adapter_names`, on a look",
+        "its rows would be of several kinds, and the look is of one",
+        "`guard.generate` with whole prompts",
+        ModeRefused,
+        lambda request: request.row_list is not None,
+        lambda request: (
+            f"{request.row_list} lists something for each row, but a look is run once for all rows: pass whole prompts to guard.generate."
+        ),
+    ),
     RefusalRule(
         f"{', '.join(f'`{name}`' for name in OTHER_CACHES)} on a look",
         "prompts go on from copies of the look's own cache",

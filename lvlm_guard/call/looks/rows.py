@@ -33,14 +33,12 @@ def count_shared(row: Sequence[int], second_row: Sequence[int]) -> int:
 
 
 def take_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
-    """Return the aligned inputs of some rows, without padding that all of them have on the left."""
-    index = torch.tensor(rows, device=inputs["input_ids"].device)
-    mask = inputs["attention_mask"][index]
-    first = int((mask.sum(0) == 0).long().cumprod(0).sum())
+    """Return the aligned inputs of rows that have as many tokens each, without padding and gaps."""
+    masks = inputs["attention_mask"].bool()
     return {
-        name: inputs[name][index.to(inputs[name].device), first:]
+        name: torch.stack([values[row][masks[row].to(values.device)] for row in rows])
         for name in ALIGNED
-        if isinstance(inputs.get(name), Tensor)
+        if isinstance(values := inputs.get(name), Tensor)
     }
 
 

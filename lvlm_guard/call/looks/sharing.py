@@ -7,6 +7,7 @@ import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effects import format_key
 from lvlm_guard.call.interventions import Interventions
 from lvlm_guard.call.looks.building import advance_prefixes, build_prefixes, build_row_request
@@ -134,6 +135,9 @@ def _find_reason(planned: PlannedCall, key: Hashable) -> str:
     if planned.request is not planned.call.request and differs(planned.call.request, planned.request):
         names = " and ".join(repr(name) for name, changed in planned.input_edits.items() if changed)
         return f"{names} edits main's own inputs"
+    limit = anatomy.rotation_limit(planned.main.module.config)
+    if limit is not None and planned.main.length > limit:
+        return f"this model turns positions by the length of a prompt beyond {limit}"
     return find_reason(planned.plan, key)
 
 

@@ -58,10 +58,14 @@ def _list_weights(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _sample(weights: list[Tensor]) -> bytes:
-    """Return a few values of every weight that is in memory."""
-    flat = (weight.detach().reshape(-1) for weight in weights if not weight.is_meta and weight.numel())
-    samples = [values[:: max(values.numel() // SAMPLES, 1)][:SAMPLES].double() for values in flat]
-    return b"" if not samples else torch.cat([sample.cpu() for sample in samples]).numpy().tobytes()
+    """Return a few values of every plain weight that is in memory, read at once from each device."""
+    samples: dict[torch.device, list[Tensor]] = {}
+    for weight in weights:
+        if type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel():
+            values = weight.detach().reshape(-1)
+            sample = values[:: max(values.numel() // SAMPLES, 1)][:SAMPLES]
+            samples.setdefault(weight.device, []).append(sample.double())
+    return b"".join(torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values())
 
 
 def _list_adapters(model: nn.Module) -> Iterator[str]:
