@@ -294,3 +294,12 @@ def test_overhead_refuses_counts_that_cannot_be_timed(script, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         script("overhead").main(["--new-tokens", "1", "--out", str(tmp_path)])
     assert "at least" in capsys.readouterr().err
+
+
+def test_questions_on_looks_are_timed_beside_whole_prompts(tmp_path):
+    done = run("shared_looks.py", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "shared_looks.json").read_text())["rows"]
+    assert len(rows) == 2 * 4 * 2
+    assert {row["median_ratio"] for row in rows if (row["stack"], row["way"]) == ("plain", "whole prompts")} == {1.0}
+    assert all(row["seconds_p50"] > 0 for row in rows)
