@@ -3,6 +3,7 @@
 import pytest
 import torch
 from coloured_pictures import draw_pictures
+from looks import BOTH
 
 from lvlm_guard import Guard, InputError
 from lvlm_guard.testbed.model import load as load_bundled
@@ -40,7 +41,7 @@ def make(name, stack):
 
 
 @pytest.mark.parametrize("stack", ["plain", "vcd", "vdd", [PAI], "icd+m3id", "sid"], ids=str)
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("name", [*BOTH, "gemma3"])
 def test_every_turn_is_answered_as_the_whole_conversation_is(name, stack):
     guard = make(name, stack)
     turns = [

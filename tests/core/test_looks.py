@@ -7,7 +7,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from coloured_pictures import draw_pictures
-from looks import DETAILS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between, run_both
+from looks import (
+    BOTH,
+    DETAILS,
+    MAKES_POSITIONS,
+    RESTS,
+    SETTINGS,
+    TOLERANCE,
+    build,
+    continue_with,
+    error_between,
+    run_both,
+)
 
 from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused, hookimpl
 from lvlm_guard.call.looks import preparation
@@ -30,7 +41,7 @@ def effect_on_logits(guard, batch, expected):
 
 
 @pytest.mark.parametrize("stack", EXACT)
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", BOTH)
 def test_questions_on_a_look_are_answered_as_whole_prompts_are(name, stack):
     guard, inputs, length = build(name, stack)
     for rests in RESTS.values():
@@ -75,7 +86,7 @@ def test_a_model_without_a_guarded_stack_can_look():
     assert guard.report.prompts == {"main": "shared"}
 
 
-ARCHITECTURES_OF_LOOKS = ("llava", "qwen2_vl", "gemma3", "mllama", "idefics3", "internvl")
+ARCHITECTURES_OF_LOOKS = (*BOTH, "gemma3", "mllama", "idefics3", "internvl")
 STRATEGIES = {
     "plain": None,
     "vcd": "vcd",
@@ -122,7 +133,7 @@ def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictu
             assert effect_on_logits(guard, batch, expected) > POWER
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "internvl"])
+@pytest.mark.parametrize("name", [*BOTH, "gemma3", "internvl"])
 def test_pictures_and_texts_are_answered_as_by_chat(name):
     model, _ = tiny(name)
     guard, picture = Guard(model, TinyProcessor(name), "vcd+ritual"), draw_pictures(1)[0]
@@ -181,7 +192,7 @@ class Counting:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", BOTH)
 def test_every_way_to_choose_tokens_is_that_of_whole_prompts(name, settings):
     guard, inputs, length = build(name, "vcd+vdd")
     for rests in (RESTS["rows"], RESTS["ragged"]):
@@ -210,7 +221,7 @@ def test_groups_of_one_length_are_put_together_again():
         look.generate(**batch, **SETTINGS, **DETAILS)
 
 
-STRONG_PAI = [{"name": "pai", "params": {"alpha": 2.0, "layers": [0, 2]}}]
+STRONG_PAI = [{"name": "pai", "params": {"alpha": 20.0, "layers": [0, 2]}}]
 
 
 def test_a_prefix_that_predicts_is_noticed(monkeypatch):
@@ -230,6 +241,7 @@ def with_positions(change):
     return continue_so
 
 
+@pytest.mark.skipif(not MAKES_POSITIONS, reason="older versions make them inside the forward")
 @pytest.mark.parametrize(("name", "change"), [("llava", 1), ("qwen2_vl", 1), ("qwen2_vl", None)])
 def test_positions_of_another_prompt_are_noticed(name, change, monkeypatch):
     """Without positions of its own, Qwen goes on from those of whoever ran last: here the branch without the image."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from coloured_pictures import draw_pictures
-from looks import DETAILS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between
+from looks import BOTH, DETAILS, MAKES_POSITIONS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between
 
 from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, InputError, Insert, ModelRefused, ModeRefused, hookimpl
 from lvlm_guard.testing.intact import fingerprint
@@ -238,7 +238,7 @@ def test_what_a_look_holds_is_freed_at_its_end():
     assert [cache() for cache in caches] == [None, None]
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", BOTH)
 def test_threads_share_a_look(name):
     guard, inputs, length = build(name, "vcd")
     batches = [continue_with(inputs, length, RESTS[kind]) for kind in ("rows", "ragged", "one")] * 2
@@ -263,6 +263,7 @@ def test_threads_share_a_look(name):
     assert all(torch.equal(outputs[number], expected[number]) for number in range(len(batches)))
 
 
+@pytest.mark.skipif(not MAKES_POSITIONS, reason="older versions read them, and are refused")
 def test_positions_that_somebody_else_left_do_not_matter():
     guard, inputs, length = build("qwen2_vl", "vcd+vdd")
     batch = continue_with(inputs, length, RESTS["ragged"])
@@ -355,7 +356,7 @@ class Tower:
         yield Contrast("longer", 0.5)
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", BOTH)
 def test_edits_of_the_vision_tower_run_with_the_prefix(name):
     guard, inputs, length = build(name, [Tower()])
     for kind in ("rows", "ragged"):
@@ -398,3 +399,10 @@ def test_positions_that_depend_on_the_length_run_whole():
     with guard.looking(inputs) as look:
         look.generate(**batch, max_new_tokens=1)
         assert guard.report.prompts["main"] == "shared"
+
+
+@pytest.mark.skipif(MAKES_POSITIONS, reason="newer versions can look")
+def test_positions_made_inside_the_forward_are_refused():
+    guard, inputs, length = build("qwen2_vl", "vcd")
+    with guard.looking(inputs) as look, pytest.raises(ModelRefused, match="upgrade transformers"):
+        look.generate(**continue_with(inputs, length, RESTS["one"]), max_new_tokens=1)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from lvlm_guard import Guard
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, placeholders, tiny
 
+MAKES_POSITIONS = int(transformers.__version__.split(".")[0]) >= 5
+"""Whether generate makes the positions of a prompt, so that models with rope deltas can look."""
+BOTH = ["llava", *(["qwen2_vl"] if MAKES_POSITIONS else [])]
+"""Two architectures that can."""
 RESTS = {
     "one": [[11, 12, 13, 14]],
     "rows": [[11, 12, 13, 14], [21, 22, 23, 24]],

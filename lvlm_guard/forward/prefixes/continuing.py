@@ -52,7 +52,12 @@ def capture_positions(
         raise ModelRefused(
             f"{model} cannot go on from a prefix, for it does not prepare prompts without their pixels: {error}."
         ) from error
-    prepared.kwargs = {**leave_out_images(prepared.kwargs)}
+    if anatomy.rope_owners(prepared.module) and not isinstance(prepared.kwargs.get("position_ids"), Tensor):
+        raise ModelRefused(
+            f"{type(prepared.module).__name__} cannot go on from a prefix, for this version of transformers makes its rotary positions "
+            "inside the forward, from what it remembers of whoever ran last: upgrade transformers."
+        )
+    prepared.kwargs = leave_out_images(prepared.kwargs)
     return prepared
 
 
