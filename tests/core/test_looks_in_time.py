@@ -406,3 +406,24 @@ def test_positions_made_inside_the_forward_are_refused():
     guard, inputs, length = build("qwen2_vl", "vcd")
     with guard.looking(inputs) as look, pytest.raises(ModelRefused, match="upgrade transformers"):
         look.generate(**continue_with(inputs, length, RESTS["one"]), max_new_tokens=1)
+
+
+def test_inputs_by_token_that_nobody_knows_are_refused(looked):
+    _, _, batch, look = looked
+    with pytest.raises(ModelRefused, match="has an entry for each token"):
+        look.generate(**batch, image_embeds_position_mask=batch["attention_mask"], max_new_tokens=1)
+
+
+def test_a_forward_that_insists_on_pixels_is_refused():
+    guard, inputs, length = build("llava", "vcd")
+    batch = continue_with(inputs, length, RESTS["one"])
+    insist = guard.model.get_decoder().register_forward_pre_hook(refuse_what_goes_on, with_kwargs=True)
+    with guard.looking(inputs) as look, pytest.raises(ModelRefused, match="goes on, which this model"):
+        look.generate(**batch, max_new_tokens=2)
+    insist.remove()
+
+
+def refuse_what_goes_on(_, args, kwargs):
+    cache, states = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    if cache is not None and cache.get_seq_length() and states.shape[1] > 1:
+        raise ValueError("the prompt goes on, which this model cannot")

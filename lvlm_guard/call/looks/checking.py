@@ -18,8 +18,8 @@ from lvlm_guard.call.looks.preparation import LookPreparation
 from lvlm_guard.call.planning import PlannedCall, plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.prompt_preparation import PromptPreparation
-from lvlm_guard.errors import ModelRefused
-from lvlm_guard.forward.executors.batch_trial import HALVES
+from lvlm_guard.errors import GuardError, ModelRefused, describe_error
+from lvlm_guard.forward.executors.batch_trial import FAILURES, HALVES
 from lvlm_guard.forward.prefixes import describe_kind
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.protocols import Model
@@ -86,7 +86,15 @@ def _try(planned: PlannedCall, requests: tuple[Request, Request], memory: Prefix
     (apart, behind), call = requests, planned.call
     expected, actual = LogitsRecorder(), LogitsRecorder()
     _run(plan_call(_build_trial(call, apart, expected)))
-    _run(share(plan_call(_build_trial(call, behind, actual, LookPreparation)), memory))
+    try:
+        _run(share(plan_call(_build_trial(call, behind, actual, LookPreparation)), memory))
+    except FAILURES as error:  # whole prompts have just run, so it is the look that this model cannot take
+        if isinstance(error, GuardError):
+            raise
+        return (
+            f"{type(planned.main.module).__name__} cannot go on from the beginning of a prompt: {describe_error(error)}. Pass whole "
+            "prompts to guard.generate."
+        )
     return _compare(planned.main.module, expected.steps, actual.steps)
 
 

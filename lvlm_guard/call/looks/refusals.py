@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
+from lvlm_guard.call.looks.rows import ALIGNED
 from lvlm_guard.call.refusals import DRAFTS
 from lvlm_guard.call.rules import RefusalRule
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
@@ -16,6 +19,19 @@ WHOLE_BATCH = (
 )  # fmt: skip
 READS_PADDING = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 """Settings under which it matters where in the prompt padding stands."""
+
+
+def find_unknown_input(request: Request) -> str | None:
+    """Return the first model input with an entry for each token that no look knows how to cut."""
+    shape = request.input_ids.shape
+    return next(
+        (
+            name
+            for name, value in request.inputs.items()
+            if isinstance(value, Tensor) and value.shape == shape and name not in ALIGNED
+        ),
+        None,
+    )
 
 
 def find_setting(request: Request, names: tuple[str, ...]) -> str | None:
@@ -73,6 +89,17 @@ LOOK: tuple[RefusalRule[Request], ...] = (
         ),
         lambda _: (
             "A look makes cache, positions and embeddings itself: leave past_key_values, position_ids and inputs_embeds out."
+        ),
+    ),
+    RefusalRule(
+        "a model input with an entry for each token that is neither ids, mask nor token types, on a look",
+        "nothing tells how it goes on behind the beginning",
+        "`guard.generate` with whole prompts",
+        ModelRefused,
+        lambda request: find_unknown_input(request) is not None,
+        lambda request: (
+            f"{find_unknown_input(request)} has an entry for each token, and a look does not know how it goes on: pass whole prompts to "
+            "guard.generate."
         ),
     ),
 )
