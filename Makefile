@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-fuzz test-architectures test-harnesses peers scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,12 +47,18 @@ QUICK := \
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(QUICK)
 
-# The other end of the supported range: the oldest transformers, in an environment of its own.
-OLDEST ?= 4.57.6
-test-oldest:
-	test -x .venvs/oldest/bin/python || $(PYTHON) -m venv .venvs/oldest
-	.venvs/oldest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==$(OLDEST) -e '.[dev]'
-	OMP_NUM_THREADS=1 .venvs/oldest/bin/python -m pytest -n 2 -q
+# The suite on other versions of transformers, each in an environment of its own; TORCH=2.14.1 takes another torch.
+VERSIONS ?= 4.57.6 5.17.0 5.24.0
+TORCH ?= 2.13.0
+test-versions: $(VERSIONS:%=test-transformers-%)
+
+test-transformers-%:
+	test -x .venvs/$*-$(TORCH)/bin/python || $(PYTHON) -m venv .venvs/$*-$(TORCH)
+	.venvs/$*-$(TORCH)/bin/pip install --quiet --disable-pip-version-check torch==$(TORCH) transformers==$* -e '.[dev]'
+	OMP_NUM_THREADS=1 .venvs/$*-$(TORCH)/bin/python -m pytest -n 2 -q
+
+# The oldest transformers that is supported.
+test-oldest: test-transformers-4.57.6
 
 # Every dependency at the lowest version that pyproject.toml allows. The extra `dev` would raise some, so tools come by name.
 test-lowest:
@@ -74,6 +80,13 @@ $(HARNESSES)/.installed: pyproject.toml constraints.txt
 
 test-harnesses: $(HARNESSES)/.installed
 	OMP_NUM_THREADS=1 $(HARNESSES)/bin/python -m pytest -q -m 'harness or not harness' tests/harness
+
+# Other packages that do the same, timed beside this one in an environment of their own.
+PEERS := .venvs/peers
+peers:
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . mitigv==0.1.7 nnsight==0.8.1 accelerate
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers.py --out benchmarks/results/peers
 
 # The committed tables of drawn scenes, from the training of the models on: many hours of two cores. Run again to resume.
 SCENES ?= runs/scenes

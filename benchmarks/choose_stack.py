@@ -24,7 +24,7 @@ from lvlm_guard import GuardError, Stack, loading
 from lvlm_guard.bench.reporting import results
 from lvlm_guard.bench.reporting.results import Outcome, Results
 from lvlm_guard.bench.running import runner, systems
-from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.intervals import Interval, format_interval
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed import load
 from lvlm_guard.testbed.figures import DEMO_FIGURES
@@ -242,7 +242,7 @@ def _cells(result: Result, names: Sequence[str], mark: str) -> tuple[str, ...]:
     if result.refusal:
         return (result.label, "", *("" for _ in names), "", mark)
     changes = [result.differences[name] for name in names]
-    cells = [f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" for change in changes]
+    cells = [format_interval(change, SCENES, signed=True) for change in changes]
     return (result.label, f"{result.gain:+.4f}", *cells, f"{result.ms_per_token:.2f}", mark)
 
 

@@ -17,6 +17,7 @@ from lvlm_guard.bench.reporting import export, results, verdicts
 from lvlm_guard.bench.reporting.results import Results, Score
 from lvlm_guard.bench.reporting.verdicts import Verdict
 from lvlm_guard.bench.running import choosing, store, systems
+from lvlm_guard.bench.scoring.intervals import format_interval
 from lvlm_guard.testbed.scoring import CAPTION
 from lvlm_guard.testbed.suite import Scenes
 
@@ -178,7 +179,7 @@ def _cell(score: Score | None) -> str | None:
         return None
     test = score.against_greedy
     if test is None:
-        return f"{score.found.value:.3f} [{score.found.low:.3f}, {score.found.high:.3f}]"
+        return format_interval(score.found, score.clusters)
     sure = test.adjusted_p is not None and test.adjusted_p < verdicts.SURE
     return f"{score.found.value:.3f} ({test.difference.value:+.3f}{'*' if sure else ''})"
 

@@ -156,6 +156,22 @@ LLAVA_TINY = Shape(
     image_tokens=4,
     image_size=28,
 )
+LLAVA_27M = Shape(
+    "LLaVA, 27 M",
+    "LlavaForConditionalGeneration",
+    lambda: _llava(_text(384, 1024, 6, 6, 6, 16000), _clip(192, 4, 3, 336), 15999),
+    image_token=15999,
+    image_tokens=576,
+    image_size=336,
+)
+LLAVA_135M = Shape(
+    "LLaVA, 135 M",
+    "LlavaForConditionalGeneration",
+    lambda: _llava(_text(576, 1536, 22, 9, 3, 32000), _clip(384, 6, 6, 336), 31999),
+    image_token=31999,
+    image_tokens=576,
+    image_size=336,
+)
 LLAVA_SMALL = Shape(
     "LLaVA, 0.4 B",
     "LlavaForConditionalGeneration",

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.protocols import Model
 
 PACKED_GRID = "image_grid_thw"
+PIXEL_INPUTS = ("pixel_values", "flattened_patches")
+"""What a model that encodes images calls its main input."""
+DEEPEST = 3
+"""How many models may lie in each other around the layers."""
+PLACED_PATCHES = "flattened_patches"
+"""Patches `[images, patches, 2 + numbers]` that begin with their row and column, counted from 1; 0 fills up the batch."""
+IMAGE_PLACES = "image_embeds_position_mask"
+"""Model input `[rows, length]` that is 1 where image features go; some processors mark their fences with -1."""
 VISUAL_INPUTS = (
     "pixel", "image", "video", "aspect_ratio", "cross_attention_mask", "vision", "num_crops", "mm_encoder_outputs", "patch",
-    "tile", "grid", "target_sizes", "spatial_shapes",
+    "tile", "grid", "target_sizes", "spatial_shapes", "visual",
 )  # fmt: skip
 """Parts of the names of model inputs that a text alone does not bring."""
 
 
+def main_input(model: Any) -> str:
+    """Name of the model input that generate's first argument stands for; that of the encoder, where one reads it."""
+    encoder = getattr(model, "encoder", None) if getattr(model.config, "is_encoder_decoder", False) else None
+    names = (getattr(owner, "main_input_name", None) for owner in (encoder, model))
+    return next((name for name in names if isinstance(name, str)), "input_ids")
+
+
 def image_token_id(config: Any) -> int | None:
-    """Id of the image placeholder, or None where the model has none."""
-    return _first_id(config, ("image_token_id", "image_token_index"))
+    """Id of the image placeholder, of videos in a model that takes them alone; None where the config names none."""
+    token = _first_id(config, ("image_token_id", "image_token_index"))
+    return video_token_id(config) if token is None else token
 
 
 def video_token_id(config: Any) -> int | None:
@@ -32,15 +50,9 @@ def _first_id(config: Any, names: tuple[str, ...]) -> int | None:
     return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
-def image_mask(config: Any, input_ids: Tensor) -> Tensor:
-    """True at image placeholders; bool, shape of `input_ids`."""
-    token = image_token_id(config)
-    return torch.zeros_like(input_ids, dtype=torch.bool) if token is None else input_ids == token
-
-
 def is_pixels(name: str, value: Any) -> bool:
     """Whether a model input holds pixels: a float tensor called after them."""
-    named = "pixel_values" in name or name == "image_patches"
+    named = "pixel_values" in name or name in {"image_patches", PLACED_PATCHES}
     return named and isinstance(value, Tensor) and value.is_floating_point()
 
 
@@ -68,6 +80,18 @@ def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     return [part for part in module.modules() if hasattr(part, "rope_deltas")]
 
 
+@contextmanager
+def kept_rope(module: nn.Module | Model) -> Iterator[None]:
+    """Put rope deltas back after the block: some versions keep them on the module, and read them when they go on."""
+    owners = rope_owners(module)
+    old_deltas = [owner.rope_deltas for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, deltas in zip(owners, old_deltas, strict=True):
+            owner.rope_deltas = deltas
+
+
 def maximum_length(config: Any) -> int | None:
     """Positions the decoder was built for, or None when the config does not say."""
     text = config.get_text_config(decoder=True)
@@ -92,25 +116,45 @@ def feature_names(encoded: Any) -> list[str]:
 
 
 def decoder(module: Any) -> nn.Module:
-    """The text model inside the module that decodes: the one that holds the layers.
+    """The text model inside the module that decodes: the one that holds the layers, itself or in a part of its own.
 
     Raises:
         ModelRefused: No decoder layers can be found.
     """
-    found = module.get_decoder() if hasattr(module, "get_decoder") else module
-    for _ in range(3):
-        if isinstance(getattr(found, "layers", None), nn.ModuleList):
-            return found
-        names = ("text_model", "language_model", "model", "decoder")
-        found = next((part for name in names if (part := getattr(found, name, None)) is not None), None)
-    raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
+    return _find_decoder(module)[0]
 
 
 def decoder_layers(module: Any) -> nn.ModuleList:
-    """The layers of the decoder, first to last."""
-    layers = decoder(module).layers
-    assert isinstance(layers, nn.ModuleList)
-    return layers
+    """The layers of the decoder, first to last.
+
+    Raises:
+        ModelRefused: No decoder layers can be found.
+    """
+    return _find_decoder(module)[1]
+
+
+def _find_decoder(module: Any) -> tuple[nn.Module, nn.ModuleList]:
+    found = module.get_decoder() if hasattr(module, "get_decoder") else module
+    looked_at: list[nn.Module] = []
+    while found is not None and len(looked_at) <= DEEPEST:
+        if isinstance(layers := getattr(found, "layers", None), nn.ModuleList):
+            return found, layers
+        looked_at.append(found)
+        names = ("text_model", "language_model", "model", "decoder", "base_model")
+        inside = (getattr(found, name, None) for name in names)
+        found = next((part for part in inside if part is not None and part is not found), None)
+    for part in reversed(looked_at):
+        if (stack := _only_stack(part)) is not None:
+            return part, stack
+    raise ModelRefused(f"{type(module).__name__} shows no decoder layers, so nothing can be done inside them.")
+
+
+def _only_stack(part: nn.Module) -> nn.ModuleList | None:
+    """The list of layers that attend among the children of a text model, or of parts that are no models of their own; None if not one."""
+    holders = [part, *(child for child in part.children() if not hasattr(child, "main_input_name"))]
+    stacks = [child for holder in holders for child in holder.children() if isinstance(child, nn.ModuleList)]
+    attending = [stack for stack in stacks if len(stack) and _attends(stack[0])]
+    return attending[0] if len(attending) == 1 else None
 
 
 def final_norm(module: Any) -> nn.Module | None:
@@ -188,25 +232,77 @@ def _stated_heads(part: nn.Module) -> int:
 
 
 def vision_layers(module: Any) -> list[nn.Module]:
-    """The layers of the vision tower, first to last.
+    """The layers of the vision tower, first to last; of towers in stages, all of their blocks.
 
     Raises:
         ModelRefused: No vision tower can be found.
     """
+    for tower in _list_towers(module):
+        stacks = [list(_flatten(stack)) for stack in _outermost_stacks(tower) if len(stack)]
+        if stacks:
+            return max(stacks, key=lambda stack: (_attends(stack[0]), len(stack)))
+    raise ModelRefused(
+        f"{type(module).__name__} shows no vision tower, no stack of layers that encodes its images, so nothing can be done inside "
+        "it. Choose a strategy that works on the decoder or on logits."
+    )
+
+
+def _list_towers(module: Any) -> Iterator[nn.Module]:
+    """What may be the vision tower: by its name, as the model's encoder of images, then as a model that takes pixels and attends."""
     names = ("vision_tower", "visual", "vision_model", "image_tower")
     owners = [module, getattr(module, "model", None), getattr(module, "base_model", None)]
-    towers = [getattr(owner, name) for owner in owners if owner is not None for name in names if hasattr(owner, name)]
-    for tower in towers:
-        stacks = [
-            part for part in tower.modules() if isinstance(part, nn.ModuleList) and len(part) and _attends(part[0])
-        ]
-        if stacks:
-            return max((list(stack) for stack in stacks), key=len)
-    raise ModelRefused(f"{type(module).__name__} shows no vision tower, so nothing can be done inside it.")
+    named = (getattr(owner, name, None) for owner in owners if owner is not None for name in names)
+    yield from (tower for tower in named if tower is not None)  # some models may be built without one
+    encode = getattr(module, "get_encoder", None)
+    if encode is not None and "modality" in inspect.signature(encode).parameters:
+        encoder = encode(modality="image")
+        if isinstance(encoder, nn.Module) and not _holds_decoder(encoder, module):
+            yield encoder
+    for part in module.modules():
+        if _takes_pixels(part, module) and any(len(stack) and _attends(stack[0]) for stack in _outermost_stacks(part)):
+            yield part
+
+
+def _takes_pixels(part: Any, module: Any) -> bool:
+    """Whether a part is a model of its own that takes pixels, and neither the decoder nor what holds it."""
+    return getattr(part, "main_input_name", None) in PIXEL_INPUTS and not _holds_decoder(part, module)
+
+
+def _holds_decoder(part: nn.Module, module: Any) -> bool:
+    """Whether a part holds the layers of the decoder."""
+    try:
+        layers = decoder_layers(module)
+    except ModelRefused:
+        return part is module
+    return any(inner is layers for inner in part.modules())
+
+
+def _outermost_stacks(part: nn.Module) -> Iterator[nn.ModuleList]:
+    """Lists of modules inside a part, without those inside of such lists."""
+    for child in part.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_stacks(child)
+
+
+def _flatten(stack: nn.ModuleList) -> Iterator[nn.Module]:
+    """The modules of a list; of a list of lists, those of each."""
+    for part in stack:
+        yield from _flatten(part) if isinstance(part, nn.ModuleList) else (part,)
 
 
 def _attends(layer: nn.Module) -> bool:
     return any("Attention" in type(part).__name__ for part in layer.modules())
+
+
+def encodes_images_alone(module: Any) -> bool:
+    """Whether the encoder of a model reads an image and no text."""
+    encoder = module.get_encoder() if hasattr(module, "get_encoder") else None
+    owners = (encoder, getattr(module, "model", None), module)
+    encoders = [encoder, *(getattr(owner, "encoder", None) for owner in owners)]
+    first = next((part for part in encoders if isinstance(part, nn.Module) and not _holds_decoder(part, module)), None)
+    return first is not None and _takes_pixels(first, module)
 
 
 def depth_and_heads(module: Any) -> tuple[int, int]:

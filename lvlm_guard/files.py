@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are looked for without raising, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,40 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
 
 DRAFT = ".draft"
 """How the name of an unfinished file ends."""
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether something is there. False for names that no file can have, for which a `Path` raises."""
+    return os.path.exists(path)  # noqa: PTH110 - as the docstring says
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a file is there. False for names that no file can have, for which a `Path` raises."""
+    return os.path.isfile(path)  # noqa: PTH113 - as the docstring says
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether a folder is there. False for names that no file can have, for which a `Path` raises."""
+    return os.path.isdir(path)  # noqa: PTH112 - as the docstring says
+
+
+def check_name(path: str | Path) -> None:
+    """Refuse a name that no file can have, before any work is done for it.
+
+    Raises:
+        InputError: It is too long, for example, or holds a NUL.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{quote(str(path))} can be no file or folder: {reason}. Name another place.") from error
 
 
 def put(handle: int, content: bytes | memoryview) -> None:

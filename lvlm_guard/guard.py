@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
@@ -24,7 +25,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.call.without_image import join_rows, place_requests, rows_with_image, split_rows
+from lvlm_guard.call.without_image import join_rows, place_requests, split_rows
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
@@ -36,6 +37,7 @@ from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
 from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
+from lvlm_guard.request.row_images import rows_with_image
 from lvlm_guard.request.row_pictures import find_picture, know_pictures
 from lvlm_guard.strategy.names import strategy_name
 
@@ -312,7 +314,7 @@ class Guard:
                 else _run_plain(self.model, plain, arguments)
             )
         ask = functools.partial(self._ask_about_picture, request)
-        return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask))
+        return run_call(build_asked_call(plain, request, self._strategies, self.executor, ask, model=self.model))
 
     def _run_beside_plain(
         self, plain: Any, arguments: Mapping[str, Any], request: Request, rows: Tensor
@@ -325,12 +327,13 @@ class Guard:
         return joined, None if report is None else place_requests(report, rows)
 
     def _build_request(self, arguments: Mapping[str, Any]) -> Request:
-        inputs, settings = split_arguments(arguments)
+        main_input = anatomy.main_input(self.model)
+        inputs, settings = split_arguments(arguments, main_input)
         if settings.get("synced_gpus") is None and runs_in_step(self.model):
             settings["synced_gpus"] = True
         pictures = self._recent_pictures.find(inputs)
         defaults = getattr(self.model, "generation_config", None)
-        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults)
+        return Request(inputs, settings, self.model.config, self.processor, pictures, defaults, main_input)
 
     def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
@@ -338,7 +341,8 @@ class Guard:
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index])
+        lists = {name: [entries[row]] * len(questions) for name, entries in request.row_lists.items()}
+        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index], lists)
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}
@@ -363,7 +367,7 @@ def _run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[An
     """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""
     started = time.perf_counter()
     output = plain(**arguments)
-    ids = split_arguments(arguments)[0].get("input_ids")
+    ids = split_arguments(arguments, anatomy.main_input(model))[0].get("input_ids")
     if isinstance(output, Tensor) or hasattr(output, "sequences"):
         seconds, origin = time.perf_counter() - started, describe_origin(model.config)
         return output, Report.of_plain(sequences(output), ids, seconds, origin)

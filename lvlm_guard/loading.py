@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lvlm_guard.errors import InputError, nearest, quote, shorten
+from lvlm_guard.files import exists, is_file, is_folder
 
 # torch and transformers take seconds to import, so they are imported where they are used: help and completion need neither.
 
@@ -49,6 +50,58 @@ def load_config(name: str) -> Any:
     return _read("AutoConfig", name, "config")
 
 
+def load_config_values(name: str) -> dict[str, Any]:
+    """Read what `config.json` holds: of `testbed`, a local folder or a hub id, whether its class is known or not.
+
+    Raises:
+        InputError: There is no such folder, or its config cannot be read.
+    """
+    from transformers import PretrainedConfig  # noqa: PLC0415 - slow to import
+
+    quieten()
+    _check_name(name)
+    try:
+        values, _ = PretrainedConfig.get_config_dict(_resolve(name))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The files come from elsewhere, as below.
+        raise InputError(f"The config of {quote(name)} cannot be read: {_summarise(error)}{_advise(name)}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise InputError(f"The config of {quote(name)} names no model_type, so it is not a model's config.json.")
+    return values
+
+
+def find_file(name: str, file: str) -> Path | None:
+    """Return a file of a model, fetched from the hub where `name` is an id; None where it has no such file.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    from transformers.utils import cached_file  # noqa: PLC0415 - slow to import
+
+    _check_name(name)
+    if (folder := Path(_resolve(name))).is_dir():
+        return folder / file if (folder / file).is_file() else None
+    lenient = {
+        "_raise_exceptions_for_gated_repo": False,
+        "_raise_exceptions_for_missing_entries": False,
+        "_raise_exceptions_for_connection_errors": False,
+    }
+    try:
+        path = cached_file(name, file, **lenient)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} of {quote(name)} cannot be read: {_summarise(error)}{_advise(name)}") from error
+    return None if path is None else Path(path)
+
+
+def _resolve(name: str) -> str:
+    """Return the folder of the bundled model, and any other name as it is."""
+    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - slow to import
+
+    return str(WEIGHTS) if name == BUNDLED else name
+
+
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer of a model without its weights.
 
@@ -65,12 +118,10 @@ def load_tokenizer(name: str) -> Any:
 def _read(reader: str, name: str, kind: str) -> Any:
     import transformers  # noqa: PLC0415 - slow to import
 
-    from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - as above
-
     quieten()
     _check_name(name)
     try:
-        return getattr(transformers, reader).from_pretrained(WEIGHTS if name == BUNDLED else name)
+        return getattr(transformers, reader).from_pretrained(_resolve(name))
     except MemoryError:
         raise
     except Exception as error:
@@ -142,19 +193,15 @@ def _check_name(name: str) -> None:
     """Refuse a name that is no folder of a model and cannot be a hub id."""
     if not name.strip() or "\0" in name:
         raise InputError(f"{quote(name)} names no model. Name a local folder, a hub id, or {BUNDLED!r}.")
-    try:
-        exists = Path(name).exists()
-    except OSError as error:
-        raise InputError(f"{quote(name)} names no model: {error.strerror}.") from error
     if name == BUNDLED:
         return
-    if name.startswith((".", "/", "~")) and not exists:
+    if name.startswith((".", "/", "~")) and not exists(name):
         raise InputError(f"there is no folder {quote(name)}.")
-    if name.lower() == BUNDLED and not exists:
+    if name.lower() == BUNDLED and not exists(name):
         raise InputError(f"no model is called {name!r}. Did you mean {BUNDLED!r}?")
-    if exists and not Path(name).is_dir():
+    if exists(name) and not is_folder(name):
         raise InputError(f"{quote(name)} is a file. Name the folder that holds it, with the model's config.json.")
-    if exists and not (Path(name) / "config.json").is_file():
+    if is_folder(name) and not is_file(Path(name) / "config.json"):
         raise InputError(f"{quote(name)} holds no config.json, so it is not a model folder.")
 
 
@@ -181,7 +228,7 @@ PICTURE_SETTINGS = ("patch_size", "vision_feature_select_strategy")
 
 def _advise(name: str) -> str:
     """Return what to do about a model that cannot be loaded."""
-    if Path(name).exists():
+    if exists(name):
         return " Get its files again, or name the folder of a vision-language model."
     return f" There is no such folder here, and no hub model of that name within reach. Name a local folder, or {BUNDLED!r}."
 

@@ -53,6 +53,9 @@ class Model(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """Iterate over the model and everything inside it."""
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return what turns token ids into the first hidden states."""
+
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the head, which turns hidden states into logits."""
 

@@ -216,7 +216,7 @@ def _place_over_vocabulary(value: Tensor, gen: Generation, name: str) -> Tensor:
     shape = gen.logits().shape
     placed = value.to(gen.logits().device)
     placed = placed[:, None] if placed.ndim == 2 else placed  # noqa: PLR2004 - [rows, vocab]
-    if not _broadcasts(placed.shape, shape) or placed.shape[-1] != shape[-1]:
+    if not _broadcasts(placed.shape, shape) or placed.shape[-1:] != shape[-1:]:
         raise _describe_misfit(name, value.shape, shape)
     return placed
 

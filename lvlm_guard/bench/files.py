@@ -11,6 +11,7 @@ from pathlib import Path
 from lvlm_guard import files
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import DRAFT as DRAFT  # noqa: PLC0414 - known to the store by this room
+from lvlm_guard.files import exists
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -38,7 +39,7 @@ def append(path: Path, content: bytes) -> None:
 
 def cut(path: Path, size: int) -> None:
     """Drop what stands behind `size` bytes; a file that is no longer than that stays as it is."""
-    if path.exists() and path.stat().st_size > size:
+    if exists(path) and path.stat().st_size > size:
         with report_failure(path):
             os.truncate(path, size)
 

@@ -27,6 +27,7 @@ class AskedCall:
         ask: Asks the guarded model questions about the picture of one request.
         gen: The object that travels through every hook.
         preparation: What prepares its prompts.
+        model: The model whose generate it is; None where nothing but the module that decodes is known.
         started: When the call began, in seconds of `time.perf_counter`.
     """
 
@@ -37,6 +38,7 @@ class AskedCall:
     ask: Callable[[Sequence[str], int], list[str]] | None
     gen: Generation
     preparation: type[PromptPreparation] = PromptPreparation
+    model: Any = None
     started: float = field(default_factory=time.perf_counter)
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
@@ -51,6 +53,7 @@ def build_asked_call(
     executor: ExecutorName,
     ask: Callable[[Sequence[str], int], list[str]] | None = None,
     preparation: type[PromptPreparation] = PromptPreparation,
+    model: Any = None,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
-    return AskedCall(generate, request, strategies, executor, ask, create_generation(request), preparation)
+    return AskedCall(generate, request, strategies, executor, ask, create_generation(request), preparation, model)

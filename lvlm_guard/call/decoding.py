@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import EffectRecorder
+from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.call.plan import collect_values
 from lvlm_guard.call.preparing import PreparedCall
 from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
+from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.host.plugins import StrategyCalls
@@ -61,7 +63,9 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
     inputs, main_cache = dict(prepared.inputs), None
     if any(planned.request.setting(name) for name in DRAFTS_OF_SAME_MODULE):
-        main_cache = inputs.setdefault("past_key_values", prepared.main.cache)
+        main_cache = find_cache(inputs)
+        if main_cache is None:
+            main_cache = inputs[name_of_cache(prepared.main.kwargs)] = prepared.main.cache
     guarded_decode = _build_decode(prepared, effects, main_cache)
     generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
     with vision.encoding(call.gen, MAIN):
@@ -83,14 +87,21 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         None if inside.is_empty else inside,
         prepared.late_branches,
         main_cache,
+        _find_list_of_rows(prepared),
     )
+
+
+def _find_list_of_rows(prepared: PreparedCall) -> str | None:
+    """Why an argument that lists something for each row, such as `adapter_names`, keeps main and branches apart."""
+    name = prepared.planned.request.row_list
+    return None if name is None else f"{name} lists something for each row of a call"
 
 
 def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:
     """Return the settings of the loop, or of the search in its place."""
     settings, search = prepared.planned.preparation.settings, prepared.planned.search
     if search is None:
-        return dict(settings)
+        return {**settings, "disable_compile": True} if compiles_by_itself(prepared.main) else dict(settings)
     loop = functools.partial(_run_search, prepared)
     return {**settings, "num_beams": search.rows_per_request, "custom_generate": loop}
 

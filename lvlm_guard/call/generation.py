@@ -96,7 +96,7 @@ def _read_prompt(request: Request) -> Prompt:
         attention_mask=request.attention_mask,
         image_mask=request.image_mask,
         has_image=request.has_image,
-        image_token=anatomy.image_token_id(request.config),
+        image_token=request.placeholder,
         pictures=pictures,
         pictures_missing=reason,
     )

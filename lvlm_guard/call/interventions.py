@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from lvlm_guard.call.plan import Edit, Plan
 from lvlm_guard.call.refusals import ATTENTION
 from lvlm_guard.call.rules import EditedAttention, refuse
 from lvlm_guard.errors import UncompiledWarning
 from lvlm_guard.forward import LayerInterventions, PreparedDecode, is_compiled
+from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.user_warnings import warn_user
+
+
+@dataclass(frozen=True, eq=False)
+class Towers:
+    """What encodes images.
+
+    Args:
+        model: The model that is guarded: it may encode images outside of the module that decodes. None where that is all of it.
+        has_image: Whether the call brings an image.
+    """
+
+    model: Any = None
+    has_image: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +39,12 @@ class Interventions:
     Args:
         inside: Edits, captures and readouts of the decoder.
         vision_edits: Edits of the vision tower.
+        towers: What encodes images.
     """
 
     inside: LayerInterventions
     vision_edits: Sequence[HiddenEdit]
+    towers: Towers
 
     @property
     def is_empty(self) -> bool:
@@ -37,7 +54,11 @@ class Interventions:
     @contextmanager
     def installed(self, main: PreparedDecode, gen: Generation) -> Iterator[None]:
         """Hook everything in; all of it is undone on the way out."""
-        with self.inside.installed(), vision.installed(main.module, self.vision_edits, gen, self.inside.effects):
+        edits, effects = self.vision_edits, self.inside.effects
+        in_towers = vision.installed(
+            main.module, self.towers.model, edits, gen, effects, has_image=self.towers.has_image
+        )
+        with self.inside.installed(), in_towers:
             yield
 
     def had_effect(self, edits: Sequence[Edit]) -> bool | None:
@@ -46,7 +67,7 @@ class Interventions:
         return self.inside.effects.had_effect(keys) if keys else None
 
 
-def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> Interventions:
+def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode, towers: Towers) -> Interventions:
     """Return what the plan does inside the layers of this model.
 
     Raises:
@@ -55,17 +76,17 @@ def build_interventions(plan: Plan, gen: Generation, main: PreparedDecode) -> In
         ModelRefused: The model has no part of the kind an edit names.
     """
     attention, hidden = plan.edits_of(AttentionEdit), plan.edits_of(HiddenEdit)
-    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
     of_decoder = [edit for edit in hidden if edit.tower == "decoder"]
     inside = LayerInterventions(
         main.module, attention, plan.edits_of(AttentionCapture), of_decoder, plan.edits_of(Readout)
     )
-    return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"])
+    refuse(ATTENTION, EditedAttention(attention, gen.prompt.image_mask, main))
+    return Interventions(inside, [edit for edit in hidden if edit.tower == "vision"], towers)
 
 
 def warn_if_uncompiled(main: PreparedDecode, *, hooked: bool) -> None:
     """Warn when a compiled model runs uncompiled in this call; `hooked` when something is hooked into its layers."""
-    if hooked and is_compiled(main.module):
+    if hooked and (is_compiled(main.module) or compiles_by_itself(main)):
         warn_user(
             "The stack works inside the layers, where a compiled graph would miss it, so this call ran uncompiled.",
             UncompiledWarning,

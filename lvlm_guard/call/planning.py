@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lvlm_guard import anatomy
 from lvlm_guard.call.asking import AskedCall
 from lvlm_guard.call.generation import describe_endings, describe_main, describe_request
-from lvlm_guard.call.interventions import Interventions, build_interventions, warn_if_uncompiled
+from lvlm_guard.call.interventions import Interventions, Towers, build_interventions, warn_if_uncompiled
 from lvlm_guard.call.plan import Plan, Sharing, build_plan, collect_values
 from lvlm_guard.call.prompt_preparation import PromptPreparation, PromptRuns
 from lvlm_guard.call.refusals import BRANCH, FINISH, MAIN_PREPARED, SEARCH
@@ -85,7 +86,8 @@ def plan_call(call: AskedCall) -> PlannedCall:
     describe_endings(call.gen, main, request)
     call.ask_strategies("start")
     plan = build_plan(call.ask_strategies)
-    interventions = build_interventions(plan, call.gen, main)
+    towers = Towers(call.model, has_image=any(map(anatomy.is_image_input, request.inputs)))
+    interventions = build_interventions(plan, call.gen, main, towers)
     warn_if_uncompiled(main, hooked=not interventions.is_empty or bool(prompt_runs.keys))
     return PlannedCall(call, preparation, search, main, plan, interventions, prompt_runs, searching, input_edits)
 

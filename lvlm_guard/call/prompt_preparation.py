@@ -9,7 +9,8 @@ from typing import Any
 
 from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
 from lvlm_guard.call.rules import PreparedBranch, refuse
-from lvlm_guard.errors import GuardError, ModelRefused
+from lvlm_guard.call.text_alone import prepare_text_alone
+from lvlm_guard.errors import GuardError, ModelRefused, ModeRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.request.branch_inputs import build_branch_inputs, share_encoded
@@ -54,11 +55,15 @@ class PromptPreparation:
         """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
         if not model_inputs.takes_encoded_images(main.module):
             return None
-        if main.rows_per_request > 1:
-            single = {**self.settings, "num_beams": 1, "num_return_sequences": 1}
-            main = capture_decode(self.generate, self.request.without_cache, single)
-        encoded = main.kwargs.get("mm_encoder_outputs")
+        encoded = self._keep_single(main).kwargs.get("mm_encoder_outputs")
         return encoded if encoded and encoded.get("image") is not None else None
+
+    def _keep_single(self, main: PreparedDecode) -> PreparedDecode:
+        """Return main with a row for each request."""
+        if main.rows_per_request == 1:
+            return main
+        single = {**self.settings, "num_beams": 1, "num_return_sequences": 1}
+        return capture_decode(self.generate, self.request.without_cache, single)
 
     def prepare_branch(self, branch: Branch, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> PreparedDecode:
         """Return a branch as generate prepares it, with main's encoded images where its image is main's.
@@ -71,16 +76,32 @@ class PromptPreparation:
         settings = limit_new_tokens(self.settings, count_new_tokens(main))
         try:
             with vision.encoding(self.gen, branch.key):
-                prepared = capture_decode(self.generate, inputs, settings)
+                prepared = self._prepare(branch, main, inputs, settings)
         except GuardError:
             raise
         except Exception as error:
-            hint = " Choose a strategy whose branches keep the image." if branch.drops_image else ""
-            raise ModelRefused(
-                f"Branch {branch.key!r} cannot be prepared on {type(main.module).__name__}: {error}.{hint}"
-            ) from error
+            raise _refuse_to_prepare(branch, main, error) from error
         refuse(BRANCH_PREPARED, PreparedBranch(branch, prepared, main))
         return prepared
+
+    def _prepare(
+        self, branch: Branch, main: PreparedDecode, inputs: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> PreparedDecode:
+        """Let the model's own generate prepare a prompt, or the module that decodes where that one runs on pixels only."""
+        try:
+            return capture_decode(self.generate, inputs, settings)
+        except Exception as error:
+            if not branch.drops_image or main.module is getattr(self.generate, "__self__", main.module):
+                raise
+            try:
+                return prepare_text_alone(self._keep_single(main), self.request, inputs, settings)
+            except ModelRefused as reason:
+                raise _refuse_to_prepare(branch, main, f"{error}, and {reason}") from error
+
+
+def _refuse_to_prepare(branch: Branch, main: PreparedDecode, reason: object) -> ModelRefused:
+    hint = " Choose a strategy whose branches keep the image." if branch.drops_image else ""
+    return ModelRefused(f"Branch {branch.key!r} cannot be prepared on {type(main.module).__name__}: {reason}.{hint}")
 
 
 class PromptRuns:
@@ -98,7 +119,16 @@ class PromptRuns:
         self._preparation = preparation
 
     def __call__(self, branch: Branch | None) -> PromptStates:
-        """Run the prompt of main (None) or of a branch."""
+        """Run the prompt of main (None) or of a branch.
+
+        Raises:
+            ModeRefused: An argument lists something for each row, which the model reads inside generate only.
+        """
+        if (name := self._preparation.request.row_list) is not None:
+            raise ModeRefused(
+                f"{name} lists something for each row of the batch, which the model reads inside generate only, so prompts cannot be run "
+                "by themselves: pass the rows of each kind in a call of their own, without the list."
+            )
         main = self._preparation.prepare_whole()
         states = prompt_states.run_prompt(main if branch is None else self._prepare(branch, main))
         self.keys.append(MAIN if branch is None else branch.key)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES, find_cache, name_of_cache
 from lvlm_guard.call.rules import (
     EditedAttention,
     PreparedBranch,
@@ -21,6 +20,7 @@ from lvlm_guard.forward import PreparedDecode, caches
 from lvlm_guard.protocols import Cache
 from lvlm_guard.request import prompts
 from lvlm_guard.request.requests import Request
+from lvlm_guard.request.row_images import find_pixel_axis, rows_with_image
 from lvlm_guard.strategy.branches import Branch
 
 DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
@@ -32,7 +32,7 @@ HUB_LOOPS = ("penalty_alpha", "dola_layers", *CONSTRAINTS, "num_beam_groups")
 
 
 WHOLE_BATCH = (
-    "streamer", "past_key_values", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
+    "streamer", *CACHE_NAMES, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
     "negative_prompt_ids", "return_dict_in_generate", "output_scores", "output_logits", *DRAFTS,
 )  # fmt: skip
 
@@ -89,32 +89,29 @@ def _tokens_of(branch: Branch) -> list[int]:
 
 def _first_whole_batch(request: Request) -> str | None:
     """Return the first argument that works on the whole batch."""
-    cache = "past_key_values" if request.inputs.get("past_key_values") is not None else None
-    setting = _first_setting(request, [name for name in WHOLE_BATCH if name != "past_key_values"])
-    return setting or cache or request.row_list
-
-
-def _first_ambiguous(request: Request) -> str | None:
-    """Return the first image input with an entry for each row, though some rows have no image, or with videos."""
-    batch, shape = request.input_ids.shape[0], request.input_ids.shape
-    for name, value in request.inputs.items():
-        of_images = isinstance(value, Tensor) and anatomy.is_image_input(name) and value.shape[:2] != shape
-        if of_images and (value.shape[0] == batch or "video" in name):
-            return name
-    return None
+    cache = name_of_cache(request.inputs) if find_cache(request.inputs) is not None else None
+    setting = _first_setting(request, [name for name in WHOLE_BATCH if name not in CACHE_NAMES])
+    return setting or cache
 
 
 def _edits_beside_video(subject: RequestedBranch) -> bool:
     branch = subject.branch
-    return subject.request.has_video and (branch.edits_image or branch.image == "masked")
+    edits_image = branch.picture is not None or branch.features is not None or branch.image == "masked"
+    return subject.request.has_video and edits_image
 
 
 def _drops_scattered_video(subject: RequestedBranch) -> bool:
-    request = subject.request
-    if not (subject.branch.drops_image and request.has_video):
-        return False
-    spans = prompts.find_spans_of(request, anatomy.video_token_id(request.config))
-    return sum(map(len, spans)) != request.video_count
+    drops = subject.branch.drops_image and subject.request.has_video
+    return drops and prompts.find_video_spans(subject.request) is None
+
+
+def _has_unnamed_image(subject: RequestedBranch) -> bool:
+    """Whether a branch edits the prompt at an image whose tokens neither the config, nor the inputs, nor a processor name."""
+    request, branch = subject.request, subject.branch
+    at_image = branch.drops_image or any("image" in getattr(edit, "place", "") for edit in branch.tokens)
+    marked = request.places is not None and bool((request.places < 0).any())
+    is_named = request.processor is not None or anatomy.image_token_id(request.config) is not None or marked
+    return at_image and request.has_image and not is_named and request.text_name == "input_ids"
 
 
 def _is_foreign(cache: object) -> bool:
@@ -240,9 +237,9 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "nothing tells what it holds",
         "`transformers.DynamicCache()`, or no cache",
         ModeRefused,
-        lambda arguments: _is_foreign(arguments.get("past_key_values")),
+        lambda arguments: _is_foreign(find_cache(arguments)),
         lambda arguments: (
-            f"past_key_values is a {type(arguments['past_key_values']).__name__}, which is no Cache of transformers: pass "
+            f"{name_of_cache(arguments)} is a {type(find_cache(arguments)).__name__}, which is no Cache of transformers: pass "
             "DynamicCache(), or leave it out."
         ),
     ),
@@ -251,10 +248,10 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "branches have no matching one",
         "pass the whole conversation",
         ModeRefused,
-        lambda arguments: _holds_tokens(arguments.get("past_key_values")),
-        lambda _: (
+        lambda arguments: _holds_tokens(find_cache(arguments)),
+        lambda arguments: (
             "generate() got a cache that already holds tokens; branches have no matching one. "
-            "Pass the whole conversation without past_key_values."
+            f"Pass the whole conversation without {name_of_cache(arguments)}."
         ),
     ),
 )
@@ -275,12 +272,23 @@ LOOP: tuple[RefusalRule[Request], ...] = (
 SEARCH: tuple[RefusalRule[Request], ...] = (
     *_rules_of_whole_answers("A search"),
     RefusalRule(
-        "`past_key_values` with a search",
+        "an argument that lists something for each row, such as `adapter_names`, with a search",
+        "its candidates have no entry in the list",
+        "rows of one kind in a call of their own, without the list",
+        ModeRefused,
+        lambda request: request.row_list is not None,
+        lambda request: (
+            f"{request.row_list} lists something for each row of the batch, and the candidates of a search have no entry in it: pass the "
+            "rows of each kind in a call of their own, without the list."
+        ),
+    ),
+    RefusalRule(
+        "a cache (`cache`, `past_key_values`) with a search",
         "candidates would be left in it",
         "drop it",
         ModeRefused,
-        lambda request: request.inputs.get("past_key_values") is not None,
-        lambda _: "A search would leave its candidates in the cache: drop past_key_values.",
+        lambda request: find_cache(request.inputs) is not None,
+        lambda request: f"A search would leave its candidates in the cache: drop {name_of_cache(request.inputs)}.",
     ),
     RefusalRule(
         "`do_sample=True` with a search",
@@ -335,14 +343,15 @@ MIXED: tuple[RefusalRule[Request], ...] = (
         ),
     ),
     RefusalRule(
-        "as many images as rows, where only some rows have an image",
+        "as many images as rows, where only some rows have an image and their prompts have places for fewer",
         "nothing tells whose images they are",
         "pass rows without an image in a call of their own",
         InputError,
-        lambda request: _first_ambiguous(request) is not None,
+        lambda request: find_pixel_axis(request) == "unknown",
         lambda request: (
-            f"Only some rows of the batch have an image, but {_first_ambiguous(request)!r} has an entry for each row or holds "
-            "videos, so nothing tells what belongs to whom: pass the rows without an image in a call of their own."
+            f"Only rows {', '.join(map(str, rows_with_image(request).nonzero().flatten().tolist()))} of the batch have an image, but "
+            "the pixels have an entry for each row, so nothing tells what belongs to whom: pass the rows without an image in a call of "
+            "their own."
         ),
     ),
 )
@@ -385,36 +394,25 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
 
 BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
     RefusalRule(
-        "branches beside an argument that lists something for each row, such as `adapter_names`",
-        "the model would look for an entry for each row of a branch",
-        "rows of one kind in a call of their own, without the list",
-        ModeRefused,
-        lambda subject: subject.request.row_list is not None,
-        lambda subject: (
-            f"{subject.request.row_list} lists something for each row of the batch, and the rows of branch {subject.branch.key!r} "
-            "have no entry in it: pass the rows of each kind in a call of their own, without the list."
-        ),
-    ),
-    RefusalRule(
-        "edits of images, in a request with a video",
-        "edits are made for still images, and the video would stay as it is",
-        "a strategy that drops the image, or a request without a video",
+        "edits of pictures or of features, and masked images, in a request with a video",
+        "they are made for still images, and the video would stay as it is",
+        "a strategy that edits pixels or drops the image, or a request without a video",
         ModeRefused,
         _edits_beside_video,
         lambda subject: (
-            f"Branch {subject.branch.key!r} edits images, but the request holds a video, which would stay as it is: use a "
-            "strategy whose branches drop the image, or pass images alone."
+            f"Branch {subject.branch.key!r} edits still images, but the request holds a video, which would stay as it is: use a "
+            "strategy whose branches edit pixels or drop the image, or pass images alone."
         ),
     ),
     RefusalRule(
-        "a branch without the image, where a video stands in several pieces of the prompt",
-        "what was written between them, such as time stamps, would be left in",
-        "a request without a video",
+        "a branch without the image, where the frames of a video stand apart in the prompt and nothing tells their times from text",
+        "the times that were written for them would be left in",
+        "`Guard(model, processor)`, or a request without a video",
         ModeRefused,
         _drops_scattered_video,
         lambda subject: (
-            f"Branch {subject.branch.key!r} drops images and videos, but the parts of the video stand apart in the prompt, and what "
-            "was written for each of them is unknown: pass images alone."
+            f"Branch {subject.branch.key!r} drops images and videos, but the frames of a video stand apart in the prompt, and what "
+            "was written for each of them, such as its time, is unknown; a tokenizer may tell: Guard(model, processor)."
         ),
     ),
     RefusalRule(
@@ -426,6 +424,39 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         lambda subject: (
             f"Branch {subject.branch.key!r} needs an image, but generate() got no pixel_values. "
             "Pass the processor's full output: guard.generate(**inputs)."
+        ),
+    ),
+    RefusalRule(
+        "a branch without the image, where an encoder reads the image alone",
+        "nothing is left to encode",
+        "a strategy whose branches keep the image",
+        ModelRefused,
+        lambda subject: subject.branch.drops_image and subject.request.text_name == "decoder_input_ids",
+        lambda subject: (
+            f"Branch {subject.branch.key!r} drops the image, but the encoder of this model reads nothing else, so nothing is left "
+            "without it: choose a strategy whose branches keep the image."
+        ),
+    ),
+    RefusalRule(
+        "a change of the prompt, where pictures are passed without one",
+        "the model makes a prompt of its own",
+        "`input_ids`",
+        ModeRefused,
+        lambda subject: (subject.branch.drops_image or bool(subject.branch.tokens)) and not subject.request.has_prompt,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} changes the prompt, but there is none: pass input_ids, at least the token that every text "
+            "of this model begins with."
+        ),
+    ),
+    RefusalRule(
+        "a change of the prompt round the image, where the config names no placeholder and there is no processor",
+        "the prompt may hold tokens of the image that only the processor names",
+        "`Guard(model, processor)`",
+        ProcessorNeeded,
+        _has_unnamed_image,
+        lambda subject: (
+            f"Branch {subject.branch.key!r} edits the prompt round the image, and this model's config does not name the tokens that "
+            "stand for one; its processor may: Guard(model, processor)."
         ),
     ),
     RefusalRule(
@@ -482,6 +513,12 @@ REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
             "a call without `input_ids`",
             "branches cannot be made of embeddings",
             "pass the processor's full output",
+            ModeRefused,
+        ),
+        Refusal(
+            "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`",
+            "the model reads the list inside generate only",
+            "rows of one kind in a call of their own, without the list",
             ModeRefused,
         ),
         Refusal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from lvlm_guard.call.planning import PlannedCall, plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
+from lvlm_guard.forward.installations import without_leftovers
+
+
+def _leave_as_found(call: AskedCall) -> AbstractContextManager[None]:
+    """Take off what a wrapper that tells rows apart leaves on the model when a call fails, as PEFT does."""
+    model = getattr(call.generate, "__self__", None)
+    return nullcontext() if call.request.row_list is None or model is None else without_leftovers(model)
 
 
 @torch.no_grad()
@@ -30,7 +38,7 @@ def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None
         InputError: Something that a strategy yields cannot be used.
         NonFiniteLogits: The model or a branch produced NaN.
     """
-    with inside_call():
+    with inside_call(), _leave_as_found(call):
         planned = plan_call(call)
         if share is not None:
             planned = share(planned)

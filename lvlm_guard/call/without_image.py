@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,35 +14,36 @@ from lvlm_guard import anatomy
 from lvlm_guard.call.refusals import MIXED
 from lvlm_guard.call.report import Report, RequestReport
 from lvlm_guard.call.rules import refuse
-from lvlm_guard.request.requests import Request
-
-
-def rows_with_image(request: Request) -> Tensor:
-    """Rows whose prompt holds an image, bool `[batch]`; the pixels tell where a model has no placeholders."""
-    if not request.has_image or anatomy.image_token_id(request.config) is None:
-        return torch.full((request.input_ids.shape[0],), request.has_image, device="cpu")
-    return request.image_mask.any(1).cpu()
+from lvlm_guard.request.requests import Request, is_list_of_rows
+from lvlm_guard.request.row_images import find_pixel_axis
 
 
 def split_rows(request: Request, rows: Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model inputs of the rows with an image, bool `[batch]`, and of those without; all pixels go to the first.
+    """Return the model inputs of the rows with an image, bool `[batch]`, and of those without; all images go to the first.
 
     Raises:
         ModeRefused: A mode that works on the whole batch.
         InputError: Images that cannot be told to belong to certain rows.
     """
     refuse(MIXED, request)
-    shape = request.input_ids.shape
+    shape, of_rows = request.input_ids.shape, find_pixel_axis(request) == "rows"
     groups: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for name, value in request.inputs.items():
+        if is_list_of_rows(name, value, shape[0]):
+            for group, of_group in zip(groups, (rows, ~rows), strict=True):
+                group[name] = list(itertools.compress(value, of_group.tolist()))
+            continue
         by_token = isinstance(value, Tensor) and value.shape[:2] == shape
         by_row = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == shape[0]
-        if by_token or (by_row and not anatomy.is_image_input(name)):
+        is_of_image = anatomy.is_image_input(name)
+        if by_token or (by_row and not is_of_image):
             for group, of_group in zip(groups, (rows, ~rows), strict=True):
                 group[name] = value[of_group.to(value.device)]
+        elif by_row and of_rows:
+            groups[0][name] = value[rows.to(value.device)]
         else:
             groups[0][name] = value
-            if not anatomy.is_image_input(name):
+            if not is_of_image:
                 groups[1][name] = value
     return groups
 

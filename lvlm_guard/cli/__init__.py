@@ -19,8 +19,10 @@ from lvlm_guard.cli import (
     describing,
     fitting,
     planning,
+    prospecting,
     stacks,
     testbed,
+    verifying,
 )
 from lvlm_guard.cli.program import Group, Program, readable_endings
 
@@ -36,6 +38,8 @@ app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
+app.command("doctor")(prospecting.doctor)
+app.command("verify")(verifying.verify)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")

@@ -10,7 +10,7 @@ from lvlm_guard.cli.tables import show_table
 from lvlm_guard.testing.zoo.building import TYPES
 from lvlm_guard.testing.zoo.cells import MechanismCell
 from lvlm_guard.testing.zoo.rechecking import recheck
-from lvlm_guard.testing.zoo.table import Entry, count_statuses, mechanisms_of
+from lvlm_guard.testing.zoo.table import Entry, count_statuses, mechanisms_of, status_of
 
 ALL = "all"
 NOT_EXACT = "Cells that are not exact"
@@ -51,7 +51,7 @@ def print_details(table: Mapping[str, Entry], console: Console) -> None:
 
 
 def _row(entry: Entry, mechanisms: Sequence[str]) -> list[str]:
-    return [entry.cells[mechanism].status if mechanism in entry.cells else "" for mechanism in mechanisms]
+    return [status_of(entry, mechanism) for mechanism in mechanisms]
 
 
 def _counts(table: Mapping[str, Entry]) -> list[tuple[str, str]]:

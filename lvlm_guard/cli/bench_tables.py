@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.text import Text
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.manifest import describe_left_out, describe_model
+from lvlm_guard.bench.scoring.intervals import format_interval
 from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.cli.tables import Cell, count_of, show_table
 
@@ -144,14 +146,12 @@ def _format_test(test: Significance, higher_is_better: bool | None) -> tuple[Cel
     """Write the difference with its interval, coloured where it is certain, and the corrected p value."""
     change, p = test.difference, test.p if test.adjusted_p is None else test.adjusted_p
     better = (change.value > 0) == higher_is_better if higher_is_better is not None and p < LEVEL else None
-    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-    return Text(figures, STYLES[better]), f"{p:.3f}"
+    figures = format_interval(change, test.clusters, signed=True)
+    return Text(figures, STYLES[better]), "\u2013" if math.isnan(p) else f"{p:.3f}"
 
 
 def _interval(score: Score | None) -> str:
-    if score is None:
-        return ""
-    return f"{_number(score.found.value)} [{_number(score.found.low)}, {_number(score.found.high)}]"
+    return "" if score is None else format_interval(score.found, score.clusters)
 
 
 def _number(value: float | None) -> str:

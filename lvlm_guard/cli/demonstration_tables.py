@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from lvlm_guard.bench.reporting.results import Results, Spent
+from lvlm_guard.bench.reporting.results import to_plain as plain_values
 from lvlm_guard.bench.running.systems import GREEDY
-from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.intervals import Interval, format_interval
 from lvlm_guard.cli.tables import Cell, count_of, show_table
 from lvlm_guard.testbed.figures import DEMO_FIGURES, Figure
 
@@ -27,6 +27,7 @@ class DemoComparison(NamedTuple):
     guarded: Interval
     difference: Interval
     n: int
+    scenes: int
 
 
 class DemoCost(NamedTuple):
@@ -46,7 +47,9 @@ def compare(results: Results, split: str) -> dict[str, DemoComparison]:
         scores = results.of(split, figure.measure.name)
         if (guarded := scores.get(guarded_system(results))) is not None and guarded.against_greedy is not None:
             difference = guarded.against_greedy.difference
-            compared[name] = DemoComparison(scores[GREEDY].found, guarded.found, difference, guarded.n)
+            compared[name] = DemoComparison(
+                scores[GREEDY].found, guarded.found, difference, guarded.n, guarded.clusters
+            )
     return compared
 
 
@@ -101,7 +104,7 @@ def to_plain(results: Results) -> dict[str, Any]:
 
 def _plain_comparison(compared: DemoComparison) -> dict[str, Any]:
     intervals = {PLAIN: compared.plain, GUARDED: compared.guarded, "difference": compared.difference}
-    return {name: {**dataclasses.asdict(interval), "n": compared.n} for name, interval in intervals.items()}
+    return {name: {**plain_values(interval), "n": compared.n} for name, interval in intervals.items()}
 
 
 def _plain_cost(cost: DemoCost) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def _cells(figure: Figure, compared: DemoComparison) -> tuple[Cell, ...]:
         f"{figure.title} ({figure.aim})",
         f"{compared.plain.value:.3f}",
         f"{compared.guarded.value:.3f}",
-        Text(f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", style),
+        Text(format_interval(change, compared.scenes, signed=True), style),
         str(compared.n),
     )
 

@@ -12,6 +12,7 @@ from lvlm_guard import loading
 from lvlm_guard.cli.options import Device, Dtype, Model
 from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import exists
 
 if TYPE_CHECKING:
     from lvlm_guard.fitting import Demonstration
@@ -67,7 +68,7 @@ def fit(
 
     fitter_catalogue().find(kind)
     files.check_destination(out, f"{kind}.safetensors")
-    if out.exists() and not force:
+    if exists(out) and not force:
         raise InputError(f"{out} exists. Name another file, or replace it with --force.")
     demonstrations, split = _read(data, count, seed)
     loaded, processor = loading.load(model, device, dtype)

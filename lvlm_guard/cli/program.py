@@ -20,17 +20,29 @@ LONGEST_REASON = 400
 
 
 class Command(TyperCommand):
-    """A command that refuses an option with one value that stands there twice, instead of using the last."""
+    """A command that refuses an option with one value that stands there twice, and one whose value is the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; refuse repeated options."""
+        """Read the arguments; refuse repeated options, and options in place of values."""
         if not ctx.resilient_parsing:
-            *_, order = self.make_parser(ctx).parse_args(args=list(args))
+            values, _, order = self.make_parser(ctx).parse_args(args=list(args))
             parameters: list[Any] = list(order)
+            names = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+            for option in parameters:
+                if option.param_type_name == "option" and _swallows(values.get(option.name), names):
+                    raise typer.BadParameter(
+                        "its value is missing: what follows it is an option.", ctx=ctx, param=option
+                    )
             for option in dict.fromkeys(parameters):
                 if parameters.count(option) > 1 and _takes_one_value(option):
                     raise typer.BadParameter(_explain_repetition(option), ctx=ctx, param=option)
         return super().parse_args(ctx, args)
+
+
+def _swallows(value: Any, names: set[str]) -> bool:
+    """Whether the value that was read for an option is the name of another one."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(entry, str) and entry in names for entry in values)
 
 
 def _takes_one_value(option: Any) -> bool:

@@ -22,7 +22,7 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"--data {path} cannot be read: {error}.") from None
     demonstrations, faults = [], []
     for number, line in enumerate(lines, 1):

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import find_cache
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
+from lvlm_guard.forward.compilation import compile_forward, compiles_by_itself
 from lvlm_guard.forward.executors.choosing import Choice, choose_by_name, choose_executor
 from lvlm_guard.forward.executors.executor import ExecutorName, Inputs, Run
 from lvlm_guard.forward.executors.sequential import SequentialExecutor
@@ -63,6 +65,7 @@ class GuardedDecode:
         interventions: Edits, captures and readouts inside the layers.
         late: Prepares the branches that are built from main's prefill.
         main_cache: Main's cache, where another module's calls may come before main's first.
+        obstacle: What keeps main and its branches from being decoded as one batch, where that is known beforehand.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class GuardedDecode:
         interventions: LayerInterventions | None = None,
         late: Mapping[Hashable, Callable[[], PreparedDecode]] | None = None,
         main_cache: Cache | None = None,
+        obstacle: str | None = None,
     ) -> None:
         self.main = main
         self.counts = Counts()
@@ -84,6 +88,7 @@ class GuardedDecode:
         self._interventions = interventions
         self._late = late or {}
         self._cache = main_cache
+        self._obstacle = obstacle
         self._former_cache: Cache | None = None
         self._passed_over = False
         self._cached = bool(main.settings.use_cache is not False)
@@ -96,6 +101,7 @@ class GuardedDecode:
         has_branches = bool(branches or self._late)
         self.choice = choose_by_name(self._sequential, executor, branches=has_branches, cached=self._cached)
         self._is_prefilled = False
+        self._is_compiled = compiles_by_itself(main)
         self._is_closed = False
         self._undo = ExitStack()
 
@@ -110,7 +116,7 @@ class GuardedDecode:
             return False
         if not self._is_prefilled and self._cache is None:
             return True
-        cache = inputs.get("past_key_values")
+        cache = find_cache(inputs)
         is_mine = cache is self._cache or (cache is not None and cache is self._former_cache)
         is_claimed = is_mine and (self._cached or self._continues_prompt(inputs))
         self._passed_over |= not is_claimed
@@ -119,8 +125,9 @@ class GuardedDecode:
     def step(self, forward: Run, inputs: Inputs) -> ModelOutput:
         """Answer one forward call of generate: run main and branches, add the terms, hand main's rows back."""
         step = self._next_step(inputs)
-        logits = self._choose(forward, inputs, step).executor.run(forward, inputs, step)
-        self._follow_cache(step, logits.output.get("past_key_values"))
+        executor = self._choose(forward, inputs, step).executor
+        logits = executor.run(forward if step.is_prefill else self._compile(forward), inputs, step)
+        self._follow_cache(step, find_cache(logits.output))
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
         self._gen.forward = logits.as_forward(step, self._history.tokens)
@@ -155,11 +162,11 @@ class GuardedDecode:
     def _next_step(self, inputs: Inputs) -> Step:
         """The tokens that this call feeds; the first call also tells which cache is main's."""
         if self._is_prefilled:
-            if inputs.get("past_key_values") is not self._cache:
-                self._adopt(inputs["past_key_values"])
+            if find_cache(inputs) is not self._cache:
+                self._adopt(find_cache(inputs))
             return self._history.advance(inputs[self._ids_name], self._cache)
         self._is_prefilled = True
-        self._adopt(inputs.get("past_key_values"))
+        self._adopt(find_cache(inputs))
         return self._history.begin(inputs.get(self._ids_name))
 
     def _adopt(self, cache: Cache | None) -> None:
@@ -192,10 +199,14 @@ class GuardedDecode:
         if self.counts.steps == 0:
             if self._sequential.branches and self.choice.name == "none":
                 self.choice = choose_executor(
-                    self._sequential, self._executor_name, forward, self._layouts, inputs, step
+                    self._sequential, self._executor_name, forward, self._layouts, inputs, step, self._obstacle
                 )
             self._grow_in_place()
         return self.choice
+
+    def _compile(self, forward: Run) -> Run:
+        """The forward that decodes, compiled where generate would have compiled it."""
+        return compile_forward(self.main, forward) if self._is_compiled else forward
 
     def _grow_in_place(self) -> None:
         """Let the caches that are decoded with grow in place; a compiled model has graphs of how they grow."""

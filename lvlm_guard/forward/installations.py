@@ -153,6 +153,23 @@ def hooked(root: Any, user: object) -> Iterator[None]:
         _remove_hooks(root, user)
 
 
+@contextmanager
+def without_leftovers(root: Any) -> Iterator[None]:
+    """Remove every hook that the block leaves on a module and all within it when it fails: some wrappers clean up after success only."""
+    modules = list(root.modules())
+    before = [{name: set(vars(module)[name]) for name in HOOKS} for module in modules]
+    try:
+        yield
+    except BaseException:
+        with LOCK:
+            for module, keys in zip(modules, before, strict=True):
+                for name, notes in HOOKS.items():
+                    for key in set(vars(module)[name]) - keys[name]:
+                        for record in (name, *notes):
+                            vars(module)[record].pop(key, None)
+        raise
+
+
 def _remove_hooks(root: Any, user: object) -> None:
     with LOCK:
         for module in root.modules():

@@ -7,8 +7,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.forward.interventions.layers import LayerInterventions
-from lvlm_guard.forward.interventions.layout import ForwardLayout, PromptLayout
+from lvlm_guard.forward.interventions.layout import AcrossLayout, ForwardLayout, PromptLayout
 from lvlm_guard.forward.interventions.running import RunningForward
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import TokenHistory
@@ -48,14 +49,17 @@ class DecodeLayouts:
         requested = self._gen.prompt.image_mask.repeat_interleave(
             rows // max(self._gen.prompt.image_mask.shape[0], 1), dim=0
         )
-        if ids.shape[1] == length and self._gen.prompt.image_token is not None:
+        places = prepared.kwargs.get(anatomy.IMAGE_PLACES)
+        if isinstance(places, Tensor) and places.shape == image.shape:
+            image = places == 1
+        elif ids.shape[1] == length and self._gen.prompt.image_token is not None:
             image = ids == self._gen.prompt.image_token
         elif requested.shape == image.shape:
             image = requested
         mask = prepared.kwargs.get("attention_mask")
         if not isinstance(mask, Tensor) or mask.shape != image.shape:
             mask = torch.ones_like(image)
-        self._prompts[key] = PromptLayout(image, mask.bool())
+        self._prompts[key] = PromptLayout(image, mask.bool(), _find_across(prepared, requested, rows))
 
     def lay_out(self, keys: Sequence[Hashable], new: int, *, ends: bool = True) -> RunningForward:
         """Lay out a forward that holds the rows of `keys` and runs `new` positions of the longest prompt.
@@ -75,3 +79,17 @@ class DecodeLayouts:
     def select(self, index: Tensor) -> None:
         """Continue with other rows, as many as `index` names."""
         self._prompts = {key: prompt.select(index) for key, prompt in self._prompts.items()}
+
+
+def _find_across(prepared: PreparedDecode, image: Tensor, rows: int) -> AcrossLayout | None:
+    """What the encoder of a prompt read, by main's image `[rows, length]`; None without one, and where it reads images alone."""
+    encoded = getattr(prepared.kwargs.get("encoder_outputs"), "last_hidden_state", None)
+    if not isinstance(encoded, Tensor) or anatomy.encodes_images_alone(prepared.module):
+        return None
+    if image.shape != (rows, encoded.shape[1]):
+        no_image = torch.zeros(rows, encoded.shape[1], dtype=torch.bool, device=encoded.device)
+        return AcrossLayout(no_image, ~no_image, is_known=False)
+    mask = prepared.kwargs.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.shape != image.shape:
+        mask = torch.ones_like(image)
+    return AcrossLayout(image, mask.bool())

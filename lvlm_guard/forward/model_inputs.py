@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Model
 
@@ -62,6 +63,20 @@ def _count_next(ids: Tensor, past: int, new: int, *, first: bool) -> int | None:
     if not first:
         return new
     return ids.shape[1] - past if past else None
+
+
+def expand_mask(module: Model, inputs: Mapping[str, Any], *, past: int) -> Any:
+    """The attention mask that the model's own preparation makes for a static cache: as large as the cache, or one per kind of layer.
+
+    Args:
+        module: The module that decodes.
+        inputs: Arguments of its forward, with a mask `[rows, positions]` of what was run and is fed, or None.
+        past: Positions already in the cache.
+    """
+    ids = inputs["input_ids"]
+    names = (*CACHE_NAMES, "position_ids", "attention_mask", "use_cache", *TOKEN_TYPES)
+    kwargs = {name: inputs[name] for name in names if inputs.get(name) is not None}
+    return prepare_forward(module, ids, kwargs, past=past, new=ids.shape[1], first=False).get("attention_mask")
 
 
 def _count_positions(ids: Tensor, kwargs: Mapping[str, Any], *, first: bool) -> int:

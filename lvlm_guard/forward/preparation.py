@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from lvlm_guard.cache_names import find_cache
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.protocols import Cache, Model
 
@@ -51,6 +52,12 @@ class PreparedDecode:
         return int(self.input_ids.shape[1] if embeds is None else embeds.shape[1])
 
     @property
+    def prompt_mask(self) -> Tensor | None:
+        """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
+        mask = self.kwargs.get("attention_mask")
+        return mask if isinstance(mask, Tensor) else None
+
+    @property
     def rows_per_request(self) -> int:
         """Rows per request: beams or returned sequences."""
         return max(self.settings.num_beams or 1, self.settings.num_return_sequences or 1)
@@ -58,7 +65,7 @@ class PreparedDecode:
     @property
     def cache(self) -> Cache | None:
         """The cache of this decode, or None."""
-        cache: Cache | None = self.kwargs.get("past_key_values")
+        cache: Cache | None = find_cache(self.kwargs)
         return cache
 
 
@@ -77,7 +84,7 @@ def capture_decode(
             kwargs.pop(name, None)
         config = kwargs.pop("generation_config")
         static = vars(model).get("_cache")
-        if static is not None and static is kwargs.get("past_key_values"):
+        if static is not None and static is find_cache(kwargs):
             del model._cache  # noqa: SLF001 - older versions would hand this static cache to the branches too
         captured.append(PreparedDecode(model, input_ids, kwargs, config))
         return input_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.errors import ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request import images, prompts
 from lvlm_guard.request.pixel_layouts import PixelLayout, read_layout
 from lvlm_guard.request.pixel_parts import fit_tiles, is_about_pixels
 from lvlm_guard.request.requests import DEFAULT_SETTINGS, Pictures, Request
 from lvlm_guard.strategy.branches import Branch, InputEdit
+
+LOOKS_AT = "image_attention_mask"
+"""Input of models that take no prompt without pixels: where it is 0, a token looks at no image, as in a prompt that has none."""
 
 
 def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -31,7 +36,9 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
         StrategyRefused: The images or the prompt cannot be edited.
         ProcessorNeeded: There is no processor to recover pictures with.
     """
-    inputs = {**request.without_cache, "attention_mask": request.attention_mask}
+    inputs = dict(request.without_cache)
+    if request.text_name == "input_ids" and request.has_prompt:
+        inputs["attention_mask"] = request.attention_mask
     if branch.pixels is not None or branch.picture is not None:
         inputs.update(_edit_images(request, branch))
     elif encoded is not None and not branch.drops_image:
@@ -41,10 +48,17 @@ def build_branch_inputs(request: Request, branch: Branch, encoded: Mapping[str, 
     if branch.image == "masked":
         inputs["attention_mask"] = _mask_images(request)
     if branch.drops_image:
-        inputs = {name: value for name, value in inputs.items() if not anatomy.is_image_input(name)}
+        inputs = _drop_image_inputs(inputs)
     if branch.drops_image or branch.tokens:
         inputs.update(prompts.edit_tokens(request, branch, inputs))
     return inputs
+
+
+def _drop_image_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return inputs without what is about images; pixels that no token looks at where the model says so by a mask."""
+    if LOOKS_AT in inputs:
+        return {**inputs, LOOKS_AT: torch.zeros_like(inputs[LOOKS_AT])}
+    return {name: value for name, value in inputs.items() if not anatomy.is_image_input(name)}
 
 
 def describe_edit(edit: InputEdit) -> Branch:
@@ -55,18 +69,19 @@ def describe_edit(edit: InputEdit) -> Branch:
 def edit_request(request: Request, edit: InputEdit) -> Request:
     """Return the request after an edit of main's own prompt and pictures."""
     inputs = build_branch_inputs(request, describe_edit(edit), None)
-    if request.inputs.get("past_key_values") is not None:
-        inputs["past_key_values"] = request.inputs["past_key_values"]
-    settings = _lengthen_limits(request, inputs["input_ids"].shape[1] - request.input_ids.shape[1])
+    if (cache := find_cache(request.inputs)) is not None:
+        inputs[name_of_cache(request.inputs)] = cache
+    ids = inputs.get(request.text_name, request.input_ids)
+    settings = _lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
-    return Request(inputs, settings, request.config, request.processor, pictures, request.defaults)
+    return Request(inputs, settings, request.config, request.processor, pictures, request.defaults, request.main_input)
 
 
 def differs(before: Request, after: Request) -> bool:
     """Return whether the prompt or the pictures of two requests differ in anything."""
     if before is after:
         return False
-    names = {name for name, value in after.inputs.items() if name == "input_ids" or anatomy.is_pixels(name, value)}
+    names = {name for name, value in after.inputs.items() if name == after.text_name or anatomy.is_pixels(name, value)}
     return any(not _equal(before.inputs.get(name), after.inputs[name]) for name in names)
 
 
@@ -105,8 +120,8 @@ def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
 def _edit_features(request: Request, branch: Branch, encoded: Mapping[str, Any]) -> Mapping[str, Any]:
     if branch.features is None:
         return encoded
-    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
-    return images.edit_features(encoded, branch.features, branch.seed, tokens, rows)
+    tokens = list(itertools.chain(*prompts.count_placeholders(request)))
+    return images.edit_features(encoded, branch.features, branch.seed, tokens, len(request.input_ids))
 
 
 def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
@@ -125,8 +140,13 @@ def _edit_images(request: Request, branch: Branch) -> dict[str, Any]:
 
 
 def _read_layouts(request: Request, pixels: Mapping[str, Tensor]) -> dict[str, PixelLayout]:
-    tokens, rows = prompts.count_placeholders(request), len(request.input_ids)
-    return {name: read_layout(name, value, request.inputs, tokens, rows) for name, value in pixels.items()}
+    layouts = {}
+    for name, value in pixels.items():
+        tokens = prompts.count_placeholders(request, of_videos=anatomy.is_video_input(name))
+        if request.has_tiles and request.processor is None:  # what stands apart may be tiles of one image
+            tokens = [[sum(row)] if row else [] for row in tokens]
+        layouts[name] = read_layout(name, value, request.inputs, tokens)
+    return layouts
 
 
 def _edit_pictures(request: Request, branch: Branch, pixels: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -170,6 +190,6 @@ def _check_layout(branch: Branch, inputs: Mapping[str, Any], processed: Mapping[
 
 def _mask_images(request: Request) -> Tensor:
     mask = request.image_mask
-    if not bool(mask.any()) or "cross_attention_mask" in request.inputs:
+    if not bool(mask.any()) or any(name in request.inputs for name in prompts.LOOKS):
         raise ModelRefused("This model does not place images among the prompt tokens, so they cannot be masked there.")
     return request.attention_mask.masked_fill(mask, 0)

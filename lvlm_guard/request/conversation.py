@@ -52,18 +52,20 @@ def prepare_inputs(
     if (text is None) == (messages is None):
         raise InputError("Give either text= or messages= to guard.inputs.")
     values, groups = _list_images(images)
+    counts: tuple[int, ...] | None = None
     settings = _read_options(options)
     if messages is None:
         prompts = _list_prompts(text)
     else:
         conversation = read_messages(messages)
         values, groups = conversation.place(values), None
+        counts = tuple(map(len, conversation.pictures))
         prompts = [_apply_template(processor, each) for each in conversation.conversations]
         _leave_out_second_start(processor, prompts, settings)
     reader, settings = _create_reader(processor, settings, sources)
     pictures = _read_pictures(reader, values)
     _count_places(processor, prompts, len(pictures))
-    process = PictureProcess(processor, tuple(prompts), settings, groups)
+    process = PictureProcess(processor, tuple(prompts), settings, groups, counts)
     batch = _move(process(pictures), model)
     _check_ids(batch, model.config, with_pictures=bool(pictures))
     if pictures and recent is not None:
@@ -92,12 +94,14 @@ class PictureProcess:
         prompts: One for each row.
         options: Passed on to the processor.
         groups: How many pictures belong to each prompt, where the caller said so by a list of lists.
+        counts: How many belong to each prompt, where that is known from messages; tried where a processor takes no flat list.
     """
 
     processor: Any
     prompts: tuple[str, ...]
     options: Mapping[str, Any]
     groups: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
 
     def __call__(self, pictures: Sequence[Any]) -> Any:
         """Return the processor's batch of pictures, in the order of those of the call.
@@ -105,10 +109,23 @@ class PictureProcess:
         Raises:
             InputError: The processor refuses them.
         """
-        images: Any = list(pictures) or None
         if self.groups is not None:
-            supply = iter(pictures)
-            images = [[next(supply) for _ in range(size)] for size in self.groups]
+            return self._process(_group(pictures, self.groups))
+        try:
+            return self._process(list(pictures) or None)
+        except InputError as error:
+            if self.counts is None or len(self.counts) < 2:  # noqa: PLR2004 - one prompt has all of them
+                raise
+            return self._process_grouped(pictures, self.counts, error)
+
+    def _process_grouped(self, pictures: Sequence[Any], counts: Sequence[int], refusal: InputError) -> Any:
+        """Return the batch of pictures listed by prompt, which some processors insist on; raise `refusal` where they do not."""
+        try:
+            return self._process(_group(pictures, counts))
+        except InputError:
+            raise refusal from refusal.__cause__
+
+    def _process(self, images: Any) -> Any:
         try:
             return self._process_padded_left(images)
         except Exception as error:  # a processor is foreign code, which raises anything
@@ -126,6 +143,12 @@ class PictureProcess:
                 return self.processor(images=images, text=list(self.prompts), return_tensors="pt", **self.options)
             finally:
                 tokenizer.padding_side = side
+
+
+def _group(pictures: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """Return pictures as lists of these lengths."""
+    supply = iter(pictures)
+    return [[next(supply) for _ in range(count)] for count in counts]
 
 
 def _list_images(images: Any) -> tuple[list[Any], tuple[int, ...] | None]:
@@ -264,7 +287,8 @@ def _check_ids(batch: Mapping[str, Any], config: Config, *, with_pictures: bool)
     ids = batch["input_ids"]
     if not ids.numel():
         raise InputError("The prompt is empty: it has no token.")
-    if with_pictures and anatomy.image_token_id(config) is not None and not bool(anatomy.image_mask(config, ids).any()):
+    token = anatomy.image_token_id(config)
+    if with_pictures and token is not None and not bool((ids == token).any()):
         raise InputError(
             "There are pictures, but no place for them in the prompt. Write the model's image placeholder into text=, or pass "
             "messages= with an image item."

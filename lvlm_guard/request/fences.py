@@ -16,6 +16,8 @@ OF_PARTS = re.compile(r"(?:^|_)(?:tile|patch|slice|row|col|grid|frame)(?:_|$)")
 """Names of what a part of an image stands between, rather than the whole."""
 FOREIGN = re.compile(r"^num_|audio|^(?:video|image)_token_(?:id|index)$")
 """Names of numbers, of sounds, and of placeholders themselves."""
+WORDS_OF_IMAGES = re.compile(r"(?:^|_)(?:image|img|vision|visual)(?:_|$)")
+"""Special tokens that speak of images; those of tiles, rows and frames may as well be text about tables."""
 NAMES_OF_IDS = re.compile(r"_(?:id|index)$")
 NAMES_OF_LISTS = re.compile(r"_token_ids$")
 NAMES_OF_WORDS = re.compile(r"(?:^|_)(?:token|tag|placeholder)$")
@@ -49,19 +51,33 @@ class Fences:
         return bool(text) and not text.strip()
 
 
+def find_placeholder(config: Any, processor: Any = None) -> int | None:
+    """Return the id that stands for parts of an image in a prompt: by the config, else by the processor; None without one."""
+    token = anatomy.image_token_id(config)
+    if token is not None or processor is None:
+        return token
+    named = getattr(processor, "image_token_id", None)
+    word = getattr(processor, "image_token", None)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    words = _read_word(word, tokenizer) if isinstance(word, str) else iter(())
+    return named if isinstance(named, int) else next(words, None)
+
+
 def find_fences(config: Any, processor: Any = None) -> Fences:
     """Return the fences of a model's images, as far as its config and its processor or tokenizer tell."""
     tokenizer = getattr(processor, "tokenizer", processor)
     parts = [value for value in vars(config).values() if hasattr(value, "to_dict")]  # configs inside the config
     owners = [owner for owner in (config, *parts, processor, tokenizer) if owner is not None]
-    names = [pair for owner in owners for pair in _read_names(owner, tokenizer)]
+    named = [pair for owner in owners for pair in _read_names(owner, tokenizer)] + list(_read_added(tokenizer))
+    placeholders = {find_placeholder(config, processor), anatomy.video_token_id(config)}
+    names = [(name, token) for name, token in named if token not in placeholders]
     of_images = [(name, token) for name, token in names if not OF_PARTS.search(name)]
     return Fences(
         frozenset(token for _, token in names),
         frozenset(token for name, token in of_images if OPENING.search(name)),
         frozenset(token for name, token in of_images if CLOSING.search(name)),
         _find_special(tokenizer),
-        tuple(_read_frames(processor, tokenizer, anatomy.image_token_id(config))),
+        tuple(_read_frames(processor, tokenizer, find_placeholder(config, processor))),
         tokenizer,
     )
 
@@ -84,6 +100,15 @@ def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
             yield from ((plain, token) for token in values if isinstance(token, int) and not isinstance(token, bool))
         elif NAMES_OF_WORDS.search(plain) and isinstance(word := getattr(owner, name, None), str):
             yield from ((plain, token) for token in _read_word(word, tokenizer))
+
+
+def _read_added(tokenizer: Any) -> Iterator[tuple[str, int]]:
+    """Yield the tokens that were added to a vocabulary and speak of images themselves, such as `<fake_token_around_image>`."""
+    added = getattr(tokenizer, "added_tokens_decoder", None)
+    for token, word in added.items() if isinstance(added, dict) else ():
+        plain = str(word).strip("<|>[]/").lower()
+        if WORDS_OF_IMAGES.search(plain) and not FOREIGN.search(plain):
+            yield plain, token
 
 
 def _read_word(word: str, tokenizer: Any) -> Iterator[int]:

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.files import is_file, is_folder
 from lvlm_guard.request import picture_arrays
 
 LARGEST_DOWNLOAD = 64 * 2**20
@@ -155,11 +156,11 @@ def _read_head(content: bytes | Path) -> bytes:
 def _find_file(name: str) -> Path | None:
     """Return the file of a name as it stands, or with `~` for the home folder."""
     names = [name, os.path.expanduser(name)] if name.startswith("~") else [name]  # noqa: PTH111 - Path raises on odd names
-    return next((Path(each) for each in names if os.path.isfile(each)), None)  # noqa: PTH113 - as above
+    return next((Path(each) for each in names if is_file(each)), None)
 
 
 def _why_no_file(name: str) -> str:
-    if os.path.isdir(name):  # noqa: PTH112 - Path raises on odd names
+    if is_folder(name):
         return "it is a folder; name the file"
     hint = "" if os.path.isabs(name) else f"; paths start at {Path.cwd()}"  # noqa: PTH117 - as above
     return f"there is no such file{hint}"

@@ -18,6 +18,8 @@ PieceIndex: TypeAlias = "tuple[Any, ...]"
 CHANNELS = (1, 3)
 GRIDS = ("grid", "target_sizes", "spatial_shapes")
 """Parts of the names of inputs that count the patches of each image along each axis."""
+ROWS_AND_TILES = 2
+"""Axes before the channels where a row has several tiles, of one image or of several."""
 TILE_COUNTS = ("num_patches", "num_crops", "num_local_patches")
 """Endings of the names of inputs that count the tiles of each image."""
 
@@ -36,21 +38,27 @@ class PixelLayout:
 
 
 def read_layout(
-    name: str, pixels: Tensor, inputs: Mapping[str, Any], tokens: Sequence[int] = (), rows: int = 0
+    name: str, pixels: Tensor, inputs: Mapping[str, Any], tokens_by_row: Sequence[Sequence[int]] = ()
 ) -> PixelLayout:
     """Return where the images of a tensor of pixels lie.
 
     Args:
-        name: Name of the model input.
+        name: Name of the model input; patches that begin with their places are known by it.
         pixels: `[images, channels, height, width]`; `[rows, tiles, channels, height, width]`, with more axes before the tiles
             or not; `[images, patches, numbers]`; or the patches of all images, `[patches, ...]` or `[1, ..., patches]`.
         inputs: All model inputs: grids, sizes and masks among them say how pixels lie.
-        tokens: Placeholders of each image of the batch, in order; none where the prompt does not tell.
-        rows: Requests in the batch; 0 where that is unknown.
+        tokens_by_row: Placeholders of each image of each request, in order; empty where the requests are unknown.
 
     Raises:
         StrategyRefused: Nothing tells which patches belong to which image.
     """
+    if name == anatomy.PLACED_PATCHES:
+        ends = [_last_true(image[:, 0] > 0) for image in pixels]
+        numbers = slice(len(("row", "column")), None)
+        return PixelLayout(
+            tuple(((image, slice(0, end), numbers),) for image, end in enumerate(ends) if end), packed=True
+        )
+    tokens = list(itertools.chain(*tokens_by_row))
     related = {key: value for key, value in inputs.items() if ("video" in key) == ("video" in name)}
     if (grid := read_grid(pixels.shape[0], related)) is not None:
         return PixelLayout(tuple(((part,),) for part in _as_slices(grid)), packed=True)
@@ -58,10 +66,10 @@ def read_layout(
     if side_by_side and (grid := read_grid(pixels.shape[-1], related, divides=True)) is not None:
         return PixelLayout(tuple(((..., part),) for part in _as_slices(grid)), packed=True)
     if pixels.ndim <= 2 or _has_channels_last(pixels):  # noqa: PLR2004 - a matrix of patches
-        shares = split_by_tokens(name, pixels, tokens, rows)
+        shares = split_by_tokens(name, pixels, tokens, len(tokens_by_row))
         return PixelLayout(tuple(((part,),) for part in _as_slices(shares)), packed=True)
     pieces = [(*index, *_read_extent(index, pixels, related)) for index in _list_tiles(pixels)]
-    groups = _count_tiles(pixels, related, tokens)
+    groups = _count_tiles(pixels, related, tokens_by_row)
     return PixelLayout(tuple(_group(pieces, groups)), packed=pixels.ndim == 3)  # noqa: PLR2004 - images of patches
 
 
@@ -135,15 +143,25 @@ def _list_tiles(pixels: Tensor) -> list[tuple[int, ...]]:
     return list(itertools.product(*map(range, leading)))
 
 
-def _count_tiles(pixels: Tensor, related: Mapping[str, Any], tokens: Sequence[int]) -> list[int]:
+def _count_tiles(pixels: Tensor, related: Mapping[str, Any], tokens_by_row: Sequence[Sequence[int]]) -> list[int]:
     """Return how many tiles each image has: what lies along the axis before the channels, unless images lie there too."""
     leading = pixels.shape[: max(pixels.ndim - 3, 1)]
+    tokens = list(itertools.chain(*tokens_by_row))
+    if len(leading) == ROWS_AND_TILES and len(tokens_by_row) == leading[0] < len(tokens):
+        return [count for row, counts in zip(pixels, tokens_by_row, strict=True) for count in _share_row(row, counts)]
     if len(leading) > 1:
         return [leading[-1]] * leading[:-1].numel()
     for name, value in related.items():
         if name.endswith(TILE_COUNTS) and isinstance(value, Tensor) and int(value.sum()) == leading[0]:
             return list(map(int, value.flatten().tolist()))
     return _share(leading[0], tokens) or [1] * leading[0]
+
+
+def _share_row(tiles: Tensor, tokens: Sequence[int]) -> list[int]:
+    """Return how many tiles each image of a row has, by its placeholders, and how many fill up the batch behind them."""
+    filled = _last_true(tiles.flatten(1).any(1))
+    shares = (_share(filled, tokens) if filled else None) or [filled]
+    return [*shares, len(tiles) - filled]
 
 
 def _group(pieces: Sequence[PieceIndex], counts: Sequence[int]) -> Iterator[tuple[PieceIndex, ...]]:

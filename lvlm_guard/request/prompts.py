@@ -14,9 +14,21 @@ from lvlm_guard.protocols import Config
 from lvlm_guard.request.fences import find_fences
 from lvlm_guard.request.image_spans import find_image_spans, merge_touching
 from lvlm_guard.request.requests import Request
+from lvlm_guard.request.video_spans import join_frames
 from lvlm_guard.strategy.branches import Branch, Insert, Replace
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+LOOKS = ("cross_attention_mask", "image_attention_mask")
+"""Inputs `[rows, length, images, ...]` that say which image each token looks at; a new token looks where its neighbour does."""
+PER_TOKEN = (*TOKEN_TYPES, *LOOKS, anatomy.IMAGE_PLACES, "bbox")
+"""Inputs beside ids and mask that have a value for each token of the prompt; 0 of a text token that comes new."""
+OPENINGS = {
+    "input_ids": ("bos_token_id",),
+    "decoder_input_ids": ("bos_token_id", "decoder_start_token_id"),
+}
+"""Fields of configs that name a token which a prompt may begin with, by the input that holds it."""
+IMAGE = -1
+"""Stands for every token that the inputs say an image stands at."""
 EditedRow: TypeAlias = "list[tuple[int, int | None]]"
 """Each token of an edited prompt as (index of the old token it is, or stands behind, new id or None)."""
 
@@ -35,25 +47,36 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
     spans = find_spans(request)
     if branch.drops_image:
         _check_spans(request, branch, spans)
-    aligned = ["input_ids", "attention_mask", *(name for name in TOKEN_TYPES if name in inputs)]
-    if "cross_attention_mask" in inputs:
-        aligned.append("cross_attention_mask")
+    aligned = {"input_ids": request.input_ids, "attention_mask": request.attention_mask}
+    if request.text_name == "input_ids":
+        aligned |= {name: inputs[name] for name in PER_TOKEN if name in inputs}
     rows: dict[str, list[Tensor]] = {name: [] for name in aligned}
     for row in range(request.input_ids.shape[0]):
         real = request.attention_mask[row].bool()
         edited = _edit_row(request.input_ids[row][real].tolist(), request, branch, spans[row], row)
-        for name in aligned:
-            rows[name].append(_apply_edit(inputs[name][row][real], edited, name))
-    return {name: _pad_left(values, _padding_value(name, request.config)) for name, values in rows.items()}
+        for name, values in aligned.items():
+            rows[name].append(_apply_edit(values[row][real], edited, name))
+    padded = {name: _pad_left(values, _padding_value(name, request.config)) for name, values in rows.items()}
+    named = {"input_ids": request.text_name, "attention_mask": request.mask_name}
+    return {named.get(name, name): values for name, values in padded.items()}
 
 
 def find_spans(request: Request) -> list[list[range]]:
     """Return the span of each image in each prompt without its padding, fences included; spans of videos too."""
-    spans = find_spans_of(request, anatomy.image_token_id(request.config), request.image_count)
+    spans = find_spans_of(request, request.placeholder, request.image_count)
     if not request.has_video:
         return spans
-    videos = find_spans_of(request, anatomy.video_token_id(request.config))
+    videos = find_video_spans(request) or find_spans_of(request, request.video_placeholder)
+    if request.video_placeholder == request.placeholder:
+        return videos
     return [sorted(row + more, key=lambda span: span.start) for row, more in zip(spans, videos, strict=True)]
+
+
+def find_video_spans(request: Request) -> list[list[range]] | None:
+    """Return the span of each video in each prompt without its padding; None where nothing tells what was written for it."""
+    prompts = [row[mask].tolist() for row, mask in zip(request.input_ids, request.attention_mask.bool(), strict=True)]
+    spans = find_spans_of(request, request.video_placeholder)
+    return join_frames(prompts, spans, request.frame_counts, find_fences(request.config, request.processor))
 
 
 def find_spans_of(request: Request, placeholder: int | None, count: int | None = None) -> list[list[range]]:
@@ -66,9 +89,12 @@ def find_spans_of(request: Request, placeholder: int | None, count: int | None =
             that touch are one where there are more of them.
     """
     fences = find_fences(request.config, request.processor)
-    prompts = [ids[mask] for ids, mask in zip(request.input_ids, request.attention_mask.bool(), strict=True)]
-    one_image = count == len(prompts) and all(placeholder in ids.tolist() for ids in prompts)
-    rows = [find_image_spans(ids.tolist(), {placeholder}, fences, one_image=one_image) for ids in prompts]
+    ids = request.input_ids
+    if request.places is not None and placeholder == request.placeholder:
+        ids, placeholder = ids.masked_fill(request.places != 0, IMAGE), IMAGE
+    prompts = [row[mask] for row, mask in zip(ids, request.attention_mask.bool(), strict=True)]
+    one_image = count == len(prompts) and all(placeholder in row.tolist() for row in prompts)
+    rows = [find_image_spans(row.tolist(), {placeholder}, fences, one_image=one_image) for row in prompts]
     return rows if count is None or sum(map(len, rows)) <= count else [merge_touching(row) for row in rows]
 
 
@@ -89,39 +115,47 @@ def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> 
         )
 
 
-def count_placeholders(request: Request) -> list[int]:
-    """Return how many placeholders each image of the batch has, in order."""
-    rows = zip(find_spans(request), request.input_ids, request.attention_mask.bool(), strict=True)
-    token = anatomy.image_token_id(request.config)
-    counts = [int((ids[mask][span.start : span.stop] == token).sum()) for spans, ids, mask in rows for span in spans]
-    return [count for count in counts if count]
+def count_placeholders(request: Request, *, of_videos: bool = False) -> list[list[int]]:
+    """Return how many placeholders each image of each row has, in order; or each video, or what stands apart of one."""
+    places = request.video_mask if of_videos else request.image_mask
+    rows = zip(find_spans(request), places, request.attention_mask.bool(), strict=True)
+    counts = [[int(image[mask][span.start : span.stop].sum()) for span in spans] for spans, image, mask in rows]
+    return [[count for count in row if count] for row in counts]
 
 
 def _edit_row(old: list[int], request: Request, branch: Branch, spans: list[range], row: int) -> EditedRow:
     """Edit the prompt of one row."""
     at_image = any(isinstance(edit, Insert) and "image" in edit.place for edit in branch.tokens)
-    if not spans and (branch.needs_image or at_image):
+    if not spans and (branch.needs_image or at_image) and not request.stands_beside:
+        remedy = (
+            " Guard(..., without_image='plain') runs such rows as plain generate does."
+            if len(request.input_ids) > 1
+            else ""
+        )
         raise StrategyRefused(
-            f"Branch {branch.key!r} edits the prompt around the image, but a row has no image placeholder."
+            f"Branch {branch.key!r} edits the prompt around the image, but row {row} has no image placeholder.{remedy}"
         )
     edited: EditedRow = [(index, None) for index in range(len(old))]
     for edit in branch.tokens:
         if isinstance(edit, Insert):
-            edited = _insert(edited, _ids_of_row(edit, row), _find_place(edit, old, spans, request.config))
+            edited = _insert(edited, _ids_of_row(edit, row), _find_place(edit, old, spans, request))
     if branch.drops_image:
         replacement = next((edit.ids for edit in branch.tokens if isinstance(edit, Replace)), ())
         edited = _drop_images(edited, spans, replacement)
     return edited
 
 
-def _find_place(insert: Insert, old: list[int], spans: list[range], config: Config) -> int:
+def _find_place(insert: Insert, old: list[int], spans: list[range], request: Request) -> int:
     """Return the index in the old prompt before which the new tokens go."""
-    opening = getattr(config.get_text_config(decoder=True), "bos_token_id", None)
+    text = request.config.get_text_config(decoder=True)
+    openings = {getattr(text, name, None) for name in OPENINGS[request.text_name]}
+    openings |= {getattr(request.config, name, None) for name in OPENINGS[request.text_name][1:]}
+    start = int(bool(old) and old[0] in openings)
     return {
-        "start": int(old[0] == opening),
+        "start": start,
         "end": len(old),
-        "before_image": spans[0].start if spans else 0,
-        "after_image": spans[-1].stop if spans else len(old),
+        "before_image": spans[0].start if spans else start,  # an image beside the prompt comes before its text
+        "after_image": spans[-1].stop if spans else start,
     }[insert.place]
 
 
@@ -156,7 +190,7 @@ def _apply_edit(values: Tensor, edited: EditedRow, name: str) -> Tensor:
     positions = torch.tensor([position for position, _ in edited], device=values.device, dtype=torch.long)
     moved = values[positions]
     inserted = [index for index, (_, new) in enumerate(edited) if new is not None]
-    if inserted and name != "cross_attention_mask":
+    if inserted and name not in LOOKS:
         fill = {"input_ids": [new for _, new in edited if new is not None], "attention_mask": 1}.get(name, 0)
         moved[inserted] = torch.as_tensor(fill, device=values.device, dtype=values.dtype)
     return moved

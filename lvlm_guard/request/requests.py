@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,17 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.processing_utils import TextKwargs
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.errors import InputError, ModeRefused
 from lvlm_guard.protocols import Config, Processor
+from lvlm_guard.request.fences import find_placeholder
 
 DEFAULT_SETTINGS: Mapping[str, Any] = dict(vars(GenerationConfig()))
 """Settings of the loop as they are when nobody sets them."""
 PICTURES = len(("pictures", "channels", "height", "width"))
 """Axes of pixels that have an entry for each picture, or for each of its tiles."""
+CHANNELS = (1, 3)
+"""Channels of a picture, grey or in colours."""
 FRAMES = len(("videos", "frames", "channels", "height", "width"))
 """Axes of pixels that have an entry for each video, or for each tile of a row."""
 OPTIONS_OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
@@ -56,12 +61,20 @@ class Request:
     """A call of generate.
 
     Args:
-        inputs: Model inputs by name; `input_ids` is always there.
+        inputs: Model inputs by name; `input_ids` is there, but where an encoder reads the image alone, or pictures are to be
+            described without a prompt.
         settings: Everything else: the generation config and its overrides, processors, streamer, assistant.
         config: The model's config.
         processor: The processor, or None.
         pictures: The pictures that the inputs were made of and how to process pictures like them, if remembered.
         defaults: The model's own generation config.
+        main_input: Name of the input that generate's first argument stands for.
+
+    Attributes:
+        text_name: Name of the input that holds the prompt: `decoder_input_ids` where an encoder reads the image alone.
+        input_ids: The prompt `[batch, length]`; what generate begins with where an encoder reads the image and there is none,
+            and empty where pictures are to be described without one.
+        attention_mask: Its mask `[batch, length]`.
 
     Raises:
         ModeRefused: There are no `input_ids`.
@@ -74,21 +87,58 @@ class Request:
     processor: Processor | None = None
     pictures: Pictures | None = None
     defaults: Any = None
+    main_input: str = "input_ids"
+    text_name: str = field(init=False)
     input_ids: Tensor = field(init=False)
     attention_mask: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        ids = self.inputs.get("input_ids")
+        decodes_apart = self.inputs.get("input_ids") is None and self._reads_image_alone
+        object.__setattr__(self, "text_name", "decoder_input_ids" if decodes_apart else "input_ids")
+        ids = self.inputs.get(self.text_name)
+        ids = (self._begin_decoding() if decodes_apart else self._begin_describing()) if ids is None else ids
         if not isinstance(ids, Tensor):
             raise ModeRefused(
                 "A guarded generate needs input_ids: pass the processor's full output, generate(**inputs)."
             )
-        mask = self.inputs.get("attention_mask")
+        mask = self.inputs.get(self.mask_name)
         object.__setattr__(self, "input_ids", ids)
         object.__setattr__(self, "attention_mask", _infer_mask(ids, self.config) if mask is None else mask)
         decoder_only = not getattr(self.config, "is_encoder_decoder", False)
-        if decoder_only and bool((self.attention_mask[:, -1] == 0).any()):
+        if decoder_only and self.has_prompt and bool((self.attention_mask[:, -1] == 0).any()):
             raise InputError("The batch is padded on the right. Set processor.tokenizer.padding_side = 'left'.")
+
+    @property
+    def _reads_image_alone(self) -> bool:
+        """Whether an encoder reads the image, and the prompt is the decoder's."""
+        pixels = any(anatomy.is_pixels(name, value) for name, value in self.inputs.items())
+        return bool(getattr(self.config, "is_encoder_decoder", False)) and pixels
+
+    def _begin_decoding(self) -> Tensor | None:
+        """The tokens `[batch, 1]` that generate lets a decoder begin with; None where nothing says which."""
+        text = self.config.get_text_config(decoder=True)
+        sources = (self.setting("decoder_start_token_id"), getattr(self.config, "decoder_start_token_id", None))
+        begins = (*sources, getattr(text, "decoder_start_token_id", None), self.setting("bos_token_id"))
+        start = next((token for token in begins if isinstance(token, int)), None)
+        pixels = next(value for name, value in self.inputs.items() if anatomy.is_pixels(name, value))
+        return None if start is None else torch.full((len(pixels), 1), start, device=pixels.device)
+
+    def _begin_describing(self) -> Tensor | None:
+        """An empty prompt `[batch, 0]` for pictures that are passed alone; None where there are none."""
+        pixels = [value for name, value in self.inputs.items() if anatomy.is_pixels(name, value)]
+        alone = len(pixels) == 1 and pixels[0].ndim == PICTURES and "inputs_embeds" not in self.inputs
+        alone = alone and (anatomy.image_token_id(self.config) is None or self.main_input != "input_ids")
+        return torch.empty(len(pixels[0]), 0, dtype=torch.long, device=pixels[0].device) if alone else None
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the call brings a prompt; some models describe pictures without one."""
+        return self.input_ids.shape[1] > 0
+
+    @property
+    def mask_name(self) -> str:
+        """Name of the input that holds the mask of the prompt."""
+        return "attention_mask" if self.text_name == "input_ids" else "decoder_attention_mask"
 
     def setting(self, name: str) -> Any:
         """Return a setting of the loop as generate resolves it: keyword, config of the call, the model's config."""
@@ -110,7 +160,7 @@ class Request:
     @property
     def without_cache(self) -> dict[str, Any]:
         """Model inputs without the user's cache, which belongs to main alone."""
-        return {name: value for name, value in self.inputs.items() if name != "past_key_values"}
+        return {name: value for name, value in self.inputs.items() if name not in CACHE_NAMES}
 
     @property
     def has_image(self) -> bool:
@@ -129,12 +179,15 @@ class Request:
         return any(anatomy.is_video_input(name) and isinstance(value, Tensor) for name, value in self.inputs.items())
 
     @property
-    def video_count(self) -> int | None:
-        """Number of videos of the batch where a model input has an entry for each, else None."""
-        grid, frames = self.inputs.get("video_grid_thw"), self.inputs.get("pixel_values_videos")
-        if isinstance(grid, Tensor):
-            return len(grid)
-        return len(frames) if isinstance(frames, Tensor) and frames.ndim == FRAMES else None
+    def frame_counts(self) -> list[int] | None:
+        """Frames of each video of the batch, as often as the prompt may name them; None where no model input counts them."""
+        for name in ("video_grid_thw", "video_grids"):
+            if isinstance(grid := self.inputs.get(name), Tensor):
+                return [int(frames) for frames in grid[:, 0].tolist()]
+        if isinstance(counts := self.inputs.get("num_frames_per_video"), Tensor):
+            return [int(frames) for frames in counts.tolist()]
+        frames = self.inputs.get("pixel_values_videos")
+        return [int(frames.shape[1])] * len(frames) if isinstance(frames, Tensor) and frames.ndim == FRAMES else None
 
     @property
     def image_count(self) -> int | None:
@@ -155,18 +208,56 @@ class Request:
     def has_tiles(self) -> bool:
         """Whether the pixels have an entry for each tile of a row, which may belong to one image or to several."""
         pixels = self.inputs.get("pixel_values")
-        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES
+        return isinstance(pixels, Tensor) and pixels.ndim == FRAMES and pixels.shape[-3] in CHANNELS
+
+    @property
+    def row_lists(self) -> dict[str, Any]:
+        """Inputs that are lists with an entry for each row, such as `adapter_names`."""
+        rows = len(self.input_ids)
+        return {name: value for name, value in self.inputs.items() if is_list_of_rows(name, value, rows)}
 
     @property
     def row_list(self) -> str | None:
-        """Name of an input that is a list with an entry for each row, such as `adapter_names`; None where there is none."""
-        rows = len(self.input_ids)
-        return next((name for name, value in self.inputs.items() if _is_list_of_rows(name, value, rows)), None)
+        """Name of an input that is a list with an entry for each row; None where there is none."""
+        return next(iter(self.row_lists), None)
+
+    @functools.cached_property
+    def placeholder(self) -> int | None:
+        """Id of the image placeholder, None where neither the config nor the processor names one."""
+        return find_placeholder(self.config, self.processor)
+
+    @property
+    def places(self) -> Tensor | None:
+        """Where images and their fences stand `[batch, length]`, 1 and -1, where an input of the model says so, else None."""
+        places = self.inputs.get(anatomy.IMAGE_PLACES)
+        return places if isinstance(places, Tensor) and places.shape == self.input_ids.shape else None
 
     @property
     def image_mask(self) -> Tensor:
         """True at image placeholders `[batch, length]`."""
-        return anatomy.image_mask(self.config, self.input_ids)
+        if (places := self.places) is not None:
+            return places == 1
+        none = torch.zeros_like(self.input_ids, dtype=torch.bool)
+        return none if self.placeholder is None else self.input_ids == self.placeholder
+
+    @property
+    def video_mask(self) -> Tensor:
+        """True at video placeholders `[batch, length]`, all False without a video."""
+        token = self.video_placeholder
+        return torch.zeros_like(self.input_ids, dtype=torch.bool) if token is None else self.input_ids == token
+
+    @property
+    def video_placeholder(self) -> int | None:
+        """Id of the video placeholder, of images in models that have one for both; None without a video."""
+        token = anatomy.video_token_id(self.config)
+        is_own = token is not None and bool((self.input_ids == token).any())
+        return (token if is_own else self.placeholder) if self.has_video else None
+
+    @property
+    def stands_beside(self) -> bool:
+        """Whether the image stands beside the prompt: no token of any row stands for it, nor does the config name one that might."""
+        names_none = anatomy.image_token_id(self.config) is None or not self.has_prompt
+        return self.has_image and names_none and not bool(self.image_mask.any())
 
 
 def bind_arguments(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,17 +288,20 @@ def runs_in_step(model: Any) -> bool:
     return bool(is_deepspeed_zero3_enabled() or generation.is_fsdp_managed_module(model))
 
 
-def split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the arguments of generate into model inputs and settings; `inputs` counts as `input_ids`."""
+def split_arguments(
+    arguments: Mapping[str, Any], main_input: str = "input_ids"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the arguments of generate into model inputs and settings; `inputs` counts as the model's main input."""
     inputs = {name: value for name, value in arguments.items() if name not in SETTINGS and value is not None}
     settings = {name: value for name, value in arguments.items() if name in SETTINGS and name != "inputs"}
     if arguments.get("inputs") is not None:
-        inputs.setdefault("input_ids", arguments["inputs"])
+        inputs.setdefault(main_input, arguments["inputs"])
     return inputs, settings
 
 
-def _is_list_of_rows(name: str, value: Any, rows: int) -> bool:
-    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name != "past_key_values"
+def is_list_of_rows(name: str, value: Any, rows: int) -> bool:
+    """Whether an input is a list with an entry for each row; those of images have one for each image."""
+    of_rows = isinstance(value, (list, tuple)) and len(value) == rows and name not in CACHE_NAMES
     return of_rows and not anatomy.is_image_input(name)
 
 

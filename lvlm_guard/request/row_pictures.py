@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.request.requests import Pictures, Request
 
@@ -44,8 +43,8 @@ def find_picture(request: Request, row: int) -> int:
     if not 0 <= row < rows:
         raise InputError(f"There is no row {row}: the rows of this call are 0 to {rows - 1}.")
     with_image = request.image_mask.any(1).tolist()
-    if anatomy.image_token_id(request.config) is None:
-        with_image = [request.has_image] * rows
+    if request.stands_beside:
+        with_image = [True] * rows
     if not with_image[row]:
         raise InputError(
             f"Row {row} has no picture, and one is needed: pass rows without a picture in a call of their own."

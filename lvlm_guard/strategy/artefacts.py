@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.errors import GuardWarning, InputError, StrategyRefused, quote, shorten
-from lvlm_guard.files import write_whole
+from lvlm_guard.files import is_file, write_whole
 from lvlm_guard.strategy.fingerprints import differ, digest_weights, find_revision
 from lvlm_guard.user_warnings import warn_user
 
@@ -203,12 +203,8 @@ def _read(path: Path, kind: str) -> Artefact:
 
 def _check_file(path: Path, kind: str) -> None:
     """Refuse what is no ordinary file."""
-    try:
-        is_file = path.is_file()
-    except OSError as error:  # a name that is too long, for example
-        raise InputError(f"There is no artefact {path}: {error.strerror}. {_refit(kind)}") from error
-    if not is_file:
-        raise InputError(f"There is no artefact {path}. {_refit(kind)}")
+    if not is_file(path):
+        raise InputError(f"There is no artefact {quote(str(path))}. {_refit(kind)}")
 
 
 def _check_values(name: str, tensor: Tensor) -> None:

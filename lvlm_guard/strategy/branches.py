@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from lvlm_guard.errors import InputError, quote
 
 MAIN = "main"
+IMAGES = ("kept", "removed", "masked")
 Place: TypeAlias = Literal["start", "before_image", "after_image", "end"]
 """Where `Insert` puts tokens into the prompt."""
 
@@ -33,7 +34,7 @@ class Insert:
     Args:
         ids: Token ids; empty is neutral.
         place: `start` is after leading special tokens; `before_image` and `after_image` keep clear of the tokens that
-            fence the image; `end` is the last position of the prompt.
+            fence the image, and are `start` where the image stands beside the prompt; `end` is the last position of the prompt.
         per_row: Token ids for each row of the batch instead of `ids`.
     """
 
@@ -63,8 +64,9 @@ class Branch:
 
     Args:
         key: Identifies the branch, for example `("diffusion noise", 500, 0)`.
-        pixels: Elementwise edit of the preprocessed pixels of one image tile, or of all patches of an image; any shape, same
-            shape back. The tiles of an image share its generator. Padding and repeated frames are handled by the core.
+        pixels: Elementwise edit of the preprocessed pixels of one image tile, of one frame of a video, or of all patches of an
+            image or a video; any shape, same shape back. The tiles of an image share its generator, as the frames of a video do.
+            Padding and repeated frames are handled by the core.
         picture: Edit of the picture itself, PIL image in and out: of the pictures that `Guard.inputs` remembered, else
             of pictures recovered from `[..., 3, height, width]` pixels. Or a tuple with an edit for each of
             `gen.prompt.pictures`.
@@ -96,6 +98,11 @@ class Branch:
     def __post_init__(self) -> None:
         if not isinstance(self.key, Hashable) or (isinstance(self.key, str) and self.key == MAIN):
             raise InputError(f"A branch's key is hashable and not {MAIN!r}, got {quote(self.key)}.")
+        if not isinstance(self.inside, bool) or not isinstance(self.image, str) or self.image not in IMAGES:
+            raise InputError(
+                f"Branch.inside is true or false and Branch.image one of {', '.join(IMAGES)}, got {quote(self.inside)} and "
+                f"{quote(self.image)}."
+            )
         if not isinstance(self.tokens, (tuple, list)) or not all(isinstance(edit, TokenEdit) for edit in self.tokens):
             raise InputError(f"Branch.tokens are Insert and Replace values, got {quote(self.tokens)}.")
         if self.drops_image and self.edits_image:

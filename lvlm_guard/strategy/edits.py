@@ -98,7 +98,8 @@ class AttentionEdit:
             `[rows, heads, queries, size]`, in fp32; all queries are handed over, only those of the edit are kept.
         amount: What the operation adds or multiplies by; 0 for `add` and `add_abs`, 1 for the scales is neutral.
         keys: Key set: `image`, `before_image`, `after_image` (generated tokens included), `generated`, `all`. In
-            cross-attention layers every key is an image key.
+            cross-attention layers every key is an image key, but in decoders of an encoder those of the image alone; where
+            these attend to their own positions apart from it, keys are `image` or `generated`.
         queries: `predicting`, the positions that predict generated tokens (the last of the prompt and every generated
             one), `after_image` (those and the positions after the image), or `all`.
         heads: The heads edited; None is all of them.
@@ -129,7 +130,7 @@ class AttentionEdit:
         rename_value(self, "keys", OLD_KEY_SETS)
         rename_value(self, "queries", OLD_POSITIONS)
         _check_choices(self, keys=KEY_SETS, queries=QUERIES, when=WHEN, stage=set(STAGES.values()))
-        if not callable(self.operation) and self.operation not in STAGES:
+        if not callable(self.operation) and not (isinstance(self.operation, str) and self.operation in STAGES):
             raise InputError(f"No attention operation {quote(self.operation)}. Known: {', '.join(STAGES)}.")
         if not callable(self.operation):
             object.__setattr__(self, "stage", STAGES[self.operation])
@@ -192,8 +193,9 @@ class HiddenEdit:
         site: What a layer's feed-forward (`mlp`) or attention block (`attention`) adds to the residual stream, behind a
             norm or a factor where the layer has one; the layer's output (`residual`); or the token embeddings before the
             first layer (`embedding`). In the vision tower, the output of the block itself.
-        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder;
-            in the vision tower whatever it works on, images or packed patches first.
+        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder, called
+            for each stream where layers have several residual streams; in the vision tower whatever it works on, images or
+            packed patches first.
         layers: As in `AttentionEdit`; ignored at `embedding`.
         tower: `decoder` or `vision`.
         positions: `all`, `image`, `after_image` or `predicting`, as the queries of `AttentionEdit`.

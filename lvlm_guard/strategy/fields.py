@@ -16,7 +16,6 @@ To describe a parameter in words of its own, or to narrow it, annotate it again;
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -24,6 +23,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic.json_schema import SkipJsonSchema
 
+from lvlm_guard.files import is_file
 from lvlm_guard.strategy.user_functions import AllowedName, allow_name
 
 STRONGEST = 100.0
@@ -41,7 +41,7 @@ def _check_function(value: Any, handler: ValidatorFunctionWrapHandler, info: Val
 
 
 def _check_file(path: Path) -> Path:
-    if not os.path.isfile(path):  # noqa: PTH113 - a Path raises for names that no file can have
+    if not is_file(path):
         raise ValueError("there is no such file")
     return path
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lvlm_guard import files
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import check_name, exists, is_folder
 from lvlm_guard.testbed.errors import TestbedError
 
 
@@ -18,9 +19,10 @@ def check_destination(path: Path, what: str) -> None:
     Raises:
         InputError: `path` is a folder, or lies in one that does not exist.
     """
-    if path.is_dir():
+    check_name(path)
+    if is_folder(path):
         raise InputError(f"{what}: {path} is a folder. Name a file in it, such as {path / what}.")
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise InputError(f"{what}: the folder {path.parent} does not exist. Create it first, or name another one.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{what}: the folder {path.parent} cannot be written to. Name another one.")
@@ -32,11 +34,12 @@ def check_folder(path: Path, what: str) -> None:
     Raises:
         InputError: `path` is a file, its parent does not exist, or one of the two is not ours to write to.
     """
-    if path.exists() and not path.is_dir():
+    check_name(path)
+    if exists(path) and not is_folder(path):
         raise InputError(f"{what} must be a folder, but {path} is a file. Name another one.")
-    if not path.exists() and not path.parent.is_dir():
+    if not exists(path) and not is_folder(path.parent):
         raise InputError(f"{what}: the folder {path.parent} does not exist. Create it first, or name another one.")
-    place = path if path.exists() else path.parent
+    place = path if exists(path) else path.parent
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"{what}: the folder {place} cannot be written to. Name another one.")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import is_file
 from lvlm_guard.testbed.architectures import find_architecture
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.errors import TestbedError
@@ -37,7 +38,7 @@ def load(
     Raises:
         TestbedError: a file is missing or cannot be read.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in FILES if not is_file(folder / name)]
     if missing:
         raise TestbedError(
             f"testbed: {folder} lacks {', '.join(missing)}. Reinstall lvlm_guard, or train the weights again: "

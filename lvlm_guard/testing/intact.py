@@ -20,16 +20,59 @@ INSTANCE = {"forward", "generate", "_forward", "__call__"}
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """Return weights, attributes that shadow methods, hooks, attention and mode of a model."""
-    weights = hashlib.blake2b()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.detach().float().numpy().tobytes())
-    instances = [sorted(set(vars(part)) & INSTANCE) for part in model.modules()]
-    hooks = [
-        (len(part._forward_hooks), len(part._forward_pre_hooks))  # noqa: SLF001 - torch offers no other way to count
-        for part in model.modules()
-    ]
-    config: Any = model.config
-    return weights.hexdigest(), instances, hooks, config._attn_implementation, model.training  # noqa: SLF001 - as above
+    return weights_digest(model), *surroundings(model).values()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return 32 hexadecimal digits that change with any parameter or buffer; made on the device that holds them.
+
+    The bits of each tensor, read as integers, are summed along its first dimension, and the sums hashed with its name.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        for part in _plain_parts(tensor.detach()):
+            digest.update(_sum_bits(part).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain_parts(tensor: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors that hold the numbers: inner ones of quantised weights; none where the numbers lie elsewhere."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(getattr(tensor, name))
+    elif not tensor.is_meta:
+        yield tensor
+
+
+def _sum_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sums of a tensor's bits along its first dimension; those of a vector or a number as they are."""
+    bits = tensor.contiguous().reshape(-1).view(INTEGERS[min(tensor.element_size(), 8)])
+    return bits.reshape(len(tensor), -1).sum(0, dtype=torch.int64) if tensor.ndim > 1 and len(tensor) else bits
+
+
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Types of integers by their size in bytes."""
+
+
+def surroundings(model: nn.Module) -> dict[str, Any]:
+    """Return what else a guarded call must leave as it was, by what it is called in a message."""
+    return {
+        "attributes that shadow methods": [sorted(set(vars(part)) & INSTANCE) for part in model.modules()],
+        "hooks": [
+            (len(part._forward_hooks), len(part._forward_pre_hooks))  # noqa: SLF001 - torch offers no other way to count
+            for part in model.modules()
+        ],
+        "attention implementation": [
+            name
+            for part in model.modules()
+            if (name := getattr(getattr(part, "config", None), "_attn_implementation", None)) is not None
+        ],
+        "mode": [part.training for part in model.modules()],
+        "modules": [(name, type(part).__name__) for name, part in model.named_modules()],
+    }
 
 
 class BoomError(Exception):

@@ -8,7 +8,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lvlm_guard.bench.scoring.intervals import f1, harmonic_share, interval, paired_difference, share
+from lvlm_guard.bench.scoring.intervals import (
+    FEWEST,
+    accuracy,
+    f1,
+    harmonic_share,
+    interval,
+    paired_difference,
+    share,
+    yes_no_counts,
+)
 from lvlm_guard.bench.scoring.significance import BOOTSTRAP, SIGN_FLIP, mcnemar, sign_flip, significance
 
 RUNS, IMAGES, QUESTIONS, RESAMPLES = 400, 120, 6, 300
@@ -119,6 +128,22 @@ def test_mcnemar_keeps_its_level_where_every_question_has_its_own_picture():
     found = rejected(p, 1000)
     print(f"false positives at {LEVEL}: McNemar {found:.3f}")
     assert 0.02 < found <= LEVEL + error(LEVEL, 1000)
+
+
+@pytest.mark.parametrize("pictures", [1, 4, 10, 20, 60])
+@pytest.mark.parametrize("statistic", [share, f1])
+def test_few_pictures_do_not_find_what_is_not_there(statistic, pictures):
+    clusters = [str(index // QUESTIONS) for index in range(pictures * QUESTIONS)]
+
+    def p(rng):
+        before, after = (one[:pictures] for one in exchangeable(rng, answered(rng, abilities(rng))))
+        true = np.broadcast_to(np.arange(QUESTIONS) % 2 == 0, before.shape)
+        rows = [yes_no_counts((one == true).ravel().tolist(), true.ravel().tolist()) for one in (before, after)]
+        return significance(*rows, clusters, accuracy if statistic is share else statistic, resamples=RESAMPLES).p
+
+    found = rejected(p)
+    print(f"{pictures} pictures: false positives {found:.3f}")
+    assert found == 0 if pictures < FEWEST else found <= LEVEL + error(LEVEL)
 
 
 @pytest.mark.parametrize(("statistic", "counts"), [(f1, yes_no), (harmonic_share, yes_no), (share, captions)])

@@ -10,9 +10,12 @@ import pytest
 from scipy import stats
 
 from lvlm_guard.bench.scoring.intervals import (
+    FEWEST,
+    TOO_FEW,
     accuracy,
     by_cluster,
     f1,
+    format_interval,
     harmonic_share,
     interval,
     mean_share,
@@ -104,8 +107,8 @@ def test_answers_that_turn_together_are_one_finding_and_not_six():
 
 
 def test_a_comparison_says_which_test_it_took():
-    plain, guarded = yes_no_counts(SAID, TRUE), yes_no_counts(TRUE, TRUE)
-    pairs, singles = [str(index // 2) for index in range(8)], [str(index) for index in range(8)]
+    plain, guarded = yes_no_counts(SAID * 3, TRUE * 3), yes_no_counts(TRUE * 3, TRUE * 3)
+    pairs, singles = [str(index // 2) for index in range(24)], [str(index) for index in range(24)]
     for statistic, clusters, test in [
         (accuracy, singles, MCNEMAR), (yes_ratio, singles, MCNEMAR), (accuracy, pairs, SIGN_FLIP), (f1, pairs, BOOTSTRAP),
         (mean_share, singles, BOOTSTRAP), (harmonic_share, pairs, BOOTSTRAP),
@@ -114,9 +117,29 @@ def test_a_comparison_says_which_test_it_took():
 
 
 def test_captions_that_name_another_number_of_objects_take_the_bootstrap():
-    named = np.array([[1.0, 4.0], [0.0, 3.0], [2.0, 5.0]])
-    assert significance(named, named, ["a", "b", "c"]).test == SIGN_FLIP
-    assert significance(named, named + np.array([0, 1]), ["a", "b", "c"]).test == BOOTSTRAP
+    named = np.array([[1.0, 4.0], [0.0, 3.0], [2.0, 5.0]] * 4)
+    pictures = list("abcdefghijkl")
+    assert significance(named, named, pictures).test == SIGN_FLIP
+    assert significance(named, named + np.array([0, 1]), pictures).test == BOOTSTRAP
+
+
+def test_nothing_is_said_of_chance_below_ten_pictures():
+    right, wrong = np.array([[1.0, 1.0]] * 40), np.array([[0.0, 1.0]] * 40)
+    for pictures in (1, 4, 9, 10):
+        found = significance(wrong, right, [str(index % pictures) for index in range(40)])
+        told = pictures >= FEWEST
+        assert found.test == (SIGN_FLIP if told else TOO_FEW)
+        assert np.isnan(found.p) == np.isnan(find_resolution(found)) == (not told)
+        words = format_interval(found.difference, found.clusters, signed=True)
+        assert words == ("+1.000" if told else "+1.000 (too few pictures)")
+
+
+@pytest.mark.parametrize(("right", "words"), [(0, "0.000 [0.000, 0.168]"), (20, "1.000 [0.832, 1.000]"), (10, "0.500")])
+def test_pictures_that_are_all_alike_have_the_bounds_of_an_exact_test_or_none(right, words):
+    found = interval(np.array([[float(right), 20.0]] * 20))
+    assert format_interval(found, 20) == words
+    low, high = stats.binomtest(20 * (right // 20), 20).proportion_ci(method="exact")
+    assert right == 10 or (found.low, found.high) == pytest.approx((low, high))
 
 
 def test_a_comparison_carries_the_interval_of_the_paired_difference():
@@ -130,9 +153,9 @@ def test_a_comparison_carries_the_interval_of_the_paired_difference():
 
 
 def test_a_run_compared_with_itself_has_no_difference_and_p_one():
-    counts = yes_no_counts(SAID, TRUE)
+    counts = yes_no_counts(SAID * 2, TRUE * 2)
     for statistic in (accuracy, f1, harmonic_share):
-        found = significance(counts, counts, [str(index) for index in range(8)], statistic)
+        found = significance(counts, counts, [str(index) for index in range(16)], statistic)
         assert (found.difference.value, found.p) == (0, 1)
 
 

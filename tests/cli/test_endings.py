@@ -75,6 +75,13 @@ def test_an_option_with_one_value_is_refused_where_it_stands_twice(words, option
     assert ("vcd+pai" if option == "--stack" else "it takes one value") in result.output
 
 
+@pytest.mark.parametrize(("words", "option"), SINGLE)
+def test_an_option_is_no_value_of_the_option_before_it(words, option):
+    result = CliRunner().invoke(app, [*words, option, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    assert f"Invalid value for '{option}': its value is missing" in result.output
+
+
 def test_switches_and_lists_may_be_repeated():
     assert run_command("strategies", "vcd", "--json", "--json").startswith("{")
     printed = run_command("plan", "--model", "llava-1.5-7b", "--hardware", "h200", "--hardware", "a100")

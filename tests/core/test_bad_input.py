@@ -1,5 +1,7 @@
 """Bad input: a clear error from the tree, naming what to do, and nothing lost."""
 
+import contextlib
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -78,12 +80,16 @@ def test_modes_that_are_refused(llava, settings, words):
         Guard(model, None, "vcd").generate(**inputs, **SETTINGS, **settings)
 
 
+class OtherCache(DynamicCache):
+    """A kind of cache that nothing is known about."""
+
+
 def test_batched_by_name_where_it_cannot_be_exact():
     model, inputs = tiny("llava")
     with pytest.raises(lg.ModeRefused, match="executor='sequential'"):
         Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, use_cache=False)
     with pytest.raises(lg.ModeRefused, match="would not be exact"):
-        Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, cache_implementation="static")
+        Guard(model, None, "vcd", executor="batched").generate(**inputs, **SETTINGS, past_key_values=OtherCache())
     with pytest.raises(lg.InputError, match="auto, batched, sequential"):
         Guard(model, None, "vcd", executor="fast")
 
@@ -194,6 +200,47 @@ def test_branches_that_contradict_themselves(fields):
 def test_keys_that_cannot_name_a_branch(key):
     with pytest.raises(lg.InputError, match="key is hashable and not 'main'"):
         Branch(key, image="removed")
+
+
+HOOK_VALUES = {
+    lg.AttentionCapture: {"key": "a", "layers": (0.0, 1.0), "reduce": lambda weights, _: weights},
+    lg.AttentionEdit: {"layers": (0.0, 1.0), "operation": "add"},
+    lg.Bias: {"values": torch.zeros(128)},
+    lg.Branch: {"key": "a", "image": "removed"},
+    lg.Contrast: {"source": "a", "weight": 1.0},
+    lg.HiddenEdit: {"site": "mlp", "edit": lambda hidden, _: hidden},
+    lg.InputEdit: {"pixels": lambda pixels, _: pixels},
+    lg.Insert: {"ids": (1,)},
+    lg.Mix: {"source": "a", "weight": 1.0},
+    lg.Plausible: {"beta": 0.1},
+    lg.Readout: {"layers": (0.5,)},
+    lg.Replace: {"ids": (1,)},
+    lg.Restrict: {"keep": torch.ones(128)},
+}
+
+
+@pytest.mark.parametrize("kind", HOOK_VALUES, ids=lambda kind: kind.__name__)
+def test_a_field_of_any_kind_is_taken_or_refused(kind):
+    valid = HOOK_VALUES[kind]
+    kind(**valid)
+    for field in dataclasses.fields(kind):
+        for value in (torch.ones(5, 7), torch.ones(()), torch.ones(3, device="meta"), [1], {}, object(), float("nan")):
+            with contextlib.suppress(lg.GuardError):
+                kind(**{**valid, field.name: value})
+
+
+@pytest.mark.parametrize("term", [lg.Bias(torch.tensor(1.0)), lg.Restrict(torch.tensor(1.0))])
+def test_a_single_number_is_no_value_per_token(llava, term):
+    model, inputs = llava
+    with pytest.raises(lg.PluginRejected, match="does not fit the logits"):
+        Guard(model, None, [strategy(terms=[term])]).generate(**inputs, **SETTINGS)
+
+
+@pytest.mark.parametrize("value", [["add"], {}, {"add"}, b"add", None])
+@pytest.mark.parametrize("field", ["operation", "keys", "queries", "when", "stage"])
+def test_choices_of_an_edit_that_are_no_text(field, value):
+    with pytest.raises(lg.InputError, match=r"attention operation|cannot be"):
+        lg.AttentionEdit(**{"layers": (0.0, 1.0), "operation": "add", field: value})
 
 
 def test_a_hook_that_returns_a_single_value(llava):

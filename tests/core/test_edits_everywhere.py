@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import types
 import warnings
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from odd_models import DECODERS, build, build_gemma4
+from odd_models import CACHE, DECODERS, build, build_gemma4
 from torch import nn
 
 from lvlm_guard import (
@@ -25,6 +26,7 @@ from lvlm_guard import (
     Readout,
     hookimpl,
 )
+from lvlm_guard.forward.interventions.head_paths import observe_path
 from lvlm_guard.strategy.edits import AttentionCapture
 from lvlm_guard.testing import ARCHITECTURES, tiny
 
@@ -204,6 +206,59 @@ def test_readouts_are_scaled_as_the_model_scales_and_not_as_its_config_states(na
     torch.testing.assert_close(mixed[0], plain[0] + 0.5 * read, rtol=1e-4, atol=1e-4)
 
 
+def change_logits(model, change):
+    """Let a model do something to its logits that no part of it and no setting shows."""
+    plain = type(model).forward
+
+    @functools.wraps(plain)
+    def forward(self, *args, **kwargs):
+        output = plain(self, *args, **kwargs)
+        output["logits"] = change(output.logits)
+        return output
+
+    model.__class__ = type("Changed", (type(model),), {"forward": forward})
+
+
+def test_readouts_are_scaled_as_the_model_scales_where_its_config_says_nothing():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits * 0.3)
+    states = []
+    model.get_decoder().layers[0].register_forward_hook(lambda _part, _args, output: states.append(first(output)))
+    plain = generate(model, inputs)
+    with torch.no_grad():
+        read = model.lm_head(model.get_decoder().norm(states[0][:, -1])) * 0.3
+    mixed = generate(model, inputs, Does(reads=(Readout((1,)),)))
+    torch.testing.assert_close(mixed[0], plain[0] + 0.5 * read, rtol=1e-4, atol=1e-4)
+
+
+def test_readouts_online_are_scaled_as_the_model_scales_from_the_first_call_on():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits * 0.3)
+    plain = generate(model, inputs)
+    online, later = (generate(model, inputs, Does(reads=(Readout((1,), online=way),))) for way in (True, False))
+    torch.testing.assert_close(online, later, rtol=1e-5, atol=1e-5)
+    assert (online - plain).abs().max() > 0.05
+
+
+def test_running_a_model_to_find_its_head_leaves_its_rope_deltas():
+    """Some versions overwrite them in every forward, and read them when they go on."""
+    model, inputs = tiny("qwen2_vl")
+    generate(model, inputs)
+    deltas = model.model.rope_deltas
+    assert deltas is not None
+    overwrite = model.model.register_forward_hook(lambda part, *_: setattr(part, "rope_deltas", None))
+    observe_path(model)
+    assert model.model.rope_deltas is deltas
+    overwrite.remove()
+
+
+def test_readouts_are_refused_where_a_bias_stands_behind_the_head():
+    model, inputs = tiny("llava")
+    change_logits(model, lambda logits: logits + torch.arange(logits.shape[-1]) % 3)
+    with pytest.raises(ModelRefused, match="differs from its logits by"):
+        generate(model, inputs, WORK["readout"])
+
+
 class Twice(nn.Module):
     """A layer that runs two times in each forward."""
 
@@ -212,7 +267,7 @@ class Twice(nn.Module):
         self.inner = inner
 
     def forward(self, hidden_states, **kwargs):
-        return self.inner(self.inner(hidden_states, **{**kwargs, "past_key_values": None}), **kwargs)
+        return self.inner(self.inner(hidden_states, **{**kwargs, CACHE: None}), **kwargs)
 
 
 class Never(nn.Module):
@@ -361,3 +416,24 @@ def test_a_vision_edit_reaches_the_layer_whose_output_the_model_goes_on_with(nam
     wanted = generate(model, inputs)
     assert (wanted - plain).abs().max() > 0.05
     torch.testing.assert_close(edited, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("work", "most"),
+    [
+        (Does(hides=(HiddenEdit("residual", lambda hidden, view: hidden),)), 0),
+        (Does(hides=(HiddenEdit("mlp", lambda hidden, view: hidden),)), 1),
+        (Does(attends=(AttentionEdit((0.0, 1.0), "scale", 1.0),)), 2),
+        (Does(reads=(Readout((1,)),)), 0),
+    ],
+)
+def test_what_is_found_by_running_the_decoder_is_found_once(work, most):
+    model, inputs = tiny("llava")
+    ran = []
+    model.get_decoder().layers[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    counts = []
+    for _ in range(2):
+        ran.clear()
+        generate(model, inputs, work)
+        counts.append(len(ran))
+    assert counts == [SETTINGS["max_new_tokens"] + most, SETTINGS["max_new_tokens"]]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from gold import EXTRA, WEIGHT, disturbed
+from odd_models import CACHE
 from own_positions import BUILDERS, build, inputs_for
 from replay import replay
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -155,12 +156,12 @@ class WidePositions(transformers.LlavaForConditionalGeneration):
 class TupleCache(transformers.LlavaForConditionalGeneration):
     """Answers with tuples of keys and values, as models of old did, and goes on with them."""
 
-    def forward(self, *args, past_key_values=None, **kwargs):
-        if isinstance(past_key_values, tuple):
-            past_key_values = past_key_values[0][2]
-        output = super().forward(*args, past_key_values=past_key_values, **kwargs)
-        if (cache := output.past_key_values) is not None:
-            output.past_key_values = tuple((layer.keys, layer.values, cache) for layer in cache.layers)
+    def forward(self, *args, **kwargs):
+        if isinstance(past := kwargs.get(CACHE), tuple):
+            kwargs[CACHE] = past[0][2]
+        output = super().forward(*args, **kwargs)
+        if (cache := output.get(CACHE)) is not None:
+            output[CACHE] = tuple((layer.keys, layer.values, cache) for layer in cache.layers)
         return output
 
     forward.__signature__ = FORWARD
@@ -169,10 +170,10 @@ class TupleCache(transformers.LlavaForConditionalGeneration):
 class WrappedCache(transformers.LlavaForConditionalGeneration):
     """Wraps the cache it gets, and answers with the wrapper."""
 
-    def forward(self, *args, past_key_values=None, **kwargs):
-        inner = getattr(past_key_values, "self_attention_cache", past_key_values)
-        output = super().forward(*args, past_key_values=inner, **kwargs)
-        output.past_key_values = EncoderDecoderCache(inner, DynamicCache())
+    def forward(self, *args, **kwargs):
+        inner = getattr(kwargs[CACHE], "self_attention_cache", kwargs[CACHE])
+        output = super().forward(*args, **{**kwargs, CACHE: inner})
+        output[CACHE] = EncoderDecoderCache(inner, DynamicCache())
         return output
 
     forward.__signature__ = FORWARD
@@ -190,8 +191,8 @@ class SilentCache(transformers.LlavaForConditionalGeneration):
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
-        if output.past_key_values is not None:
-            output.past_key_values.__class__ = HidingCache
+        if output.get(CACHE) is not None:
+            output[CACHE].__class__ = HidingCache
         return output
 
     forward.__signature__ = FORWARD
@@ -202,14 +203,14 @@ class CopiedCache(transformers.LlavaForConditionalGeneration):
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
-        output.past_key_values = None
+        setattr(output, CACHE, None)
         return output
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
         kwargs_next = super()._update_model_kwargs_for_generation(outputs, dict(model_kwargs), **kwargs)
         copied = DynamicCache()
-        copied.layers = model_kwargs["past_key_values"].layers
-        kwargs_next["past_key_values"] = copied
+        copied.layers = model_kwargs[CACHE].layers
+        kwargs_next[CACHE] = copied
         return kwargs_next
 
     forward.__signature__ = FORWARD

@@ -11,7 +11,9 @@ from lvlm_guard.request import images
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
+from lvlm_guard.testing.zoo.naming import NamedTokens
 
+NAMELESS = NamedTokens({}, {})
 DRAW = torch.Generator().manual_seed(0)
 
 
@@ -31,14 +33,30 @@ def config(**vision):
     )
 
 
-def edit(rows, inputs, **vision):
+def edit(rows, inputs, processor=None, **vision):
     """The edited pixels of a request whose rows have so many placeholders for each of their images."""
     prompts = [[1] + [token for image in row for token in [*[IMAGE_TOKEN] * image, 9]] for row in rows]
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    request = Request({"input_ids": ids, "attention_mask": mask, **inputs}, {}, config(**vision))
+    request = Request({"input_ids": ids, "attention_mask": mask, **inputs}, {}, config(**vision), processor)
     return build_branch_inputs(request, Branch("noised", pixels=noise), None)
+
+
+@pytest.mark.parametrize(("counts", "tiles"), [((4, 4), (1, 1)), ((2, 4), (1, 2))])
+def test_images_of_one_row_draw_their_own_noise_each(counts, tiles):
+    """An image gets the same noise alone, beside another one, and behind it, where a row has an axis for the tiles of all of them."""
+    first, second = draw(tiles[0], 3, 4, 4), draw(tiles[1], 3, 4, 4)
+    alone = [
+        edit([[count]], {"pixel_values": image[None]}, processor=NAMELESS)
+        for count, image in zip(counts, (first, second), strict=True)
+    ]
+    both = stacked(torch.cat([first, second]), torch.cat([second]))
+    edited = edit([list(counts), [counts[1]]], {"pixel_values": both}, processor=NAMELESS)["pixel_values"]
+    assert torch.equal(edited[0, : tiles[0]], alone[0]["pixel_values"][0])
+    assert torch.equal(edited[0, tiles[0] :], alone[1]["pixel_values"][0])
+    assert torch.equal(edited[1, : tiles[1]], alone[1]["pixel_values"][0])
+    assert not edited[1, tiles[1] :].any()
 
 
 def ints(*values):

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from gold import EXTRA, Against
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig, GitConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES, SEARCH
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request import requests
@@ -144,6 +144,24 @@ def with_adapters():
     return Request({**inputs, "adapter_names": ["one", "other"]}, {}, model.config)
 
 
+def captioned(**settings):
+    """A request of a model whose config names no placeholder."""
+    config = GitConfig(**settings)
+    ids = "decoder_input_ids" if settings else "input_ids"
+    return Request({ids: torch.tensor([[8, 9]]), "pixel_values": torch.ones(1, 3, 4, 4)}, {}, config)
+
+
+def described():
+    """A request of pictures alone."""
+    return Request({"pixel_values": torch.ones(1, 3, 4, 4)}, {}, GitConfig())
+
+
+def read_prompt():
+    request = with_adapters()
+    preparation = prompt_preparation.PromptPreparation(None, request, {}, None)
+    prompt_preparation.PromptRuns(preparation)(None)
+
+
 def build_branch_of_video(branch):
     """Check a branch on one video in two pieces."""
     config = tiny("llava_onevision")[0].config
@@ -177,17 +195,25 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: call(FINISHES, synced_gpus=True),
         "^A revision runs as many forwards as its answer needs",
     ),
-    "branches beside an argument that lists something for each row, such as `adapter_names`": (
-        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), with_adapters())),
-        "^adapter_names lists something for each row",
+    "edits of pictures or of features, and masked images, in a request with a video": (
+        lambda _: build_branch_of_video(Branch("x", picture=lambda picture, _: picture)),
+        "edits still images, but the request holds a video",
     ),
-    "edits of images, in a request with a video": (
-        lambda _: build_branch_of_video(Branch("x", pixels=lambda pixels, _: pixels)),
-        "edits images, but the request holds a video",
-    ),
-    "a branch without the image, where a video stands in several pieces of the prompt": (
+    "a branch without the image, where the frames of a video stand apart in the prompt and nothing tells their times from text": (
         lambda _: build_branch_of_video(Branch("x", image="removed")),
-        "the parts of the video stand apart",
+        "the frames of a video stand apart",
+    ),
+    "a branch without the image, where an encoder reads the image alone": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned(is_encoder_decoder=True))),
+        "the encoder of this model reads nothing else",
+    ),
+    "a change of the prompt, where pictures are passed without one": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), described())),
+        "changes the prompt, but there is none",
+    ),
+    "a change of the prompt round the image, where the config names no placeholder and there is no processor": (
+        lambda _: refuse(BRANCH, RequestedBranch(Branch("x", image="removed"), captioned())),
+        "its processor may",
     ),
     "a cache that already holds tokens": (lambda _: call(past_key_values=filled_cache()), "already holds tokens"),
     "a streamer with a search": (lambda _: call(SEARCHES, streamer=STREAMER), "^A search changes answers after"),
@@ -199,7 +225,15 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda _: call(SEARCHES, output_logits=True),
         "^A search cannot be combined with output_logits",
     ),
-    "`past_key_values` with a search": (
+    "an argument that lists something for each row, such as `adapter_names`, with a search": (
+        lambda _: refuse(SEARCH, with_adapters()),
+        "^adapter_names lists something for each row .* the candidates of a search",
+    ),
+    "hidden states of a prompt beside an argument that lists something for each row, such as `adapter_names`": (
+        lambda _: read_prompt(),
+        "^adapter_names lists something for each row .* cannot be run by themselves",
+    ),
+    "a cache (`cache`, `past_key_values`) with a search": (
         lambda _: call(SEARCHES, past_key_values=DynamicCache()),
         "leave its candidates in the cache",
     ),
@@ -258,7 +292,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
         "The batched executor needs a cache",
     ),
     '`executor="batched"` where it would not be exact': (
-        lambda _: call(executor="batched", cache_implementation="static"),
+        lambda _: call(executor="batched", past_key_values=type("OtherCache", (DynamicCache,), {})()),
         "would not be exact here",
     ),
     MIXED[0].case: (

@@ -13,6 +13,7 @@ from torch import nn
 
 from lvlm_guard import Guard, HiddenEdit, ModelRefused, hookimpl
 from lvlm_guard.testing import ARCHITECTURES, tiny
+from lvlm_guard.testing.zoo.building import Specimen
 
 SETTINGS = {
     "max_new_tokens": 3,
@@ -141,3 +142,27 @@ def test_an_edit_sees_the_input_of_the_block_itself(name):
         Guard(model, None, [Edits((edit,))]).generate(**inputs, max_new_tokens=1, do_sample=False)
     assert len(seen) == 1
     assert torch.equal(seen[0], taken[-1])
+
+
+@pytest.mark.parametrize("site", ["attention", "mlp"])
+def test_a_feed_forward_that_is_no_module_of_its_own_is_a_block_too(site):
+    specimen = Specimen("blip-2")
+    model, inputs = specimen.model, specimen.row()
+    layers = model.language_model.model.decoder.layers
+    silent = copy.deepcopy(model)
+    for layer in silent.language_model.model.decoder.layers:
+        last = layer.fc2 if site == "mlp" else layer.self_attn.out_proj
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    nothing, plain = (each.generate(**inputs, **SETTINGS) for each in (silent, model))
+    taken, seen = [], []
+    edit = HiddenEdit(site, lambda hidden, view: seen.append(view.input) or hidden * 0.0)
+    first = layers[0].fc1 if site == "mlp" else layers[0].self_attn
+    keep = first.register_forward_pre_hook(
+        lambda _, args, kwargs: taken.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    output = Guard(model, None, [Edits((edit,))]).generate(**inputs, **SETTINGS)
+    keep.remove()
+    assert (logits(nothing) - logits(plain)).abs().max() > 0.1
+    torch.testing.assert_close(logits(output), logits(nothing), rtol=1e-4, atol=1e-4)
+    assert any(torch.equal(seen[0].flatten(), states.flatten()) for states in taken)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gold import SUPPRESSED, WEIGHT, Against
+from gold import SUPPRESSED, WEIGHT, Against, disturbed
 
 from lvlm_guard import Guard, ModeRefused
 from lvlm_guard.testing import tiny
@@ -55,12 +55,34 @@ def test_images_and_videos_are_dropped_together(architecture, prompt):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("stack", ["vcd", "masked"])
-def test_edits_of_images_are_refused_beside_a_video(prompt, stack):
+def test_masked_images_are_refused_beside_a_video(prompt):
     model, inputs = request("qwen2_vl", PROMPTS[prompt])
-    guard = Guard(model, None, "vcd" if stack == "vcd" else [Against(stack)])
     with pytest.raises(ModeRefused, match="the request holds a video"):
-        guard.generate(**inputs, **SETTINGS)
+        Guard(model, None, [Against("masked")]).generate(**inputs, **SETTINGS)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pixels_of_images_and_of_frames_are_edited_alike(architecture, prompt):
+    model, inputs = request(architecture, PROMPTS[prompt])
+    got = Guard(model, None, [Against("noised")]).generate(**inputs, **SETTINGS)
+    changed = {name: disturbed(value) if "pixel_values" in name else value for name, value in inputs.items()}
+    start = inputs["input_ids"].shape[1]
+    for step, logits in enumerate(got.logits):
+        said = got.sequences[0, start : start + step].tolist()
+        main, branch = next_logits(model, inputs, said), next_logits(model, changed, said)
+        assert float(((1 + WEIGHT) * main - WEIGHT * branch - logits[0]).abs().max()) <= 1e-4
+        assert float((main - branch).abs().max()) > 0.1
+
+
+def test_every_video_draws_its_own_noise_whatever_stands_beside_it():
+    model, inputs = request("qwen2_vl", PROMPTS["video alone"])
+    alone = Guard(model, None, "vcd").generate(**inputs, **SETTINGS).logits[0]
+    other = {**inputs, "pixel_values_videos": inputs["pixel_values_videos"].flip(0)}
+    both = {name: torch.cat([other[name], value]) for name, value in inputs.items()}
+    together = Guard(model, None, "vcd").generate(**both, **SETTINGS).logits[0]
+    assert float((together[1] - alone[0]).abs().max()) <= 1e-4
+    assert float((together[0] - alone[0]).abs().max()) > 0.1
 
 
 def test_a_longer_prompt_keeps_the_video():

@@ -4,9 +4,11 @@ import pytest
 import torch
 from gold import SUPPRESSED, Against
 
-from lvlm_guard import Guard, InputError, ModeRefused, StrategyRefused
+from lvlm_guard import Guard, InputError, ModelRefused, ModeRefused, StrategyRefused
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
+from lvlm_guard.testing.zoo.building import Specimen
+from lvlm_guard.testing.zoo.prompts import joined
 
 SETTINGS = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED, "pad_token_id": 0}
 MODES = {
@@ -107,5 +109,33 @@ def test_as_many_images_as_rows_are_refused_because_nobody_knows_whose_they_are(
     model, inputs = tiny("llava", batch=2)
     mixed = {**inputs, "input_ids": inputs["input_ids"].clone()}
     mixed["input_ids"][1] = text_only(inputs)["input_ids"][1]
-    with pytest.raises(InputError, match="pixel_values"):
+    with pytest.raises(InputError, match="Only rows 0 of the batch have an image"):
         Guard(model, None, [Against("noised")], without_image="plain").generate(**mixed, **SETTINGS)
+
+
+@pytest.mark.parametrize("images", [(0, 1, 3), (0, 1, 2, 1)])
+@pytest.mark.parametrize("kind", ["noised", "blind"])
+@pytest.mark.parametrize("name", ["internvl", "idefics2", "qwen2_vl"])
+def test_rows_with_none_one_and_several_images_are_what_they_are_alone(name, kind, images):
+    """As many images as rows and more, on axes of images and of rows, and of several sizes where a model takes them."""
+    specimen = Specimen(name)
+    rows = [specimen.row(3 + seed, seed, count) for seed, count in enumerate(images)]
+    if name == "qwen2_vl":
+        rows[1] |= {"pixel_values": rows[1]["pixel_values"].repeat(2, 1), "image_grid_thw": torch.tensor([[1, 8, 4]])}
+        rows[1] = specimen.complete(
+            torch.cat([rows[1]["input_ids"][:, :3], torch.full((1, 4), IMAGE_TOKEN), rows[1]["input_ids"][:, 3:]], 1),
+            {key: rows[1][key] for key in ("pixel_values", "image_grid_thw")},
+        )
+    guard = Guard(specimen.model, specimen.processor, [Against(kind)], without_image="plain")
+    output = guard.generate(**joined(rows), **SETTINGS)
+    tokens = SETTINGS["max_new_tokens"]
+    alone = [guard.generate(**row, **SETTINGS)[0, -tokens:] for row in rows]
+    assert torch.equal(output[:, -tokens:], torch.stack(alone))
+    main = specimen.model.generate(**joined(rows), **SETTINGS)
+    assert kind == "noised" or not torch.equal(output, main), "no power"
+
+
+def test_masking_needs_an_image_in_the_prompt_and_not_beside_it():
+    specimen = Specimen("idefics")  # its placeholder only marks the place: the image is looked at beside the prompt
+    with pytest.raises(ModelRefused, match="does not place images among the prompt tokens"):
+        Guard(specimen.model, specimen.processor, [Against("masked")]).generate(**specimen.row(), max_new_tokens=1)

@@ -92,18 +92,28 @@ def run(words, arguments, folder):
     load_scene().save(testbed_picture)
     (folder / "page.png").write_text("<html>")
     (folder / "deep.toml").write_text('[[stack]]\nname = "vcd"\n')
-    with mock.patch.object(loading, "load", load), mock.patch.object(loading, "load_config", load_config):
+    offline = {
+        "load": load,
+        "load_config": without_network(LOAD_CONFIG),
+        "load_config_values": without_network(LOAD_VALUES),
+    }
+    with mock.patch.multiple(loading, **offline):
         result = CliRunner().invoke(app, [*words, *arguments])
     check(result)
 
 
-def load_config(name):
-    if name != "testbed" and not Path(name[:200].replace("\0", "")).exists():
-        raise GuardError(f"there is no model {name[:80]!r} in this test, which has no network.")
-    return LOAD_CONFIG(name)
+def without_network(read):
+    """Read as the library does, but nothing from the hub."""
+
+    def read_here(name):
+        if name != "testbed" and not Path(name[:200].replace("\0", "")).exists():
+            raise GuardError(f"there is no model {name[:80]!r} in this test, which has no network.")
+        return read(name)
+
+    return read_here
 
 
-LOAD_CONFIG = loading.load_config
+LOAD_CONFIG, LOAD_VALUES = loading.load_config, loading.load_config_values
 
 
 @functools.cache

@@ -93,7 +93,10 @@ CHANGES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def change_one(chance: random.Random, folder: Path) -> str:
-    path = chance.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not paths:
+        return "nothing left to change"
+    path = chance.choice(paths)
     name, content = path.relative_to(folder), path.read_bytes()
     if chance.random() < 0.1:
         path.unlink()
@@ -104,7 +107,7 @@ def change_one(chance: random.Random, folder: Path) -> str:
     change = chance.choice(CHANGES)
     try:
         path.write_bytes(change(chance, content))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         path.write_bytes(truncate(chance, content))
     return f"{name}: {change.__name__}"
 
@@ -150,7 +153,7 @@ def draw(chance: random.Random, folder: Path) -> Attempt:
     data = (
         copy
         if chance.random() < 0.95
-        else chance.choice([copy / "nowhere", next(path for path in copy.rglob("*") if path.is_file())])
+        else chance.choice([copy / "nowhere", next((path for path in copy.rglob("*") if path.is_file()), copy)])
     )
     pictures, limit = chance.choice(("skip", "skip", "skip", "refuse", "x")), chance.choice((None, None, 1, 3, 0))
     return Attempt(

@@ -19,6 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+    "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
     "forward",
@@ -30,13 +31,14 @@ KNOWS_TRANSFORMERS = (
     "testbed",
     "cli",
     "loading",
+    "verification",
 )
 PUBLIC = {
     "lvlm_guard": lvlm_guard.__all__,
     "lvlm_guard.fields": fields.__all__,
     "lvlm_guard.fitting": fitting.__all__,
 }
-BASE = ("anatomy", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
+BASE = ("anatomy", "cache_names", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
 FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "fields", "host"), ("strategy",), BASE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lvlm_guard.cache_names import name_of_cache
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost, complete
 
+CACHE = name_of_cache(inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters)
+"""What forwards call their cache in this version of transformers."""
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT: dict[str, Any] = {

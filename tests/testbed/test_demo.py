@@ -13,7 +13,7 @@ from lvlm_guard import Guard, Stack
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import page, results
 from lvlm_guard.bench.running import store
-from lvlm_guard.bench.scoring.intervals import Interval, interval, paired_difference
+from lvlm_guard.bench.scoring.intervals import Interval, format_interval, interval, paired_difference
 from lvlm_guard.cli import app, demonstration, demonstration_tables
 from lvlm_guard.errors import Refused, StrategyRefused
 from lvlm_guard.testbed.figures import CARD_FIGURES, DEMO_FIGURES
@@ -93,7 +93,7 @@ def test_the_terminal_shows_every_figure(folder, scored):
         for name, shown in demonstration_tables.compare(scored, split).items():
             change = shown.difference
             assert DEMO_FIGURES[name].title in wide
-            assert f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" in wide
+            assert format_interval(change, shown.scenes, signed=True) in wide
     narrow = (folder / "terminal.txt").read_text(encoding="utf-8")
     for words in (demonstration_tables.LIMIT, "ms per token", "decode forwards", "rows per", "--scenes 300"):
         assert words in narrow
@@ -126,7 +126,7 @@ def test_a_stack_that_changes_nothing_shows_no_difference(tmp_path):
         for compared in levels.values():
             assert compared["plain"] == compared["guarded"]
             assert compared["plain"]["n"] == compared["difference"]["n"] > 0
-            assert {compared["difference"][name] for name in ("value", "low", "high")} == {0.0}
+            assert [compared["difference"][name] for name in ("value", "low", "high")] == [0.0, None, None]
 
 
 def test_a_stack_that_refuses_is_named_with_its_reason(monkeypatch):
@@ -180,8 +180,8 @@ def test_the_page_shows_the_figures_of_the_terminal(text, scored):
         for shown in demonstration_tables.compare(scored, split).values():
             change = shown.difference
             for score in (shown.plain, shown.guarded):
-                assert f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]" in text
-            assert f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]" in text
+                assert format_interval(score, shown.scenes) in text
+            assert format_interval(change, shown.scenes, signed=True) in text
     assert "say nothing about other models" in text
     assert f"{demonstration_tables.costs(scored)['plain'].prefill:.2f}" in text
 

@@ -12,7 +12,7 @@ from lvlm_guard.bench.reporting import labels
 from lvlm_guard.bench.reporting.labels import Box, Label, Place
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.systems import GREEDY
-from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.intervals import Interval, format_interval
 
 WIDTH, HEIGHT = 920.0, 480.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 904.0, 16.0, 424.0
@@ -212,7 +212,7 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
             bound,
             text,
             put,
-            f"{outcome.system}: {format_interval(score.found)}, {cost:.2f}",
+            f"{outcome.system}: {format_interval(score.found, score.clusters)}, {cost:.2f}",
         )
         for at, ((outcome, score, cost), (x, y), bound, text, put) in enumerate(
             zip(drawn_systems, points, bounds, texts, places, strict=True), 1
@@ -304,11 +304,6 @@ def _front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], 
     return (*corners, best[-1], (RIGHT, best[-1][1])) if best else ()
 
 
-def format_interval(interval: Interval) -> str:
-    """Write a score with its interval."""
-    return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """Write a figure, or a dash where there is none."""
     return "\u2013" if value is None or math.isnan(value) else f"{value:.{digits}f}"
@@ -388,5 +383,5 @@ def _bar(score: Score, line: Line, scale: Scale) -> Bar:
         width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if is_defined else 0.0,
         whisker=_bounds(score.found, scale) if is_defined else None,
         figure=number(score.found.value),
-        tooltip=f"{line.name}: {format_interval(score.found)}",
+        tooltip=f"{line.name}: {format_interval(score.found, score.clusters)}",
     )

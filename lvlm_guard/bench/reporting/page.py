@@ -43,7 +43,8 @@ NAMED = 8
 
 SYMBOLS: Mapping[str, str] = {
     "helps": "\u25b2", "unproven": "\u25b3", "says less": "\u25bd", "only shifts bias": "\u21c4",
-    "indistinguishable from greedy": "\u2248", "changed nothing": "=", "hurts": "\u25bc", "not compared": "?",
+    "indistinguishable from greedy": "\u2248", "changed nothing": "=", "hurts": "\u25bc", "too few pictures": "?",
+    "not compared": "?",
     "unfinished": "\u2026", "refused": "\u2715",
 }  # fmt: skip
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")

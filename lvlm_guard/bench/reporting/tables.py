@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from lvlm_guard.bench.reporting.charts import format_interval, number, role_of
+from lvlm_guard.bench.reporting.charts import number, role_of
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.reporting.verdicts import COVERAGE, corrected, is_better, is_worse
+from lvlm_guard.bench.scoring.intervals import format_interval
 
 MOST_HEADLINES = 4
 AIMS = {True: "higher is better", False: "lower is better", None: "neither is better"}
@@ -198,11 +199,11 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
 
 
 def _format_test(score: Score) -> tuple[Cell, ...]:
-    value = Cell(format_interval(score.found), _key(score.found.value))
+    value = Cell(format_interval(score.found, score.clusters), _key(score.found.value))
     if (test := score.against_greedy) is None:
         return (value, *(_plain(None) for _ in range(3)))
     change, mark = test.difference, _mark(score)
-    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    figures = format_interval(change, test.clusters, signed=True)
     p, p_corrected = test.p, corrected(test)
     return value, Cell(figures, _key(change.value), mark), _chance(p), _chance(p_corrected, mark)
 

@@ -10,6 +10,7 @@ from typing import Literal
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compare_measure
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
+from lvlm_guard.bench.scoring.intervals import FEWEST, TOO_FEW, format_interval
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.significance import Significance, find_resolution
 
@@ -36,7 +37,7 @@ COVERAGE = ("recall", "cover")
 
 Kind = Literal[
     "helps", "unproven", "says less", "only shifts bias", "indistinguishable from greedy", "changed nothing", "hurts",
-    "not compared", "unfinished", "refused",
+    "too few pictures", "not compared", "unfinished", "refused",
 ]  # fmt: skip
 KINDS: Mapping[Kind, str] = {
     "helps": f"Better than greedy on the headline measure (corrected p < {SURE}), and clearly better than every control.",
@@ -46,6 +47,7 @@ KINDS: Mapping[Kind, str] = {
     "indistinguishable from greedy": f"Answers changed, the headline measure did not (corrected p at least {SURE}).",
     "changed nothing": "Every answer is greedy's.",
     "hurts": f"Worse than greedy on the headline measure (corrected p < {SURE}).",
+    "too few pictures": f"Fewer than {FEWEST} pictures: nothing can be told from chance.",
     "not compared": "There is nothing to compare with: greedy has no whole set of answers, or the measure counts nothing.",
     "unfinished": "Not every item is answered, so there are no scores.",
     "refused": "The stack could not answer; the reason is its own.",
@@ -192,6 +194,9 @@ def _without_figures(case: Case) -> Verdict | None:
         return _verdict(case, "unfinished", f"{outcome.answers} of {outcome.items} answers.")
     if outcome.changed is not None and outcome.changed.is_none:
         return _verdict(case, "changed nothing", f"All {outcome.changed.n} answers are greedy's.")
+    score = case.headline
+    if score is not None and score.against_greedy is not None and score.against_greedy.test == TOO_FEW:
+        return _verdict(case, "too few pictures", _summarise(score, score.against_greedy))
     return None
 
 
@@ -296,7 +301,7 @@ def _verdict(case: Case, kind: Kind, why: str) -> Verdict:
 
 def _summarise(score: Score, test: Significance) -> str:
     change = test.difference
-    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+    figures = format_interval(change, test.clusters, signed=True)
     return f"{score.title}: {figures}, {format_p(corrected(test))}."
 
 
@@ -319,7 +324,7 @@ def _rival(score: Score, name: str, rival: Rival) -> str:
     change = rival.test.difference
     aim = "higher" if score.higher_is_better else "lower"
     gain = rival.gain if score.higher_is_better else -rival.gain
-    figures = f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}], {format_p(rival.test.p)}"
+    figures = f"{format_interval(change, rival.test.clusters, signed=True)}, {format_p(rival.test.p)}"
     return f"{name}, a control, alone changes it by {gain:+.3f}; the stack is not clearly {aim} ({figures})."
 
 

@@ -13,6 +13,7 @@ from lvlm_guard.bench.running.picture_check import LeftOut, find_faults, refuse
 from lvlm_guard.bench.running.stored_manifest import REFUSE, SKIP
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import GuardWarning, InputError, nearest
+from lvlm_guard.files import exists, is_folder
 
 
 def gather(plan: RunPlan) -> Gathered:
@@ -37,8 +38,8 @@ def _check_plan(plan: RunPlan) -> None:
     if plan.missing_pictures not in (REFUSE, SKIP):
         hint = nearest(plan.missing_pictures, (REFUSE, SKIP))
         raise InputError(f"--missing-pictures {plan.missing_pictures} is not possible.{hint}")
-    if plan.data is not None and not plan.data.is_dir():
-        fault = "is a file, not the folder that holds the suites' files" if plan.data.exists() else "does not exist"
+    if plan.data is not None and not is_folder(plan.data):
+        fault = "is a file, not the folder that holds the suites' files" if exists(plan.data) else "does not exist"
         raise InputError(f"--data: {plan.data} {fault}. Name a folder.")
 
 

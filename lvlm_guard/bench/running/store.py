@@ -27,6 +27,7 @@ from lvlm_guard.bench.running.stored_manifest import PLACE, read_manifest
 from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
 from lvlm_guard.deprecation import moved_names, warn_renamed
 from lvlm_guard.errors import GuardWarning, InputError
+from lvlm_guard.files import check_name, exists, is_file, is_folder
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
@@ -91,14 +92,14 @@ def check_folder(folder: Path) -> None:
     Raises:
         InputError: It is a file, holds something else, or cannot be written to.
     """
-    with files.report_failure(folder):
-        existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not existing.is_dir():
+    check_name(folder)
+    existing = next(place for place in (folder, *folder.absolute().parents) if exists(place))
+    if not is_folder(existing):
         place = "a folder" if existing == folder else "in a folder"
         raise InputError(f"--out must be {place}, but {existing} is a file. Name another one.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"The folder {existing} cannot be written to. Name another one by --out.")
-    if existing == folder and not (folder / MANIFEST).exists():
+    if existing == folder and not exists(folder / MANIFEST):
         _refuse_strangers(folder)
 
 
@@ -118,10 +119,10 @@ def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequ
         for draft in folder.rglob(f".*{files.DRAFT}"):
             files.remove(draft)
         written = seal(json.loads(json.dumps(manifest, default=str)), PLACE)
-        if (folder / MANIFEST).exists():
+        if exists(folder / MANIFEST):
             existing = read_manifest(folder / MANIFEST)
             _refuse_another(folder, existing, written)
-            if not (folder / ITEMS).exists():
+            if not exists(folder / ITEMS):
                 files.write_whole(folder / ITEMS, format_items(folder, existing.get(CHECK), items))
             read_items(folder, existing.get(CHECK), existing["suites"])
         else:
@@ -252,7 +253,7 @@ def read(folder: Path) -> Record:
     Raises:
         InputError: It is none, or a file of it cannot be read or was edited.
     """
-    if not (folder / MANIFEST).is_file():
+    if not is_file(folder / MANIFEST):
         raise InputError(
             f"{folder} holds no {MANIFEST}, so it is no run. Begin one: lvlm-guard bench run ... --out DIR."
         )

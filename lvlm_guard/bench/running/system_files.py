@@ -13,6 +13,7 @@ from typing import Any
 from lvlm_guard.bench import files
 from lvlm_guard.bench.running.sealing import Ledger, parse_object, remove_check, seal
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import exists
 
 COST_NUMBERS = ("rows", "tokens", "seconds", "prefill", "decode", "rows_per_forward")
 
@@ -119,7 +120,7 @@ class SystemFiles:
         Raises:
             InputError: The file is not what the run wrote.
         """
-        if not self.refusal.exists():
+        if not exists(self.refusal):
             return None
         try:
             values = remove_check(parse_object(files.read_if_there(self.refusal)), self._place("refusals"))

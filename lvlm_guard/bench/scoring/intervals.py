@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 Totals = NDArray[np.float64]
 Statistic = Callable[[Totals], Totals]
 """Maps summed counts of shape (..., counts) to scores of shape (...)."""
+
+FEWEST = 10
+"""Pictures below which nothing is said of how sure a score is: with fewer, resampling them is wrong too often."""
+
+TOO_FEW = "too few pictures"
 
 _ENTRIES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A score and the bounds it lies between with the requested confidence."""
+    """A score and the bounds it lies between with the requested confidence; nan where nothing is known of them."""
 
     value: float
     low: float
     high: float
+
+
+def format_interval(score: Interval, clusters: int, *, signed: bool = False) -> str:
+    """Write a score with its bounds, or say that there are too few pictures for any.
+
+    Args:
+        score: The score.
+        clusters: Pictures behind it.
+        signed: Whether to write a plus, for differences.
+    """
+    if math.isnan(score.value):
+        return "\u2013"
+    sign = "+" if signed else ""
+    if clusters < FEWEST:
+        return f"{score.value:{sign}.3f} ({TOO_FEW})"
+    if math.isnan(score.low) or math.isnan(score.high):
+        return f"{score.value:{sign}.3f}"
+    return f"{score.value:{sign}.3f} [{score.low:{sign}.3f}, {score.high:{sign}.3f}]"
 
 
 def by_cluster(clusters: Sequence[str], counts: ArrayLike) -> Totals:
@@ -103,9 +128,12 @@ def harmonic_share(totals: Totals) -> Totals:
 def interval(
     totals: Totals, statistic: Statistic = share, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Return the score over all scenes and its bootstrap interval; `totals` has one row per scene."""
+    """Return the score over all scenes and its bootstrap interval; `totals` has one row per scene.
+
+    The bounds are nan below `FEWEST` scenes.
+    """
     draws = np.concatenate([statistic(weights @ totals) for weights in _weights(len(totals), resamples, seed)])
-    return bounds(float(statistic(totals.sum(0))), draws, level)
+    return bounds(float(statistic(totals.sum(0))), draws, len(totals), level, is_share=isinstance(statistic, Share))
 
 
 def paired_difference(
@@ -122,7 +150,7 @@ def paired_difference(
     Each resample takes the same scenes for both.
     """
     draws = paired_draws(before, after, statistic, resamples=resamples, seed=seed)
-    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), draws, level)
+    return bounds(float(statistic(after.sum(0)) - statistic(before.sum(0))), draws, len(before), level)
 
 
 def paired_draws(
@@ -140,13 +168,46 @@ def paired_draws(
     return np.concatenate(parts)
 
 
-def bounds(value: float, draws: Totals, level: float) -> Interval:
-    """Return a score between the percentiles of its draws that hold `level` of them; undefined draws are left out."""
+def bounds(value: float, draws: Totals, clusters: int, level: float, *, is_share: bool = False) -> Interval:
+    """Return a score between the percentiles of its expanded draws that hold `level` of them; undefined draws are left out.
+
+    Draws that are all the same say nothing about chance: a share of none or all then lies between the exact bounds of so many
+    scenes (Clopper and Pearson, Biometrika, 1934), and anything else has no bounds.
+
+    Args:
+        value: The score.
+        draws: Its bootstrap draws.
+        clusters: Scenes they were drawn from; the bounds are nan below `FEWEST`.
+        level: Confidence of the interval.
+        is_share: Whether the score is a share of what is counted in a scene.
+    """
     defined = draws[~np.isnan(draws)]
-    if defined.size == 0:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    if clusters < FEWEST or defined.size == 0:
+        return Interval(value, math.nan, math.nan)
+    expanded = expand(defined, value, clusters)
+    low, high = np.quantile(expanded, ((1 - level) / 2, (1 + level) / 2))
+    if low == high:
+        return _exact_bounds(value, clusters, level) if is_share else Interval(value, math.nan, math.nan)
+    if defined.min() >= 0 and defined.max() <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
     return Interval(value, float(low), float(high))
+
+
+def expand(draws: Totals, value: float, clusters: int) -> Totals:
+    """Move draws away from the score, by what percentiles of few scenes are too narrow.
+
+    They lack the factor n / (n - 1) of a variance, and Student's distribution (Hesterberg, The American Statistician, 2015).
+    """
+    factor = stats.t.ppf(0.975, clusters - 1) / stats.norm.ppf(0.975) * math.sqrt(clusters / (clusters - 1))
+    return np.asarray(value + factor * (draws - value))
+
+
+def _exact_bounds(value: float, clusters: int, level: float) -> Interval:
+    """Return the bounds of a share whose scenes were all alike; nan where they are neither all right nor all wrong."""
+    furthest = ((1 - level) / 2) ** (1 / clusters)
+    if value == 1:
+        return Interval(value, furthest, 1.0)
+    return Interval(value, 0.0, 1 - furthest) if value == 0 else Interval(value, math.nan, math.nan)
 
 
 def _weights(clusters: int, resamples: int, seed: int) -> Iterator[Totals]:

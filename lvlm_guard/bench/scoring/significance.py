@@ -5,6 +5,8 @@ Three tests, and which is used when (`significance` chooses, and says which):
 - exact McNemar: a share of right answers, and every question has a picture of its own;
 - exact sign flip over clusters: a share over the same questions on both sides, several of them about one picture;
 - paired bootstrap over clusters: everything else, such as F1, balanced accuracy or CHAIR_i, which are no means.
+
+Below 10 pictures none is used: there is no p value, and no interval.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from lvlm_guard.bench.scoring.intervals import (
+    FEWEST,
+    TOO_FEW,
     Interval,
     Share,
     Statistic,
     Totals,
     bounds,
     by_cluster,
+    expand,
     paired_draws,
     share,
 )
@@ -42,10 +47,10 @@ class Significance:
 
     Args:
         difference: Guarded minus plain, with its clustered bootstrap interval.
-        p: Two-sided p value; nan where the score is undefined.
+        p: Two-sided p value; nan where the score is undefined, and where there are too few pictures.
         n: Questions (rows of counts).
         clusters: Pictures they belong to.
-        test: `MCNEMAR`, `SIGN_FLIP` or `BOOTSTRAP`.
+        test: `MCNEMAR`, `SIGN_FLIP`, `BOOTSTRAP`, or `TOO_FEW` where none is used.
         adjusted_p: `p` after Holm's correction by `correct_p_values`; None before it.
     """
 
@@ -58,7 +63,7 @@ class Significance:
 
 
 def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05, span: float = 1.0) -> float:
-    """Return about the smallest difference that a comparison could have told from chance; nan where its interval is unknown.
+    """Return about the smallest difference that a comparison could have told from chance; nan where nothing is known of chance.
 
     It is half the width of the interval, and no less than a difference of so few answers that even all of them on one side
     have a p value above `sure`. Both are widened for several comparisons as Holm's correction of the smallest p value does.
@@ -70,9 +75,12 @@ def find_resolution(test: Significance, comparisons: int = 1, sure: float = 0.05
         span: How far the best score is from the worst; 0 where that is not known, and only the interval is looked at.
     """
     widened = stats.norm.isf(sure / comparisons / 2) / stats.norm.isf(sure / 2)
-    half = (test.difference.high - test.difference.low) / 2 * widened
+    if test.test == TOO_FEW or np.isnan(test.p):
+        return float("nan")
+    width = test.difference.high - test.difference.low
+    half = 0.0 if np.isnan(width) else width / 2 * widened
     fewest = np.ceil(np.log2(2 * comparisons / sure)) / test.n
-    return float("nan") if np.isnan(half) else float(max(half, span * min(fewest, 1.0)))
+    return float(max(half, span * min(fewest, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -151,15 +159,19 @@ def significance(
     change = float(statistic(guarded.sum(0)) - statistic(plain.sum(0)))
     test, p = _choose_test(old, new, plain, guarded, statistic, draws)
     p = float("nan") if np.isnan(change) else p
-    return Significance(bounds(change, draws, level), p, len(old), len(plain), test)
+    return Significance(bounds(change, draws, len(plain), level), p, len(old), len(plain), test)
 
 
 def _choose_test(
     old: Totals, new: Totals, plain: Totals, guarded: Totals, statistic: Statistic, draws: Totals
 ) -> tuple[str, float]:
     """Choose the test that fits, and return its name and p value."""
+    if len(plain) < FEWEST:
+        return TOO_FEW, float("nan")
+    value = float(statistic(guarded.sum(0)) - statistic(plain.sum(0)))
+    expanded = expand(draws, value, len(plain))
     if not isinstance(statistic, Share) or not _same_wholes(plain, guarded, statistic):
-        return BOOTSTRAP, bootstrap_p(draws)
+        return BOOTSTRAP, bootstrap_p(expanded)
     part = list(statistic.part)
     change = guarded[:, part].sum(1) - plain[:, part].sum(1)
     right = old[:, part].sum(1), new[:, part].sum(1)
@@ -167,7 +179,7 @@ def _choose_test(
         return MCNEMAR, mcnemar(*right)
     if np.array_equal(change, np.rint(change)):
         return SIGN_FLIP, sign_flip(change)
-    return BOOTSTRAP, bootstrap_p(draws)
+    return BOOTSTRAP, bootstrap_p(expanded)
 
 
 def _same_wholes(plain: Totals, guarded: Totals, statistic: Share) -> bool:

@@ -45,6 +45,7 @@ from lvlm_guard.bench.suites.yes_no import (
     yes_no_measures,
 )
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import exists
 
 LEVEL_OF: Mapping[str, Level] = {
     "discriminative-hallucination": "object",
@@ -166,7 +167,7 @@ class Amber:
         for root in (data, data / "data") if data is not None else ():
             for names in _HOLDERS[self.part]:
                 paths = [root / "query" / f"query_{name}.json" for name in names]
-                if all(path.exists() for path in paths):
+                if all(exists(path) for path in paths):
                     return paths
         raise missing(self.name, data, _QUERIES)
 

@@ -13,6 +13,7 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.impostors import HEAD, recognise
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.files import exists, is_file, is_folder
 
 _BETWEEN = re.compile(r"[\s,]*")
 _BROKEN_JSON = (ValueError, RecursionError)
@@ -115,7 +116,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         InputError: It cannot be opened, or is what a failed download leaves.
     """
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path} is a folder, and should be a file.")
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -270,7 +271,7 @@ def find_file(suite: str, data: Path | None, need: Required, *folders: str) -> P
     if data is not None:
         for folder in ("", *folders):
             path = data / folder / need.path
-            if path.exists():
+            if exists(path):
                 return path
     raise missing(suite, data, need)
 
@@ -285,7 +286,7 @@ def missing(suite: str, data: Path | None, need: Required) -> InputError:
 def _absence(suite: str, data: Path | None, need: Required) -> str:
     if data is None:
         return f"{suite} needs a data folder with {need.path}"
-    file = next((place for place in (data / need.path).parents if place.is_file()), None)
+    file = next((place for place in (data / need.path).parents if is_file(place)), None)
     return f"{file} is a file, not a folder that holds {need.path}" if file else f"{data / need.path} does not exist"
 
 

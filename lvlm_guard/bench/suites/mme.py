@@ -24,6 +24,7 @@ from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, miss
 from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, right, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import is_file
 
 LEVEL_OF: Mapping[str, Level] = {
     "existence": "object",
@@ -152,7 +153,7 @@ def _beside(path: Path, kind: str, root: Path) -> str:
     """Return the name of the picture that belongs to a file of questions; that of a .jpg where there is none yet."""
     folder = "images" if path.parent != root else "."
     names = [Path(kind, folder, path.stem + suffix) for suffix in _SUFFIXES]
-    return next((name for name in names if (root.parent / name).is_file()), names[0]).as_posix()
+    return next((name for name in names if is_file(root.parent / name)), names[0]).as_posix()
 
 
 def _read(path: Path, kind: str) -> Read:

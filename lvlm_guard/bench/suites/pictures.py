@@ -13,6 +13,7 @@ from lvlm_guard.bench.suite import Required
 from lvlm_guard.bench.suites.files import BadRow, check_picture_name, missing
 from lvlm_guard.bench.suites.impostors import HEAD, recognise
 from lvlm_guard.errors import InputError, quote, shorten
+from lvlm_guard.files import exists, is_folder
 from lvlm_guard.request import picture_sources
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -60,10 +61,10 @@ class PictureFiles:
         except BadRow:
             return "that is no name of a picture inside the data folder"
         places = [data / folder / name for folder in self.folders] if data is not None else []
-        path = next((place for place in places if place.exists()), None)
+        path = next((place for place in places if exists(place)), None)
         if path is None:
             return MISSING
-        return "it is a folder" if path.is_dir() else path
+        return "it is a folder" if is_folder(path) else path
 
     def _error(self, data: Path | None, name: str, fault: str) -> InputError:
         if fault == MISSING:

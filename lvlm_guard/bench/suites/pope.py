@@ -21,6 +21,7 @@ from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, r
 from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import is_folder
 
 KINDS = ("random", "popular", "adversarial")
 SOURCES = ("coco", "aokvqa", "gqa")
@@ -91,7 +92,7 @@ class Pope:
         except (ValueError, NotImplementedError, IndexError) as error:
             raise InputError(f"{self.name}: files={pattern!r} is no glob below the data folder: {error}.") from error
         named_so = [path for path in matching if kind in path.name]
-        fitting = [path for path in named_so if not path.is_dir()] or named_so[:1]
+        fitting = [path for path in named_so if not is_folder(path)] or named_so[:1]
         if len(fitting) > 1:
             names = ", ".join(path.relative_to(data).as_posix() for path in fitting)
             raise InputError(

@@ -21,6 +21,7 @@ from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.files import BadRow, FileRow, Read, build_items, join, missing, read_document
 from lvlm_guard.bench.suites.pictures import PictureFiles
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import exists
 
 LEVEL_OF: Mapping[str, Level] = {
     "add_obj": "object",
@@ -70,7 +71,7 @@ class SugarCrepe:
         """Read every file of the seven that is there, from the data folder or data in it."""
         roots = [data, data / "data"] if data is not None else []
         places = {kind: [root / f"{kind}.json" for root in roots] for kind in LEVEL_OF}
-        there = {kind: path for kind, paths in places.items() for path in reversed(paths) if path.exists()}
+        there = {kind: path for kind, paths in places.items() for path in reversed(paths) if exists(path)}
         if not there:
             raise missing(self.name, data, _ROWS)
         return join(build_items(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())

@@ -43,7 +43,7 @@ def build_row_request(request: Request, opening: Opening, row: int = 0) -> Reque
 
 def build_row_call(call: AskedCall, request: Request) -> AskedCall:
     """Return a call on a look like another one, of one row."""
-    return build_asked_call(call.generate, request, call.strategies, call.executor, None, LookPreparation)
+    return build_asked_call(call.generate, request, call.strategies, call.executor, None, LookPreparation, call.model)
 
 
 def build_prefixes(planned: PlannedCall, memory: PrefixMemory, keys: Iterable[Hashable]) -> int:
@@ -156,4 +156,5 @@ class _Builder:
         return min(shared, int(whole_inputs["attention_mask"].sum()) - 1)
 
     def _cuts_image(self, ids: Tensor, length: int) -> bool:
-        return bool(anatomy.image_mask(self._request.config, ids)[:, length:].any())
+        token = anatomy.image_token_id(self._request.config)
+        return token is not None and bool((ids[:, length:] == token).any())

@@ -107,7 +107,7 @@ def _build_trial(
     strategies = [call.strategies.find(name) for name in call.strategies.names]
     trial = Request(request.inputs, TRIAL, request.config, request.processor, request.pictures, request.defaults)
     return build_asked_call(
-        call.generate, trial, StrategyCalls([*strategies, recorder]), call.executor, None, preparation
+        call.generate, trial, StrategyCalls([*strategies, recorder]), call.executor, None, preparation, call.model
     )
 
 

@@ -202,6 +202,7 @@ def _replace(
         interventions=SharedInterventions(
             interventions.inside,
             [edit for edit in interventions.vision_edits if edit.branch not in shared],
+            interventions.towers,
             frozenset(noted),
         ),
         sharing=sharing,

@@ -124,8 +124,8 @@ class JoinedCache:
         self._rows = rows
         self._copies = len(branches) + 1
         caches = (main, *branches)
-        self.length = max(length_of(cache) for cache in caches)
-        self._shift = self.length - length_of(main)
+        longest = max(length_of(cache) for cache in caches)
+        self._shift = longest - length_of(main)
         self.joined = copy.copy(main)
         vars(self.joined).pop("reorder_cache", None)
         for index, layer in enumerate(main.layers):
@@ -142,13 +142,21 @@ class JoinedCache:
         self._main.get_seq_length = types.MethodType(get_seq_length, self._main)
         self._main.crop = types.MethodType(crop_main, self._main)
 
+    @property
+    def length(self) -> int:
+        """Positions of the longest row."""
+        return length_of(self.joined)
+
+    def advance(self, positions: int) -> None:
+        """Nothing to do: the layers count what they hold."""
+
     def reorder(self, index: Tensor) -> None:
         """Follow a reordering of generate's rows in every copy."""
         self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
 
     def main_length(self) -> int:
         """Positions that main's rows have seen."""
-        return length_of(self.joined) - self._shift
+        return self.length - self._shift
 
     def release(self) -> None:
         """Leave main's rows and main's length in main's cache, as plain generate would."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import CACHE_NAMES
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.executors.batch_trial import try_batch
 from lvlm_guard.forward.executors.batched import PER_ROW_IDS
@@ -15,9 +16,7 @@ from lvlm_guard.forward.executors.executor import Inputs, Run
 from lvlm_guard.forward.executors.first_step import FirstStep
 
 PIXEL_SIZES = ("image_grid_thw", "video_grid_thw", "image_sizes", "second_per_grid_ts")  # unused without pixels
-KNOWN_INPUTS = frozenset(
-    {"past_key_values", "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES}
-)
+KNOWN_INPUTS = frozenset({*CACHE_NAMES, "attention_mask", "position_ids", "cache_position", *PER_ROW_IDS, *PIXEL_SIZES})
 
 
 def find_obstacle(first: FirstStep, forward: Run) -> str | None:
@@ -29,11 +28,12 @@ def find_obstacle(first: FirstStep, forward: Run) -> str | None:
     """
     if first.main.module.config.is_encoder_decoder:
         return "the model is an encoder-decoder"
-    if (mask := first.inputs.get("attention_mask")) is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):  # noqa: PLR2004
+    mask = first.inputs.get("attention_mask")
+    if not (mask is None or caches.is_static(first.cache) or (isinstance(mask, Tensor) and mask.ndim == 2)):  # noqa: PLR2004
         return "the attention mask is not two-dimensional"
     return (
         _find_unknown_input(first)
-        or caches.obstacle(first.caches)
+        or caches.find_obstacle(first.caches)
         or _find_unknown_position(first)
         or try_batch(first.main.module, forward, first.inputs, is_padded=first.is_ragged)
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -84,7 +83,7 @@ class _Trial:
     def find_fault(self, *, is_padded: bool) -> str | None:
         """What would make one batch inexact, or None."""
         try:
-            with torch.no_grad(), run_uncompiled(), self._keep_rope():
+            with torch.no_grad(), run_uncompiled(), anatomy.kept_rope(self._module):
                 return self._find_fault(is_padded=is_padded)
         except FAILURES as error:
             return f"the model cannot be tried on a small batch ({type(error).__name__})"
@@ -134,17 +133,6 @@ class _Trial:
             torch.randint(len(plain), (ROWS, length), generator=generator, device="cpu")
         ]
         return drawn.to(self._example["input_ids"].device)
-
-    @contextmanager
-    def _keep_rope(self) -> Iterator[None]:
-        """Some versions keep rope deltas on the module, and read them when they go on."""
-        owners = anatomy.rope_owners(self._module)
-        old_deltas = [owner.rope_deltas for owner in owners]
-        try:
-            yield
-        finally:
-            for owner, deltas in zip(owners, old_deltas, strict=True):
-                owner.rope_deltas = deltas
 
 
 def _agree(logits: Tensor, other_logits: Tensor, rounding: float) -> bool:

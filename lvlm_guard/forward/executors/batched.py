@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.utils import ModelOutput
 
+from lvlm_guard.cache_names import CACHE_NAMES, name_of_cache
 from lvlm_guard.errors import ModeRefused
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.branch_run import BranchRun
@@ -33,7 +34,9 @@ class BatchedExecutor:
     def __init__(self, first: FirstStep, layouts: DecodeLayouts) -> None:
         assert first.cache is not None
         runs = list(first.branches.values())
+        self._module = first.main.module
         self._main_cache = first.cache
+        self._is_static = caches.is_static(first.cache)
         self._keys = [MAIN, *first.branches]
         self._layouts = layouts
         self._rows = first.rows
@@ -41,8 +44,8 @@ class BatchedExecutor:
         self._main_positions = first.inputs.get("position_ids")
         self._first_positions = [inputs.get("position_ids") for inputs in first.branch_inputs.values()]
         self._are_positions_checked = False
-        self._prompt_mask = self._join_masks(first.main.length, runs, first.inputs)
-        self.cache = caches.JoinedCache(first.cache, [run.cache for run in runs], self._rows)
+        self._prompt_mask = self._join_masks(first, runs)
+        self.cache = caches.join(first.cache, [run.cache for run in runs], self._rows)
         for run in runs:
             run.release()
 
@@ -51,6 +54,7 @@ class BatchedExecutor:
         running = self._layouts.lay_out(self._keys, step.new)
         with running.active():
             output = forward(**self._join_inputs(inputs, step))
+        self.cache.advance(step.new)
         main, *branches = output.logits[:, -step.new :].split(self._rows)
         readouts = self._layouts.read(running, main, step.keep)
         output = self._cut_to_main(output, step.new)
@@ -70,23 +74,24 @@ class BatchedExecutor:
         for name in PER_ROW_IDS:
             if isinstance(inputs.get(name), Tensor):
                 joined[name] = inputs[name].repeat(len(self._keys), 1)
-        joined["past_key_values"] = self.cache.joined
+        joined[name_of_cache(inputs)] = self.cache.joined
         joined["attention_mask"] = self._mask(step.past + step.new)
         if isinstance(inputs.get("position_ids"), Tensor):
             joined["position_ids"] = self._positions(inputs["position_ids"], step)
         if "cache_position" in inputs:
-            start = caches.length_of(self.cache.joined)
+            start = self.cache.length
             joined["cache_position"] = torch.arange(start, start + step.new, device=inputs["input_ids"].device)
+        if self._is_static:
+            joined["attention_mask"] = model_inputs.expand_mask(self._module, joined, past=self.cache.length)
         return joined
 
-    def _join_masks(self, main_length: int, runs: Sequence[BranchRun], inputs: Inputs) -> Tensor | None:
+    def _join_masks(self, first: FirstStep, runs: Sequence[BranchRun]) -> Tensor | None:
         """Prompt masks of all rows `[rows * copies, longest prompt]`, or None when nothing is masked."""
-        main_mask = inputs.get("attention_mask")
-        lengths = [main_length, *(run.length for run in runs)]
-        masks = [None if main_mask is None else main_mask[:, :main_length], *(run.prompt_mask for run in runs)]
+        lengths = [first.main.length, *(run.length for run in runs)]
+        masks = [first.main_mask, *(run.prompt_mask for run in runs)]
         if all(mask is None for mask in masks) and len(set(lengths)) == 1:
             return None
-        device = next((mask.device for mask in masks if mask is not None), inputs["input_ids"].device)
+        device = next((mask.device for mask in masks if mask is not None), first.inputs["input_ids"].device)
         joined = torch.zeros(len(lengths), self._rows, max(lengths), dtype=torch.long, device=device)
         for index, (mask, length) in enumerate(zip(masks, lengths, strict=True)):
             joined[index, :, max(lengths) - length :] = 1 if mask is None else mask
@@ -128,7 +133,7 @@ class BatchedExecutor:
         """Main's share of a joined forward that ran `new` positions, as main's own forward would have returned it."""
         past = self.cache.main_length() - new
         for name, value in list(output.items()):
-            if name == "past_key_values":
+            if name in CACHE_NAMES:
                 output[name] = self._main_cache
             elif name == "attentions":
                 output[name] = _map_tensors(value, lambda part: _cut_keys(self._first_rows(part), past))

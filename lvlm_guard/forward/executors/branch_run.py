@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.executor import Run
 from lvlm_guard.forward.preparation import PreparedDecode
@@ -37,7 +38,7 @@ class BranchRun:
     @property
     def cache(self) -> Cache | None:
         """The branch's cache."""
-        cache: Cache | None = self._kwargs.get("past_key_values")
+        cache: Cache | None = find_cache(self._kwargs)
         return cache
 
     @property
@@ -53,8 +54,7 @@ class BranchRun:
     @property
     def prompt_mask(self) -> Tensor | None:
         """Attention mask of the prompt `[rows, length]`, or None when all of it is attended to."""
-        mask = self._prepared.kwargs.get("attention_mask")
-        return mask if isinstance(mask, Tensor) else None
+        return self._prepared.prompt_mask
 
     def feed(self, run: Run, generated: Tensor, new: int, keep: int, *, first: bool = False) -> Tensor:
         """Run the branch over the last `new` of the `generated` tokens `[rows, tokens]` (the prompt too when `first`).
@@ -120,8 +120,8 @@ class BranchRun:
     def _remember(self, output: Any) -> None:
         self._output = copy.copy(output)
         self._output["logits"] = output.logits[:0].clone()
-        if (cache := getattr(output, "past_key_values", None)) is not None:
-            self._kwargs["past_key_values"] = cache
+        if (cache := find_cache(output)) is not None:
+            self._kwargs[name_of_cache(self._kwargs)] = cache
 
     @contextmanager
     def _own_rope(self) -> Iterator[None]:

@@ -50,8 +50,9 @@ def choose_executor(
     layouts: DecodeLayouts,
     inputs: Inputs,
     step: Step,
+    obstacle: str | None = None,
 ) -> Choice:
-    """Choose one batch for main and branches where that is exact.
+    """Choose one batch for main and branches where that is exact; `obstacle` is what is known to keep it from that.
 
     Raises:
         ModeRefused: The batched executor was asked for and would not be exact.
@@ -59,7 +60,7 @@ def choose_executor(
     if not sequential.cached:
         return Choice(sequential, "sequential", "there is no cache (use_cache=False)")
     first = sequential.describe_first_step(inputs, step)
-    obstacle = find_obstacle(first, forward)
+    obstacle = obstacle or find_obstacle(first, forward)
     if obstacle and name == "batched":
         raise ModeRefused(f"The batched executor would not be exact here: {obstacle}. Choose executor='auto'.")
     if obstacle:

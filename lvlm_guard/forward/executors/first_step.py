@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from lvlm_guard.forward import caches
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.executors.executor import Inputs
@@ -44,6 +46,14 @@ class FirstStep:
     def rows(self) -> int:
         """Rows of main, and of every branch."""
         return int(self.inputs["input_ids"].shape[0])
+
+    @property
+    def main_mask(self) -> Tensor | None:
+        """Attention mask of main's prompt `[rows, length]`, or None; under a static cache the forward gets another kind."""
+        if caches.is_static(self.cache):
+            return self.main.prompt_mask
+        mask = self.inputs.get("attention_mask")
+        return None if mask is None else mask[:, : self.main.length]
 
     @property
     def is_ragged(self) -> bool:

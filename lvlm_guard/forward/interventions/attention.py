@@ -148,9 +148,9 @@ def guarded_attention(
     attending = None if running is None or running.owner is None else running.owner.attention_modules.get(module)
     if running is None or running.owner is None or attending is None:
         return output, weights
-    if work := running.owner.attention_plan.get(attending.layer):
+    if work := running.owner.attention_plan.get(module):
         maps = AttentionMaps(module, query, key, value, attention_mask, options, name)
-        call = AttentionCall(maps, running, attending.layer, attending.crosses)
+        call = AttentionCall(maps, running, attending.layer, attending.reach)
         output = edit_attention(call, work, output)
     return output, weights
 

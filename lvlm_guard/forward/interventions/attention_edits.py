@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.interventions.attention_maps import AttentionMaps
 from lvlm_guard.forward.interventions.layout import ForwardLayout
-from lvlm_guard.forward.interventions.running import RunningForward
+from lvlm_guard.forward.interventions.running import Reach, RunningForward
 from lvlm_guard.forward.interventions.views import AttentionView
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit
 
@@ -29,13 +29,13 @@ class AttentionCall:
         maps: Its arguments.
         running: The forward.
         layer: Index of the layer.
-        crosses: Whether the keys are the image's, not the prompt's.
+        reach: Whose keys they are, as in `Attending`.
     """
 
     maps: AttentionMaps
     running: RunningForward
     layer: int
-    crosses: bool
+    reach: Reach
 
     @property
     def count(self) -> int:
@@ -50,12 +50,31 @@ class AttentionCall:
     def keys(self, branch: Hashable, name: str) -> Tensor:
         """A key set in this layer, bool `[rows, keys]`: sliding layers hold the newest positions only."""
         layout, key = self.running.layout, self.maps.key
-        rows, length = layout.rows(branch), key.shape[-2]
-        if self.crosses:
-            return key.new_full((rows.stop - rows.start, length), name in ("image", "all"), dtype=torch.bool)
-        return layout.positions(branch, name)[:, -length:].to(key.device)
+        if self.reach == "own":
+            return layout.positions(branch, name)[:, -key.shape[-2] :].to(key.device)
+        across = self._keys_across(branch, name)
+        if self.reach == "across":
+            return across
+        own_keys = layout.positions(branch, name)[:, -(key.shape[-2] - across.shape[1]) :].to(key.device)
+        return torch.cat([own_keys, across], dim=1)
 
-    def check(self) -> None:
+    def _keys_across(self, branch: Hashable, name: str) -> Tensor:
+        """A key set in what stands across; without a layout of it, that is the image."""
+        layout, key = self.running.layout, self.maps.key
+        across = layout.prompts[branch].across
+        if across is not None:
+            return across.positions(name).to(key.device)
+        rows = layout.rows(branch)
+        return key.new_full((rows.stop - rows.start, key.shape[-2]), name in ("image", "all"), dtype=torch.bool)
+
+    def _count_across(self, branch: Hashable) -> int:
+        """How many of the keys stand across."""
+        if self.reach == "own":
+            return 0
+        across = self.running.layout.prompts[branch].across
+        return int(self.maps.key.shape[-2] if across is None else across.image.shape[1])
+
+    def check(self, branch: Hashable) -> None:
         """Check that queries and keys are the positions they are taken for.
 
         Raises:
@@ -63,20 +82,28 @@ class AttentionCall:
             ModelRefused: They are others.
         """
         layout, keys = self.running.layout, self.maps.key.shape[-2]
-        if not self.crosses and keys > layout.total:
+        encoder = layout.prompts[branch].across
+        if self.reach != "own" and encoder is not None and not encoder.is_known:
+            raise ModelRefused(
+                f"The encoder of this model read {encoder.image.shape[1]} positions, which are not those of the prompt, so which of "
+                "them are the image's cannot be told. Choose a strategy that does not edit attention."
+            )
+        across = self._count_across(branch)
+        own_keys = keys - across
+        if self.reach != "across" and own_keys > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")
-        is_whole = self.crosses or layout.continues or keys == layout.total
+        is_whole = own_keys == 0 if self.reach == "across" else layout.continues or own_keys == layout.total
         is_last = self.count == layout.new or self.count <= layout.predicting
         if not (is_whole and is_last and self.maps.query.shape[0] == layout.row_count):
             raise ModelRefused(
                 f"Layer {self.layer} of this model attends from {self.count} to {keys} positions where the prompt has "
-                f"{layout.total}, so which they are cannot be told. Choose a strategy that does not edit attention."
+                f"{layout.total + across}, so which they are cannot be told. Choose a strategy that does not edit attention."
             )
 
 
 def edit_attention(call: AttentionCall, work: Sequence[AttentionEdit | AttentionCapture], output: Tensor) -> Tensor:
     """Compute again what the edits and captures of a layer need, block by block; the output with what is edited."""
-    call.running.mark(ATTENTION, call.layer)
+    call.running.mark((ATTENTION, call.reach), call.layer)
     for branch in call.running.layout.prompts:
         output = _edit_block(call, branch, [item for item in work if item.branch == branch], output)
     return output
@@ -91,7 +118,7 @@ def _edit_block(
     captures = [item for item in work if isinstance(item, AttentionCapture) and _is_due(item, layout)]
     if not edits and not captures:
         return output
-    call.check()
+    call.check(branch)
     queries = [(edit, call.where(branch, edit.queries, edit.when)) for edit in edits]
     starts = [layout.first(branch, edit.queries, edit.when) for edit in edits]
     start = min([*starts, layout.new - layout.predicting if captures else layout.new])
@@ -112,7 +139,7 @@ def _edit_block(
 def _observe(call: AttentionCall, branch: Hashable, capture: AttentionCapture, probabilities: Tensor) -> None:
     """Keep what a capture reduces probabilities over every position so far to; those outside a window are 0."""
     layout = call.running.layout
-    if call.crosses:
+    if call.reach != "own":
         keys = call.keys(branch, capture.keys)
     else:
         keys = layout.positions(branch, capture.keys).to(probabilities.device)

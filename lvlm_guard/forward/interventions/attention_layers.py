@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.interventions import attention
-from lvlm_guard.forward.interventions.probing import IMAGE_STATES, run_decoder, valid_positions
-from lvlm_guard.forward.interventions.running import Attending
+from lvlm_guard.forward.interventions.probing import IMAGE_STATES, POSITIONS, run_decoder, valid_positions
+from lvlm_guard.forward.interventions.running import Attending, Reach
 from lvlm_guard.protocols import Model
 
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 5e-2
 """How far, as a share of its size, a state may be off in half precision."""
+REACHES: dict[int, Reach] = {IMAGE_STATES: "across", POSITIONS + IMAGE_STATES: "both"}
+"""Whose keys an attention module has, by how many they are in a run for the purpose."""
 
 
 @dataclass
@@ -34,9 +36,10 @@ _observations: weakref.WeakKeyDictionary[Any, _Observation] = weakref.WeakKeyDic
 
 
 def find_attention(module: Model) -> Mapping[nn.Module, Attending]:
-    """Return the attention modules of the decoder's layers that run through transformers' interface, one in each layer.
+    """Return the attention modules of the decoder's layers that run through transformers' interface.
 
-    Layers that share one, or that have several, are left out. Looked for once for each model and implementation.
+    There is one in each layer, or one for the decoder's own positions and one for what stands across. Layers that share one,
+    or that have others, are left out. Looked for once for each model and implementation.
 
     Raises:
         ModelRefused: The decoder does not run on random embeddings, or its states change when its attention is switched.
@@ -61,9 +64,13 @@ def _look(module: Model, layers: nn.ModuleList) -> weakref.WeakKeyDictionary[nn.
     modules: weakref.WeakKeyDictionary[nn.Module, Attending] = weakref.WeakKeyDictionary()
     alone = {part: holders[part][0] for part in calls if len(holders.get(part, ())) == 1}
     for part, index in alone.items():
-        if list(alone.values()).count(index) == 1:  # of several in a layer, it cannot be told which is meant
-            heads, keys = calls[part]
-            modules[part] = Attending(index, heads, crosses=keys == IMAGE_STATES)
+        heads, keys = calls[part]
+        reaches = [REACHES.get(calls[neighbour][1], "own") for neighbour, layer in alone.items() if layer == index]
+        if len(reaches) == 1 or sorted(reaches) == [
+            "across",
+            "own",
+        ]:  # of others in a layer, it cannot be told which is meant
+            modules[part] = Attending(index, heads, REACHES.get(keys, "own"))
     return modules
 
 

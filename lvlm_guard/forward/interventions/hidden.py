@@ -98,7 +98,7 @@ class HiddenHooks:
             if site is not None and part is not site.block:
                 source = active[0].captures.block_inputs[layer, edit.site]
             hidden = align_or_refuse(first_tensor(output), active[0].layout, f"The {edit.site} output of layer {layer}")
-            edited = self._edit(hidden * factor if factor != 1.0 else hidden, edit, layer, *active, source)
+            edited = self._edit_streams(hidden * factor if factor != 1.0 else hidden, source, edit, layer, *active)
             edited = edited / factor if factor != 1.0 else edited
             return replace_first(output, edited.reshape(first_tensor(output).shape))
 
@@ -112,7 +112,7 @@ class HiddenHooks:
                 return None
             active[0].mark(number, 0)
             hidden = align_or_refuse(first_input(args, kwargs), active[0].layout, "The input of layer 0")
-            edited = self._edit(hidden, edit, 0, *active, hidden)
+            edited = self._edit_streams(hidden, hidden, edit, 0, *active)
             edited = edited.reshape(first_input(args, kwargs).shape)
             return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
 
@@ -124,8 +124,19 @@ class HiddenHooks:
         place = running.layout.place(edit) if running is not None and running.owner is self._owner else None
         return None if running is None or place is None else (running, place)
 
+    def _edit_streams(
+        self, hidden: Tensor, source: Any, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace
+    ) -> Tensor:
+        """Apply an edit to one layer's output; to each of several residual streams `[rows, positions, streams, hidden]` alone."""
+        if hidden.ndim == 3:  # noqa: PLR2004 - rows, positions, hidden
+            return self._edit(hidden, source, edit, layer, running, place)
+        is_alike = isinstance(source, Tensor) and source.shape == hidden.shape
+        sources = source.unbind(2) if is_alike else [None] * hidden.shape[2]
+        streams = zip(hidden.unbind(2), sources, strict=True)
+        return torch.stack([self._edit(*stream, edit, layer, running, place) for stream in streams], dim=2)
+
     def _edit(
-        self, hidden: Tensor, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace, source: Any
+        self, hidden: Tensor, source: Any, edit: HiddenEdit, layer: int, running: RunningForward, place: EditPlace
     ) -> Tensor:
         """Apply an edit to its rows and positions of one layer's output `[rows, positions, hidden]`.
 

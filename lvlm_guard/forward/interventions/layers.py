@@ -9,18 +9,17 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
-from lvlm_guard.errors import GuardWarning, InputError, ModelRefused
+from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import hooked
 from lvlm_guard.forward.interventions import attention
-from lvlm_guard.forward.interventions.attention_edits import ATTENTION
 from lvlm_guard.forward.interventions.attention_layers import find_attention
+from lvlm_guard.forward.interventions.attention_planning import collect_places, plan_attention
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.hidden import HiddenHooks
 from lvlm_guard.forward.interventions.readouts import Lens, ReadoutHooks
 from lvlm_guard.forward.interventions.running import Attending, RunningForward
 from lvlm_guard.protocols import Model
-from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, layer_range, readout_layers
-from lvlm_guard.user_warnings import warn_user
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, readout_layers
 
 
 class LayerInterventions:
@@ -47,7 +46,7 @@ class LayerInterventions:
         readouts: Sequence[Readout] = (),
     ) -> None:
         self.effects = EffectTracker()
-        self.attention_plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
+        self.attention_plan: dict[nn.Module, list[AttentionEdit | AttentionCapture]] = {}
         self.attention_modules: Mapping[nn.Module, Attending] = {}
         self.is_empty = not (attention_edits or attention_captures or hidden_edits or readouts)
         self._module = module
@@ -58,9 +57,9 @@ class LayerInterventions:
             layers = anatomy.decoder_layers(module)
             if attention_edits or attention_captures:
                 self.attention_modules = find_attention(module)
-                attending = {part.layer: part for part in self.attention_modules.values()}
-                self.attention_plan = plan_attention([*attention_edits, *attention_captures], len(layers), attending)
-                self._attended = _collect_places(self.attention_plan)
+                work: list[AttentionEdit | AttentionCapture] = [*attention_edits, *attention_captures]
+                self.attention_plan = plan_attention(work, len(layers), self.attention_modules)
+                self._attended = collect_places(self.attention_plan, self.attention_modules)
             self._hidden = HiddenHooks(self, module, layers, hidden_edits, self.effects)
             self._readouts = self._hook_readouts(layers, readouts)
 
@@ -100,67 +99,3 @@ class LayerInterventions:
                 if hooks is not None:
                     hooks.register()
             yield
-
-
-def plan_attention(
-    work: Sequence[AttentionEdit | AttentionCapture], depth: int, attending: Mapping[int, Attending]
-) -> dict[int, list[AttentionEdit | AttentionCapture]]:
-    """Edits and captures of every layer that has any, where it has attention; a warning says which layers have none.
-
-    Args:
-        work: Edits and captures.
-        depth: Layers of the decoder.
-        attending: The layers that have attention.
-
-    Raises:
-        InputError: A layer or head outside the model.
-        ModelRefused: A range holds no layer that has attention.
-    """
-    plan: dict[int, list[AttentionEdit | AttentionCapture]] = {}
-    blind: set[int] = set()
-    for item in work:
-        layers = layer_range(item.layers, depth)
-        chosen = [layer for layer in layers if layer in attending]
-        if not chosen:
-            raise ModelRefused(
-                f"Layers {list(layers)} of this model have no attention that can be edited, or more than one. {_name_attending(attending)}"
-            )
-        blind.update(set(layers).difference(chosen))
-        for layer in chosen:
-            _check_heads(item, attending[layer])
-            plan.setdefault(layer, []).append(item)
-    if blind:
-        warn_user(
-            f"Layers {sorted(blind)} of this model have no attention that can be edited, so attention edits of a range that "
-            f"holds them work on layers {sorted(plan)} alone.",
-            GuardWarning,
-        )
-    return plan
-
-
-def _collect_places(
-    plan: Mapping[int, Sequence[AttentionEdit | AttentionCapture]],
-) -> dict[Hashable, frozenset[tuple[Hashable, int]]]:
-    """What forwards that hold the rows of a branch come to, by branch."""
-    branches = {item.branch for work in plan.values() for item in work}
-    return {
-        branch: frozenset(
-            (ATTENTION, layer) for layer, work in plan.items() if any(item.branch == branch for item in work)
-        )
-        for branch in branches
-    }
-
-
-def _name_attending(attending: Mapping[int, Attending]) -> str:
-    if not attending:
-        return "None of its layers has: choose a strategy that does not edit or observe attention."
-    return f"Choose among layers {sorted(attending)}."
-
-
-def _check_heads(item: AttentionEdit | AttentionCapture, attending: Attending) -> None:
-    heads = item.heads or () if isinstance(item, AttentionEdit) else ()
-    for head in heads:
-        if not 0 <= head < attending.heads:
-            raise InputError(
-                f"Head {head} lies outside a decoder of {attending.heads} heads (0 to {attending.heads - 1})."
-            )

@@ -19,11 +19,42 @@ QUERY_SETS = {"after_image": "after_image_or_predicting"}
 
 
 @dataclass(frozen=True)
-class PromptLayout:
-    """The prompt of main or of a branch: bool `[rows, length]` each."""
+class AcrossLayout:
+    """What an encoder read: bool `[rows, length]` each.
+
+    Args:
+        image: Positions of the image.
+        valid: Those that are no padding.
+        is_known: Whether the positions are those of the prompt, so that the image can be told from the text.
+    """
 
     image: Tensor
     valid: Tensor
+    is_known: bool = True
+
+    def positions(self, name: str) -> Tensor:
+        """A set of positions; those that hold generated tokens are none of these."""
+        count = self.image.long().cumsum(-1)
+        return {
+            "image": self.image,
+            "all": self.valid,
+            "before_image": self.valid & (count == 0) & (count[:, -1:] > 0),
+            "after_image": self.valid & ~self.image & (count == count[:, -1:]) & (count > 0),
+        }.get(name, torch.zeros_like(self.valid))
+
+    def select(self, index: Tensor) -> AcrossLayout:
+        """The layout of other rows."""
+        image, valid = self.image[index.to(self.image.device)], self.valid[index.to(self.valid.device)]
+        return AcrossLayout(image, valid, self.is_known)
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """The prompt of main or of a branch: bool `[rows, length]` each, and what its encoder read, where there is one."""
+
+    image: Tensor
+    valid: Tensor
+    across: AcrossLayout | None = None
 
     @property
     def length(self) -> int:
@@ -32,7 +63,8 @@ class PromptLayout:
 
     def select(self, index: Tensor) -> PromptLayout:
         """The layout of other rows."""
-        return PromptLayout(self.image[index.to(self.image.device)], self.valid[index.to(self.valid.device)])
+        across = None if self.across is None else self.across.select(index)
+        return PromptLayout(self.image[index.to(self.image.device)], self.valid[index.to(self.valid.device)], across)
 
 
 class EditPlace(NamedTuple):

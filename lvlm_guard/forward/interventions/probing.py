@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
@@ -37,7 +37,7 @@ def run_decoder(module: Model, *, padded: bool = False) -> Tensor:
     Raises:
         ModelRefused: It runs on neither.
     """
-    attempts = (_attempt(module, inputs) for inputs in _make_inputs(module, padded=padded))
+    attempts = (_attempt(module, inputs) for inputs in make_inputs(module, padded=padded))
     failures = []
     for states in attempts:
         if isinstance(states, Tensor):
@@ -65,9 +65,9 @@ def valid_positions(states: Tensor) -> Tensor:
     return valid
 
 
-def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
+def make_inputs(module: Any, *, padded: bool = False) -> Iterator[dict[str, Any]]:
     """Embeddings of the size of the model's own, then tokens, and an image where layers attend to one."""
-    weight, rows = module.get_input_embeddings().weight, 2 if padded else 1
+    weight, rows = _find_embeddings(module).weight, 2 if padded else 1
     device = _find_device(module, weight)
     parameters = inspect.signature(anatomy.decoder(module).forward).parameters
     draw = torch.Generator("cpu").manual_seed(0)
@@ -86,6 +86,24 @@ def _make_inputs(module: Any, *, padded: bool) -> Iterator[dict[str, Any]]:
     for image in (across, {}) if across else ({},):
         yield {"inputs_embeds": states(POSITIONS), **image, **shared}
         yield {"input_ids": tokens, **image, **shared}
+
+
+def _find_embeddings(module: Any) -> Any:
+    """The embeddings of the tokens, as the model names them or as its decoder holds them.
+
+    Raises:
+        ModelRefused: There are none.
+    """
+    try:
+        return module.get_input_embeddings()
+    except NotImplementedError:
+        parts = anatomy.decoder(module).modules()
+    embeddings = next((part for part in parts if isinstance(part, nn.Embedding)), None)
+    if embeddings is None:
+        raise ModelRefused(
+            f"{type(module).__name__} shows no embeddings of its tokens, so nothing can be done inside it."
+        )
+    return embeddings
 
 
 def _find_device(module: Any, weight: Tensor) -> torch.device:

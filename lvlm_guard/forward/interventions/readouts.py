@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import register
+from lvlm_guard.forward.interventions.head_paths import HeadPath, find_path, observe_path, sample_tail
 from lvlm_guard.forward.interventions.running import RunningForward, running_forward
 from lvlm_guard.forward.interventions.states import align_or_refuse, first_input, first_tensor
 from lvlm_guard.protocols import Model
@@ -45,6 +46,10 @@ class Scaling(NamedTuple):
     cap: float | None = None
     width: int | None = None
 
+    def agrees(self, scaling: Scaling) -> bool:
+        """Whether another does the same, but for rounding."""
+        return math.isclose(self.factor, scaling.factor, rel_tol=TOLERANCE) and self[1:] == scaling[1:]
+
     def apply(self, logits: Tensor) -> Tensor:
         """Scale, cap and cut logits."""
         logits = logits[..., : self.width]
@@ -66,12 +71,19 @@ class Lens:
     def __init__(self, module: Model, layers: frozenset[int]) -> None:
         self._module = module
         self.layers = layers
-        head = module.get_output_embeddings()
-        norm = anatomy.final_norm(module)
-        if head is None or norm is None:
-            raise ModelRefused(f"{type(module).__name__} shows no head or no final norm, so layers cannot be read out.")
-        self.head: nn.Module = head
-        self._norm: nn.Module = norm
+        path = find_path(module)
+        if path is None:
+            raise ModelRefused(
+                f"{type(module).__name__} shows no head, or does more between its last layer and its head than hand states on from "
+                "one part to the next, so layers cannot be read out."
+            )
+        self.path: HeadPath = path
+        self._supposed: Scaling | None = None
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes logits of states."""
+        return self.path.head
 
     def list_captures(self, depth: int) -> list[int]:
         """Outputs to capture: those asked for, and the last until the lens was checked on it."""
@@ -88,31 +100,55 @@ class Lens:
 
     def stack(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         """What the head reads, `[layers, rows, positions, hidden]`, where the last of them lies."""
-        stacked = torch.stack([state.to(hidden[-1].device) for state in hidden])
-        return self._norm(stacked) if final_norm else stacked
+        joined = torch.cat([state.to(hidden[-1].device) for state in hidden])
+        return self.path.prepare(joined, final_norm=final_norm).unflatten(0, (len(hidden), -1))
 
     def check(self, last: Tensor, logits: Tensor) -> None:
         """Refuse a model whose last layer, read this way, differs from its logits; checked once for each model.
 
         Of what its config states to be done behind the head, that is taken which gives its logits: not every model does
-        what it states. Infinities must be in the same places; NaN says nothing, and is an error of its own once the
-        forward has run.
+        what it states. Else one factor for all of them is looked for. Infinities must be in the same places; NaN says
+        nothing, and is an error of its own once the forward has run.
 
         Raises:
             ModelRefused: The lens of the last layer differs from the logits.
         """
         if bool(logits.isnan().any()):
             return
-        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
-        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
-        errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
-        best = min(range(len(stated)), key=lambda index: errors[index])
-        if not errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30):
+        error, scaling = self._try_paths(last, logits)
+        if scaling is None:
             raise ModelRefused(
                 f"Reading the last layer of {type(self._module).__name__} through norm and head differs from its "
-                f"logits by {errors[best]:.3g} of their size, so inner layers cannot be read out."
+                f"logits by {error:.3g} of their size, so inner layers cannot be read out."
             )
-        _behind_head[self._module] = stated[best]
+        _behind_head[self._module] = scaling
+
+    @torch.no_grad()
+    def suppose(self) -> None:
+        """Try the lens on random tokens, for layers that are read before the first logits are there."""
+        sample = None if self.is_checked else sample_tail(self._module)
+        if sample is not None:
+            _, self._supposed = self._try_paths(*sample)
+
+    def _try_paths(self, last: Tensor, logits: Tensor) -> tuple[float, Scaling | None]:
+        """Try the path at hand, then the one that is observed; how far the last layer is off, and its scaling where it is not."""
+        error, scaling = self._try_path(last, logits)
+        if scaling is None and (observed := observe_path(self._module)) is not None:
+            named, self.path = self.path, observed
+            error, scaling = self._try_path(last, logits)
+            self.path = named if scaling is None else observed
+        return error, scaling
+
+    def _try_path(self, last: Tensor, logits: Tensor) -> tuple[float, Scaling | None]:
+        read, width = self._read([last], final_norm=True)[0].to(logits.device).float(), logits.shape[-1]
+        if read.shape[:-1] != logits.shape[:-1]:
+            return math.inf, None
+        stated = [scaling._replace(width=width) for scaling in self._list_scalings()]
+        stated.append(Scaling(_fit_factor(read[..., :width], logits.float()), width=width))
+        errors = [_relative_error(scaling.apply(read), logits.float()) for scaling in stated]
+        best = min(range(len(stated)), key=lambda index: errors[index])
+        is_exact = errors[best] <= TOLERANCE * (1 if logits.dtype == torch.float32 else 30)
+        return errors[best], stated[best] if is_exact else None
 
     def scale(self, logits: Tensor) -> Tensor:
         """Scale and cap logits as the model does behind the head; before it was checked, as its config states."""
@@ -121,7 +157,7 @@ class Lens:
     @property
     def scaling(self) -> Scaling:
         """What the model does behind its head, as far as is known."""
-        return _behind_head.get(self._module) or self._list_scalings()[0]
+        return _behind_head.get(self._module) or self._supposed or self._list_scalings()[0]
 
     def _read(self, hidden: Sequence[Tensor], *, final_norm: bool) -> Tensor:
         logits: Tensor = self.head(self.stack(hidden, final_norm=final_norm))
@@ -138,6 +174,13 @@ class Lens:
             Scaling((factor or 1.0) / (divisor or 1.0), cap)
             for cap, factor, divisor in itertools.product(caps, factors, divisors)
         ]
+
+
+def _fit_factor(read: Tensor, logits: Tensor) -> float:
+    """What logits were multiplied by as a whole, if that is all that was done to them."""
+    counts = logits.isfinite() & (logits > FORBIDDEN) & read.isfinite()
+    read, logits = read[counts].double(), logits[counts].double()
+    return float((read * logits).sum() / read.square().sum().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def _relative_error(read: Tensor, logits: Tensor) -> float:
@@ -169,6 +212,8 @@ class ReadoutHooks:
         self._online = frozenset(
             index for readout in readouts if readout.online for index in readout_layers(readout, len(layers))
         )
+        if self._online:
+            lens.suppose()
         self._joined = list(self._missing({(index, True) for index in self._online}))
 
     def register(self) -> None:
@@ -189,13 +234,16 @@ class ReadoutHooks:
                 f"A forward of this model did not run what reads out layers {missed}: leave these layers out."
             )
         if depth in captures.hidden and not self._lens.is_checked:
-            supposed = self._lens.scaling._replace(width=logits.shape[-1])
+            supposed = self._lens.path, self._lens.scaling._replace(width=logits.shape[-1])
             self._lens.check(running.captured(depth, MAIN)[:, -keep:], logits[:, -keep:])
-            if captures.online and self._lens.scaling != supposed:
+            is_as_supposed = self._lens.path == supposed[0] and self._lens.scaling.agrees(supposed[1])
+            if captures.online and not is_as_supposed:
                 raise ModelRefused(
-                    "This model does not scale its logits as its config states, which was not known while its layers were "
-                    "read online. It is known now: repeat the call."
+                    "This model makes its logits otherwise than its config and the names of its parts say, which was not known "
+                    "while its layers were read online. It is known now: repeat the call."
                 )
+            if self._lens.path is not supposed[0]:
+                captures.beside_head.clear()
         read = {key: self._lens.scale(product) for key, product in captures.beside_head.items()}
         read.update({(index, True): logits_of_layer for index, logits_of_layer in captures.online.items()})
         for normed, layers in self._missing(read):
@@ -250,6 +298,8 @@ class ReadoutHooks:
             self._lens.stack([running.captured(index, MAIN) for index in layers], final_norm=normed).flatten(0, 1)
             for normed, layers in self._joined
         ]
+        if any(layer.shape[1:] != states.shape[1:] for layer in inner):
+            return None  # the parts that are named are not all that runs before the head
         captures.head_rows = states.shape[0]
         return (torch.cat([states, *(layer.to(states) for layer in inner)]), *args[1:])
 

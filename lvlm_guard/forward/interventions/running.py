@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +19,9 @@ from lvlm_guard.strategy.generation import Generation
 _running: ContextVar[RunningForward | None] = ContextVar("lvlm_guard_running_forward", default=None)
 
 
+Reach = Literal["own", "across", "both"]
+
+
 @dataclass(frozen=True)
 class Attending:
     """One attention module of the decoder.
@@ -26,20 +29,21 @@ class Attending:
     Args:
         layer: Index of the layer it lies in.
         heads: Query heads.
-        crosses: Whether its keys are the image's, not the prompt's.
+        reach: Whose keys it has: the decoder's own positions, what stands across (the image, or all that an encoder read), or
+            both, those across last.
     """
 
     layer: int
     heads: int
-    crosses: bool
+    reach: Reach
 
 
 class Owner(Protocol):
     """The interventions of one call, as attention looks at them."""
 
     @property
-    def attention_plan(self) -> Mapping[int, Sequence[AttentionEdit | AttentionCapture]]:
-        """Edits and captures of every layer that has any."""
+    def attention_plan(self) -> Mapping[nn.Module, Sequence[AttentionEdit | AttentionCapture]]:
+        """Edits and captures of every attention module that has any."""
         ...
 
     @property

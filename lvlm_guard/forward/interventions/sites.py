@@ -34,8 +34,8 @@ class Site:
     """Where one block's contribution is edited.
 
     Args:
-        block: The block, whose input edits may look at.
-        part: The module whose output is added: the block, or the norm behind it.
+        block: The block, or where it begins, whose input edits may look at.
+        part: The module whose output is added: the block, the norm behind it, or where it ends.
         factor: What the layer multiplies that output by.
     """
 
@@ -63,7 +63,7 @@ def find_site(module: Model, layer: nn.Module, site: str) -> Site:
     Raises:
         ModelRefused: The layer has no such block, or does something else than add both blocks to its input.
     """
-    block = anatomy.layer_part(layer, site)
+    block = _find_block(layer, site) or anatomy.layer_part(layer, site)
     if layer not in _sites:
         _sites.update(_probe(module))
     resolved = _sites.get(layer, {}).get(site)
@@ -74,6 +74,14 @@ def find_site(module: Model, layer: nn.Module, site: str) -> Site:
         )
     assert resolved.block is block
     return resolved
+
+
+def _find_block(layer: nn.Module, site: str) -> nn.Module | None:
+    """The block of a layer; of a feed-forward whose two products lie in the layer itself, the first of them."""
+    if site != "mlp" or anatomy.find_part(layer, site) is not None:
+        return anatomy.find_part(layer, site)
+    products = [child for child in layer.children() if isinstance(child, nn.Linear)]
+    return products[0] if len(products) == 2 else None  # noqa: PLR2004 - up and down
 
 
 @torch.no_grad()
@@ -96,7 +104,7 @@ def _observe(layers: nn.ModuleList) -> Iterator[list[_Observed]]:
     with ExitStack() as undo:
         for layer, layer_run in zip(layers, observed, strict=True):
             undo.callback(layer.register_forward_hook(_note_stream(layer_run), with_kwargs=True).remove)
-            blocks = {block: name for name in BLOCKS if (block := anatomy.find_part(layer, name)) is not None}
+            blocks = {block: name for name in BLOCKS if (block := _find_block(layer, name)) is not None}
             for child in layer.children():
                 undo.callback(child.register_forward_hook(_note_output(layer_run, blocks.get(child))).remove)
         yield observed
@@ -147,7 +155,7 @@ def _solve(layer: nn.Module, layer_run: _Observed) -> dict[str, Site]:
     return {
         name: Site(block, layer_run.parts[name], _round(float(factor), tolerance + float(doubt)))
         for name, factor, doubt in zip(names, factors, uncertain, strict=True)
-        if (block := anatomy.find_part(layer, name)) is not None and abs(factor) > tolerance
+        if (block := _find_block(layer, name)) is not None and abs(factor) > tolerance
     }
 
 

@@ -29,11 +29,11 @@ def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 def align(states: Any, layout: ForwardLayout) -> Tensor | None:
     """Hidden states as `[rows, positions, hidden]`, the newest position last; None where they are laid out otherwise.
 
-    Experts flatten rows and positions. Layers that keep no keys of their own may run just the last positions, those whose
+    Layers of several residual streams hand on `[rows, positions, streams, hidden]`. Experts flatten rows and positions. Layers that keep no keys of their own may run just the last positions, those whose
     logits are read.
     """
     rows = layout.row_count
-    if not isinstance(states, Tensor) or states.ndim not in (2, 3):
+    if not isinstance(states, Tensor) or states.ndim not in (2, 3, 4):
         return None
     flat = states.ndim == 2  # noqa: PLR2004 - tokens, hidden
     if states.shape[0] % rows or (not flat and states.shape[0] != rows):
@@ -45,7 +45,7 @@ def align(states: Any, layout: ForwardLayout) -> Tensor | None:
 
 
 def align_or_refuse(states: Any, layout: ForwardLayout, owner: str) -> Tensor:
-    """Hidden states as `[rows, positions, hidden]`; `owner` says in the error whose they are.
+    """Hidden states as `[rows, positions, hidden]`, or of several streams; `owner` says in the error whose they are.
 
     Raises:
         ModelRefused: They are laid out otherwise.

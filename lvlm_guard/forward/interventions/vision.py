@@ -45,8 +45,18 @@ def encoding(gen: Generation, key: Hashable) -> Iterator[None]:
 
 
 @contextmanager
-def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker) -> Iterator[None]:
+def installed(
+    module: Model, model: Any, edits: Sequence[HiddenEdit], gen: Generation, effects: EffectTracker, *, has_image: bool
+) -> Iterator[None]:
     """Hooks on the layers of the vision tower, taken off on the way out; `effects` notes which edit changed anything.
+
+    Args:
+        module: The module that decodes.
+        model: The model around it, where it may not be all of it: it may hold the tower.
+        edits: Edits of the tower in the order of the stack.
+        gen: The call.
+        effects: Where it is noted.
+        has_image: Whether the call brings an image.
 
     Raises:
         ModelRefused: There is an image, and a layer that is edited did not run on it.
@@ -54,8 +64,9 @@ def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effec
     if not edits:
         yield
         return
-    layers, waiting = anatomy.vision_layers(module), set()
-    with run_uncompiled(), hooked(module, gen):
+    holder = _find_holder(module, model)
+    layers, waiting = anatomy.vision_layers(holder), set()
+    with run_uncompiled(), hooked(holder, gen):
         for number, edit in enumerate(edits):
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
@@ -63,11 +74,22 @@ def installed(module: Model, edits: Sequence[HiddenEdit], gen: Generation, effec
                 reached = functools.partial(waiting.discard, (number, index))
                 register(part, gen, _edit_output(edit, index, gen, effects, reached), with_kwargs=True)
         yield
-    if waiting and bool(gen.prompt.image_mask.any()):
+    if waiting and has_image:
         raise ModelRefused(
-            f"Layers {sorted({index for _, index in waiting})} of the vision tower of {type(module).__name__} did not run on "
+            f"Layers {sorted({index for _, index in waiting})} of the vision tower of {type(holder).__name__} did not run on "
             "the image of the rows that were to be edited, so the edits were not applied there. Leave these layers out."
         )
+
+
+def _find_holder(module: Model, model: Any) -> Any:
+    """What holds the vision tower: the module that decodes, else the model around it."""
+    if model is None or model is module:
+        return module
+    try:
+        anatomy.vision_layers(module)
+    except ModelRefused:
+        return model
+    return module
 
 
 def _edit_output(

@@ -26,6 +26,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessException, ProcessExitedException, spawn
 
 from lvlm_guard.errors import GuardError, InputError
+from lvlm_guard.files import is_file
 from lvlm_guard.testbed.architectures import ARCHITECTURES, find_architecture
 from lvlm_guard.testbed.architectures.llava import LLAVA
 from lvlm_guard.testbed.errors import TestbedError
@@ -132,13 +133,13 @@ def begin(plan: TrainingPlan) -> None:
     with clear_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
     noted = folder / PLAN
-    if noted.is_file():
+    if is_file(noted):
         _check_same(plan, noted)
     else:
         write_whole(noted, (json.dumps(plan.fingerprint, indent=2) + "\n").encode("utf-8"))
     for stage in STAGES:
         path = checkpoint_path(folder, stage)
-        if path.is_file():
+        if is_file(path):
             read_checkpoint(path)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
+from lvlm_guard.files import is_file
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import clear_failure, write_whole
 
@@ -135,7 +136,7 @@ def _save(stage: Stage, optimizer: torch.optim.Optimizer, step: int, run: Traini
 
 def _restore(stage: Stage, optimizer: torch.optim.Optimizer, run: TrainingRun) -> int:
     path = checkpoint_path(run.folder, stage.name)
-    if not path.is_file():
+    if not is_file(path):
         return 0
     content = read_checkpoint(path)
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Status = Literal["exact", "refused", "wrong", "crash", "no power", "unproven"]
-STATUSES: tuple[Status, ...] = ("exact", "refused", "wrong", "crash", "no power", "unproven")
+Status = Literal["exact", "refused", "wrong", "crash", "no power", "unproven", "not taken"]
+STATUSES: tuple[Status, ...] = ("exact", "refused", "wrong", "crash", "no power", "unproven", "not taken")
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class MechanismCell:
         status: `exact`: as the reference says, and the mechanism had an effect. `refused`: an error of the library.
             `wrong`: another number than the reference. `crash`: an error that is not the library's. `no power`: right, but
             the mechanism had no effect to speak of. `unproven`: it ran, and plain generate cannot run the branch by itself.
+            `not taken`: the model takes no such call, guarded or not.
         delta: Largest difference from the reference, in units of the logits' standard deviation; None where nothing ran.
         effect: Largest difference that the mechanism makes, in the same units.
         executor: How branches were decoded, and why.

@@ -12,7 +12,7 @@ from lvlm_guard.strategy.branches import Branch, Insert
 from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Readout
 from lvlm_guard.strategy.hookspecs import hookimpl
 from lvlm_guard.strategy.terms import Contrast, Mix, Term
-from lvlm_guard.testing.zoo.prompts import EXTRA, disturbed
+from lvlm_guard.testing.zoo.prompts import EXTRA, disturbed, striped
 
 WEIGHT = 1.5
 LENS_WEIGHT = 0.5
@@ -23,6 +23,7 @@ READ = (1, 2)
 """Layer outputs that are read, counted from 1."""
 BRANCHES = {
     "noise": Branch("noise", pixels=disturbed),
+    "replacement": Branch("replacement", pixels=striped),
     "removal": Branch("removal", image="removed"),
     "longer": Branch("longer", tokens=(Insert(EXTRA, "after_image"),)),
 }
@@ -100,5 +101,6 @@ def unchanged(scores: Tensor, _: Any) -> Tensor:
 
 NEUTRAL = InsideModel(attends=(AttentionEdit(EDITED, unchanged, keys="image", queries="all"),))
 FAVOURED = InsideModel(attends=(AttentionEdit(EDITED, "add", FAVOUR, keys="image", queries="all"),))
+SCALED = InsideModel(attends=(AttentionEdit(EDITED, "scale", FAVOUR, keys="image", queries="all"),))
 REVERSED = InsideModel(hides=(HiddenEdit("residual", reversed_states, layers=EDITED),))
 REVERSED_TOWER = InsideModel(hides=(HiddenEdit("residual", reversed_states, tower="vision"),))

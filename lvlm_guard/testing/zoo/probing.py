@@ -21,12 +21,15 @@ from lvlm_guard.testing.zoo.building import Specimen
 from lvlm_guard.testing.zoo.cells import MechanismCell, Status
 from lvlm_guard.testing.zoo.shrinking import SPECIAL
 
+NO_TOKENS = torch.zeros(1, 0, dtype=torch.long)
 TOKENS = 4
 BEAMS = 3
 TOLERANCE = 2e-4
 """Largest difference of exact logits, in units of their standard deviation."""
 POWER = 0.02
 """Smallest effect of a mechanism, in the same units."""
+MIXED_ROWS = ((6, 0, 2), (3, 1, 1), (5, 2, 0))
+"""Text tokens, seed and images of the prompts of a batch that differ in their number of images, the one without image last."""
 ROWS = ((6, 0), (3, 1), (11, 2))
 """Text tokens and seed of the prompts of a batch; the first one is also probed by itself."""
 LONGEST_ERROR = 300
@@ -55,11 +58,12 @@ class TypeProbe:
 
     Args:
         specimen: The tiny model and its prompts.
+        rows: Prompts of a batch, the first of which is also probed by itself; None for those of `ROWS`.
     """
 
-    def __init__(self, specimen: Specimen) -> None:
+    def __init__(self, specimen: Specimen, rows: Sequence[Row] | None = None) -> None:
         self.specimen = specimen
-        self.rows = [specimen.row(text, seed) for text, seed in ROWS]
+        self.rows = [specimen.row(text, seed) for text, seed in ROWS] if rows is None else list(rows)
         self._logits: dict[Any, Tensor] = {}
 
     @torch.no_grad()
@@ -74,6 +78,8 @@ class TypeProbe:
             cell = MechanismCell("refused", error=_describe(error))
         except RawError as error:
             cell = MechanismCell("crash", error=str(error))
+        except PlainFailure as error:
+            cell = MechanismCell("not taken", error=str(error))
         except (UnknownReference, LookupError, RuntimeError, TypeError, ValueError) as error:
             cell = MechanismCell("unproven", error=_describe(error))
         return replace(cell, seconds=round(time.perf_counter() - started, 3))
@@ -86,11 +92,14 @@ class TypeProbe:
     def run(self, strategy: Any, rows: int = 1, **settings: Any) -> tuple[list[SeenStep], str]:
         """Return what the loop of a guarded generate saw, and how branches were decoded."""
         inputs = prompts.joined(self.rows[:rows])
-        guard = Guard(self.specimen.model, None, [strategy])
+        guard = Guard(self.specimen.model, self.specimen.processor, [strategy])
         recorder, beams = Recorder(), settings.get("num_beams", 1)
         raw = (
-            {"logits_processor": [recorder]} if beams > 1 else {"output_logits": True, "return_dict_in_generate": True}
+            {"logits_processor": [recorder], "output_scores": True, "num_return_sequences": beams}
+            if beams > 1
+            else {"output_logits": True}
         )
+        raw |= {"return_dict_in_generate": True}
         arguments = {"max_new_tokens": TOKENS, "do_sample": False, "suppress_tokens": SUPPRESSED, **settings, **raw}
         try:
             output = guard.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
@@ -100,18 +109,28 @@ class TypeProbe:
             self._check_plain(inputs, arguments)
             raise RawError(_describe(error)) from error
         executor = f"{guard.report.executor}: {guard.report.reason}"
-        return (_beam_steps(recorder, beams) if beams > 1 else _greedy_steps(output)), executor
+        return (_beam_steps(recorder, output, beams) if beams > 1 else _greedy_steps(output)), executor
 
     def _check_plain(self, inputs: Row, arguments: Mapping[str, Any]) -> None:
         """Run the call unguarded.
 
         Raises:
-            UnknownReference: It fails as well, so it says nothing about the library.
+            PlainFailure: It fails as well, so it says nothing about the library.
         """
         try:
             self.specimen.model.generate(**{name: value.clone() for name, value in inputs.items()}, **arguments)
         except Exception as error:
-            raise UnknownReference(f"Plain generate fails as well: {_describe(error)}") from error
+            raise PlainFailure(f"Plain generate fails as well: {_describe(error)}") from error
+
+    def find_refusal(self) -> str | None:
+        """Return why plain generate cannot run all prompts as one batch, or None."""
+        try:
+            reference.follow(
+                self.specimen.model, prompts.joined(self.rows), NO_TOKENS.repeat(len(self.rows), 1), use_cache=True
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a model says of inputs it does not take
+            return _describe(error)
+        return None
 
     def compare(
         self,
@@ -122,7 +141,8 @@ class TypeProbe:
         settings: Mapping[str, Any],
     ) -> MechanismCell:
         """Compare every step with the formula over plain runs of the variants of its prompt."""
-        kind = self.reference_kind(variants, max(step.row for step in steps) + 1)
+        rows = max(step.row for step in steps) + 1
+        kind = self.reference_kind(variants, rows, [_longest(steps, row) for row in range(rows)])
         delta, effect = 0.0, 0.0
         for step in sorted(steps, key=lambda step: -len(step.prefix)):  # the longest says what all shorter ones need
             raw = [self.plain(hand, step.row, step.prefix, kind) for hand in variants]
@@ -133,23 +153,37 @@ class TypeProbe:
             delta = max(delta, _distance(expected, step.scores) / scale)
         return judge(delta, effect, executor, kind)
 
-    def reference_kind(self, variants: Sequence[ByHand | None], rows: int) -> str:
-        """Return what to compare with: recompute, unless the plain model itself gives other numbers."""
-        for hand in variants:
-            for row in range(rows):
-                plain = self.plain(hand, row, (5, 6), "cached")
-                if rows > 1 and _apart(plain, self.plain(hand, row, (5, 6), f"batch {rows}")):
-                    return f"batch {rows}"
-                if not self._recomputes(hand, row, plain):
-                    return "cached"
-        return "recompute"
+    def reference_kind(
+        self, variants: Sequence[ByHand | None], rows: int, prefixes: Sequence[tuple[int, ...]] = ()
+    ) -> str:
+        """Return what to compare with: recompute, unless the plain model itself gives other numbers.
 
-    def _recomputes(self, hand: ByHand | None, row: int, cached: Tensor) -> bool:
-        """Return whether plain generate without a cache gives what it gives with one, `cached`."""
+        Args:
+            variants: The variants of every prompt.
+            rows: How many prompts.
+            prefixes: What is generated after each of them; the same two tokens by default.
+        """
+        prefixes = prefixes or [(5, 6)] * rows
+        if rows > 1 and any(self._differs(hand, prefixes, "cached", f"batch {rows}") for hand in variants):
+            return f"batch {rows}"
+        settings = getattr(self.specimen.model, "generation_config", None)
+        if getattr(settings, "use_cache", None) is False:
+            return "recompute"
+        differs = any(self._differs(hand, prefixes, "cached", "recompute") for hand in variants)
+        return "cached" if differs else "recompute"
+
+    def _differs(self, hand: ByHand | None, prefixes: Sequence[tuple[int, ...]], kind: str, rival: str) -> bool:
+        """Return whether two kinds of plain generate give different logits anywhere on the way; one that cannot run differs."""
         try:
-            return not _apart(cached, self.plain(hand, row, (5, 6), "recompute"))
+            return any(
+                _apart(self.plain(hand, row, prefix[:step], kind), self.plain(hand, row, prefix[:step], rival))
+                for row, prefix in enumerate(prefixes)
+                for step in reversed(range(len(prefix) + 1))  # the longest says what all shorter ones need
+            )
         except UnknownReference:
-            return False
+            if rival != "recompute":
+                raise
+            return True
 
     def plain(self, hand: ByHand | None, row: int, prefix: tuple[int, ...], kind: str) -> Tensor:
         """Return logits `[vocab]` of plain generate of a variant after the generated tokens.
@@ -170,7 +204,8 @@ class TypeProbe:
         chosen = range(int(kind.split()[1])) if batched else range(row, row + 1)
         inputs = prompts.joined([self.variant(hand, index) for index in chosen])
         tokens = torch.tensor([prefix] * len(chosen), dtype=torch.long).reshape(len(chosen), len(prefix))
-        logits = reference.follow(self.specimen.model, inputs, tokens, use_cache=kind != "recompute")
+        model = self.specimen.decoding(inputs)
+        logits = reference.follow(model, inputs, tokens, use_cache=kind != "recompute")
         for step in range(len(prefix) + 1):
             for place, index in enumerate(chosen):
                 self._logits[hand, index, prefix[:step], kind] = logits[step, place]
@@ -184,15 +219,24 @@ class UnknownReference(Exception):
     """Plain generate cannot say what is right."""
 
 
+class PlainFailure(Exception):
+    """Plain generate cannot run the call."""
+
+
 class RawError(Exception):
     """A guarded call ended in an error that is not the library's."""
 
 
 BY_HAND: dict[str, ByHand] = {
     "noise": prompts.noised,
+    "replacement": prompts.replaced,
     "removal": prompts.without_image,
     "longer": prompts.lengthened,
 }
+
+
+WORSE: tuple[Status, ...] = ("exact", "no power", "wrong")
+"""Statuses of runs that ended, from the best."""
 
 
 def judge(delta: float, effect: float, executor: str, kind: str) -> MechanismCell:
@@ -201,6 +245,18 @@ def judge(delta: float, effect: float, executor: str, kind: str) -> MechanismCel
     if not delta <= TOLERANCE:
         status = "wrong"
     return MechanismCell(status, _rounded(delta), _rounded(effect), executor, kind.split(maxsplit=1)[0])
+
+
+def join_cells(cells: Sequence[MechanismCell]) -> MechanismCell:
+    """Return the cell of several runs: the worst status, the largest difference, the smallest effect."""
+    worst = max(cells, key=lambda cell: WORSE.index(cell.status))
+    delta, effect = max(cell.delta or 0.0 for cell in cells), min(cell.effect or 0.0 for cell in cells)
+    return replace(worst, delta=delta, effect=effect)
+
+
+def _longest(steps: Sequence[SeenStep], row: int) -> tuple[int, ...]:
+    """Return the longest prefix that was seen of a row."""
+    return max((step.prefix for step in steps if step.row == row), key=len, default=())
 
 
 def _edited_layers(probe: TypeProbe) -> list[Any]:
@@ -265,7 +321,10 @@ def _readouts(probe: TypeProbe) -> MechanismCell:
 
 
 def _attention(probe: TypeProbe) -> MechanismCell:
-    """Run a neutral edit, which gives plain logits, and a real one, which does what a bias in an eager mask does."""
+    """Run a neutral edit, which gives plain logits, and a real one, which does what a bias in an eager mask does.
+
+    Where every key is the image's, a bias does nothing, so scores are multiplied there.
+    """
     neutral, executor = probe.run(mechanisms.NEUTRAL)
     kind = probe.reference_kind([None], 1)
     plain = torch.stack([probe.plain(None, 0, step.prefix, kind) for step in neutral])
@@ -274,10 +333,17 @@ def _attention(probe: TypeProbe) -> MechanismCell:
         return replace(calm, error="A neutral edit changes the logits.")
     steps, executor = probe.run(mechanisms.FAVOURED)
     expected = _favoured(probe, steps) if kind == "recompute" else None
-    if expected is not None:
-        return _compare_paths(probe, steps, expected, executor, kind)
-    scores = torch.stack([step.scores for step in steps])
-    return replace(_compare_paths(probe, steps, scores, executor, kind), delta=calm.delta, reference="neutral")
+    if expected is not None and (cell := _compare_paths(probe, steps, expected, executor, kind)).status != "no power":
+        return cell
+    cells = (_measure_effect(probe, edit, kind, calm) for edit in (mechanisms.FAVOURED, mechanisms.SCALED))
+    return max(cells, key=lambda cell: cell.effect or 0.0)
+
+
+def _measure_effect(probe: TypeProbe, edit: mechanisms.InsideModel, kind: str, calm: MechanismCell) -> MechanismCell:
+    """Return the effect of an edit that nothing says how to compute otherwise, beside how far a neutral one is off."""
+    steps, executor = probe.run(edit)
+    effect = _compare_paths(probe, steps, torch.stack([step.scores for step in steps]), executor, kind).effect or 0.0
+    return replace(judge(calm.delta or 0.0, effect, executor, kind), reference="neutral")
 
 
 def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
@@ -287,14 +353,41 @@ def _favoured(probe: TypeProbe, steps: Sequence[SeenStep]) -> Tensor | None:
     try:
         model.set_attn_implementation("eager")
         layers = list(reference.decoder_layers(model))[slice(*mechanisms.EDITED)]
-        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR):
+        encoded = bool(model.config.is_encoder_decoder)
+        with reference.image_favoured(layers, probe.rows[0]["input_ids"], mechanisms.FAVOUR, encoded=encoded):
             return reference.follow(model, probe.rows[0], tokens, use_cache=False)[:, 0]
     except (LookupError, ValueError, NotImplementedError):
         return None
 
 
+def _several_images(probe: TypeProbe) -> MechanismCell:
+    """Contrast with noise and with removal in a batch whose prompts hold two images, one, and none where the model takes that."""
+    specimen = probe.specimen
+    if specimen.recipe.single:
+        return MechanismCell("not taken", error="A prompt of this model has one image.")
+    rows = [specimen.row(text, seed, images) for text, seed, images in MIXED_ROWS]
+    with_image = TypeProbe(specimen, rows[:-1])
+    if (reason := with_image.find_refusal()) is not None:
+        return MechanismCell("not taken", error=f"Plain generate refuses two images in a prompt: {reason}")
+    mixed = TypeProbe(specimen, rows)
+    mixed = with_image if mixed.find_refusal() is not None else mixed
+    return join_cells([mixed.branch("noise", len(mixed.rows)), with_image.branch("removal", len(with_image.rows))])
+
+
+def _video(probe: TypeProbe) -> MechanismCell:
+    """Contrast with noise, with another video and with removal in a prompt that holds a video."""
+    specimen = probe.specimen
+    if not (specimen.takes_videos or specimen.recipe.films):
+        return MechanismCell("not taken", error="The model's forward takes no video.")
+    filmed = TypeProbe(specimen, [specimen.row() if specimen.recipe.films else specimen.video_row()])
+    if (reason := filmed.find_refusal()) is not None:
+        raise PlainFailure(f"Plain generate refuses the video: {reason}")
+    return join_cells([filmed.branch(kind) for kind in ("noise", "replacement", "removal")])
+
+
 MECHANISMS: dict[str, Callable[[TypeProbe], MechanismCell]] = {
     "noise": lambda probe: probe.branch("noise"),
+    "replacement": lambda probe: probe.branch("replacement"),
     "removal": lambda probe: probe.branch("removal"),
     "longer": lambda probe: probe.branch("longer"),
     "attention": _attention,
@@ -304,6 +397,8 @@ MECHANISMS: dict[str, Callable[[TypeProbe], MechanismCell]] = {
     "batch": lambda probe: probe.branch("noise", rows=len(ROWS)),
     "batch removal": lambda probe: probe.branch("removal", rows=len(ROWS)),
     "beams": lambda probe: probe.branch("noise", num_beams=BEAMS),
+    "several images": _several_images,
+    "video": _video,
 }
 """Every mechanism by its name."""
 
@@ -327,14 +422,25 @@ def _greedy_steps(output: Any) -> list[SeenStep]:
     ]
 
 
-def _beam_steps(recorder: Recorder, beams: int) -> list[SeenStep]:
-    if not recorder.seen:
-        raise UnknownReference("This generate drops logits processors, so its beams cannot be watched.")
+def _beam_steps(recorder: Recorder, output: Any, beams: int) -> list[SeenStep]:
+    if not recorder.seen:  # this generate drops logits processors, so the beams that it returns have to do
+        return _returned_beam_steps(output, beams)
     start = recorder.seen[0][0].shape[1]
     return [
         SeenStep(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())
         for ids, scores in recorder.seen
         for row in range(ids.shape[0])
+    ]
+
+
+def _returned_beam_steps(output: Any, beams: int) -> list[SeenStep]:
+    """Return what was seen on the way of every beam that generate returned."""
+    generated = output.sequences[:, -len(output.scores) :]
+    return [
+        SeenStep(int(source) // beams, tuple(tokens[:step].tolist()), output.scores[step][source].float())
+        for tokens, sources in zip(generated, output.beam_indices.tolist(), strict=True)
+        for step, source in enumerate(sources)
+        if source >= 0
     ]
 
 

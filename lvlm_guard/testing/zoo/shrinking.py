@@ -19,6 +19,7 @@ LARGE = 1024
 """Numbers from here on are sizes, whatever their field is called."""
 VISIBLE = 0.02
 """Weights of some towers start so near zero that they see nothing."""
+VIDEO_TOKEN, FILM_START, FILM_END = 101, 105, 106
 SPECIAL = range(95, VOCABULARY)
 """Token ids that no prompt holds as text and nothing generates."""
 
@@ -115,7 +116,7 @@ _TOKENS = {
     "decoder_start_token_id": 1,
     "forced_eos_token_id": None,
 }
-_NAMED_TOKENS = {"image": IMAGE_TOKEN, "image_patch": IMAGE_TOKEN, "video": 101, "audio": 104}
+_NAMED_TOKENS = {"image": IMAGE_TOKEN, "image_patch": IMAGE_TOKEN, "video": VIDEO_TOKEN, "audio": 104}
 
 
 def shrink(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:

@@ -15,6 +15,8 @@ from lvlm_guard.files import write_whole
 from lvlm_guard.testing.zoo.cells import MechanismCell
 
 FILE = "table.json"
+NOT_MEASURED = "not measured"
+"""Shown where an entry comes from a version that knew fewer mechanisms."""
 PACKAGES = ("lvlm-guard", "transformers", "torch")
 
 
@@ -76,6 +78,11 @@ def check_names(names: Iterable[str], choices: Iterable[str]) -> None:
 def mechanisms_of(table: Mapping[str, Entry]) -> list[str]:
     """Return the mechanisms of a table, in its order."""
     return list(dict.fromkeys(mechanism for entry in table.values() for mechanism in entry.cells))
+
+
+def status_of(entry: Entry, mechanism: str) -> str:
+    """Return the status of a mechanism on a model type, which an entry of an older version may lack."""
+    return entry.cells[mechanism].status if mechanism in entry.cells else NOT_MEASURED
 
 
 def count_statuses(table: Mapping[str, Entry]) -> dict[str, Counter[str]]:
