@@ -156,4 +156,5 @@ class _Builder:
         return min(shared, int(whole_inputs["attention_mask"].sum()) - 1)
 
     def _cuts_image(self, ids: Tensor, length: int) -> bool:
-        return bool(anatomy.image_mask(self._request.config, ids)[:, length:].any())
+        token = anatomy.image_token_id(self._request.config)
+        return token is not None and bool((ids[:, length:] == token).any())

@@ -17,7 +17,7 @@ from lvlm_guard.call.asking import AskedCall, build_asked_call
 from lvlm_guard.call.attachments import plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import keep_report
 from lvlm_guard.call.looks.memory import PrefixMemory
-from lvlm_guard.call.looks.opening import InputMaker, Subject
+from lvlm_guard.call.looks.opening import InputMaker, LookSubject
 from lvlm_guard.call.looks.parts import (
     group_rows,
     join_outputs,
@@ -85,7 +85,7 @@ class Look:
     def __init__(self, subject: Any, guard: Any, *, advances: bool = False) -> None:
         looking: LookingGuard = guard
         self._guard = looking
-        self._subject: Subject = subject
+        self._subject: LookSubject = subject
         self._memory = PrefixMemory(self._subject.opening)
         self._stack = looking.find_stack()
         self._is_open = True

@@ -35,7 +35,7 @@ class InputMaker(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class LookSubject:
     """What a look is at.
 
     Args:
@@ -91,7 +91,7 @@ def open_subject(
     subject: Any,
     images: Any,
     options: Mapping[str, Any],
-) -> Subject:
+) -> LookSubject:
     """Return what a look is at.
 
     Args:
@@ -106,7 +106,7 @@ def open_subject(
         ProcessorNeeded: The guard has no processor.
     """
     if isinstance(subject, Mapping):
-        return Subject(open_inputs(build_request(dict(subject))))
+        return LookSubject(open_inputs(build_request(dict(subject))))
     read = read_messages(subject if _holds_messages(subject) else _write_message(subject))
     if len(read.conversations) != 1:
         raise InputError("A look is opened with one conversation: open one for each.")
@@ -136,8 +136,8 @@ def _open_conversation(
     conversation: Conversation,
     values: Sequence[Any],
     options: Mapping[str, Any],
-) -> Subject:
-    trial = Subject(Opening({}, ()), conversation, values)
+) -> LookSubject:
+    trial = LookSubject(Opening({}, ()), conversation, values)
     trials = [trial.ask(question) for question in TRIAL_QUESTIONS]
     request = build_request(dict(guard.inputs(images=list(values) or None, messages=trials[0], **options)))
     opening = _build_opening(request, ())
@@ -157,7 +157,7 @@ def _open_conversation(
         )
     pictures = values if request.pictures is None or request.pictures.missing else request.pictures.pictures
     opening = dataclasses.replace(opening, ids=tuple(first_row[:length]))
-    return Subject(opening, conversation, pictures, writer, options)
+    return LookSubject(opening, conversation, pictures, writer, options)
 
 
 def _build_opening(request: Request, ids: Sequence[int]) -> Opening:

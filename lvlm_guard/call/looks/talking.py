@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvlm_guard.call.looks.look import Look, LookingGuard
-from lvlm_guard.call.looks.opening import Subject, open_inputs
+from lvlm_guard.call.looks.opening import LookSubject, open_inputs
 from lvlm_guard.errors import InputError
 from lvlm_guard.request import conversation
 from lvlm_guard.request.messages import is_batch
@@ -68,5 +68,5 @@ class Conversation:
         if self._look is None or not self._look.fits(batch):
             self.close()
             opening = open_inputs(self._guard.build_request(dict(batch)))
-            self._look = Look(Subject(opening), self._guard, advances=True)
+            self._look = Look(LookSubject(opening), self._guard, advances=True)
         return self._look
