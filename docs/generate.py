@@ -14,6 +14,7 @@ from typing import Any
 
 import lvlm_guard
 import lvlm_guard.testing
+from lvlm_guard.call.looks.refusals import RULES_OF_LOOKS
 from lvlm_guard.call.refusals import REFUSED_ELSEWHERE, RULES
 from lvlm_guard.call.rules import Refusal
 from lvlm_guard.cli.listing import find_links, format_range
@@ -137,7 +138,7 @@ def write_section(strategy: Mapping[str, Any]) -> str:
 
 def write_refusals_page() -> str:
     """Return the text of the page `reference/refusals.md`."""
-    checked = [write_refusals(topic, rules) for topic, rules in RULES.items()]
+    checked = [write_refusals(topic, rules) for topic, rules in {**RULES, **RULES_OF_LOOKS}.items()]
     elsewhere = [write_refusals(topic, refusals) for topic, refusals in REFUSED_ELSEWHERE.items()]
     return "\n".join([REFUSALS_PREAMBLE, *checked, ELSEWHERE_PREAMBLE, *elsewhere])
 

@@ -8,6 +8,8 @@ if importlib.util.find_spec("lvlm_guard_kernels") is None:
     raise ImportError("lvlm_guard is not installed, only on the path. Install the checkout: pip install -e .")
 
 if TYPE_CHECKING:
+    from lvlm_guard.call.looks.look import Look as Look
+    from lvlm_guard.call.looks.talking import Conversation as Conversation
     from lvlm_guard.call.report import Change as Change
     from lvlm_guard.call.report import Forwards as Forwards
     from lvlm_guard.call.report import Origin as Origin
@@ -93,6 +95,8 @@ _OWNERS = {
     "strategy.prompt": ("ModelInfo", "Prompt", "PromptStates"),
     "guard": ("Guard", "WithoutImage"),
     "strategy.hookspecs": ("hookimpl",),
+    "call.looks.look": ("Look",),
+    "call.looks.talking": ("Conversation",),
     "call.report": ("Change", "Forwards", "Origin", "Report", "RequestReport", "StrategyReport"),
     "strategy.results": ("CallResults",),
     "host.stack": ("Stack",),

@@ -99,6 +99,17 @@ def maximum_length(config: Any) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def rotation_limit(config: Any) -> int | None:
+    """Positions beyond which rotary embeddings of all of them depend on how long the prompt is; None where they never do."""
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("dynamic", "longrope"):
+        return None
+    limits = (rope.get("original_max_position_embeddings"), getattr(text, "original_max_position_embeddings", None))
+    stated = next((limit for limit in limits if isinstance(limit, int)), None)
+    return maximum_length(config) if stated is None else stated
+
+
 def feature_names(encoded: Any) -> list[str]:
     """Attributes of an image encoder output that hold per-image features the decoder reads."""
     return [name for name in ("pooler_output", "deepstack_features") if getattr(encoded, name, None) is not None]

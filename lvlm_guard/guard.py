@@ -15,7 +15,11 @@ from lvlm_guard import anatomy
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
-from lvlm_guard.call.plain import run_plain
+from lvlm_guard.call.looks.look import Look, LookingGuard
+from lvlm_guard.call.looks.opening import open_subject
+from lvlm_guard.call.looks.pictures import ask_about_picture
+from lvlm_guard.call.looks.talking import Conversation
+from lvlm_guard.call.plain import find_start, run_plain
 from lvlm_guard.call.refusals import APART, ARGUMENTS, LOOP, MODEL
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
@@ -27,7 +31,6 @@ from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
 from lvlm_guard.host.plugins import StrategyCalls, is_marked
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.outputs import sequences
 from lvlm_guard.request import conversation
 from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
@@ -42,8 +45,6 @@ WithoutImage = Literal["refuse", "plain"]
 EXECUTORS = ("auto", "batched", "sequential")
 DEFAULT_STACK = "vcd"
 STACK_LIKE = (str, Stack, list, tuple, Mapping)
-ANSWER_TOKENS = 16
-"""Tokens a question about a picture may be answered with."""
 
 
 class Guard:
@@ -208,17 +209,75 @@ class Guard:
             self.model, self.processor, self._recent_pictures, images, text, messages, options, self.pictures
         )
 
-    def chat(self, messages: Sequence[Any], images: Any = None, **kwargs: Any) -> Any:
+    def chat(
+        self, messages: Sequence[Any], images: Any = None, *, cache: Conversation | None = None, **kwargs: Any
+    ) -> Any:
         """Answer one conversation (text) or a list of them (list of texts).
 
         Args:
             messages: Messages as chat templates take them; pictures may stand in them.
             images: Pictures for image items that carry none.
+            cache: A conversation of `Guard.conversation`, which runs only what is new in its next turn.
             **kwargs: Passed on to generate, `stack=` for this call alone included.
         """
+        if cache is not None:
+            return self._chat_on(cache, messages, images, kwargs)
         batch = self.inputs(images=images, messages=messages)
         output, report = self.generate_with_report(**batch, **kwargs)
-        return conversation.decode_answers(self.processor, output, _find_start(output, report), many=is_batch(messages))
+        return conversation.decode_answers(self.processor, output, find_start(output, report), many=is_batch(messages))
+
+    @contextmanager
+    def looking(self, subject: Any, images: Any = None, **options: Any) -> Iterator[Look]:
+        """Look at pictures once and ask about them often: what comes before the questions runs once, for main and branches.
+
+        ```python
+        with guard.looking(picture) as look:
+            answers = look.ask(["Is there a dog?", "Is there a cat?"], max_new_tokens=1)
+        ```
+
+        Args:
+            subject: A picture, a list of pictures, messages with pictures in them, or model inputs of one prompt.
+            images: Pictures for image items of messages that carry none.
+            **options: Passed on to the processor.
+
+        Raises:
+            InputError: What is passed is none of these, or nothing of it comes before the questions.
+            ProcessorNeeded: The guard has no processor.
+        """
+        opened = open_subject(self, self._build_request, subject, images, options)
+        look = Look(opened, self._looking)
+        try:
+            yield look
+        finally:
+            look.close()
+
+    def _chat_on(self, cache: Any, messages: Sequence[Any], images: Any, settings: Mapping[str, Any]) -> str:
+        if not isinstance(cache, Conversation) or cache.guard is not self:
+            raise InputError(f"cache is a conversation of this guard, guard.conversation(), got {quote(cache)}.")
+        return cache.chat(messages, images, **settings)
+
+    def conversation(self) -> Conversation:
+        """Return a conversation whose next turn runs only what is new; `chat(messages, cache=conversation)` takes it too.
+
+        ```python
+        talk = guard.conversation()
+        messages.append({"role": "assistant", "content": talk.chat(messages)})
+        ```
+        """
+        return Conversation(self._looking)
+
+    @property
+    def _looking(self) -> LookingGuard:
+        """What looks and conversations use of this guard."""
+        return LookingGuard(
+            self.model,
+            self.executor,
+            self,
+            lambda: self.stack,
+            lambda: self._strategies,
+            self._build_request,
+            self._ask_about_picture,
+        )
 
     @contextmanager
     def attached(self) -> Iterator[Guard]:
@@ -283,14 +342,7 @@ class Guard:
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        conversations = [[conversation.write_question(text, pictures.pictures[index])] for text in questions]
-        if not conversations:
-            return []
-        batch = guard.inputs(messages=conversations, **pictures.options[index])
-        output, report = guard.generate_with_report(**batch, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        start = _find_start(output, report)
-        answers: list[str] = conversation.decode_answers(self.processor, output, start, many=True)
-        return answers
+        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index])
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}
@@ -309,12 +361,6 @@ def _describe_strategy(strategy: Any) -> str:
         if parameter.default_factory is dataclasses.MISSING and getattr(strategy, parameter.name) != parameter.default
     ]
     return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
-
-
-def _find_start(output: Any, report: Report | None) -> int:
-    """Return where answers begin, in what must hold token ids."""
-    ids = sequences(output)
-    return ids.shape[1] if report is None else report.answer_start
 
 
 def _takes_over(strategy: object) -> bool:

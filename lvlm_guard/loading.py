@@ -81,8 +81,8 @@ def find_file(name: str, file: str) -> Path | None:
     from transformers.utils import cached_file  # noqa: PLC0415 - slow to import
 
     _check_name(name)
-    if (folder := Path(_resolve(name))).is_dir():
-        return folder / file if (folder / file).is_file() else None
+    if is_folder(folder := Path(_resolve(name))):
+        return folder / file if is_file(folder / file) else None
     lenient = {
         "_raise_exceptions_for_gated_repo": False,
         "_raise_exceptions_for_missing_entries": False,

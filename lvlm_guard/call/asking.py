@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard.call.generation import create_generation
+from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.requests import Request
@@ -26,6 +27,7 @@ class AskedCall:
         executor: The executor asked for.
         ask: Asks the guarded model questions about the picture of one request.
         gen: The object that travels through every hook.
+        preparation: What prepares its prompts.
         started: When the call began, in seconds of `time.perf_counter`.
     """
 
@@ -36,6 +38,7 @@ class AskedCall:
     executor: ExecutorName
     ask: Callable[[Sequence[str], int], list[str]] | None
     gen: Generation
+    preparation: type[PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
@@ -50,6 +53,7 @@ def build_asked_call(
     strategies: StrategyCalls,
     executor: ExecutorName,
     ask: Callable[[Sequence[str], int], list[str]] | None = None,
+    preparation: type[PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
-    return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request))
+    return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request), preparation)

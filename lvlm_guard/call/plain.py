@@ -34,6 +34,12 @@ def run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any
     return output, Report.of_plain(ids, prompt, seconds, origin, start)
 
 
+def find_start(output: Any, report: Report | None) -> int:
+    """Return where answers begin, in what must hold token ids."""
+    ids = sequences(output)
+    return ids.shape[1] if report is None else report.answer_start
+
+
 def find_answers(model: Any, generate: Callable[..., Any], arguments: Mapping[str, Any], ids: Tensor) -> int:
     """Return where in the rows `[rows, length]` of plain generate the answers begin.
 

@@ -53,6 +53,19 @@ class Plan:
         return [edit for edits in self.edits.values() for edit in edits if isinstance(edit, kind)]
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """Which prompts of a call went on from prefixes.
+
+    Args:
+        reasons: Why the prompt of main or of a branch ran whole, by `"main"` or its key; empty where it went on from a prefix.
+        runs: Prefixes that were run for this call.
+    """
+
+    reasons: Mapping[Hashable, str]
+    runs: int = 0
+
+
 def build_plan(call_hook: CallHook) -> Plan:
     """Ask every hook that says something about the forwards.
 

@@ -10,7 +10,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.call.asking import AskedCall
 from lvlm_guard.call.generation import describe_endings, describe_main, describe_request
 from lvlm_guard.call.interventions import Interventions, Towers, build_interventions, warn_if_uncompiled
-from lvlm_guard.call.plan import Plan, build_plan, collect_values
+from lvlm_guard.call.plan import Plan, Sharing, build_plan, collect_values
 from lvlm_guard.call.prompt_preparation import PromptPreparation, PromptRuns
 from lvlm_guard.call.refusals import BRANCH, FINISH, MAIN_PREPARED, SEARCH
 from lvlm_guard.call.rules import PreparedMain, RequestedBranch, refuse
@@ -42,6 +42,7 @@ class PlannedCall:
         plan: Branches and edits.
         interventions: The edits, resolved for this model.
         prompt_runs: The prompts that strategies had run for their hidden states.
+        sharing: Which prompts go on from prefixes; None where the call is made on no look.
     """
 
     call: AskedCall
@@ -53,6 +54,7 @@ class PlannedCall:
     prompt_runs: PromptRuns
     searching: str | None = None
     input_edits: Mapping[str, bool] = field(default_factory=dict)
+    sharing: Sharing | None = None
 
     @property
     def request(self) -> Request:
@@ -74,7 +76,7 @@ def plan_call(call: AskedCall) -> PlannedCall:
     """
     request, input_edits = _edit_request(call)
     searching, search = _choose_search(call, request)
-    preparation = PromptPreparation(call.generate, request, _settings_for(search, request.settings), call.gen)
+    preparation = call.preparation(call.generate, request, _settings_for(search, request.settings), call.gen)
     if call.strategies.active("finish"):
         refuse(FINISH, request)
     main = preparation.prepare_main()

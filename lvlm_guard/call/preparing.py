@@ -14,7 +14,6 @@ from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.errors import PluginRejected, quote
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.interventions import vision
-from lvlm_guard.request.branch_inputs import share_encoded
 from lvlm_guard.strategy.branches import MAIN, Branch
 
 
@@ -61,8 +60,7 @@ def prepare_branches(planned: PlannedCall) -> PreparedCall:
         with vision.encoding(planned.call.gen, MAIN):
             main = preparation.prepare_main()
             encoded = _encode_images(planned, main)
-    inputs = dict(planned.request.inputs)
-    return PreparedCall(planned, main, inputs if encoded is None else share_encoded(inputs, encoded), prepared, late)
+    return PreparedCall(planned, main, preparation.build_main_inputs(main, encoded), prepared, late)
 
 
 def _encode_images(planned: PlannedCall, main: PreparedDecode) -> Mapping[str, Any] | None:

@@ -14,7 +14,7 @@ from lvlm_guard.errors import GuardError, ModelRefused
 from lvlm_guard.forward import PreparedDecode, capture_decode, model_inputs, prompt_states
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.forward.preparation import static_length_kept
-from lvlm_guard.request.branch_inputs import build_branch_inputs
+from lvlm_guard.request.branch_inputs import build_branch_inputs, share_encoded
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.generation import Generation
@@ -45,6 +45,15 @@ class PromptPreparation:
         """Return main as generate prepares it; `use` is called with it while generate runs."""
         return capture_decode(self.generate, self.request.without_cache, self.settings, use)
 
+    def prepare_whole(self, use: Use | None = None) -> PreparedDecode:
+        """Return main as generate prepares it, its pictures included; `use` as for `prepare_main`."""
+        return self.prepare_main(use)
+
+    def build_main_inputs(self, _main: PreparedDecode, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return model inputs for generate, with encoded images where it takes them."""
+        inputs = dict(self.request.inputs)
+        return inputs if encoded is None else share_encoded(inputs, encoded)
+
     def encode_images(self, main: PreparedDecode) -> Mapping[str, Any] | None:
         """Return main's encoded images before any expansion; None where the model encodes inside its forward."""
         if not model_inputs.takes_encoded_images(main.module):
@@ -71,7 +80,7 @@ class PromptPreparation:
             InputError: Its prompt is too long.
         """
         inputs = build_branch_inputs(self.request, branch, encoded)
-        settings = _limit_new_tokens(self.settings, count_new_tokens(main))
+        settings = limit_new_tokens(self.settings, count_new_tokens(main))
         try:
             with vision.encoding(self.gen, branch.key), static_length_kept(main.module):
                 prepared = self._prepare(branch, main, inputs, settings, use)
@@ -132,16 +141,16 @@ class PromptRuns:
             states.append(prompt_states.run_prompt(prepared))
 
         if branch is None:
-            self._preparation.prepare_main(run)
+            self._preparation.prepare_whole(run)
         else:
-            main = self._preparation.prepare_main()
+            main = self._preparation.prepare_whole()
             encoded = None if branch.drops_image else self._preparation.encode_images(main)
             self._preparation.prepare_branch(branch, main, encoded, run)
         self.keys.append(MAIN if branch is None else branch.key)
         return states[0]
 
 
-def _limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+def limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     """Return settings with as many new tokens as main may generate, whatever lengths they named."""
     without_lengths = {name: value for name, value in settings.items() if name not in LENGTHS}
     if (config := without_lengths.get("generation_config")) is not None:

@@ -117,6 +117,8 @@ class Report:
         origin: Versions and model; None in a report that no call made.
         answer_start: Index in every row of the output at which the answer begins: behind the prompt where the output repeats it,
             behind the decoder's own prompt for an encoder-decoder, 0 where the output holds new tokens alone.
+        prompts: On a look, by `main` and the keys of the branches: `shared` where a prompt went on from the look, else why it ran
+            whole; empty elsewhere.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -131,6 +133,7 @@ class Report:
     requests: tuple[RequestReport, ...] = ()
     origin: Origin | None = None
     answer_start: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of_plain(

@@ -19,6 +19,8 @@ from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import AttentionCapture, Readout
 
+SHARED = "shared"
+"""What a report says of a prompt that went on from a look."""
 ACTING_HOOKS = ("edit_inputs", "search", "attention", "hidden", "terms")
 """Hooks of which something is expected in every call; `finish` may find nothing to revise."""
 RESCALING = {
@@ -118,7 +120,8 @@ def _build_report(
         executor=decoded.executor if steps else ("prefill only" if planned.plan.branches else "none"),
         reason=decoded.reason or "no decode step was needed",
         forwards=Forwards(
-            float(counts.prefill + len(planned.prompt_runs.keys)), counts.decode / steps if steps else 0.0
+            float(counts.prefill + len(planned.prompt_runs.keys) + (planned.sharing.runs if planned.sharing else 0)),
+            counts.decode / steps if steps else 0.0,
         ),
         rows_per_forward=_count_versions(decoded) * planned.candidates,
         rows=planned.request.input_ids.shape[0] * planned.candidates
@@ -130,7 +133,14 @@ def _build_report(
         requests=requests,
         origin=describe_origin(planned.call.request.config),
         answer_start=finished.answer_start,
+        prompts=_describe_prompts(planned),
     )
+
+
+def _describe_prompts(planned: PlannedCall) -> dict[str, str]:
+    """Return how the prompts of a call on a look ran, by key."""
+    reasons = planned.sharing.reasons if planned.sharing is not None else {}
+    return {key if key == MAIN else format_key(key): reason or SHARED for key, reason in reasons.items()}
 
 
 def _report_strategy(decoded: DecodedCall, effect: Effect, answers_revised: int) -> StrategyReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from lvlm_guard.call.answers import finish_output
 from lvlm_guard.call.asking import AskedCall
 from lvlm_guard.call.decoding import decode
 from lvlm_guard.call.generation import inside_call
-from lvlm_guard.call.planning import plan_call
+from lvlm_guard.call.planning import PlannedCall, plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
@@ -19,8 +20,12 @@ from lvlm_guard.forward.adapters import taken_off_after_errors
 
 
 @torch.no_grad()
-def run_call(call: AskedCall) -> tuple[Any, Report]:
+def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None = None) -> tuple[Any, Report]:
     """Run a guarded call, and return the output of generate and the report.
+
+    Args:
+        call: The call as the user asked for it.
+        share: Lets prompts of the planned call go on from what was run before, or None.
 
     Raises:
         Refused: The call cannot be guarded exactly.
@@ -30,6 +35,8 @@ def run_call(call: AskedCall) -> tuple[Any, Report]:
     adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
     with inside_call(), adapters:
         planned = plan_call(call)
+        if share is not None:
+            planned = share(planned)
         with planned.interventions.installed(planned.main, call.gen):
             prepared = prepare_branches(planned)
             decoded = decode(prepared)

@@ -115,6 +115,9 @@ def run(
             metavar="refuse|skip", help="Refuse where pictures are missing or broken, or skip and count their items."
         ),
     ] = "refuse",
+    looks: Annotated[
+        bool, typer.Option("--looks", help="Run what questions about one picture begin with once.")
+    ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
 ) -> None:
@@ -130,7 +133,7 @@ def run(
     off = tuple(without or ())
     systems_compared = systems.build_systems(systems.read_stacks(stack or (), allow or ()), off, sampled=sample)
     plan = RunPlan(
-        choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed, missing_pictures
+        choosing.choose_suites(suite, parser), systems_compared, off, data, limit, batch, seed, missing_pictures, looks
     )
     store.check_folder(out)
     gathered = gather(plan)

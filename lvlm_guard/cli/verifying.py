@@ -12,6 +12,7 @@ from lvlm_guard import loading
 from lvlm_guard.cli.options import ONE_STACK, Allow, Device, Dtype
 from lvlm_guard.cli.questions import check_picture, check_placeholder, check_question
 from lvlm_guard.errors import InputError
+from lvlm_guard.files import check_name, is_folder
 
 if TYPE_CHECKING:
     from lvlm_guard.verification import Verification
@@ -79,7 +80,9 @@ def _check_request(prompt: str, pictures: list[Path], out: Path | None) -> None:
     check_question(prompt)
     for picture in pictures:
         check_picture(picture)
-    if out is not None and not out.resolve().parent.is_dir():
+    if out is not None:
+        check_name(out)
+    if out is not None and not is_folder(out.absolute().parent):
         raise InputError(f"--out: there is no folder {str(out.parent)!r}. Make it first.")
 
 

@@ -61,10 +61,14 @@ class DecodeLayouts:
             mask = torch.ones_like(image)
         self._prompts[key] = PromptLayout(image, mask.bool(), _find_across(prepared, requested, rows))
 
-    def lay_out(self, keys: Sequence[Hashable], new: int) -> RunningForward:
-        """Lay out a forward that holds the rows of `keys` and runs `new` positions of the longest prompt."""
+    def lay_out(self, keys: Sequence[Hashable], new: int, *, ends: bool = True) -> RunningForward:
+        """Lay out a forward that holds the rows of `keys` and runs `new` positions of the longest prompt.
+
+        `ends` says whether the prompts end in it: a prefix that runs by itself predicts nothing.
+        """
         prompts = {key: self._prompts[key] for key in keys}
-        return RunningForward(self._gen, ForwardLayout(prompts, self._history.length, new), self._interventions)
+        layout = ForwardLayout(prompts, self._history.length, new, ends)
+        return RunningForward(self._gen, layout, self._interventions)
 
     def read(self, running: RunningForward, logits: Tensor, keep: int) -> dict[tuple[int, bool], Tensor]:
         """Readouts of main's forward that has just run, at the last `keep` positions."""

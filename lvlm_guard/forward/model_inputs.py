@@ -39,7 +39,8 @@ def prepare_forward(
         module: The module that decodes.
         ids: All token ids of the branch so far `[rows, length]`.
         kwargs: What the loop carries, already extended to `length`.
-        past: Positions already in the cache, which may hold an image beside the ids; 0 without a cache.
+        past: Positions already in the cache, which may hold an image beside the ids; 0 without a cache. In a prefill, those of
+            a prefix that was run before.
         new: Ids to feed, where a cache holds the others.
         first: Whether this is the prefill.
     """
@@ -48,13 +49,20 @@ def prepare_forward(
     names = _preparation_parameters()
     cached = bool(kwargs.get("use_cache", True))
     if "next_sequence_length" in names:
-        options["next_sequence_length"] = None if first or not cached else new
+        options["next_sequence_length"] = _count_next(ids, past, new, first=first) if cached else None
     if "is_first_iteration" in names:
         options["is_first_iteration"] = first
     if _carries_cache_position(module):
         length = past + new if cached and not first else _count_positions(ids, kwargs, first=first)
         kwargs["cache_position"] = torch.arange(past if cached else 0, length, device=ids.device)
     return dict(module.prepare_inputs_for_generation(ids, **options, **kwargs))
+
+
+def _count_next(ids: Tensor, past: int, new: int, *, first: bool) -> int | None:
+    """How many of the last ids a forward with a cache feeds; None is all of them."""
+    if not first:
+        return new
+    return ids.shape[1] - past if past else None
 
 
 def expand_mask(module: Model, inputs: Mapping[str, Any], *, past: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from lvlm_guard.bench.scoring.margins import new_tokens
 from lvlm_guard.errors import InputError
 from lvlm_guard.guard import Guard
+from lvlm_guard.harness.looking import AnsweredRows, generate_batch
 from lvlm_guard.harness.questions import HarnessQuestion, cut_at_stop
 from lvlm_guard.harness.run_cost import RunCost
 from lvlm_guard.outputs import sequences
@@ -42,12 +42,14 @@ class Answerer:
         batch_size: Largest number of questions per call of generate.
         progress: Whether to show a progress bar.
         cost: Cost of the calls so far.
+        looks: Whether questions of a batch about the same pictures go on from a look at them.
     """
 
     guard: Guard
     batch_size: int = 1
     progress: bool = False
     cost: RunCost = field(default_factory=RunCost)
+    looks: bool = False
 
     def answer(self, questions: Sequence[HarnessQuestion]) -> list[HarnessAnswer]:
         """Return one answer per question, in the same order."""
@@ -59,18 +61,21 @@ class Answerer:
         return [answers[index] for index in range(len(questions))]
 
     def _answer_batch(self, batch: Sequence[HarnessQuestion]) -> list[HarnessAnswer]:
-        inputs = self.guard.inputs(messages=[question.messages for question in batch])
-        started = time.perf_counter()
-        output = sequences(self.guard.generate(**inputs, **batch[0].settings))
-        start = self.guard.report.answer_start
+        answers: dict[int, HarnessAnswer] = {}
+        for part in generate_batch(self.guard, batch, looks=self.looks):
+            answers.update(zip(part.rows, self._read(part, [batch[row] for row in part.rows]), strict=True))
+        return [answers[row] for row in range(len(batch))]
+
+    def _read(self, part: AnsweredRows, batch: Sequence[HarnessQuestion]) -> list[HarnessAnswer]:
+        """Return the answers of one call, and count its cost."""
+        output, start = sequences(part.output), part.report.answer_start
         generated = output[:, start:].cpu()
-        seconds = time.perf_counter() - started
         if len(generated) != len(batch):
             raise InputError("A harness scores one answer per question: leave num_return_sequences out.")
         counts = new_tokens(generated, *find_end_tokens(self.guard))
-        self.cost.add(self.guard.report, requests=len(batch), tokens=sum(counts), seconds=seconds)
+        self.cost.add(part.report, requests=len(batch), tokens=sum(counts), seconds=part.seconds)
         texts = conversation.decode_answers(self.guard.processor, output, start, many=True)
-        rows = zip(batch, texts, counts, inputs["attention_mask"].sum(1).tolist(), strict=True)
+        rows = zip(batch, texts, counts, part.inputs["attention_mask"].sum(1).tolist(), strict=True)
         return [
             HarnessAnswer(cut_at_stop(text, question.stops), count, prompt_tokens)
             for question, text, count, prompt_tokens in rows

@@ -64,7 +64,7 @@ class GuardedModel(lmms):
             InputError: A request that is not of the chat kind, or has video or audio.
             Refused: The stack cannot guard a call exactly.
         """
-        answerer = Answerer(self._guard, self.batch_size, progress=self.rank == 0)
+        answerer = Answerer(self._guard, self.batch_size, progress=self.rank == 0, looks=self._settings.looks)
         with _show_warnings():
             answers = answerer.answer([self._read_request(request) for request in requests])
         self._log(answerer.cost)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvlm_guard.errors import GuardWarning, InputError
+from lvlm_guard.request.messages import PICTURE_KEYS
 from lvlm_guard.request.requests import SETTINGS
 from lvlm_guard.user_warnings import warn_user
 
@@ -39,6 +40,11 @@ class HarnessQuestion:
     def has_picture(self) -> bool:
         """Whether the messages contain a picture."""
         return any(item.get("type") == "image" for item in _list_items(self.messages))
+
+    def list_pictures(self) -> list[Any]:
+        """Return the pictures in the messages, in order."""
+        items = [item for item in _list_items(self.messages) if item.get("type") == "image"]
+        return [next((item[key] for key in PICTURE_KEYS if item.get(key) is not None), None) for item in items]
 
 
 def read_request(

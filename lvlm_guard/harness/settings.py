@@ -31,6 +31,7 @@ class Settings:
         max_new_tokens: Length limit of answers for tasks that do not set one.
         stop_at_blank_line: Whether a blank line that a task lists in `until` ends an answer. lmms-eval fills in a blank
             line for tasks without `until`, which would cut descriptions after the first paragraph.
+        looks: Whether questions of a batch about the same pictures go on from a look at them; for lmms-eval.
     """
 
     pretrained: str
@@ -41,6 +42,7 @@ class Settings:
     batch_size: AtLeastOne = 1
     max_new_tokens: AtLeastOne = 1024
     stop_at_blank_line: bool = False
+    looks: bool = False
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Settings:

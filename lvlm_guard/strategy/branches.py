@@ -77,6 +77,8 @@ class Branch:
         inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `branch` is its key.
         after_prefill: Builds the branch once main's prefill has run: gets the `Generation`, returns a `Branch` with
             the same key.
+        depends_on_end: Whether what its functions make of the images depends on the text behind them, so that a look
+            cannot run the images once for many questions; None: as if it does, where there is a function.
 
     Raises:
         InputError: The edits contradict each other, or none is given.
@@ -91,6 +93,7 @@ class Branch:
     seed: int = 0
     inside: bool = False
     after_prefill: Callable[[Any], Branch] | None = None
+    depends_on_end: bool | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.key, Hashable) or (isinstance(self.key, str) and self.key == MAIN):

@@ -107,6 +107,8 @@ class AttentionEdit:
         when: `prefill` edits prompt positions, `decode` generated ones.
         stage: Where a function operates.
         renormalise: Whether edited probabilities are divided by their sum.
+        depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
+            the images once for many questions; None: a function does, unless `when="decode"`.
 
     Raises:
         InputError: An unknown operation.
@@ -122,6 +124,7 @@ class AttentionEdit:
     when: Literal["prefill", "decode", "both"] = "both"
     stage: Literal["scores", "probabilities", "outputs"] = "scores"
     renormalise: bool = False
+    depends_on_end: bool | None = None
 
     def __post_init__(self) -> None:
         rename_value(self, "keys", OLD_KEY_SETS)
@@ -163,6 +166,8 @@ class AttentionCapture:
         keys: Key set handed to `reduce` as `view.keys`; nothing is masked.
         branch: `"main"` or the key of a branch.
         when: `prefill`, `decode` or `both`.
+        depends_on_end: Whether `reduce` looks at more than the probabilities and `view.keys`, of which a look hands over all;
+            None: it does, unless `when="decode"`.
     """
 
     key: Hashable
@@ -171,6 +176,7 @@ class AttentionCapture:
     keys: Literal["image", "before_image", "after_image", "generated", "all"] = "image"
     branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
+    depends_on_end: bool | None = None
 
     def __post_init__(self) -> None:
         rename_value(self, "keys", OLD_KEY_SETS)
@@ -195,6 +201,8 @@ class HiddenEdit:
         positions: `all`, `image`, `after_image` or `predicting`, as the queries of `AttentionEdit`.
         branch: `"main"` or the key of a branch.
         when: `prefill`, `decode` or `both`.
+        depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
+            the images once for many questions; None: it does, unless `when="decode"`.
     """
 
     site: Literal["mlp", "attention", "residual", "embedding"]
@@ -204,6 +212,7 @@ class HiddenEdit:
     positions: Literal["all", "image", "after_image", "predicting"] = "all"
     branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
+    depends_on_end: bool | None = None
 
     def __post_init__(self) -> None:
         rename_value(self, "positions", OLD_POSITIONS)

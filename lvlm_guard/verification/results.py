@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lvlm_guard.files import exists
 from lvlm_guard.verification.checks import STATUSES, Check, Status
 
 FORMAT = 1
@@ -129,7 +130,7 @@ def describe_model(model: Any, weights: str, name: str | None = None) -> Verifie
 def _name_of(path: Any) -> str:
     """Return a hub id as it is, and of a folder its name: where it lies is nobody's business."""
     path = str(path or "unnamed")
-    is_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+    is_id = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and not exists(path)
     return path if is_id else Path(path).resolve().name or "unnamed"
 
 

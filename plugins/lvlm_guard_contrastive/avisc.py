@@ -66,7 +66,7 @@ class AvisC:
     @hookimpl
     def attention(self, gen: Generation) -> Iterable[AttentionCapture]:
         """Capture the attention of the last prompt position of main."""
-        yield AttentionCapture(LOOK, (0, gen.model.depth), average_heads, when="prefill")
+        yield AttentionCapture(LOOK, (0, gen.model.depth), average_heads, when="prefill", depends_on_end=False)
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:

@@ -44,7 +44,7 @@ class RITUAL:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """Add a branch that sees a transformed picture."""
-        yield Branch(self._key, picture=self._transform, seed=self.seed)
+        yield Branch(self._key, picture=self._transform, seed=self.seed, depends_on_end=False)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

@@ -38,7 +38,7 @@ class VCD:
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
         """Add a branch that sees a noised image."""
-        yield Branch(self._key, pixels=self._add_noise, seed=self.seed)
+        yield Branch(self._key, pixels=self._add_noise, seed=self.seed, depends_on_end=False)
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:

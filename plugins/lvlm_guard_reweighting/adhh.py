@@ -73,6 +73,7 @@ class ADHH:
                 queries="predicting",
                 heads=heads,
                 stage="probabilities",
+                depends_on_end=False,
             )
 
     def _cut(self, probabilities: Tensor, view: View) -> Tensor:

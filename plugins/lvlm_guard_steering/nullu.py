@@ -47,7 +47,7 @@ class Nullu:
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Project feed-forward outputs."""
-        yield HiddenEdit("mlp", self._project, self.layers)
+        yield HiddenEdit("mlp", self._project, self.layers, depends_on_end=False)
 
     def _project(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]

@@ -52,9 +52,9 @@ class VTI:
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Turn both towers."""
         if self.alpha_text:
-            yield HiddenEdit("mlp", self._turn_decoder)
+            yield HiddenEdit("mlp", self._turn_decoder, depends_on_end=False)
         if self.alpha_image:
-            yield HiddenEdit("mlp", self._turn_vision, tower="vision")
+            yield HiddenEdit("mlp", self._turn_vision, tower="vision", depends_on_end=False)
 
     def _turn_decoder(self, hidden: Tensor, view: View) -> Tensor:
         unit = view.gen.state[self.name]["decoder"][view.layer].to(hidden.device)

@@ -305,3 +305,12 @@ def test_a_guard_with_nothing_to_do_costs_less_than_its_goals(tmp_path):
     assert rows["a forward beside a guarded call of another thread"]["share_of_a_token"] < 0.005
     assert all(ascending(row, "microseconds") for row in rows.values())
     assert {row["verdict"] for row in rows.values()} <= {"met", "missed"}
+
+
+def test_questions_on_looks_are_timed_beside_whole_prompts(tmp_path):
+    done = run("shared_looks.py", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "shared_looks.json").read_text())["rows"]
+    assert len(rows) == 2 * 4 * 2
+    assert {row["median_ratio"] for row in rows if (row["stack"], row["way"]) == ("plain", "whole prompts")} == {1.0}
+    assert all(row["seconds_p50"] > 0 for row in rows)

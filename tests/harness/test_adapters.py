@@ -63,6 +63,18 @@ def test_batched_answers_equal_single_answers_in_the_same_order(bundled, documen
     assert (answerer.cost.calls, answerer.cost.requests) == (3, len(documents))
 
 
+def test_answers_on_looks_equal_single_answers(bundled, documents, single_answers):
+    """Each picture is asked about twice, in a batch with other pictures."""
+    pairs = [(picture, asked) for picture, text, _ in documents for asked in (text, "Is there a circle?")]
+    questions = [HarnessQuestion(write_chat(picture.copy(), text), SETTINGS) for picture, text in pairs]
+    answerer, whole = (Answerer(Guard(*bundled, STRONG), batch_size=5, looks=looks) for looks in (True, False))
+    answers = answerer.answer(questions)
+    assert answers == whole.answer(questions)
+    assert [answer.text for answer in answers[::2]] == single_answers["guarded"]
+    assert answerer.cost.requests == whole.cost.requests == len(questions)
+    assert answerer.cost.calls > whole.cost.calls
+
+
 def test_an_answer_ends_before_a_stop(bundled, documents, single_answers):
     questions = [HarnessQuestion(write_chat(picture, text), SETTINGS, (" and ",)) for picture, text, _ in documents]
     texts = [answer.text for answer in Answerer(Guard(*bundled, []), batch_size=4).answer(questions)]

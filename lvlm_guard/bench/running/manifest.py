@@ -64,6 +64,7 @@ class RunPlan:
         batch: Most rows of a call.
         seed: Of the sampling.
         missing_pictures: "refuse" to run where a picture is missing or broken, or "skip" its items and count them.
+        looks: Whether questions about one picture go on from a look at it.
     """
 
     suites: Mapping[str, SuiteChoice]
@@ -74,6 +75,7 @@ class RunPlan:
     batch: int = 16
     seed: int = 0
     missing_pictures: str = REFUSE
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def describe(
         "batch": plan.batch,
         "limit": plan.limit,
         "missing_pictures": plan.missing_pictures,
+        **({"looks": True} if plan.looks else {}),
         "data": None if plan.data is None else str(plan.data.resolve()),
         "generation": {
             **{name: dict(settings) for name, settings in DECODING.items()},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,17 +18,18 @@ from tqdm import tqdm
 from lvlm_guard.bench.running import store
 from lvlm_guard.bench.running.batches import Batch, build_batches
 from lvlm_guard.bench.running.gathering import gather
+from lvlm_guard.bench.running.looking import BatchGenerator, GeneratedRows
 from lvlm_guard.bench.running.manifest import DECODING, Gathered, RunPlan, describe
 from lvlm_guard.bench.running.store import Shard
 from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.bench.suite import Suite
+from lvlm_guard.call.looks.parts import join_reports
 from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, InputError, NoEffectWarning
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.plugins import is_marked
-from lvlm_guard.outputs import sequences
 
 SMALL = 50_000_000
 """Parameters below which more threads than one only wait."""
@@ -181,28 +182,28 @@ class _Answerer:
     def _generate(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
         guard = Guard(self._job.model, self._job.processor, self._system.stack)
-        inputs = guard.inputs(messages=prompts)
-        recorder = self._recorder(batch)
-        settings = dict(DECODING[SAMPLING if self._system.sampled else GREEDY])
-        if recorder is not None:
-            settings["logits_processor"] = [recorder]
+        settings = {**DECODING[SAMPLING if self._system.sampled else GREEDY], "max_new_tokens": batch.max_new_tokens}
+        generator = BatchGenerator(guard, settings, functools.partial(self._recorder, batch))
         with self._seeded(batch), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
-            start = time.perf_counter()
-            output = guard.generate(**inputs, **settings, max_new_tokens=batch.max_new_tokens)
-            generated = sequences(output)[:, guard.report.answer_start :].cpu()
-            seconds = time.perf_counter() - start
-        answers = self._read(batch, generated, recorder)
-        return answers, _cost(batch, guard.report, sum(answer.tokens for answer in answers), seconds)
+            parts, seconds = generator.generate(batch.items, prompts, looks=self._job.plan.looks)
+        answers = [answer for part in parts for answer in self._read(batch, part)]
+        answers = [answers[row] for row in _order_rows(parts)]
+        report = (
+            parts[0].report
+            if len(parts) == 1
+            else join_reports([part.report for part in parts], [part.rows for part in parts])
+        )
+        return answers, _cost(batch, report, sum(answer.tokens for answer in answers), seconds)
 
     def _recorder(self, batch: Batch) -> margins.MarginRecorder | None:
         return margins.MarginRecorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
 
-    def _read(self, batch: Batch, generated: Any, recorder: margins.MarginRecorder | None) -> list[Answer]:
-        texts = self._tokenizer.batch_decode(generated, skip_special_tokens=True)
-        counts = margins.new_tokens(generated, self._ends(), self._tokenizer.pad_token_id)
-        row_margins = recorder.margins(len(texts)) if recorder is not None else [None] * len(texts)
-        rows = zip(batch.items, texts, counts, row_margins, strict=True)
+    def _read(self, batch: Batch, part: GeneratedRows) -> list[Answer]:
+        texts = self._tokenizer.batch_decode(part.tokens, skip_special_tokens=True)
+        counts = margins.new_tokens(part.tokens, self._ends(), self._tokenizer.pad_token_id)
+        row_margins = part.recorder.margins(len(texts)) if part.recorder is not None else [None] * len(texts)
+        rows = zip([batch.items[row] for row in part.rows], texts, counts, row_margins, strict=True)
         return [
             Answer(item.id, text, tokens, None if margins.says_yes(item.truth) is None else margin)
             for item, text, tokens, margin in rows
@@ -224,6 +225,12 @@ class _Answerer:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
+
+
+def _order_rows(parts: Sequence[GeneratedRows]) -> list[int]:
+    """Return where each row of a batch stands among the rows of its parts, one after the other."""
+    rows = [row for part in parts for row in part.rows]
+    return sorted(range(len(rows)), key=rows.__getitem__)
 
 
 def _cost(batch: Batch, report: Report, tokens: int, seconds: float) -> dict[str, Any]:

@@ -93,14 +93,15 @@ class SequentialExecutor:
         """Feed a branch the step's tokens; its raw logits at the kept positions."""
         branch = self.branches[key]
         from_start = step.is_prefill or not self.cached
-        positions = branch.length + self._history.length if from_start else step.new
+        past = caches.length_of(branch.cache) if step.is_prefill else 0
+        positions = branch.length + self._history.length - past if from_start else step.new
         with self._layouts.lay_out([key], positions).active():
             return branch.feed(forward, self._history.tokens, step.new, step.keep, first=step.is_prefill)
 
     def _main_positions(self, step: Step) -> int:
         """How many positions main's forward runs."""
         if step.is_prefill:
-            return self._main.length + step.new
+            return self._main.length + step.new - caches.length_of(self._cache)
         return self._main.input_ids.shape[1] + self._history.length if not self.cached else step.new
 
     def _add(self, branches: Mapping[Hashable, PreparedDecode]) -> None:

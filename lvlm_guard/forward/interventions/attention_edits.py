@@ -92,7 +92,7 @@ class AttentionCall:
         own_keys = keys - across
         if self.reach != "across" and own_keys > layout.total:
             raise InputError("Attention edits need a cache that grows with the tokens: drop cache_implementation.")
-        is_whole = own_keys == 0 if self.reach == "across" else layout.is_decoding or own_keys == layout.total
+        is_whole = own_keys == 0 if self.reach == "across" else layout.continues or own_keys == layout.total
         is_last = self.count == layout.new or self.count <= layout.predicting
         if not (is_whole and is_last and self.maps.query.shape[0] == layout.row_count):
             raise ModelRefused(
@@ -156,6 +156,8 @@ def _applies_somewhere(edit: AttentionEdit, branch: Hashable, layout: ForwardLay
 
 def _is_due(capture: AttentionCapture, layout: ForwardLayout) -> bool:
     """Whether positions that a capture observes run here: without a cache, a forward of prompt and tokens has both kinds."""
+    if not layout.predicting:
+        return False
     if capture.when == "decode":
         return layout.generated > 0
     return capture.when == "both" or not layout.is_decoding

@@ -87,11 +87,13 @@ class ForwardLayout:
         prompts: The prompt of each block of rows by branch, in the order of the rows.
         generated: Generated tokens up to the end of this forward.
         new: Positions that this forward runs.
+        ends: Whether the prompts end in it; a prefix by itself predicts nothing.
     """
 
     prompts: Mapping[Hashable, PromptLayout]
     generated: int
     new: int
+    ends: bool = True
     _sets: dict[tuple[Hashable, str], Tensor] = field(default_factory=dict, init=False, repr=False)
     _edited: dict[tuple[Hashable, str, str], Tensor] = field(default_factory=dict, init=False, repr=False)
     _first: dict[tuple[Hashable, str, str], int] = field(default_factory=dict, init=False, repr=False)
@@ -110,12 +112,17 @@ class ForwardLayout:
     @property
     def predicting(self) -> int:
         """How many of this forward's last positions predict generated tokens."""
-        return min(self.new, self.generated + 1)
+        return min(self.new, self.generated + 1) if self.ends else 0
 
     @property
     def is_decoding(self) -> bool:
         """Whether this forward runs generated tokens alone."""
         return self.new <= self.generated
+
+    @property
+    def continues(self) -> bool:
+        """Whether this forward goes on from positions that ran before it."""
+        return self.new < self.total
 
     @cached_property
     def row_count(self) -> int:
@@ -149,7 +156,7 @@ class ForwardLayout:
         if name in ("generated", "prompt"):
             return generated if name == "generated" else ~generated
         if name == "predicting":
-            return index >= self.prompt_length - 1
+            return index >= self.prompt_length - int(self.ends)
         if name == "image":
             return self._align(prompt.image)
         if name in ("valid", "all"):

@@ -315,7 +315,8 @@ class ReadoutHooks:
         return logits[:rows]
 
     def _running(self) -> RunningForward | None:
-        """The running forward, if it belongs to this call and holds main's rows."""
+        """The running forward, if it belongs to this call, holds main's rows and predicts something."""
         running = running_forward()
-        holds = running is not None and running.owner is self._owner and MAIN in running.layout.prompts
-        return running if holds else None
+        if running is None or running.owner is not self._owner or MAIN not in running.layout.prompts:
+            return None
+        return running if running.layout.predicting else None

@@ -1,0 +1,1 @@
+"""Looks: the beginning that many prompts share, pictures and all, run once for main and for each branch."""

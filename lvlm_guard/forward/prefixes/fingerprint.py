@@ -1,0 +1,80 @@
+"""What a cache depends on in a model: its structure, weights, adapters and attention, read quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_guard import anatomy
+from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import Hook, StandIn
+from lvlm_guard.forward.interventions.attention import name_of
+
+ADAPTERS = ("active_adapter", "active_adapters", "_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+"""Attributes under which adapters keep what is switched on."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+SAMPLES = 4
+"""Values of each weight that are looked at, evenly over it, for changes that torch does not count."""
+
+
+def describe_kind(model: Any) -> tuple[Hashable, ...]:
+    """Return what tells one kind of model from another: layers, dtypes, hooks and attention, weights apart."""
+    parts = tuple((type(part), _name_forward(part), *_list_hooks(part)) for part in model.modules())
+    dtypes = tuple((type(weight), weight.dtype) for weight in model.parameters())
+    return hash((parts, dtypes)), tuple(_list_attention(model))
+
+
+@torch.no_grad()
+def describe_state(model: nn.Module) -> tuple[Hashable, ...]:
+    """Return what changes with anything that keys and values depend on, as far as a look at each weight tells."""
+    weights = list(_list_weights(model))
+    counts = [(weight.data_ptr(), weight._version, weight.shape, weight.device) for weight in weights]  # noqa: SLF001 - torch's own count of changes in place
+    return (*describe_kind(model), model.training, tuple(counts), _sample(weights), tuple(_list_adapters(model)))
+
+
+def _name_forward(part: nn.Module) -> int:
+    forward = vars(part).get("forward")
+    return 0 if forward is None or isinstance(forward, StandIn) else id(forward)
+
+
+def _list_hooks(part: nn.Module) -> Iterator[int]:
+    """Yield the identities of hooks, but for ours and those by which transformers collects what layers return."""
+    for name in HOOKS:
+        for hook in vars(part)[name].values():
+            origin = getattr(hook, "__module__", None) or type(hook).__module__
+            if not isinstance(hook, Hook) and not str(origin).startswith("transformers."):
+                yield id(hook)
+
+
+def _list_weights(model: nn.Module) -> Iterator[Tensor]:
+    """Yield parameters and buffers that belong to a checkpoint."""
+    yield from model.parameters()
+    for part in model.modules():
+        passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no other list of them
+        yield from (buffer for name, buffer in part.named_buffers(recurse=False) if name not in passing)
+
+
+def _sample(weights: list[Tensor]) -> bytes:
+    """Return a few values of every plain weight that is in memory, read at once from each device."""
+    samples: dict[torch.device, list[Tensor]] = {}
+    for weight in weights:
+        if type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel():
+            values = weight.detach().reshape(-1)
+            sample = values[:: max(values.numel() // SAMPLES, 1)][:SAMPLES]
+            samples.setdefault(weight.device, []).append(sample.double())
+    return b"".join(torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values())
+
+
+def _list_adapters(model: nn.Module) -> Iterator[str]:
+    for part in model.modules():
+        yield from (f"{name}={getattr(part, name, None)!r}" for name in ADAPTERS if name in vars(part))
+
+
+def _list_attention(model: Any) -> Iterator[str]:
+    try:
+        yield from (name_of(config) for config in anatomy.attention_configs(model))
+    except ModelRefused:
+        return
