@@ -23,8 +23,12 @@ def accept_input_ids(model: object, generate: Callable[..., Any]) -> Callable[..
     """Return a generate that takes the prompt as `input_ids` where a class calls it `inputs` alone."""
     if not has_own_generate(model):
         return generate
-    names = inspect.signature(generate).parameters
-    if PROMPT not in names or "input_ids" in names:
+    parameters = inspect.signature(generate).parameters
+    if (
+        PROMPT not in parameters
+        or "input_ids" in parameters
+        or parameters[PROMPT].kind is inspect.Parameter.VAR_KEYWORD
+    ):
         return generate
 
     @functools.wraps(generate)

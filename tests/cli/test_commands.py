@@ -288,7 +288,7 @@ def test_demo_measures_both_sides():
             for side in sides.values():
                 assert set(side) == {"value", "low", "high", "n"}
             for side in ("plain", "guarded"):
-                assert sides[side]["low"] <= sides[side]["value"] <= sides[side]["high"]
+                assert sides[side]["low"] is sides[side]["high"] is None, "six scenes are too few for an interval"
             assert len({side["n"] for side in sides.values()}) == 1
             assert sides["plain"]["n"] > 0
     assert set(result["cost"]) == {"plain", "guarded"}

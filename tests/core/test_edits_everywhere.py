@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import types
 import warnings
 from dataclasses import dataclass
@@ -351,7 +352,8 @@ def test_attention_that_adds_a_term_of_its_own_is_refused():
     model, inputs = tiny("llava")
     model.set_attn_implementation("eager")
     attention = type(model.get_decoder().layers[1].self_attn)
-    names = dict(attention.forward.__globals__)
+    written = inspect.unwrap(attention.forward)
+    names = dict(written.__globals__)
     plain = names["eager_attention_forward"]
 
     def sloped(module, query, key, value, attention_mask, **kwargs):
@@ -359,7 +361,7 @@ def test_attention_that_adds_a_term_of_its_own_is_refused():
         return plain(module, query, key, value, attention_mask + slope, **kwargs)
 
     names["eager_attention_forward"] = sloped
-    forward = types.FunctionType(attention.forward.__code__, names, closure=attention.forward.__closure__)
+    forward = types.FunctionType(written.__code__, names, closure=written.__closure__)
     for layer in model.get_decoder().layers:
         layer.self_attn.__class__ = type("SlopedAttention", (attention,), {"forward": forward})
     with pytest.raises(ModelRefused, match="computes its attention in a way of its own"):
