@@ -15,7 +15,8 @@ from typing import Any
 import lvlm_guard
 import lvlm_guard.testing
 from lvlm_guard.call.looks.refusals import RULES_OF_LOOKS
-from lvlm_guard.call.refusals import REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import RULES
+from lvlm_guard.call.refused_elsewhere import REFUSED_ELSEWHERE
 from lvlm_guard.call.rules import Refusal
 from lvlm_guard.cli.listing import find_links, format_range
 from lvlm_guard.host.plugins import catalogue

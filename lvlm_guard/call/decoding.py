@@ -14,7 +14,7 @@ from lvlm_guard.arithmetic.effects import EffectRecorder
 from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.call.plan import collect_values
 from lvlm_guard.call.preparing import PreparedCall
-from lvlm_guard.call.refusals import DRAFTS_OF_SAME_MODULE
+from lvlm_guard.call.refusal_conditions import DRAFTS_OF_SAME_MODULE
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded

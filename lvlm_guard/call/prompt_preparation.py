@@ -7,7 +7,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
+from lvlm_guard.call.refusal_conditions import count_new_tokens
+from lvlm_guard.call.refusals import BRANCH_PREPARED
 from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.call.text_alone import prepare_text_alone
 from lvlm_guard.errors import GuardError, ModelRefused

@@ -2,168 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from lvlm_guard import anatomy
-from lvlm_guard.cache_names import CACHE_NAMES, find_cache, name_of_cache
+from lvlm_guard.cache_names import find_cache, name_of_cache
+from lvlm_guard.call.refusal_conditions import (
+    HUB_LOOPS,
+    NEED_FINAL_TOKENS,
+    NEED_THE_LOOP,
+    WHOLE_BATCH,
+    cannot_generate,
+    cannot_roll_back,
+    describe_forbidden,
+    describe_hub_loop,
+    describe_no_generate,
+    describe_overflow,
+    drops_scattered_video,
+    edits_absent_image,
+    edits_beside_video,
+    first_setting,
+    first_whole_batch,
+    has_unnamed_image,
+    holds_tokens,
+    hub_loop,
+    is_foreign,
+    name_setting,
+    overflows,
+    strays,
+)
 from lvlm_guard.call.rules import (
     EditedAttention,
     PreparedBranch,
     PreparedMain,
-    Refusal,
     RefusalRule,
     RequestedBranch,
 )
-from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused, quote
-from lvlm_guard.forward import PreparedDecode, caches
-from lvlm_guard.forward.own_generate import has_own_generate
-from lvlm_guard.protocols import Cache
-from lvlm_guard.request import prompts
+from lvlm_guard.errors import InputError, ModelRefused, ModeRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request.requests import Request
 from lvlm_guard.request.row_images import find_pixel_axis, rows_with_image
-from lvlm_guard.strategy.branches import Branch
-
-DRAFTS_OF_SAME_MODULE = ("assistant_model", "assistant_early_exit")  # their forwards may come before main's first
-DRAFTS = (*DRAFTS_OF_SAME_MODULE, "prompt_lookup_num_tokens")
-NEED_THE_LOOP = (*DRAFTS, "stop_strings", "guidance_scale")
-NEED_FINAL_TOKENS = ("return_dict_in_generate", "output_scores", "output_logits")
-CONSTRAINTS = ("force_words_ids", "constraints")
-HUB_LOOPS = ("penalty_alpha", "dola_layers", *CONSTRAINTS, "num_beam_groups")
-
-
-WHOLE_BATCH = (
-    "streamer", *CACHE_NAMES, "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
-    "negative_prompt_ids", "return_dict_in_generate", "output_scores", "output_logits", *DRAFTS,
-)  # fmt: skip
-
-
-def count_new_tokens(main: PreparedDecode) -> int:
-    """Return how many tokens main may generate at most."""
-    return max(int(main.settings.max_length) - main.input_ids.shape[1], 1)
-
-
-def _first_setting(request: Request, names: Sequence[str]) -> str | None:
-    """Return the first of these settings that is switched on."""
-    return next((name for name in names if request.setting(name)), None)
-
-
-def _name_setting(request: Request, name: str, remedy: str) -> str:
-    """Say where a setting comes from, and how to be rid of it: a checkpoint's has to be overridden, the call's dropped."""
-    if request.is_of_checkpoint(name):
-        value = getattr(request.defaults, name)
-        return f"the checkpoint's generation_config sets {name}={value!r}: pass {remedy} in the call"
-    return f"drop {name}"
-
-
-def _hub_loop(request: Request) -> str | None:
-    """Return the setting that makes generate load another decoding loop from the hub, read as generate reads them."""
-    if constraint := next((name for name in CONSTRAINTS if request.setting(name) is not None), None):
-        return constraint
-    if (request.setting("num_beams") or 1) > 1:
-        return "num_beam_groups" if (request.setting("num_beam_groups") or 1) > 1 else None
-    top_k = request.setting("top_k")
-    looks_back = (request.setting("penalty_alpha") or 0) > 0 and (top_k is None or top_k > 1)
-    if looks_back and not request.setting("do_sample"):
-        return "penalty_alpha"
-    return "dola_layers" if request.setting("dola_layers") is not None else None
-
-
-def _describe_hub_loop(request: Request) -> str:
-    name = _hub_loop(request)
-    assert name is not None
-    place = f"take it out of model.generation_config, which sets it to {quote(getattr(request.defaults, name))}"
-    remedy = place if request.is_of_checkpoint(name) else "drop it"
-    return f"{name} makes generate load another decoding loop from the hub, so it cannot be guarded: {remedy}."
-
-
-def _strays(subject: RequestedBranch) -> bool:
-    size = subject.request.vocabulary
-    return size is not None and any(not 0 <= token < size for token in _tokens_of(subject.branch))
-
-
-def _tokens_of(branch: Branch) -> list[int]:
-    """Return every token id that a branch puts into the prompt."""
-    rows = [row for edit in branch.tokens for row in (getattr(edit, "per_row", None) or (edit.ids,))]
-    return [token for row in rows for token in row]
-
-
-def _first_whole_batch(request: Request) -> str | None:
-    """Return the first argument that works on the whole batch."""
-    cache = name_of_cache(request.inputs) if find_cache(request.inputs) is not None else None
-    setting = _first_setting(request, [name for name in WHOLE_BATCH if name not in CACHE_NAMES])
-    return setting or cache
-
-
-def _edits_beside_video(subject: RequestedBranch) -> bool:
-    branch = subject.branch
-    edits_image = branch.picture is not None or branch.features is not None or branch.image == "masked"
-    return subject.request.has_video and edits_image
-
-
-def _drops_scattered_video(subject: RequestedBranch) -> bool:
-    drops = subject.branch.drops_image and subject.request.has_video
-    return drops and prompts.find_video_spans(subject.request) is None
-
-
-def _has_unnamed_image(subject: RequestedBranch) -> bool:
-    """Whether a branch edits the prompt at an image whose tokens neither the config, nor the inputs, nor a processor name."""
-    request, branch = subject.request, subject.branch
-    at_image = branch.drops_image or any("image" in getattr(edit, "place", "") for edit in branch.tokens)
-    marked = request.places is not None and bool((request.places < 0).any())
-    is_named = request.processor is not None or anatomy.image_token_id(request.config) is not None or marked
-    return at_image and request.has_image and not is_named and request.text_name == "input_ids"
-
-
-def _is_foreign(cache: object) -> bool:
-    return cache is not None and not hasattr(cache, "get_seq_length")
-
-
-def _holds_tokens(cache: Cache | None) -> bool:
-    return cache is not None and cache.get_seq_length() > 0
-
-
-def _cannot_generate(model: object) -> bool:
-    check = getattr(model, "can_generate", None)
-    is_denied = callable(check) and not check() and not has_own_generate(model)
-    return is_denied or not callable(getattr(model, "generate", None))
-
-
-def _describe_no_generate(model: object) -> str:
-    inner = next((name for name in ("module", "model") if hasattr(getattr(model, name, None), "generate")), None)
-    remedy = "" if inner is None else f" Pass the model inside: Guard(model.{inner}, ...)."
-    return f"{type(model).__name__} has no autoregressive generate, so there is nothing to guard.{remedy}"
-
-
-def _edits_absent_image(subject: EditedAttention) -> bool:
-    if not any(edit.keys in ("image", "before_image") for edit in subject.edits):
-        return False
-    return not bool(subject.image_mask.any()) and not anatomy.attends_across(subject.main.module)
-
-
-def _cannot_roll_back(subject: PreparedMain) -> bool:
-    return _first_setting(subject.request, DRAFTS) is not None and not caches.can_roll_back(subject.main.cache)
-
-
-def _overflows(subject: PreparedBranch) -> bool:
-    limit = anatomy.maximum_length(subject.main.module.config)
-    new = count_new_tokens(subject.main)
-    return limit is not None and subject.prepared.length + new > limit >= subject.main.length + new
-
-
-def _describe_overflow(subject: PreparedBranch) -> str:
-    limit = anatomy.maximum_length(subject.main.module.config)
-    return (
-        f"Branch {subject.branch.key!r} makes the prompt {subject.prepared.length} tokens long; with "
-        f"{count_new_tokens(subject.main)} new tokens that passes the model's {limit} positions. "
-        "Shorten the prompt or max_new_tokens."
-    )
-
-
-def _describe_forbidden(request: Request, problem: str, names: Sequence[str]) -> str:
-    name = _first_setting(request, names)
-    assert name is not None
-    return f"{problem} {name}; {_name_setting(request, name, f'{name}=False')}."
 
 
 def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
@@ -208,7 +84,7 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             lambda request: (request.setting("num_return_sequences") or 1) > 1,
             lambda request: (
                 f"{author} works on one answer a request; "
-                f"{_name_setting(request, 'num_return_sequences', 'num_return_sequences=1')}."
+                f"{name_setting(request, 'num_return_sequences', 'num_return_sequences=1')}."
             ),
         ),
         RefusalRule(
@@ -216,8 +92,8 @@ def _rules_of_whole_answers(author: str) -> tuple[RefusalRule[Request], ...]:
             "the scores would be those of other tokens",
             "drop them",
             ModeRefused,
-            lambda request: _first_setting(request, NEED_FINAL_TOKENS) is not None,
-            lambda request: _describe_forbidden(request, f"{author} cannot be combined with", NEED_FINAL_TOKENS),
+            lambda request: first_setting(request, NEED_FINAL_TOKENS) is not None,
+            lambda request: describe_forbidden(request, f"{author} cannot be combined with", NEED_FINAL_TOKENS),
         ),
     )
 
@@ -228,8 +104,8 @@ MODEL: tuple[RefusalRule[object], ...] = (
         "there is nothing to guard",
         "pass the model that generates: `Guard(model.module, ...)`",
         ModelRefused,
-        _cannot_generate,
-        _describe_no_generate,
+        cannot_generate,
+        describe_no_generate,
     ),
     RefusalRule(
         "a model without a `config`",
@@ -267,7 +143,7 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "nothing tells what it holds",
         "`transformers.DynamicCache()`, or no cache",
         ModeRefused,
-        lambda arguments: _is_foreign(find_cache(arguments)),
+        lambda arguments: is_foreign(find_cache(arguments)),
         lambda arguments: (
             f"{name_of_cache(arguments)} is a {type(find_cache(arguments)).__name__}, which is no Cache of transformers: pass "
             "DynamicCache(), or leave it out."
@@ -278,7 +154,7 @@ ARGUMENTS: tuple[RefusalRule[Mapping[str, Any]], ...] = (
         "branches have no matching one",
         "pass the whole conversation",
         ModeRefused,
-        lambda arguments: _holds_tokens(find_cache(arguments)),
+        lambda arguments: holds_tokens(find_cache(arguments)),
         lambda arguments: (
             "generate() got a cache that already holds tokens; branches have no matching one. "
             f"Pass the whole conversation without {name_of_cache(arguments)}."
@@ -293,8 +169,8 @@ LOOP: tuple[RefusalRule[Request], ...] = (
         "each makes generate load another decoding loop from the hub",
         "drop it",
         ModeRefused,
-        lambda request: _hub_loop(request) is not None,
-        _describe_hub_loop,
+        lambda request: hub_loop(request) is not None,
+        describe_hub_loop,
     ),
 )
 """About the decoding loop that the settings choose."""
@@ -322,8 +198,8 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "they need generate's own loop, which the search replaces",
         "drop one of them",
         ModeRefused,
-        lambda request: _first_setting(request, NEED_THE_LOOP) is not None,
-        lambda request: _describe_forbidden(
+        lambda request: first_setting(request, NEED_THE_LOOP) is not None,
+        lambda request: describe_forbidden(
             request, "A search owns the decoding loop, which is needed by", NEED_THE_LOOP
         ),
     ),
@@ -333,7 +209,7 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "drop `num_beams`, or pass `num_beams=1` where the checkpoint's `generation_config` has beams",
         ModeRefused,
         lambda request: (request.setting("num_beams") or 1) > 1,
-        lambda request: f"A search keeps its own candidates; {_name_setting(request, 'num_beams', 'num_beams=1')}.",
+        lambda request: f"A search keeps its own candidates; {name_setting(request, 'num_beams', 'num_beams=1')}.",
     ),
     RefusalRule(
         "`use_cache=False` with a search",
@@ -341,7 +217,7 @@ SEARCH: tuple[RefusalRule[Request], ...] = (
         "drop it",
         ModeRefused,
         lambda request: request.setting("use_cache") is False,
-        lambda request: f"A search needs a cache; {_name_setting(request, 'use_cache', 'use_cache=True')}.",
+        lambda request: f"A search needs a cache; {name_setting(request, 'use_cache', 'use_cache=True')}.",
     ),
 )
 """About the request, when a strategy of the stack searches."""
@@ -370,10 +246,10 @@ MIXED: tuple[RefusalRule[Request], ...] = (
         "they work on the whole batch, and the rows run in two parts",
         "drop it, or pass rows without an image in a call of their own",
         ModeRefused,
-        lambda request: _first_whole_batch(request) is not None,
+        lambda request: first_whole_batch(request) is not None,
         lambda request: (
             "Only some rows of the batch have an image, so it runs in two parts, which cannot share "
-            f"{_first_whole_batch(request)}: drop it, or pass the rows without an image in a call of their own."
+            f"{first_whole_batch(request)}: drop it, or pass the rows without an image in a call of their own."
         ),
     ),
     RefusalRule(
@@ -405,7 +281,7 @@ MAIN_PREPARED: tuple[RefusalRule[PreparedMain], ...] = (
         "rejected candidates cannot be taken back out",
         "upgrade, or generate without",
         ModeRefused,
-        _cannot_roll_back,
+        cannot_roll_back,
         lambda _: (
             "This version of transformers cannot take rejected candidates back out of sliding-window layers: "
             "upgrade it, or generate without assistant and prompt lookup."
@@ -420,7 +296,7 @@ ATTENTION: tuple[RefusalRule[EditedAttention], ...] = (
         "there is nothing to attend to",
         "pass the image",
         StrategyRefused,
-        _edits_absent_image,
+        edits_absent_image,
         lambda _: "Attention to the image is to be edited, but the prompt holds no image.",
     ),
 )
@@ -432,7 +308,7 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         "they are made for still images, and the video would stay as it is",
         "a strategy that edits pixels or drops the image, or a request without a video",
         ModeRefused,
-        _edits_beside_video,
+        edits_beside_video,
         lambda subject: (
             f"Branch {subject.branch.key!r} edits still images, but the request holds a video, which would stay as it is: use a "
             "strategy whose branches edit pixels or drop the image, or pass images alone."
@@ -443,7 +319,7 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         "the times that were written for them would be left in",
         "`Guard(model, processor)`, or a request without a video",
         ModeRefused,
-        _drops_scattered_video,
+        drops_scattered_video,
         lambda subject: (
             f"Branch {subject.branch.key!r} drops images and videos, but the frames of a video stand apart in the prompt, and what "
             "was written for each of them, such as its time, is unknown; a tokenizer may tell: Guard(model, processor)."
@@ -487,7 +363,7 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         "the prompt may hold tokens of the image that only the processor names",
         "`Guard(model, processor)`",
         ProcessorNeeded,
-        _has_unnamed_image,
+        has_unnamed_image,
         lambda subject: (
             f"Branch {subject.branch.key!r} edits the prompt round the image, and this model's config does not name the tokens that "
             "stand for one; its processor may: Guard(model, processor)."
@@ -498,7 +374,7 @@ BRANCH: tuple[RefusalRule[RequestedBranch], ...] = (
         "the model has no embedding for them",
         "ids of this model's tokenizer: `gen.tokenize`",
         InputError,
-        _strays,
+        strays,
         lambda subject: (
             f"Branch {subject.branch.key!r} puts token ids into the prompt that are outside the model's vocabulary of "
             f"{subject.request.vocabulary}: take them from gen.tokenize."
@@ -521,8 +397,8 @@ BRANCH_PREPARED: tuple[RefusalRule[PreparedBranch], ...] = (
         "positions past the model's last one are undefined",
         "shorten the prompt or `max_new_tokens`",
         InputError,
-        _overflows,
-        _describe_overflow,
+        overflows,
+        describe_overflow,
     ),
 )
 """About a branch, once generate has prepared it."""
@@ -541,87 +417,3 @@ RULES: Mapping[str, tuple[RefusalRule[Any], ...]] = {
     "Branches, once prepared": BRANCH_PREPARED,
 }
 """Every rule, by what it is about, in the order of the call."""
-
-REFUSED_ELSEWHERE: Mapping[str, tuple[Refusal, ...]] = {
-    "Inputs": (
-        Refusal(
-            "a call without `input_ids`",
-            "branches cannot be made of embeddings",
-            "pass the processor's full output",
-            ModeRefused,
-        ),
-        Refusal(
-            "prompts padded on the right",
-            "generation starts at the last position",
-            '`padding_side = "left"`',
-            InputError,
-        ),
-        Refusal(
-            "`position_ids` and `inputs_embeds`, where a branch changes the prompt",
-            "they cannot follow the change",
-            "drop them",
-            ModeRefused,
-        ),
-    ),
-    "Edits of images and prompts": (
-        Refusal(
-            "feature edits where generate takes no encoded images",
-            "they could not reach the model",
-            "another kind of branch",
-            ModelRefused,
-        ),
-        Refusal(
-            "edits of pixels where the images come already encoded",
-            "there are no pixels",
-            "pass the pixels",
-            StrategyRefused,
-        ),
-        Refusal(
-            "edits of pictures without a processor",
-            "mean and deviation of the pixels are unknown",
-            "`Guard(model, processor)`",
-            ProcessorNeeded,
-        ),
-        Refusal(
-            "masked images where images stand beside the prompt",
-            "there is nothing in the prompt to mask",
-            "another kind of branch",
-            ModelRefused,
-        ),
-    ),
-    "Outputs": (
-        Refusal(
-            "a class whose `generate` returns no token ids, such as text",
-            "nothing tells which token was chosen where",
-            "pass the model inside",
-            ModelRefused,
-        ),
-        Refusal(
-            "a class whose `generate` puts unknown ids in front of the answer",
-            "nothing tells where the answer begins",
-            "pass the model inside",
-            ModelRefused,
-        ),
-    ),
-    "Executors": (
-        Refusal(
-            '`executor="batched"` with `use_cache=False`',
-            "one batch goes on from one cache",
-            'drop `use_cache=False`, or `executor="sequential"`',
-            ModeRefused,
-        ),
-        Refusal(
-            '`executor="batched"` where it would not be exact',
-            "it was insisted on",
-            '`executor="auto"`',
-            ModeRefused,
-        ),
-        Refusal(
-            "searches that go back, where a cache layer cannot forget tokens",
-            "rejected tokens would stay in the cache",
-            "another search, or another model",
-            ModeRefused,
-        ),
-    ),
-}
-"""What rooms below this one refuse where they meet it."""

@@ -15,7 +15,8 @@ from transformers import DynamicCache, GenerationConfig, GitConfig
 
 from lvlm_guard import AttentionEdit, Branch, Guard, Insert, ModeRefused, Refused, Revision, Search, hookimpl
 from lvlm_guard.call import prompt_preparation
-from lvlm_guard.call.refusals import APART, BRANCH, LOOP, MIXED, REFUSED_ELSEWHERE, RULES
+from lvlm_guard.call.refusals import APART, BRANCH, LOOP, MIXED, RULES
+from lvlm_guard.call.refused_elsewhere import REFUSED_ELSEWHERE
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.request import requests

@@ -9,7 +9,8 @@ from typing import Any
 
 from lvlm_guard.call.looks.rows import lay_out_behind
 from lvlm_guard.call.prompt_preparation import PromptPreparation, Use, limit_new_tokens
-from lvlm_guard.call.refusals import BRANCH_PREPARED, count_new_tokens
+from lvlm_guard.call.refusal_conditions import count_new_tokens
+from lvlm_guard.call.refusals import BRANCH_PREPARED
 from lvlm_guard.call.rules import PreparedBranch, refuse
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.prefixes import Prefix, capture_positions, continue_prefix, continuing_inputs

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lvlm_guard.call.looks.rows import ALIGNED
-from lvlm_guard.call.refusals import DRAFTS
+from lvlm_guard.call.refusal_conditions import DRAFTS
 from lvlm_guard.call.rules import RefusalRule
 from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
 from lvlm_guard.request.requests import Request
