@@ -184,7 +184,7 @@ class GuardedDecode:
         if self._is_prefilled:
             if find_cache(inputs) is not self._cache:
                 self._adopt(find_cache(inputs))
-            return self._history.advance(inputs[self._ids_name], self._cache)
+            return self._history.advance(inputs.get(self._ids_name), self._cache)
         self._is_prefilled = True
         self._adopt(find_cache(inputs))
         return self._history.begin(inputs.get(self._ids_name))

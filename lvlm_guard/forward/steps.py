@@ -112,12 +112,17 @@ class TokenHistory:
         if self._cached and self._count_in(cache) != self.length:
             self._refuse(cache)
 
-    def advance(self, ids: Tensor, cache: Cache | None) -> Step:
+    def advance(self, ids: Tensor | None, cache: Cache | None) -> Step:
         """Append the tokens that this call feeds; tokens that the cache has forgotten were rejected.
 
         Raises:
-            ModeRefused: The cache shows a number of positions that cannot be.
+            ModeRefused: The cache shows a number of positions that cannot be, or the call feeds no ids.
         """
+        if ids is None:
+            raise ModeRefused(
+                f"{type(self._main.module).__name__} decodes from embeddings after its prompt, so nothing tells which tokens branches are to "
+                "follow. A wrapper may do so that does not know this version of transformers: try plain generate, or another version."
+            )
         if not self._cached:
             past = self.length
             self.tokens = ids[:, self._main.input_ids.shape[1] :]

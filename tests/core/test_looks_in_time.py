@@ -12,6 +12,7 @@ from coloured_pictures import draw_pictures
 from looks import BOTH, DETAILS, MAKES_POSITIONS, RESTS, SETTINGS, TOLERANCE, build, continue_with, error_between
 
 from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, InputError, Insert, ModelRefused, ModeRefused, hookimpl
+from lvlm_guard.cache_names import find_cache
 from lvlm_guard.testing.intact import fingerprint
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
@@ -424,6 +425,6 @@ def test_a_forward_that_insists_on_pixels_is_refused():
 
 
 def refuse_what_goes_on(_, args, kwargs):
-    cache, states = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+    cache, states = find_cache(kwargs), kwargs.get("inputs_embeds")
     if cache is not None and cache.get_seq_length() and states.shape[1] > 1:
         raise ValueError("the prompt goes on, which this model cannot")

@@ -263,6 +263,25 @@ def test_a_cache_that_shows_no_length_is_refused_with_the_remedy():
     assert guarded(model, inputs, use_cache=False)[1].executor == "sequential"
 
 
+class FromEmbeddings(transformers.LlavaForConditionalGeneration):
+    """Decodes from embeddings at every step, as a wrapper does that takes each for the first."""
+
+    def prepare_inputs_for_generation(self, ids, *args, **kwargs):
+        inputs = super().prepare_inputs_for_generation(ids, *args, **kwargs)
+        inputs["inputs_embeds"] = (
+            self.get_input_embeddings()(inputs["input_ids"]) if not kwargs.get("is_first_iteration") else None
+        )
+        inputs["input_ids"] = inputs["input_ids"] if kwargs.get("is_first_iteration") else None
+        return inputs
+
+
+def test_a_decode_from_embeddings_is_refused():
+    model, inputs = llava_as(FromEmbeddings)
+    model.generate(**inputs, **SETTINGS)
+    with pytest.raises(ModeRefused, match="decodes from embeddings after its prompt"):
+        guarded(model, inputs)
+
+
 def test_a_cache_of_tuples_is_refused_with_the_remedy():
     model, inputs = llava_as(TupleCache)
     model.generate(**inputs, **SETTINGS)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from gold import SUPPRESSED, Against, by_hand, contrast, disturbed
+from odd_models import CACHE
 
 from lvlm_guard import Branch, Guard, InputError, hookimpl
 from lvlm_guard.testing import tiny
@@ -137,6 +138,8 @@ PROMPTS = {
 @pytest.mark.parametrize("config", PROMPTS)
 def test_learned_prompts_and_prefixes_are_those_of_a_recompute(config, kind):
     peft = pytest.importorskip("peft")
+    if CACHE == "cache":
+        pytest.skip("PEFT looks for the cache under its old name, and forgets or repeats its prompts in plain generate")
     base, inputs = tiny("llava")
     unadapted = base.generate(**inputs, **SETTINGS)
     torch.manual_seed(0)

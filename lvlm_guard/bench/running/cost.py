@@ -7,6 +7,7 @@ all of them; ratios are formed within a round. Every call generates the same num
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,7 +268,8 @@ class _Memory:
         self.kind = CUDA_PEAK if device.type == "cuda" else NOT_MEASURED
 
     def begin(self) -> None:
-        """Forget earlier peaks."""
+        """Forget earlier peaks, and what nobody holds any more: freed later, it would hide as much growth."""
+        gc.collect()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._device.type == "cpu" and _reset_high_water():
