@@ -198,6 +198,8 @@ def draw(chance: random.Random, folder: Path) -> Attempt:
 
 def change_one(chance: random.Random, copy: Path, other: Path) -> str:
     paths = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "lock")
+    if not paths:
+        return "nothing left to change"
     weights = [4 if "answers" in path.parts else 1 for path in paths]
     path = chance.choices(paths, weights)[0]
     name = path.relative_to(copy)
@@ -207,7 +209,7 @@ def change_one(chance: random.Random, copy: Path, other: Path) -> str:
     content = path.read_bytes()
     try:
         changed = change(chance, content, (other / name).read_bytes() if (other / name).is_file() else b"")
-    except ValueError:
+    except (ValueError, LookupError, TypeError):  # what an earlier change left is nothing that this one can change
         changed = truncate(chance, content, b"")
     path.write_bytes(changed)
     return f"{name}: {change.__name__}"
