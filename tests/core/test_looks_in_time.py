@@ -178,6 +178,9 @@ def test_questions_that_are_no_texts_or_hold_pictures_are_refused():
     with guard.looking(picture) as look:
         with pytest.raises(InputError, match="question is a text"):
             look.ask([3])
+        for odd in (3, None, {"question": "a"}):
+            with pytest.raises(InputError, match="a question or a list of questions"):
+                look.ask(odd)
         with pytest.raises(InputError, match="from the start"):
             look.chat([{"role": "user", "content": [{"type": "image", "image": picture}]}])
         with pytest.raises(InputError, match="image token"):

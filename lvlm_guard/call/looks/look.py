@@ -35,7 +35,7 @@ from lvlm_guard.call.refusals import ARGUMENTS, LOOP
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.prefixes import describe_state
 from lvlm_guard.host.plugins import StrategyCalls
@@ -103,7 +103,7 @@ class Look:
                 dtype, device or attention were changed.
             Refused: As `Guard.generate`; a search, or a model that cannot go on from a look exactly.
         """
-        texts = [questions] if isinstance(questions, str) else list(questions)
+        texts = _list_texts(questions)
         answers = self._answer([self._subject.ask(text) for text in texts], kwargs) if texts else []
         return answers[0] if isinstance(questions, str) else answers
 
@@ -113,7 +113,7 @@ class Look:
         Raises:
             InputError: As `ask`.
         """
-        return self._write([self._subject.ask(text) for text in questions])
+        return self._write([self._subject.ask(text) for text in _list_texts(questions)])
 
     def chat(self, messages: Sequence[Any], **kwargs: Any) -> Any:
         """Answer the messages of the look and further ones (text), or each of a list of such conversations (list of texts).
@@ -296,6 +296,19 @@ class Look:
         output = join_outputs(tokens, groups, request.input_ids, find_padding(request))
         report = join_reports([report for _, report in runs], groups)
         return output, dataclasses.replace(report, answer_start=request.input_ids.shape[1])
+
+
+def _list_texts(questions: Any) -> list[str]:
+    """Return questions as a list.
+
+    Raises:
+        InputError: They are neither a text nor a list.
+    """
+    if isinstance(questions, str):
+        return [questions]
+    if not isinstance(questions, (list, tuple)):
+        raise InputError(f"A look takes a question or a list of questions, got {quote(questions)}.")
+    return list(questions)
 
 
 def find_padding(request: Request) -> int:
