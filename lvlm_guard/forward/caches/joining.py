@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from lvlm_guard.protocols import Cache, CacheLayer
 
@@ -19,7 +19,20 @@ JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 def length_of(cache: Cache | None) -> int:
     """Positions the cache has seen; 0 without a cache, and of an object that does not tell."""
-    return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    first = next(iter(layers_of(cache)), None)
+    if type(first) is StaticLayer and not hasattr(first, "cumulative_length") and "get_seq_length" not in vars(cache):
+        return _count_written(first)
+    return int(cache.get_seq_length())
+
+
+def _count_written(layer: Any) -> int:
+    """Positions up to the last one that any row has written: older static layers skip those whose keys are 0, as padding's may be."""
+    if not layer.is_initialized:
+        return 0
+    written = layer.keys.ne(0).flatten(0, 1).any(-1).any(0).nonzero()
+    return int(written.max()) + 1 if written.numel() else 0
 
 
 def positions_beside(cache: Cache | None, length: int) -> int:
