@@ -196,8 +196,9 @@ class Specimen:
         encode = next(getattr(owner, method) for owner in owners if hasattr(owner, method))
         accepted = inspect.signature(encode).parameters
         encoded = encode(**{name: value for name, value in image.items() if name in accepted})
-        features = getattr(encoded, "pooler_output", None)
-        features = encoded.last_hidden_state if features is None else features
+        features: Any = encoded  # older versions return the features themselves
+        if not isinstance(encoded, (Tensor, list, tuple)):
+            features = encoded.last_hidden_state if encoded.get("pooler_output") is None else encoded.pooler_output
         if isinstance(features, Tensor):
             return features.shape[:-1].numel()
         return sum(part.shape[:-1].numel() for part in features)
