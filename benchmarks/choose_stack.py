@@ -211,7 +211,7 @@ def page(measured: Sequence[Result], chosen: Result, plain: Plain, count: int, s
     rows = [" | ".join(head), "|".join(["---"] * len(head)), " | ".join(_plain_cells(names, plain))]
     for result in sorted(measured, key=lambda result: (bool(result.refusal), 0 if result.refusal else -result.gain)):
         mark = result.dropped or ("**chosen**" if result is chosen else "")
-        rows.append(" | ".join(_cells(result, names, mark)))
+        rows.append(" | ".join(_cells(result, names, mark, count)))
     wordings = "\n".join(f"- `{name}`: {DEMO_FIGURES[name].title}" for name in names)
     table = "\n".join(f"| {row} |" for row in rows)
     refusals = "\n".join(f"- {result.label}: {result.refusal}" for result in measured if result.refusal)
@@ -238,11 +238,11 @@ def _plain_cells(names: Sequence[str], plain: Plain) -> tuple[str, ...]:
     return ("*plain, its scores*", "", *scores, f"{plain.ms_per_token:.2f}", "")
 
 
-def _cells(result: Result, names: Sequence[str], mark: str) -> tuple[str, ...]:
+def _cells(result: Result, names: Sequence[str], mark: str, count: int) -> tuple[str, ...]:
     if result.refusal:
         return (result.label, "", *("" for _ in names), "", mark)
     changes = [result.differences[name] for name in names]
-    cells = [format_interval(change, SCENES, signed=True) for change in changes]
+    cells = [format_interval(change, count, signed=True) for change in changes]
     return (result.label, f"{result.gain:+.4f}", *cells, f"{result.ms_per_token:.2f}", mark)
 
 

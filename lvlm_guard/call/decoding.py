@@ -18,7 +18,6 @@ from lvlm_guard.call.refusal_conditions import DRAFTS_OF_SAME_MODULE
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
-from lvlm_guard.forward.compilation import compiles_by_itself
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.interventions import vision
@@ -75,7 +74,9 @@ def decode(prepared: PreparedCall) -> DecodedCall:
         if main_cache is None:
             main_cache = inputs[name_of_cache(prepared.main.kwargs)] = prepared.main.cache
     guarded_decode = _build_decode(prepared, effects, main_cache)
-    generate = functools.partial(call.generate, **inputs, **_loop_settings(prepared))
+    generate = functools.partial(
+        call.generate, **inputs, **_loop_settings(prepared, compiles_forward=guarded_decode.compiles_forward)
+    )
     with vision.encoding(call.gen, MAIN):
         output = run_guarded(guarded_decode, generate)
     start = guarded_decode.find_answers(sequences(output), planned.request.input_ids)
@@ -100,11 +101,11 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
     )
 
 
-def _loop_settings(prepared: PreparedCall) -> dict[str, Any]:
-    """Return the settings of the loop, or of the search in its place."""
+def _loop_settings(prepared: PreparedCall, *, compiles_forward: bool) -> dict[str, Any]:
+    """Return the settings of the loop, or of the search in its place; generate compiles nothing where the decode does."""
     settings, search = prepared.planned.preparation.settings, prepared.planned.search
     if search is None:
-        return {**settings, "disable_compile": True} if compiles_by_itself(prepared.main) else dict(settings)
+        return {**settings, "disable_compile": True} if compiles_forward else dict(settings)
     loop = functools.partial(_run_search, prepared)
     return {**settings, "num_beams": search.rows_per_request, "custom_generate": loop}
 

@@ -103,7 +103,9 @@ class GuardedDecode:
         has_branches = bool(branches or self._late)
         self.choice = choose_by_name(self._sequential, executor, branches=has_branches, cached=self._cached)
         self._is_prefilled = False
-        self._is_compiled = compiles_by_itself(main)
+        self.compiles_forward = compiles_by_itself(main)
+        """Whether this decode compiles the forward that generate would have compiled the call of."""
+        self._compiled: Run | None = None
         self._is_closed = False
         self._undo = ExitStack()
 
@@ -225,8 +227,10 @@ class GuardedDecode:
         return self.choice
 
     def _compile(self, forward: Run) -> Run:
-        """The forward that decodes, compiled where generate would have compiled it."""
-        return compile_forward(self.main, forward) if self._is_compiled else forward
+        """The forward that decodes, compiled where generate would have compiled it; settled at the first step after the prefill."""
+        if self.compiles_forward and self._compiled is None:
+            self._compiled = compile_forward(self.main, forward)
+        return forward if self._compiled is None else self._compiled
 
     def _grow_in_place(self) -> None:
         """Let the caches that are decoded with grow in place; a compiled model has graphs of how they grow."""

@@ -1,8 +1,8 @@
 """A tiny LLaVA with a processor of transformers, in a folder and loaded."""
 
 import pytest
-import transformers
 from saved_models import save_model
+from speaking import transformers_speaks_again  # noqa: F401 - a fixture
 
 from lvlm_guard import Guard, loading
 
@@ -15,11 +15,3 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def guard(folder):
     return Guard(*loading.load(str(folder), "cpu"), None)
-
-
-@pytest.fixture(autouse=True)
-def transformers_speaks_again():
-    before = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(before)
-    transformers.logging.enable_progress_bar()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -120,39 +121,62 @@ def _stored(layer: Any, length: int) -> int:
     return min(length, layer.sliding_window - 1) if windowed else length
 
 
-class JoinedCache:
-    """Main's cache and the branches' as rows of one batch, right-aligned.
-
-    The layers live in main's cache object, which generate holds: on it, length, crop and beam order keep meaning
-    main's. `joined` is the view of the same layers with the true length, for the forward.
+class JoinedRows(ABC):
+    """Caches of main and its branches as rows of one batch, right-aligned.
 
     Args:
-        main: Main's cache.
+        main: Main's cache, which generate holds: on it, the length keeps meaning main's.
         branches: A cache per branch, all synchronised to the same generated tokens.
         rows: Rows of generate in each.
+
+    Attributes:
+        joined: The cache that the forward gets, with the true length.
     """
 
     def __init__(self, main: Cache, branches: Sequence[Cache | None], rows: int) -> None:
+        caches = (main, *branches)
+        lengths = [length_of(cache) for cache in caches]
         self._main = main
         self._rows = rows
-        self._copies = len(branches) + 1
-        caches = (main, *branches)
-        longest = max(length_of(cache) for cache in caches)
-        self._shift = longest - length_of(main)
-        self.joined = copy.copy(main)
+        self._copies = len(caches)
+        self._shift = max(lengths) - lengths[0]
+        self.joined: Any = copy.copy(main)
         vars(self.joined).pop("reorder_cache", None)
-        for index, layer in enumerate(main.layers):
-            _join(layer, [layers_of(cache)[index] for cache in caches])
+        self._join_layers(
+            [[layers_of(cache)[index] for cache in caches] for index in range(len(layers_of(main)))], lengths
+        )
+        main.get_seq_length = types.MethodType(lambda *_args, **_named: self.main_length(), main)
+
+    @abstractmethod
+    def _join_layers(self, layers: Sequence[Sequence[Any]], lengths: Sequence[int]) -> None:
+        """Join the layers of all caches, main's first in each; `lengths` are those of the caches."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Positions of the longest row."""
+
+    def main_length(self) -> int:
+        """Positions that main's rows have seen."""
+        return self.length - self._shift
+
+    def reorder(self, index: Tensor) -> None:
+        """Follow a reordering of generate's rows in every copy."""
+        self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
+
+
+class JoinedCache(JoinedRows):
+    """Growing caches joined. The layers live in main's cache object, on which crop and beam order keep meaning main's, too."""
+
+    def _join_layers(self, layers: Sequence[Sequence[Any]], _lengths: Sequence[int]) -> None:
+        for layers_of_index in layers:
+            _join(layers_of_index[0], layers_of_index)
         self._override()
 
     def _override(self) -> None:
-        def get_seq_length(_: Any, *_layer: Any, **_named: Any) -> int:
-            return self.main_length()
-
         def crop_main(_: Any, amount: int) -> None:
             self.joined.crop(amount if amount <= 0 else amount + self._shift)
 
-        self._main.get_seq_length = types.MethodType(get_seq_length, self._main)
         self._main.crop = types.MethodType(crop_main, self._main)
 
     @property
@@ -162,14 +186,6 @@ class JoinedCache:
 
     def advance(self, positions: int) -> None:
         """Nothing to do: the layers count what they hold."""
-
-    def reorder(self, index: Tensor) -> None:
-        """Follow a reordering of generate's rows in every copy."""
-        self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
-
-    def main_length(self) -> int:
-        """Positions that main's rows have seen."""
-        return self.length - self._shift
 
     def cut_keys(self, weights: Tensor, new: int) -> Tensor:
         """Main's attention `[rows, heads, new, keys]` without the padding in front of its prompt; windows keep fewer keys."""

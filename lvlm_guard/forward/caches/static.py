@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache, StaticLayer
 
-from lvlm_guard.forward.caches.joining import layers_of, length_of
+from lvlm_guard.forward.caches.joining import JoinedRows, layers_of
 from lvlm_guard.protocols import Cache
 
 
@@ -28,28 +26,12 @@ def static_obstacle(caches: Sequence[Cache | None]) -> str | None:
     return None if len({len(layers_of(cache)) for cache in caches}) == 1 else "the caches differ in depth"
 
 
-class StaticJoinedCache:
-    """One static cache with the rows of main and its branches, right-aligned; main's own rests until `release`.
+class StaticJoinedCache(JoinedRows):
+    """Static caches joined in one of their own; main's rests until `release`."""
 
-    Args:
-        main: Main's cache, which generate holds: it shows main's length while the joined one is decoded with.
-        branches: A cache per branch, all synchronised to the same generated tokens.
-        rows: Rows of generate in each.
-    """
-
-    def __init__(self, main: Cache, branches: Sequence[Cache | None], rows: int) -> None:
-        self._main = main
-        self._rows = rows
-        self._copies = len(branches) + 1
-        caches = (main, *branches)
-        lengths = [length_of(cache) for cache in caches]
-        self._length, self._shift = max(lengths), max(lengths) - lengths[0]
-        self.joined: Any = copy.copy(main)
-        vars(self.joined).pop("reorder_cache", None)
-        self.joined.layers = [
-            _join([layers_of(cache)[index] for cache in caches], lengths) for index in range(len(layers_of(main)))
-        ]
-        self._main.get_seq_length = types.MethodType(lambda *_args, **_named: self.main_length(), main)
+    def _join_layers(self, layers: Sequence[Sequence[Any]], lengths: Sequence[int]) -> None:
+        self._length = max(lengths)
+        self.joined.layers = [_join(layers_of_index, lengths) for layers_of_index in layers]
 
     @property
     def length(self) -> int:
@@ -59,14 +41,6 @@ class StaticJoinedCache:
     def advance(self, positions: int) -> None:
         """Count the positions of a forward that ran."""
         self._length += positions
-
-    def reorder(self, index: Tensor) -> None:
-        """Follow a reordering of generate's rows in every copy."""
-        self.joined.reorder_cache(torch.cat([index + copy_ * self._rows for copy_ in range(self._copies)]))
-
-    def main_length(self) -> int:
-        """Positions that main's rows have seen."""
-        return self._length - self._shift
 
     def cut_keys(self, weights: Tensor, _new: int) -> Tensor:
         """Main's attention `[rows, heads, new, keys]` without the padding in front of its prompt, the free room behind it kept."""
