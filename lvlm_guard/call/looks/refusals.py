@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lvlm_guard.cache_names import CACHE_NAMES, name_of_cache
 from lvlm_guard.call.looks.rows import ALIGNED
 from lvlm_guard.call.refusal_conditions import DRAFTS
 from lvlm_guard.call.rules import RefusalRule
@@ -80,15 +81,16 @@ LOOK: tuple[RefusalRule[Request], ...] = (
         lambda _: "A look goes on from a cache: drop use_cache=False, or pass whole prompts to guard.generate.",
     ),
     RefusalRule(
-        "`past_key_values`, `position_ids` and `inputs_embeds` on a look",
+        "a cache (`cache`, `past_key_values`), `position_ids` and `inputs_embeds` on a look",
         "the look makes its own",
         "leave them out",
         InputError,
         lambda request: any(
-            request.inputs.get(name) is not None for name in ("past_key_values", "position_ids", "inputs_embeds")
+            request.inputs.get(name) is not None for name in (*CACHE_NAMES, "position_ids", "inputs_embeds")
         ),
-        lambda _: (
-            "A look makes cache, positions and embeddings itself: leave past_key_values, position_ids and inputs_embeds out."
+        lambda request: (
+            "A look makes cache, positions and embeddings itself: leave "
+            f"{name_of_cache(request.inputs)}, position_ids and inputs_embeds out."
         ),
     ),
     RefusalRule(
