@@ -127,20 +127,24 @@ class HallusionBench:
         """Return the figures of the official leaderboard, percent to four places; None where nothing was asked.
 
         The grades are ours (right, wrong, unclear); the arithmetic is the script's: unclear counts as right where there is
-        no figure to a question that one would supplement; easy questions are those of figure 0, hard ones the others, both
-        grouped as for qAcc. LH, VI, Mixed: of the failed groups of qAcc, why they failed (`hallusionbench_causes`).
+        no figure to a question that one would supplement. Two definitions have two readings, and both are given:
+
+        * Easy and hard, grouped as for qAcc. `script/`: hard rows are those with an edited figure (`visual_input` 2).
+          `paper/`, as the repository's page words it: hard rows are those with another figure than the first, so that a
+          question which a figure supplements is easy only without one.
+        * LH, VI, Mixed: why answers failed (`hallusionbench_causes`). `script/`: shares of the failed answers, which the
+          script prints. `paper/`: shares of the failed groups of qAcc, which it counts as well and does not print.
         """
         answer, questions = _parser(parser), select_yes_no(answers)
-        easy = [answered for answered in questions if answered.item.extra["figure_id"] == "0"]
-        hard = [answered for answered in questions if answered.item.extra["figure_id"] != "0"]
         figures = [answered for answered in questions if not _without_figure(answered.item)]
         return {
             "aAcc": _all_right(questions, lambda item: item.id, answer),
             "qAcc": _all_right(questions, _named("question"), answer),
             "fAcc": _all_right(figures, _named("figure"), answer),
-            "easy": _all_right(easy, _named("question"), answer),
-            "hard": _all_right(hard, _named("question"), answer),
-            **hallusionbench_causes.shares(questions, answer),
+            **_by_difficulty("script", questions, _is_edited, answer),
+            **_by_difficulty("paper", questions, _is_later_figure, answer),
+            **_prefixed("script", hallusionbench_causes.shares_of_answers(questions, answer)),
+            **_prefixed("paper", hallusionbench_causes.shares_of_groups(questions, answer)),
         }
 
 
@@ -159,6 +163,34 @@ def _named(key: str) -> Callable[[Item], str]:
 
 def _without_figure(item: Item) -> bool:
     return item.kind == "VS" and item.extra["figure_id"] == "0"
+
+
+def _is_edited(item: Item) -> bool:
+    return bool(item.extra["visual_input"] == hallusionbench_causes.AGAINST_COMMON_SENSE)
+
+
+def _is_later_figure(item: Item) -> bool:
+    return bool(item.extra["figure_id"] != hallusionbench_causes.ORIGINAL)
+
+
+def _by_difficulty(
+    reading: str, answers: Sequence[AnsweredItem], is_hard: Callable[[Item], bool], answer: Parser
+) -> dict[str, float | None]:
+    """Return the share of question groups that are all right, among easy and among hard rows."""
+    parts = {"easy": False, "hard": True}
+    return _prefixed(
+        reading,
+        {
+            name: _all_right(
+                [answered for answered in answers if is_hard(answered.item) is hard], _named("question"), answer
+            )
+            for name, hard in parts.items()
+        },
+    )
+
+
+def _prefixed(reading: str, figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {f"{reading}/{name}": value for name, value in figures.items()}
 
 
 def _is_right(answered: AnsweredItem, answer: Parser) -> bool:

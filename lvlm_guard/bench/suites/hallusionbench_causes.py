@@ -1,4 +1,4 @@
-"""Why a group of HallusionBench questions failed: what the language model expects, what the eye sees, or both.
+"""Why answers to HallusionBench failed: what the language model expects, what the eye sees, or both.
 
 Guan et al., arXiv 2310.14566, the decision tree of its script. There a language model grades answers as right, wrong or unclear and
 says whether two of them agree; here both are read from yes and no.
@@ -6,7 +6,7 @@ says whether two of them agree; here both are read from yes and no.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from lvlm_guard.bench.items import AnsweredItem
@@ -25,24 +25,44 @@ AGAINST_COMMON_SENSE = "2"
 """`visual_input` of a figure that was edited."""
 
 
-def shares(answers: Sequence[AnsweredItem], answer: Parser) -> Mapping[str, float | None]:
-    """Return the percentages, to four places, of failed question groups that failed through language, vision, or both.
+_KINDS = {"LH": FROM_LANGUAGE, "VI": FROM_VISION, "Mixed": FROM_BOTH}
 
-    A group without its original question is left out. All are None where no group failed.
+
+def shares_of_answers(answers: Sequence[AnsweredItem], answer: Parser) -> dict[str, float | None]:
+    """Return the percentages, to four places, of failed answers that failed through language, vision, or both.
+
+    This is what the script prints. An answer to a group without its original question, on which the script stops, is left
+    out. All are None where nothing failed.
     """
-    causes: dict[str, Causes] = {}
+    return _shares([causes for _, causes in _find_causes(answers, answer)])
+
+
+def shares_of_groups(answers: Sequence[AnsweredItem], answer: Parser) -> dict[str, float | None]:
+    """Return the percentages, to four places, of failed question groups, the causes of a group taken together.
+
+    The script counts these as well, and does not print them. A group without its original question is left out. All are
+    None where no group failed.
+    """
+    by_group: dict[str, Causes] = {}
+    for name, causes in _find_causes(answers, answer):
+        by_group[name] = by_group.get(name, NONE) | causes
+    return _shares(by_group.values())
+
+
+def _shares(causes: Iterable[Causes]) -> dict[str, float | None]:
+    failed = [cause for cause in causes if cause]
+    return {name: round(100 * failed.count(kind) / len(failed), 4) if failed else None for name, kind in _KINDS.items()}
+
+
+def _find_causes(answers: Sequence[AnsweredItem], answer: Parser) -> list[tuple[str, Causes]]:
+    """Return the group of each answer and why the answer failed; no cause where it did not."""
     originals = {
         str(answered.item.extra["question"]): answered
         for answered in answers
         if answered.item.extra["figure_id"] == ORIGINAL
     }
-    for answered in answers:
-        name = str(answered.item.extra["question"])
-        if name in originals:
-            causes[name] = causes.get(name, NONE) | _causes(answered, originals[name], answer)
-    failed = [cause for cause in causes.values() if cause]
-    kinds = {"LH": FROM_LANGUAGE, "VI": FROM_VISION, "Mixed": FROM_BOTH}
-    return {name: round(100 * failed.count(kind) / len(failed), 4) if failed else None for name, kind in kinds.items()}
+    named = [(str(answered.item.extra["question"]), answered) for answered in answers]
+    return [(name, _causes(answered, originals[name], answer)) for name, answered in named if name in originals]
 
 
 def _causes(answered: AnsweredItem, original: AnsweredItem, answer: Parser) -> Causes:
