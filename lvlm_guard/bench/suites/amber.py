@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_amber
 from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.bench.suites.amber_habits import add_habits, cover_measures
 from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_figures, script_figures
 from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
 from lvlm_guard.bench.suites.files import (
@@ -39,6 +41,7 @@ from lvlm_guard.bench.suites.yes_no import (
     TRUTHS,
     YES_NO_TOKENS,
     Part,
+    habit_measures,
     of_kind,
     of_level,
     select_yes_no,
@@ -113,7 +116,8 @@ class Amber:
 
     The official ones come from its own script: `export` writes what it reads, `import_scores` reads what it prints. Answers to
     existence questions are all "no", those to relation questions of one type all "yes", of the other all "no"; an answer that
-    is always "no" gets F1 79.7 from the script, so the yes-ratio stands beside every score.
+    is always "no" gets F1 79.7 from the script, so the yes-ratio stands beside every score. Habits are estimated from the other
+    images: of objects from the lists that descriptions are held against, of attributes and contacts from the same questions.
 
     Args:
         part: "all", "generative" (descriptions), "discriminative" (questions), or the questions of one level:
@@ -156,11 +160,19 @@ class Amber:
             )
             object.__setattr__(self, "_words", words)
 
+        all_items: dict[str, Item] = {}
+
         def items(row: FileRow) -> list[Item]:
-            return [item for item in [self._item(row, truths)] if self._belongs(item)]
+            item = self._item(row, truths)
+            all_items.setdefault(item.id, item)
+            return [item] if self._belongs(item) else []
 
         read = join(build_items(read_rows(path), _QUERIES, items) for path in queries)
-        return Loaded(read.items, (*problems, *read.problems))
+        if exists(descriptions := queries[0].with_name(f"query_{GENERATIVE}.json")) and descriptions not in queries:
+            for row in read_rows(descriptions).rows:
+                with suppress(BadRow):  # not asked about; a file of the part itself reports its rows
+                    items(row)
+        return Loaded(add_habits(read.items, all_items.values()), (*problems, *read.problems))
 
     def _find_queries(self, data: Path | None) -> Sequence[Path]:
         """Find the files that hold the part."""
@@ -196,7 +208,7 @@ class Amber:
         return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Return F1 of "no" over all questions first, then the rest of them, the levels, the types, descriptions last.
+        """Return F1 of "no" over all questions first, then the rest, the levels, the types, habits, descriptions last.
 
         Where only descriptions are loaded, theirs come alone.
 
@@ -210,7 +222,8 @@ class Amber:
         levels = [Part(level, name, of_level(level), positive_no=True) for level, name in _LEVEL_NAMES.items()]
         whole = sorted(yes_no_measures(answer, Part("all", positive_no=True)), key=lambda measure: measure.name != "f1")
         of_levels = [measure for part in levels for measure in yes_no_measures(answer, part)]
-        return [*whole, *of_levels, *_of_types(answer), *described]
+        by_habit = [measure for part in [Part("all"), *levels] for measure in habit_measures(answer, part)]
+        return [*whole, *of_levels, *_of_types(answer), *by_habit, *described]
 
     def _of_descriptions(self) -> list[Measure]:
         if self._words is None:
@@ -232,6 +245,7 @@ class Amber:
                 better=False,
             ),
             _measure("length", "words per description", cover, lambda counts: (counts.words, 1), better=None),
+            *cover_measures(lambda answered: cover(answered).covered_objects),
         ]
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:

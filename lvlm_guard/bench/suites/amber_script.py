@@ -84,6 +84,7 @@ class Coverage:
         expected: Objects named of those that are absent but expected.
         hallus: Objects absent but expected.
         words: Words of the description.
+        covered_objects: The objects in the image that are named.
     """
 
     bad: int
@@ -93,6 +94,7 @@ class Coverage:
     expected: int
     hallus: int
     words: int
+    covered_objects: Collection[str] = ()
 
 
 def coverage(
@@ -111,14 +113,16 @@ def coverage(
     related = set(truth).union(*(associated.get(name, ()) for name in truth))
     select_yes_no = [noun for noun in nouns if noun not in safe]
     bad = [noun for noun in select_yes_no if noun not in related]
+    covered = _covered([noun for noun in select_yes_no if noun in related], truth, associated)
     return Coverage(
         bad=len(bad),
         nouns=len(nouns),
-        covered=len(_covered([noun for noun in select_yes_no if noun in related], truth, associated)),
+        covered=len(covered),
         truths=len(set(truth)),
         expected=len(_covered(bad, hallu, associated)),
         hallus=len(set(hallu)),
         words=words,
+        covered_objects=covered,
     )
 
 

@@ -21,8 +21,18 @@ from lvlm_guard.bench.scoring.parsers import COMMON, Parser, lmms_eval_mme, name
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import is_text
 from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, missing, read_bytes
+from lvlm_guard.bench.suites.mme_habits import add_habits
 from lvlm_guard.bench.suites.pictures import PictureFiles
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, right, select_yes_no, yes_no_measures
+from lvlm_guard.bench.suites.yes_no import (
+    TRUTHS,
+    YES_NO_TOKENS,
+    Part,
+    habit_measures,
+    of_kind,
+    right,
+    select_yes_no,
+    yes_no_measures,
+)
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import is_file
 
@@ -81,7 +91,8 @@ class Mme:
         parts = [part for kind in LEVEL_OF for part in self._task(data, kind)]
         if not any(part.items for part in parts):
             raise missing(self.name, data, _QUESTIONS)
-        return join(parts)
+        loaded = join(parts)
+        return Loaded(add_habits(loaded.items), loaded.problems)
 
     def _task(self, data: Path | None, kind: str) -> Iterator[Loaded]:
         if data is None:
@@ -123,10 +134,12 @@ class Mme:
         return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Return the summed score (0 to 800), the score of each task (0 to 200), then the measures of all yes/no suites."""
+        """Return the summed score (0 to 800), the score of each task (0 to 200), then what all yes/no suites have."""
         answer = _parser(parser)
         parts = [Part("all"), *(Part(level, kind, of_kind(kind)) for kind, level in LEVEL_OF.items())]
-        rest = [measure for part in parts for measure in yes_no_measures(answer, part)]
+        rest = [
+            measure for make in (yes_no_measures, habit_measures) for part in parts for measure in make(answer, part)
+        ]
         return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest]
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:

@@ -5,6 +5,7 @@ Li et al., Evaluating Object Hallucination in Large Vision-Language Models (EMNL
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,17 @@ from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pop
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
 from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, read_rows
+from lvlm_guard.bench.suites.habits import ObjectHabits, add_habit
 from lvlm_guard.bench.suites.pictures import PictureFiles
-from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, of_kind, select_yes_no, yes_no_measures
+from lvlm_guard.bench.suites.yes_no import (
+    TRUTHS,
+    YES_NO_TOKENS,
+    Part,
+    habit_measures,
+    of_kind,
+    select_yes_no,
+    yes_no_measures,
+)
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import is_folder
 
@@ -39,6 +49,7 @@ _IMAGES = Required(
     source="cocodataset.org, 2014 validation images (for gqa, cs.stanford.edu/people/dorarad/gqa)",
     layout="val2014/COCO_val2014_000000310196.jpg",
 )
+_OBJECT = re.compile(r"(?:is|are) there (?:an?|any|some) (.+?) in the (?:image|picture|photo)", re.IGNORECASE)
 _PICTURES = PictureFiles("pope", _IMAGES, ("val2014", "images/val2014", "images", ""))
 
 
@@ -47,7 +58,8 @@ class Pope:
     """POPE in its three file shapes: JSON Lines named .json (coco), JSON arrays (aokvqa, gqa), and .jsonl copies.
 
     The prompt is the file's. Copies differ in length (3000 official rows a kind; 2910 random ones in those of LLaVA), so
-    `official` tells n per kind.
+    `official` tells n per kind. The habit of a question is that of its object in the company of the others that the files know
+    in its picture, over the pictures of all files that are there.
 
     Args:
         source: Whose images are asked about: coco, aokvqa or gqa.
@@ -78,7 +90,8 @@ class Pope:
         places = {kind: path for kind in KINDS if (path := self._place(data, kind)) is not None}
         if not places:
             raise missing(self.name, data, _QUESTIONS)
-        return join(self._read(kind, path) for kind, path in places.items())
+        loaded = join(self._read(kind, path) for kind, path in places.items())
+        return Loaded(_with_habits(loaded.items), loaded.problems)
 
     def _place(self, data: Path | None, kind: str) -> Path | None:
         """Find the one file of a kind; its name may end in .json or .jsonl."""
@@ -125,10 +138,12 @@ class Pope:
         return _PICTURES.fault(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Return accuracy first; every measure over all kinds, then for each."""
+        """Return accuracy first; every measure over all kinds, then for each, those by habit last."""
         answer = _parser(parser)
         parts = [Part("object"), *(Part("object", kind, of_kind(kind)) for kind in KINDS)]
-        return [measure for part in parts for measure in yes_no_measures(answer, part)]
+        return [
+            measure for make in (yes_no_measures, habit_measures) for part in parts for measure in make(answer, part)
+        ]
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
         """Return what the script of the parser's owner prints for each kind, and n.
@@ -153,6 +168,20 @@ class Pope:
 
 
 Pairs = Sequence[tuple[bool | None, bool]]
+
+
+def _with_habits(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Add the habit of each question; None where its object cannot be read."""
+    objects = {item.id: match[1].lower() for item in items if (match := _OBJECT.match(item.prompt))}
+    present: dict[str, set[str]] = {str(item.image): set() for item in items}
+    for item in items:
+        if item.id in objects and item.truth == "yes":
+            present[str(item.image)].add(objects[item.id])
+    habits = ObjectHabits(present, [(str(item.image), objects[item.id]) for item in items if item.id in objects])
+    return tuple(
+        add_habit(item, habits.habit(str(item.image), objects[item.id]) if item.id in objects else None)
+        for item in items
+    )
 
 
 def _parser(name: str) -> Parser:
