@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lvlm_guard.bench.reporting.comparable import describe_skipped
 from lvlm_guard.bench.reporting.comparing import Comparison
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.manifest import describe_left_out, describe_model
@@ -65,6 +66,8 @@ def notes(results: Results) -> list[str]:
             )
     for outcome in results.outcomes:
         name = f"{outcome.suite}, {outcome.system}"
+        if (skipped := describe_skipped(outcome)) is not None:
+            lines.append(f"{name} skipped {skipped}")
         if outcome.refused is not None:
             lines.append(f"{name} refused: {outcome.refused.reason}")
         elif not outcome.whole:
@@ -79,13 +82,15 @@ def _show_overview(results: Results, suite: str, console: Console) -> None:
     description = results.manifest["suites"][suite]
     headlines = _headlines([score for score in results.scores if score.suite == suite])
     counts = f"{count_of(description['items'], 'item')}, {count_of(description['pictures'], 'picture')}"
-    headings = ("system", "decoding", *headlines, "yes", "AUC", "changed", "time")
+    skips = any(outcome.skipped for outcome in results.outcomes if outcome.suite == suite)
+    headings = ("system", "decoding", *headlines, "yes", "AUC", "changed", "time", *(["skipped"] if skips else []))
     rows = []
     for outcome in results.outcomes:
         if outcome.suite == suite:
             cells = [_interval(results.of(suite, measure).get(outcome.system)) for measure in headlines]
             decoding = results.manifest["systems"][outcome.system]["decoding"]
-            rows.append((outcome.system, decoding, *cells, *_format_rest(outcome)))
+            skipped = [f"{outcome.skipped} of {outcome.items}" if outcome.skipped else ""] if skips else []
+            rows.append((outcome.system, decoding, *cells, *_format_rest(outcome), *skipped))
     show_table(console, headings, rows, title=f"{suite}: {counts}, parser {results.parsers[suite]}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.comparable import select_shared
 from lvlm_guard.bench.reporting.results import compare_measure
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.manifest import describe_model
@@ -97,15 +98,21 @@ def _check_items(before: Record, after: Record, suite: str) -> None:
 def _answers(
     before: Record, after: Record, suite: str, left_out: list[str]
 ) -> dict[str, tuple[list[AnsweredItem], list[AnsweredItem]]]:
-    """Return the answers of systems that answered everything in both runs.
+    """Return the answers of systems that finished in both runs, to the items that neither skipped.
 
-    Add a line to `left_out` for each other one.
+    Add a line to `left_out` for each other one, and where items were skipped.
     """
     answers = {}
     for system in dict.fromkeys((*before.systems, *after.systems)):
         both = [run.read_answers(system, suite) for run in (before, after)]
-        if all(len(answers) == len(before.items[suite]) for answers in both):
-            answers[system] = (both[0], both[1])
+        skipped = [len(run.read_skipped(system, suite).ids) for run in (before, after)]
+        total = len(before.items[suite])
+        if all(given and len(given) + gap == total for given, gap in zip(both, skipped, strict=True)):
+            answers[system] = select_shared(*both)
+            if any(skipped):
+                left_out.append(
+                    f"{suite}, {system}: {max(skipped)} of {total} items without a picture, which it skipped"
+                )
         else:
             counts = " and ".join(str(len(answers)) for answers in both)
             left_out.append(f"{suite}, {system}: {counts} of {len(before.items[suite])} answers")

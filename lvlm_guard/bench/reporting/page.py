@@ -21,6 +21,7 @@ from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
+from lvlm_guard.bench.reporting.comparable import describe_skipped, select_comparable
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
@@ -130,8 +131,9 @@ def build_source(record: Record, results: Results, name: str, data: Path | None 
     """Return what the page shows of one suite of a run besides figures; raises as `write` does."""
     description = record.manifest["suites"][name]
     suite = build_suite(description["name"], description["arguments"])
+    answers = {system: record.read_answers(system, name) for system in record.systems}
     return Source(
-        answers={system: record.read_answers(system, name) for system in record.systems},
+        answers=select_comparable(record, name, answers),
         measures=load_measures(suite, results.parsers[name], data),
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),
@@ -200,7 +202,7 @@ def build_section(results: Results, name: str, source: Source) -> Section:
         name=name,
         description=description,
         parser=results.parsers[name],
-        facts=_suite_facts(description, results.parsers[name]),
+        facts=[*_suite_facts(description, results.parsers[name]), *_list_skipped(results, name)],
         verdicts=_sort_verdicts(verdicts.verdicts(results, name, source.measures, source.answers), order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
         levels=charts.levels(results, name, order),
@@ -270,6 +272,11 @@ def _suite_facts(description: Mapping[str, Any], parser: str) -> list[tuple[str,
         *([("left out", left_out)] if (left_out := describe_left_out(description)) is not None else []),
         ("licence", description["licence"]),
     ]
+
+
+def _list_skipped(results: Results, suite: str) -> list[tuple[str, str]]:
+    described = {outcome.system: describe_skipped(outcome) for outcome in results.outcomes if outcome.suite == suite}
+    return [(f"skipped by {system}", text) for system, text in described.items() if text is not None]
 
 
 def _stacks(manifest: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

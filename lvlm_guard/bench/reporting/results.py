@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.comparable import select_comparable
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.system_files import SystemRefusal
@@ -103,7 +104,9 @@ class Outcome:
         auc: Chance that the yes-no margin of an item whose truth is yes is above that of one whose truth is no, by level
             and over all; levels without both are left out. Where tokens were demoted, so were their margins.
         spent: What it took; None without answers.
-        official: What the suite's own script would print.
+        official: What the suite's own script would print; nothing unless every item is answered.
+        skipped: Items without a picture that it skipped, since it needs one.
+        skipped_reason: What it said about the first of them.
     """
 
     suite: str
@@ -117,11 +120,13 @@ class Outcome:
     auc: Mapping[str, float] = field(default_factory=dict)
     spent: Spent | None = None
     official: Mapping[str, float | None] = field(default_factory=dict)
+    skipped: int = 0
+    skipped_reason: str = ""
 
     @property
     def whole(self) -> bool:
-        """Whether every item is answered; only then are there scores."""
-        return self.answers == self.items
+        """Whether every item is answered, but for those that were skipped; only then are there scores."""
+        return self.answers > 0 and self.answers + self.skipped == self.items
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,8 @@ def score(
         answers = {system: record.read_answers(system, name) for system in record.systems}
         suite_outcomes = [_outcome(record, suite, name, system, answers, parsers[name]) for system in record.systems]
         outcomes += suite_outcomes
-        complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
+        comparable = select_comparable(record, name, answers)
+        complete = {outcome.system: comparable[outcome.system] for outcome in suite_outcomes if outcome.whole}
         for measure in measured:
             roles = {outcome.system: outcome.role for outcome in suite_outcomes}
             scores += _scores(name, measure, complete, roles, resamples)
@@ -193,6 +199,7 @@ def _outcome(
     together = {answer.item.id: answer for answer in plain}
     both = [(together[answer.item.id].text, answer.text) for answer in answers if answer.item.id in together]
     whole = len(answers) == len(record.items[name])
+    skipped = record.read_skipped(system, name)
     return Outcome(
         suite=name,
         system=system,
@@ -205,6 +212,8 @@ def _outcome(
         auc=_aucs(answers),
         spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in answers_by_system else []),
         official=suite.official(answers, parser) if whole else {},
+        skipped=len(skipped.ids),
+        skipped_reason=skipped.reason,
     )
 
 

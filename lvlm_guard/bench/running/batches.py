@@ -23,6 +23,11 @@ class Batch:
         """Length of the answers."""
         return self.items[0].max_new_tokens
 
+    @property
+    def is_text_only(self) -> bool:
+        """Whether its items have no picture."""
+        return all(item.image is None for item in self.items)
+
 
 def limit_items(items: Sequence[Item], limit: int | None) -> list[Item]:
     """Return at most `limit` items: all items of the first clusters, as many clusters as fit, in order.

@@ -148,6 +148,7 @@ def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]
         "homepage": chosen.suite.homepage,
         "items": len(items),
         "pictures": len({item.image for item in items if item.image is not None}),
+        "without_picture": sum(item.image is None for item in items),
         **store.digest(items),
         "left_out": gathered.left_out[name].to_dict(),
         "unusable_rows": len(problems),

@@ -21,13 +21,13 @@ from lvlm_guard.bench.running.gathering import gather
 from lvlm_guard.bench.running.looking import BatchGenerator, GeneratedRows
 from lvlm_guard.bench.running.manifest import DECODING, Gathered, RunPlan, describe
 from lvlm_guard.bench.running.store import Shard
-from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
+from lvlm_guard.bench.running.system_files import COST_NUMBERS, SKIPPED, Answer, SystemFiles, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.call.looks.parts import join_reports
 from lvlm_guard.call.report import Report
-from lvlm_guard.errors import GuardError, InputError, NoEffectWarning
+from lvlm_guard.errors import GuardError, InputError, NoEffectWarning, Refused
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.plugins import is_marked
 
@@ -60,7 +60,8 @@ def run(
         progress: Whether to show a bar with the time left, where the output is a terminal.
 
     Returns:
-        The run as it is in the folder. A system that refused is in it with its reason; the others are not touched by it.
+        The run as it is in the folder. A system that refused is in it with its reason; the others are not touched by it. Of
+        a suite that has pictures, items without one are skipped by systems that refuse them, and are counted.
 
     Raises:
         InputError: The data cannot be read, the processor has no chat template, memory is too small for a batch, or the
@@ -107,9 +108,16 @@ def _answer(job: _Job, batches_by_suite: Mapping[str, Sequence[Batch]], *, progr
         for name, suite_batches in batches_by_suite.items():
             done = {system.name: shards[system.name, name].finished for system in job.plan.systems}
             bar.update(sum(len(batch.items) for finished in done.values() for batch in suite_batches[:finished]))
-            answerers = [_Answerer(job, system, name, shards[system.name, name]) for system in job.plan.systems]
+            answerers = [
+                _Answerer(job, system, name, shards[system.name, name], may_skip=_has_pictures(suite_batches))
+                for system in job.plan.systems
+            ]
             bar.set_description(name)
             _answer_suite(job, name, suite_batches, answerers, bar)
+
+
+def _has_pictures(suite_batches: Sequence[Batch]) -> bool:
+    return any(item.image is not None for batch in suite_batches for item in batch.items)
 
 
 def _rows(batches_by_suite: Mapping[str, Sequence[Batch]]) -> int:
@@ -153,8 +161,9 @@ def _warm_up(job: _Job, prompts: Sequence[Any]) -> None:
 class _Answerer:
     """One system that answers one suite."""
 
-    def __init__(self, job: _Job, system: System, suite: str, shard: Shard) -> None:
+    def __init__(self, job: _Job, system: System, suite: str, shard: Shard, *, may_skip: bool) -> None:
         self._job, self._system, self._suite, self._shard = job, system, suite, shard
+        self._may_skip = may_skip
         self._tokenizer = getattr(job.processor, "tokenizer", job.processor)
         owns = any(is_marked(getattr(strategy, hook, None)) for strategy in system.stack for hook in OWN_LOOPS)
         self._yes_no = None if owns else margins.Tokens.of(self._tokenizer)
@@ -165,10 +174,13 @@ class _Answerer:
         return not self._refused and batch.number >= self._shard.finished
 
     def answer(self, batch: Batch, prompts: Sequence[Any]) -> None:
-        """Answer a batch, or keep why not."""
+        """Answer a batch, or keep why not; a batch without pictures is skipped where the system needs them."""
         try:
             answers, cost = self._generate(batch, prompts)
         except GuardError as error:
+            if self._may_skip and batch.is_text_only and isinstance(error, (Refused, InputError)):
+                self._skip(batch, str(error))
+                return
             self._refused = True
             self._shard.refuse(SystemRefusal(batch.number, type(error).__name__, str(error)))
             return
@@ -178,6 +190,11 @@ class _Answerer:
                 "with a smaller --batch."
             ) from error
         self._shard.append(answers, cost)
+
+    def _skip(self, batch: Batch, reason: str) -> None:
+        cost: dict[str, Any] = {"batch": batch.number, **dict.fromkeys(COST_NUMBERS, 0), "rows": len(batch.items)}
+        answers = [Answer(item.id, "", 0, None, skipped=True) for item in batch.items]
+        self._shard.append(answers, {**cost, "executor": None, SKIPPED: reason})
 
     def _generate(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lvlm_guard.bench.running.kept_items import digest as digest  # noqa: PLC041
 from lvlm_guard.bench.running.sealing import CHECK, seal
 from lvlm_guard.bench.running.stored_manifest import FORMAT as FORMAT  # noqa: PLC0414 - as above
 from lvlm_guard.bench.running.stored_manifest import PLACE, read_manifest
-from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
+from lvlm_guard.bench.running.system_files import SKIPPED, Answer, SystemFiles, SystemRefusal
 from lvlm_guard.deprecation import moved_names, warn_renamed
 from lvlm_guard.errors import GuardWarning, InputError
 from lvlm_guard.files import check_name, exists, is_file, is_folder
@@ -75,7 +75,7 @@ class Shard:
     def append(self, answers: Sequence[Answer], cost: Mapping[str, Any]) -> None:
         """Keep the answers to the next batch; they count once the last of them is on the disk."""
         ledger = self._files.answers
-        lines = [ledger.line(asdict(answer), number) for number, answer in enumerate(answers, self._answered + 1)]
+        lines = [ledger.line(answer.to_dict(), number) for number, answer in enumerate(answers, self._answered + 1)]
         files.append(self._files.costs.path, self._files.costs.line(cost, self.finished + 1))
         files.append(ledger.path, b"".join(lines))
         self.finished += 1
@@ -176,6 +176,19 @@ def _short(value: Any, most: int = 60) -> str:
 
 
 @dataclass(frozen=True)
+class SkippedItems:
+    """Items without a picture that a system skipped, since it needs one.
+
+    Args:
+        ids: Their ids.
+        reason: What the system said about the first of them; empty where there are none.
+    """
+
+    ids: Sequence[str]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Record:
     """The content of the folder of a run, finished or not.
 
@@ -205,21 +218,34 @@ class Record:
         return Path(self.manifest["data"]) if self.manifest["data"] else None
 
     def read_answers(self, system: str, suite: str) -> list[AnsweredItem]:
-        """Return the answers of a system so far, in the order of the items.
+        """Return the answers of a system so far, in the order of the items; items that it skipped have none.
 
         Raises:
             InputError: A line is damaged, or is not what the run wrote there; names the file and the line.
         """
-        batches = build_batches(self.items[suite], self.manifest["batch"])
-        system_files = self._files(system, suite)
-        ids = [item.id for batch in batches for item in batch.items]
-        answers = system_files.parse_answers(system_files.answers.lines(), ids)
-        by_id = {answer.id: answer for answer in answers}
+        by_id = {answer.id: answer for answer in self._read(system, suite) if not answer.skipped}
         return [
             AnsweredItem(item, by_id[item.id].text, by_id[item.id].tokens, by_id[item.id].margin)
             for item in self.items[suite]
             if item.id in by_id
         ]
+
+    def read_skipped(self, system: str, suite: str) -> SkippedItems:
+        """Return what a system skipped: items without a picture, where it needs one.
+
+        Raises:
+            InputError: As for `read_answers`.
+        """
+        ids = tuple(answer.id for answer in self._read(system, suite) if answer.skipped)
+        files_of_system = self._files(system, suite)
+        costs = files_of_system.parse_costs(files_of_system.costs.lines()) if ids else []
+        return SkippedItems(ids, next((cost[SKIPPED] for cost in costs if SKIPPED in cost), ""))
+
+    def _read(self, system: str, suite: str) -> list[Answer]:
+        batches = build_batches(self.items[suite], self.manifest["batch"])
+        system_files = self._files(system, suite)
+        ids = [item.id for batch in batches for item in batch.items]
+        return system_files.parse_answers(system_files.answers.lines(), ids)
 
     def said(self, system: str, suite: str) -> list[AnsweredItem]:
         """Return what `read_answers` returns; deprecated."""
@@ -227,13 +253,13 @@ class Record:
         return self.read_answers(system, suite)
 
     def costs(self, system: str, suite: str) -> list[dict[str, Any]]:
-        """Return what each batch cost, in the order of the batches.
+        """Return what each batch cost, in the order of the batches; those that were skipped are left out.
 
         Raises:
             InputError: As for `read_answers`.
         """
         system_files = self._files(system, suite)
-        return system_files.parse_costs(system_files.costs.lines())
+        return [cost for cost in system_files.parse_costs(system_files.costs.lines()) if SKIPPED not in cost]
 
     def refusal(self, system: str, suite: str) -> SystemRefusal | None:
         """Return why a system could not answer a suite; None where it could.

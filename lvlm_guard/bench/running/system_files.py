@@ -15,17 +15,26 @@ from lvlm_guard.bench.running.sealing import Ledger, parse_object, remove_check,
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import exists
 
+SKIPPED = "skipped"
+"""Where the cost of a batch that was skipped says why."""
+
 COST_NUMBERS = ("rows", "tokens", "seconds", "prefill", "decode", "rows_per_forward")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of one system to one item, with the fields of `AnsweredItem`."""
+    """The answer of one system to one item, with the fields of `AnsweredItem`; or that the item was skipped."""
 
     id: str
     text: str
     tokens: int
     margin: float | None
+    skipped: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; `skipped` only where it is true."""
+        values = dataclasses.asdict(self)
+        return values if self.skipped else {name: value for name, value in values.items() if name != "skipped"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,8 @@ class SystemFiles:
         """
         costs = [self.costs.values(line, number) for number, line in enumerate(lines, 1)]
         for number, cost in enumerate(costs, 1):
-            if cost.get("batch") != number - 1 or not all(_is_number(cost.get(name)) for name in COST_NUMBERS):
+            numbers = all(_is_number(cost.get(name)) for name in COST_NUMBERS)
+            if cost.get("batch") != number - 1 or not numbers or not isinstance(cost.get(SKIPPED, ""), str):
                 raise self.costs.damaged(number, f"is not the cost of batch {number - 1}")
         return costs
 
@@ -141,7 +151,8 @@ def _build_refusal(values: Mapping[str, Any]) -> SystemRefusal:
 def _is_answer(values: Mapping[str, Any]) -> bool:
     kinds = {"id": str, "text": str, "tokens": int}
     return (
-        set(values) == {*kinds, "margin"}
+        set(values) - {SKIPPED} == {*kinds, "margin"}
+        and values.get(SKIPPED, True) is True
         and all(type(values[name]) is kind for name, kind in kinds.items())
         and values["tokens"] >= 0
         and (values["margin"] is None or _is_number(values["margin"]))
