@@ -50,8 +50,15 @@ def show(results: Results, console: Console) -> None:
         for outcome in results.outcomes:
             if outcome.suite == suite and outcome.role == "stack" and outcome.whole:
                 _show_against_greedy(results, outcome, console)
+    show_warnings(results.edits, console)
     for line in notes(results):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def show_warnings(lines: Sequence[str], console: Console) -> None:
+    """Print lines that nobody should miss."""
+    for line in lines:
+        console.print(Text(f"Warning: {line}", "bold red"), soft_wrap=True, highlight=False)
 
 
 def notes(results: Results) -> list[str]:
@@ -143,6 +150,7 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
         show_table(console, headings, rows, title=suite, running=("measure",))
         for system, one_changed in changed.items():
             console.print(f"{suite}, {system}: {one_changed.verdict}", highlight=False, markup=False)
+    show_warnings(comparison.warnings, console)
     for line in comparison.left_out:
         console.print(f"Left out: {line}", soft_wrap=True, highlight=False, markup=False)
 

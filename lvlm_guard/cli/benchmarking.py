@@ -160,10 +160,10 @@ def rescore(folder: Folder, parser: Parser = None, data: Data = None) -> None:
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
     """Print figures and write them as files; those of another parser than the run's have names of their own."""
-    from lvlm_guard.bench.reporting import export, page, results  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.reporting import edited, export, page, results  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
-    scored = results.score(record, parser, data)
+    scored = dataclasses.replace(results.score(record, parser, data), edits=edited.find_edits(record, data))
     original = {name: description["parser"] for name, description in record.manifest["suites"].items()}
     name = "results" if dict(scored.parsers) == original else f"results-{parser}"
     written = [*export.write(scored, record.folder, name)]

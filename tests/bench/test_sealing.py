@@ -179,8 +179,8 @@ def test_a_manifest_of_another_shape_is_refused(folder, content):
 
 def test_a_run_of_a_version_to_come_is_refused_with_the_way_out(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 3}))
-    with pytest.raises(InputError, match="format 3; this version reads formats 1 and 2"):
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 4}))
+    with pytest.raises(InputError, match="format 4; this version reads formats 1 to 3"):
         store.read(folder)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting.comparable import select_shared
+from lvlm_guard.bench.reporting.edited import describe_other_pictures
 from lvlm_guard.bench.reporting.results import compare_measure
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
+from lvlm_guard.bench.running.edits import find_changed_items, list_first
 from lvlm_guard.bench.running.manifest import describe_model
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.scoring.measures import Measure
@@ -50,12 +52,14 @@ class Comparison:
         changed: Answers that differ, by suite and system.
         pairs: One per suite, measure and system.
         left_out: What could not be compared, and why, one line each.
+        warnings: Where the pictures differ, or nothing tells whether they do.
     """
 
     models: tuple[str, str]
     changed: Mapping[str, Mapping[str, Changes]]
     pairs: Sequence[Pair]
     left_out: Sequence[str]
+    warnings: Sequence[str] = ()
 
 
 def compare(before: Record, after: Record) -> Comparison:
@@ -82,15 +86,20 @@ def compare(before: Record, after: Record) -> Comparison:
         for measure in load_measures(suite, check_parser(suite, description["parser"]), before.data):
             pairs += _pairs(name, measure, answers)
     models = (describe_model(before.manifest), describe_model(after.manifest))
-    return Comparison(models, changed, pairs, left_out)
+    warnings = [line for name in shared if (line := describe_other_pictures(before, after, name)) is not None]
+    return Comparison(models, changed, pairs, left_out, warnings)
 
 
 def _check_items(before: Record, after: Record, suite: str) -> None:
     old, new = before.manifest["suites"][suite], after.manifest["suites"][suite]
+    changed = find_changed_items(before.items[suite], after.items[suite])
     for name, what in (("ids_sha256", "items"), ("prompts_sha256", "prompts"), ("items_sha256", "truths")):
-        if old[name] != new[name]:
+        if old[name] != new[name] and (changed or name == "ids_sha256"):
+            counts = (
+                f"{len(changed)} of {old['items']} differ: {list_first(changed)}" if changed else "more in the second"
+            )
             raise InputError(
-                f"{suite}: the two runs have other {what} ({old['items']} and {new['items']} items), so their answers "
+                f"{suite}: the two runs have other {what} ({old['items']} and {new['items']} items; {counts}), so their answers "
                 "cannot be compared one by one. Run both with the same data, arguments and --limit."
             )
 
@@ -108,7 +117,7 @@ def _answers(
         skipped = [len(run.read_skipped(system, suite).ids) for run in (before, after)]
         total = len(before.items[suite])
         if all(given and len(given) + gap == total for given, gap in zip(both, skipped, strict=True)):
-            answers[system] = select_shared(*both)
+            answers[system] = select_shared(*(_renew(given, after.items[suite]) for given in both))
             if any(skipped):
                 left_out.append(
                     f"{suite}, {system}: {max(skipped)} of {total} items without a picture, which it skipped"
@@ -117,6 +126,12 @@ def _answers(
             counts = " and ".join(str(len(answers)) for answers in both)
             left_out.append(f"{suite}, {system}: {counts} of {len(before.items[suite])} answers")
     return answers
+
+
+def _renew(answers: Sequence[AnsweredItem], items: Sequence[Item]) -> list[AnsweredItem]:
+    """Return answers with the items of the second run, whose habits may have been estimated otherwise."""
+    by_id = {item.id: item for item in items}
+    return [replace(answered, item=by_id[answered.item.id]) for answered in answers]
 
 
 def _pairs(

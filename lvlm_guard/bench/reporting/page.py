@@ -155,7 +155,7 @@ def render(results: Results, sources: Mapping[str, Source]) -> str:
         .get_template("report.html.jinja")
         .render(
             manifest=results.manifest,
-            facts=facts(results.manifest),
+            facts=[*facts(results.manifest), *(("edited since the run", line) for line in results.edits)],
             stacks=_stacks(results.manifest),
             sections=sections,
             kinds=verdicts.KINDS,

@@ -138,12 +138,14 @@ class Results:
         parsers: How the answers of each suite were read.
         outcomes: One per suite and system.
         scores: One per suite, system and measure, where the system answered everything.
+        edits: What was edited after the run, as `find_edits` describes it.
     """
 
     manifest: Mapping[str, Any]
     parsers: Mapping[str, str]
     outcomes: Sequence[Outcome]
     scores: Sequence[Score]
+    edits: Sequence[str] = ()
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
         """Return the scores of one measure by system."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running.batches import limit_items
+from lvlm_guard.bench.running.edits import digest_pictures
 from lvlm_guard.bench.running.kept_items import check_item
 from lvlm_guard.bench.running.manifest import Gathered, RunPlan
 from lvlm_guard.bench.running.picture_check import LeftOut, find_faults, refuse
@@ -24,12 +25,14 @@ def gather(plan: RunPlan) -> Gathered:
     """
     _check_plan(plan)
     loaded = {name: chosen.suite.load(plan.data) for name, chosen in plan.suites.items()}
-    items, left_out = {}, {}
+    items, left_out, pictures = {}, {}, {}
     for name, content in loaded.items():
         limited_items = _limit(name, content.items, plan.limit)
         _check_items(name, limited_items)
-        items[name], left_out[name] = _drop_faulty(name, plan.suites[name].suite, plan, limited_items)
-    return Gathered(items, {name: content.problems for name, content in loaded.items()}, left_out)
+        suite = plan.suites[name].suite
+        items[name], left_out[name] = _drop_faulty(name, suite, plan, limited_items)
+        pictures[name] = digest_pictures(suite, plan.data, items[name])
+    return Gathered(items, {name: content.problems for name, content in loaded.items()}, left_out, pictures)
 
 
 def _check_plan(plan: RunPlan) -> None:

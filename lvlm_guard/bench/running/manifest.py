@@ -16,6 +16,7 @@ import torch
 import lvlm_guard
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
+from lvlm_guard.bench.running.edits import Digests, digest_whole
 from lvlm_guard.bench.running.picture_check import LeftOut
 from lvlm_guard.bench.running.stored_manifest import REFUSE
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
@@ -86,11 +87,13 @@ class Gathered:
         items: Items by suite, the limit applied, those without a usable picture left out.
         problems: Rows that could not be used, by suite.
         left_out: Items without a usable picture, by suite.
+        pictures: SHA-256 of the files of their pictures, by suite; none of a suite that does not say where its files are.
     """
 
     items: Mapping[str, Sequence[Item]]
     problems: Mapping[str, Sequence[Problem]]
     left_out: Mapping[str, LeftOut]
+    pictures: Mapping[str, Digests] = field(default_factory=dict)
 
 
 def describe(
@@ -150,6 +153,7 @@ def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]
         "pictures": len({item.image for item in items if item.image is not None}),
         "without_picture": sum(item.image is None for item in items),
         **store.digest(items),
+        "pictures_sha256": digest_whole(gathered.pictures.get(name, {})),
         "left_out": gathered.left_out[name].to_dict(),
         "unusable_rows": len(problems),
         "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],

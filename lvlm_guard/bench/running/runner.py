@@ -71,7 +71,7 @@ def run(
     _check_template(processor)
     with one_thread_if_small(model):
         manifest = describe(plan, model, model_id, gathered_items)
-        with store.open_run(folder, manifest, gathered_items.items) as check:
+        with store.open_run(folder, manifest, gathered_items.items, gathered_items.pictures) as check:
             batches_by_suite = {
                 name: build_batches(suite_items, plan.batch) for name, suite_items in gathered_items.items.items()
             }

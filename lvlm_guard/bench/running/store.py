@@ -19,11 +19,20 @@ from typing import Any
 from lvlm_guard.bench import files
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.running.batches import Batch, build_batches
+from lvlm_guard.bench.running.edits import (
+    PICTURES,
+    Digests,
+    find_changed_items,
+    find_changed_pictures,
+    format_pictures,
+    list_first,
+    read_pictures,
+)
 from lvlm_guard.bench.running.kept_items import ITEMS, format_items, read_items
 from lvlm_guard.bench.running.kept_items import digest as digest  # noqa: PLC0414 - part of this module's names
 from lvlm_guard.bench.running.sealing import CHECK, seal
+from lvlm_guard.bench.running.stored_manifest import ADDED, PLACE, read_manifest
 from lvlm_guard.bench.running.stored_manifest import FORMAT as FORMAT  # noqa: PLC0414 - as above
-from lvlm_guard.bench.running.stored_manifest import PLACE, read_manifest
 from lvlm_guard.bench.running.system_files import SKIPPED, Answer, SystemFiles, SystemRefusal
 from lvlm_guard.deprecation import moved_names, warn_renamed
 from lvlm_guard.errors import GuardWarning, InputError
@@ -104,14 +113,25 @@ def check_folder(folder: Path) -> None:
 
 
 @contextmanager
-def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequence[Item]]) -> Iterator[str | None]:
+def open_run(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    items: Mapping[str, Sequence[Item]],
+    pictures: Mapping[str, Digests] | None = None,
+) -> Iterator[str | None]:
     """Start a run in a folder, or resume the one there; no other process may use it until the block ends.
+
+    Args:
+        folder: The folder.
+        manifest: What the run is.
+        items: Its items by suite.
+        pictures: Digests of their pictures by suite.
 
     Yields:
         The check value of the run's manifest; None where it has none.
 
     Raises:
-        InputError: The folder holds something else, a run with other settings or an edited one, or is in use.
+        InputError: The folder holds something else, a run with other settings, of other items or an edited one, or is in use.
     """
     check_folder(folder)
     files.make_folder(folder)
@@ -121,6 +141,7 @@ def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequ
         written = seal(json.loads(json.dumps(manifest, default=str)), PLACE)
         if exists(folder / MANIFEST):
             existing = read_manifest(folder / MANIFEST)
+            _refuse_edited(folder, existing, written, items, pictures or {})
             _refuse_another(folder, existing, written)
             if not exists(folder / ITEMS):
                 files.write_whole(folder / ITEMS, format_items(folder, existing.get(CHECK), items))
@@ -128,6 +149,8 @@ def open_run(folder: Path, manifest: Mapping[str, Any], items: Mapping[str, Sequ
         else:
             existing = written
             files.write_whole(folder / ITEMS, format_items(folder, existing[CHECK], items))
+            if rows := format_pictures(folder, existing[CHECK], pictures or {}):
+                files.write_whole(folder / PICTURES, rows)
             files.write_whole(
                 folder / MANIFEST, (json.dumps(existing, ensure_ascii=False, indent=2) + "\n").encode("utf-8")
             )
@@ -138,14 +161,53 @@ def _refuse_strangers(folder: Path) -> None:
     strangers = sorted(
         entry.name
         for entry in folder.iterdir()
-        if entry.name not in (LOCK, ITEMS) and not entry.name.endswith(files.DRAFT)
+        if entry.name not in (LOCK, ITEMS, PICTURES) and not entry.name.endswith(files.DRAFT)
     )
     if strangers:
         raise InputError(f"{folder} holds {strangers[0]} but no {MANIFEST}, so it is no run. Name an empty folder.")
 
 
+def _refuse_edited(
+    folder: Path,
+    existing: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    items: Mapping[str, Sequence[Item]],
+    pictures: Mapping[str, Digests],
+) -> None:
+    """Refuse to go on where a suite was asked for in the same words and holds other items or pictures now."""
+    if any(existing[name] != manifest[name] for name in ("limit", "missing_pictures")) or not exists(folder / ITEMS):
+        return
+    shared = [name for name in manifest["suites"] if _is_same_choice(existing, manifest, name)]
+    old_items = read_items(folder, existing.get(CHECK), existing["suites"])
+    old_pictures = read_pictures(folder, existing.get(CHECK), existing["suites"])
+    for name in shared:
+        changed = {
+            "items": (find_changed_items(old_items[name], items[name]), len(old_items[name])),
+            "pictures": (find_changed_pictures(old_pictures[name], pictures.get(name, {})), len(old_pictures[name])),
+        }
+        for what, (names, total) in changed.items():
+            if names:
+                raise InputError(
+                    f"{folder}: {len(names)} of {total} {what} of {name} are not those that the run was begun with: "
+                    f"{list_first(names)}. Its answers are about the old ones. Restore the files, or begin another run in "
+                    "another folder."
+                )
+
+
+def _is_same_choice(existing: Mapping[str, Any], manifest: Mapping[str, Any], name: str) -> bool:
+    there, here = existing["suites"].get(name), manifest["suites"][name]
+    return there is not None and all(there[key] == here[key] for key in ("name", "arguments", "left_out"))
+
+
 def _refuse_another(folder: Path, existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    differences = [difference for difference in _differences(existing, manifest) if difference[0] not in UNCOMPARED]
+    suites = {
+        name: {
+            key: value for key, value in suite.items() if key not in ADDED or key in existing["suites"].get(name, suite)
+        }
+        for name, suite in manifest["suites"].items()
+    }
+    every = _differences(existing, {**manifest, "suites": suites})
+    differences = [difference for difference in every if difference[0] not in UNCOMPARED]
     if differences:
         examples = "; ".join(f"{path}: {there} there, {here} here" for path, there, here in differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
@@ -246,6 +308,14 @@ class Record:
         system_files = self._files(system, suite)
         ids = [item.id for batch in batches for item in batch.items]
         return system_files.parse_answers(system_files.answers.lines(), ids)
+
+    def read_pictures(self, suite: str) -> Digests:
+        """Return the digests of the pictures' files, by name; none in runs that were begun before there were any.
+
+        Raises:
+            InputError: They are not those that the run was begun with; names the file, and the line where one is at fault.
+        """
+        return read_pictures(self.folder, self.manifest.get(CHECK), self.manifest["suites"])[suite]
 
     def said(self, system: str, suite: str) -> list[AnsweredItem]:
         """Return what `read_answers` returns; deprecated."""

@@ -14,9 +14,15 @@ from lvlm_guard.bench import files
 from lvlm_guard.bench.running.sealing import CHECK, parse_object, remove_check
 from lvlm_guard.errors import InputError, quote, shorten
 
-FORMAT = 2
+FORMAT = 3
 UNSEALED = 1
 """The format of runs that were begun before lines and manifests had check values."""
+
+READABLE = (UNSEALED, 2, FORMAT)
+"""The formats that this version reads; in those before the last, no item is skipped and no picture is hashed."""
+
+ADDED = ("without_picture", "pictures_sha256")
+"""What the description of a suite lacks in older formats."""
 
 PLACE = "manifest"
 REFUSE, SKIP = "refuse", "skip"
@@ -118,10 +124,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} {error}. {WAY_OUT}") from error
     version = manifest.get("format")
-    if type(version) is not int or version not in (UNSEALED, FORMAT):
+    if type(version) is not int or version not in READABLE:
         raise InputError(
-            f"{path.parent} holds a run of format {quote(version)}; this version reads formats {UNSEALED} and {FORMAT}. Read "
-            "it with the version of lvlm_guard that wrote it."
+            f"{path.parent} holds a run of format {quote(version)}; this version reads formats {READABLE[0]} to {READABLE[-1]}. "
+            "Read it with the version of lvlm_guard that wrote it."
         )
     if version == UNSEALED and CHECK not in manifest:
         return _check(path, _complete(manifest))

@@ -21,6 +21,7 @@ from lvlm_guard.bench.scoring.measures import Counts, Measure, each
 from lvlm_guard.bench.scoring.nouns import amber_nouns
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_amber
 from lvlm_guard.bench.suite import Loaded, Problem, Required
+from lvlm_guard.bench.suites.amber_files import ANNOTATIONS, IMAGES, PRINTED, QUERIES, RELATION, SAFE_WORDS
 from lvlm_guard.bench.suites.amber_habits import add_habits, cover_measures
 from lvlm_guard.bench.suites.amber_script import Coverage, coverage, printed_figures, script_figures
 from lvlm_guard.bench.suites.arguments import at_least, is_text, one_of
@@ -75,38 +76,7 @@ _HOLDERS: Mapping[str, Sequence[Sequence[str]]] = {
 }
 """Which files hold a part, its own first; each is called query_{name}.json."""
 _LEVEL_NAMES: Mapping[Level, str] = {"object": "existence", "attribute": "attribute", "relation": "relation"}
-_ANNOTATIONS = Required(
-    path="annotations.json",
-    what="the truths of AMBER",
-    source="github.com/junyangwang0410/AMBER, data",
-    layout='an array of objects: {"id": 1, "type": "generative", "truth": ["sky"], "hallu": ["sun"]} or {"id": 1005, "type": '
-    '"discriminative-attribute-state", "truth": "yes"}',
-)
-_QUERIES = Required(
-    path="query/query_{all,generative,discriminative,...}.json",
-    what="the questions of AMBER",
-    source="github.com/junyangwang0410/AMBER, data/query",
-    layout='an array of objects: {"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."}',
-)
-_RELATION = Required(
-    path="relation.json",
-    what="the words of AMBER and those that go with them",
-    source="github.com/junyangwang0410/AMBER, data",
-    layout='one object: {"road": ["path", "street", "ground"], "sky": []}',
-)
-_SAFE_WORDS = Required(
-    path="safe_words.txt",
-    what="the words that AMBER never counts as wrong",
-    source="github.com/junyangwang0410/AMBER, data",
-    layout="a word a line",
-)
-_IMAGES = Required(
-    path="image/*.jpg",
-    what="the images of AMBER",
-    source="the download named on the page of the repository",
-    layout="image/AMBER_1.jpg",
-)
-_PICTURES = PictureFiles("amber", _IMAGES, ("image", "images", "data/image", ""))
+_PICTURES = PictureFiles("amber", IMAGES, ("image", "images", "data/image", ""))
 _REMEMBERED = 2**13
 
 
@@ -136,7 +106,7 @@ class Amber:
     levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
     licence: ClassVar[str] = "Apache-2.0"
     homepage: ClassVar[str] = "https://github.com/junyangwang0410/AMBER"
-    required: ClassVar[tuple[Required, ...]] = (_ANNOTATIONS, _QUERIES, _RELATION, _SAFE_WORDS, _IMAGES)
+    required: ClassVar[tuple[Required, ...]] = (ANNOTATIONS, QUERIES, RELATION, SAFE_WORDS, IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours", "official", "lmms_eval", "vlmevalkit")
     _words: ClassVar[_Words | None] = None
 
@@ -152,11 +122,11 @@ class Amber:
         Word lists only where descriptions are scored.
         """
         queries = self._find_queries(data)
-        annotations = read_rows(find_file(self.name, data, _ANNOTATIONS, "data"))
+        annotations = read_rows(find_file(self.name, data, ANNOTATIONS, "data"))
         truths, problems = _index(annotations)
         if self.part in ("all", GENERATIVE):
             words = _Words.read(
-                find_file(self.name, data, _RELATION, "data"), find_file(self.name, data, _SAFE_WORDS, "data")
+                find_file(self.name, data, RELATION, "data"), find_file(self.name, data, SAFE_WORDS, "data")
             )
             object.__setattr__(self, "_words", words)
 
@@ -167,7 +137,7 @@ class Amber:
             all_items.setdefault(item.id, item)
             return [item] if self._belongs(item) else []
 
-        read = join(build_items(read_rows(path), _QUERIES, items) for path in queries)
+        read = join(build_items(read_rows(path), QUERIES, items) for path in queries)
         if exists(descriptions := queries[0].with_name(f"query_{GENERATIVE}.json")) and descriptions not in queries:
             for row in read_rows(descriptions).rows:
                 with suppress(BadRow):  # not asked about; a file of the part itself reports its rows
@@ -181,7 +151,7 @@ class Amber:
                 paths = [root / "query" / f"query_{name}.json" for name in names]
                 if all(exists(path) for path in paths):
                     return paths
-        raise missing(self.name, data, _QUERIES)
+        raise missing(self.name, data, QUERIES)
 
     def _belongs(self, item: Item) -> bool:
         if self.part in _LEVEL_PARTS:
@@ -191,7 +161,7 @@ class Amber:
     def _item(self, row: FileRow, truths: Mapping[str, FileRow]) -> Item:
         name, image, query = str(row.number("id")), row.picture("image"), row.text("query")
         if name not in truths:
-            raise BadRow(f"{_ANNOTATIONS.path} has no entry for the id {name}")
+            raise BadRow(f"{ANNOTATIONS.path} has no entry for the id {name}")
         kind = truths[name].word("type", (GENERATIVE, *LEVEL_OF))
         if kind == GENERATIVE:
             truth_lists = {key: truths[name].names(key) for key in ("truth", "hallu")}
@@ -206,6 +176,10 @@ class Amber:
     def picture_fault(self, data: Path | None, image: str) -> str | None:
         """Return why the picture cannot be used; None where it can."""
         return _PICTURES.fault(data, image)
+
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return F1 of "no" over all questions first, then the rest, the levels, the types, habits, descriptions last.
@@ -281,18 +255,10 @@ class Amber:
         Raises:
             InputError: The file cannot be read, or holds no such figures.
         """
-        figures = printed_figures(read_text(path, _PRINTED))
+        figures = printed_figures(read_text(path, PRINTED))
         if not figures:
-            raise InputError(f"{path} holds no figures of the official script. Expected layout: {_PRINTED.layout}")
+            raise InputError(f"{path} holds no figures of the official script. Expected layout: {PRINTED.layout}")
         return figures
-
-
-_PRINTED = Required(
-    path="(the argument path)",
-    what="the output of AMBER's script",
-    source="python inference.py ... > FILE",
-    layout="a line Generative Task:, then lines like CHAIR:, a tab and a number",
-)
 
 
 @dataclass(frozen=True)
@@ -310,11 +276,11 @@ class _Words:
         Raises:
             InputError: One of them cannot be read, or is not of its layout.
         """
-        lists = read_document(relation, _RELATION)
+        lists = read_document(relation, RELATION)
         if not isinstance(lists, dict) or not lists or not all(_is_list_of_words(value) for value in lists.values()):
-            raise InputError(f"{relation} is not {_RELATION.what}. Expected layout: {_RELATION.layout}")
+            raise InputError(f"{relation} is not {RELATION.what}. Expected layout: {RELATION.layout}")
         associated = {key.lower(): [word.lower() for word in words] for key, words in lists.items()}
-        safe = {line.strip().lower() for line in read_text(safe_words, _SAFE_WORDS).splitlines()} - {""}
+        safe = {line.strip().lower() for line in read_text(safe_words, SAFE_WORDS).splitlines()} - {""}
         return cls(associated, {*associated, *(word for words in associated.values() for word in words)}, safe)
 
     def counter(self) -> Callable[[AnsweredItem], Coverage]:

@@ -113,6 +113,10 @@ class HallusionBench:
         """Return why the picture cannot be used; None where it can."""
         return _PICTURES.fault(data, image)
 
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return _PICTURES.file(data, image)
+
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy per question (aAcc) first, then per question group and figure, then the rest.
 

@@ -133,6 +133,10 @@ class Mme:
         """Return why the picture cannot be used; None where it can."""
         return _PICTURES.fault(data, image)
 
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return _PICTURES.file(data, image)
+
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return the summed score (0 to 800), the score of each task (0 to 200), then what all yes/no suites have."""
         answer = _parser(parser)

@@ -40,6 +40,11 @@ class PictureFiles:
         path = self._find(data, name)
         return path if isinstance(path, str) else _decoding_fault(path)
 
+    def file(self, data: Path | None, name: str) -> Path | None:
+        """Return the file of a picture; None where there is none."""
+        path = self._find(data, name)
+        return None if isinstance(path, str) else path
+
     def load(self, data: Path | None, name: str) -> Image.Image:
         """Load a picture as RGB and upright, as guards read files, from the first folder that has it.
 

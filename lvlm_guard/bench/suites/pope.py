@@ -137,6 +137,10 @@ class Pope:
         """Return why the picture cannot be used; None where it can."""
         return _PICTURES.fault(data, image)
 
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return _PICTURES.file(data, image)
+
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy first; every measure over all kinds, then for each, those by habit last."""
         answer = _parser(parser)

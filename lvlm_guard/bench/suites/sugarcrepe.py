@@ -84,6 +84,10 @@ class SugarCrepe:
         """Return why the picture cannot be used; None where it can."""
         return _PICTURES.fault(data, image)
 
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return _PICTURES.file(data, image)
+
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return rows right in both orders first, over all, by level and by kind.
 
