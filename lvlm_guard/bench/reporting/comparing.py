@@ -116,8 +116,8 @@ def _answers(
         both = [run.read_answers(system, suite) for run in (before, after)]
         skipped = [len(run.read_skipped(system, suite).ids) for run in (before, after)]
         total = len(before.items[suite])
-        if all(given and len(given) + gap == total for given, gap in zip(both, skipped, strict=True)):
-            answers[system] = select_shared(*(_renew(given, after.items[suite]) for given in both))
+        if all(answered and len(answered) + gap == total for answered, gap in zip(both, skipped, strict=True)):
+            answers[system] = select_shared(*(_renew(answered, after.items[suite]) for answered in both))
             if any(skipped):
                 left_out.append(
                     f"{suite}, {system}: {max(skipped)} of {total} items without a picture, which it skipped"

@@ -185,18 +185,18 @@ def _refuse_edited(
             "items": (find_changed_items(old_items[name], items[name]), len(old_items[name])),
             "pictures": (find_changed_pictures(old_pictures[name], pictures.get(name, {})), len(old_pictures[name])),
         }
-        for what, (names, total) in changed.items():
+        for kind, (names, total) in changed.items():
             if names:
                 raise InputError(
-                    f"{folder}: {len(names)} of {total} {what} of {name} are not those that the run was begun with: "
+                    f"{folder}: {len(names)} of {total} {kind} of {name} are not those that the run was begun with: "
                     f"{list_first(names)}. Its answers are about the old ones. Restore the files, or begin another run in "
                     "another folder."
                 )
 
 
 def _is_same_choice(existing: Mapping[str, Any], manifest: Mapping[str, Any], name: str) -> bool:
-    there, here = existing["suites"].get(name), manifest["suites"][name]
-    return there is not None and all(there[key] == here[key] for key in ("name", "arguments", "left_out"))
+    old, new = existing["suites"].get(name), manifest["suites"][name]
+    return old is not None and all(old[key] == new[key] for key in ("name", "arguments", "left_out"))
 
 
 def _refuse_another(folder: Path, existing: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
