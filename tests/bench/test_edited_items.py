@@ -20,6 +20,7 @@ from lvlm_guard.bench.running.edits import PICTURES, find_changed_items
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.running.sealing import CHECK, seal
 from lvlm_guard.bench.running.stored_manifest import ADDED, PLACE
+from lvlm_guard.bench.suites import pope
 from lvlm_guard.bench.suites.pope import Pope
 from lvlm_guard.errors import InputError
 
@@ -183,6 +184,15 @@ def test_habits_that_are_estimated_otherwise_are_no_edit():
     other = Item("1", "a.jpg", "Is it?", "yes", "object", "is", extra={"options": ["a", "c"]}, cluster="b")
     assert find_changed_items([item], [same]) == []
     assert find_changed_items([item], [other]) == ["1 (cluster, options)"]
+
+
+def test_runs_from_before_habits_were_estimated_are_compared_with_those_after(record, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pope, "_with_habits", tuple)
+    before = quick_run.run(tmp_path / "before", plan(data))
+    digests = [run.manifest["suites"]["pope"]["items_sha256"] for run in (before, record)]
+    assert digests[0] != digests[1]
+    assert compare(before, record).pairs
+    assert find_edits(before) == []
 
 
 def test_a_limit_and_pictures_that_were_left_out_are_no_edit(data, tmp_path):

@@ -70,7 +70,7 @@ def test_the_habit_of_an_object_is_what_the_company_leads_to_expect(tmp_path):
     assert {(item.truth, item.extra["habit"]) for item in items} >= {(t, h) for t in OPPOSITE for h in OPPOSITE}
 
 
-@pytest.mark.parametrize("ending", ["", "_adversarial"])
+@pytest.mark.parametrize("ending", ["_object", "_adversarial"])
 def test_only_looking_beats_one_half_where_habit_is_balanced(tmp_path, ending):
     items = Pope().load(write_pope(tmp_path, pope_rows())).items
     found = {name: measure(Pope(), items, name, ending) for name in ANSWERERS}
@@ -256,7 +256,7 @@ def write_mme(folder):
 def test_all_tasks_of_mme_have_habits_and_only_looking_beats_one_half(tmp_path):
     items = Mme().load(write_mme(tmp_path / "mme")).items
     assert {item.extra["habit"] for item in items} >= {"yes", "no"}
-    for ending in ("", "_existence", "_count", "_color", "_position"):
+    for ending in ("", "_object", "_attribute", "_relation"):
         found = {name: measure(Mme(), items, name, ending) for name in ANSWERERS}
         assert found == {
             "follows": (0.5, 1, 0),

@@ -29,6 +29,7 @@ from lvlm_guard.bench.suites.yes_no import (
     Part,
     habit_measures,
     of_kind,
+    of_level,
     right,
     select_yes_no,
     yes_no_measures,
@@ -141,10 +142,10 @@ class Mme:
         """Return the summed score (0 to 800), the score of each task (0 to 200), then what all yes/no suites have."""
         answer = _parser(parser)
         parts = [Part("all"), *(Part(level, kind, of_kind(kind)) for kind, level in LEVEL_OF.items())]
-        rest = [
-            measure for make in (yes_no_measures, habit_measures) for part in parts for measure in make(answer, part)
-        ]
-        return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest]
+        rest = [measure for part in parts for measure in yes_no_measures(answer, part)]
+        levels = [Part(level, level, of_level(level)) for level in dict.fromkeys(LEVEL_OF.values())]
+        by_habit = [measure for part in [Part("all"), *levels] for measure in habit_measures(answer, part)]
+        return [_total(answer), *(_score(kind, answer) for kind in LEVEL_OF), *rest, *by_habit]
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
         """Score of each task and their sum.

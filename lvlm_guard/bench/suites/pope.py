@@ -144,10 +144,10 @@ class Pope:
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy first; every measure over all kinds, then for each, those by habit last."""
         answer = _parser(parser)
-        parts = [Part("object"), *(Part("object", kind, of_kind(kind)) for kind in KINDS)]
-        return [
-            measure for make in (yes_no_measures, habit_measures) for part in parts for measure in make(answer, part)
-        ]
+        kinds = [Part("object", kind, of_kind(kind)) for kind in KINDS]
+        every = [measure for part in [Part("object"), *kinds] for measure in yes_no_measures(answer, part)]
+        by_habit = [measure for part in [Part("object", "object"), *kinds] for measure in habit_measures(answer, part)]
+        return [*every, *by_habit]
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:
         """Return what the script of the parser's owner prints for each kind, and n.
