@@ -21,6 +21,7 @@ from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.running.sealing import CHECK, seal
 from lvlm_guard.bench.running.stored_manifest import ADDED, PLACE
 from lvlm_guard.bench.suites import pope
+from lvlm_guard.bench.suites.chair import Chair
 from lvlm_guard.bench.suites.pope import Pope
 from lvlm_guard.errors import InputError
 
@@ -193,6 +194,21 @@ def test_runs_from_before_habits_were_estimated_are_compared_with_those_after(re
     assert digests[0] != digests[1]
     assert compare(before, record).pairs
     assert find_edits(before) == []
+
+
+def test_edited_words_that_captions_are_scored_by_are_noticed(tmp_path):
+    data = shutil.copytree(Path(__file__).parent / "data" / "chair", tmp_path / "chair")
+    for image in {item.image for item in Chair().load(data).items}:
+        draw(data / "val2014" / image, "red")
+    chosen = RunPlan({"chair": SuiteChoice(Chair(), Chair.parsers[0])}, systems.build_systems({}, OFF), OFF, data=data)
+    record = quick_run.run(tmp_path / "run", chosen)
+    assert find_edits(record) == []
+    with (data / "synonyms.txt").open("a") as file:
+        file.write("\nunicorn, unicorns\n")
+    (line,) = find_edits(record)
+    assert line == "chair: answers are scored by other files than when the run was begun: synonyms.txt (another file)."
+    with pytest.raises(InputError, match=r"suites\.chair\.files_sha256\.synonyms\.txt"):
+        quick_run.run(tmp_path / "run", chosen)
 
 
 def test_a_limit_and_pictures_that_were_left_out_are_no_edit(data, tmp_path):

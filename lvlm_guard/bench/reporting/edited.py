@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.bench.running.choosing import build_suite
-from lvlm_guard.bench.running.edits import digest_pictures, find_changed_items, find_changed_pictures, list_first
+from lvlm_guard.bench.running.edits import (
+    digest_files,
+    digest_pictures,
+    find_changed_files,
+    find_changed_items,
+    list_first,
+)
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
@@ -42,6 +48,9 @@ def _find_in_suite(record: Record, name: str, place: Path | None) -> Iterator[st
     except InputError as error:
         yield f"{name}: nothing tells whether its items are still those of the run, since its files cannot be read. {error}"
         return
+    files = description.get("files_sha256", {})
+    if changed := find_changed_files(files, digest_files(suite, place)):
+        yield f"{name}: answers are scored by other files than when the run was begun: {list_first(changed)}."
     if changed := find_changed_items(record.items[name], items):
         yield _describe(name, "items", changed, len(record.items[name]))
     added = {item.id for item in items} - {item.id for item in record.items[name]}
@@ -59,7 +68,7 @@ def _find_in_pictures(
         yield f"{name}: {UNHASHED}."
     elif before and not after:
         yield f"{name}: nothing tells whether its pictures are still those of the run: they are not in {place}."
-    elif changed := find_changed_pictures(before, after):
+    elif changed := find_changed_files(before, after):
         yield _describe(name, "pictures", changed, len(before))
 
 
@@ -75,7 +84,7 @@ def describe_other_pictures(before: Record, after: Record, suite: str) -> str | 
     descriptions = [run.manifest["suites"][suite] for run in (before, after)]
     if any("pictures_sha256" not in description for description in descriptions):
         return f"{suite}: one of the runs was begun before pictures were hashed, so nothing tells whether they saw the same."
-    changed = find_changed_pictures(before.read_pictures(suite), after.read_pictures(suite))
+    changed = find_changed_files(before.read_pictures(suite), after.read_pictures(suite))
     if not changed:
         return None
     return f"{suite}: {len(changed)} of {descriptions[0]['pictures']} pictures are not the same in both runs: {list_first(changed)}."

@@ -54,6 +54,16 @@ def digest_pictures(suite: Suite, data: Path | None, items: Sequence[Item]) -> d
     return {name: _digest(place) for name, place in places.items() if place is not None}
 
 
+def digest_files(suite: Suite, data: Path | None) -> dict[str, str]:
+    """Hash the files that a suite's measures read besides the items, such as lists of words, by name.
+
+    Raises:
+        InputError: One of them is missing or cannot be read.
+    """
+    find = getattr(suite, "scoring_files", None)
+    return {} if find is None else {name: _digest(path) for name, path in find(data).items()}
+
+
 def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -66,8 +76,8 @@ def digest_whole(digests: Digests) -> str | None:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest() if digests else None
 
 
-def find_changed_pictures(before: Digests, after: Digests) -> list[str]:
-    """Name the pictures whose files are not as they were."""
+def find_changed_files(before: Digests, after: Digests) -> list[str]:
+    """Name the files, or the pictures, that are not as they were."""
     return [
         f"{name} ({'another file' if name in after else 'gone'})" for name in before if before[name] != after.get(name)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running.batches import limit_items
-from lvlm_guard.bench.running.edits import digest_pictures
+from lvlm_guard.bench.running.edits import digest_files, digest_pictures
 from lvlm_guard.bench.running.kept_items import check_item
 from lvlm_guard.bench.running.manifest import Gathered, RunPlan
 from lvlm_guard.bench.running.picture_check import LeftOut, find_faults, refuse
@@ -32,7 +32,9 @@ def gather(plan: RunPlan) -> Gathered:
         suite = plan.suites[name].suite
         items[name], left_out[name] = _drop_faulty(name, suite, plan, limited_items)
         pictures[name] = digest_pictures(suite, plan.data, items[name])
-    return Gathered(items, {name: content.problems for name, content in loaded.items()}, left_out, pictures)
+    problems = {name: content.problems for name, content in loaded.items()}
+    files = {name: digest_files(choice.suite, plan.data) for name, choice in plan.suites.items()}
+    return Gathered(items, problems, left_out, pictures, files)
 
 
 def _check_plan(plan: RunPlan) -> None:

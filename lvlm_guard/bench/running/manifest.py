@@ -88,12 +88,14 @@ class Gathered:
         problems: Rows that could not be used, by suite.
         left_out: Items without a usable picture, by suite.
         pictures: SHA-256 of the files of their pictures, by suite; none of a suite that does not say where its files are.
+        files: SHA-256 of the files that its measures read besides, by suite.
     """
 
     items: Mapping[str, Sequence[Item]]
     problems: Mapping[str, Sequence[Problem]]
     left_out: Mapping[str, LeftOut]
     pictures: Mapping[str, Digests] = field(default_factory=dict)
+    files: Mapping[str, Digests] = field(default_factory=dict)
 
 
 def describe(
@@ -154,6 +156,7 @@ def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]
         "without_picture": sum(item.image is None for item in items),
         **store.digest(items),
         "pictures_sha256": digest_whole(gathered.pictures.get(name, {})),
+        "files_sha256": dict(gathered.files.get(name, {})),
         "left_out": gathered.left_out[name].to_dict(),
         "unusable_rows": len(problems),
         "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],

@@ -22,8 +22,8 @@ from lvlm_guard.bench.running.batches import Batch, build_batches
 from lvlm_guard.bench.running.edits import (
     PICTURES,
     Digests,
+    find_changed_files,
     find_changed_items,
-    find_changed_pictures,
     format_pictures,
     list_first,
     read_pictures,
@@ -183,7 +183,7 @@ def _refuse_edited(
     for name in shared:
         changed = {
             "items": (find_changed_items(old_items[name], items[name]), len(old_items[name])),
-            "pictures": (find_changed_pictures(old_pictures[name], pictures.get(name, {})), len(old_pictures[name])),
+            "pictures": (find_changed_files(old_pictures[name], pictures.get(name, {})), len(old_pictures[name])),
         }
         for kind, (names, total) in changed.items():
             if names:

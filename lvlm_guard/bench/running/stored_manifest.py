@@ -21,7 +21,7 @@ UNSEALED = 1
 READABLE = (UNSEALED, 2, FORMAT)
 """The formats that this version reads; in those before the last, no item is skipped and no picture is hashed."""
 
-ADDED = ("without_picture", "pictures_sha256")
+ADDED = ("without_picture", "pictures_sha256", "files_sha256")
 """What the description of a suite lacks in older formats."""
 
 PLACE = "manifest"

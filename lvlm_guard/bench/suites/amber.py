@@ -169,6 +169,12 @@ class Amber:
         truth = truths[name].word("truth", TRUTHS)
         return Item(name, image, query + self.prompt_suffix, truth, LEVEL_OF[kind], kind, max_new_tokens=YES_NO_TOKENS)
 
+    def scoring_files(self, data: Path | None) -> Mapping[str, Path]:
+        """Return the files that descriptions are scored by, besides the items."""
+        if self.part not in ("all", GENERATIVE):
+            return {}
+        return {need.path: find_file(self.name, data, need, "data") for need in (RELATION, SAFE_WORDS)}
+
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from image, images, data/image or the data folder itself."""
         return _PICTURES.load(data, image)

@@ -146,6 +146,10 @@ class Chair:
             max_new_tokens=self.max_new_tokens,
         )
 
+    def scoring_files(self, data: Path | None) -> Mapping[str, Path]:
+        """Return the file that captions are scored by, besides the items."""
+        return {_SYNONYMS.path: find_file(self.name, data, _SYNONYMS, "data", "annotations")}
+
     def picture(self, data: Path | None, image: str) -> Image.Image:
         """Return the picture, from val2014, images/val2014, images or the data folder itself."""
         return _PICTURES.load(data, image)
