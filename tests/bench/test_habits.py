@@ -119,6 +119,18 @@ def test_what_is_as_often_present_as_absent_has_no_habit():
     assert {objects.habit(picture, "sun") for picture in present} == {None}
 
 
+def test_truths_drawn_at_random_are_as_often_habitual_as_not():
+    draw, aspects = random.Random(0), [[("state", "sky", "blue")]]
+    matches = []
+    for _ in range(150):
+        statements = [Statement(str(at), aspects, draw.random() < 0.5) for at in range(20)]
+        estimate = StatementHabits(statements)
+        habits = [estimate.habit(one.picture, aspects) for one in statements]
+        matches += [(habit == "yes") == one.true for habit, one in zip(habits, statements, strict=True) if habit]
+    assert len(matches) > 1000
+    assert sum(matches) / len(matches) == pytest.approx(0.5, abs=0.04)
+
+
 def test_statements_follow_their_own_kind_and_few_of_them_what_they_share():
     rare, common, value = ("state", "tent", "red"), ("state", "apple", "red"), ("state", "red")
     statements = [Statement(f"a{at}", [[common], [value]], at > 0) for at in range(30)]
