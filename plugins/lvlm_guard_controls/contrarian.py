@@ -57,7 +57,7 @@ class Contrarian:
         gen.state[self.name] = [sorted(ids) for pair in found for ids in pair]
 
     @hookimpl
-    def branches(self, gen: Generation) -> Iterable[Branch]:  # noqa: ARG002 - the hook passes it
+    def branches(self, gen: Generation) -> Iterable[Branch]:
         """Add the branch without the image."""
         yield NO_IMAGE
 

@@ -49,7 +49,6 @@ def test_the_answers_of_these_tests_are_those_of_the_words():
 
 @pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_contrarian(architecture):
-    model, _ = tiny(architecture)
     said = []
 
     def gold(model, inputs, prefix):
