@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.results import compare_measure
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.manifest import describe_model
@@ -102,8 +103,9 @@ def _answers(
     Add a line to `left_out` for each other one.
     """
     answers = {}
-    for system in dict.fromkeys((*before.systems, *after.systems)):
-        both = [run.read_answers(system, suite) for run in (before, after)]
+    read = [read_suite_answers(run, suite).by_system for run in (before, after)]
+    for system in dict.fromkeys((*read[0], *read[1])):
+        both = [list(by_system.get(system, ())) for by_system in read]
         if all(len(answers) == len(before.items[suite]) for answers in both):
             answers[system] = (both[0], both[1])
         else:

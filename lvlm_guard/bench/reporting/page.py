@@ -20,6 +20,7 @@ from PIL import Image
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
+from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
 from lvlm_guard.bench.reporting.results import Results
@@ -131,7 +132,7 @@ def build_source(record: Record, results: Results, name: str, data: Path | None 
     description = record.manifest["suites"][name]
     suite = build_suite(description["name"], description["arguments"])
     return Source(
-        answers={system: record.read_answers(system, name) for system in record.systems},
+        answers=read_suite_answers(record, name).by_system,
         measures=load_measures(suite, results.parsers[name], data),
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.answers import describe_systems, read_suite_answers
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.system_files import SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY
+from lvlm_guard.bench.scoring.fitted_bias import BiasStrength
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
 from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
@@ -129,16 +131,18 @@ class Results:
     """The figures of a run.
 
     Args:
-        manifest: What the run is.
+        manifest: What the run is; systems that were computed from other answers are among its systems.
         parsers: How the answers of each suite were read.
         outcomes: One per suite and system.
         scores: One per suite, system and measure, where the system answered everything.
+        bias: The strengths of the fitted bias by suite.
     """
 
     manifest: Mapping[str, Any]
     parsers: Mapping[str, str]
     outcomes: Sequence[Outcome]
     scores: Sequence[Score]
+    bias: Mapping[str, Sequence[BiasStrength]] = field(default_factory=dict)
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
         """Return the scores of one measure by system."""
@@ -167,28 +171,37 @@ def score(
     parsers = {
         name: check_parser(suite, parser or record.manifest["suites"][name]["parser"]) for name, suite in suites.items()
     }
+    manifest = {**record.manifest, "systems": describe_systems(record)}
     outcomes: list[Outcome] = []
     scores: list[Score] = []
+    bias: dict[str, Sequence[BiasStrength]] = {}
     for name, suite in suites.items():
         measured = load_measures(suite, parsers[name], place)
-        answers = {system: record.read_answers(system, name) for system in record.systems}
-        suite_outcomes = [_outcome(record, suite, name, system, answers, parsers[name]) for system in record.systems]
+        read = read_suite_answers(record, name)
+        answers, bias[name] = read.by_system, read.bias
+        scored = _ScoredSuite(record, manifest["systems"], suite, name, parsers[name])
+        suite_outcomes = [_outcome(scored, system, answers) for system in answers]
         outcomes += suite_outcomes
         complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
         for measure in measured:
             roles = {outcome.system: outcome.role for outcome in suite_outcomes}
             scores += _scores(name, measure, complete, roles, resamples)
-    return Results(record.manifest, parsers, outcomes, scores)
+    return Results(manifest, parsers, outcomes, scores, bias)
 
 
-def _outcome(
-    record: Record,
-    suite: Suite,
-    name: str,
-    system: str,
-    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
-    parser: str,
-) -> Outcome:
+@dataclass(frozen=True)
+class _ScoredSuite:
+    """A suite of a run, and how its answers are read."""
+
+    record: Record
+    systems: Mapping[str, Any]
+    suite: Suite
+    name: str
+    parser: str
+
+
+def _outcome(scored: _ScoredSuite, system: str, answers_by_system: Mapping[str, Sequence[AnsweredItem]]) -> Outcome:
+    record, name = scored.record, scored.name
     answers, plain = answers_by_system[system], answers_by_system.get(GREEDY, ())
     together = {answer.item.id: answer for answer in plain}
     both = [(together[answer.item.id].text, answer.text) for answer in answers if answer.item.id in together]
@@ -196,7 +209,7 @@ def _outcome(
     return Outcome(
         suite=name,
         system=system,
-        role=record.manifest["systems"][system]["role"],
+        role=scored.systems[system]["role"],
         answers=len(answers),
         items=len(record.items[name]),
         refused=record.refusal(system, name),
@@ -204,7 +217,7 @@ def _outcome(
         yes_ratio=_yes_ratio(answers),
         auc=_aucs(answers),
         spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in answers_by_system else []),
-        official=suite.official(answers, parser) if whole else {},
+        official=scored.suite.official(answers, scored.parser) if whole else {},
     )
 
 
