@@ -16,8 +16,9 @@ from lvlm_guard.bench.reporting.answers import describe_systems, read_suite_answ
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.system_files import SystemRefusal
-from lvlm_guard.bench.running.systems import GREEDY
+from lvlm_guard.bench.running.systems import BIAS, GREEDY
 from lvlm_guard.bench.scoring.fitted_bias import BiasStrength
+from lvlm_guard.bench.scoring.frontier import CaptionPlane, build_plane, find_caption_measures
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
 from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
@@ -136,6 +137,7 @@ class Results:
         outcomes: One per suite and system.
         scores: One per suite, system and measure, where the system answered everything.
         bias: The strengths of the fitted bias by suite.
+        planes: Inventions against recall, of the suites that ask for captions.
     """
 
     manifest: Mapping[str, Any]
@@ -143,6 +145,7 @@ class Results:
     outcomes: Sequence[Outcome]
     scores: Sequence[Score]
     bias: Mapping[str, Sequence[BiasStrength]] = field(default_factory=dict)
+    planes: Mapping[str, CaptionPlane] = field(default_factory=dict)
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
         """Return the scores of one measure by system."""
@@ -175,6 +178,7 @@ def score(
     outcomes: list[Outcome] = []
     scores: list[Score] = []
     bias: dict[str, Sequence[BiasStrength]] = {}
+    planes: dict[str, CaptionPlane] = {}
     for name, suite in suites.items():
         measured = load_measures(suite, parsers[name], place)
         read = read_suite_answers(record, name)
@@ -183,10 +187,24 @@ def score(
         suite_outcomes = [_outcome(scored, system, answers) for system in answers]
         outcomes += suite_outcomes
         complete = {outcome.system: answers[outcome.system] for outcome in suite_outcomes if outcome.whole}
+        roles = {outcome.system: outcome.role for outcome in suite_outcomes}
         for measure in measured:
-            roles = {outcome.system: outcome.role for outcome in suite_outcomes}
             scores += _scores(name, measure, complete, roles, resamples)
-    return Results(manifest, parsers, outcomes, scores, bias)
+        if (plane := _build_plane(measured, complete, roles, resamples)) is not None:
+            planes[name] = plane
+    return Results(manifest, parsers, outcomes, scores, bias, planes)
+
+
+def _build_plane(
+    measured: Sequence[Measure],
+    answers_by_system: Mapping[str, Sequence[AnsweredItem]],
+    roles: Mapping[str, str],
+    resamples: int,
+) -> CaptionPlane | None:
+    """Place systems beside the frontier of shorter captions; what is computed from margins has greedy's captions."""
+    pair = find_caption_measures(measured)
+    written = {name: answers for name, answers in answers_by_system.items() if name != BIAS}
+    return None if pair is None else build_plane(pair, written, roles, GREEDY, resamples)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compare_measure
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
+from lvlm_guard.bench.scoring.frontier import COVERAGE
 from lvlm_guard.bench.scoring.intervals import FEWEST, TOO_FEW, format_interval
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.significance import Significance, find_resolution
@@ -31,9 +32,6 @@ MOST = 3
 
 YES_SHARE = "yes_ratio"
 """How the measures of a share of yes begin."""
-
-COVERAGE = ("recall", "cover")
-"""How measures are called that fall when a caption simply names less."""
 
 Kind = Literal[
     "helps", "unproven", "says less", "only shifts bias", "indistinguishable from greedy", "changed nothing", "hurts",
