@@ -19,10 +19,12 @@ from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
-from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
+from lvlm_guard.bench.reporting import charts, examples, level_verdicts, planes, tables, verdicts
 from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
+from lvlm_guard.bench.reporting.level_verdicts import LevelTable
+from lvlm_guard.bench.reporting.planes import PlaneChart
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
 from lvlm_guard.bench.reporting.verdicts import Verdict
@@ -43,7 +45,8 @@ NAMED = 8
 """Systems that are named at once where they gave the same answer."""
 
 SYMBOLS: Mapping[str, str] = {
-    "helps": "\u25b2", "unproven": "\u25b3", "says less": "\u25bd", "only shifts bias": "\u21c4",
+    "helps": "\u25b2", "unproven": "\u25b3", "says less": "\u25bd", "moves habit": "\u21c5",
+    "only shifts bias": "\u21c4",
     "indistinguishable from greedy": "\u2248", "changed nothing": "=", "hurts": "\u25bc", "too few pictures": "?",
     "not compared": "?",
     "unfinished": "\u2026", "refused": "\u2715",
@@ -95,6 +98,9 @@ class Section:
     parser: str
     facts: Sequence[tuple[str, str]]
     verdicts: Sequence[Verdict]
+    by_level: LevelTable | None
+    plane: PlaneChart | None
+    plane_table: Table | None
     scatter: Scatter | None
     levels: Levels | None
     overview: Table
@@ -196,6 +202,7 @@ def build_section(results: Results, name: str, source: Source) -> Section:
     stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
+    judged = level_verdicts.level_verdicts(results, name, source.measures, source.answers)
     chosen = examples.choose(source.answers, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
@@ -203,6 +210,9 @@ def build_section(results: Results, name: str, source: Source) -> Section:
         parser=results.parsers[name],
         facts=_suite_facts(description, results.parsers[name]),
         verdicts=_sort_verdicts(verdicts.verdicts(results, name, source.measures, source.answers), order),
+        by_level=level_verdicts.tabulate(judged, order),
+        plane=planes.draw_plane(results, name),
+        plane_table=planes.tabulate_plane(results, name, order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
         levels=charts.levels(results, name, order),
         overview=tables.overview(results, name, order),
