@@ -309,13 +309,13 @@ def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Signific
 
 
 def compare_measure(
-    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem]
+    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem], *, resamples: int = RESAMPLES
 ) -> Significance | None:
     """Compare a measure between two ways to answer the same items; None where nothing is counted.
 
     What only one side counts, such as a group that the other leaves out, is nothing on the other.
     """
-    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic)
+    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic, resamples)
 
 
 def _compare_rows(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:

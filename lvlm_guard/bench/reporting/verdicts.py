@@ -263,11 +263,11 @@ def _better(case: Case, score: Score, test: Significance) -> Verdict:
 
 def _find_flaw(case: Case, score: Score, test: Significance, unbeaten: Mapping[str, Rival]) -> tuple[Kind, str] | None:
     """Return what a gain amounts to, and why, where it is none that counts."""
-    if (shift := _only_yes_moved(case, score)) is not None:
-        return "only shifts bias", shift
     matching = {name: rival for name, rival in unbeaten.items() if rival.gain >= MATCHED * find_gain(score, test)}
     if matching:
         return "only shifts bias", describe_matches(score, matching)
+    if (shift := _only_yes_moved(case, score)) is not None:
+        return "only shifts bias", shift
     if (less := _says_less(case, score)) is not None:
         return "says less", less.strip()
     if (move := _moves_habit(case)) is not None:

@@ -1,0 +1,149 @@
+"""What sees nothing is not judged to help, level by level and over all; a sound improvement is."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import planted
+import pytest
+from planted import Planted, Simulated
+
+from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
+from lvlm_guard.bench.items import LEVELS
+from lvlm_guard.bench.reporting import level_verdicts, results, verdicts
+from lvlm_guard.bench.reporting.answers import read_suite_answers
+
+
+def half(seen):
+    words = seen.caption.split()
+    return " ".join(words[: len(words) // 2])
+
+
+def plain(seen):
+    return seen.plain
+
+
+def told(seen):
+    return seen.caption
+
+
+CONTROLS = {
+    "greedy": (plain, told),
+    "yes_bias": (lambda seen: seen.plain + 2, told),
+    "contrarian": (lambda seen: -seen.habit, told),
+    "swap": (lambda seen: seen.plain - seen.evidence + seen.other, lambda seen: "thing0 thing1 thing2"),
+    "swap@swapped": (lambda seen: seen.plain - planted.HABIT * seen.habit, half),
+}
+CHEATS = {
+    "contrarian_stack": (lambda seen: -seen.habit, told),
+    "against_habit": (lambda seen: seen.plain - 1.8 * planted.HABIT * seen.habit, told),
+    "with_habit": (lambda seen: seen.plain + 0.5 * planted.HABIT * seen.habit, told),
+    "always_no": (lambda seen: -1.0, told),
+    "always_yes": (lambda seen: 1.0, told),
+    "shorter": (plain, half),
+    "swapped": (lambda seen: seen.plain - planted.HABIT * seen.habit + 1e-9 * seen.other, half),
+    "shuffled_labels": (lambda seen: seen.plain + seen.chance, told),
+}
+SOUND = {"sound": (lambda seen: seen.plain + 1.5 * seen.evidence, lambda seen: seen.sure)}
+
+
+@pytest.fixture(scope="module")
+def judged():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
+        return judge({**CONTROLS, **CHEATS, **SOUND})
+
+
+def judge(systems, **changed):
+    """Verdicts by (stack, level); the one on the headline has no level."""
+    roles = {name: "control" if name in CONTROLS else "stack" for name in systems}
+    record = Simulated(systems, roles, {"swap@swapped": ["swapped"]})
+    scored = results.score(record, resamples=400)
+    answers = read_suite_answers(record, "planted").by_system
+    measures = Planted().measures("ours")
+    found = [
+        *verdicts.verdicts(scored, "planted", measures, answers),
+        *level_verdicts.level_verdicts(scored, "planted", measures, answers),
+    ]
+    return {(one.system, one.level): one for one in found}
+
+
+PLACES = ("", *LEVELS, level_verdicts.CAPTIONS)
+
+
+def test_there_is_a_verdict_for_every_stack_over_all_and_at_every_level(judged):
+    assert set(judged) == {(stack, place) for stack in (*CHEATS, *SOUND) for place in PLACES}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_is_not_judged_to_help(judged, cheat):
+    assert {place: judged[cheat, place].kind for place in PLACES if judged[cheat, place].kind == "helps"} == {}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_sound_improvement_is_judged_to_help(judged, place):
+    found = judged["sound", place]
+    assert found.kind == "helps", found.why
+    if place != level_verdicts.CAPTIONS:
+        assert all(name in found.why for name in ("contrarian", "bias", "swap"))
+
+
+@pytest.mark.parametrize("place", ["", *LEVELS])
+def test_the_kind_says_what_a_cheat_did(judged, place):
+    kinds = {cheat: judged[cheat, place] for cheat in CHEATS}
+    assert kinds["contrarian_stack"].kind == kinds["always_no"].kind == kinds["always_yes"].kind == "hurts"
+    assert kinds["against_habit"].kind == "moves habit"
+    assert "habit_breaking" in kinds["against_habit"].why
+    assert kinds["shorter"].kind == "changed nothing" or kinds["shorter"].kind == "indistinguishable from greedy"
+    assert kinds["swapped"].kind in ("only shifts bias", "moves habit")
+
+
+def test_a_gain_that_stays_with_the_evidence_of_another_picture_is_matched_by_its_own_control(judged):
+    assert judged["swapped", ""].kind == "only shifts bias"
+    assert "swap@swapped, a control" in judged["swapped", ""].why
+    assert "swap@swapped" not in judged["sound", ""].why
+
+
+def test_answers_pushed_towards_habit_are_called_what_they_are(judged):
+    assert judged["with_habit", ""].kind in ("moves habit", "hurts")
+
+
+def test_shorter_captions_say_less(judged):
+    found = judged["shorter", level_verdicts.CAPTIONS]
+    assert found.kind in ("says less", "indistinguishable from greedy", "hurts"), found
+    assert judged["swapped", level_verdicts.CAPTIONS].kind != "helps"
+
+
+def test_captions_whose_inventions_come_last_and_are_cut_off_say_less(monkeypatch):
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
+
+    def late(seen):
+        words = seen.caption.split()
+        return " ".join(sorted(words, key=lambda word: word not in seen.item.truth))
+
+    def cut(seen):
+        words = late(seen).split()
+        return " ".join(words[: round(len(words) * 0.75)])
+
+    found = judge({**{name: (margin, late) for name, (margin, _) in CONTROLS.items()}, "cut": (plain, cut)})
+    verdict = found["cut", level_verdicts.CAPTIONS]
+    assert verdict.kind == "says less", verdict
+    assert "cut to the same recall" in verdict.why
+
+
+def test_a_constant_push_is_matched_by_the_fitted_bias(monkeypatch):
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
+    monkeypatch.setattr(planted, "LEAN", 1.5)
+    found = judge({**CONTROLS, "push": (lambda seen: seen.plain - 1.5, told)})
+    for place in ("", *LEVELS):
+        verdict = found["push", place]
+        assert verdict.kind == "only shifts bias", verdict
+        assert "bias, a control" in verdict.why
+
+
+def test_p_values_are_corrected_over_stacks_and_levels_together(judged):
+    counts = Counter(place for _, place in judged)
+    assert set(counts.values()) == {len(CHEATS) + len(SOUND)}
+    plain_p, levels_p = (judged["shuffled_labels", place].why for place in ("", "object"))
+    assert "p = " in plain_p or "p < " in plain_p
+    assert "p = " in levels_p or "p < " in levels_p
