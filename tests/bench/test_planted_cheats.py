@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections import Counter
+from xml.etree import ElementTree as ET
 
 import planted
 import pytest
@@ -10,7 +13,7 @@ from planted import Planted, Simulated
 
 from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.bench.items import LEVELS
-from lvlm_guard.bench.reporting import level_verdicts, results, verdicts
+from lvlm_guard.bench.reporting import level_verdicts, page, results, verdicts
 from lvlm_guard.bench.reporting.answers import read_suite_answers
 
 
@@ -48,18 +51,26 @@ SOUND = {"sound": (lambda seen: seen.plain + 1.5 * seen.evidence, lambda seen: s
 
 
 @pytest.fixture(scope="module")
-def judged():
+def scored():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
-        return judge({**CONTROLS, **CHEATS, **SOUND})
+        return score({**CONTROLS, **CHEATS, **SOUND})
 
 
-def judge(systems, **changed):
-    """Verdicts by (stack, level); the one on the headline has no level."""
+@pytest.fixture(scope="module")
+def judged(scored):
+    return judge(*scored)
+
+
+def score(systems):
+    """Figures and answers by system."""
     roles = {name: "control" if name in CONTROLS else "stack" for name in systems}
     record = Simulated(systems, roles, {"swap@swapped": ["swapped"]})
-    scored = results.score(record, resamples=400)
-    answers = read_suite_answers(record, "planted").by_system
+    return results.score(record, resamples=400), read_suite_answers(record, "planted").by_system
+
+
+def judge(scored, answers):
+    """Verdicts by (stack, level); the one on the headline has no level."""
     measures = Planted().measures("ours")
     found = [
         *verdicts.verdicts(scored, "planted", measures, answers),
@@ -125,7 +136,7 @@ def test_captions_whose_inventions_come_last_and_are_cut_off_say_less(monkeypatc
         words = late(seen).split()
         return " ".join(words[: round(len(words) * 0.75)])
 
-    found = judge({**{name: (margin, late) for name, (margin, _) in CONTROLS.items()}, "cut": (plain, cut)})
+    found = judge(*score({**{name: (margin, late) for name, (margin, _) in CONTROLS.items()}, "cut": (plain, cut)}))
     verdict = found["cut", level_verdicts.CAPTIONS]
     assert verdict.kind == "says less", verdict
     assert "cut to the same recall" in verdict.why
@@ -134,11 +145,46 @@ def test_captions_whose_inventions_come_last_and_are_cut_off_say_less(monkeypatc
 def test_a_constant_push_is_matched_by_the_fitted_bias(monkeypatch):
     monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
     monkeypatch.setattr(planted, "LEAN", 1.5)
-    found = judge({**CONTROLS, "push": (lambda seen: seen.plain - 1.5, told)})
+    found = judge(*score({**CONTROLS, "push": (lambda seen: seen.plain - 1.5, told)}))
     for place in ("", *LEVELS):
         verdict = found["push", place]
         assert verdict.kind == "only shifts bias", verdict
         assert "bias, a control" in verdict.why
+
+
+@pytest.mark.parametrize("cheat", ["contrarian_stack", "against_habit"])
+def test_where_all_truths_break_habit_the_contrarian_does_as_well(scored, cheat):
+    found, answers = scored
+    outcome = next(one for one in found.outcomes if one.system == cheat)
+    case = verdicts.build_case(found, outcome, "habit_breaking", Planted().measures("ours"), answers, 1)
+    verdict = verdicts.judge(case)
+    assert verdict.kind == "only shifts bias"
+    assert "contrarian, a control" in verdict.why
+    fewer = {name: rival for name, rival in case.rivals.items() if name not in ("contrarian", "swap@swapped")}
+    assert verdicts.judge(dataclasses.replace(case, rivals=fewer)).kind == "helps", "no power"
+
+
+def test_the_page_shows_verdicts_by_level_and_captions_on_one_plane(scored):
+    found, answers = scored
+    source = page.Source(answers, Planted().measures("ours"), lambda name: Planted().picture(None, name))
+    section = page.build_section(found, "planted", source)
+    assert section.by_level is not None
+    assert section.by_level.levels == PLACES[1:]
+    assert {name for name, _ in section.by_level.rows} == {*CHEATS, *SOUND}
+    written = set(answers) - {"bias"}
+    assert {mark.name for mark in section.plane.marks} == {row.system for row in section.plane_table.rows} == written
+    marks = {mark.name: mark for mark in section.plane.marks}
+    assert marks["sound"].y < marks["greedy"].y, "fewer inventions are further up"
+    assert marks["shorter"].x < marks["greedy"].x, "less recall is further left"
+    places = {row.system: row.cells[-1].label for row in section.plane_table.rows}
+    assert places["sound"] == "above the frontier"
+    assert places["shorter"] == "on the frontier" or places["shorter"] == "below the frontier"
+    text = page.render(found, {"planted": source})
+    for words in ("Captions: inventions against recall", "Verdicts by level", "mention shorter", "moves habit"):
+        assert words in text
+    chart = ET.fromstring(re.search(r'<svg(?:(?!</svg>).)*class="cut.*?</svg>', text, re.DOTALL).group())
+    assert {line.get("class") for line in chart.iter("polyline")} == {"cut shorter", "cut fewer", "cut random"}
+    assert {one.get("data-system") for one in chart.iter("g")} == written
 
 
 def test_p_values_are_corrected_over_stacks_and_levels_together(judged):

@@ -180,7 +180,10 @@ class Simulated:
     @property
     def manifest(self) -> Mapping[str, Any]:
         """What results read of a manifest."""
-        described = {"name": "planted", "arguments": {}, "parser": "ours"}
+        described = {
+            "name": "planted", "title": "Planted", "arguments": {}, "parser": "ours", "levels": list(LEVELS), "licence": "none",
+            "homepage": "", "items": len(self.items["planted"]), "pictures": 240, "unusable_rows": 0, "problems": [],
+        }  # fmt: skip
         systems = {
             name: {
                 "role": self.roles[name],
@@ -190,7 +193,12 @@ class Simulated:
             }
             for name in self.systems_told
         }
-        return {"suites": {"planted": described}, "systems": systems, "without": []}
+        return {
+            "model": {"id": "a/b", "class": "C", "config": "c", "weights": "w", "dtype": "float32", "attention": "sdpa"},
+            "seed": 0, "batch": 1, "limit": None, "data": None, "systems": systems, "without": [], "versions": {},
+            "suites": {"planted": described},
+            "hardware": {"device": "cpu", "accelerator": None, "system": "Linux", "machine": "x86_64", "threads": 1},
+        }  # fmt: skip
 
     @property
     def systems(self) -> Sequence[str]:
