@@ -49,12 +49,12 @@ class Contrarian:
     def start(self, gen: Generation) -> None:
         """Find the tokens of each answer, opposites side by side."""
         answers = distinct_tokens(gen, *(words for pair in self.pairs for words in pair))
-        found = [pair for pair in zip(answers[::2], answers[1::2], strict=True) if all(pair)]
-        if not found:
+        usable_pairs = [pair for pair in zip(answers[::2], answers[1::2], strict=True) if all(pair)]
+        if not usable_pairs:
             raise StrategyRefused(
                 f"{self.name!r} needs a pair of answers that differ in their first tokens: give other words than {self.pairs}."
             )
-        gen.state[self.name] = [sorted(ids) for pair in found for ids in pair]
+        gen.state[self.name] = [sorted(ids) for pair in usable_pairs for ids in pair]
 
     @hookimpl
     def branches(self, gen: Generation) -> Iterable[Branch]:
@@ -66,8 +66,8 @@ class Contrarian:
         """Demote all tokens but the opposite, in the rows where the branch has an answer."""
         if gen.step == 0:
             blind = gen.logits(NO_IMAGE)[:, 0].float()
-            said, acts = self._choose(blind, gen.state[self.name])
-            demoted = torch.ones_like(blind).scatter_(1, said[:, None], 0.0)
+            opposites, acts = self._choose(blind, gen.state[self.name])
+            demoted = torch.ones_like(blind).scatter_(1, opposites[:, None], 0.0)
             push = torch.zeros_like(gen.logits(), dtype=torch.float32)
             push[:, 0] = demoted * acts[:, None] * -DEMOTION
             yield Bias(push)

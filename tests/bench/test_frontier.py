@@ -122,7 +122,7 @@ def test_the_curves_are_counts_of_cut_captions():
     for point in plane.curves[SHORTER][::6]:
         cut = [
             AnsweredItem(
-                one.item, " ".join(one.text.split()[: int(np.ceil(len(one.text.split()) * point.kept - 1e-9))])
+                one.item, " ".join(one.text.split()[: int(np.ceil(len(one.text.split()) * point.share_left - 1e-9))])
             )
             for one in plain
         ]

@@ -13,7 +13,7 @@ from lvlm_guard import Bias, Stack, StrategyRefused, hookimpl, testbed
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
-from lvlm_guard.bench.running.prompting import find_others
+from lvlm_guard.bench.running.prompting import find_swaps
 from lvlm_guard.testbed.suite import Scenes
 
 SWAP_ONLY = tuple(name for name in systems.CONTROLS if name not in ("greedy", "swap"))
@@ -42,7 +42,7 @@ def items(*names):
     ],
 )
 def test_the_other_picture_is_one_of_the_next_scene_and_never_the_same(names, others):
-    assert find_others(items(*names)) == others
+    assert find_swaps(items(*names)) == others
 
 
 class Seeing(Letters):

@@ -71,14 +71,14 @@ def _computes_bias(record: Record) -> bool:
 
 def _find_calibration(record: Record, suite: str) -> str | None:
     """Return the suite of the run that holds the calibration items of another one; None where there is none."""
-    own = record.manifest["suites"][suite]
+    description = record.manifest["suites"][suite]
     return next(
         (
             name
-            for name, description in record.manifest["suites"].items()
+            for name, candidate in record.manifest["suites"].items()
             if name != suite
-            and description["name"] == own["name"]
-            and description["arguments"].get("split") == CALIBRATION
+            and candidate["name"] == description["name"]
+            and candidate["arguments"].get("split") == CALIBRATION
         ),
         None,
     )

@@ -33,7 +33,7 @@ def tabulate(judgements: Sequence[Verdict], order: Sequence[str]) -> LevelTable 
     """Build the table of verdicts by level, stacks in a given order; None where there is no verdict by level."""
     levels = tuple(dict.fromkeys(verdict.level for verdict in judgements))
     by_stack = {name: tuple(verdict for verdict in judgements if verdict.system == name) for name in order}
-    return LevelTable(levels, tuple((name, own) for name, own in by_stack.items() if own)) if levels else None
+    return LevelTable(levels, tuple((name, row) for name, row in by_stack.items() if row)) if levels else None
 
 
 def find_tested(results: Results, suite: str) -> dict[str, str]:

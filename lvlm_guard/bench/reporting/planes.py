@@ -86,8 +86,8 @@ def draw_plane(results: Results, suite: str) -> PlaneChart | None:
         return None
     low, high = _find_span([point.coverage for point in points])
     widths = Scale(low, high, LEFT, RIGHT)
-    shown = [point for curve in plane.curves.values() for point in curve if low <= point.coverage <= high]
-    inventions = [point.invention for point in points] + [point.invention for point in shown]
+    visible_points = [point for curve in plane.curves.values() for point in curve if low <= point.coverage <= high]
+    inventions = [point.invention for point in points] + [point.invention for point in visible_points]
     least, most = _find_span(inventions)
     heights = Scale(most, least, BOTTOM, TOP)
     return PlaneChart(
@@ -139,11 +139,11 @@ def _mark(
 
 def _bound(score: Score | None, scale: Scale) -> tuple[float, float] | None:
     """Return where an interval is drawn, within the frame."""
-    found = None if score is None else find_bounds(score.found, scale)
-    if found is None:
+    ends_drawn = None if score is None else find_bounds(score.found, scale)
+    if ends_drawn is None:
         return None
     ends = sorted((scale.start, scale.end))
-    low, high = (min(max(end, ends[0]), ends[1]) for end in found)
+    low, high = (min(max(end, ends[0]), ends[1]) for end in ends_drawn)
     return low, high
 
 
@@ -175,7 +175,9 @@ def tabulate_plane(results: Results, suite: str, order: Sequence[str]) -> Table 
     outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
     scores = [results.of(suite, measure) for measure in (plane.coverage, plane.invention)]
     rows = tuple(
-        TableRow(name, role_of(outcomes[name]), (*(_write(own.get(name)) for own in scores), *_write_gain(point)))
+        TableRow(
+            name, role_of(outcomes[name]), (*(_write(by_system.get(name)) for by_system in scores), *_write_gain(point))
+        )
         for name in order
         if (point := plane.of(name)) is not None
     )
@@ -195,7 +197,7 @@ def _write_gain(point: PlanePoint) -> tuple[Cell, ...]:
         return Cell(number(None), ""), Cell(number(None), ""), Cell(words, words)
     mark = {"above the frontier": "better", "below the frontier": "worse"}.get(words, "")
     p = corrected(gain)
-    chance = "<0.001" if p < 0.001 else number(p)  # noqa: PLR2004 - as many digits as are shown
+    chance = "<0.001" if p < 0.001 else number(p)  # noqa: PLR2004 - as many digits as are visible_points
     figures = format_interval(gain.difference, gain.clusters, signed=True)
     key = "" if math.isnan(p) else repr(p)
     return Cell(figures, repr(gain.difference.value), mark), Cell(chance, key, mark), Cell(words, words)

@@ -159,7 +159,7 @@ def build_case(
     plane = results.planes.get(suite)
     return Case(
         outcome=outcome,
-        plain=next((other for other in results.outcomes if (other.suite, other.system) == (suite, GREEDY)), None),
+        plain=next((entry for entry in results.outcomes if (entry.suite, entry.system) == (suite, GREEDY)), None),
         headline=first,
         others=[score for score in scores if score is not first],
         rivals=_rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {},
@@ -285,9 +285,9 @@ def _says_less(case: Case, score: Score) -> str | None:
         figures = format_interval(gain.difference, gain.clusters, signed=True)
         return f" Beside greedy's captions cut to the same recall it gains {figures}, {format_p(corrected(gain))}."
     fell = [
-        other
-        for other in case.others
-        if other.measure.startswith(COVERAGE) and other.level == score.level and is_worse(other)
+        measured
+        for measured in case.others
+        if measured.measure.startswith(COVERAGE) and measured.level == score.level and is_worse(measured)
     ]
     return describe_changes(fell) if fell else None
 

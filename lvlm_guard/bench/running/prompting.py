@@ -25,13 +25,13 @@ class PromptBuilder:
         name: The suite's name in the run.
         suite: The suite.
         data: Folder of its files.
-        others: The picture of another scene for every picture; empty where there is none.
+        swaps: The picture of another scene for every picture; empty where there is none.
     """
 
     name: str
     suite: Suite
     data: Path | None
-    others: Mapping[str, str]
+    swaps: Mapping[str, str]
 
     def build(self, batch: Batch) -> list[Conversation]:
         """Return a conversation for every item; a picture is read once."""
@@ -43,7 +43,7 @@ class PromptBuilder:
         Raises:
             InputError: The suite has no picture of another scene.
         """
-        return self._build(batch, {name: self._other(name) for name in _pictures(batch.items)})
+        return self._build(batch, {name: self._swap(name) for name in _pictures(batch.items)})
 
     def company(self, batch: Batch) -> Conversation | None:
         """Return a further conversation for a batch about one picture, the first question about another scene's picture.
@@ -57,24 +57,24 @@ class PromptBuilder:
         if len(names) != 1:
             return None
         item = next(item for item in batch.items if item.image is not None)
-        return _conversation(item.prompt, self.suite.picture(self.data, self._other(names[0])))
+        return _conversation(item.prompt, self.suite.picture(self.data, self._swap(names[0])))
 
-    def _build(self, batch: Batch, shown: Mapping[str, str]) -> list[Conversation]:
-        pictures = {name: self.suite.picture(self.data, name) for name in dict.fromkeys(shown.values())}
+    def _build(self, batch: Batch, names: Mapping[str, str]) -> list[Conversation]:
+        pictures = {name: self.suite.picture(self.data, name) for name in dict.fromkeys(names.values())}
         return [
-            _conversation(item.prompt, None if item.image is None else pictures[shown[item.image]])
+            _conversation(item.prompt, None if item.image is None else pictures[names[item.image]])
             for item in batch.items
         ]
 
-    def _other(self, name: str) -> str:
-        if name not in self.others:
+    def _swap(self, name: str) -> str:
+        if name not in self.swaps:
             raise InputError(
                 f"{self.name} has no picture of another scene, so there is none to swap {name!r} for. Take more of its pictures."
             )
-        return self.others[name]
+        return self.swaps[name]
 
 
-def find_others(items: Sequence[Item]) -> dict[str, str]:
+def find_swaps(items: Sequence[Item]) -> dict[str, str]:
     """Return a picture of another scene for every picture: one of the next cluster, the first after the last.
 
     Two names of one picture are two pictures. Empty where all pictures belong to one cluster.
@@ -84,11 +84,11 @@ def find_others(items: Sequence[Item]) -> dict[str, str]:
         if item.image is not None and item.image not in clusters.setdefault(item.cluster, []):
             clusters[item.cluster].append(item.image)
     groups = list(clusters.values())
-    others: dict[str, str] = {}
+    swaps: dict[str, str] = {}
     for at, group in enumerate(groups):
         following = [name for later in (*groups[at + 1 :], *groups[:at]) for name in later if name not in group]
-        others |= {name: following[0] for name in group if name not in others and following}
-    return others
+        swaps |= {name: following[0] for name in group if name not in swaps and following}
+    return swaps
 
 
 def _pictures(items: Sequence[Item]) -> list[str]:

@@ -20,7 +20,7 @@ from lvlm_guard.bench.running.batches import Batch, build_batches
 from lvlm_guard.bench.running.gathering import gather
 from lvlm_guard.bench.running.looking import BatchGenerator, GeneratedRows
 from lvlm_guard.bench.running.manifest import DECODING, Gathered, RunPlan, describe
-from lvlm_guard.bench.running.prompting import Conversation, PromptBuilder, find_others
+from lvlm_guard.bench.running.prompting import Conversation, PromptBuilder, find_swaps
 from lvlm_guard.bench.running.store import Shard
 from lvlm_guard.bench.running.system_files import Answer, SystemFiles, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
@@ -110,7 +110,7 @@ def _answer(job: _Job, batches_by_suite: Mapping[str, Sequence[Batch]], *, progr
             answerers = [_Answerer(job, system, name, shards[system.name, name]) for system in job.plan.systems]
             bar.set_description(name)
             items = [item for batch in suite_batches for item in batch.items]
-            builder = PromptBuilder(name, job.plan.suites[name].suite, job.plan.data, find_others(items))
+            builder = PromptBuilder(name, job.plan.suites[name].suite, job.plan.data, find_swaps(items))
             _answer_suite(job, builder, suite_batches, answerers, bar)
 
 
@@ -157,9 +157,9 @@ class _Answerer:
     def answer(self, batch: Batch, prompts: Sequence[Conversation], builder: PromptBuilder) -> None:
         """Answer a batch, or keep why not."""
         try:
-            shown = builder.build_swapped(batch) if self._system.swapped_picture else prompts
+            system_prompts = builder.build_swapped(batch) if self._system.swapped_picture else prompts
             company = builder.company(batch) if self._system.is_evidence_swapped else None
-            answers, cost = self._generate(batch, shown, company)
+            answers, cost = self._generate(batch, system_prompts, company)
         except GuardError as error:
             self._refused = True
             self._shard.refuse(SystemRefusal(batch.number, type(error).__name__, str(error)))
@@ -176,14 +176,14 @@ class _Answerer:
     ) -> tuple[list[Answer], dict[str, Any]]:
         """Answer a batch; a row that is there for company is generated and left out."""
         items = batch.items if company is None else (*batch.items, batch.items[0])
-        asked = prompts if company is None else [*prompts, company]
+        all_prompts = prompts if company is None else [*prompts, company]
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
         guard = Guard(self._job.model, self._job.processor, self._system.stack)
         settings = {**DECODING[SAMPLING if self._system.sampled else GREEDY], "max_new_tokens": batch.max_new_tokens}
         generator = BatchGenerator(guard, settings, functools.partial(self._recorder, batch))
         with self._seeded(batch), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
-            parts, seconds = generator.generate(items, asked, looks=self._job.plan.looks and company is None)
+            parts, seconds = generator.generate(items, all_prompts, looks=self._job.plan.looks and company is None)
         answers = [answer for part in parts for answer in self._read(items, part)]
         answers = [answers[row] for row in _order_rows(parts)][: len(batch.items)]
         report = (

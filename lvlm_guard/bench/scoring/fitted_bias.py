@@ -65,7 +65,7 @@ def apply_fitted_bias(
         for place in places:
             fold = 0 if calibration else find_fold(answers[place].item.cluster)
             if fold not in shifts:
-                training = calibration or [other for other in answers if find_fold(other.item.cluster) != fold]
+                training = calibration or [answer for answer in answers if find_fold(answer.item.cluster) != fold]
                 shifts[fold] = _fit_group(training, level, kind)
             pushed[place] = _push(answers[place], shifts[fold][0])
         values = tuple(shift / 2 for _, (shift, _) in sorted(shifts.items()))

@@ -39,9 +39,9 @@ _COUNTS = 4
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One setting of a trivial control: the share of words or objects kept, and what it comes to."""
+    """One setting of a trivial control: the share of words or objects that is left, and what it comes to."""
 
-    kept: float
+    share_left: float
     coverage: float
     invention: float
 
@@ -91,9 +91,9 @@ def find_caption_measures(measures: Sequence[Measure]) -> tuple[Measure, Measure
     """Return the first measure of inventions and the first of recall beside it; None where a suite has not both."""
     for measure in measures:
         if measure.name.startswith(INVENTION) and measure.higher_is_better is False and _is_plain(measure):
-            for other in measures:
-                if other.name.startswith(COVERAGE) and other.level == measure.level and _is_plain(other):
-                    return measure, other
+            for neighbour in measures:
+                if neighbour.name.startswith(COVERAGE) and neighbour.level == measure.level and _is_plain(neighbour):
+                    return measure, neighbour
     return None
 
 
@@ -167,8 +167,8 @@ def _cut(measures: tuple[Measure, Measure], captions: Sequence[AnsweredItem]) ->
     named = shorter[..., 1]
     fewer = np.empty_like(shorter)
     for at in range(CUTS + 1):
-        kept = np.rint(named[0] * (CUTS - at) / CUTS)
-        longest = (named <= kept).argmax(0)
+        limits = np.rint(named[0] * (CUTS - at) / CUTS)
+        longest = (named <= limits).argmax(0)
         fewer[at] = np.take_along_axis(shorter, longest[None, :, None], 0)[0]
     return {SHORTER: shorter, FEWER: fewer}
 
@@ -176,12 +176,12 @@ def _cut(measures: tuple[Measure, Measure], captions: Sequence[AnsweredItem]) ->
 def _cut_caption(measures: tuple[Measure, Measure], answer: AnsweredItem) -> list[Counts]:
     """Count a caption after ever fewer of its words."""
     ends = [match.end() for match in _WORD.finditer(answer.text)]
-    kept = [math.ceil(len(ends) * (CUTS - at) / CUTS) for at in range(CUTS + 1)]
+    lengths = [math.ceil(len(ends) * (CUTS - at) / CUTS) for at in range(CUTS + 1)]
     counts = {
         words: _count(measures, dataclasses.replace(answer, text=answer.text[: ends[words - 1]] if words else ""))
-        for words in set(kept)
+        for words in set(lengths)
     }
-    return [counts[words] for words in kept]
+    return [counts[words] for words in lengths]
 
 
 def _point(totals: Totals) -> tuple[float, float]:
@@ -195,9 +195,9 @@ def _read_curves(curves: Mapping[str, NDArray[np.float64]]) -> dict[str, tuple[C
     for name, counts in curves.items():
         points = [CurvePoint((CUTS - at) / CUTS, *_point(counts[at].sum(0))) for at in range(CUTS + 1)]
         read[name] = tuple(point for point in points if not math.isnan(point.invention))
-    whole = read[SHORTER][:1]
+    uncut = read[SHORTER][:1]
     read[RANDOM] = tuple(
-        CurvePoint(kept, kept * point.coverage, point.invention) for point in whole for kept in (1.0, 0.5, 0.0)
+        CurvePoint(part, part * point.coverage, point.invention) for point in uncut for part in (1.0, 0.5, 0.0)
     )
     return read
 
@@ -213,15 +213,15 @@ class LengthAdjustedGain:
     def __call__(self, totals: Totals) -> Totals:
         """Return gains of shape (...) from totals of shape (..., counts): the system's four, then those of every cut."""
         rows = totals.reshape(-1, totals.shape[-1])
-        own, cuts = rows[:, :_COUNTS], rows[:, _COUNTS:].reshape(len(rows), -1, CUTS + 1, _COUNTS)
-        inventions, coverage = share(own[:, 0:2]), share(own[:, 2:4])
+        system_counts, cuts = rows[:, :_COUNTS], rows[:, _COUNTS:].reshape(len(rows), -1, CUTS + 1, _COUNTS)
+        inventions, coverage = share(system_counts[:, 0:2]), share(system_counts[:, 2:4])
         frontier = np.array(
             [
                 math.nan if math.isnan(recall) else min(_interpolate(recall, curve) for curve in row)
                 for recall, row in zip(coverage, cuts, strict=True)
             ]
         )
-        gains = np.where(own[:, 3] == 0, 0.0, frontier - inventions)
+        gains = np.where(system_counts[:, 3] == 0, 0.0, frontier - inventions)
         return np.asarray(gains.reshape(totals.shape[:-1]))
 
 
