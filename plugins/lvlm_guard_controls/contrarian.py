@@ -23,6 +23,8 @@ PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 DEMOTION = 1e4
 NO_IMAGE = Branch.without_image()
+NOTHING = -1
+"""In the place of a token, where a row is left alone."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Contrarian:
     name: ClassVar[str] = "contrarian"
     family: ClassVar[str] = "control"
     paper: ClassVar[str] = "none"
-    cost: ClassVar[str] = "one image-free branch"
+    cost: ClassVar[str] = "one image-free prefill"
     neutral: ClassVar[dict[str, float]] = {"mass": 1.0}
 
     mass: Annotated[Probability, Field(description="probability that all answers together must exceed")] = 0.2
@@ -47,29 +49,29 @@ class Contrarian:
 
     @hookimpl
     def start(self, gen: Generation) -> None:
-        """Find the tokens of each answer, opposites side by side."""
+        """Find the tokens of each answer, opposites side by side, and ask the image-free branch, which nothing later needs."""
+        if not gen.prompt.has_image:
+            raise StrategyRefused(f"{self.name!r} needs an image: pass one, or drop {self.name!r}.")
         answers = distinct_tokens(gen, *(words for pair in self.pairs for words in pair))
         usable_pairs = [pair for pair in zip(answers[::2], answers[1::2], strict=True) if all(pair)]
         if not usable_pairs:
             raise StrategyRefused(
                 f"{self.name!r} needs a pair of answers that differ in their first tokens: give other words than {self.pairs}."
             )
-        gen.state[self.name] = [sorted(ids) for pair in usable_pairs for ids in pair]
-
-    @hookimpl
-    def branches(self, gen: Generation) -> Iterable[Branch]:
-        """Add the branch without the image."""
-        yield NO_IMAGE
+        tokens = [sorted(ids) for pair in usable_pairs for ids in pair]
+        opposites, acts = self._choose(gen.prompt_states(NO_IMAGE).logits, tokens)
+        gen.rows.put(self.name, torch.where(acts, opposites, NOTHING))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Demote all tokens but the opposite, in the rows where the branch has an answer."""
         if gen.step == 0:
-            blind = gen.logits(NO_IMAGE)[:, 0].float()
-            opposites, acts = self._choose(blind, gen.state[self.name])
-            demoted = torch.ones_like(blind).scatter_(1, opposites[:, None], 0.0)
-            push = torch.zeros_like(gen.logits(), dtype=torch.float32)
-            push[:, 0] = demoted * acts[:, None] * -DEMOTION
+            logits = gen.logits()
+            opposites = gen.rows[self.name].to(logits.device)
+            demoted = torch.ones_like(logits[:, 0], dtype=torch.float32)
+            demoted.scatter_(1, opposites.clamp(min=0)[:, None], 0.0)
+            push = torch.zeros_like(logits, dtype=torch.float32)
+            push[:, 0] = demoted * (opposites != NOTHING)[:, None] * -DEMOTION
             yield Bias(push)
 
     def _choose(self, blind: Tensor, answers: list[list[int]]) -> tuple[Tensor, Tensor]:
