@@ -23,7 +23,7 @@ PAIRS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 DEMOTION = 1e4
 NO_IMAGE = Branch.without_image()
-NOTHING = -1
+NO_TOKEN = -1
 """In the place of a token, where a row is left alone."""
 
 
@@ -60,7 +60,7 @@ class Contrarian:
             )
         tokens = [sorted(ids) for pair in usable_pairs for ids in pair]
         opposites, acts = self._choose(gen.prompt_states(NO_IMAGE).logits, tokens)
-        gen.rows.put(self.name, torch.where(acts, opposites, NOTHING))
+        gen.rows.put(self.name, torch.where(acts, opposites, NO_TOKEN))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
@@ -71,7 +71,7 @@ class Contrarian:
             demoted = torch.ones_like(logits[:, 0], dtype=torch.float32)
             demoted.scatter_(1, opposites.clamp(min=0)[:, None], 0.0)
             push = torch.zeros_like(logits, dtype=torch.float32)
-            push[:, 0] = demoted * (opposites != NOTHING)[:, None] * -DEMOTION
+            push[:, 0] = demoted * (opposites != NO_TOKEN)[:, None] * -DEMOTION
             yield Bias(push)
 
     def _choose(self, blind: Tensor, answers: list[list[int]]) -> tuple[Tensor, Tensor]:

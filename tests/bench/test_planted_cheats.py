@@ -119,6 +119,11 @@ def test_answers_pushed_towards_habit_are_called_what_they_are(judged):
     assert judged["with_habit", ""].kind in ("moves habit", "hurts")
 
 
+def test_answers_say_nothing_about_captions_that_did_not_change(judged):
+    for cheat in ("always_no", "always_yes", "shuffled_labels"):
+        assert judged[cheat, level_verdicts.CAPTIONS].kind == "indistinguishable from greedy"
+
+
 def test_shorter_captions_say_less(judged):
     found = judged["shorter", level_verdicts.CAPTIONS]
     assert found.kind in ("says less", "indistinguishable from greedy", "hurts"), found
@@ -172,7 +177,9 @@ def test_the_page_shows_verdicts_by_level_and_captions_on_one_plane(scored):
     assert section.by_level.levels == PLACES[1:]
     assert {name for name, _ in section.by_level.rows} == {*CHEATS, *SOUND}
     written = set(answers) - {"bias"}
-    assert {mark.name for mark in section.plane.marks} == {row.system for row in section.plane_table.rows} == written
+    assert {row.system for row in section.plane_table.rows} == written
+    assert section.plane.left_out == ("swap",)
+    assert {mark.name for mark in section.plane.marks} == written - {"swap"}
     marks = {mark.name: mark for mark in section.plane.marks}
     assert marks["sound"].y < marks["greedy"].y, "fewer inventions are further up"
     assert marks["shorter"].x < marks["greedy"].x, "less recall is further left"
@@ -184,7 +191,7 @@ def test_the_page_shows_verdicts_by_level_and_captions_on_one_plane(scored):
         assert words in text
     chart = ET.fromstring(re.search(r'<svg(?:(?!</svg>).)*class="cut.*?</svg>', text, re.DOTALL).group())
     assert {line.get("class") for line in chart.iter("polyline")} == {"cut shorter", "cut fewer", "cut random"}
-    assert {one.get("data-system") for one in chart.iter("g")} == written
+    assert {one.get("data-system") for one in chart.iter("g")} == written - {"swap"}
 
 
 def test_p_values_are_corrected_over_stacks_and_levels_together(judged):

@@ -62,12 +62,14 @@ def level_verdicts(
     names = [outcome.system for outcome in stacks]
     sharpened = _sharpen(results, suite, _list_families(tested), names, measures, answers)
     corrected = _correct(sharpened, suite, _list_families(tested), names)
-    return [
-        dataclasses.replace(
-            judge(build_case(corrected, outcome, name, measures, answers, len(stacks) * len(tested))), level=level
-        )
+    cases = {
+        (outcome.system, level): build_case(corrected, outcome, name, measures, answers, len(stacks) * len(tested))
         for outcome in stacks
         for level, name in tested.items()
+    }
+    return [
+        dataclasses.replace(judge(dataclasses.replace(case, asks=case.asks and level != CAPTIONS)), level=level)
+        for (_, level), case in cases.items()
     ]
 
 

@@ -13,6 +13,7 @@ from lvlm_guard.bench.reporting.differences import SURE, corrected
 from lvlm_guard.bench.reporting.labels import Box, Label, Place
 from lvlm_guard.bench.reporting.results import Results, Score
 from lvlm_guard.bench.reporting.tables import Cell, Column, Table, TableRow
+from lvlm_guard.bench.running.systems import SWAP
 from lvlm_guard.bench.scoring.frontier import FEWER, RANDOM, SHORTER, CaptionPlane, CurvePoint, PlanePoint
 from lvlm_guard.bench.scoring.intervals import TOO_FEW, format_interval
 from lvlm_guard.bench.scoring.significance import Significance
@@ -68,6 +69,7 @@ class PlaneChart:
         across: Ticks of recall.
         up: Ticks of inventions.
         titles: What the two are: inventions, recall.
+        left_out: Controls with other pictures or evidence that are too far off to be drawn.
     """
 
     marks: tuple[PlaneMark, ...]
@@ -76,6 +78,7 @@ class PlaneChart:
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
     titles: tuple[str, str]
+    left_out: tuple[str, ...]
 
 
 def draw_plane(results: Results, suite: str) -> PlaneChart | None:
@@ -84,21 +87,24 @@ def draw_plane(results: Results, suite: str) -> PlaneChart | None:
     points = [] if plane is None else [point for point in plane.points if not math.isnan(point.invention)]
     if plane is None or not points:
         return None
-    low, high = _find_span([point.coverage for point in points])
+    near = [point for point in points if not point.system.startswith(SWAP)] or points
+    low, high = _find_span([point.coverage for point in near])
     widths = Scale(low, high, LEFT, RIGHT)
     visible_points = [point for curve in plane.curves.values() for point in curve if low <= point.coverage <= high]
-    inventions = [point.invention for point in points] + [point.invention for point in visible_points]
+    inventions = [point.invention for point in near] + [point.invention for point in visible_points]
     least, most = _find_span(inventions)
     heights = Scale(most, least, BOTTOM, TOP)
+    drawn = [point for point in points if low <= point.coverage <= high and least <= point.invention <= most]
     return PlaneChart(
-        marks=_mark(results, suite, plane, points, widths, heights),
-        numbered=len(points) > charts.NAMED,
+        marks=_mark(results, suite, plane, drawn, widths, heights),
+        numbered=len(drawn) > charts.NAMED,
         curves=tuple(
             PlaneCurve(name, STYLES[name], _trace(curve, widths, heights)) for name, curve in plane.curves.items()
         ),
         across=lay_out_ticks(low, high, widths),
         up=lay_out_ticks(least, most, heights),
         titles=plane.titles,
+        left_out=tuple(point.system for point in points if point not in drawn),
     )
 
 
