@@ -34,7 +34,7 @@ class Contrarian:
     A test whose truths all go against habit is won by this, without a look at the picture; a gain on such a test says nothing
     that this control does not say. It acts in rows where the image-free branch gives the answers of all pairs together more than `mass`,
     and where the likeliest of them is likelier than its opposite. Of the opposite's first tokens the branch's likeliest is
-    said; all others are demoted as by `Plausible`. A pair that the tokenizer cannot tell apart by first tokens is left out.
+    said; all others are demoted as by `Plausible`. Rows without an image are left alone. A pair that the tokenizer cannot tell apart by first tokens is left out.
     `mass = 1` is neutral.
     """
 
@@ -50,8 +50,6 @@ class Contrarian:
     @hookimpl
     def start(self, gen: Generation) -> None:
         """Find the tokens of each answer, opposites side by side, and ask the image-free branch, which nothing later needs."""
-        if not gen.prompt.has_image:
-            raise StrategyRefused(f"{self.name!r} needs an image: pass one, or drop {self.name!r}.")
         answers = distinct_tokens(gen, *(words for pair in self.pairs for words in pair))
         usable_pairs = [pair for pair in zip(answers[::2], answers[1::2], strict=True) if all(pair)]
         if not usable_pairs:
@@ -59,13 +57,14 @@ class Contrarian:
                 f"{self.name!r} needs a pair of answers that differ in their first tokens: give other words than {self.pairs}."
             )
         tokens = [sorted(ids) for pair in usable_pairs for ids in pair]
-        opposites, acts = self._choose(gen.prompt_states(NO_IMAGE).logits, tokens)
-        gen.rows.put(self.name, torch.where(acts, opposites, NO_TOKEN))
+        if gen.prompt.has_image:
+            opposites, acts = self._choose(gen.prompt_states(NO_IMAGE).logits, tokens)
+            gen.rows.put(self.name, torch.where(acts, opposites, NO_TOKEN))
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Demote all tokens but the opposite, in the rows where the branch has an answer."""
-        if gen.step == 0:
+        if gen.step == 0 and self.name in gen.rows:
             logits = gen.logits()
             opposites = gen.rows[self.name].to(logits.device)
             demoted = torch.ones_like(logits[:, 0], dtype=torch.float32)

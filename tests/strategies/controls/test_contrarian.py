@@ -91,6 +91,14 @@ def test_contrarian_says_the_opposite_only_where_the_branch_gives_answers_enough
     assert [opposite_of(one, between) is None for one in blind].count(True) == 1
 
 
+@pytest.mark.filterwarnings("ignore:'contrarian' changed no logit")
+def test_a_prompt_without_an_image_is_left_alone():
+    model, inputs = tiny("llava")
+    text = without_image(inputs)
+    sequences, _ = first_logits(Guard(model, Words(), [Contrarian(mass=0.0)]), text)
+    assert torch.equal(sequences, model.generate(**text, max_new_tokens=2, do_sample=False, suppress_tokens=SUPPRESSED))
+
+
 def test_it_does_not_look_at_the_picture():
     model, inputs = tiny("llava")
     other = {**inputs, "pixel_values": torch.flip(inputs["pixel_values"], [-1]) * 0.5}
