@@ -13,7 +13,7 @@ from planted import Planted, Simulated
 
 from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.bench.items import LEVELS
-from lvlm_guard.bench.reporting import level_verdicts, page, results, verdicts
+from lvlm_guard.bench.reporting import axes, level_verdicts, page, results, verdicts
 from lvlm_guard.bench.reporting.answers import read_suite_answers
 
 
@@ -183,6 +183,10 @@ def test_the_page_shows_verdicts_by_level_and_captions_on_one_plane(scored):
     marks = {mark.name: mark for mark in section.plane.marks}
     assert marks["sound"].y < marks["greedy"].y, "fewer inventions are further up"
     assert marks["shorter"].x < marks["greedy"].x, "less recall is further left"
+    for curve in section.plane.curves:
+        ends = [[float(number) for number in point.split(",")] for point in curve.path.split()]
+        assert len(ends) >= 2
+        assert all(axes.LEFT <= x <= axes.RIGHT and axes.TOP <= y <= axes.BOTTOM for x, y in ends)
     places = {row.system: row.cells[-1].label for row in section.plane_table.rows}
     assert places["sound"] == "above the frontier"
     assert places["shorter"] == "on the frontier" or places["shorter"] == "below the frontier"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,17 +91,15 @@ def draw_plane(results: Results, suite: str) -> PlaneChart | None:
     near = [point for point in points if not point.system.startswith(SWAP)] or points
     low, high = _find_span([point.coverage for point in near])
     widths = Scale(low, high, LEFT, RIGHT)
-    visible_points = [point for curve in plane.curves.values() for point in curve if low <= point.coverage <= high]
-    inventions = [point.invention for point in near] + [point.invention for point in visible_points]
-    least, most = _find_span(inventions)
+    curves = {name: _clip(curve, low, high) for name, curve in plane.curves.items()}
+    cut_inventions = [point.invention for curve in curves.values() for point in curve]
+    least, most = _find_span([point.invention for point in near] + cut_inventions)
     heights = Scale(most, least, BOTTOM, TOP)
     drawn = [point for point in points if low <= point.coverage <= high and least <= point.invention <= most]
     return PlaneChart(
         marks=_mark(results, suite, plane, drawn, widths, heights),
         numbered=len(drawn) > charts.NAMED,
-        curves=tuple(
-            PlaneCurve(name, STYLES[name], _trace(curve, widths, heights)) for name, curve in plane.curves.items()
-        ),
+        curves=tuple(PlaneCurve(name, STYLES[name], _trace(curve, widths, heights)) for name, curve in curves.items()),
         across=lay_out_ticks(low, high, widths),
         up=lay_out_ticks(least, most, heights),
         titles=plane.titles,
@@ -112,6 +111,29 @@ def _find_span(values: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis of shares with some room, between 0 and 1."""
     room = max(0.08 * (max(values) - min(values)), (LEAST_SPAN - (max(values) - min(values))) / 2)
     return max(min(values) - room, 0.0), min(max(values) + room, 1.0)
+
+
+def _clip(curve: Sequence[CurvePoint], low: float, high: float) -> list[CurvePoint]:
+    """Return the part of a curve between two values of recall, its ends on the straight lines between points."""
+    inside = [point for point in curve[:1] if low <= point.coverage <= high]
+    for before, after in itertools.pairwise(curve):
+        run = after.coverage - before.coverage
+        edges = [
+            edge
+            for edge in (high, low)
+            if min(before.coverage, after.coverage) < edge < max(before.coverage, after.coverage)
+        ]
+        shares = [(edge - before.coverage) / run for edge in edges]
+        inside += [
+            CurvePoint(
+                before.share_left + share * (after.share_left - before.share_left),
+                edge,
+                before.invention + share * (after.invention - before.invention),
+            )
+            for edge, share in zip(edges, shares, strict=True)
+        ]
+        inside += [after] if low <= after.coverage <= high else []
+    return inside
 
 
 def _trace(curve: Sequence[CurvePoint], widths: Scale, heights: Scale) -> str:
