@@ -14,6 +14,7 @@ from typing import Any
 from measuring import table, write_at_once
 
 from lvlm_guard.bench.reporting import export, results, verdicts
+from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.results import Results, Score
 from lvlm_guard.bench.reporting.verdicts import Verdict
 from lvlm_guard.bench.running import choosing, store, systems
@@ -102,7 +103,7 @@ def read(folder: Path) -> Run:
 def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
     """Verdicts by level and system: the rules of the report page, once for each level's headline."""
     measures = choosing.load_measures(Scenes(), "ours", None)
-    said = {system: record.read_answers(system, "scenes") for system in record.systems}
+    said = read_suite_answers(record, "scenes").by_system
     found = {}
     for name, level in HEADLINES.items():
         first = [one for one in scored.scores if one.measure == name]

@@ -60,11 +60,16 @@ def first_tokens(name: str, gen: Generation, *answers: Sequence[str]) -> tuple[l
     Raises:
         StrategyRefused: An answer has no such id.
     """
-    beginnings = [{gen.tokenize(word)[0] for word in words if gen.tokenize(word)} for words in answers]
-    unknown = {getattr(gen.model.tokenizer, "unk_token_id", None)}
-    distinct = [ids.difference(unknown, *(rivals for rivals in beginnings if rivals is not ids)) for ids in beginnings]
+    distinct = distinct_tokens(gen, *answers)
     if not all(distinct):
         raise StrategyRefused(
             f"{name!r} needs answers that differ in their first tokens: give other words than {answers}."
         )
     return tuple(sorted(ids) for ids in distinct)
+
+
+def distinct_tokens(gen: Generation, *answers: Sequence[str]) -> list[set[int]]:
+    """Return the ids that begin the words of each answer and of no other answer; the unknown token begins none."""
+    beginnings = [{gen.tokenize(word)[0] for word in words if gen.tokenize(word)} for words in answers]
+    unknown = {getattr(gen.model.tokenizer, "unk_token_id", None)}
+    return [ids.difference(unknown, *(rivals for rivals in beginnings if rivals is not ids)) for ids in beginnings]

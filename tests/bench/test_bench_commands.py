@@ -68,11 +68,20 @@ def test_list_tells_what_every_suite_needs():
 def test_run_shows_the_controls_the_stacks_and_what_was_left_out(finished):
     folder, told = finished
     assert all(name in told for name in ("greedy", "pba", "vcd against greedy", "p (Holm)", "parser ours"))
-    assert "Switched off: mask_only, olm, sampling, temperature, yes_bias." in told
+    assert "Switched off: bias, contrarian, mask_only, olm, sampling, swap, temperature, yes_bias." in told
     assert "scenes, rank refused: 'rank' needs a scorer" in told
     assert "Figures say nothing about other models." in told
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["without"] == ["mask_only", "olm", "sampling", "temperature", "yes_bias"]
+    assert manifest["without"] == [
+        "bias",
+        "contrarian",
+        "mask_only",
+        "olm",
+        "sampling",
+        "swap",
+        "temperature",
+        "yes_bias",
+    ]
     assert manifest["suites"]["scenes"]["arguments"] == {"count": 6, "captions": 2}
     assert {"torch", "transformers", "lvlm_guard", "python"} <= set(manifest["versions"])
 

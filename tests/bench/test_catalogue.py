@@ -99,7 +99,7 @@ def test_an_outside_suite_is_listed_with_its_distribution_and_runs(outsider):
     folder = outsider / "run"
     off = [
         word
-        for name in ("sampling", "mask_only", "temperature", "yes_bias", "olm", "pba")
+        for name in ("sampling", "mask_only", "temperature", "yes_bias", "olm", "pba", "contrarian", "swap", "bias")
         for word in ("--without", name)
     ]
     ran = CliRunner().invoke(app, ["bench", "run", "colours:count=3", *off, "--out", str(folder)])

@@ -221,7 +221,7 @@ def test_json_and_csv_hold_the_scores(record, tmp_path):
     scored = results.score(record)
     as_json, as_csv = export.write(scored, tmp_path)
     told = json.loads(as_json.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert set(told) == {"manifest", "parsers", "outcomes", "scores", "edits"}
+    assert set(told) == {"manifest", "parsers", "outcomes", "scores", "bias", "planes", "edits"}
     rows = list(csv.DictReader(io.StringIO(as_csv.read_text())))
     assert tuple(rows[0]) == export.COLUMNS
     assert len(rows) == len(told["scores"]) == len(scored.scores)

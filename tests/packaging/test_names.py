@@ -9,7 +9,7 @@ ALLOWED = {
     "kernels": 3,
     "lvlm_guard": 6,
     "lvlm_guard/arithmetic": 2,
-    "lvlm_guard/bench": 39,
+    "lvlm_guard/bench": 38,
     "lvlm_guard/cli": 1,
     "lvlm_guard/strategy": 6,
     "lvlm_guard/testbed": 3,

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 from lvlm_guard.bench.items import LEVELS
 from lvlm_guard.bench.reporting import labels
+from lvlm_guard.bench.reporting.axes import BOTTOM as BOTTOM  # noqa: PLC0414 - part of this module's names
+from lvlm_guard.bench.reporting.axes import LEFT as LEFT  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.axes import RIGHT as RIGHT  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.axes import TOP as TOP  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.axes import Scale, Tick, find_bounds, find_step, format_tick, lay_out_quality
 from lvlm_guard.bench.reporting.labels import Box, Label, Place
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.systems import GREEDY
-from lvlm_guard.bench.scoring.intervals import Interval, format_interval
+from lvlm_guard.bench.scoring.intervals import format_interval
 
 WIDTH, HEIGHT = 920.0, 480.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 904.0, 16.0, 424.0
-"""The frame of the scatter chart."""
-
 NAMED = 14
 """Up to so many systems are named in the scatter chart; more are numbered."""
 
@@ -35,14 +37,6 @@ ROUND = ((1, 2, 5), (1.5, 3, 4, 7), (1.2, 1.4, 1.6, 1.8, 2.5, 6, 8, 9))
 
 LEAST_TICKS = 4
 TICK_ROOM = 44.0
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A tick of an axis: where, and what stands there."""
-
-    at: float
-    label: str
 
 
 @dataclass(frozen=True)
@@ -154,7 +148,7 @@ def scatter(results: Results, suite: str, measure: str) -> Scatter | None:
     if not names:
         return None
     first = scores[names[0]]
-    up, heights = _upward([scores[name].found for name in names], turned=first.higher_is_better is False)
+    up, heights = lay_out_quality([scores[name].found for name in names], turned=first.higher_is_better is False)
     across, widths = _across([costs[name] for name in names])
     marks = _marks([(outcomes[name], scores[name], costs[name]) for name in names], widths, heights)
     return Scatter(
@@ -184,7 +178,7 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
     numbered = len(drawn_systems) > NAMED
     texts = [str(at) if numbered else outcome.system for at, (outcome, _, _) in enumerate(drawn_systems, 1)]
     points = [(widths.at(math.log(cost)), heights.at(score.found.value)) for _, score, cost in drawn_systems]
-    bounds = [_bounds(score.found, heights) for _, score, _ in drawn_systems]
+    bounds = [find_bounds(score.found, heights) for _, score, _ in drawn_systems]
     label_sizes = [Label(x, y, LETTER * len(text) + 4, LINE) for text, (x, y) in zip(texts, points, strict=True)]
     boxes = [Box.around(x, y, 2 * MARK + 2, 2 * MARK + 2) for x, y in points]
     whiskers = [
@@ -220,48 +214,6 @@ def _marks(drawn_systems: Sequence[tuple[Outcome, Score, float]], widths: Scale,
     )
 
 
-@dataclass(frozen=True)
-class Scale:
-    """A straight axis: `low` is drawn at `start` and `high` at `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        """Return where a value is drawn."""
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-
-def _upward(intervals: Sequence[Interval], *, turned: bool) -> tuple[tuple[Tick, ...], Scale]:
-    """Lay out the axis of quality, the better end on top."""
-    ends = [
-        value
-        for interval in intervals
-        for value in (interval.value, interval.low, interval.high)
-        if not math.isnan(value)
-    ]
-    room = 0.06 * (max(ends) - min(ends)) or 0.05
-    low, high = min(ends) - room, max(ends) + room
-    scale = Scale(high, low, BOTTOM, TOP) if turned else Scale(low, high, BOTTOM, TOP)
-    step = _step(high - low)
-    first = math.ceil(low / step)
-    values = [number * step for number in range(first, math.floor(high / step) + 1)]
-    return tuple(Tick(scale.at(value), _short(value, step)) for value in values), scale
-
-
-def _step(span: float, ticks: int = 6) -> float:
-    """Return a round distance of ticks."""
-    rough = span / ticks
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= rough)
-
-
-def _short(value: float, step: float) -> str:
-    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
-
-
 def _across(costs: Sequence[float]) -> tuple[tuple[Tick, ...], Scale]:
     """Lay out the axis of cost, logarithmic."""
     low, high = min(*costs, 1.0), max(*costs, 1.0)
@@ -284,14 +236,6 @@ def _apart(values: Sequence[float], more: Sequence[float], scale: Scale) -> list
         if all(abs(scale.at(math.log(value)) - place) >= TICK_ROOM for place in places):
             chosen.append(value)
     return chosen
-
-
-def _bounds(interval: Interval, scale: Scale) -> tuple[float, float] | None:
-    return (
-        None
-        if math.isnan(interval.low) or math.isnan(interval.high)
-        else (scale.at(interval.low), scale.at(interval.high))
-    )
 
 
 def _front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -356,7 +300,7 @@ def _panel(scores: Mapping[str, Score], lines: Sequence[Line], left: float, righ
     ends += [score.found.value for score in scores.values() if not math.isnan(score.found.value)]
     top = max(ends, default=1.0)
     scale = Scale(0.0, 1.0 if top <= 1 else 1.05 * top, left, right)
-    step = _step(scale.high, 4)
+    step = find_step(scale.high, 4)
     plain = scores.get(GREEDY)
     first = next(iter(scores.values()))
     aim = "" if first.higher_is_better else ", lower is better"
@@ -368,7 +312,8 @@ def _panel(scores: Mapping[str, Score], lines: Sequence[Line], left: float, righ
         right=right,
         bars=tuple(_bar(scores[line.name], line, scale) for line in lines if line.name in scores),
         across=tuple(
-            Tick(scale.at(at * step), _short(at * step, step)) for at in range(math.floor(scale.high / step + 1e-9) + 1)
+            Tick(scale.at(at * step), format_tick(at * step, step))
+            for at in range(math.floor(scale.high / step + 1e-9) + 1)
         ),
         greedy=scale.at(plain.found.value) if plain is not None and has_plain else None,
     )
@@ -381,7 +326,7 @@ def _bar(score: Score, line: Line, scale: Scale) -> Bar:
         y=line.y,
         role=line.role,
         width=round(max(scale.at(score.found.value) - scale.start, 0.0), 1) if is_defined else 0.0,
-        whisker=_bounds(score.found, scale) if is_defined else None,
+        whisker=find_bounds(score.found, scale) if is_defined else None,
         figure=number(score.found.value),
         tooltip=f"{line.name}: {format_interval(score.found, score.clusters)}",
     )

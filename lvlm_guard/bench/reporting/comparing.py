@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lvlm_guard.bench.items import AnsweredItem, Item
+from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.comparable import select_shared
 from lvlm_guard.bench.reporting.edited import describe_other_pictures
 from lvlm_guard.bench.reporting.results import compare_measure
@@ -112,8 +113,9 @@ def _answers(
     Add a line to `left_out` for each other one, and where items were skipped.
     """
     answers = {}
-    for system in dict.fromkeys((*before.systems, *after.systems)):
-        both = [run.read_answers(system, suite) for run in (before, after)]
+    read = [read_suite_answers(run, suite).by_system for run in (before, after)]
+    for system in dict.fromkeys((*read[0], *read[1])):
+        both = [list(by_system.get(system, ())) for by_system in read]
         skipped = [len(run.read_skipped(system, suite).ids) for run in (before, after)]
         total = len(before.items[suite])
         if all(answered and len(answered) + gap == total for answered, gap in zip(both, skipped, strict=True)):

@@ -19,10 +19,13 @@ from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
-from lvlm_guard.bench.reporting import charts, examples, tables, verdicts
+from lvlm_guard.bench.reporting import charts, examples, level_verdicts, planes, tables, verdicts
+from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
 from lvlm_guard.bench.reporting.comparable import describe_skipped, select_comparable
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
+from lvlm_guard.bench.reporting.level_verdicts import LevelTable
+from lvlm_guard.bench.reporting.planes import PlaneChart
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
 from lvlm_guard.bench.reporting.verdicts import Verdict
@@ -43,7 +46,8 @@ NAMED = 8
 """Systems that are named at once where they gave the same answer."""
 
 SYMBOLS: Mapping[str, str] = {
-    "helps": "\u25b2", "unproven": "\u25b3", "says less": "\u25bd", "only shifts bias": "\u21c4",
+    "helps": "\u25b2", "unproven": "\u25b3", "says less": "\u25bd", "moves habit": "\u21c5",
+    "only shifts bias": "\u21c4",
     "indistinguishable from greedy": "\u2248", "changed nothing": "=", "hurts": "\u25bc", "too few pictures": "?",
     "not compared": "?",
     "unfinished": "\u2026", "refused": "\u2715",
@@ -95,6 +99,9 @@ class Section:
     parser: str
     facts: Sequence[tuple[str, str]]
     verdicts: Sequence[Verdict]
+    by_level: LevelTable | None
+    plane: PlaneChart | None
+    plane_table: Table | None
     scatter: Scatter | None
     levels: Levels | None
     overview: Table
@@ -131,9 +138,8 @@ def build_source(record: Record, results: Results, name: str, data: Path | None 
     """Return what the page shows of one suite of a run besides figures; raises as `write` does."""
     description = record.manifest["suites"][name]
     suite = build_suite(description["name"], description["arguments"])
-    answers = {system: record.read_answers(system, name) for system in record.systems}
     return Source(
-        answers=select_comparable(record, name, answers),
+        answers=select_comparable(record, name, read_suite_answers(record, name).by_system),
         measures=load_measures(suite, results.parsers[name], data),
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),
@@ -197,6 +203,7 @@ def build_section(results: Results, name: str, source: Source) -> Section:
     stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
+    judged = level_verdicts.level_verdicts(results, name, source.measures, source.answers)
     chosen = examples.choose(source.answers, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
@@ -204,6 +211,9 @@ def build_section(results: Results, name: str, source: Source) -> Section:
         parser=results.parsers[name],
         facts=[*_suite_facts(description, results.parsers[name]), *_list_skipped(results, name)],
         verdicts=_sort_verdicts(verdicts.verdicts(results, name, source.measures, source.answers), order),
+        by_level=level_verdicts.tabulate(judged, order),
+        plane=planes.draw_plane(results, name),
+        plane_table=planes.tabulate_plane(results, name, order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
         levels=charts.levels(results, name, order),
         overview=tables.overview(results, name, order),

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.answers import describe_systems, read_suite_answers
 from lvlm_guard.bench.reporting.comparable import select_comparable
 from lvlm_guard.bench.running.choosing import build_suite, check_parser, load_measures
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.system_files import SystemRefusal
-from lvlm_guard.bench.running.systems import GREEDY
+from lvlm_guard.bench.running.systems import BIAS, GREEDY
+from lvlm_guard.bench.scoring.fitted_bias import BiasStrength
+from lvlm_guard.bench.scoring.frontier import CaptionPlane, build_plane, find_caption_measures
 from lvlm_guard.bench.scoring.intervals import Interval, Statistic, by_cluster, interval
 from lvlm_guard.bench.scoring.margins import says_yes
 from lvlm_guard.bench.scoring.measures import Measure, Rows
@@ -134,10 +137,12 @@ class Results:
     """The figures of a run.
 
     Args:
-        manifest: What the run is.
+        manifest: What the run is; systems that were computed from other answers are among its systems.
         parsers: How the answers of each suite were read.
         outcomes: One per suite and system.
         scores: One per suite, system and measure, where the system answered everything.
+        bias: The strengths of the fitted bias by suite.
+        planes: Inventions against recall, of the suites that ask for captions.
         edits: What was edited after the run, as `find_edits` describes it.
     """
 
@@ -145,6 +150,8 @@ class Results:
     parsers: Mapping[str, str]
     outcomes: Sequence[Outcome]
     scores: Sequence[Score]
+    bias: Mapping[str, Sequence[BiasStrength]] = field(default_factory=dict)
+    planes: Mapping[str, CaptionPlane] = field(default_factory=dict)
     edits: Sequence[str] = ()
 
     def of(self, suite: str, measure: str) -> dict[str, Score]:
@@ -174,29 +181,53 @@ def score(
     parsers = {
         name: check_parser(suite, parser or record.manifest["suites"][name]["parser"]) for name, suite in suites.items()
     }
+    manifest = {**record.manifest, "systems": describe_systems(record)}
     outcomes: list[Outcome] = []
     scores: list[Score] = []
+    bias: dict[str, Sequence[BiasStrength]] = {}
+    planes: dict[str, CaptionPlane] = {}
     for name, suite in suites.items():
         measured = load_measures(suite, parsers[name], place)
-        answers = {system: record.read_answers(system, name) for system in record.systems}
-        suite_outcomes = [_outcome(record, suite, name, system, answers, parsers[name]) for system in record.systems]
+        read = read_suite_answers(record, name)
+        answers, bias[name] = read.by_system, read.bias
+        scored = _ScoredSuite(record, manifest["systems"], suite, name, parsers[name])
+        suite_outcomes = [_outcome(scored, system, answers) for system in answers]
         outcomes += suite_outcomes
         comparable = select_comparable(record, name, answers)
         complete = {outcome.system: comparable[outcome.system] for outcome in suite_outcomes if outcome.whole}
+        roles = {outcome.system: outcome.role for outcome in suite_outcomes}
         for measure in measured:
-            roles = {outcome.system: outcome.role for outcome in suite_outcomes}
             scores += _scores(name, measure, complete, roles, resamples)
-    return Results(record.manifest, parsers, outcomes, scores)
+        if (plane := _build_plane(measured, complete, roles, resamples)) is not None:
+            planes[name] = plane
+    return Results(manifest, parsers, outcomes, scores, bias, planes)
 
 
-def _outcome(
-    record: Record,
-    suite: Suite,
-    name: str,
-    system: str,
+def _build_plane(
+    measured: Sequence[Measure],
     answers_by_system: Mapping[str, Sequence[AnsweredItem]],
-    parser: str,
-) -> Outcome:
+    roles: Mapping[str, str],
+    resamples: int,
+) -> CaptionPlane | None:
+    """Place systems beside the frontier of shorter captions; what is computed from margins has greedy's captions."""
+    pair = find_caption_measures(measured)
+    written = {name: answers for name, answers in answers_by_system.items() if name != BIAS}
+    return None if pair is None else build_plane(pair, written, roles, GREEDY, resamples)
+
+
+@dataclass(frozen=True)
+class _ScoredSuite:
+    """A suite of a run, and how its answers are read."""
+
+    record: Record
+    systems: Mapping[str, Any]
+    suite: Suite
+    name: str
+    parser: str
+
+
+def _outcome(scored: _ScoredSuite, system: str, answers_by_system: Mapping[str, Sequence[AnsweredItem]]) -> Outcome:
+    record, name = scored.record, scored.name
     answers, plain = answers_by_system[system], answers_by_system.get(GREEDY, ())
     together = {answer.item.id: answer for answer in plain}
     both = [(together[answer.item.id].text, answer.text) for answer in answers if answer.item.id in together]
@@ -205,7 +236,7 @@ def _outcome(
     return Outcome(
         suite=name,
         system=system,
-        role=record.manifest["systems"][system]["role"],
+        role=scored.systems[system]["role"],
         answers=len(answers),
         items=len(record.items[name]),
         refused=record.refusal(system, name),
@@ -213,7 +244,7 @@ def _outcome(
         yes_ratio=_yes_ratio(answers),
         auc=_aucs(answers),
         spent=_spent(record.costs(system, name), record.costs(GREEDY, name) if GREEDY in answers_by_system else []),
-        official=suite.official(answers, parser) if whole else {},
+        official=scored.suite.official(answers, scored.parser) if whole else {},
         skipped=len(skipped.ids),
         skipped_reason=skipped.reason,
     )
@@ -289,13 +320,13 @@ def _score(suite: str, system: str, measure: Measure, rows: Rows, test: Signific
 
 
 def compare_measure(
-    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem]
+    measure: Measure, before: Sequence[AnsweredItem], after: Sequence[AnsweredItem], *, resamples: int = RESAMPLES
 ) -> Significance | None:
     """Compare a measure between two ways to answer the same items; None where nothing is counted.
 
     What only one side counts, such as a group that the other leaves out, is nothing on the other.
     """
-    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic)
+    return _compare_rows(measure.rows(before), measure.rows(after), measure.statistic, resamples)
 
 
 def _compare_rows(before: Rows, after: Rows, statistic: Statistic, resamples: int = RESAMPLES) -> Significance | None:

@@ -8,7 +8,8 @@ from itertools import groupby
 
 from lvlm_guard.bench.reporting.charts import number, role_of
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
-from lvlm_guard.bench.reporting.verdicts import COVERAGE, corrected, is_better, is_worse
+from lvlm_guard.bench.reporting.verdicts import corrected, is_better, is_worse
+from lvlm_guard.bench.scoring.frontier import COVERAGE
 from lvlm_guard.bench.scoring.intervals import format_interval
 
 MOST_HEADLINES = 4

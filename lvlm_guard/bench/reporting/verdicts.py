@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.differences import SURE as SURE  # noqa: PLC0414 - part of this module's names
+from lvlm_guard.bench.reporting.differences import Rival as Rival  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.differences import beats, find_direction, find_gain, is_sure
+from lvlm_guard.bench.reporting.differences import corrected as corrected  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.differences import is_better as is_better  # noqa: PLC0414 - as above
+from lvlm_guard.bench.reporting.differences import is_worse as is_worse  # noqa: PLC0414 - as above
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, compare_measure
+from lvlm_guard.bench.reporting.sentences import (
+    describe_changes,
+    describe_matches,
+    describe_resolution,
+    describe_rival,
+    summarise,
+)
+from lvlm_guard.bench.reporting.sentences import format_p as format_p  # noqa: PLC0414 - as above
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
+from lvlm_guard.bench.scoring.frontier import COVERAGE
 from lvlm_guard.bench.scoring.intervals import FEWEST, TOO_FEW, format_interval
 from lvlm_guard.bench.scoring.measures import Measure
-from lvlm_guard.bench.scoring.significance import Significance, find_resolution
-
-SURE = 0.05
-"""A difference counts where its p value, corrected where it is one of several, is below this."""
+from lvlm_guard.bench.scoring.significance import Significance
 
 MATCHED = 0.5
 """Share of a stack's gain that a control must reach on its own to match it, unless the stack is clearly better."""
@@ -26,24 +38,22 @@ YES_SHIFT = 0.02
 AUC_RISE = 0.01
 """Rise of the AUC from which yes and no are separated better; it has no test of its own."""
 
-MOST = 3
-"""Other measures that a reason names."""
-
 YES_SHARE = "yes_ratio"
 """How the measures of a share of yes begin."""
 
-COVERAGE = ("recall", "cover")
-"""How measures are called that fall when a caption simply names less."""
+HABIT_BALANCED, HABIT_HALVES = "habit_balanced", ("habit_true", "habit_breaking")
+"""How the measure of both halves of the questions begins, and those of either half: habit is right, habit is wrong."""
 
 Kind = Literal[
-    "helps", "unproven", "says less", "only shifts bias", "indistinguishable from greedy", "changed nothing", "hurts",
+    "helps", "unproven", "says less", "moves habit", "only shifts bias", "indistinguishable from greedy", "changed nothing", "hurts",
     "too few pictures", "not compared", "unfinished", "refused",
 ]  # fmt: skip
 KINDS: Mapping[Kind, str] = {
     "helps": f"Better than greedy on the headline measure (corrected p < {SURE}), and clearly better than every control.",
     "unproven": "Better than greedy, but not clearly better than every control, or there was none to compare with.",
-    "says less": "Fewer absent objects, but also fewer of those that are there: what shorter captions do.",
-    "only shifts bias": "A control that never looks at the picture gains as much, or only the share of yes moved.",
+    "says less": "Fewer absent objects, but no fewer than in greedy's captions cut to name as few of those that are there.",
+    "moves habit": "Wins where habit is wrong and loses where it is right, at least half as much; or the other way round.",
+    "only shifts bias": "A control that does not see the picture, or sees another one, gains as much, or only the share of yes moved.",
     "indistinguishable from greedy": f"Answers changed, the headline measure did not (corrected p at least {SURE}).",
     "changed nothing": "Every answer is greedy's.",
     "hurts": f"Worse than greedy on the headline measure (corrected p < {SURE}).",
@@ -64,25 +74,14 @@ class Verdict:
         system: The stack.
         kind: The finding.
         why: The figures that it rests on, one or two sentences.
+        level: The level that it is about; empty where it is about the suite's headline measure.
     """
 
     suite: str
     system: str
     kind: Kind
     why: str
-
-
-@dataclass(frozen=True)
-class Rival:
-    """A control beside a stack, on the headline measure.
-
-    Args:
-        gain: Control minus greedy, positive where the control is better.
-        test: Stack minus control on the same items.
-    """
-
-    gain: float
-    test: Significance
+    level: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,9 @@ class Case:
         others: Its scores on the other measures of the suite.
         asks: Whether the headline measure is about answers of yes or no, so that more yes could be what it measures.
         rivals: Controls that it was compared with, by name.
+        comparisons: Comparisons that its p values were corrected for.
+        halves: Its scores where habit is right and where habit is wrong; None where the headline is not the mean of such two.
+        length_adjusted: What its captions gain over greedy's cut to the same recall; None where the headline is not about that.
     """
 
     outcome: Outcome
@@ -105,6 +107,8 @@ class Case:
     rivals: Mapping[str, Rival] = field(default_factory=dict)
     asks: bool = True
     comparisons: int = 1
+    halves: tuple[Score, Score] | None = None
+    length_adjusted: Significance | None = None
 
 
 def headline(results: Results, suite: str) -> str | None:
@@ -125,19 +129,56 @@ def verdicts(
         measures: Its measures, so that stacks are tested against controls.
         answers: Answers by system.
     """
-    outcomes = {outcome.system: outcome for outcome in results.outcomes if outcome.suite == suite}
+    stacks = [outcome for outcome in results.outcomes if (outcome.suite, outcome.role) == (suite, "stack")]
     name = headline(results, suite)
+    return [judge(build_case(results, outcome, name, measures, answers, len(stacks))) for outcome in stacks]
+
+
+def build_case(
+    results: Results,
+    outcome: Outcome,
+    name: str | None,
+    measures: Sequence[Measure],
+    answers: Mapping[str, Sequence[AnsweredItem]],
+    comparisons: int,
+) -> Case:
+    """Collect all that a verdict on one stack and one measure rests on.
+
+    Args:
+        results: The figures.
+        outcome: What became of the stack.
+        name: The measure that the verdict is about; None without scores.
+        measures: The measures of the suite.
+        answers: Answers by system.
+        comparisons: Comparisons that the p values were corrected for.
+    """
+    suite, system = outcome.suite, outcome.system
     tested = next((measure for measure in measures if measure.name == name), None)
-    asks = tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ()))
-    stacks = [outcome for outcome in outcomes.values() if outcome.role == "stack"]
-    judgements = []
-    for outcome in stacks:
-        scores = [score for score in results.scores if (score.suite, score.system) == (suite, outcome.system)]
-        first = next((score for score in scores if score.measure == name), None)
-        rivals = _rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {}
-        others = [score for score in scores if score is not first]
-        judgements.append(judge(Case(outcome, outcomes.get(GREEDY), first, others, rivals, asks, len(stacks))))
-    return judgements
+    scores = [score for score in results.scores if (score.suite, score.system) == (suite, system)]
+    first = next((score for score in scores if score.measure == name), None)
+    plane = results.planes.get(suite)
+    return Case(
+        outcome=outcome,
+        plain=next((entry for entry in results.outcomes if (entry.suite, entry.system) == (suite, GREEDY)), None),
+        headline=first,
+        others=[score for score in scores if score is not first],
+        rivals=_rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {},
+        asks=tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ())),
+        comparisons=comparisons,
+        halves=_find_halves(name or "", scores),
+        length_adjusted=point.gain
+        if plane is not None and plane.invention == name and (point := plane.of(system)) is not None
+        else None,
+    )
+
+
+def _find_halves(name: str, scores: Sequence[Score]) -> tuple[Score, Score] | None:
+    """Return the scores where habit is right and where it is wrong, of the same answers as a habit-balanced measure."""
+    if not name.startswith(HABIT_BALANCED):
+        return None
+    by_name = {score.measure: score for score in scores}
+    halves = [by_name.get(name.replace(HABIT_BALANCED, half, 1)) for half in HABIT_HALVES]
+    return (halves[0], halves[1]) if halves[0] is not None and halves[1] is not None else None
 
 
 def asks_yes_no(headline: Measure, measures: Sequence[Measure], answers: Sequence[AnsweredItem]) -> bool:
@@ -157,7 +198,7 @@ def _rivals(
             continue
         test = compare_measure(measure, answers[name], answers[first.system])
         if test is not None and score.against_greedy is not None:
-            rivals[name] = Rival(_gain(score, score.against_greedy), test)
+            rivals[name] = Rival(find_gain(score, score.against_greedy), test)
     return rivals
 
 
@@ -176,13 +217,19 @@ def judge(case: Case) -> Verdict:
     if score is None or (test := score.against_greedy) is None or math.isnan(test.p):
         return _verdict(case, "not compared", "Greedy has no answers to compare with, or nothing was counted.")
     if is_worse(score):
-        return _verdict(case, "hurts", _summarise(score, test) + _describe_changes(case.others))
-    if is_better(score):
-        return _better(case, score, test)
+        return _verdict(case, "hurts", summarise(score, test) + describe_changes(case.others))
+    return _better(case, score, test) if is_better(score) else _no_better(case, score, test)
+
+
+def _no_better(case: Case, score: Score, test: Significance) -> Verdict:
+    """Judge a stack that is neither better nor worse than greedy beyond chance."""
+    summary = summarise(score, test)
+    if (move := _moves_habit(case)) is not None:
+        return _verdict(case, "moves habit", f"{summary} {move}")
     if (shift := _only_yes_moved(case, score)) is not None:
-        return _verdict(case, "only shifts bias", f"{_summarise(score, test)} {shift}")
-    summary = _summarise(score, test) + _describe_resolution(score, test, case.comparisons)
-    return _verdict(case, "indistinguishable from greedy", summary + _describe_changes(case.others))
+        return _verdict(case, "only shifts bias", f"{summary} {shift}")
+    size = describe_resolution(score, test, case.comparisons)
+    return _verdict(case, "indistinguishable from greedy", summary + size + describe_changes(case.others))
 
 
 def _without_figures(case: Case) -> Verdict | None:
@@ -196,67 +243,63 @@ def _without_figures(case: Case) -> Verdict | None:
         return _verdict(case, "changed nothing", f"All {outcome.changed.n} answers are greedy's.")
     score = case.headline
     if score is not None and score.against_greedy is not None and score.against_greedy.test == TOO_FEW:
-        return _verdict(case, "too few pictures", _summarise(score, score.against_greedy))
+        return _verdict(case, "too few pictures", summarise(score, score.against_greedy))
     return None
 
 
 def _better(case: Case, score: Score, test: Significance) -> Verdict:
     """Judge a stack that beats greedy by what is left of its gain beside the controls."""
-    summary = _summarise(score, test)
-    if (shift := _only_yes_moved(case, score)) is not None:
-        return _verdict(case, "only shifts bias", f"{summary} {shift}")
-    unbeaten = {name: rival for name, rival in case.rivals.items() if not _beats(score, rival.test)}
-    matching = [name for name, rival in unbeaten.items() if rival.gain >= MATCHED * _gain(score, test)]
+    summary = summarise(score, test)
+    unbeaten = {name: rival for name, rival in case.rivals.items() if not beats(score, rival.test)}
+    if (flaw := _find_flaw(case, score, test, unbeaten)) is not None:
+        return _verdict(case, flaw[0], f"{summary} {flaw[1]}")
+    if not case.rivals:
+        return _verdict(case, "unproven", f"{summary} No control was there to compare with.")
+    if unbeaten:
+        name = min(unbeaten, key=lambda rival: abs(unbeaten[rival].test.difference.value))
+        return _verdict(case, "unproven", f"{summary} {describe_rival(score, name, unbeaten[name])}")
+    return _verdict(case, "helps", f"{summary} Beats {', '.join(case.rivals)}.{describe_changes(case.others)}")
+
+
+def _find_flaw(case: Case, score: Score, test: Significance, unbeaten: Mapping[str, Rival]) -> tuple[Kind, str] | None:
+    """Return what a gain amounts to, and why, where it is none that counts."""
+    matching = {name: rival for name, rival in unbeaten.items() if rival.gain >= MATCHED * find_gain(score, test)}
     if matching:
-        return _verdict(case, "only shifts bias", f"{summary} {_rival(score, matching[0], unbeaten[matching[0]])}")
+        return "only shifts bias", describe_matches(score, matching)
+    if (shift := _only_yes_moved(case, score)) is not None:
+        return "only shifts bias", shift
+    if (less := _says_less(case, score)) is not None:
+        return "says less", less.strip()
+    if (move := _moves_habit(case)) is not None:
+        return "moves habit", move
+    return None
+
+
+def _says_less(case: Case, score: Score) -> str | None:
+    """Say why fewer inventions are what shorter captions have; None where they are fewer than that."""
+    if score.higher_is_better is not False:
+        return None
+    if (gain := case.length_adjusted) is not None and not math.isnan(gain.p):
+        if corrected(gain) < SURE and gain.difference.value > 0:
+            return None
+        figures = format_interval(gain.difference, gain.clusters, signed=True)
+        return f" Beside greedy's captions cut to the same recall it gains {figures}, {format_p(corrected(gain))}."
     fell = [
         measured
         for measured in case.others
         if measured.measure.startswith(COVERAGE) and measured.level == score.level and is_worse(measured)
     ]
-    if score.higher_is_better is False and fell:
-        return _verdict(case, "says less", summary + _describe_changes(fell))
-    if not case.rivals:
-        return _verdict(case, "unproven", f"{summary} No control was there to compare with.")
-    if unbeaten:
-        name = min(unbeaten, key=lambda rival: abs(unbeaten[rival].test.difference.value))
-        return _verdict(case, "unproven", f"{summary} {_rival(score, name, unbeaten[name])}")
-    return _verdict(case, "helps", f"{summary} Beats {', '.join(case.rivals)}.{_describe_changes(case.others)}")
+    return describe_changes(fell) if fell else None
 
 
-def is_better(score: Score) -> bool:
-    """Return whether a score differs from greedy's in the better direction, beyond chance."""
-    return _is_sure(score) and _direction(score) > 0
-
-
-def is_worse(score: Score) -> bool:
-    """Return whether a score differs from greedy's in the worse direction, beyond chance."""
-    return _is_sure(score) and _direction(score) < 0
-
-
-def corrected(test: Significance) -> float:
-    """Return the p value that counts, which is the corrected one where there is one."""
-    return test.p if test.adjusted_p is None else test.adjusted_p
-
-
-def _is_sure(score: Score) -> bool:
-    return score.against_greedy is not None and corrected(score.against_greedy) < SURE
-
-
-def _direction(score: Score) -> float:
-    """Return the difference to greedy, positive where it is better; 0 where neither direction is."""
-    return _gain(score, score.against_greedy) if score.against_greedy is not None else 0.0
-
-
-def _gain(score: Score, test: Significance) -> float:
-    if score.higher_is_better is None:
-        return 0.0
-    return test.difference.value if score.higher_is_better else -test.difference.value
-
-
-def _beats(score: Score, test: Significance) -> bool:
-    """Return whether a stack is better than one control, by one uncorrected test."""
-    return test.p < SURE and _gain(score, test) > 0
+def _moves_habit(case: Case) -> str | None:
+    """Say what is won in one half of the questions and lost in the other; None where that is not so."""
+    if case.halves is None:
+        return None
+    for won, lost in (case.halves, case.halves[::-1]):
+        if is_better(won) and is_worse(lost) and -find_direction(lost) >= MATCHED * find_direction(won):
+            return f"{won.title} {find_direction(won):+.3f}, {lost.title} {find_direction(lost):+.3f}."
+    return None
 
 
 def _only_yes_moved(case: Case, score: Score) -> str | None:
@@ -276,7 +319,7 @@ def _only_yes_moved(case: Case, score: Score) -> str | None:
 def _yes_moved(case: Case, level: str) -> str | None:
     tested = _first(case.others, YES_SHARE, level)
     if tested is not None and (test := tested.against_greedy) is not None:
-        return f"The share of yes moved by {test.difference.value:+.3f}" if _is_sure(tested) else None
+        return f"The share of yes moved by {test.difference.value:+.3f}" if is_sure(tested) else None
     before, after = None if case.plain is None else case.plain.yes_ratio, case.outcome.yes_ratio
     if before is None or after is None or abs(after - before) < YES_SHIFT:
         return None
@@ -297,51 +340,3 @@ def _level_of_auc(case: Case, plain: Outcome, level: str) -> str | None:
 
 def _verdict(case: Case, kind: Kind, why: str) -> Verdict:
     return Verdict(case.outcome.suite, case.outcome.system, kind, why)
-
-
-def _summarise(score: Score, test: Significance) -> str:
-    change = test.difference
-    figures = format_interval(change, test.clusters, signed=True)
-    return f"{score.title}: {figures}, {format_p(corrected(test))}."
-
-
-def _describe_resolution(score: Score, test: Significance, comparisons: int) -> str:
-    """Say which differences the run was too small for; nothing where that is not known."""
-    is_share = score.found.value <= 1
-    least = find_resolution(test, comparisons, SURE, span=1.0 if is_share else 0.0)
-    size = f"{test.n} answers about {test.clusters} pictures"
-    if is_share and least >= 1:
-        return f" No difference could have been seen with {size}."
-    return f" Differences below about {least:.3f} could not have been seen with {size}." if least > 0 else ""
-
-
-def format_p(p: float) -> str:
-    """Write a p value for a sentence."""
-    return "p unknown" if math.isnan(p) else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"  # noqa: PLR2004 - shown digits
-
-
-def _rival(score: Score, name: str, rival: Rival) -> str:
-    change = rival.test.difference
-    aim = "higher" if score.higher_is_better else "lower"
-    gain = rival.gain if score.higher_is_better else -rival.gain
-    figures = f"{format_interval(change, rival.test.clusters, signed=True)}, {format_p(rival.test.p)}"
-    return f"{name}, a control, alone changes it by {gain:+.3f}; the stack is not clearly {aim} ({figures})."
-
-
-def _describe_changes(measured: Iterable[Score]) -> str:
-    """Name the other measures that changed beyond chance."""
-    scores = list(measured)
-    words = [("Better", filter(is_better, scores)), ("Worse", filter(is_worse, scores))]
-    sentences = [(word, _join_changes([_change(score) for score in changed])) for word, changed in words]
-    return "".join(f" {word} besides: {names}." for word, names in sentences if names)
-
-
-def _join_changes(changes: Sequence[str]) -> str:
-    more = f" and {len(changes) - MOST} more" if len(changes) > MOST else ""
-    return ", ".join(changes[:MOST]) + more
-
-
-def _change(score: Score) -> str:
-    change = score.against_greedy.difference.value if score.against_greedy is not None else math.nan
-    level = "" if score.level == "all" else f" ({score.level})"
-    return f"{score.title}{level} {change:+.3f}"

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
 from lvlm_guard.bench.running.batches import Batch, build_batches
 from lvlm_guard.bench.running.gathering import gather
 from lvlm_guard.bench.running.looking import BatchGenerator, GeneratedRows
 from lvlm_guard.bench.running.manifest import DECODING, Gathered, RunPlan, describe
+from lvlm_guard.bench.running.prompting import Conversation, PromptBuilder, find_swaps
 from lvlm_guard.bench.running.store import Shard
 from lvlm_guard.bench.running.system_files import COST_NUMBERS, SKIPPED, Answer, SystemFiles, SystemRefusal
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.scoring import margins
-from lvlm_guard.bench.suite import Suite
 from lvlm_guard.call.looks.parts import join_reports
 from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, InputError, NoEffectWarning, Refused
@@ -113,7 +113,9 @@ def _answer(job: _Job, batches_by_suite: Mapping[str, Sequence[Batch]], *, progr
                 for system in job.plan.systems
             ]
             bar.set_description(name)
-            _answer_suite(job, name, suite_batches, answerers, bar)
+            items = [item for batch in suite_batches for item in batch.items]
+            builder = PromptBuilder(name, job.plan.suites[name].suite, job.plan.data, find_swaps(items))
+            _answer_suite(job, builder, suite_batches, answerers, bar)
 
 
 def _has_pictures(suite_batches: Sequence[Batch]) -> bool:
@@ -125,31 +127,19 @@ def _rows(batches_by_suite: Mapping[str, Sequence[Batch]]) -> int:
 
 
 def _answer_suite(
-    job: _Job, name: str, suite_batches: Sequence[Batch], answerers: Sequence[_Answerer], bar: Any
+    job: _Job, builder: PromptBuilder, suite_batches: Sequence[Batch], answerers: Sequence[_Answerer], bar: Any
 ) -> None:
     warm = False
     for batch in suite_batches:
         waiting = [candidate for candidate in answerers if candidate.waits_for(batch)]
         if waiting:
-            prompts = _prompts(job.plan.suites[name].suite, job.plan.data, batch)
+            prompts = builder.build(batch)
             if not warm:
                 _warm_up(job, prompts)
                 warm = True
             for answerer in waiting:
-                answerer.answer(batch, prompts)
+                answerer.answer(batch, prompts, builder)
         bar.update(len(batch.items) * len(waiting))
-
-
-def _prompts(suite: Suite, data: Path | None, batch: Batch) -> list[list[dict[str, Any]]]:
-    """Build a conversation for every item; a picture is read once."""
-    names = dict.fromkeys(item.image for item in batch.items if item.image is not None)
-    pictures = {name: suite.picture(data, name) for name in names}
-    return [_conversation(item.prompt, pictures.get(item.image or "")) for item in batch.items]
-
-
-def _conversation(prompt: str, picture: Image.Image | None) -> list[dict[str, Any]]:
-    image = [] if picture is None else [{"type": "image", "image": picture}]
-    return [{"role": "user", "content": [*image, {"type": "text", "text": prompt}]}]
 
 
 def _warm_up(job: _Job, prompts: Sequence[Any]) -> None:
@@ -173,10 +163,12 @@ class _Answerer:
         """Return whether the batch is still to be answered."""
         return not self._refused and batch.number >= self._shard.finished
 
-    def answer(self, batch: Batch, prompts: Sequence[Any]) -> None:
+    def answer(self, batch: Batch, prompts: Sequence[Conversation], builder: PromptBuilder) -> None:
         """Answer a batch, or keep why not; a batch without pictures is skipped where the system needs them."""
         try:
-            answers, cost = self._generate(batch, prompts)
+            system_prompts = builder.build_swapped(batch) if self._system.swapped_picture else prompts
+            company = builder.company(batch) if self._system.is_evidence_swapped else None
+            answers, cost = self._generate(batch, system_prompts, company)
         except GuardError as error:
             if self._may_skip and batch.is_text_only and isinstance(error, (Refused, InputError)):
                 self._skip(batch, str(error))
@@ -196,16 +188,21 @@ class _Answerer:
         answers = [Answer(item.id, "", 0, None, skipped=True) for item in batch.items]
         self._shard.append(answers, {**cost, "executor": None, SKIPPED: reason})
 
-    def _generate(self, batch: Batch, prompts: Sequence[Any]) -> tuple[list[Answer], dict[str, Any]]:
+    def _generate(
+        self, batch: Batch, prompts: Sequence[Conversation], company: Conversation | None
+    ) -> tuple[list[Answer], dict[str, Any]]:
+        """Answer a batch; a row that is there for company is generated and left out."""
+        items = batch.items if company is None else (*batch.items, batch.items[0])
+        all_prompts = prompts if company is None else [*prompts, company]
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
         guard = Guard(self._job.model, self._job.processor, self._system.stack)
         settings = {**DECODING[SAMPLING if self._system.sampled else GREEDY], "max_new_tokens": batch.max_new_tokens}
         generator = BatchGenerator(guard, settings, functools.partial(self._recorder, batch))
         with self._seeded(batch), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
-            parts, seconds = generator.generate(batch.items, prompts, looks=self._job.plan.looks)
-        answers = [answer for part in parts for answer in self._read(batch, part)]
-        answers = [answers[row] for row in _order_rows(parts)]
+            parts, seconds = generator.generate(items, all_prompts, looks=self._job.plan.looks and company is None)
+        answers = [answer for part in parts for answer in self._read(items, part)]
+        answers = [answers[row] for row in _order_rows(parts)][: len(batch.items)]
         report = (
             parts[0].report
             if len(parts) == 1
@@ -216,11 +213,11 @@ class _Answerer:
     def _recorder(self, batch: Batch) -> margins.MarginRecorder | None:
         return margins.MarginRecorder(self._yes_no) if self._yes_no and margins.asks_yes_no(batch.items) else None
 
-    def _read(self, batch: Batch, part: GeneratedRows) -> list[Answer]:
+    def _read(self, items: Sequence[Item], part: GeneratedRows) -> list[Answer]:
         texts = self._tokenizer.batch_decode(part.tokens, skip_special_tokens=True)
         counts = margins.new_tokens(part.tokens, self._ends(), self._tokenizer.pad_token_id)
         row_margins = part.recorder.margins(len(texts)) if part.recorder is not None else [None] * len(texts)
-        rows = zip([batch.items[row] for row in part.rows], texts, counts, row_margins, strict=True)
+        rows = zip([items[row] for row in part.rows], texts, counts, row_margins, strict=True)
         return [
             Answer(item.id, text, tokens, None if margins.says_yes(item.truth) is None else margin)
             for item, text, tokens, margin in rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,14 @@ TEMPERATURE = "temperature"
 SAMPLED_CONTROLS = ("mask_only", TEMPERATURE)
 """Controls that only sampling can show: greedily they say, token by token, what plain generate says."""
 
-GREEDY_CONTROLS = ("yes_bias", "olm", "pba")
-CONTROLS = (GREEDY, SAMPLING, *SAMPLED_CONTROLS, *GREEDY_CONTROLS)
-"""Added to every run unless switched off by name."""
+SWAP = "swap"
+BIAS = "bias"
+GREEDY_CONTROLS = ("yes_bias", "olm", "pba", "contrarian")
+CONTROLS = (GREEDY, SAMPLING, *SAMPLED_CONTROLS, *GREEDY_CONTROLS, SWAP, BIAS)
+"""Added to every run unless switched off by name. `bias` is computed from greedy's margins; nothing is generated for it."""
+
+SWAPPED = "swapped"
+"""The boolean field of a strategy that takes its evidence from another picture of the batch or call: its own control."""
 
 UNMATCHED = (1.0, 0.1)
 """Alpha and beta of the temperature control where no stack contrasts: those of VCD, arXiv 2311.16922."""
@@ -38,7 +44,8 @@ class System:
         stack: The strategies; none is plain generate.
         role: Whether it is the user's stack or a control.
         sampled: Whether tokens are drawn (temperature 1, whole vocabulary) instead of taken greedily.
-        matched: Names of the stacks whose strength a control was given.
+        matched: Names of the stacks whose strength, or whose evidence, a control was given.
+        swapped_picture: Whether each item is put with the picture of another scene.
     """
 
     name: str
@@ -46,6 +53,12 @@ class System:
     role: Role = "stack"
     sampled: bool = False
     matched: tuple[str, ...] = ()
+    swapped_picture: bool = False
+
+    @property
+    def is_evidence_swapped(self) -> bool:
+        """Whether a strategy of the stack takes its evidence from another picture, so that it needs one in each call."""
+        return any(getattr(strategy, SWAPPED, None) is True for strategy in self.stack)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, the stack with every parameter."""
@@ -54,6 +67,7 @@ class System:
             "role": self.role,
             "decoding": SAMPLING if self.sampled else GREEDY,
             "matched": list(self.matched),
+            **({"swapped_picture": True} if self.swapped_picture else {}),
         }
 
 
@@ -118,6 +132,10 @@ def _control(name: str, stacks: Sequence[System]) -> Sequence[System]:
         return (System(name, Stack(), "control", sampled=name == SAMPLING),)
     if name == TEMPERATURE:
         return _temperatures(stacks)
+    if name == BIAS:
+        return ()
+    if name == SWAP:
+        return (System(SWAP, Stack(), "control", swapped_picture=True), *_swapped_evidence(stacks))
     return (System(name, Stack.of(name), "control", sampled=name in SAMPLED_CONTROLS),)
 
 
@@ -138,6 +156,19 @@ def _temperatures(stacks: Sequence[System]) -> Sequence[System]:
         )
         for (alpha, beta), names in (matches or {UNMATCHED: []}).items()
     ]
+
+
+def _swapped_evidence(stacks: Sequence[System]) -> Iterable[System]:
+    """Build a control for each stack with evidence that can be taken from another picture: the stack with that evidence."""
+    for system in stacks:
+        if any(getattr(strategy, SWAPPED, None) is False for strategy in system.stack):
+            stack = Stack.of([_swap_evidence(strategy) for strategy in system.stack])
+            yield System(f"{SWAP}@{system.name}", stack, "control", sampled=system.sampled, matched=(system.name,))
+
+
+def _swap_evidence(strategy: Any) -> Any:
+    has_field = getattr(strategy, SWAPPED, None) is False
+    return dataclasses.replace(strategy, **{SWAPPED: True}) if has_field else strategy
 
 
 def contrast(stack: Stack) -> tuple[float, float] | None:
