@@ -12,6 +12,7 @@ from quick_run import Letters, Toy
 from lvlm_guard import Bias, Stack, StrategyRefused, hookimpl, testbed
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.running.batches import build_batches
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.running.prompting import find_swaps
 from lvlm_guard.testbed.suite import Scenes
@@ -125,14 +126,18 @@ def test_a_strategy_with_the_field_swapped_gets_a_control_with_it():
     assert [system.name for system in off] == list(stacks)
 
 
-@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize(("batch_size", "looks"), [(4, False), (4, True), (16, True)])
 @pytest.mark.filterwarnings("ignore")
-def test_swapped_evidence_finds_another_picture_in_every_call(tmp_path, looks):
+def test_swapped_evidence_finds_another_picture_in_every_call(tmp_path, batch_size, looks):
     Witness.calls.clear()
-    suite = Scenes(count=2, captions=0)
+    suite = Scenes(count=3, captions=0)
     compared = systems.build_systems({"witness": Stack.of(Witness())}, SWAP_ONLY)
     plan = RunPlan(
-        {"scenes": SuiteChoice(suite, "ours", {"count": 2, "captions": 0})}, compared, SWAP_ONLY, batch=4, looks=looks
+        {"scenes": SuiteChoice(suite, "ours", {"count": 3, "captions": 0})},
+        compared,
+        SWAP_ONLY,
+        batch=batch_size,
+        looks=looks,
     )
     record = run(tmp_path, plan, *testbed.load())
     for system in ("greedy", "witness", "swap", "swap@witness"):
@@ -141,5 +146,10 @@ def test_swapped_evidence_finds_another_picture_in_every_call(tmp_path, looks):
     assert answers(record, "swap@witness", "scenes") == answers(record, "greedy", "scenes")
     assert answers(record, "swap", "scenes") != answers(record, "greedy", "scenes")
     counts = {swapped: {pictures for own, pictures in Witness.calls if own is swapped} for swapped in (False, True)}
-    assert {5, 4} <= counts[True], "the four and the three questions about a picture, and a row for company"
-    assert looks or {4, 3} <= counts[False]
+    groups = build_batches(record.items["scenes"], batch_size)
+    for batch in groups:
+        alone = len({item.image for item in batch.items}) == 1
+        assert len(batch.items) + alone in counts[True], "a batch about one picture has a row for company"
+        assert looks or len(batch.items) in counts[False]
+    several = [len({item.image for item in batch.items}) > 1 for batch in groups]
+    assert any(several) if batch_size == 16 else not all(several)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,6 +226,10 @@ class Simulated:
     def costs(self, system: str, suite: str) -> list[Any]:
         """None."""
         return []
+
+    def read_skipped(self, system: str, suite: str) -> Any:
+        """No item."""
+        return SimpleNamespace(ids=(), reason="")
 
     def refusal(self, system: str, suite: str) -> None:
         """None."""

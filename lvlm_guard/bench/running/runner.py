@@ -193,6 +193,7 @@ class _Answerer:
     ) -> tuple[list[Answer], dict[str, Any]]:
         """Answer a batch; a row that is there for company is generated and left out."""
         items = batch.items if company is None else (*batch.items, batch.items[0])
+        looks = self._job.plan.looks and not self._system.is_evidence_swapped  # a look is at one picture
         all_prompts = prompts if company is None else [*prompts, company]
         # A guard remembers the pictures of its last calls, so one for the whole run would hold many.
         guard = Guard(self._job.model, self._job.processor, self._system.stack)
@@ -200,7 +201,7 @@ class _Answerer:
         generator = BatchGenerator(guard, settings, functools.partial(self._recorder, batch))
         with self._seeded(batch), warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # the share of changed answers says it once
-            parts, seconds = generator.generate(items, all_prompts, looks=self._job.plan.looks and company is None)
+            parts, seconds = generator.generate(items, all_prompts, looks=looks)
         answers = [answer for part in parts for answer in self._read(items, part)]
         answers = [answers[row] for row in _order_rows(parts)][: len(batch.items)]
         report = (
