@@ -72,8 +72,7 @@ def _mean(hits: Sequence[bool]) -> float:
 def predict_hallucinations(answers: Mapping[str, Sequence[AnsweredItem]]) -> dict[str, float]:
     """Return the AUC with which each branch's margin tells, among absent objects, the hallucinated from the rejected ones.
 
-    `truth` is another matter: how well the model's own margin tells present objects from absent partners. Only scenes that
-    break the habit of an object count.
+    `truth` is another matter: how well the model's own margin tells present objects from absent partners.
 
     Args:
         answers: Those of plain generation ("greedy") and of every branch, with their margins.
@@ -91,11 +90,9 @@ def predict_hallucinations(answers: Mapping[str, Sequence[AnsweredItem]]) -> dic
 
 
 def margins(answers: Sequence[AnsweredItem]) -> dict[str, float]:
-    """Return the logit of yes minus that of no by item, for every existence question about a broken pair's scene."""
+    """Return the logit of yes minus that of no by item, for every existence question."""
     return {
-        reply.item.id: reply.margin
-        for reply in answers
-        if reply.item.kind == "existence" and reply.item.extra["broken"] == "object" and reply.margin is not None
+        reply.item.id: reply.margin for reply in answers if reply.item.kind == "existence" and reply.margin is not None
     }
 
 

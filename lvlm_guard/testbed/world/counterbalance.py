@@ -114,10 +114,8 @@ def find_kept(scene: Scene) -> list[Condition]:
 
 def keeps_habits(scene: Scene) -> bool:
     """Whether a caption of a scene names nothing unusual: whole pairs at home, in their typical colours."""
-    return all(
-        (WHOLE, thing.category) in (kept := find_kept(scene)) and (TYPICAL, thing.category) in kept
-        for thing in scene.objects
-    )
+    kept = set(find_kept(scene))
+    return {(habit, name) for habit in (WHOLE, TYPICAL) for name in scene.present} <= kept
 
 
 def _about_colour(broken: Scene, kept: Scene, name: str) -> list[Asked]:
@@ -211,3 +209,11 @@ def counterbalance(scenes: Iterable[Scene]) -> Iterator[list[Asked]]:
     book = Counterbalance()
     for scene in scenes:
         yield book.add(scene)
+
+
+def pair_scenes(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
+    """Yield, scene after scene, the pairs that are complete since it is there: one with nothing unusual to name, and one with."""
+    waiting: tuple[deque[Scene], deque[Scene]] = deque(), deque()
+    for scene in scenes:
+        waiting[keeps_habits(scene)].append(scene)
+        yield [queue.popleft() for queue in waiting] if all(waiting) else []
