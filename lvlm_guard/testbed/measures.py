@@ -46,6 +46,7 @@ from lvlm_guard.testbed.scoring import (
     has_kind,
     has_level,
     is_caption,
+    is_habitual,
     is_yes_no,
     keeps_habits,
 )
@@ -105,7 +106,7 @@ def habit_measures(level: str, chosen: Choice, name: str = "", title: str = "") 
             f"{begins}_{name}" if name else begins,
             level,
             f"{words}, {title}" if title else words,
-            partial(_all_of, (has_habit, chosen)),
+            partial(_is_asked, begins, chosen),
             count,
             statistic,
         )
@@ -113,8 +114,11 @@ def habit_measures(level: str, chosen: Choice, name: str = "", title: str = "") 
     ]
 
 
-def _all_of(conditions: tuple[Choice, ...], answer: AnsweredItem) -> bool:
-    return all(condition(answer) for condition in conditions)
+def _is_asked(measure: str, chosen: Choice, answer: AnsweredItem) -> bool:
+    """Whether an answer is one of those that a habit measure counts: all of them, or those of its half."""
+    if not has_habit(answer) or not chosen(answer):
+        return False
+    return measure == habits.NAMES[0] or measure == habits.NAMES[1 if is_habitual(answer) else 2]
 
 
 def suite_measures(design: Design = "balanced") -> tuple[Measure, ...]:

@@ -90,6 +90,11 @@ def has_habit(answer: AnsweredItem) -> bool:
     return answer.item.kind != CAPTION and answer.item.extra["habit"] is not None
 
 
+def is_habitual(answer: AnsweredItem) -> bool:
+    """Whether the truth of a question is what habit says."""
+    return bool(answer.item.truth == answer.item.extra["habit"])
+
+
 def is_caption(answer: AnsweredItem) -> bool:
     """Whether an answer is a description."""
     return answer.item.kind == CAPTION
@@ -150,8 +155,7 @@ def count_by_level(answer: AnsweredItem) -> Counts:
 def _count_half(answer: AnsweredItem, level: int, levels: int) -> Counts:
     item = answer.item
     side = item.truth in ("yes", "left") if item.kind != "colour" else None
-    habitual = item.truth == item.extra["habit"]
-    return count_half(right=is_right(answer), habitual=habitual, side=side, level=level, levels=levels)
+    return count_half(right=is_right(answer), habitual=is_habitual(answer), side=side, level=level, levels=levels)
 
 
 def count_unread(answer: AnsweredItem) -> Counts:

@@ -29,6 +29,8 @@ CAPTION_TOKENS = 44
 Split = Literal["counterfactual", "iid", "calibration"]
 SPLITS: tuple[str, ...] = get_args(Split)
 DESIGNS: tuple[str, ...] = get_args(Design)
+FURTHER = 1000
+"""Scenes after the last that are looked through for what keeps a habit; a few dozen are enough."""
 
 
 @renamed_fields(asked="questions")
@@ -38,13 +40,14 @@ class Scenes:
 
     Every question whose answer habit would give is put about two scenes: one that breaks the habit, and one that keeps it (see
     `lvlm_guard.testbed.world.counterbalance`). Half of the captioned scenes keep the habits a caption speaks of, half break one.
-    What finds no other scene among `count` is left out. A caption is an item of level "object"; the colours in it are measured at
+    A caption is an item of level "object"; the colours in it are measured at
     level "attribute". `extra` of an item holds `negative`, `habit` and `broken`, as `Question` and `Scene` explain them.
 
     Args:
         split: "counterfactual", where every scene breaks one habit, "iid", whose scenes are as those of the training, or
             "calibration", which holds both in turn: settings are chosen on it, nothing is reported on it.
-        count: Scenes. More of them add items and change none.
+        count: Scenes whose broken habits are asked about. Where none of them keeps such a habit, a later one does. More scenes
+            add items and change none.
         seed: The same seed draws the same scenes.
         captions: At most so many captions; None captions all scenes that can be, 0 none.
         questions: Questions are put about so many scenes, the first ones; None asks about all. Its old name `asked` is
@@ -85,7 +88,11 @@ class Scenes:
             )
 
     def load(self, data: Path | None) -> Loaded:  # noqa: ARG002 - the protocol passes a folder, this suite needs none
-        """Return the items of all scenes, scene after scene; questions about two follow where the second is there."""
+        """Return the items of all scenes, scene after scene; questions about several follow where the last of them is there.
+
+        Raises:
+            InputError: The scenes break no habit, so that nothing can be asked.
+        """
         drawn = [self.draw(index) for index in range(self.count)]
         asked = self.build_questions(drawn[: self.questions])
         captioned = self._choose_captioned(drawn)
@@ -93,6 +100,11 @@ class Scenes:
         for about, described in zip_longest(asked, captioned, fillvalue=()):
             items += [_question_item(scene, name, question) for scene, name, question in about]
             items += [_caption_item(scene) for scene in described]
+        if not items:
+            raise InputError(
+                f"scenes: nothing can be asked about {self.count} scenes of {self.split} with seed {self.seed}. Draw more: "
+                f"count={10 * self.count}."
+            )
         return Loaded(items)
 
     def draw(self, index: int) -> Scene:
@@ -103,7 +115,10 @@ class Scenes:
         """Yield for each scene the questions that can be asked since it is there, each with its scene and its name there."""
         if self.design == "one_sided":
             return ([(one, str(at), question) for at, question in enumerate(scored_questions(one))] for one in drawn)
-        return ([(one, _name(question), question) for one, question in asked] for asked in counterbalance(drawn))
+        further = (self.draw(index) for index in range(len(drawn), len(drawn) + FURTHER))
+        return (
+            [(one, _name(question), question) for one, question in asked] for asked in counterbalance(drawn, further)
+        )
 
     def _choose_captioned(self, drawn: Sequence[Scene]) -> Iterator[list[Scene]]:
         """Yield for each scene those that can be described since it is there, `captions` in all."""

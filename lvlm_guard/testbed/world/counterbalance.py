@@ -157,58 +157,86 @@ def _about_existence(broken: Scene, whole: Scene, neither: Scene, absent: str, t
 
 
 @dataclass
+class _Waiting:
+    """A broken habit and the scenes that were found for it so far, by the place of their condition."""
+
+    broken: Break
+    found: dict[int, Scene] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.found) == len(self.broken.conditions)
+
+    def questions(self) -> list[Asked]:
+        return self.broken.questions([self.found[place] for place in range(len(self.found))])
+
+
 class Counterbalance:
-    """Scenes so far, set against each other: what keeps a habit and is not used yet, and what waits for it."""
+    """Scenes so far, set against each other: what keeps a habit and is not used yet, and what waits for that.
 
-    kept: dict[Condition, list[Scene]] = field(default_factory=dict)
-    waiting: deque[Break] = field(default_factory=deque)
-    broken: dict[str, frozenset[str]] = field(default_factory=dict)
-    """The levels of the habits that a scene breaks, by its name."""
+    What is broken first chooses first, so later scenes change nothing of what earlier ones are asked.
+    """
 
-    def add(self, scene: Scene) -> list[Asked]:
-        """Take a scene in, and return the questions of every broken habit that now has all its other scenes."""
+    def __init__(self) -> None:
+        self._kept: dict[Condition, list[Scene]] = {}
+        self._levels: dict[str, frozenset[str]] = {}
+        self._waiting: list[_Waiting] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a broken habit lacks a scene that keeps it."""
+        return bool(self._waiting)
+
+    def add(self, scene: Scene, *, ask: bool = True) -> list[Asked]:
+        """Take a scene in, and return the questions of every broken habit that now has all its other scenes.
+
+        Args:
+            scene: The scene.
+            ask: Whether to ask about the habits it breaks itself.
+        """
         breaks = find_breaks(scene)
-        self.broken[scene.name] = frozenset(broken.level for broken in breaks)
+        self._levels[scene.name] = frozenset(broken.level for broken in breaks)
         for condition in find_kept(scene):
-            self.kept.setdefault(condition, []).append(scene)
-        candidates, self.waiting = [*self.waiting, *breaks], deque()
-        asked: list[Asked] = []
-        for broken in candidates:
-            others = self._take(broken)
-            if others is None:
-                self.waiting.append(broken)
-            else:
-                asked += broken.questions(others)
-        return asked
+            self._kept.setdefault(condition, []).append(scene)
+        self._waiting += [_Waiting(broken) for broken in breaks if ask]
+        for waiting in self._waiting:
+            self._find(waiting)
+        complete = [waiting for waiting in self._waiting if waiting.is_complete]
+        self._waiting = [waiting for waiting in self._waiting if not waiting.is_complete]
+        return [asked for waiting in complete for asked in waiting.questions()]
 
-    def _take(self, broken: Break) -> list[Scene] | None:
-        """Take a scene for each condition; None, and none taken, where one is lacking."""
-        chosen = []
-        for alternatives in broken.conditions:
-            condition = next((condition for condition in alternatives if self.kept.get(condition)), None)
-            if condition is None:
-                return None
-            chosen.append((condition, self._choose(condition, broken.level)))
-        for condition, scene in chosen:
-            self.kept[condition].remove(scene)
-        return [scene for _, scene in chosen]
+    def _find(self, waiting: _Waiting) -> None:
+        for place, alternatives in enumerate(waiting.broken.conditions):
+            condition = next((condition for condition in alternatives if self._kept.get(condition)), None)
+            if place not in waiting.found and condition is not None:
+                waiting.found[place] = self._take(condition, waiting.broken.level)
 
-    def _choose(self, condition: Condition, level: str) -> Scene:
-        """The latest scene that breaks another habit of the level, so that both halves are about the same scenes; else the latest."""
-        scenes = self.kept[condition]
-        return next((scene for scene in reversed(scenes) if level in self.broken[scene.name]), scenes[-1])
+    def _take(self, condition: Condition, level: str) -> Scene:
+        """Take the latest scene that breaks another habit of the level, so that both halves are about the same scenes; else the latest."""
+        scenes = self._kept[condition]
+        alike = (at for at in reversed(range(len(scenes))) if level in self._levels[scenes[at].name])
+        return scenes.pop(next(alike, -1))
 
 
-def counterbalance(scenes: Iterable[Scene]) -> Iterator[list[Asked]]:
+def counterbalance(scenes: Iterable[Scene], further: Iterable[Scene] = ()) -> Iterator[list[Asked]]:
     """Yield, scene after scene, the questions that can be asked since it is there.
 
-    A longer list of scenes is asked what a shorter one is, and then more. A habit is broken in one scene and kept in others, so
-    the questions are about several: in all of them each text has both truths equally often, and in each kind as many truths
-    agree with habit as do not, and yes and no are equally frequent in either half. What finds no other scene is not asked.
+    The questions of a broken habit are about several scenes. In all of them each text has both truths equally often, and in
+    each kind as many truths agree with habit as do not, while yes and no are equally frequent in either half. More scenes are
+    asked what fewer are, and then more.
+
+    Args:
+        scenes: Scenes whose broken habits are asked about.
+        further: Scenes that are looked through, as far as it takes, for habits which none of the others keeps; what is not found
+            there either is not asked.
     """
     book = Counterbalance()
     for scene in scenes:
         yield book.add(scene)
+    for scene in further:
+        if not book.is_waiting:
+            return
+        yield book.add(scene, ask=False)
 
 
 def pair_scenes(scenes: Iterable[Scene]) -> Iterator[list[Scene]]:
