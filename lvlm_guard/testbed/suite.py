@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -30,7 +30,7 @@ Split = Literal["counterfactual", "iid", "calibration"]
 SPLITS: tuple[str, ...] = get_args(Split)
 DESIGNS: tuple[str, ...] = get_args(Design)
 FURTHER = 1000
-"""Scenes after the last that are looked through for what keeps a habit; a few dozen are enough."""
+"""Scenes after the last that are looked through for what keeps habits, beside two for each; it takes far fewer."""
 
 
 @renamed_fields(asked="questions")
@@ -49,7 +49,8 @@ class Scenes:
         count: Scenes whose broken habits are asked about. Where none of them keeps such a habit, a later one does. More scenes
             add items and change none.
         seed: The same seed draws the same scenes.
-        captions: At most so many captions; None captions all scenes that can be, 0 none.
+        captions: At most so many captions; None asks for one a scene, 0 for none. They come in pairs of a scene that keeps habits
+            and one that breaks one, for which later scenes are drawn where there are too few.
         questions: Questions are put about so many scenes, the first ones; None asks about all. Its old name `asked` is
             accepted with a warning.
         design: "balanced", or "one_sided", which the suite was before: scenes that break a habit are asked about that
@@ -115,10 +116,11 @@ class Scenes:
         """Yield for each scene the questions that can be asked since it is there, each with its scene and its name there."""
         if self.design == "one_sided":
             return ([(one, str(at), question) for at, question in enumerate(scored_questions(one))] for one in drawn)
-        further = (self.draw(index) for index in range(len(drawn), len(drawn) + FURTHER))
-        return (
-            [(one, _name(question), question) for one, question in asked] for asked in counterbalance(drawn, further)
-        )
+        asked_of = counterbalance(drawn, self._draw_further(len(drawn)))
+        return ([(one, _name(question), question) for one, question in asked] for asked in asked_of)
+
+    def _draw_further(self, start: int) -> Iterator[Scene]:
+        return (self.draw(index) for index in range(start, start + FURTHER + 2 * self.count))
 
     def _choose_captioned(self, drawn: Sequence[Scene]) -> Iterator[list[Scene]]:
         """Yield for each scene those that can be described since it is there, `captions` in all."""
@@ -126,18 +128,20 @@ class Scenes:
         if self.design == "one_sided":
             described = ([one] if one.broken is None or one.broken.level != "relation" else [] for one in drawn)
         else:
-            described = pair_scenes(drawn)
-        left = len(drawn) if self.captions is None else self.captions
+            described = pair_scenes(chain(drawn, self._draw_further(len(drawn))))
+        left = len(drawn) + len(drawn) % 2 if self.captions is None else self.captions
         for scenes in described:
-            chosen = scenes if len(scenes) <= left else []
-            left -= len(chosen)
-            yield chosen
+            if len(scenes) > left:
+                return
+            left -= len(scenes)
+            yield scenes
 
     def picture(self, data: Path | None, image: str) -> Image.Image:  # noqa: ARG002 - as above
         """Return the picture of the scene of this name: RGB, 64x64."""
-        return self._named(image).picture
+        return self.find(image).picture
 
-    def _named(self, image: str) -> Scene:
+    def find(self, image: str) -> Scene:
+        """Return the scene that is called so, as the items' pictures are."""
         return self.draw(int(image.rsplit("-", 1)[1]))
 
     def measures(self, parser: str) -> Sequence[Measure]:
@@ -159,7 +163,7 @@ class Scenes:
 
     def remark(self, item: Item) -> str:
         """Return which habit the picture of an item breaks, in a few words; empty where it breaks none."""
-        drawn = self._named(item.cluster)
+        drawn = self.find(item.cluster)
         return oddity(drawn.broken) if drawn.broken else ""
 
     def official(self, said: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script

@@ -191,12 +191,13 @@ def test_a_share_of_yes_says_nothing_about_captions():
 
 
 def test_whether_a_headline_is_about_yes_and_no_is_read_from_what_it_counts():
-    items = Scenes(count=4).load(None).items
+    items = Scenes(count=12).load(None).items
     said = [AnsweredItem(item, "yes" if item.kind != "caption" else "a red car .") for item in items]
     measures = Scenes().measures("ours")
     asks = {one.name: verdicts.asks_yes_no(one, measures, said) for one in measures}
     assert asks["balanced_object"]
     assert asks["accuracy_attribute"]
+    assert asks["habit_balanced"]
     assert not asks["chair_i"]
     assert not asks["miscoloured"]
 

@@ -159,6 +159,8 @@ def test_more_scenes_add_questions_and_change_none() -> None:
         few, many = (questions(split, count) for count in (20, 50))
         assert {item.id: item for item in few}.items() <= {item.id: item for item in many}.items()
         assert questions(split, 50, questions=20) == few
+        described, more = (Scenes(split, count, questions=0).load(None).items for count in (20, 50))
+        assert described == more[:20]
 
 
 def test_half_of_the_captioned_scenes_keep_habits() -> None:
@@ -167,7 +169,6 @@ def test_half_of_the_captioned_scenes_keep_habits() -> None:
         items = suite.load(None).items
         kept = [caption_keeps_habits(AnsweredItem(item, "")) for item in items]
         assert {item.kind for item in items} == {CAPTION}
-        assert sum(kept) * 2 == len(kept) > 20
-        drawn = {scene.name: keeps_habits(scene) for scene in scenes(split, 60)}
-        assert kept == [drawn[item.image] for item in items]
-        assert sum(caption_keeps_habits(AnsweredItem(item, "")) for item in items[:8]) == 4
+        assert sum(kept) * 2 == len(kept) == 60
+        assert kept == [keeps_habits(suite.find(item.image)) for item in items]
+        assert sum(kept[:8]) == 4

@@ -98,11 +98,10 @@ def margins(answers: Sequence[AnsweredItem]) -> dict[str, float]:
 
 def inventions(answers: Sequence[AnsweredItem], suite: Scenes) -> dict[str, float]:
     """Return the rates at which captions name absent categories: a present one's partner, others at home here, strangers."""
-    drawn = {scene.name: scene for scene in map(suite.draw, range(suite.count))}
     counts = {"partner": np.zeros(2), "resident": np.zeros(2), "stranger": np.zeros(2)}
     for reply in answers:
         if reply.item.kind == CAPTION:
-            _count(drawn[reply.item.cluster], {category for _, category in mentions(reply.text)}, counts)
+            _count(suite.find(reply.item.cluster), {category for _, category in mentions(reply.text)}, counts)
     return {kind: float(hits / max(1, chances)) for kind, (hits, chances) in counts.items()}
 
 

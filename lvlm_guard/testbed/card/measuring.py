@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.reporting.results import to_plain
 from lvlm_guard.bench.running.systems import GREEDY
-from lvlm_guard.bench.scoring.intervals import interval
+from lvlm_guard.bench.scoring.intervals import Interval, interval
 from lvlm_guard.testbed import architectures
 from lvlm_guard.testbed.card import error_sources
 from lvlm_guard.testbed.card.probe import probe
@@ -83,7 +84,8 @@ def _card_suites(count: int) -> dict[str, Scenes]:
 
 def _measured(figure: Figure, answers: Sequence[AnsweredItem]) -> dict[str, Any]:
     measure = figure.measure
-    score = interval(measure.totals(answers), measure.statistic)
+    totals = measure.totals(answers)
+    score = interval(totals, measure.statistic) if len(totals) else Interval(math.nan, math.nan, math.nan)
     return {**to_plain(score), "n": len(measure.rows(answers)[0])}
 
 

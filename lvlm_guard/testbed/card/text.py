@@ -26,7 +26,8 @@ class CardTarget:
 
     def is_reached(self, scores: dict[str, Any]) -> bool:
         """Whether the measured value is in the band."""
-        return bool(self.low <= scores[self.split][self.measure]["value"] <= self.high)
+        value = scores[self.split][self.measure]["value"]
+        return value is not None and bool(self.low <= value <= self.high)
 
 
 TARGETS = (
@@ -142,6 +143,8 @@ def _title(name: str) -> str:
 
 
 def _cell(score: dict[str, Any]) -> str:
+    if score["value"] is None:
+        return "-"
     if score["low"] is None:
         return f"{score['value']:.3f}"
     return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
