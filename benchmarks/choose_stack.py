@@ -223,8 +223,8 @@ chosen on evaluation scenes**: `counterfactual` and `iid`, which the demo and th
 Greedy, fp32, one run, on a CPU; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}. Cells are guarded
 minus plain with 95 % paired bootstrap intervals over scenes. *Gain* is the mean over object, attribute, relation and minus
 caption. A candidate is dropped where one of these four is worse by its interval, or where its captions name over
-{RECALL_LOSS:.0%} less of what is there. There is no correction for the number of candidates. Half of these scenes follow the habits,
-so differences are smaller than on counterfactual scenes alone. These figures are of one small model on drawn scenes.
+{RECALL_LOSS:.0%} less of what is there. There is no correction for the number of candidates. Half of the truths are what habit says, so
+nothing is gained by pushing away from it. These figures are of one small model on drawn scenes.
 
 {wordings}
 

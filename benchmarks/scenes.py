@@ -25,15 +25,18 @@ from seeds import MANIFEST
 from lvlm_guard import GuardError, InputError, Stack, fitting, loading
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
+from lvlm_guard.host.fitters import fitter_catalogue
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
-SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 450}, "iid": {"count": 300, "questions": 108}}
-"""Scenes of each split: more than 1,000 questions, and 300 captions."""
+SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 480}, "iid": {"count": 450}}
+"""Scenes of each split: together more than 1,000 questions that habit answers at every level."""
 
-CAPTIONS = 300
+CAPTIONS = 200
+"""Of each split, half of them of scenes that keep the habits a caption speaks of."""
+
 DISTRIBUTION = "lvlm-guard"
 DEMONSTRATIONS = 50
 SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
@@ -51,7 +54,8 @@ def stacks(model: Any, processor: Any, folder: Path) -> dict[str, Stack]:
 def _fitted_parameters(model: Any, processor: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
     """Parameters of the strategies that need an artefact, fitted on training scenes where it is not in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    artefacts = {kind: folder / f"{kind}.safetensors" for kind in fitting.KINDS}
+    kinds = [offer.fitter.strategy for offer in fitter_catalogue() if offer.distribution == DISTRIBUTION]
+    artefacts = {kind: folder / f"{kind}.safetensors" for kind in kinds}
     if not all(path.is_file() for path in artefacts.values()):
         demonstrations = build_demonstrations(DEMONSTRATIONS)
         for kind, path in artefacts.items():
@@ -66,7 +70,7 @@ def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
     label = loading.BUNDLED if name == loading.BUNDLED else Path(name).name
     compared = systems.build_systems(stacks(model, processor, out / label))
     for split in splits:
-        arguments = {"split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
+        arguments = {"design": "balanced", "split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
         suite = SuiteChoice(Scenes(**arguments), "ours", arguments)  # type: ignore[arg-type]
         plan = RunPlan({"scenes": suite}, compared, limit=limit, batch=32)
         runner.run(plan, model, processor, out / label / split, model_id=label)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
 
-from scenes_pages import HEADLINES, Run
+from scenes_pages import Run
 
 from lvlm_guard.bench.reporting import verdicts
 from lvlm_guard.bench.reporting.results import Score
@@ -35,7 +35,7 @@ def draw(runs: Sequence[Run]) -> str:
     """The picture as SVG."""
     names = _names(runs)
     splits = [
-        (split, list(own)) for split, own in groupby(sorted(runs, key=lambda run: run.split), lambda run: run.split)
+        (split, list(own)) for split, own in groupby(sorted(runs, key=lambda run: run.title), lambda run: run.title)
     ]
     starts, width = _starts(splits)
     height = TOP + ROW * len(names) + BOTTOM
@@ -62,7 +62,7 @@ def _starts(splits: Sequence[tuple[str, Sequence[Run]]]) -> tuple[dict[tuple[str
     """Where the block of each split and level begins, and where the last one ends."""
     starts, at = {}, LEFT
     for split, own in splits:
-        for level in HEADLINES.values():
+        for level in own[0].headlines.values():
             starts[split, level] = at
             at += max(len(own) * (SIDE + GAP), NAME) + GAP * 3
         at += BLOCK_GAP
@@ -71,9 +71,9 @@ def _starts(splits: Sequence[tuple[str, Sequence[Run]]]) -> tuple[dict[tuple[str
 
 def _heads(splits: Sequence[tuple[str, Sequence[Run]]], starts: dict[tuple[str, str], int]) -> Iterator[str]:
     for split, own in splits:
-        first = starts[split, next(iter(HEADLINES.values()))]
+        first = starts[split, next(iter(own[0].headlines.values()))]
         yield f'<text class="head" x="{first}" y="28">{escape(split)}</text>'
-        for level in HEADLINES.values():
+        for level in own[0].headlines.values():
             x = starts[split, level]
             yield f'<text x="{x}" y="52">{level}</text>'
             for place in range(len(own)):
@@ -101,7 +101,7 @@ def _columns(
 ) -> Iterator[tuple[int, str, dict[str, Score]]]:
     """Where every column of squares stands, the run it is of, and its scores by system."""
     for split, own in splits:
-        for measure, level in HEADLINES.items():
+        for measure, level in own[0].headlines.items():
             for place, run in enumerate(own):
                 yield starts[split, level] + place * (SIDE + GAP), run.name, run.scored.of("scenes", measure)
 
@@ -135,7 +135,5 @@ def _legend(y: float, splits: Sequence[tuple[str, Sequence[Run]]]) -> Iterator[s
         f"Blue is better than greedy, red worse, full colour at {FULL} and more; framed where beyond chance after Holm."
     )
     yield f'<text class="small" x="20" y="{y + 18}">{told}</text>'
-    measures = (
-        "object: balanced accuracy; attribute, relation: accuracy; caption: share of named objects that are absent."
-    )
+    measures = "Habit-balanced accuracy; caption: share of named objects that are absent."
     yield f'<text class="small" x="20" y="{y + 36}">{measures}</text>'

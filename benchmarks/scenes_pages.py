@@ -18,21 +18,35 @@ from lvlm_guard.bench.reporting.answers import read_suite_answers
 from lvlm_guard.bench.reporting.results import Results, Score
 from lvlm_guard.bench.reporting.verdicts import Verdict
 from lvlm_guard.bench.running import choosing, store, systems
+from lvlm_guard.bench.scoring import habits
 from lvlm_guard.bench.scoring.intervals import format_interval
 from lvlm_guard.testbed.scoring import CAPTION
-from lvlm_guard.testbed.suite import Scenes
 
-HEADLINES = {
-    "balanced_object": "object",
-    "accuracy_attribute": "attribute",
-    "accuracy_relation": "relation",
-    "chair_i": "caption",
+HEADLINES: Mapping[str, Mapping[str, str]] = {
+    "balanced": {
+        "habit_balanced": "all levels",
+        "habit_balanced_object": "object",
+        "habit_balanced_attribute": "attribute",
+        "habit_balanced_relation": "relation",
+        "chair_i": "caption",
+    },
+    "one_sided": {
+        "balanced_object": "object",
+        "accuracy_attribute": "attribute",
+        "accuracy_relation": "relation",
+        "chair_i": "caption",
+    },
 }
-"""The measure of each level that verdicts are about, and what the tables call it."""
+"""The measure of each level that verdicts are about, and what the tables call it, by the design of the suite."""
 
-SHOWN = (
-    "system", "object", "attribute", "relation", "caption", "recall", "words", "yes", "auc", "changed", "forwards", "time",
-)  # fmt: skip
+NO_CLAIM = ", one-sided (can be won without looking: not for claims)"
+"""What is added to the name of a split of the design that the suite had before."""
+
+BESIDE = {"recall": "recall", "recall_habit_breaking": "recall, unusual", "length": "words", "yes_ratio": "yes"}
+"""Measures that stand beside the headlines, and what the tables call them."""
+
+COSTS = ("auc", "changed", "forwards", "time")
+HALVES = "right / wrong"
 HELPS, MIXED, HURTS = "helps, and hurts nowhere", "helps one model and hurts another", "hurts, and helps nowhere"
 SHIFTS, SILENCE, NOTHING = (
     "only shifts bias, or gains no more than a control",
@@ -51,9 +65,9 @@ settings, greedy, fp32. **Small models on drawn scenes: nothing here says what a
 PICTURE = "![Differences to greedy by system, level, split and model](scenes.svg)"
 
 LEGEND = """Differences are to `greedy` on the same items; `*` where the p value, corrected by Holm over all strategies of the measure, is below .05
-(controls are corrected apart). Intervals resample whole scenes. object: balanced accuracy of existence questions; attribute
-and relation: accuracy; caption: share of named objects that are absent (CHAIR_i, lower is better), to be read beside recall and
-words. yes: share of yes. auc: of the margin between yes and no. forwards: of a prompt + of a token, in rows of plain
+(controls are corrected apart). Intervals resample whole scenes. all levels, object, attribute, relation: habit-balanced accuracy, and
+after it both halves, where habit is right and where it is wrong, with their differences; caption: share of named objects that
+are absent (CHAIR_i, lower is better), to be read beside recall, that of lone objects and intruders, and words. yes: share of yes. auc: of the margin between yes and no. forwards: of a prompt + of a token, in rows of plain
 generate. time: median over batches of time in generate over greedy's, other work on the machine included."""
 
 TOGETHER = """Each cell: mean difference to greedy over the models of an architecture ({counts}), least and greatest, then in how many of them
@@ -62,13 +76,24 @@ the strategy got which verdict (none where it is not told from greedy). caption:
 
 @dataclass(frozen=True)
 class Run:
-    """One model's answers to one split, scored; `captions` is how many it was asked for."""
+    """One model's answers to one split, scored; `captions` is how many it was asked for, `design` that of the suite."""
 
     model: str
     split: str
     scored: Results
     judged: Mapping[str, Mapping[str, Verdict]]
     captions: int
+    design: str = "balanced"
+
+    @property
+    def headlines(self) -> Mapping[str, str]:
+        """The measure of each level."""
+        return HEADLINES[self.design]
+
+    @property
+    def title(self) -> str:
+        """The split, and that its figures are no ground for claims where they are not."""
+        return self.split if self.design == "balanced" else f"{self.split}{NO_CLAIM}"
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -88,7 +113,10 @@ class Run:
     @property
     def questions(self) -> int:
         """Questions that headlines or the vertical accuracy count."""
-        names = ("balanced_object", "accuracy_attribute", "accuracy_relation", "accuracy_vertical")
+        names = (
+            *(name for name, level in self.headlines.items() if level in ("object", "attribute", "relation")),
+            "accuracy_vertical",
+        )
         return sum(one.n for one in self.scored.scores if one.system == systems.GREEDY and one.measure in names)
 
 
@@ -97,15 +125,17 @@ def read(folder: Path) -> Run:
     record = store.read(folder)
     scored = results.score(record)
     captions = sum(one.kind == CAPTION for one in record.items["scenes"])
-    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions)
+    design = record.manifest["suites"]["scenes"]["arguments"]["design"]
+    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions, design)
 
 
 def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
     """Verdicts by level and system: the rules of the report page, once for each level's headline."""
-    measures = choosing.load_measures(Scenes(), "ours", None)
+    description = record.manifest["suites"]["scenes"]
+    measures = choosing.load_measures(choosing.build_suite("scenes", description["arguments"]), "ours", None)
     said = read_suite_answers(record, "scenes").by_system
     found = {}
-    for name, level in HEADLINES.items():
+    for name, level in HEADLINES[description["arguments"]["design"]].items():
         first = [one for one in scored.scores if one.measure == name]
         own = dataclasses.replace(scored, scores=first + [one for one in scored.scores if one.measure != name])
         found[level] = {one.system: one for one in verdicts.verdicts(own, "scenes", measures, said)}
@@ -127,11 +157,11 @@ def write(runs: Sequence[Run], out: Path) -> None:
 def page(run: Run) -> str:
     """What one model did on one split."""
     parts = [
-        f"# {run.architecture} `{run.model}`, {run.split}",
+        f"# {run.architecture} `{run.model}`, {run.title}",
         INTRODUCTION,
         _about(run),
         summary(run.judged),
-        table(rows(run.scored), SHOWN),
+        table(rows(run), _columns(run)),
         LEGEND,
     ]
     return "\n\n".join(parts) + "\n"
@@ -156,14 +186,32 @@ def summary(found: Mapping[str, Mapping[str, Verdict]]) -> str:
     return "\n".join(lines)
 
 
-def rows(scored: Results) -> list[dict[str, Any]]:
+def _columns(run: Run) -> tuple[str, ...]:
+    levels = (column for measure, level in run.headlines.items() for column in (level, *_halves(measure, level)))
+    return ("system", *levels, *BESIDE.values(), *COSTS)
+
+
+def _halves(measure: str, level: str) -> dict[str, tuple[str, str]]:
+    """The column of both halves of a headline and their measures; nothing where it has none."""
+    whole, *halves = habits.NAMES
+    if not measure.startswith(whole):
+        return {}
+    first, second = (measure.replace(whole, half, 1) for half in halves)
+    return {f"{level}, {HALVES}": (first, second)}
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
     """A row for every system of a run."""
-    values = {(one.system, one.measure): one for one in scored.scores}
+    values = {(one.system, one.measure): one for one in run.scored.scores}
     found = []
-    for outcome in scored.outcomes:
-        told = {column: _cell(values.get((outcome.system, measure))) for measure, column in HEADLINES.items()}
-        row = {"system": outcome.system, **told}
-        for measure, column in (("recall", "recall"), ("length", "words"), ("yes_ratio", "yes")):
+    for outcome in run.scored.outcomes:
+        row: dict[str, Any] = {"system": outcome.system}
+        for measure, level in run.headlines.items():
+            row[level] = _cell(values.get((outcome.system, measure)))
+            for column, both in _halves(measure, level).items():
+                cells = [_cell(values.get((outcome.system, half))) for half in both]
+                row[column] = None if None in cells else " / ".join(map(str, cells))
+        for measure, column in BESIDE.items():
             score = values.get((outcome.system, measure))
             row[column] = None if score is None else f"{score.found.value:.3g}"
         row["auc"] = f"{outcome.auc['all']:.3f}" if "all" in outcome.auc else None
@@ -188,11 +236,11 @@ def _cell(score: Score | None) -> str | None:
 def overview(runs: Sequence[Run]) -> str:
     """All runs side by side."""
     parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, PICTURE, table(_models(runs), _MODEL_COLUMNS)]
-    for split in dict.fromkeys(run.split for run in runs):
-        own = [run for run in runs if run.split == split]
+    for split in dict.fromkeys(run.title for run in runs):
+        own = [run for run in runs if run.title == split]
         kinds = {run.architecture: [one for one in own if one.architecture == run.architecture] for run in own}
         counts = ", ".join(f"{name}: {len(alike)}" for name, alike in kinds.items())
-        shown = ("system", "architecture", *HEADLINES.values())
+        shown = ("system", "architecture", *own[0].headlines.values())
         parts += [
             f"## {split}",
             in_words(own),
@@ -202,7 +250,9 @@ def overview(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_MODEL_COLUMNS = ("architecture", "model", "split", "questions", "captions", *HEADLINES.values(), "page")
+_MODEL_COLUMNS = (
+    "architecture", "model", "split", "questions", "captions", *HEADLINES["balanced"].values(), "page",
+)  # fmt: skip
 
 
 def _models(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -210,9 +260,9 @@ def _models(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found = []
     for run in runs:
         plain = {one.measure: _cell(one) for one in run.scored.scores if one.system == systems.GREEDY}
-        told = {column: plain.get(measure) for measure, column in HEADLINES.items()}
+        told = {column: plain.get(measure) for measure, column in run.headlines.items()}
         link = f"[{run.name}](scenes/{run.name}.md)"
-        about = {"architecture": run.architecture, "model": run.model, "split": run.split}
+        about = {"architecture": run.architecture, "model": run.model, "split": run.title}
         found.append({**about, "questions": run.questions, "captions": run.captions, **told, "page": link})
     return found
 
@@ -224,7 +274,7 @@ def _side_by_side(kinds: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         {
             "system": name,
             "architecture": architecture,
-            **{level: _over_runs(runs, name, measure, level) for measure, level in HEADLINES.items()},
+            **{level: _over_runs(runs, name, measure, level) for measure, level in runs[0].headlines.items()},
         }
         for name in dict.fromkeys(one for one in every if one != systems.GREEDY)
         for architecture, runs in kinds.items()
@@ -234,7 +284,7 @@ def _side_by_side(kinds: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 def in_words(runs: Sequence[Run]) -> str:
     """What all models together say of each strategy, level by level."""
     lines = []
-    for level in HEADLINES.values():
+    for level in runs[0].headlines.values():
         groups: dict[str, list[str]] = {}
         for name in dict.fromkeys(one for run in runs for one in run.judged[level]):
             kinds = _kinds(runs, level, name)

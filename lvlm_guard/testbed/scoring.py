@@ -1,27 +1,18 @@
-"""How answers about drawn scenes are read and counted, and every measure that the suite makes of the counts."""
+"""How answers about drawn scenes are read and counted; `lvlm_guard.testbed.measures` makes scores of the counts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from lvlm_guard.bench.items import AnsweredItem
-from lvlm_guard.bench.scoring.intervals import (
-    Statistic,
-    accuracy,
-    f1,
-    harmonic_share,
-    mean_share,
-    share,
-    yes_no_counts,
-    yes_ratio,
-)
-from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.bench.items import LEVELS, AnsweredItem
+from lvlm_guard.bench.scoring.habits import count_half
+from lvlm_guard.bench.scoring.intervals import Statistic, mean_share, yes_no_counts
+from lvlm_guard.bench.scoring.measures import Counts
 from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption, parse_word, parse_yes_no
-from lvlm_guard.testbed.world.habits import COLOUR_NAMES
+from lvlm_guard.deprecation import moved_names
+from lvlm_guard.testbed.world.habits import BACKGROUNDS, COLOUR_NAMES, HOME, PARTNER, TYPICAL_COLOUR
 from lvlm_guard.testbed.world.language import mentions
-from lvlm_guard.testbed.world.questions import NEGATIVES
 
 CAPTION = "caption"
 """Kind of the items that ask for a description."""
@@ -63,134 +54,6 @@ def caption_colours(answer: AnsweredItem) -> ColourCounts:
     return ColourCounts(len(coloured), sum(true[category] != colour for colour, category in coloured))
 
 
-def build_measure(
-    name: str,
-    level: str,
-    title: str,
-    chosen: Choice,
-    count: Count,
-    statistic: Statistic = share,
-    *,
-    higher_is_better: bool | None = True,
-) -> Measure:
-    """Build a measure over single answers.
-
-    Args:
-        name: Unique within the suite.
-        level: Its level, "all" where it spans them.
-        title: A few words for people.
-        chosen: Whether an answer counts.
-        count: What one answer counts for.
-        statistic: Maps summed counts to the score.
-        higher_is_better: None where neither is.
-    """
-
-    def counted(answer: AnsweredItem) -> Counts | None:
-        return count(answer) if chosen(answer) else None
-
-    binary = count in (count_right, _count_spoilt, _count_unread)
-    return Measure(name, level, title, each(counted), statistic, higher_is_better, binary=binary)
-
-
-def suite_measures() -> tuple[Measure, ...]:
-    """Return every measure of the suite, balanced accuracy for objects first."""
-    return (
-        *_object_measures(),
-        *_caption_measures(),
-        *_attribute_measures(),
-        *_relation_measures(),
-        *_overall_measures(),
-    )
-
-
-def _object_measures() -> list[Measure]:
-    chosen = partial(_is_yes_no, "object")
-    kinds = [
-        build_measure(
-            f"balanced_{kind}", "object", f"balanced accuracy, {kind} negatives", partial(_asks, kind), *_BALANCED
-        )
-        for kind in NEGATIVES
-    ]
-    return [
-        build_measure("balanced_object", "object", "balanced accuracy", chosen, *_BALANCED),
-        *kinds,
-        build_measure("f1_object", "object", "F1", chosen, _count_yes_no, f1),
-        build_measure(
-            "harmonic_object", "object", "harmonic mean of both recalls", chosen, _count_yes_no, harmonic_share
-        ),
-        build_measure(
-            "yes_ratio_object", "object", "share of yes", chosen, _count_yes_no, yes_ratio, higher_is_better=None
-        ),
-    ]
-
-
-def _caption_measures() -> list[Measure]:
-    chosen = partial(_describes, "object")
-    return [
-        build_measure(
-            "chair_i", "object", "named objects that are absent", chosen, _count_absent, higher_is_better=False
-        ),
-        build_measure(
-            "chair_s", "object", "captions with an absent object", chosen, _count_spoilt, higher_is_better=False
-        ),
-        build_measure("recall", "object", "present objects that are named", chosen, _count_named),
-        build_measure("length", "object", "words and marks of a caption", chosen, _count_words, higher_is_better=None),
-    ]
-
-
-def _attribute_measures() -> list[Measure]:
-    return [
-        build_measure("accuracy_attribute", "attribute", "accuracy", partial(_has_level, "attribute"), count_right),
-        *_yes_no_measures("attribute"),
-        build_measure(
-            "miscoloured",
-            "attribute",
-            "named objects in a wrong colour",
-            partial(_describes, "attribute"),
-            _count_miscoloured,
-            higher_is_better=False,
-        ),
-    ]
-
-
-def _relation_measures() -> list[Measure]:
-    return [
-        build_measure("accuracy_relation", "relation", "accuracy, left or right", _asks_sideways, count_right),
-        *_yes_no_measures("relation"),
-        build_measure(
-            "accuracy_vertical",
-            "relation",
-            "accuracy, above or below (no habit)",
-            partial(has_kind, "vertical"),
-            count_right,
-        ),
-    ]
-
-
-def _yes_no_measures(level: str) -> list[Measure]:
-    chosen = partial(_is_yes_no, level)
-    return [
-        build_measure(f"balanced_{level}", level, "balanced accuracy of yes and no", chosen, *_BALANCED),
-        build_measure(f"f1_{level}", level, "F1 of yes and no", chosen, _count_yes_no, f1),
-        build_measure(
-            f"harmonic_{level}", level, "harmonic mean of both recalls", chosen, _count_yes_no, harmonic_share
-        ),
-        build_measure(
-            f"yes_ratio_{level}", level, "share of yes", chosen, _count_yes_no, yes_ratio, higher_is_better=None
-        ),
-    ]
-
-
-def _overall_measures() -> list[Measure]:
-    return [
-        build_measure("accuracy", "all", "accuracy of yes and no", is_yes_no, _count_yes_no, accuracy),
-        build_measure("f1", "all", "F1", is_yes_no, _count_yes_no, f1),
-        build_measure("harmonic", "all", "harmonic mean of both recalls", is_yes_no, _count_yes_no, harmonic_share),
-        build_measure("yes_ratio", "all", "share of yes", is_yes_no, _count_yes_no, yes_ratio, higher_is_better=None),
-        build_measure("unread", "all", "neither yes nor no", is_yes_no, _count_unread, higher_is_better=False),
-    ]
-
-
 def has_kind(kind: str, answer: AnsweredItem) -> bool:
     """Whether an answer is about a question of this kind."""
     return answer.item.kind == kind
@@ -201,24 +64,66 @@ def is_yes_no(answer: AnsweredItem) -> bool:
     return answer.item.truth in ("yes", "no")
 
 
-def _is_yes_no(level: str, answer: AnsweredItem) -> bool:
+def asks_yes_no(level: str, answer: AnsweredItem) -> bool:
+    """Whether an answer is about a yes/no question of a level."""
     return is_yes_no(answer) and answer.item.level == level
 
 
-def _has_level(level: str, answer: AnsweredItem) -> bool:
+def has_level(level: str, answer: AnsweredItem) -> bool:
+    """Whether an answer is about a question of a level, not a caption."""
     return answer.item.level == level and answer.item.kind != CAPTION
 
 
-def _asks(negative: str, answer: AnsweredItem) -> bool:
+def asks_for(negative: str, answer: AnsweredItem) -> bool:
+    """Whether it is about an object that is there, or one that is absent in this way."""
     item = answer.item
     return item.kind == "existence" and (item.truth == "yes" or item.extra["negative"] == negative)
 
 
-def _asks_sideways(answer: AnsweredItem) -> bool:
+def asks_sideways(answer: AnsweredItem) -> bool:
+    """Whether an answer is about left and right."""
     return answer.item.kind in ("relation", "choice")
 
 
-def _describes(level: str, answer: AnsweredItem) -> bool:
+def has_habit(answer: AnsweredItem) -> bool:
+    """Whether an answer is about a question that habit answers, rightly or wrongly."""
+    return answer.item.kind != CAPTION and answer.item.extra["habit"] is not None
+
+
+def is_habitual(answer: AnsweredItem) -> bool:
+    """Whether the truth of a question is what habit says."""
+    return bool(answer.item.truth == answer.item.extra["habit"])
+
+
+def is_caption(answer: AnsweredItem) -> bool:
+    """Whether an answer is a description."""
+    return answer.item.kind == CAPTION
+
+
+def keeps_habits(answer: AnsweredItem) -> bool:
+    """Whether the scene of a caption has nothing unusual to name: whole pairs at home, in their typical colours."""
+    named = mentions(answer.item.truth)
+    habitual = habitual_objects(answer)
+    return all(category in habitual and colour == TYPICAL_COLOUR[category] for colour, category in named)
+
+
+def habitual_objects(answer: AnsweredItem) -> set[str]:
+    """Return the categories in the scene of a caption that habit puts there: at home, with their partner."""
+    present = {category for _, category in mentions(answer.item.truth)}
+    return {name for name in present if PARTNER[name] in present and HOME[name] == _background(answer)}
+
+
+def expected_objects(answer: AnsweredItem) -> set[str]:
+    """Return the categories that habit puts into the scene of a caption and that are not there: partners of what is, at home."""
+    present = {category for _, category in mentions(answer.item.truth)}
+    return {PARTNER[name] for name in present if PARTNER[name] not in present and HOME[name] == _background(answer)}
+
+
+def _background(answer: AnsweredItem) -> str:
+    return next(word for word in answer.item.truth.split() if word in BACKGROUNDS)
+
+
+def describes(level: str, answer: AnsweredItem) -> bool:
     """Whether it is a caption of a scene that breaks a habit of this level, or none."""
     return answer.item.kind == CAPTION and answer.item.extra["broken"] in (None, level)
 
@@ -228,37 +133,101 @@ def count_right(answer: AnsweredItem) -> Counts:
     return float(is_right(answer)), 1.0
 
 
-def _count_yes_no(answer: AnsweredItem) -> Counts:
+def count_yes_no(answer: AnsweredItem) -> Counts:
     """Return (right yes, all yes, right no, all no, said yes)."""
     row = yes_no_counts([parse_yes_no(answer.text)], [answer.item.truth == "yes"])[0]
     return tuple(float(count) for count in row)
 
 
-_BALANCED: tuple[Count, Statistic] = (_count_yes_no, mean_share)
+BALANCED: tuple[Count, Statistic] = (count_yes_no, mean_share)
 
 
-def _count_unread(answer: AnsweredItem) -> Counts:
+def count_by_habit(answer: AnsweredItem) -> Counts:
+    """Return `CELLS` counts of an answer to a question with a habit."""
+    return _count_half(answer, 0, 1)
+
+
+def count_by_level(answer: AnsweredItem) -> Counts:
+    """Return `CELLS` counts for each level."""
+    return _count_half(answer, LEVELS.index(answer.item.level), len(LEVELS))
+
+
+def _count_half(answer: AnsweredItem, level: int, levels: int) -> Counts:
+    item = answer.item
+    side = item.truth in ("yes", "left") if item.kind != "colour" else None
+    return count_half(right=is_right(answer), habitual=is_habitual(answer), side=side, level=level, levels=levels)
+
+
+def count_unread(answer: AnsweredItem) -> Counts:
+    """Return (1 where the answer says neither yes nor no, 1)."""
     return float(parse_yes_no(answer.text) is None), 1.0
 
 
-def _count_absent(answer: AnsweredItem) -> Counts:
+def count_absent(answer: AnsweredItem) -> Counts:
+    """Return (named objects that are absent, named objects)."""
     counts = caption_counts(answer)
     return float(counts.absent), float(counts.named)
 
 
-def _count_spoilt(answer: AnsweredItem) -> Counts:
+def count_spoilt(answer: AnsweredItem) -> Counts:
+    """Return (1 where an absent object is named, 1)."""
     return float(caption_counts(answer).absent > 0), 1.0
 
 
-def _count_named(answer: AnsweredItem) -> Counts:
+def count_named(answer: AnsweredItem) -> Counts:
+    """Return (present objects that are named, present objects)."""
     counts = caption_counts(answer)
     return float(counts.found), float(counts.present)
 
 
-def _count_words(answer: AnsweredItem) -> Counts:
+def count_words(answer: AnsweredItem) -> Counts:
+    """Return (words and marks, 1)."""
     return float(caption_counts(answer).words), 1.0
 
 
-def _count_miscoloured(answer: AnsweredItem) -> Counts:
+def count_miscoloured(answer: AnsweredItem) -> Counts:
+    """Return (named in a wrong colour, named with a colour)."""
     counts = caption_colours(answer)
     return float(counts.wrong), float(counts.coloured)
+
+
+def count_expected(answer: AnsweredItem) -> Counts:
+    """Return (named absent objects that habit expects, named objects)."""
+    named = [category for _, category in mentions(answer.text)]
+    expected = expected_objects(answer)
+    return float(sum(name in expected for name in named)), float(len(named))
+
+
+def count_unexpected(answer: AnsweredItem) -> Counts:
+    """Return (named absent objects that habit does not expect, named objects)."""
+    counts, (expected, named) = caption_counts(answer), count_expected(answer)
+    return counts.absent - expected, named
+
+
+def count_named_by_habit(answer: AnsweredItem) -> Counts:
+    """Return (named, present) of the objects that habit puts there, then of the others: lone ones and intruders."""
+    present, habitual = {category for _, category in mentions(answer.item.truth)}, habitual_objects(answer)
+    named = {category for _, category in mentions(answer.text)}
+    sides = (habitual, present - habitual)
+    return tuple(float(count) for side in sides for count in (len(side & named), len(side)))
+
+
+def count_miscoloured_by_habit(answer: AnsweredItem) -> Counts:
+    """Return (in a wrong colour, named with a colour) of the objects in their typical colour, then of the others."""
+    true = {category: colour for colour, category in mentions(answer.item.truth)}
+    counts = [0.0] * 4
+    for colour, category in mentions(answer.text):
+        if category in true:
+            at = 0 if true[category] == TYPICAL_COLOUR[category] else 2
+            counts[at] += colour != true[category]
+            counts[at + 1] += 1
+    return tuple(counts)
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "suite_measures": "lvlm_guard.testbed.measures:suite_measures",
+        "build_measure": "lvlm_guard.testbed.measures:build_measure",
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -14,7 +15,9 @@ from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.deprecation import renamed_fields
 from lvlm_guard.errors import InputError, nearest
-from lvlm_guard.testbed.scoring import CAPTION, suite_measures
+from lvlm_guard.testbed.measures import Design, suite_measures
+from lvlm_guard.testbed.scoring import CAPTION
+from lvlm_guard.testbed.world.counterbalance import counterbalance, pair_scenes
 from lvlm_guard.testbed.world.language import DESCRIBE, NAMED, caption, mentions
 from lvlm_guard.testbed.world.questions import Question, scored_questions
 from lvlm_guard.testbed.world.scenes import Scene, scene
@@ -25,6 +28,9 @@ SHORT_TOKENS = 3
 CAPTION_TOKENS = 44
 Split = Literal["counterfactual", "iid", "calibration"]
 SPLITS: tuple[str, ...] = get_args(Split)
+DESIGNS: tuple[str, ...] = get_args(Design)
+FURTHER = 1000
+"""Scenes after the last that are looked through for what keeps habits, beside two for each; it takes far fewer."""
 
 
 @renamed_fields(asked="questions")
@@ -32,21 +38,27 @@ SPLITS: tuple[str, ...] = get_args(Split)
 class Scenes:
     """Questions about drawn scenes, and captions of them. Figures say nothing about other models than the one they are of.
 
-    Scenes that break the habit of a relation are not captioned, since captions name no places. A caption is an item of
-    level "object"; the colours in it are measured at level "attribute". `extra` of an item holds `negative`, `habit` and
-    `broken`, as `Question` and `Scene` explain them.
+    Every question whose answer habit would give is put about two scenes: one that breaks the habit, and one that keeps it (see
+    `lvlm_guard.testbed.world.counterbalance`). Half of the captioned scenes keep the habits a caption speaks of, half break one.
+    A caption is an item of level "object"; the colours in it are measured at
+    level "attribute". `extra` of an item holds `negative`, `habit` and `broken`, as `Question` and `Scene` explain them.
 
     Args:
-        split: "counterfactual", where every scene breaks one habit, "iid", where none does, or "calibration", which holds
-            both in turn: settings are chosen on it, nothing is reported on it.
-        count: Scenes.
+        split: "counterfactual", where every scene breaks one habit, "iid", whose scenes are as those of the training, or
+            "calibration", which holds both in turn: settings are chosen on it, nothing is reported on it.
+        count: Scenes whose broken habits are asked about. Where none of them keeps such a habit, a later one does. More scenes
+            add items and change none.
         seed: The same seed draws the same scenes.
-        captions: At most so many captions; None captions all scenes that can be, 0 none.
+        captions: At most so many captions; None asks for one a scene, 0 for none. They come in pairs of a scene that keeps habits
+            and one that breaks one, for which later scenes are drawn where there are too few.
         questions: Questions are put about so many scenes, the first ones; None asks about all. Its old name `asked` is
             accepted with a warning.
+        design: "balanced", or "one_sided", which the suite was before: scenes that break a habit are asked about that
+            alone, so whoever says the opposite of habit is right without looking. It is there to read and to compare old runs, and
+            no ground for claims.
 
     Raises:
-        InputError: A split, count, seed, number of captions or of scenes with questions that there cannot be.
+        InputError: A split, design, count, seed, number of captions or of scenes with questions that there cannot be.
     """
 
     name: ClassVar[str] = "scenes"
@@ -62,11 +74,14 @@ class Scenes:
     seed: int = 0
     captions: int | None = None
     questions: int | None = None
+    design: Design = "balanced"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
         if self.split not in SPLITS:
             raise InputError(f"scenes: no split named {self.split!r}.{nearest(self.split, SPLITS)}")
+        if self.design not in DESIGNS:
+            raise InputError(f"scenes: no design named {self.design!r}.{nearest(self.design, DESIGNS)}")
         if self.count < 1 or self.seed < 0 or min(self.captions or 0, self.questions or 0) < 0:
             raise InputError(
                 f"scenes: count must be at least 1, seed, captions and questions not negative; got count {self.count}, "
@@ -74,43 +89,70 @@ class Scenes:
             )
 
     def load(self, data: Path | None) -> Loaded:  # noqa: ARG002 - the protocol passes a folder, this suite needs none
-        """Return the items of all scenes, scene after scene."""
-        captions = 0
+        """Return the items of all scenes, scene after scene; questions about several follow where the last of them is there.
+
+        Raises:
+            InputError: The scenes break no habit, so that nothing can be asked.
+        """
+        drawn = [self.draw(index) for index in range(self.count)]
+        asked = self.build_questions(drawn[: self.questions])
+        captioned = self._choose_captioned(drawn)
         items: list[Item] = []
-        for index in range(self.count):
-            drawn = self.draw(index)
-            if self.questions is None or index < self.questions:
-                items += [_question_item(drawn, *numbered) for numbered in enumerate(self.build_questions(drawn))]
-            has_caption = drawn.broken is None or drawn.broken.level != "relation"
-            if has_caption and (self.captions is None or captions < self.captions):
-                items.append(_caption_item(drawn))
-                captions += 1
+        for about, described in zip_longest(asked, captioned, fillvalue=()):
+            items += [_question_item(scene, name, question) for scene, name, question in about]
+            items += [_caption_item(scene) for scene in described]
+        if not items:
+            raise InputError(
+                f"scenes: nothing can be asked about {self.count} scenes of {self.split} with seed {self.seed}. Draw more: "
+                f"count={10 * self.count}."
+            )
         return Loaded(items)
 
     def draw(self, index: int) -> Scene:
         """Return the scene of this number."""
         return scene(self.split, index, self.seed)
 
-    def build_questions(self, drawn: Scene) -> Sequence[Question]:
-        """Return the questions about a scene."""
-        return scored_questions(drawn)
+    def build_questions(self, drawn: Sequence[Scene]) -> Iterator[list[tuple[Scene, str, Question]]]:
+        """Yield for each scene the questions that can be asked since it is there, each with its scene and its name there."""
+        if self.design == "one_sided":
+            return ([(one, str(at), question) for at, question in enumerate(scored_questions(one))] for one in drawn)
+        asked_of = counterbalance(drawn, self._draw_further(len(drawn)))
+        return ([(one, _name(question), question) for one, question in asked] for asked in asked_of)
+
+    def _draw_further(self, start: int) -> Iterator[Scene]:
+        return (self.draw(index) for index in range(start, start + FURTHER + 2 * self.count))
+
+    def _choose_captioned(self, drawn: Sequence[Scene]) -> Iterator[list[Scene]]:
+        """Yield for each scene those that can be described since it is there, `captions` in all."""
+        described: Iterator[list[Scene]]
+        if self.design == "one_sided":
+            described = ([one] if one.broken is None or one.broken.level != "relation" else [] for one in drawn)
+        else:
+            described = pair_scenes(chain(drawn, self._draw_further(len(drawn))))
+        left = len(drawn) + len(drawn) % 2 if self.captions is None else self.captions
+        for scenes in described:
+            if len(scenes) > left:
+                return
+            left -= len(scenes)
+            yield scenes
 
     def picture(self, data: Path | None, image: str) -> Image.Image:  # noqa: ARG002 - as above
         """Return the picture of the scene of this name: RGB, 64x64."""
-        return self._named(image).picture
+        return self.find(image).picture
 
-    def _named(self, image: str) -> Scene:
+    def find(self, image: str) -> Scene:
+        """Return the scene that is called so, as the items' pictures are."""
         return self.draw(int(image.rsplit("-", 1)[1]))
 
     def measures(self, parser: str) -> Sequence[Measure]:
-        """Return what is measured, balanced accuracy for objects first.
+        """Return what is measured, habit-balanced accuracy over all levels first.
 
         Raises:
             InputError: There is no such parser.
         """
         if parser not in self.parsers:
             raise InputError(f"scenes: no parser is called {parser!r}.{nearest(parser, self.parsers)}")
-        return suite_measures()
+        return suite_measures(self.design)
 
     def invented(self, item: Item, text: str) -> tuple[tuple[int, int], ...]:
         """Return where a caption names an object that is not in the picture, its colour included; () for short answers."""
@@ -121,7 +163,7 @@ class Scenes:
 
     def remark(self, item: Item) -> str:
         """Return which habit the picture of an item breaks, in a few words; empty where it breaks none."""
-        drawn = self._named(item.cluster)
+        drawn = self.find(item.cluster)
         return oddity(drawn.broken) if drawn.broken else ""
 
     def official(self, said: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
@@ -129,10 +171,15 @@ class Scenes:
         return {}
 
 
-def _question_item(drawn: Scene, number: int, question: Question) -> Item:
+def _name(question: Question) -> str:
+    """Name a question within its scene by its words."""
+    return "-".join(question.text.split()[:-1])
+
+
+def _question_item(drawn: Scene, name: str, question: Question) -> Item:
     level: dict[str, Level] = {name: name for name in LEVELS}
     return Item(
-        id=f"{drawn.name}/{number}",
+        id=f"{drawn.name}/{name}",
         image=drawn.name,
         prompt=question.text,
         truth=question.answer,

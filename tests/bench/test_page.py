@@ -191,12 +191,13 @@ def test_a_share_of_yes_says_nothing_about_captions():
 
 
 def test_whether_a_headline_is_about_yes_and_no_is_read_from_what_it_counts():
-    items = Scenes(count=4).load(None).items
+    items = Scenes(count=12).load(None).items
     said = [AnsweredItem(item, "yes" if item.kind != "caption" else "a red car .") for item in items]
     measures = Scenes().measures("ours")
     asks = {one.name: verdicts.asks_yes_no(one, measures, said) for one in measures}
     assert asks["balanced_object"]
     assert asks["accuracy_attribute"]
+    assert asks["habit_balanced"]
     assert not asks["chair_i"]
     assert not asks["miscoloured"]
 
@@ -351,6 +352,41 @@ def test_recall_and_length_stand_beside_chair_and_the_share_of_yes_beside_accura
     titles = [one.title for one in shown.columns]
     assert [f"{name} told" for name, _, _ in told] == titles[: len(told)]
     assert sum(count for _, count in shown.groups) == len(titles)
+
+
+def test_both_halves_stand_beside_habit_balanced_accuracy_at_every_level():
+    told = [
+        ("habit_balanced", "all", 80),
+        ("habit_true", "all", 40),
+        ("habit_breaking", "all", 40),
+        ("habit_balanced_object", "object", 30),
+        ("habit_true_object", "object", 15),
+        ("habit_breaking_object", "object", 15),
+        ("balanced_object", "object", 30),
+    ]
+    scores = [scored(who, measure, level=level, n=n) for who in ("greedy", "a") for measure, level, n in told]
+    results = replace(made(["a"]), scores=scores)
+    shown = [one.title for one in tables.overview(results, "pope", ["greedy", "a"]).columns]
+    assert shown[:6] == [f"{name} told" for name, _, _ in told[:6]]
+    assert "balanced_object told" not in shown
+    own = next(one for one in tables.measures(results, "pope", ["greedy", "a"]) if one.name == "habit_balanced_object")
+    assert [one.title for one in own.columns[5:7]] == ["habit_true_object told", "habit_breaking_object told"]
+
+
+def test_every_measure_says_which_difference_could_have_been_seen():
+    def cell(**changed):
+        score = scored("a", change=0.01)
+        test = replace(score.against_greedy, **changed)
+        results = replace(made(["a"]), scores=[scored("greedy"), replace(score, against_greedy=test)])
+        (table,) = tables.measures(results, "pope", ["greedy", "a"])
+        at = [one.title for one in table.columns].index("visible from")
+        assert table.rows[0].cells[at].label == tables.number(None), "greedy has no difference"
+        return table.rows[1].cells[at].label
+
+    assert cell() == "0.060", "six of 100 answers, where the interval is narrower"
+    assert cell(difference=Interval(0.01, -0.2, 0.22)) == "0.210"
+    assert cell(n=4) == "none"
+    assert cell(p=math.nan) == tables.number(None)
 
 
 # Examples

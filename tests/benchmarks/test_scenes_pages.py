@@ -1,6 +1,7 @@
 """What the pages of several runs say together."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.errors import InputError
 
-LEVELS = ("object", "attribute", "relation", "caption")
+LEVELS = ("all levels", "object", "attribute", "relation", "caption")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def a_run(scenes):
 
 def _score(system, value, test):
     found = Interval(value, value - 0.1, value + 0.1)
-    return Score("scenes", system, "balanced_object", "object", "balanced accuracy", True, found, 40, 4, test)
+    return Score("scenes", system, "habit_balanced_object", "object", "habit-balanced", True, found, 40, 4, test)
 
 
 def _verdict(name, level, kind):
@@ -62,8 +63,8 @@ def test_architectures_stand_apart_and_seeds_together(scenes, a_run):
     llavas = a_run("Llava-0", 0.1, a="helps"), a_run("Llava-1", 0.2, a="hurts")
     text = scenes.pages.overview([*llavas, a_run("Qwen2VL-0", -0.1, a="hurts")])
     rows = [line for line in text.splitlines() if line.startswith("| a ")]
-    assert re.search(r"Llava +\| \+0\.150 \(\+0\.100 to \+0\.200\): helps 1, hurts 1", rows[0])
-    assert re.search(r"Qwen2VL +\| -0\.100: hurts 1", rows[1])
+    assert re.search(r"Llava +\| - +\| \+0\.150 \(\+0\.100 to \+0\.200\): helps 1, hurts 1", rows[0])
+    assert re.search(r"Qwen2VL +\| - +\| -0\.100: hurts 1", rows[1])
     assert "(Llava: 2, Qwen2VL: 1)" in text
     assert text.count("[Llava-") == 2
 
@@ -95,3 +96,18 @@ def test_models_without_a_note_or_weights_are_an_error_before_anything_runs(scen
     (tmp_path / "manifest.json").write_text('{"llava-1": {}}')
     with pytest.raises(SystemExit, match=r"not there: .*llava-1\. Run seeds\.py again"):
         scenes.main(given)
+
+
+def test_halves_stand_beside_their_mean_and_old_runs_apart(scenes, a_run):
+    run = a_run("Llava-0", a="helps")
+    halves = [replace(run.scored.scores[0], measure=f"habit_{half}_object") for half in ("true", "breaking")]
+    whole = replace(run, scored=replace(run.scored, scores=[*run.scored.scores, *halves]))
+    columns = scenes.pages._columns(whole)
+    assert columns[columns.index("object") + 1] == "object, right / wrong"
+    row = next(row for row in scenes.pages.rows(whole) if row["system"] == "greedy")
+    assert row["object, right / wrong"].count("0.800") == 2
+    old = replace(run, design="one_sided")
+    assert "not for claims" in old.title
+    assert not any("right / wrong" in column for column in scenes.pages._columns(old))
+    text = scenes.pages.overview([run, old])
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {run.title}", f"## {old.title}"]

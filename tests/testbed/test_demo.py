@@ -121,7 +121,7 @@ def test_the_same_folder_resumes_and_its_json_has_the_same_figures(folder, score
 def test_a_stack_that_changes_nothing_shows_no_difference(tmp_path):
     neutral = tmp_path / "neutral.toml"
     neutral.write_text('[[stack]]\nname = "icd"\nparams = {alpha = 0.0}\n')
-    for levels in json.loads(demo("--stack", neutral, "--scenes", 6, "--json"))["splits"].values():
+    for levels in json.loads(demo("--stack", neutral, "--scenes", SCENES, "--json"))["splits"].values():
         assert set(levels) == set(DEMO_FIGURES)
         for compared in levels.values():
             assert compared["plain"] == compared["guarded"]
@@ -245,46 +245,54 @@ def test_a_difference_is_called_by_its_interval(low, high, verdict):
 def said(kind, truth, text, level="object", **extra):
     values = {"negative": None, "habit": None, "broken": None, **extra}
     return AnsweredItem(
-        Item(f"{kind} {truth} {text}", "counterfactual-0-0", "", truth, level, kind, extra=values), text
+        Item(f"{kind} {truth} {text} {extra}", "counterfactual-0-0", "", truth, level, kind, extra=values), text
     )
 
 
 def test_figures_choose_their_own_answers():
     spoken = [
-        said("relation", "yes", "no", "relation"),
-        said("choice", "left", "left", "relation"),
+        said("relation", "yes", "no", "relation", habit="no"),
+        said("choice", "left", "left", "relation", habit="left"),
         said("vertical", "yes", "yes", "relation"),
-        said("colour", "red", "red", "attribute"),
-        said("caption", "a red mug .", "a blue mug and a red pan .", broken="attribute"),
-        said("caption", "a red mug and a blue egg .", "a red mug and a blue pan .", broken="object"),
+        said("colour", "red", "red", "attribute", habit="red"),
+        said("caption", "in this kitchen a red mug .", "a blue mug and a red pan .", broken="attribute"),
+        said("caption", "in this kitchen a red mug and a blue egg .", "a red mug and a blue pan .", broken="object"),
     ]
     found = {name: figure.measure.totals(spoken).tolist() for name, figure in CARD_FIGURES.items()}
-    assert found["relation"] == [[1.0, 2.0]]
-    assert (found["left_right"], found["choice"], found["vertical"]) == ([[0.0, 1.0]], [[1.0, 1.0]], [[1.0, 1.0]])
-    assert found["caption"] == [[1.0, 2.0]]
-    assert found["caption_recall"] == [[1.0, 2.0]]
-    assert found["caption_colour"] == [[1.0, 1.0]]
-    assert [figure.level for figure in DEMO_FIGURES.values()] == ["object", "attribute", "relation", *["caption"] * 4]
+    # (right, all) of no and yes, or right and left, where habit is right, then where it is wrong
+    assert found["relation"] == [[0, 0, 1, 1, 0, 0, 0, 1]]
+    assert (found["left_right"], found["choice"]) == ([[0, 0, 0, 0, 0, 0, 0, 1]], [[0, 0, 1, 1, 0, 0, 0, 0]])
+    assert (found["vertical"], found["colour"]) == ([[1, 1]], [[0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0]])
+    assert found["relation_true"] == found["choice"]
+    assert found["relation_breaking"] == found["left_right"]
+    assert found["caption"] == [[2.0, 4.0]]
+    assert found["caption_recall"] == [[2.0, 3.0]]
+    assert found["caption_colour"] == [[1.0, 2.0]]
+    levels = [figure.level for figure in DEMO_FIGURES.values()]
+    assert levels == [*["all levels"] * 3, *["object"] * 3, *["attribute"] * 3, *["relation"] * 3, *["caption"] * 5]
 
 
 def test_figures_are_computed_from_raw_answers():
     spoken = [
-        said("existence", "yes", "yes"),
-        said("existence", "no", "yes", negative="adversarial"),
-        said("existence", "no", "no", negative="random"),
-        said("colour", "red", "red", "attribute"),
-        said("is_colour", "no", "yes", "attribute"),
-        said("relation", "yes", "yes", "relation"),
-        said("choice", "left", "right", "relation"),
-        said("choice", "left", "it is left .", "relation"),
+        said("existence", "yes", "yes", habit="yes"),
+        said("existence", "yes", "yes", habit="no"),
+        said("existence", "no", "yes", negative="adversarial", habit="yes"),
+        said("existence", "no", "no", negative="random", habit="no"),
+        said("colour", "red", "red", "attribute", habit="red"),
+        said("colour", "blue", "red", "attribute", habit="red"),
+        said("choice", "left", "right", "relation", habit="right"),
+        said("choice", "left", "it is left .", "relation", habit="left"),
+        said("choice", "right", "right", "relation", habit="right"),
+        said("choice", "right", "it is right .", "relation", habit="left"),
         said("vertical", "no", "yes", "relation"),
-        said("caption", "there is a red mug .", "there is a blue mug and a red pan ."),
+        said("caption", "in this kitchen there is a red mug .", "there is a blue mug and a red pan ."),
     ]
     values = {name: figure.measure.value(spoken) for name, figure in CARD_FIGURES.items()}
     assert (values["object_adversarial"], values["object_random"]) == (0.5, 1.0)
-    assert values["object"] == 0.75
-    assert (values["colour"], values["is_colour"], values["attribute"]) == (1.0, 0.0, 0.5)
-    assert (values["left_right"], values["choice"], values["vertical"]) == (1.0, 0.5, 0.0)
+    assert (values["object"], values["object_true"], values["object_breaking"]) == (0.75, 1.0, 0.5)
+    assert (values["colour"], values["colour_true"], values["attribute_breaking"]) == (0.5, 1.0, 0.0)
+    assert (values["choice"], values["relation"], values["vertical"]) == (0.75, 0.75, 0.0)
+    assert (values["all"], values["all_true"], values["all_breaking"]) == pytest.approx((2 / 3, 1.0, 1 / 3))
     assert (values["caption_spoilt"], values["caption"], values["caption_recall"]) == (1.0, 0.5, 1.0)
     assert values["caption_colour"] == 1.0
-    assert {measure.name: measure.value(spoken) for measure in Scenes().measures("ours")}["accuracy"] == 0.5
+    assert {measure.name: measure.value(spoken) for measure in Scenes().measures("ours")}["accuracy"] == 0.6

@@ -9,6 +9,7 @@ import pytest
 
 from lvlm_guard.testbed.architectures.llava import build_processor
 from lvlm_guard.testbed.training.curriculum import natural_questions
+from lvlm_guard.testbed.world.counterbalance import counterbalance
 from lvlm_guard.testbed.world.habits import CATEGORIES, HOME, PARTNER, TYPICAL_COLOUR
 from lvlm_guard.testbed.world.language import SYSTEM_SENTENCES, caption, mentions, spoken_order, vocabulary
 from lvlm_guard.testbed.world.questions import (
@@ -77,6 +78,8 @@ def test_answers_are_true(drawn: list[Scene]) -> None:
         for asked in [*scored_questions(scene), *natural_questions(scene), *placed, *stacked]:
             assert asked.answer == truth(scene, asked), (scene.name, asked)
             kinds.add(asked.kind)
+    for scene, asked in (one for found in counterbalance(drawn) for one in found):
+        assert asked.answer == truth(scene, asked), (scene.name, asked)
     assert kinds == {"existence", "colour", "is_colour", "relation", "choice", "vertical", "place"}
 
 

@@ -8,9 +8,11 @@ from itertools import groupby
 
 from lvlm_guard.bench.reporting.charts import number, role_of
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
-from lvlm_guard.bench.reporting.verdicts import corrected, is_better, is_worse
+from lvlm_guard.bench.reporting.verdicts import SURE, corrected, is_better, is_worse
 from lvlm_guard.bench.scoring.frontier import COVERAGE
+from lvlm_guard.bench.scoring.habits import are_read_together
 from lvlm_guard.bench.scoring.intervals import format_interval
+from lvlm_guard.bench.scoring.significance import Significance, find_resolution
 
 MOST_HEADLINES = 4
 AIMS = {True: "higher is better", False: "lower is better", None: "neither is better"}
@@ -85,6 +87,9 @@ TESTED = (
     Column("minus greedy [95 %]", "difference to greedy on the same items"),
     Column("p", "of the paired test"),
     Column("p, Holm", "corrected for the other stacks, or for the other controls"),
+    Column(
+        "visible from", "about the smallest difference to greedy that so many answers and pictures tell from chance"
+    ),
 )
 
 
@@ -155,21 +160,24 @@ def _recalls(score: Score, every: Mapping[str, Score]) -> bool:
 
 
 def beside(score: Score, every: Mapping[str, Score]) -> list[Score]:
-    """Return the measures to read beside a score: share of yes or length, and recall where less is better.
+    """Return the measures to read beside a score: its halves, share of yes or length, and recall where less is better.
 
-    They are those of the same level that count the same answers.
+    They are those of the same level that count the same answers, or one half of them.
     """
     return [
         neighbour
         for neighbour in every.values()
         if neighbour.level == score.level
-        and neighbour.n == score.n
         and neighbour.measure != score.measure
-        and (
-            neighbour.higher_is_better is None
-            or (score.higher_is_better is False and neighbour.measure.startswith(COVERAGE))
-        )
+        and (are_read_together(score.measure, neighbour.measure) or _shares_answers(score, neighbour))
     ]
+
+
+def _shares_answers(score: Score, neighbour: Score) -> bool:
+    belongs = neighbour.higher_is_better is None or (
+        score.higher_is_better is False and neighbour.measure.startswith(COVERAGE)
+    )
+    return neighbour.n == score.n and belongs
 
 
 def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -> Table:
@@ -187,7 +195,9 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
             name,
             role_of(outcomes[name]),
             (
-                *_format_test(scores[name]),
+                *_format_test(
+                    scores[name], sum(role_of(outcomes[other]) == role_of(outcomes[name]) for other in scores)
+                ),
                 *(_score(results.of(suite, neighbour.measure).get(name)) for neighbour in neighbours),
                 _changed(outcomes[name]),
                 Cell(str(scores[name].n), str(scores[name].n)),
@@ -199,14 +209,29 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
     return Table(first.measure, first.title, first.level, AIMS[first.higher_is_better], columns, rows)
 
 
-def _format_test(score: Score) -> tuple[Cell, ...]:
+def _format_test(score: Score, comparisons: int) -> tuple[Cell, ...]:
     value = Cell(format_interval(score.found, score.clusters), _key(score.found.value))
     if (test := score.against_greedy) is None:
-        return (value, *(_plain(None) for _ in range(3)))
+        return (value, *(_plain(None) for _ in range(4)))
     change, mark = test.difference, _mark(score)
     figures = format_interval(change, test.clusters, signed=True)
     p, p_corrected = test.p, corrected(test)
-    return value, Cell(figures, _key(change.value), mark), _chance(p), _chance(p_corrected, mark)
+    return (
+        value,
+        Cell(figures, _key(change.value), mark),
+        _chance(p),
+        _chance(p_corrected, mark),
+        _least(score, test, comparisons),
+    )
+
+
+def _least(score: Score, test: Significance, comparisons: int) -> Cell:
+    """Say how small a difference could have been seen; nothing where that is not known."""
+    is_share = score.found.value <= 1
+    least = find_resolution(test, comparisons, SURE, span=1.0 if is_share else 0.0)
+    if is_share and least >= 1:
+        return Cell("none", repr(1.0))
+    return _plain(least if least > 0 else None)
 
 
 def _chance(p: float, mark: str = "") -> Cell:

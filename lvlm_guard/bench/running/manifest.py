@@ -18,7 +18,7 @@ from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.running import store
 from lvlm_guard.bench.running.edits import Digests, digest_whole
 from lvlm_guard.bench.running.picture_check import LeftOut
-from lvlm_guard.bench.running.stored_manifest import REFUSE
+from lvlm_guard.bench.running.stored_manifest import REFUSE, UNRECORDED
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING, System
 from lvlm_guard.bench.suite import Problem, Suite
 from lvlm_guard.deprecation import moved_names
@@ -146,7 +146,7 @@ def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]
     return {
         "name": chosen.suite.name,
         "title": chosen.suite.title,
-        "arguments": dict(chosen.arguments),
+        "arguments": {**_recorded(chosen.suite), **chosen.arguments},
         "parser": chosen.parser,
         "levels": list(chosen.suite.levels),
         "licence": chosen.suite.licence,
@@ -161,6 +161,11 @@ def _suite(name: str, chosen: SuiteChoice, gathered: Gathered) -> dict[str, Any]
         "unusable_rows": len(problems),
         "problems": [f"{problem.file}:{problem.line}: {problem.what}" for problem in problems[:PROBLEMS]],
     }
+
+
+def _recorded(suite: Suite) -> dict[str, Any]:
+    """Return the arguments that are written whether they were given or not."""
+    return {name: getattr(suite, name) for name in UNRECORDED.get(suite.name, {}) if hasattr(suite, name)}
 
 
 def model_identity(model: Any) -> dict[str, Any]:

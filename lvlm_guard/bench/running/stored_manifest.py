@@ -28,6 +28,9 @@ PLACE = "manifest"
 REFUSE, SKIP = "refuse", "skip"
 """What becomes of items whose picture is missing."""
 
+UNRECORDED: Mapping[str, Mapping[str, Any]] = {"scenes": {"design": "one_sided"}}
+"""Arguments of suites that older manifests lack, and what was so in all their runs. They are always written now."""
+
 WAY_OUT = "Restore it from a copy, or begin the run in another folder."
 _NAME = re.compile(r"[\w.+=@,-]+")
 
@@ -130,12 +133,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "Read it with the version of lvlm_guard that wrote it."
         )
     if version == UNSEALED and CHECK not in manifest:
-        return _check(path, _complete(manifest))
+        return _add_unrecorded(_check(path, _complete(manifest)))
     try:
         remove_check(manifest, PLACE)
     except ValueError as error:
         raise InputError(f"{path} {error}. {WAY_OUT}") from error
-    return _check(path, manifest)
+    return _add_unrecorded(_check(path, manifest))
+
+
+def _add_unrecorded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Add the arguments that suites had before there was a choice."""
+    suites = {
+        name: {**suite, "arguments": {**UNRECORDED.get(suite["name"], {}), **suite["arguments"]}}
+        for name, suite in manifest["suites"].items()
+    }
+    return {**manifest, "suites": suites}
 
 
 def _complete(manifest: Mapping[str, Any]) -> dict[str, Any]:

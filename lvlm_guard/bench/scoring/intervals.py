@@ -47,7 +47,17 @@ def format_interval(score: Interval, clusters: int, *, signed: bool = False) -> 
         return f"{score.value:{sign}.3f} ({TOO_FEW})"
     if math.isnan(score.low) or math.isnan(score.high):
         return f"{score.value:{sign}.3f}"
-    return f"{score.value:{sign}.3f} [{score.low:{sign}.3f}, {score.high:{sign}.3f}]"
+    low, high = _format_bounds(score, sign)
+    return f"{score.value:{sign}.3f} [{low}, {high}]"
+
+
+def _format_bounds(score: Interval, sign: str) -> tuple[str, str]:
+    """Write bounds with three digits, and with more where those are the same: no interval is shown without a width."""
+    for digits in range(3, 9):
+        low, high = (f"{bound:{sign}.{digits}f}" for bound in (score.low, score.high))
+        if low != high:
+            break
+    return low, high
 
 
 def by_cluster(clusters: Sequence[str], counts: ArrayLike) -> Totals:

@@ -72,8 +72,7 @@ def _mean(hits: Sequence[bool]) -> float:
 def predict_hallucinations(answers: Mapping[str, Sequence[AnsweredItem]]) -> dict[str, float]:
     """Return the AUC with which each branch's margin tells, among absent objects, the hallucinated from the rejected ones.
 
-    `truth` is another matter: how well the model's own margin tells present objects from absent partners. Only scenes that
-    break the habit of an object count.
+    `truth` is another matter: how well the model's own margin tells present objects from absent partners.
 
     Args:
         answers: Those of plain generation ("greedy") and of every branch, with their margins.
@@ -91,21 +90,18 @@ def predict_hallucinations(answers: Mapping[str, Sequence[AnsweredItem]]) -> dic
 
 
 def margins(answers: Sequence[AnsweredItem]) -> dict[str, float]:
-    """Return the logit of yes minus that of no by item, for every existence question about a broken pair's scene."""
+    """Return the logit of yes minus that of no by item, for every existence question."""
     return {
-        reply.item.id: reply.margin
-        for reply in answers
-        if reply.item.kind == "existence" and reply.item.extra["broken"] == "object" and reply.margin is not None
+        reply.item.id: reply.margin for reply in answers if reply.item.kind == "existence" and reply.margin is not None
     }
 
 
 def inventions(answers: Sequence[AnsweredItem], suite: Scenes) -> dict[str, float]:
     """Return the rates at which captions name absent categories: a present one's partner, others at home here, strangers."""
-    drawn = {scene.name: scene for scene in map(suite.draw, range(suite.count))}
     counts = {"partner": np.zeros(2), "resident": np.zeros(2), "stranger": np.zeros(2)}
     for reply in answers:
         if reply.item.kind == CAPTION:
-            _count(drawn[reply.item.cluster], {category for _, category in mentions(reply.text)}, counts)
+            _count(suite.find(reply.item.cluster), {category for _, category in mentions(reply.text)}, counts)
     return {kind: float(hits / max(1, chances)) for kind, (hits, chances) in counts.items()}
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.bench.items import AnsweredItem
+from lvlm_guard.bench.reporting.results import to_plain
 from lvlm_guard.bench.running.systems import GREEDY
-from lvlm_guard.bench.scoring.intervals import interval
+from lvlm_guard.bench.scoring.intervals import Interval, interval
 from lvlm_guard.testbed import architectures
 from lvlm_guard.testbed.card import error_sources
 from lvlm_guard.testbed.card.probe import probe
@@ -35,9 +36,9 @@ CARD_SEED = 31
 class NaturalScenes(Scenes):
     """Scenes with yes/no questions in the proportions of training."""
 
-    def build_questions(self, drawn: Scene) -> Sequence[Question]:
-        """Return questions drawn from the scene's own random stream."""
-        return natural_questions(drawn)
+    def build_questions(self, drawn: Sequence[Scene]) -> Iterator[list[tuple[Scene, str, Question]]]:
+        """Yield for each scene questions drawn from its own random stream."""
+        return ([(one, str(at), question) for at, question in enumerate(natural_questions(one))] for one in drawn)
 
 
 class ClearScenes(Scenes):
@@ -81,10 +82,11 @@ def _card_suites(count: int) -> dict[str, Scenes]:
     return {**suites, **natural, "clear": ClearScenes(count=count, seed=CARD_SEED, captions=0)}
 
 
-def _measured(figure: Figure, answers: Sequence[AnsweredItem]) -> dict[str, float]:
+def _measured(figure: Figure, answers: Sequence[AnsweredItem]) -> dict[str, Any]:
     measure = figure.measure
-    score = interval(measure.totals(answers), measure.statistic)
-    return {**asdict(score), "n": len(measure.rows(answers)[0])}
+    totals = measure.totals(answers)
+    score = interval(totals, measure.statistic) if len(totals) else Interval(math.nan, math.nan, math.nan)
+    return {**to_plain(score), "n": len(measure.rows(answers)[0])}
 
 
 def blind(generate: Callable[..., Any], processor: Any) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Accuracy where habit is right and where it is wrong, and the mean of the two, which an answer of habit cannot move.
+
+Each half is the mean over both sides of the truth. So answers of habit, against habit, always "yes" and always "no" all have a
+habit-balanced accuracy of one half, whatever the numbers of questions are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lvlm_guard.bench.scoring.intervals import Statistic, Totals
+from lvlm_guard.bench.scoring.measures import Counts
+
+TRUE, BREAKING = 0, 1
+"""The halves: the truth is what habit says, or it is not."""
+
+CELLS = 8
+"""Counts of a level: (right, all) for either half and either side of its truths."""
+
+NAMES = ("habit_balanced", "habit_true", "habit_breaking")
+"""How the measures begin that have to be read together."""
+
+
+def count_half(*, right: bool, habitual: bool, side: bool | None, level: int = 0, levels: int = 1) -> Counts:
+    """Count one answer in its half.
+
+    Args:
+        right: Whether it says what is true.
+        habitual: Whether the truth is what habit says.
+        side: Which side of the question the truth is, such as yes; None where it has no two sides: it counts half on both.
+        level: Which of several levels it belongs to.
+        levels: How many levels are counted.
+
+    Returns:
+        `CELLS` counts for each level, zero but for this one.
+    """
+    counts = np.zeros((levels, 2, 2, 2))
+    half = TRUE if habitual else BREAKING
+    if side is None:
+        counts[level, half] = (right / 2, 1 / 2)
+    else:
+        counts[level, half, int(side)] = (right, 1)
+    return tuple(counts.ravel().tolist())
+
+
+@dataclass(frozen=True)
+class HabitMean:
+    """The mean over some halves, both sides of each, and over levels; levels of which a side was not asked are left out.
+
+    Args:
+        halves: `TRUE`, `BREAKING` or both.
+    """
+
+    halves: tuple[int, ...] = (TRUE, BREAKING)
+
+    def __call__(self, totals: Totals) -> Totals:
+        """Return scores of shape (...) from `count_half` summed, of shape (..., levels * `CELLS`); nan where no level is left."""
+        cells = totals.reshape(*totals.shape[:-1], -1, 2, 2, 2)[..., self.halves, :, :]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            by_level = (cells[..., 0] / cells[..., 1]).mean((-2, -1))
+            asked = ~np.isnan(by_level)
+            return np.asarray(np.where(asked, by_level, 0.0).sum(-1) / asked.sum(-1))
+
+
+habit_balanced: Statistic = HabitMean()
+habit_true: Statistic = HabitMean((TRUE,))
+habit_breaking: Statistic = HabitMean((BREAKING,))
+
+STATISTICS: Sequence[tuple[str, Statistic, str]] = tuple(
+    zip(
+        NAMES,
+        (habit_balanced, habit_true, habit_breaking),
+        ("habit-balanced accuracy", "accuracy where habit is right", "accuracy where habit is wrong"),
+        strict=True,
+    )
+)
+"""Names, statistics and titles of the three measures, the headline first."""
+
+
+def are_read_together(measure: str, other: str) -> bool:
+    """Whether one measure is the habit-balanced accuracy and the other one of its halves, of the same questions."""
+    balanced, *halves = NAMES
+    return measure.startswith(balanced) and other in [measure.replace(balanced, half, 1) for half in halves]
