@@ -198,6 +198,14 @@ def test_the_page_shows_verdicts_by_level_and_captions_on_one_plane(scored):
     assert {one.get("data-system") for one in chart.iter("g")} == written - {"swap"}
 
 
+def test_the_reason_of_a_level_is_about_that_level(judged):
+    for stack in SOUND:
+        for place in LEVELS:
+            others = [level for level in LEVELS if level != place]
+            assert f"({place})" in judged[stack, place].why, "no power"
+            assert not any(f"({level})" in judged[stack, place].why for level in others)
+
+
 def test_p_values_are_corrected_over_stacks_and_levels_together(judged):
     counts = Counter(place for _, place in judged)
     assert set(counts.values()) == {len(CHEATS) + len(SOUND)}
