@@ -73,7 +73,7 @@ class Planted:
     required: ClassVar[tuple[Any, ...]] = ()
     parsers: ClassVar[tuple[str, ...]] = ("ours",)
 
-    pictures: int = 240
+    pictures: int = 120
 
     def load(self, data: Path | None) -> Loaded:
         """Two questions a level about each picture, every mix of truth and habit as often, and a caption."""
@@ -183,7 +183,7 @@ class Simulated:
         """What results read of a manifest."""
         described = {
             "name": "planted", "title": "Planted", "arguments": {}, "parser": "ours", "levels": list(LEVELS), "licence": "none",
-            "homepage": "", "items": len(self.items["planted"]), "pictures": 240, "unusable_rows": 0, "problems": [],
+            "homepage": "", "items": len(self.items["planted"]), "pictures": 120, "unusable_rows": 0, "problems": [],
         }  # fmt: skip
         systems = {
             name: {

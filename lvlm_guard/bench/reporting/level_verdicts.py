@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.reporting.differences import SURE
 from lvlm_guard.bench.reporting.results import Results, compare_measure
-from lvlm_guard.bench.reporting.verdicts import HABIT_BALANCED, HABIT_HALVES, Verdict, build_case, judge
+from lvlm_guard.bench.reporting.verdicts import HABIT_BALANCED, HABIT_HALVES, Case, Verdict, build_case, judge
 from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.significance import BOOTSTRAP, RESAMPLES, correct_p_values
@@ -67,10 +67,13 @@ def level_verdicts(
         for outcome in stacks
         for level, name in tested.items()
     }
-    return [
-        dataclasses.replace(judge(dataclasses.replace(case, asks=case.asks and level != CAPTIONS)), level=level)
-        for (_, level), case in cases.items()
-    ]
+    return [dataclasses.replace(judge(_narrow(case, level)), level=level) for (_, level), case in cases.items()]
+
+
+def _narrow(case: Case, level: str) -> Case:
+    """Leave what is about other levels out of a case; what captions invent says nothing about yes and no."""
+    scores = [score for score in case.others if case.headline is not None and score.level == case.headline.level]
+    return dataclasses.replace(case, others=scores, asks=case.asks and level != CAPTIONS)
 
 
 def _list_families(tested: Mapping[str, str]) -> list[set[str]]:

@@ -20,7 +20,7 @@ from PIL import Image
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, level_verdicts, planes, tables, verdicts
-from lvlm_guard.bench.reporting.answers import read_suite_answers
+from lvlm_guard.bench.reporting.answers import COMPUTED, read_suite_answers
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
 from lvlm_guard.bench.reporting.comparable import describe_skipped, select_comparable
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
@@ -255,7 +255,11 @@ def facts(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, hardware, off = manifest["model"], manifest["hardware"], manifest["without"]
     digests = f"config {model['config']}, weights {model['weights']}"
     device = hardware["accelerator"] or hardware["device"]
-    controls = [name for name, entry in manifest["systems"].items() if entry["role"] == "control"]
+    controls = [
+        f"{name} ({entry['decoding']})" if entry["decoding"] == COMPUTED["decoding"] else name
+        for name, entry in manifest["systems"].items()
+        if entry["role"] == "control"
+    ]
     limit = f", at most {manifest['limit']} items a suite" if manifest["limit"] is not None else ""
     return [
         ("model", f"{model['id']} ({model['class']}, {model['dtype']}, attention {model['attention']})"),
