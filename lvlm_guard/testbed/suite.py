@@ -95,11 +95,11 @@ class Scenes:
             InputError: The scenes break no habit, so that nothing can be asked.
         """
         drawn = [self.draw(index) for index in range(self.count)]
-        asked = self.build_questions(drawn[: self.questions])
+        questions = self.build_questions(drawn[: self.questions])
         captioned = self._choose_captioned(drawn)
         items: list[Item] = []
-        for about, described in zip_longest(asked, captioned, fillvalue=()):
-            items += [_question_item(scene, name, question) for scene, name, question in about]
+        for scene_questions, described in zip_longest(questions, captioned, fillvalue=()):
+            items += [_question_item(scene, name, question) for scene, name, question in scene_questions]
             items += [_caption_item(scene) for scene in described]
         if not items:
             raise InputError(
@@ -115,9 +115,14 @@ class Scenes:
     def build_questions(self, drawn: Sequence[Scene]) -> Iterator[list[tuple[Scene, str, Question]]]:
         """Yield for each scene the questions that can be asked since it is there, each with its scene and its name there."""
         if self.design == "one_sided":
-            return ([(one, str(at), question) for at, question in enumerate(scored_questions(one))] for one in drawn)
-        asked_of = counterbalance(drawn, self._draw_further(len(drawn)))
-        return ([(one, _name(question), question) for one, question in asked] for asked in asked_of)
+            return (
+                [(drawn_scene, str(at), question) for at, question in enumerate(scored_questions(drawn_scene))]
+                for drawn_scene in drawn
+            )
+        balanced = counterbalance(drawn, self._draw_further(len(drawn)))
+        return (
+            [(drawn_scene, _name(question), question) for drawn_scene, question in questions] for questions in balanced
+        )
 
     def _draw_further(self, start: int) -> Iterator[Scene]:
         return (self.draw(index) for index in range(start, start + FURTHER + 2 * self.count))
@@ -126,7 +131,7 @@ class Scenes:
         """Yield for each scene those that can be described since it is there, `captions` in all."""
         described: Iterator[list[Scene]]
         if self.design == "one_sided":
-            described = ([one] if one.broken is None or one.broken.level != "relation" else [] for one in drawn)
+            described = ([] if _broken_level(drawn_scene) == "relation" else [drawn_scene] for drawn_scene in drawn)
         else:
             described = pair_scenes(chain(drawn, self._draw_further(len(drawn))))
         left = len(drawn) + len(drawn) % 2 if self.captions is None else self.captions

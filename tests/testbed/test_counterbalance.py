@@ -10,9 +10,13 @@ import pytest
 
 from lvlm_guard.bench.items import LEVELS, AnsweredItem, Item
 from lvlm_guard.bench.running.batches import limit_items
+from lvlm_guard.host.stack import Stack
+from lvlm_guard.testbed import load
+from lvlm_guard.testbed.card.single_branch import Blind
+from lvlm_guard.testbed.running import answer
 from lvlm_guard.testbed.scoring import CAPTION
 from lvlm_guard.testbed.scoring import keeps_habits as caption_keeps_habits
-from lvlm_guard.testbed.suite import SPLITS, Scenes
+from lvlm_guard.testbed.suite import DESIGNS, SPLITS, Scenes
 from lvlm_guard.testbed.world.counterbalance import find_breaks, keeps_habits
 from lvlm_guard.testbed.world.habits import COLOUR_NAMES
 from lvlm_guard.testbed.world.scenes import scenes
@@ -95,6 +99,18 @@ def test_the_one_sided_design_can_be_won_without_looking() -> None:
     items = questions("counterfactual", 60, design="one_sided")
     found = score(items, lambda item: blind_answers(item)["against habit"], "one_sided")
     assert (found["balanced_relation"], found["balanced_attribute"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_the_opposite_of_what_the_model_says_without_the_picture_wins_the_one_sided_design_alone(design: str) -> None:
+    suite = Scenes(count=15, captions=0, design=design)
+    answers = answer(*load(), {"scenes": suite}, {"blind": Stack.of([Blind()])}, progress=False)["scenes"]["blind"]
+    texts = {reply.item.id: reply.text.strip() for reply in answers if reply.item.truth in OPPOSITE}
+    items = [item for item in questions("counterfactual", 15, design=design) if item.id in texts]
+    name = "habit_balanced_relation" if design == "balanced" else "balanced_relation"
+    blind = score(items, lambda item: texts[item.id], design)[name]
+    contrarian = score(items, lambda item: OPPOSITE[texts[item.id]], design)[name]
+    assert (blind, contrarian) == pytest.approx((0.5, 0.5) if design == "balanced" else (0.0, 1.0))
 
 
 @pytest.mark.parametrize("limit", [100, 300, 1000])

@@ -196,7 +196,7 @@ def _measure(results: Results, suite: str, first: Score, order: Sequence[str]) -
             role_of(outcomes[name]),
             (
                 *_format_test(
-                    scores[name], sum(role_of(outcomes[other]) == role_of(outcomes[name]) for other in scores)
+                    scores[name], sum(role_of(outcomes[system]) == role_of(outcomes[name]) for system in scores)
                 ),
                 *(_score(results.of(suite, neighbour.measure).get(name)) for neighbour in neighbours),
                 _changed(outcomes[name]),

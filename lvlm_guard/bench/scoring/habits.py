@@ -61,8 +61,8 @@ class HabitMean:
         cells = totals.reshape(*totals.shape[:-1], -1, 2, 2, 2)[..., self.halves, :, :]
         with np.errstate(invalid="ignore", divide="ignore"):
             by_level = (cells[..., 0] / cells[..., 1]).mean((-2, -1))
-            asked = ~np.isnan(by_level)
-            return np.asarray(np.where(asked, by_level, 0.0).sum(-1) / asked.sum(-1))
+            defined = ~np.isnan(by_level)
+            return np.asarray(np.where(defined, by_level, 0.0).sum(-1) / defined.sum(-1))
 
 
 habit_balanced: Statistic = HabitMean()
@@ -80,7 +80,7 @@ STATISTICS: Sequence[tuple[str, Statistic, str]] = tuple(
 """Names, statistics and titles of the three measures, the headline first."""
 
 
-def are_read_together(measure: str, other: str) -> bool:
-    """Whether one measure is the habit-balanced accuracy and the other one of its halves, of the same questions."""
+def are_read_together(measure: str, half: str) -> bool:
+    """Whether a measure is habit-balanced accuracy and `half` names one of its halves, of the same questions."""
     balanced, *halves = NAMES
-    return measure.startswith(balanced) and other in [measure.replace(balanced, half, 1) for half in halves]
+    return measure.startswith(balanced) and half in [measure.replace(balanced, begins, 1) for begins in halves]

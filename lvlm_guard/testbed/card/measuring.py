@@ -38,7 +38,10 @@ class NaturalScenes(Scenes):
 
     def build_questions(self, drawn: Sequence[Scene]) -> Iterator[list[tuple[Scene, str, Question]]]:
         """Yield for each scene questions drawn from its own random stream."""
-        return ([(one, str(at), question) for at, question in enumerate(natural_questions(one))] for one in drawn)
+        return (
+            [(picture, str(at), question) for at, question in enumerate(natural_questions(picture))]
+            for picture in drawn
+        )
 
 
 class ClearScenes(Scenes):

@@ -25,11 +25,11 @@ from lvlm_guard.testbed.world.questions import (
 )
 from lvlm_guard.testbed.world.scenes import SPLITS, Scene, absent_partners
 
-Asked = tuple[Scene, Question]
+SceneQuestion = tuple[Scene, Question]
 Condition = tuple[str, ...]
 """What a scene has to hold: a word for it, and the categories."""
 
-TYPICAL, ORDERED, WHOLE, POPULAR, RANDOM = "typical", "ordered", "whole", "popular", "random"
+TYPICAL, ORDERED, PAIRED, POPULAR, RANDOM = "typical", "ordered", "paired", "popular", "random"
 """In its typical colour; in habitual order; there with its partner, at home; at home but absent, as its partner is; likewise, not
 at home."""
 
@@ -53,13 +53,13 @@ class Break:
     names: tuple[str, ...]
     conditions: tuple[tuple[Condition, ...], ...]
 
-    def questions(self, others: Sequence[Scene]) -> list[Asked]:
+    def questions(self, counterparts: Sequence[Scene]) -> list[SceneQuestion]:
         """Return the questions of a level about this scene and those that keep its habit."""
         if self.level == "attribute":
-            return _about_colour(self.scene, others[0], self.names[0])
+            return _about_colour(self.scene, counterparts[0], self.names[0])
         if self.level == "relation":
-            return _about_order(self.scene, others[0], *self.names)
-        return _about_existence(self.scene, others[0], others[1], *self.names)
+            return _about_order(self.scene, counterparts[0], *self.names)
+        return _about_existence(self.scene, counterparts[0], counterparts[1], *self.names)
 
 
 def find_breaks(scene: Scene) -> list[Break]:
@@ -71,15 +71,15 @@ def find_breaks(scene: Scene) -> list[Break]:
 def _missing_partners(scene: Scene, rng: np.random.Generator) -> list[Break]:
     """Each lone one of a pair once; an intruder, which has no partner here either, takes its place half the time."""
     intruders = [name for name in sorted(scene.present) if HOME[name] != scene.background]
-    found = []
+    breaks = []
     for absent in absent_partners(scene):
-        there = PARTNER[absent]
+        lone = PARTNER[absent]
         if intruders and rng.random() < 0.5:
-            there = intruders.pop()
+            lone = intruders.pop()
         kinds = (POPULAR, RANDOM) if rng.random() < 0.5 else (RANDOM, POPULAR)
-        nowhere = tuple((kind, there) for kind in kinds)
-        found.append(Break("object", scene, (absent, there), (((WHOLE, absent),), nowhere)))
-    return found
+        nowhere = tuple((kind, lone) for kind in kinds)
+        breaks.append(Break("object", scene, (absent, lone), (((PAIRED, absent),), nowhere)))
+    return breaks
 
 
 def _odd_colours(scene: Scene) -> list[Break]:
@@ -93,8 +93,8 @@ def _odd_colours(scene: Scene) -> list[Break]:
 def _turned_pairs(scene: Scene, rng: np.random.Generator) -> list[Break]:
     """Pairs whose second stands on the left; which of the two is asked for first is drawn."""
     turned = [pair for pair in related(scene, habitual=True) if not _is_ordered(scene, pair)]
-    asked = [pair if rng.random() < 0.5 else pair[::-1] for pair in turned]
-    return [Break("relation", scene, names, (((ORDERED, *sorted(names)),),)) for names in asked]
+    orders = [pair if rng.random() < 0.5 else pair[::-1] for pair in turned]
+    return [Break("relation", scene, names, (((ORDERED, *sorted(names)),),)) for names in orders]
 
 
 def _is_ordered(scene: Scene, pair: tuple[str, str]) -> bool:
@@ -107,32 +107,32 @@ def find_kept(scene: Scene) -> list[Condition]:
     at_home = residents(scene.background)
     typical = [(TYPICAL, thing.category) for thing in scene.objects if thing.colour == TYPICAL_COLOUR[thing.category]]
     ordered = [(ORDERED, *sorted(pair)) for pair in related(scene, habitual=True) if _is_ordered(scene, pair)]
-    whole = [(WHOLE, name) for name in at_home if {name, PARTNER[name]} <= scene.present]
+    paired = [(PAIRED, name) for name in at_home if {name, PARTNER[name]} <= scene.present]
     neither = [name for name in CATEGORIES if not {name, PARTNER[name]} & scene.present]
-    return [*typical, *ordered, *whole, *((POPULAR if name in at_home else RANDOM, name) for name in neither)]
+    return [*typical, *ordered, *paired, *((POPULAR if name in at_home else RANDOM, name) for name in neither)]
 
 
 def keeps_habits(scene: Scene) -> bool:
     """Whether a caption of a scene names nothing unusual: whole pairs at home, in their typical colours."""
-    kept = set(find_kept(scene))
-    return {(habit, name) for habit in (WHOLE, TYPICAL) for name in scene.present} <= kept
+    conditions = set(find_kept(scene))
+    return {(habit, name) for habit in (PAIRED, TYPICAL) for name in scene.present} <= conditions
 
 
-def _about_colour(broken: Scene, kept: Scene, name: str) -> list[Asked]:
+def _about_colour(broken: Scene, keeper: Scene, name: str) -> list[SceneQuestion]:
     """What colour, whether the one it has in the broken scene, and whether the typical one."""
     colours = (what_colour(broken, name).answer, TYPICAL_COLOUR[name])
     return [
         (scene, question)
-        for scene in (broken, kept)
+        for scene in (broken, keeper)
         for question in (what_colour(scene, name), *(is_colour(scene, name, colour) for colour in colours))
     ]
 
 
-def _about_order(broken: Scene, kept: Scene, first: str, second: str) -> list[Asked]:
+def _about_order(broken: Scene, keeper: Scene, first: str, second: str) -> list[SceneQuestion]:
     """Left, right, and which of the two; of the broken scene also above and below, for which there is no habit."""
-    asked = [
+    questions = [
         (scene, question)
-        for scene in (broken, kept)
+        for scene in (broken, keeper)
         for question in (
             relation(scene, first, "left", second),
             relation(scene, first, "right", second),
@@ -141,18 +141,18 @@ def _about_order(broken: Scene, kept: Scene, first: str, second: str) -> list[As
         )
     ]
     if (first, second) in [*(stacked := related(broken, _VERTICAL)), *(pair[::-1] for pair in stacked)]:
-        asked += [(broken, relation(broken, first, side, second)) for side in _VERTICAL]
-    return asked
+        questions += [(broken, relation(broken, first, side, second)) for side in _VERTICAL]
+    return questions
 
 
-def _about_existence(broken: Scene, whole: Scene, neither: Scene, absent: str, there: str) -> list[Asked]:
-    """The absent partner, which is there in `whole`; and what is there without its own, which is absent in `neither`."""
-    negative = POPULAR if HOME[there] == neither.background else RANDOM
+def _about_existence(broken: Scene, paired: Scene, neither: Scene, absent: str, lone: str) -> list[SceneQuestion]:
+    """The absent partner, which is there in `paired`; and what is there without its own, which is absent in `neither`."""
+    negative = POPULAR if HOME[lone] == neither.background else RANDOM
     return [
         (broken, existence(broken, absent, negative="adversarial")),
-        (broken, existence(broken, there)),
-        (whole, existence(whole, absent)),
-        (neither, existence(neither, there, negative=negative)),
+        (broken, existence(broken, lone)),
+        (paired, existence(paired, absent)),
+        (neither, existence(neither, lone, negative=negative)),
     ]
 
 
@@ -161,14 +161,14 @@ class _Waiting:
     """A broken habit and the scenes that were found for it so far, by the place of their condition."""
 
     broken: Break
-    found: dict[int, Scene] = field(default_factory=dict)
+    scenes: dict[int, Scene] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
-        return len(self.found) == len(self.broken.conditions)
+        return len(self.scenes) == len(self.broken.conditions)
 
-    def questions(self) -> list[Asked]:
-        return self.broken.questions([self.found[place] for place in range(len(self.found))])
+    def questions(self) -> list[SceneQuestion]:
+        return self.broken.questions([self.scenes[place] for place in range(len(self.scenes))])
 
 
 class Counterbalance:
@@ -178,7 +178,7 @@ class Counterbalance:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[Condition, list[Scene]] = {}
+        self._keepers: dict[Condition, list[Scene]] = {}
         self._levels: dict[str, frozenset[str]] = {}
         self._waiting: list[_Waiting] = []
 
@@ -187,7 +187,7 @@ class Counterbalance:
         """Whether a broken habit lacks a scene that keeps it."""
         return bool(self._waiting)
 
-    def add(self, scene: Scene, *, ask: bool = True) -> list[Asked]:
+    def add(self, scene: Scene, *, ask: bool = True) -> list[SceneQuestion]:
         """Take a scene in, and return the questions of every broken habit that now has all its other scenes.
 
         Args:
@@ -197,28 +197,28 @@ class Counterbalance:
         breaks = find_breaks(scene)
         self._levels[scene.name] = frozenset(broken.level for broken in breaks)
         for condition in find_kept(scene):
-            self._kept.setdefault(condition, []).append(scene)
+            self._keepers.setdefault(condition, []).append(scene)
         self._waiting += [_Waiting(broken) for broken in breaks if ask]
         for waiting in self._waiting:
             self._find(waiting)
         complete = [waiting for waiting in self._waiting if waiting.is_complete]
         self._waiting = [waiting for waiting in self._waiting if not waiting.is_complete]
-        return [asked for waiting in complete for asked in waiting.questions()]
+        return [question for waiting in complete for question in waiting.questions()]
 
     def _find(self, waiting: _Waiting) -> None:
         for place, alternatives in enumerate(waiting.broken.conditions):
-            condition = next((condition for condition in alternatives if self._kept.get(condition)), None)
-            if place not in waiting.found and condition is not None:
-                waiting.found[place] = self._take(condition, waiting.broken.level)
+            condition = next((condition for condition in alternatives if self._keepers.get(condition)), None)
+            if place not in waiting.scenes and condition is not None:
+                waiting.scenes[place] = self._take(condition, waiting.broken.level)
 
     def _take(self, condition: Condition, level: str) -> Scene:
         """Take the latest scene that breaks another habit of the level, so that both halves are about the same scenes; else the latest."""
-        scenes = self._kept[condition]
+        scenes = self._keepers[condition]
         alike = (at for at in reversed(range(len(scenes))) if level in self._levels[scenes[at].name])
         return scenes.pop(next(alike, -1))
 
 
-def counterbalance(scenes: Iterable[Scene], further: Iterable[Scene] = ()) -> Iterator[list[Asked]]:
+def counterbalance(scenes: Iterable[Scene], further: Iterable[Scene] = ()) -> Iterator[list[SceneQuestion]]:
     """Yield, scene after scene, the questions that can be asked since it is there.
 
     The questions of a broken habit are about several scenes. In all of them each text has both truths equally often, and in
