@@ -68,6 +68,10 @@ class ModeRefused(Refused):
     """A mode of ``generate`` that cannot be guarded."""
 
 
+class FitRefused(Refused):
+    """What was fitted breaks answers on calibration data, or adds nothing there."""
+
+
 class KernelsRefused(Refused):
     """``LVLM_GUARD_KERNELS`` requests kernels that cannot run here."""
 

@@ -54,7 +54,9 @@ _PLACE = (
     r"(?: (?:in|on|within) (?:the|this|that) (?:image|picture|photo|photograph|scene|view|frame|kitchen|harbour|harbor|"
     r"garden|street|room))?(?: here)?"
 )
-_SIDE = r"(?:(?:located |positioned |placed |standing )?(?:on |to )?(?:the )?(?P<side>left|right)(?: side|-hand side)? of)"
+_SIDE = (
+    r"(?:(?:located |positioned |placed |standing )?(?:on |to )?(?:the )?(?P<side>left|right)(?: side|-hand side)? of)"
+)
 _UPRIGHT = r"(?P<upright>above|over|on top of|higher than|below|under|underneath|beneath|lower than)"
 _UPRIGHT_WORDS = {
     "above": "above", "over": "above", "on top of": "above", "higher than": "above",
@@ -75,13 +77,14 @@ _WHICH_ATTRIBUTE = (
     rf"what colou?r (?:is|are) the (?P<subject>{_NAME}){_PLACE}",
     rf"what (?:is|are) the colou?rs? of the (?P<subject>{_NAME}){_PLACE}",
 )
+_OPTION = "left|right|above|below"
 _CHOICE = (
-    rf"(?:is|are) the (?P<subject>{_NAME}) (?:on |to )?(?:the )?(?P<first>left|right|above|below) or (?:to )?(?:the )?"
-    rf"(?P<second>left|right|above|below)(?: side)?(?: of)? the (?P<reference>{_NAME}){_PLACE}",
+    (
+        rf"(?:is|are) the (?P<subject>{_NAME}) (?:on |to )?(?:the )?(?P<first>{_OPTION}) or (?:to )?(?:the )?(?P<second>{_OPTION})"
+        rf"(?: side)?(?: of)? the (?P<reference>{_NAME}){_PLACE}"
+    ),
 )
-_RELATION = (
-    rf"(?:is|are) the (?P<subject>{_NAME}) (?:{_SIDE}|{_UPRIGHT}) the (?P<reference>{_NAME}){_PLACE}",
-)
+_RELATION = (rf"(?:is|are) the (?P<subject>{_NAME}) (?:{_SIDE}|{_UPRIGHT}) the (?P<reference>{_NAME}){_PLACE}",)
 _ATTRIBUTE = (rf"(?:is|are) the (?P<subject>{_NAME}) (?:in )?(?P<value>[a-z][a-z-]*){_PLACE}",)
 
 _MENTION = re.compile(
@@ -89,9 +92,7 @@ _MENTION = re.compile(
     r"that|which|is|are|has|left|right|above|below|under|over|beneath)\b)",
     re.IGNORECASE,
 )
-_BETWEEN = re.compile(
-    rf"\s+(?:is |are )?(?:{_SIDE}|{_UPRIGHT})\s+", re.IGNORECASE
-)
+_BETWEEN = re.compile(rf"\s+(?:is |are )?(?:{_SIDE}|{_UPRIGHT})\s+", re.IGNORECASE)
 _ROLE = re.compile(r"(?:^|\b)(?:user|human|assistant|gpt|question|q)\s*:\s*", re.IGNORECASE)
 
 
@@ -146,7 +147,7 @@ def _direction(found: dict[str, str | None]) -> str:
     return (found.get("side") or "").lower() or _UPRIGHT_WORDS[upright]
 
 
-_KINDS = {
+_WORDINGS = {
     "object": _EXISTENCE,
     "number": _NUMBER,
     "which": _WHICH_ATTRIBUTE,
@@ -154,7 +155,7 @@ _KINDS = {
     "relation": _RELATION,
     "attribute": _ATTRIBUTE,
 }
-_KINDS = {kind: tuple(re.compile(pattern) for pattern in patterns) for kind, patterns in _KINDS.items()}
+_KINDS = {kind: tuple(re.compile(pattern) for pattern in patterns) for kind, patterns in _WORDINGS.items()}
 
 
 def parse_mentions(text: str, names: Sequence[str] = ()) -> list[tuple[Span, Claim]]:
@@ -195,11 +196,14 @@ def _find_known(text: str, names: Sequence[str]) -> Iterator[tuple[Span, str, st
     ordered = sorted(names, key=len, reverse=True)
     alternatives = "|".join(re.escape(name).replace(r"\ ", r"\s+") for name in ordered)
     pattern = re.compile(
-        rf"(?:\b(?:an?|one|another|the)\s+)?(?:\b(?P<value>[a-z][a-z-]*)\s+)?\b(?P<name>{alternatives})(?:e?s)?\b", re.IGNORECASE
+        rf"(?:\b(?:an?|one|another|the)\s+)?(?:\b(?P<value>[a-z][a-z-]*)\s+)?\b(?P<name>{alternatives})(?:e?s)?\b",
+        re.IGNORECASE,
     )
     for match in pattern.finditer(text):
         value = (match["value"] or "").lower()
         is_article = value in ("a", "an", "one", "another", "the", "and", "or", "of", "with", "is", "there")
-        start = match.start("name") if is_article and value not in ("a", "an", "one", "another", "the") else match.start()
+        start = (
+            match.start("name") if is_article and value not in ("a", "an", "one", "another", "the") else match.start()
+        )
         name = re.sub(r"\s+", " ", match["name"].lower())
         yield (start, match.end()), name, None if is_article or not value else value

@@ -102,9 +102,7 @@ def _fill(count: int, high: int, wide: int) -> tuple[int, int]:
     return 0, 0
 
 
-def _from_tiles(
-    images: int, size: tuple[int, int], config: Any, counts: list[int]
-) -> list[list[PictureTokens]] | None:
+def _from_tiles(images: int, size: tuple[int, int], config: Any, counts: list[int]) -> list[list[PictureTokens]] | None:
     """Take each row as one picture whose tokens begin with the whole of it, where the config tells how many those are.
 
     Only models that lay their tiles out in one piece put the whole picture first; they name the resolutions they choose from.

@@ -124,7 +124,7 @@ class HeadEvidence:
 
     def number(self, name: str) -> float | None:
         """Return how many such objects there are: local maxima of the scores above the fitted threshold, on a known grid."""
-        index, grid = self._index(name), self._grid()
+        index, grid = self._index(name), self.grid()
         if index is None or grid is None or self.head.peaks is None:
             return None
         scores = self.scores[: grid[0] * grid[1], index].view(1, 1, *grid)
@@ -150,9 +150,10 @@ class HeadEvidence:
             return None
         return places[1][axis] - places[0][axis]
 
-    def _grid(self) -> tuple[int, int] | None:
-        known = self.places[~self.places.isnan().any(1)]
-        return (len(known[:, 0].unique()), len(known[:, 1].unique())) if len(known) else None
+    def grid(self) -> tuple[int, int] | None:
+        """Return rows and columns of the grid whose tokens come first; None where none is known."""
+        known = self.places[~self.places.isnan().any(1)].tolist()
+        return (len({row for row, _ in known}), len({column for _, column in known})) if known else None
 
     def _index(self, name: str) -> int | None:
         known = self.head.table.find(name)
@@ -191,7 +192,9 @@ def read_head(artefact: Artefact) -> EvidenceHead:
 
 def _texts(settings: Mapping[str, Any], name: str, artefact: Artefact) -> tuple[str, ...]:
     texts = settings.get(name, [])
-    is_list = isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(text, str) for text in texts)
+    is_list = (
+        isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(text, str) for text in texts)
+    )
     if not is_list or (name == "names" and not texts):
         raise InputError(
             f"{artefact.path or 'The artefact'} lists no {name} that can be read: fit one, lvlm-guard fit {KIND} --model MODEL "

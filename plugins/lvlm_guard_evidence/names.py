@@ -79,6 +79,8 @@ def build_names(found: Sequence[str], synonyms: Mapping[str, Sequence[str]] | No
         tidied[tidy(name)] = tuple(dict.fromkeys(tidy(other) for other in others))
         for other in tidied[tidy(name)]:
             if owners.setdefault(other, tidy(name)) != tidy(name):
-                raise InputError(f"The synonym {other!r} stands for {owners[other]!r} and for {tidy(name)!r}: give it to one.")
+                raise InputError(
+                    f"The synonym {other!r} stands for {owners[other]!r} and for {tidy(name)!r}: give it to one."
+                )
     names = tuple(dict.fromkeys(owners.get(tidy(name), tidy(name)) for name in found))
     return NamesTable(names, {name: others for name, others in tidied.items() if name in names})

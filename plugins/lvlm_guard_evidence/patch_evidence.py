@@ -39,7 +39,8 @@ class PatchEvidence:
     artefact: Annotated[ExistingFile, Field(description="file made by lvlm-guard fit patch_evidence")]
     strength: Annotated[Strength, Field(description="how much of the fitted change is made")] = 1.0
     parser: Annotated[
-        UserFunction, Field(description='function from a prompt\'s text to a Claim or None, or "package.module:function"')
+        UserFunction,
+        Field(description='function from a prompt\'s text to a Claim or None, or "package.module:function"'),
     ] = None
     swapped: Annotated[bool, Field(description="control: the evidence of another picture of the call")] = False
     timeout: Timeout = 60.0
@@ -48,7 +49,9 @@ class PatchEvidence:
     def start(self, gen: Generation) -> None:
         """Read the head, and the questions."""
         if gen.model.tokenizer is None:
-            raise ProcessorNeeded("'patch_evidence' reads questions: give the guard the processor, Guard(model, processor).")
+            raise ProcessorNeeded(
+                "'patch_evidence' reads questions: give the guard the processor, Guard(model, processor)."
+            )
         load_head(gen, self.artefact)
         gen.state[self.name] = [self._parse(gen, row) for row in range(gen.prompt.ids.shape[0])]
 

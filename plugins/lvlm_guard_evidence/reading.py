@@ -142,12 +142,7 @@ def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[Ro
     of_requests = rows[:: rows.shape[0] // requests].cpu()
     pictures = find_pictures(gen.prompt.inputs, gen.model.config, gen.prompt.image_mask.cpu())
     return [
-        RowEvidence(
-            tuple(
-                head.read(scores[each.start : each.start + each.count], each.places())
-                for each in found
-            )
-        )
+        RowEvidence(tuple(head.read(scores[each.start : each.start + each.count], each.places()) for each in found))
         if found
         else None
         for scores, found in zip(of_requests, pictures, strict=True)
