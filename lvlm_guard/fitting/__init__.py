@@ -6,6 +6,7 @@ functions are what fitters are made of. Fitters run models as they are and leave
 
 from lvlm_guard.anatomy import decoder_layers as decoder_layers
 from lvlm_guard.anatomy import depth_and_heads as depth_and_heads
+from lvlm_guard.anatomy import final_norm as find_final_norm
 from lvlm_guard.anatomy import vision_layers as vision_layers
 from lvlm_guard.deprecation import moved_names
 from lvlm_guard.fitting.artefact import fit as fit
@@ -43,6 +44,7 @@ __all__ = [
     "edit_pictures",
     "encode_answer",
     "encode_prompts",
+    "find_final_norm",
     "fit",
     "read_demonstrations",
     "read_labelled",

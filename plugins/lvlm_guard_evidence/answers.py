@@ -48,11 +48,12 @@ class FirstTokens:
 
     def find(self, options: Sequence[str]) -> list[list[int]] | None:
         """Return the ids that begin each option and no other; None where an option has none."""
-        beginnings = [self._begin(option) for option in options]
+        beginnings = [self.begin(option) for option in options]
         distinct = [ids.difference(*(rival for rival in beginnings if rival is not ids)) for ids in beginnings]
         return [sorted(ids) for ids in distinct] if distinct and all(distinct) else None
 
-    def _begin(self, option: str) -> set[int]:
+    def begin(self, option: str) -> set[int]:
+        """Return the ids that begin an answer, in any spelling."""
         spellings = [option, option.capitalize(), option.upper()]
         if option in NUMBERS:
             spellings.append(str(NUMBERS.index(option)))

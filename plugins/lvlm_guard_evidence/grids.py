@@ -34,9 +34,9 @@ class PictureTokens:
 
     def places(self) -> Tensor:
         """Return row and column of each token as shares of the picture `[count, 2]`, NaN where they are unknown."""
-        places = torch.full((self.count, 2), torch.nan)
+        places = torch.full((self.count, 2), torch.nan, device="cpu")
         if self.rows and self.columns:
-            index = torch.arange(self.rows * self.columns)
+            index = torch.arange(self.rows * self.columns, device="cpu")
             places[: len(index), 0] = (index // self.columns + 0.5) / self.rows
             places[: len(index), 1] = (index % self.columns + 0.5) / self.columns
         return places

@@ -31,6 +31,32 @@ class Scale:
 
 
 @dataclass(frozen=True, eq=False)
+class Norm:
+    """A norm in front of the weights: states less their mean where it centres, by their root mean square, times weight plus bias.
+
+    Args:
+        weight: `[hidden]`.
+        bias: `[hidden]`.
+        centres: Whether the mean is taken off, as a layer norm does.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    centres: bool = False
+
+    def apply(self, states: Tensor) -> Tensor:
+        """Return normed states `[..., hidden]`, fp32."""
+        states = states.float()
+        if self.centres:
+            states = states - states.mean(-1, keepdim=True)
+        scaled = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + EPSILON)
+        return scaled * self.weight.to(states.device) + self.bias.to(states.device)
+
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
 class EvidenceHead:
     """A fitted head.
 
@@ -44,6 +70,8 @@ class EvidenceHead:
         is_exclusive: Whether an object has one of the values, as of colours; else each by itself.
         source: What it was fitted on.
         settings: Further settings of the fit, mixing weights among them.
+        layer: Whose output is read; 0 is what enters the decoder.
+        norm: What is applied to it first.
     """
 
     weight: Tensor
@@ -55,6 +83,8 @@ class EvidenceHead:
     is_exclusive: bool = True
     source: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    layer: int = 0
+    norm: Norm | None = None
 
     @property
     def width(self) -> int:
@@ -63,8 +93,8 @@ class EvidenceHead:
 
     def score(self, tokens: Tensor) -> Tensor:
         """Return the scores of tokens `[..., hidden]`, fp32 `[..., names + values]`."""
-        weight = self.weight.to(tokens.device)
-        return tokens.float() @ weight.T
+        states = tokens.float() if self.norm is None else self.norm.apply(tokens)
+        return states @ self.weight.to(tokens.device).T
 
     def read(self, scores: Tensor, places: Tensor) -> HeadEvidence:
         """Return what one picture shows.
@@ -187,7 +217,16 @@ def read_head(artefact: Artefact) -> EvidenceHead:
         is_exclusive=bool(settings.get("exclusive", True)),
         source=str(settings.get("source", "")),
         settings=settings,
+        layer=int(settings.get("layer", 0)),
+        norm=_read_norm(artefact, weight.shape[1], settings),
     )
+
+
+def _read_norm(artefact: Artefact, width: int, settings: Mapping[str, Any]) -> Norm | None:
+    if "norm_weight" not in artefact.tensors:
+        return None
+    weight, bias = (artefact.read(name, (width,)) for name in ("norm_weight", "norm_bias"))
+    return Norm(weight, bias, centres=bool(settings.get("centres", False)))
 
 
 def _texts(settings: Mapping[str, Any], name: str, artefact: Artefact) -> tuple[str, ...]:

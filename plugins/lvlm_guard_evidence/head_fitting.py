@@ -45,6 +45,10 @@ class Recorded:
     valid: Tensor
     places: Tensor
 
+    def first(self, count: int) -> Recorded:
+        """Return the first pictures alone."""
+        return Recorded(self.tokens[:count], self.valid[:count], self.places[:count])
+
 
 def stack_tokens(tokens: Sequence[Tensor], places: Sequence[Tensor]) -> Recorded:
     """Return the tokens of pictures `[tokens, hidden]` with their places `[tokens, 2]`, filled up to the most."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lvlm_guard_evidence.answers import NUMBERS, YES_NO
@@ -36,7 +35,7 @@ class Mixing:
         centred, shown = margins - margins.mean(-1, keepdim=True), evidence - evidence.mean(-1, keepdim=True)
         change = (self.margin - 1) * centred + self.evidence * shown
         if self.constant:
-            change = change + torch.tensor([self.constant / 2, -self.constant / 2]).to(change)
+            change = change + change.new_tensor([self.constant / 2, -self.constant / 2])
         return change
 
 

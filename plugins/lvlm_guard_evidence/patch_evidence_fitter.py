@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import logsigmoid, max_pool2d
 
 from lvlm_guard import InputError
 from lvlm_guard.fitting import Fitted, LabelledPicture, LabelledPictures, Track
@@ -17,6 +17,7 @@ from lvlm_guard_evidence.calibration import build_cases, describe_mixing, fit_bi
 from lvlm_guard_evidence.examples import Labels, check_labels, read_labels
 from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence
 from lvlm_guard_evidence.head_fitting import Recorded, fit_weights, stack_tokens
+from lvlm_guard_evidence.lens import build_lenses
 from lvlm_guard_evidence.names import NamesTable, build_names
 from lvlm_guard_evidence.questions import ask_questions
 from lvlm_guard_evidence.recording import record_logits, record_tokens
@@ -66,7 +67,7 @@ def fit_patch_evidence(
         model: The model.
         processor: Its processor.
         data: Pictures, calibration pictures, synonyms, and the source of the labels: `labels`, `self` (captions and answers of
-            the model), `crops` (asked one by one) or `detector` (a function).
+            the model), `crops` (asked one by one), `detector` (a function), or `lens`, which fits no weights.
         track: Shows progress.
         seed: Seed of the batches and of the questions.
 
@@ -75,6 +76,8 @@ def fit_patch_evidence(
         FitRefused: What was fitted helps no kind of question.
     """
     pictures, calibration = _split(data)
+    if data.source == "lens":
+        return _fit_lens(model, processor, pictures, calibration, data, track, seed)
     labelled = _label(model, processor, pictures, calibration, data, track)
     table, rare = _choose_names(labelled, data)
     table, unspoken = _drop_unspoken(table, processor)
@@ -103,6 +106,40 @@ def fit_patch_evidence(
     )
 
 
+def _fit_lens(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[LabelledPicture],
+    calibration: Sequence[LabelledPicture],
+    data: LabelledPictures,
+    track: Track,
+    seed: int,
+) -> Fitted:
+    """Return the logit lens at the layer that tells most of calibration pictures, centred on the others, which need no labels."""
+    table, rare = _choose_names(calibration, data)
+    table, unspoken = _drop_unspoken(table, processor)
+    sizes = [each.picture.size for each in calibration]
+    labels = read_labels(calibration, sizes, table)
+    everything = [*calibration, *pictures[: len(calibration)]]
+    best: tuple[float, EvidenceHead, Seen] | None = None
+    for head, recorded in build_lenses(model, processor, everything, table, labels.values, track):
+        seen = Seen(calibration, recorded.first(len(calibration)), labels)
+        scaled = fit_scales(head, seen.read(head), labels)
+        fitness = measure_existence(scaled, seen.read(scaled), labels)
+        if best is None or fitness > best[0]:
+            best = (fitness, scaled, seen)
+    assert best is not None
+    settings = {"rare_names": rare, "unspoken_names": unspoken, "layer": best[1].layer}
+    return calibrate(model, processor, best[1], best[2], track, seed, settings)
+
+
+def measure_existence(head: EvidenceHead, read: Sequence[HeadEvidence], labels: Labels) -> float:
+    """Return the balanced log-likelihood of what pictures show, in nats."""
+    odds = torch.tensor([[picture.existence(name) or 0.0 for name in head.table.names] for picture in read])
+    shown = labels.present == 1
+    return float(logsigmoid(odds[shown]).mean() + logsigmoid(-odds[~shown]).mean())
+
+
 def calibrate(
     model: Any, processor: Any, head: EvidenceHead, judging: Seen, track: Track, seed: int, settings: dict[str, Any]
 ) -> Fitted:
@@ -121,6 +158,8 @@ def calibrate(
     cases = build_cases(asked, margins, judging.read(head))
     mixing, found = fit_mixing(cases)
     tensors = {"weight": head.weight, "bias": head.bias}
+    if head.norm is not None:
+        tensors |= {"norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
     return Fitted(
         tensors if head.peaks is None else {**tensors, "peaks": head.peaks},
         {
@@ -129,6 +168,7 @@ def calibrate(
             "synonyms": {name: list(others) for name, others in head.table.synonyms.items()},
             "values": list(head.values),
             "exclusive": head.is_exclusive,
+            "centres": head.norm is not None and head.norm.centres,
             "scales": {level: [scale.slope, scale.offset] for level, scale in head.scales.items()},
             "mixing": describe_mixing(mixing),
             "fitted_bias": describe_mixing(fit_bias(cases)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -115,10 +115,12 @@ def remember_tokens(gen: Generation, artefact: str | Path | EvidenceHead) -> Hid
     name = _row_name(artefact)
 
     def remember(hidden: Tensor, view: View) -> Tensor:
-        view.gen.rows.put(name, _gather(hidden, view.image, head))
+        view.gen.rows.put(name, _gather(hidden, view.image & view.positions, head))
         return hidden
 
-    return HiddenEdit("embedding", remember, positions="image", when="prefill", depends_on_end=False)
+    site: Literal["embedding", "residual"] = "residual" if head.layer else "embedding"
+    layers = (max(head.layer - 1, 0), max(head.layer, 1))
+    return HiddenEdit(site, remember, layers, positions="image", when="prefill", depends_on_end=False)
 
 
 def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[RowEvidence | None]:

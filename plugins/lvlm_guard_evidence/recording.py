@@ -33,18 +33,24 @@ class Recorder:
     Args:
         keep_tokens: Receives the image tokens of each request, and their places.
         keep_logits: Receives the logits of main `[rows, vocab]`, fp32.
+        layer: Whose output the tokens are taken from; 0 is what enters the decoder.
     """
 
     name: ClassVar[str] = "evidence-recorder"
 
     keep_tokens: Callable[[Tensor, Tensor], None] | None = None
     keep_logits: Callable[[Tensor, Generation], None] | None = None
+    layer: int = 0
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
-        """Keep what enters the decoder at image positions."""
-        if self.keep_tokens is not None:
+        """Keep what enters the decoder at image positions, or what a layer makes of it."""
+        if self.keep_tokens is not None and not self.layer:
             yield HiddenEdit("embedding", self._remember, positions="image", when="prefill")
+        elif self.keep_tokens is not None:
+            yield HiddenEdit(
+                "residual", self._remember, (self.layer - 1, self.layer), positions="image", when="prefill"
+            )
 
     @hookimpl
     def observe(self, gen: Generation) -> None:
@@ -87,9 +93,9 @@ def run_prompts(
 
 
 def record_tokens(
-    model: Any, processor: Any, pictures: Sequence[Any], track: Track = iter, batch: int = BATCH
+    model: Any, processor: Any, pictures: Sequence[Any], track: Track = iter, batch: int = BATCH, *, layer: int = 0
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the image tokens of pictures `[tokens, hidden]`, fp32 on the CPU, and their places `[tokens, 2]`."""
+    """Return the image tokens of pictures `[tokens, hidden]`, fp32 on the CPU, and their places `[tokens, 2]`; of `layer`'s output."""
     tokens: list[Tensor] = []
     places: list[Tensor] = []
 
@@ -98,7 +104,7 @@ def record_tokens(
         places.append(where)
 
     asked = [(picture, LOOK) for picture in pictures]
-    for _ in run_prompts(model, processor, asked, Recorder(keep_tokens=keep), track, batch):
+    for _ in run_prompts(model, processor, asked, Recorder(keep_tokens=keep, layer=layer), track, batch):
         pass
     if any(not bool(each.isfinite().all()) for each in tokens):
         raise InputError(
