@@ -96,6 +96,15 @@ _BETWEEN = re.compile(rf"\s+(?:is |are )?(?:{_SIDE}|{_UPRIGHT})\s+", re.IGNORECA
 _ROLE = re.compile(r"(?:^|\b)(?:user|human|assistant|gpt|question|q)\s*:\s*", re.IGNORECASE)
 
 
+_OTHER_WORDS = frozenset(
+    (
+        "no", "not", "anything", "nothing", "on", "in", "at", "with", "near", "to", "under", "by", "and", "or", "that", "which",
+        "behind", "between", "beside",
+    )
+)  # fmt: skip
+"""Words of no name: what they stand in is another question."""
+
+
 def parse_question(text: str) -> Claim | None:
     """Read the last question of a text; None where there is none, or it is of no kind that is known.
 
@@ -121,21 +130,16 @@ def _find_question(text: str) -> str:
 
 
 def _build(kind: str, found: dict[str, str | None]) -> Claim | None:
-    subject = (found["subject"] or "").strip()
-    if kind == "object":
-        return None if subject.split()[0] in ("no", "not", "anything", "nothing") else Claim("object", subject)
-    if kind == "number":
-        return Claim("number", subject)
-    if kind == "which":
-        return Claim("attribute", subject)
-    if kind == "attribute":
-        value = found["value"]
-        return Claim("attribute", subject, value=value)
-    reference = (found["reference"] or "").strip()
+    subject, reference = ((found.get(name) or "").strip() for name in ("subject", "reference"))
+    if not _OTHER_WORDS.isdisjoint(f"{subject} {reference}".split()):
+        return None
     if kind == "choice":
         options = (found["first"] or "", found["second"] or "")
         return Claim("relation", subject, reference=reference, options=options) if _are_opposite(options) else None
-    return Claim("relation", subject, direction=_direction(found), reference=reference)
+    if kind == "relation":
+        return Claim("relation", subject, direction=_direction(found), reference=reference)
+    level: Level = "object" if kind == "object" else "number" if kind == "number" else "attribute"
+    return Claim(level, subject, value=found.get("value"))
 
 
 def _are_opposite(options: tuple[str, str]) -> bool:

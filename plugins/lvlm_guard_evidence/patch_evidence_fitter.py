@@ -31,6 +31,10 @@ from lvlm_guard_evidence.sources import (
 
 HELD_OUT = 5
 """Of so many pictures one is held out for calibration, where none are given for it."""
+SAMPLE = 64
+"""Pictures on which directions of tokens are found."""
+DIRECTIONS = 512
+"""Numbers that tokens are reduced to where they have more."""
 LEAST_SHOWN = 4
 """Pictures that show a name at least for it to be fitted."""
 
@@ -43,11 +47,13 @@ class Seen:
         pictures: The pictures.
         recorded: Their tokens.
         labels: What they hold.
+        basis: Directions to which the tokens were reduced `[hidden, directions]`; None where they are whole.
     """
 
     pictures: Sequence[LabelledPicture]
     recorded: Recorded
     labels: Labels
+    basis: Tensor | None = None
 
     def read(self, head: EvidenceHead) -> list[HeadEvidence]:
         """Return what a head makes of each picture."""
@@ -81,9 +87,10 @@ def fit_patch_evidence(
     labelled = _label(model, processor, pictures, calibration, data, track)
     table, rare = _choose_names(labelled, data)
     table, unspoken = _drop_unspoken(table, processor)
-    fitting = _see(model, processor, labelled, table, None, track)
+    basis = find_basis(model, processor, labelled[:SAMPLE])
+    fitting = _see(model, processor, labelled, table, None, track, basis)
     check_labels(fitting.labels)
-    judging = _see(model, processor, calibration, table, fitting.labels.values, track)
+    judging = _see(model, processor, calibration, table, fitting.labels.values, track, basis)
     weights = fit_weights(fitting.recorded, fitting.labels, seed=seed)
     head = EvidenceHead(
         weights.weight,
@@ -157,7 +164,8 @@ def calibrate(
     margins = record_logits(model, processor, prompts, [tokens[question.options] or [] for question in asked], track)
     cases = build_cases(asked, margins, judging.read(head))
     mixing, found = fit_mixing(cases)
-    tensors = {"weight": head.weight, "bias": head.bias}
+    weight = head.weight if judging.basis is None else head.weight @ judging.basis.T
+    tensors = {"weight": weight.contiguous(), "bias": head.bias}
     if head.norm is not None:
         tensors |= {"norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
     return Fitted(
@@ -265,10 +273,26 @@ def _see(
     table: NamesTable,
     values: Sequence[str] | None,
     track: Track,
+    basis: Tensor | None,
 ) -> Seen:
-    tokens, places = record_tokens(model, processor, [each.picture for each in pictures], track)
+    tokens, places = record_tokens(model, processor, [each.picture for each in pictures], track, basis=basis)
     sizes = [each.picture.size for each in pictures]
-    return Seen(pictures, stack_tokens(tokens, places), read_labels(pictures, sizes, table, values))
+    return Seen(pictures, stack_tokens(tokens, places), read_labels(pictures, sizes, table, values), basis)
+
+
+def find_basis(
+    model: Any, processor: Any, pictures: Sequence[LabelledPicture], most: int = DIRECTIONS
+) -> Tensor | None:
+    """Return the directions in which the tokens of some pictures vary most `[hidden, most]`; None where they are few as they are.
+
+    Tokens of a large model are reduced to these while the head is fitted; a head on them is linear in the tokens as well.
+    """
+    tokens = torch.cat(record_tokens(model, processor, [each.picture for each in pictures])[0])
+    if tokens.shape[1] <= most:
+        return None
+    values, directions = torch.linalg.eigh(tokens.T.double() @ tokens.double())
+    basis: Tensor = directions[:, values.argsort(descending=True)[:most]].float()
+    return basis
 
 
 def fit_peaks(head: EvidenceHead, seen: Seen) -> Tensor | None:

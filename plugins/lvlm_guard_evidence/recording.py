@@ -93,14 +93,32 @@ def run_prompts(
 
 
 def record_tokens(
-    model: Any, processor: Any, pictures: Sequence[Any], track: Track = iter, batch: int = BATCH, *, layer: int = 0
+    model: Any,
+    processor: Any,
+    pictures: Sequence[Any],
+    track: Track = iter,
+    batch: int = BATCH,
+    *,
+    layer: int = 0,
+    basis: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the image tokens of pictures `[tokens, hidden]`, fp32 on the CPU, and their places `[tokens, 2]`; of `layer`'s output."""
+    """Return the image tokens of pictures `[tokens, hidden]`, fp32 on the CPU, and their places `[tokens, 2]`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        pictures: The pictures.
+        track: Shows progress.
+        batch: Pictures of a call.
+        layer: Whose output is taken; 0 is what enters the decoder.
+        basis: Directions to which tokens are reduced `[hidden, directions]`.
+    """
     tokens: list[Tensor] = []
     places: list[Tensor] = []
 
     def keep(of_picture: Tensor, where: Tensor) -> None:
-        tokens.append(of_picture.float().cpu())
+        reduced = of_picture.float().cpu()
+        tokens.append(reduced if basis is None else reduced @ basis)
         places.append(where)
 
     asked = [(picture, LOOK) for picture in pictures]

@@ -115,12 +115,12 @@ class TestPatchEvidence(BundledContract):
         return Guard(model, Asking("anything"), made, **options)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Reads:
     """Keep what `evidence_of` says, in `terms`."""
 
     artefact: object
-    seen: list
+    keep: object
 
     @hookimpl
     def hidden(self, gen: Generation):
@@ -128,13 +128,15 @@ class Reads:
 
     @hookimpl
     def observe(self, gen: Generation):
-        self.seen.append(evidence_of(gen, self.artefact))
+        self.keep(evidence_of(gen, self.artefact))
 
 
 def read(model, inputs, path, **settings):
     seen = []
     with pytest.warns(NoEffectWarning):
-        Guard(model, Asking("?"), [Reads(path, seen)]).generate(**inputs, max_new_tokens=2, do_sample=False, **settings)
+        Guard(model, Asking("?"), [Reads(path, seen.append)]).generate(
+            **inputs, max_new_tokens=2, do_sample=False, **settings
+        )
     return seen
 
 
