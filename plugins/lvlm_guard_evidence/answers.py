@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lvlm_guard_evidence.claims import Claim
@@ -45,9 +45,16 @@ class FirstTokens:
 
     tokenize: Callable[[str], Sequence[int]]
     unknown: Any = None
+    _found: dict[tuple[str, ...], list[list[int]] | None] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, options: Sequence[str]) -> list[list[int]] | None:
-        """Return the ids that begin each option and no other; None where an option has none."""
+        """Return the ids that begin each option and no other; None where an option has none. Options are looked up once."""
+        key = tuple(options)
+        if key not in self._found:
+            self._found[key] = self._find(options)
+        return self._found[key]
+
+    def _find(self, options: Sequence[str]) -> list[list[int]] | None:
         beginnings = [self.begin(option) for option in options]
         distinct = [ids.difference(*(rival for rival in beginnings if rival is not ids)) for ids in beginnings]
         return [sorted(ids) for ids in distinct] if distinct and all(distinct) else None

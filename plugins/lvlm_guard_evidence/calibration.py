@@ -27,7 +27,7 @@ GAIN = 1.64
 LEAST = 40
 """Questions of a kind that weights are fitted on at least."""
 SHARES = (1.0, 0.75, 0.5, 0.25)
-"""Shares of the fitted change, tried from the whole down until no half of the answers breaks."""
+"""Shares of the fitted change that are tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,9 @@ def fit_mixing(cases: Sequence[Case]) -> tuple[dict[str, Mixing], dict[str, Any]
     """Return the mixing weights of each kind of question that they help, and what was found on calibration.
 
     Weights are fitted by logistic regression, where halves and answers weigh the same. A kind is left out where evidence adds no
-    more than noise to the margin and a constant, on pictures that were not fitted on; and its change is reduced, or it is left out,
-    where answers of either half get worse by more than noise.
+    more than noise to the margin and a constant, on pictures that were not fitted on. Of each change the share is made that answers
+    most questions of such pictures, the halves weighing the same; a share with which answers of either half get worse by more than
+    noise is none, and a kind without any is left out.
 
     Raises:
         FitRefused: No kind is left.
@@ -183,14 +184,31 @@ def _fit_kind(cases: Sequence[Case]) -> tuple[Mixing | None, dict[str, Any]]:
             **found,
             "left_out": f"evidence adds {gain:.4f} nats to margin and constant, of which {GAIN * error:.4f} may be noise",
         }
-    fitted, breaks = _fit(cases), ""
-    out_of_fold = _predict_out_of_fold(cases)
+    return _choose_share(cases, found)
+
+
+def _choose_share(cases: Sequence[Case], found: dict[str, Any]) -> tuple[Mixing | None, dict[str, Any]]:
+    """Return the share of the fitted change that answers most questions of other pictures, both halves weighing the same."""
+    out_of_fold, best = _predict_out_of_fold(cases), _balanced([_is_right(case, Mixing()) for case in cases], cases)
+    chosen, breaks = (
+        0.0,
+        "no share of the change answers more questions of other pictures, habits counted half and half",
+    )
     for share in SHARES:
         changed = [_is_right(case, _shrink(weights, share)) for case, weights in zip(cases, out_of_fold, strict=True)]
-        found["with_evidence"], found["share"] = _accuracies(changed, cases), share
-        if not (breaks := find_break(cases, changed)):
-            return _shrink(fitted, share), found
-    return None, {**found, "left_out": breaks}
+        if share == SHARES[0]:
+            breaks = find_break(cases, changed) or breaks
+        if _balanced(changed, cases) > best and not find_break(cases, changed):
+            chosen, best = share, _balanced(changed, cases)
+            found["with_evidence"], found["share"] = _accuracies(changed, cases), share
+    return (_shrink(_fit(cases), chosen), found) if chosen else (None, {**found, "left_out": breaks})
+
+
+def _balanced(right: Sequence[bool], cases: Sequence[Case]) -> float:
+    """Return the mean of the accuracies on both halves; of all questions where none has a habit."""
+    halves = _accuracies(right, cases)
+    known = [share for half, share in halves.items() if half != "no_habit"]
+    return sum(known or halves.values()) / len(known or halves)
 
 
 def find_break(cases: Sequence[Case], changed: Sequence[bool]) -> str:
@@ -214,7 +232,7 @@ def describe_loss(pairs: Sequence[tuple[bool, bool]]) -> str:
     return f"fall from {shares[0]:.3f} to {shares[1]:.3f} of {len(pairs)} ({lost} lost, {won} won)"
 
 
-def _accuracies(right: Sequence[bool], cases: Sequence[Case]) -> dict[str, float | None]:
+def _accuracies(right: Sequence[bool], cases: Sequence[Case]) -> dict[str, float]:
     halves: dict[str, list[bool]] = {}
     for each, case in zip(right, cases, strict=True):
         halves.setdefault(case.half, []).append(each)

@@ -64,7 +64,7 @@ def test_a_caption_claims_objects_values_and_places():
     assert [(text[start:end], claim) for (start, end), claim in claims] == [
         ("a red mug", Claim("object", "mug")),
         ("a red mug", Claim("attribute", "mug", value="red")),
-        (text[9:49], Claim("relation", "mug", direction="left", reference="table")),
+        (text[9:48], Claim("relation", "mug", direction="left", reference="table")),
         ("a dining table", Claim("object", "table")),
         ("a dining table", Claim("attribute", "table", value="dining")),
         ("an egg", Claim("object", "egg")),
