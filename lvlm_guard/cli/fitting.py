@@ -104,7 +104,7 @@ def fit(
     files.check_destination(out, f"{kind}.safetensors")
     if exists(out) and not force:
         raise InputError(f"{out} exists. Name another file, or replace it with --force.")
-    choice = Labels(calibration, source, detector, images, synonyms)
+    choice = LabelOptions(calibration, source, detector, images, synonyms)
     examples: LabelledPictures | list[Demonstration]
     if fitter.data == "pictures":
         examples, split, size = _read_pictures(data, count, seed, choice)
@@ -121,7 +121,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelOptions:
     """What the options say about labels of pictures.
 
     Args:
@@ -144,10 +144,14 @@ class Labels:
         Raises:
             InputError: One was given.
         """
-        given = [name for name in ("calibration", "detector", "images", "synonyms") if getattr(self, name) is not None]
-        given += ["source"] if self.source != "labels" else []
-        if given:
-            raise InputError(f"{kind} is fitted on demonstrations, which have no {given[0]}: leave --{given[0]} out.")
+        options = [
+            name for name in ("calibration", "detector", "images", "synonyms") if getattr(self, name) is not None
+        ]
+        options += ["source"] if self.source != "labels" else []
+        if options:
+            raise InputError(
+                f"{kind} is fitted on demonstrations, which have no {options[0]}: leave --{options[0]} out."
+            )
 
 
 def _read(data: str, count: int | None, seed: int) -> tuple[list[Demonstration], str, int]:
@@ -164,7 +168,7 @@ def _read(data: str, count: int | None, seed: int) -> tuple[list[Demonstration],
     return demonstrations[:count], Path(data).name, len(demonstrations[:count])
 
 
-def _read_pictures(data: str, count: int | None, seed: int, choice: Labels) -> tuple[LabelledPictures, str, int]:
+def _read_pictures(data: str, count: int | None, seed: int, choice: LabelOptions) -> tuple[LabelledPictures, str, int]:
     """Return labelled pictures, the name of the data they are from, and how many they are."""
     from lvlm_guard.fitting import LabelledPictures, read_labelled, read_synonyms  # noqa: PLC0415 - as above
     from lvlm_guard.testbed import labelled  # noqa: PLC0415 - as above
@@ -183,9 +187,9 @@ def _read_pictures(data: str, count: int | None, seed: int, choice: Labels) -> t
         judging = labelled.label_scenes(labelled.CALIBRATION, CALIBRATION, seed)
     elif calibration is not None:
         judging = read_labelled(Path(calibration), choice.images)
-    others = read_synonyms(choice.synonyms) if choice.synonyms else {}
+    spellings = read_synonyms(choice.synonyms) if choice.synonyms else {}
     chosen = pictures[:count]
-    return LabelledPictures(chosen, judging, others, choice.source, _allow(choice.detector)), split, len(chosen)
+    return LabelledPictures(chosen, judging, spellings, choice.source, _allow(choice.detector)), split, len(chosen)
 
 
 def _allow(name: str | None) -> str | None:

@@ -62,8 +62,8 @@ def _check_data(fitter: Fitter, data: Sequence[Demonstration] | LabelledPictures
         InputError: Fewer than two, or the other kind of data.
     """
     if isinstance(data, LabelledPictures) != (fitter.data == "pictures"):
-        given = "labelled pictures" if isinstance(data, LabelledPictures) else "demonstrations"
-        raise InputError(f"{fitter.strategy} is fitted on {fitter.data}, got {given}.")
+        received = "labelled pictures" if isinstance(data, LabelledPictures) else "demonstrations"
+        raise InputError(f"{fitter.strategy} is fitted on {fitter.data}, got {received}.")
     count = len(data.pictures if isinstance(data, LabelledPictures) else data)
     if count < 2:  # noqa: PLR2004 - a single one has no variance
         raise InputError(f"{fitter.strategy} is fitted on 2 {fitter.data} or more, got {count}.")

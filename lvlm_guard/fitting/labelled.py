@@ -58,11 +58,12 @@ def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
     """
     content = _parse(_read_text(path), str(path))
     is_mapping = isinstance(content, Mapping) and all(
-        isinstance(others, list) and all(isinstance(other, str) for other in others) for others in content.values()
+        isinstance(synonyms, list) and all(isinstance(synonym, str) for synonym in synonyms)
+        for synonyms in content.values()
     )
     if not is_mapping:
         raise InputError(f'{path} must be an object of lists of texts, as in {{"bicycle": ["bike"]}}.')
-    return {str(name): tuple(others) for name, others in content.items()}
+    return {str(name): tuple(synonyms) for name, synonyms in content.items()}
 
 
 def _read_rows(path: Path, images: Path) -> list[tuple[str, Path, Any]]:

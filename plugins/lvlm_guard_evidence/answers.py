@@ -45,14 +45,14 @@ class FirstTokens:
 
     tokenize: Callable[[str], Sequence[int]]
     unknown: Any = None
-    _found: dict[tuple[str, ...], list[list[int]] | None] = field(default_factory=dict, init=False, repr=False)
+    _known_options: dict[tuple[str, ...], list[list[int]] | None] = field(default_factory=dict, init=False, repr=False)
 
     def find(self, options: Sequence[str]) -> list[list[int]] | None:
         """Return the ids that begin each option and no other; None where an option has none. Options are looked up once."""
         key = tuple(options)
-        if key not in self._found:
-            self._found[key] = self._find(options)
-        return self._found[key]
+        if key not in self._known_options:
+            self._known_options[key] = self._find(options)
+        return self._known_options[key]
 
     def _find(self, options: Sequence[str]) -> list[list[int]] | None:
         beginnings = [self.begin(option) for option in options]

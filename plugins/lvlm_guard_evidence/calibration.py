@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import FitRefused
-from lvlm_guard_evidence.examples import Labels
-from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence, Scale
+from lvlm_guard_evidence.examples import PictureLabels
+from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence, OddsScale
 from lvlm_guard_evidence.mixing import Mixing, weigh_options
-from lvlm_guard_evidence.questions import Question
+from lvlm_guard_evidence.questions import CalibrationQuestion
 from lvlm_guard_evidence.reading import RowEvidence
 from lvlm_guard_evidence.regression import fit_binary, fit_choice
 
@@ -31,7 +31,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class CalibrationCase:
     """One calibration question, as the model and the picture answer it.
 
     Args:
@@ -40,7 +40,7 @@ class Case:
         odds: Log-odds of each answer, as the picture has it `[answers]`.
     """
 
-    question: Question
+    question: CalibrationQuestion
     margins: Tensor
     odds: Tensor
 
@@ -60,20 +60,20 @@ class Case:
 
 
 def build_cases(
-    questions: Sequence[Question], margins: Sequence[Tensor], pictures: Sequence[HeadEvidence]
-) -> list[Case]:
+    questions: Sequence[CalibrationQuestion], margins: Sequence[Tensor], pictures: Sequence[HeadEvidence]
+) -> list[CalibrationCase]:
     """Return the questions that the picture can say something about."""
     cases = []
     for question, margin in zip(questions, margins, strict=True):
         odds = weigh_options(question.claim, question.options, RowEvidence((pictures[question.picture],)))
         if odds is not None:
-            cases.append(Case(question, margin, torch.tensor(odds)))
+            cases.append(CalibrationCase(question, margin, torch.tensor(odds)))
     return cases
 
 
-def fit_scales(head: EvidenceHead, pictures: Sequence[HeadEvidence], labels: Labels) -> EvidenceHead:
+def fit_scales(head: EvidenceHead, pictures: Sequence[HeadEvidence], labels: PictureLabels) -> EvidenceHead:
     """Return the head with scores turned into log-odds, by a logistic regression for each level on calibration labels."""
-    plain = replace(head, scales={level: Scale() for level in ("object", "attribute", "relation")})
+    plain = replace(head, scales={level: OddsScale() for level in ("object", "attribute", "relation")})
     read = [replace(picture, head=plain) for picture in pictures]
     scales = {
         "object": _fit_scale(*_list_existence(read, labels)),
@@ -83,17 +83,17 @@ def fit_scales(head: EvidenceHead, pictures: Sequence[HeadEvidence], labels: Lab
     return replace(head, scales={level: scale for level, scale in scales.items() if scale is not None})
 
 
-def _fit_scale(scores: list[float], truths: list[float], *, has_constant: bool = True) -> Scale | None:
+def _fit_scale(scores: list[float], truths: list[float], *, has_constant: bool = True) -> OddsScale | None:
     truth = torch.tensor(truths)
     if len(scores) < LEAST or not 0 < float(truth.mean()) < 1:
         return None
     share = truth.mean()
     weights = torch.where(truth > 0, 0.5 / share, 0.5 / (1 - share))
     fitted = fit_binary(torch.tensor(scores)[:, None], truth, weights, has_constant=has_constant).tolist()
-    return Scale(max(fitted[0], 0.0), fitted[1] if has_constant else 0.0)
+    return OddsScale(max(fitted[0], 0.0), fitted[1] if has_constant else 0.0)
 
 
-def _list_existence(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[float], list[float]]:
+def _list_existence(read: Sequence[HeadEvidence], labels: PictureLabels) -> tuple[list[float], list[float]]:
     pairs = [
         (picture.existence(name) or 0.0, float(labels.present[number, index]))
         for number, picture in enumerate(read)
@@ -103,7 +103,7 @@ def _list_existence(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[
     return [score for score, _ in pairs], [truth for _, truth in pairs]
 
 
-def _list_values(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[float], list[float]]:
+def _list_values(read: Sequence[HeadEvidence], labels: PictureLabels) -> tuple[list[float], list[float]]:
     scores: list[float] = []
     truths: list[float] = []
     for number, index in (~labels.described.isnan().any(-1)).nonzero().tolist() if labels.values else []:
@@ -113,12 +113,12 @@ def _list_values(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[flo
     return scores, truths
 
 
-def _list_places(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[float], list[float]]:
+def _list_places(read: Sequence[HeadEvidence], labels: PictureLabels) -> tuple[list[float], list[float]]:
     """Return offsets of pairs of objects with one box each, and whether the first lies left or above."""
     scores: list[float] = []
     truths: list[float] = []
     for picture, boxes in zip(read, labels.boxes, strict=True):
-        single = {index: found[0] for index, found in boxes.items() if len(found) == 1}
+        single = {index: findings[0] for index, findings in boxes.items() if len(findings) == 1}
         for first, second in ((first, second) for first in single for second in single if first < second):
             for axis, side in enumerate(("left", "above")):
                 middles = [(single[each][axis] + single[each][axis + 2]) / 2 for each in (first, second)]
@@ -130,7 +130,7 @@ def _list_places(read: Sequence[HeadEvidence], labels: Labels) -> tuple[list[flo
     return scores, truths
 
 
-def fit_mixing(cases: Sequence[Case]) -> tuple[dict[str, Mixing], dict[str, Any]]:
+def fit_mixing(cases: Sequence[CalibrationCase]) -> tuple[dict[str, Mixing], dict[str, Any]]:
     """Return the mixing weights of each kind of question that they help, and what was found on calibration.
 
     Weights are fitted by logistic regression, where halves and answers weigh the same. A kind is left out where evidence adds no
@@ -142,52 +142,53 @@ def fit_mixing(cases: Sequence[Case]) -> tuple[dict[str, Mixing], dict[str, Any]
         FitRefused: No kind is left.
     """
     mixing: dict[str, Mixing] = {}
-    found: dict[str, Any] = {}
+    findings: dict[str, Any] = {}
     for kind in dict.fromkeys(case.question.kind for case in cases):
         of_kind = [case for case in cases if case.question.kind == kind]
-        weights, found[kind] = _fit_kind(of_kind)
+        weights, findings[kind] = _fit_kind(of_kind)
         if weights is not None:
             mixing[kind] = weights
     if not mixing:
         reasons = (
-            "; ".join(f"{kind}: {result['left_out']}" for kind, result in found.items()) or "no question could be asked"
+            "; ".join(f"{kind}: {result['left_out']}" for kind, result in findings.items())
+            or "no question could be asked"
         )
         raise FitRefused(
             f"What was fitted helps no kind of question on {len(cases)} calibration questions ({reasons}). Give more pictures, or labels "
             "that are true."
         )
-    return mixing, found
+    return mixing, findings
 
 
-def fit_bias(cases: Sequence[Case]) -> dict[str, Mixing]:
+def fit_bias(cases: Sequence[CalibrationCase]) -> dict[str, Mixing]:
     """Return for each kind the weights of margin and constant alone: a fitted bias, the control of evidence."""
     kinds = dict.fromkeys(case.question.kind for case in cases)
     of_kinds = {kind: [case for case in cases if case.question.kind == kind] for kind in kinds}
     return {kind: _fit(of_kind, with_evidence=False) for kind, of_kind in of_kinds.items() if len(of_kind) >= LEAST}
 
 
-def _fit_kind(cases: Sequence[Case]) -> tuple[Mixing | None, dict[str, Any]]:
+def _fit_kind(cases: Sequence[CalibrationCase]) -> tuple[Mixing | None, dict[str, Any]]:
     """Return the weights of one kind, None where it is left out, and what was found."""
-    found: dict[str, Any] = {
+    findings: dict[str, Any] = {
         "questions": len(cases),
         "greedy": _accuracies([_is_right(case, Mixing()) for case in cases], cases),
     }
     if len(cases) < LEAST or len({case.question.truth for case in cases}) < 2:  # noqa: PLR2004 - nothing to tell apart
         return None, {
-            **found,
+            **findings,
             "left_out": f"{len(cases)} questions, of which {LEAST} with different answers are needed",
         }
     gain, error = _measure_gain(cases)
-    found["gain"] = [round(gain, 5), round(error, 5)]
+    findings["gain"] = [round(gain, 5), round(error, 5)]
     if not gain > GAIN * error:
         return None, {
-            **found,
+            **findings,
             "left_out": f"evidence adds {gain:.4f} nats to margin and constant, of which {GAIN * error:.4f} may be noise",
         }
-    return _choose_share(cases, found)
+    return _choose_share(cases, findings)
 
 
-def _choose_share(cases: Sequence[Case], found: dict[str, Any]) -> tuple[Mixing | None, dict[str, Any]]:
+def _choose_share(cases: Sequence[CalibrationCase], findings: dict[str, Any]) -> tuple[Mixing | None, dict[str, Any]]:
     """Return the share of the fitted change that answers most questions of other pictures, both halves weighing the same."""
     out_of_fold, best = _predict_out_of_fold(cases), _balanced([_is_right(case, Mixing()) for case in cases], cases)
     chosen, breaks = (
@@ -200,18 +201,18 @@ def _choose_share(cases: Sequence[Case], found: dict[str, Any]) -> tuple[Mixing 
             breaks = find_break(cases, changed) or breaks
         if _balanced(changed, cases) > best and not find_break(cases, changed):
             chosen, best = share, _balanced(changed, cases)
-            found["with_evidence"], found["share"] = _accuracies(changed, cases), share
-    return (_shrink(_fit(cases), chosen), found) if chosen else (None, {**found, "left_out": breaks})
+            findings["with_evidence"], findings["share"] = _accuracies(changed, cases), share
+    return (_shrink(_fit(cases), chosen), findings) if chosen else (None, {**findings, "left_out": breaks})
 
 
-def _balanced(right: Sequence[bool], cases: Sequence[Case]) -> float:
+def _balanced(right: Sequence[bool], cases: Sequence[CalibrationCase]) -> float:
     """Return the mean of the accuracies on both halves; of all questions where none has a habit."""
     halves = _accuracies(right, cases)
-    known = [share for half, share in halves.items() if half != "no_habit"]
-    return sum(known or halves.values()) / len(known or halves)
+    of_habits = [share for half, share in halves.items() if half != "no_habit"]
+    return sum(of_habits or halves.values()) / len(of_habits or halves)
 
 
-def find_break(cases: Sequence[Case], changed: Sequence[bool]) -> str:
+def find_break(cases: Sequence[CalibrationCase], changed: Sequence[bool]) -> str:
     """Return which half of the answers got worse by more than noise, with its numbers; empty where none did."""
     for half in ("habit_true", "habit_breaking", "no_habit"):
         pairs = [
@@ -232,19 +233,19 @@ def describe_loss(pairs: Sequence[tuple[bool, bool]]) -> str:
     return f"fall from {shares[0]:.3f} to {shares[1]:.3f} of {len(pairs)} ({lost} lost, {won} won)"
 
 
-def _accuracies(right: Sequence[bool], cases: Sequence[Case]) -> dict[str, float]:
+def _accuracies(right: Sequence[bool], cases: Sequence[CalibrationCase]) -> dict[str, float]:
     halves: dict[str, list[bool]] = {}
     for each, case in zip(right, cases, strict=True):
         halves.setdefault(case.half, []).append(each)
     return {half: round(sum(of_half) / len(of_half), 4) for half, of_half in sorted(halves.items())}
 
 
-def _is_right(case: Case, mixing: Mixing) -> bool:
+def _is_right(case: CalibrationCase, mixing: Mixing) -> bool:
     mixed = case.margins + mixing.mix(case.margins, case.odds)
     return int(mixed.argmax()) == case.question.truth
 
 
-def _balance(cases: Sequence[Case]) -> Tensor:
+def _balance(cases: Sequence[CalibrationCase]) -> Tensor:
     """Return weights under which the answers of yes/no questions weigh the same, and so do the halves `[cases]`.
 
     Questions without a habit weigh as much as the mean of those with one.
@@ -258,7 +259,7 @@ def _balance(cases: Sequence[Case]) -> Tensor:
     )
 
 
-def _fit(cases: Sequence[Case], *, with_evidence: bool = True) -> Mixing:
+def _fit(cases: Sequence[CalibrationCase], *, with_evidence: bool = True) -> Mixing:
     features = [case.features(with_evidence=with_evidence) for case in cases]
     is_open = cases[0].question.claim.is_open
     free = features[0].shape[1] - (not is_open)
@@ -277,16 +278,16 @@ def _shrink(mixing: Mixing, share: float) -> Mixing:
     return Mixing(1 + share * (mixing.margin - 1), share * mixing.evidence, share * mixing.constant)
 
 
-def _predict_out_of_fold(cases: Sequence[Case], *, with_evidence: bool = True) -> list[Mixing]:
+def _predict_out_of_fold(cases: Sequence[CalibrationCase], *, with_evidence: bool = True) -> list[Mixing]:
     """Return for each case the weights fitted on other pictures than those of its fold."""
     fitted = {}
     for fold in range(FOLDS):
-        others = [case for case in cases if case.question.picture % FOLDS != fold]
-        fitted[fold] = _fit(others, with_evidence=with_evidence) if others else Mixing()
+        other_folds = [case for case in cases if case.question.picture % FOLDS != fold]
+        fitted[fold] = _fit(other_folds, with_evidence=with_evidence) if other_folds else Mixing()
     return [fitted[case.question.picture % FOLDS] for case in cases]
 
 
-def _measure_gain(cases: Sequence[Case]) -> tuple[float, float]:
+def _measure_gain(cases: Sequence[CalibrationCase]) -> tuple[float, float]:
     """Return how many nats evidence adds to the weighted log-likelihood of other pictures, and the standard error by picture."""
     weights = _balance(cases)
     weights = weights / weights.sum()
@@ -304,7 +305,7 @@ def _measure_gain(cases: Sequence[Case]) -> tuple[float, float]:
     return float(gains.sum()), float(gains.std() * math.sqrt(len(gains))) if len(gains) > 1 else math.inf
 
 
-def _log_likelihood(case: Case, mixing: Mixing) -> float:
+def _log_likelihood(case: CalibrationCase, mixing: Mixing) -> float:
     mixed = (case.margins - case.margins.mean()) + mixing.mix(case.margins, case.odds)
     return float(mixed.log_softmax(-1)[case.question.truth])
 

@@ -129,26 +129,26 @@ def _find_question(text: str) -> str:
     return re.sub(r"\s+", " ", sentence).strip(" ,;:\"'").lower()
 
 
-def _build(kind: str, found: dict[str, str | None]) -> Claim | None:
-    subject, reference = ((found.get(name) or "").strip() for name in ("subject", "reference"))
+def _build(kind: str, groups: dict[str, str | None]) -> Claim | None:
+    subject, reference = ((groups.get(name) or "").strip() for name in ("subject", "reference"))
     if not _OTHER_WORDS.isdisjoint(f"{subject} {reference}".split()):
         return None
     if kind == "choice":
-        options = (found["first"] or "", found["second"] or "")
+        options = (groups["first"] or "", groups["second"] or "")
         return Claim("relation", subject, reference=reference, options=options) if _are_opposite(options) else None
     if kind == "relation":
-        return Claim("relation", subject, direction=_direction(found), reference=reference)
+        return Claim("relation", subject, direction=_direction(groups), reference=reference)
     level: Level = "object" if kind == "object" else "number" if kind == "number" else "attribute"
-    return Claim(level, subject, value=found.get("value"))
+    return Claim(level, subject, value=groups.get("value"))
 
 
 def _are_opposite(options: tuple[str, str]) -> bool:
     return OPPOSITE[options[0]] == options[1]
 
 
-def _direction(found: dict[str, str | None]) -> str:
-    upright = re.sub(r"\s+", " ", found.get("upright") or "").lower()
-    return (found.get("side") or "").lower() or _UPRIGHT_WORDS[upright]
+def _direction(groups: dict[str, str | None]) -> str:
+    upright = re.sub(r"\s+", " ", groups.get("upright") or "").lower()
+    return (groups.get("side") or "").lower() or _UPRIGHT_WORDS[upright]
 
 
 _WORDINGS = {

@@ -18,7 +18,7 @@ BASE_SHARE = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
+class PictureLabels:
     """What labelled pictures hold.
 
     Args:
@@ -63,7 +63,7 @@ def read_labels(
     sizes: Sequence[tuple[int, int]],
     table: NamesTable,
     values: Sequence[str] | None = None,
-) -> Labels:
+) -> PictureLabels:
     """Return the labels of pictures as tensors; names outside the table are left out.
 
     Args:
@@ -78,11 +78,11 @@ def read_labels(
     described = torch.full((*present.shape, len(chosen)), torch.nan)
     boxes: list[dict[int, list[tuple[float, ...]]]] = []
     for number, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-        found = [(table.find(thing.name), thing) for thing in picture.objects or ()]
-        known = [(table.names.index(name), thing) for name, thing in found if name is not None]
-        counts = Counter(index for index, _ in known)
+        named = [(table.find(thing.name), thing) for thing in picture.objects or ()]
+        valid = [(table.names.index(name), thing) for name, thing in named if name is not None]
+        counts = Counter(index for index, _ in valid)
         boxes.append({})
-        for index, thing in known:
+        for index, thing in valid:
             present[number, index] = 1
             numbers[number, index] = counts[index]
             if thing.box is not None:
@@ -90,7 +90,7 @@ def read_labels(
             attributes = {tidy(value) for value in thing.attributes} & set(chosen)
             if attributes and counts[index] == 1:
                 described[number, index] = torch.tensor([float(value in attributes) for value in chosen])
-    return Labels(table, chosen, present, described, numbers, tuple(boxes))
+    return PictureLabels(table, chosen, present, described, numbers, tuple(boxes))
 
 
 def _list_values(pictures: Sequence[LabelledPicture]) -> tuple[str, ...]:
@@ -109,11 +109,11 @@ def weigh_presence(present: Tensor) -> Tensor:
     Of each name the two halves, with and without it, weigh the same; and so do, in each half, pictures with and without the
     object that goes with it most. No picture weighs more than ten times the mean.
     """
-    known = present.nan_to_num()
-    weights = torch.zeros_like(known)
-    company = _find_company(known)
-    for index in range(known.shape[1]):
-        cells = known[:, index] * 2 + known[:, company[index]] if company[index] != index else known[:, index] * 2
+    valid = present.nan_to_num()
+    weights = torch.zeros_like(valid)
+    company = _find_company(valid)
+    for index in range(valid.shape[1]):
+        cells = valid[:, index] * 2 + valid[:, company[index]] if company[index] != index else valid[:, index] * 2
         for cell in set(cells.tolist()):
             inside = cells == cell
             weights[inside, index] = 1.0 / float(inside.float().mean())
@@ -122,31 +122,31 @@ def weigh_presence(present: Tensor) -> Tensor:
     return weights / weights.mean(0, keepdim=True).clamp(min=1e-9)
 
 
-def _find_company(known: Tensor) -> list[int]:
+def _find_company(valid: Tensor) -> list[int]:
     """Return for each name the other one whose presence tells most of its own."""
-    centred = known - known.mean(0)
+    centred = valid - valid.mean(0)
     spread = centred.square().mean(0).sqrt().clamp(min=1e-6)
-    likeness = ((centred.T @ centred) / len(known) / spread[:, None] / spread).abs()
+    likeness = ((centred.T @ centred) / len(valid) / spread[:, None] / spread).abs()
     likeness.fill_diagonal_(-1.0)
-    return [int(index) for index in likeness.argmax(1)] if known.shape[1] > 1 else [0]
+    return [int(index) for index in likeness.argmax(1)] if valid.shape[1] > 1 else [0]
 
 
 def weigh_values(described: Tensor) -> Tensor:
     """Return a weight for each described object, so that its name does not tell its values `[pictures, names]`."""
-    known = ~described.isnan().any(-1)
+    valid = ~described.isnan().any(-1)
     weights = torch.zeros(described.shape[:2])
     for index in range(described.shape[1]):
-        rows = known[:, index].nonzero().flatten()
+        rows = valid[:, index].nonzero().flatten()
         if not len(rows):
             continue
         values = described[rows, index]
         shares = values.mean(0).clamp(min=1 / len(rows))
         each = (values / shares).sum(-1) / values.sum(-1).clamp(min=1)
         weights[rows, index] = each.clamp(max=BASE_SHARE * float(each.mean()))
-    return weights / weights[known].mean().clamp(min=1e-9) if bool(known.any()) else weights
+    return weights / weights[valid].mean().clamp(min=1e-9) if bool(valid.any()) else weights
 
 
-def check_labels(labels: Labels) -> None:
+def check_labels(labels: PictureLabels) -> None:
     """Check that something can be learnt.
 
     Raises:

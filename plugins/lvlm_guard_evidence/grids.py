@@ -56,14 +56,14 @@ def find_pictures(inputs: Mapping[str, Any], config: Any, image: Tensor) -> list
     """
     counts = image.sum(1).tolist()
     pictures = _from_grids(inputs, config, counts) or _from_pixels(inputs, config, counts)
-    whole = [[PictureTokens(0, count)] if count else [] for count in counts]
+    undivided = [[PictureTokens(0, count)] if count else [] for count in counts]
     if pictures is None:
-        return whole
+        return undivided
     is_told_apart = isinstance(inputs.get(GRID), Tensor)
     runs = (image[:, 1:] & ~image[:, :-1]).sum(1) + image[:, 0]
     return [
-        found if is_told_apart or len(found) <= int(run) else one
-        for found, one, run in zip(pictures, whole, runs, strict=True)
+        divided if is_told_apart or len(divided) <= int(run) else single
+        for divided, single, run in zip(pictures, undivided, runs, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ LIMIT = 20.0
 
 
 @dataclass(frozen=True)
-class Scale:
+class OddsScale:
     """Evidence as log-odds: `slope` times the raw score plus `offset`, fitted on calibration pictures."""
 
     slope: float = 1.0
@@ -79,7 +79,7 @@ class EvidenceHead:
     table: NamesTable
     values: tuple[str, ...] = ()
     peaks: Tensor | None = None
-    scales: Mapping[str, Scale] = field(default_factory=dict)
+    scales: Mapping[str, OddsScale] = field(default_factory=dict)
     is_exclusive: bool = True
     source: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -167,11 +167,11 @@ class HeadEvidence:
 
     def place(self, name: str) -> tuple[float, float] | None:
         """Return the expected row and column of an object as shares of the picture; None where no grid is known."""
-        index, known = self._index(name), ~self.places.isnan().any(1)
-        if index is None or not bool(known.any()):
+        index, located = self._index(name), ~self.places.isnan().any(1)
+        if index is None or not bool(located.any()):
             return None
-        attention = self.scores[known, index].softmax(0)
-        row, column = (attention @ self.places[known]).tolist()
+        attention = self.scores[located, index].softmax(0)
+        row, column = (attention @ self.places[located]).tolist()
         return row, column
 
     def _offset(self, subject: str, reference: str, axis: int | None) -> float | None:
@@ -182,15 +182,15 @@ class HeadEvidence:
 
     def grid(self) -> tuple[int, int] | None:
         """Return rows and columns of the grid whose tokens come first; None where none is known."""
-        known = self.places[~self.places.isnan().any(1)].tolist()
-        return (len({row for row, _ in known}), len({column for _, column in known})) if known else None
+        located = self.places[~self.places.isnan().any(1)].tolist()
+        return (len({row for row, _ in located}), len({column for _, column in located})) if located else None
 
     def _index(self, name: str) -> int | None:
-        known = self.head.table.find(name)
-        return None if known is None else self.names.index(known)
+        located = self.head.table.find(name)
+        return None if located is None else self.names.index(located)
 
-    def _scale(self, level: str) -> Scale:
-        return self.head.scales.get(level, Scale())
+    def _scale(self, level: str) -> OddsScale:
+        return self.head.scales.get(level, OddsScale())
 
 
 def read_head(artefact: Artefact) -> EvidenceHead:
@@ -205,8 +205,8 @@ def read_head(artefact: Artefact) -> EvidenceHead:
     weight = artefact.read("weight", (len(names) + len(values), None))
     bias = artefact.read("bias", (len(names) + len(values),))
     peaks = artefact.read("peaks", (len(names),)) if "peaks" in artefact.tensors else None
-    synonyms = {name: tuple(others) for name, others in dict(settings.get("synonyms") or {}).items()}
-    scales = {level: Scale(*map(float, pair)) for level, pair in dict(settings.get("scales") or {}).items()}
+    synonyms = {name: tuple(spellings) for name, spellings in dict(settings.get("synonyms") or {}).items()}
+    scales = {level: OddsScale(*map(float, pair)) for level, pair in dict(settings.get("scales") or {}).items()}
     return EvidenceHead(
         weight,
         bias,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from lvlm_guard_evidence.examples import Labels, weigh_presence, weigh_values
+from lvlm_guard_evidence.examples import PictureLabels, weigh_presence, weigh_values
 
 STEPS = 600
 BATCH = 128
@@ -19,7 +19,7 @@ DECAY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Weights:
+class HeadWeights:
     """What is fitted: scores are `tokens @ weight.T`, and `bias` is added to what is read off them.
 
     Args:
@@ -61,7 +61,7 @@ def stack_tokens(tokens: Sequence[Tensor], places: Sequence[Tensor]) -> Recorded
     return Recorded(stacked, valid, located)
 
 
-def fit_weights(recorded: Recorded, labels: Labels, *, seed: int = 0, steps: int = STEPS) -> Weights:
+def fit_weights(recorded: Recorded, labels: PictureLabels, *, seed: int = 0, steps: int = STEPS) -> HeadWeights:
     """Fit names and values together, by Adam over batches of pictures.
 
     Three losses: weighted cross-entropy of existence, where log-sum-exp over the tokens stands for the picture; how much of the
@@ -87,17 +87,17 @@ def fit_weights(recorded: Recorded, labels: Labels, *, seed: int = 0, steps: int
     return _unstandardise(weight.detach(), bias.detach(), mean, spread, names)
 
 
-def _unstandardise(weight: Tensor, bias: Tensor, mean: Tensor, spread: Tensor, names: int) -> Weights:
+def _unstandardise(weight: Tensor, bias: Tensor, mean: Tensor, spread: Tensor, names: int) -> HeadWeights:
     """Return weights for tokens as they are: a constant of all tokens moves into the bias, also through log-sum-exp."""
     del names  # the same constant for both: attention sums to one, and log-sum-exp shifts with its argument
     plain = weight / spread
-    return Weights(plain, bias - plain @ mean)
+    return HeadWeights(plain, bias - plain @ mean)
 
 
 class _Loss:
     """The loss of some of the pictures."""
 
-    def __init__(self, recorded: Recorded, labels: Labels, mean: Tensor, spread: Tensor) -> None:
+    def __init__(self, recorded: Recorded, labels: PictureLabels, mean: Tensor, spread: Tensor) -> None:
         self._recorded, self._labels = recorded, labels
         self._mean, self._spread = mean, spread
         self._presence, self._values = weigh_presence(labels.present), weigh_values(labels.described)

@@ -32,8 +32,8 @@ class Mixing:
 
     def mix(self, margins: Tensor, evidence: Tensor) -> Tensor:
         """Return what is added to the logits of each answer `[answers]`: half of a shift to yes, and half from no."""
-        centred, shown = margins - margins.mean(-1, keepdim=True), evidence - evidence.mean(-1, keepdim=True)
-        change = (self.margin - 1) * centred + self.evidence * shown
+        centred, centred_odds = margins - margins.mean(-1, keepdim=True), evidence - evidence.mean(-1, keepdim=True)
+        change = (self.margin - 1) * centred + self.evidence * centred_odds
         if self.constant:
             change = change + change.new_tensor([self.constant / 2, -self.constant / 2])
         return change
@@ -61,8 +61,8 @@ def weigh_options(claim: Claim, options: Sequence[str], evidence: RowEvidence) -
         count = evidence.number(claim.subject)
         return None if count is None else [-abs(count - NUMBERS.index(option)) for option in options]
     sides = [evidence.relation(claim.subject, side, claim.reference or "") for side in options]
-    known = [side / 2 for side in sides if side is not None]
-    return known if len(known) == len(sides) else None
+    odds_of_sides = [side / 2 for side in sides if side is not None]
+    return odds_of_sides if len(odds_of_sides) == len(sides) else None
 
 
 def weigh(claim: Claim, evidence: RowEvidence) -> float | None:

@@ -49,13 +49,13 @@ class NamesTable:
     synonyms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {other: name for name, others in self.synonyms.items() for other in others}
-        object.__setattr__(self, "_known", {**known, **{name: name for name in self.names}})
+        by_word = {synonym: name for name, spellings in self.synonyms.items() for synonym in spellings}
+        object.__setattr__(self, "_known", {**by_word, **{name: name for name in self.names}})
 
     def find(self, name: str) -> str | None:
         """Return the name under which the head knows an object; None where it does not."""
-        known: Mapping[str, str] = getattr(self, "_known")  # noqa: B009 - set in __post_init__
-        return next((known[form] for form in singular_forms(tidy(name)) if form in known), None)
+        by_word: Mapping[str, str] = getattr(self, "_known")  # noqa: B009 - set in __post_init__
+        return next((by_word[form] for form in singular_forms(tidy(name)) if form in by_word), None)
 
     def spellings(self, name: str) -> tuple[str, ...]:
         """Return every way to write a name."""
@@ -63,11 +63,11 @@ class NamesTable:
 
     def merge(self, names: Iterable[str]) -> list[str]:
         """Return names as the table knows them, each once; unknown ones are left out."""
-        found = (self.find(name) for name in names)
-        return list(dict.fromkeys(name for name in found if name is not None))
+        words = (self.find(name) for name in names)
+        return list(dict.fromkeys(name for name in words if name is not None))
 
 
-def build_names(found: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> NamesTable:
+def build_names(words: Sequence[str], synonyms: Mapping[str, Sequence[str]] | None = None) -> NamesTable:
     """Return a table of the names of labels, with synonyms under one name.
 
     Raises:
@@ -75,12 +75,12 @@ def build_names(found: Sequence[str], synonyms: Mapping[str, Sequence[str]] | No
     """
     owners: dict[str, str] = {}
     tidied: dict[str, tuple[str, ...]] = {}
-    for name, others in (synonyms or {}).items():
-        tidied[tidy(name)] = tuple(dict.fromkeys(tidy(other) for other in others))
-        for other in tidied[tidy(name)]:
-            if owners.setdefault(other, tidy(name)) != tidy(name):
+    for name, spellings in (synonyms or {}).items():
+        tidied[tidy(name)] = tuple(dict.fromkeys(tidy(synonym) for synonym in spellings))
+        for synonym in tidied[tidy(name)]:
+            if owners.setdefault(synonym, tidy(name)) != tidy(name):
                 raise InputError(
-                    f"The synonym {other!r} stands for {owners[other]!r} and for {tidy(name)!r}: give it to one."
+                    f"The synonym {synonym!r} stands for {owners[synonym]!r} and for {tidy(name)!r}: give it to one."
                 )
-    names = tuple(dict.fromkeys(owners.get(tidy(name), tidy(name)) for name in found))
-    return NamesTable(names, {name: others for name, others in tidied.items() if name in names})
+    names = tuple(dict.fromkeys(owners.get(tidy(name), tidy(name)) for name in words))
+    return NamesTable(names, {name: spellings for name, spellings in tidied.items() if name in names})

@@ -82,11 +82,11 @@ class PatchEvidence:
         evidence = evidence_of(gen, self.artefact)
         head = load_head(gen, self.artefact)
         mixing = read_mixing(head.settings)
-        shown = swap_rows(evidence) if self.swapped else list(evidence)
+        row_evidence = swap_rows(evidence) if self.swapped else list(evidence)
         beginnings = FirstTokens(gen.tokenize, getattr(gen.model.tokenizer, "unk_token_id", None))
-        each = logits.shape[0] // len(shown)
+        each = logits.shape[0] // len(row_evidence)
         outcomes = []
-        for row, (claim, picture) in enumerate(zip(gen.state[self.name], shown, strict=True)):
+        for row, (claim, picture) in enumerate(zip(gen.state[self.name], row_evidence, strict=True)):
             rows = slice(row * each, (row + 1) * each)
             outcome = self._judge(claim, picture, mixing, head.values, beginnings, evidence[row] is not None)
             outcomes.append(outcome["outcome"])

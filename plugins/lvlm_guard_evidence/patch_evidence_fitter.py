@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid, max_pool2d
 from lvlm_guard import InputError
 from lvlm_guard.fitting import Fitted, LabelledPicture, LabelledPictures, Track
 from lvlm_guard_evidence.calibration import build_cases, describe_mixing, fit_bias, fit_mixing, fit_scales
-from lvlm_guard_evidence.examples import Labels, check_labels, read_labels
+from lvlm_guard_evidence.examples import PictureLabels, check_labels, read_labels
 from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence
 from lvlm_guard_evidence.head_fitting import Recorded, fit_weights, stack_tokens
 from lvlm_guard_evidence.lens import build_lenses
@@ -40,7 +40,7 @@ LEAST_SHOWN = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class TokenSet:
     """Labelled pictures with their tokens.
 
     Args:
@@ -52,7 +52,7 @@ class Seen:
 
     pictures: Sequence[LabelledPicture]
     recorded: Recorded
-    labels: Labels
+    labels: PictureLabels
     basis: Tensor | None = None
 
     def read(self, head: EvidenceHead) -> list[HeadEvidence]:
@@ -127,28 +127,28 @@ def _fit_lens(
     table, unspoken = _drop_unspoken(table, processor)
     sizes = [each.picture.size for each in calibration]
     labels = read_labels(calibration, sizes, table)
-    everything = [*calibration, *pictures[: len(calibration)]]
-    best: tuple[float, EvidenceHead, Seen] | None = None
-    for head, recorded in build_lenses(model, processor, everything, table, labels.values, track):
-        seen = Seen(calibration, recorded.first(len(calibration)), labels)
-        scaled = fit_scales(head, seen.read(head), labels)
-        fitness = measure_existence(scaled, seen.read(scaled), labels)
+    all_names = [*calibration, *pictures[: len(calibration)]]
+    best: tuple[float, EvidenceHead, TokenSet] | None = None
+    for head, recorded in build_lenses(model, processor, all_names, table, labels.values, track):
+        token_set = TokenSet(calibration, recorded.first(len(calibration)), labels)
+        scaled = fit_scales(head, token_set.read(head), labels)
+        fitness = measure_existence(scaled, token_set.read(scaled), labels)
         if best is None or fitness > best[0]:
-            best = (fitness, scaled, seen)
+            best = (fitness, scaled, token_set)
     assert best is not None
     settings = {"rare_names": rare, "unspoken_names": unspoken, "layer": best[1].layer}
     return calibrate(model, processor, best[1], best[2], track, seed, settings)
 
 
-def measure_existence(head: EvidenceHead, read: Sequence[HeadEvidence], labels: Labels) -> float:
+def measure_existence(head: EvidenceHead, read: Sequence[HeadEvidence], labels: PictureLabels) -> float:
     """Return the balanced log-likelihood of what pictures show, in nats."""
     odds = torch.tensor([[picture.existence(name) or 0.0 for name in head.table.names] for picture in read])
-    shown = labels.present == 1
-    return float(logsigmoid(odds[shown]).mean() + logsigmoid(-odds[~shown]).mean())
+    is_present = labels.present == 1
+    return float(logsigmoid(odds[is_present]).mean() + logsigmoid(-odds[~is_present]).mean())
 
 
 def calibrate(
-    model: Any, processor: Any, head: EvidenceHead, judging: Seen, track: Track, seed: int, settings: dict[str, Any]
+    model: Any, processor: Any, head: EvidenceHead, judging: TokenSet, track: Track, seed: int, settings: dict[str, Any]
 ) -> Fitted:
     """Return a head with mixing weights, fitted on questions about calibration pictures.
 
@@ -159,11 +159,13 @@ def calibrate(
     questions = ask_questions(judging.pictures, sizes, head.table, head.values, seed)
     beginnings = read_first_tokens(processor)
     tokens = {options: beginnings.find(options) for options in {question.options for question in questions}}
-    asked = [question for question in questions if tokens[question.options] is not None]
-    prompts = [(judging.pictures[question.picture].picture, question.text) for question in asked]
-    margins = record_logits(model, processor, prompts, [tokens[question.options] or [] for question in asked], track)
-    cases = build_cases(asked, margins, judging.read(head))
-    mixing, found = fit_mixing(cases)
+    answerable = [question for question in questions if tokens[question.options] is not None]
+    prompts = [(judging.pictures[question.picture].picture, question.text) for question in answerable]
+    margins = record_logits(
+        model, processor, prompts, [tokens[question.options] or [] for question in answerable], track
+    )
+    cases = build_cases(answerable, margins, judging.read(head))
+    mixing, findings = fit_mixing(cases)
     weight = head.weight if judging.basis is None else head.weight @ judging.basis.T
     tensors = {"weight": weight.contiguous(), "bias": head.bias}
     if head.norm is not None:
@@ -173,14 +175,14 @@ def calibrate(
         {
             "source": head.source,
             "names": list(head.table.names),
-            "synonyms": {name: list(others) for name, others in head.table.synonyms.items()},
+            "synonyms": {name: list(spellings) for name, spellings in head.table.synonyms.items()},
             "values": list(head.values),
             "exclusive": head.is_exclusive,
             "centres": head.norm is not None and head.norm.centres,
             "scales": {level: [scale.slope, scale.offset] for level, scale in head.scales.items()},
             "mixing": describe_mixing(mixing),
             "fitted_bias": describe_mixing(fit_bias(cases)),
-            "calibration": found,
+            "calibration": findings,
             "calibration_pictures": len(judging.pictures),
             **settings,
         },
@@ -235,17 +237,17 @@ def _label(
 
 def _choose_names(pictures: Sequence[LabelledPicture], data: LabelledPictures) -> tuple[NamesTable, int]:
     """Return the names that enough pictures show, and how many were left out."""
-    everything = build_names([thing.name for picture in pictures for thing in picture.objects or ()], data.synonyms)
+    all_names = build_names([thing.name for picture in pictures for thing in picture.objects or ()], data.synonyms)
     counts = Counter(
-        name for picture in pictures for name in everything.merge(thing.name for thing in picture.objects or ())
+        name for picture in pictures for name in all_names.merge(thing.name for thing in picture.objects or ())
     )
-    common = tuple(name for name in everything.names if counts[name] >= LEAST_SHOWN)
+    common = tuple(name for name in all_names.names if counts[name] >= LEAST_SHOWN)
     if not common:
         raise InputError(
             f"patch_evidence needs names that {LEAST_SHOWN} pictures or more show, and the labels of {len(pictures)} pictures have none."
         )
-    synonyms = {name: others for name, others in everything.synonyms.items() if name in common}
-    return NamesTable(common, synonyms), len(everything.names) - len(common)
+    synonyms = {name: spellings for name, spellings in all_names.synonyms.items() if name in common}
+    return NamesTable(common, synonyms), len(all_names.names) - len(common)
 
 
 def _drop_unspoken(table: NamesTable, processor: Any) -> tuple[NamesTable, list[str]]:
@@ -258,12 +260,14 @@ def _drop_unspoken(table: NamesTable, processor: Any) -> tuple[NamesTable, list[
     unspoken = [
         name for name in table.names if beginnings.unknown in beginnings.tokenize(name) or not beginnings.tokenize(name)
     ]
-    spoken = tuple(name for name in table.names if name not in unspoken)
-    if not spoken:
+    sayable = tuple(name for name in table.names if name not in unspoken)
+    if not sayable:
         raise InputError(
             f"This model's tokenizer cannot write any of the names of the labels, such as {unspoken[0]!r}."
         )
-    return NamesTable(spoken, {name: others for name, others in table.synonyms.items() if name in spoken}), unspoken
+    return NamesTable(
+        sayable, {name: spellings for name, spellings in table.synonyms.items() if name in sayable}
+    ), unspoken
 
 
 def _see(
@@ -274,10 +278,10 @@ def _see(
     values: Sequence[str] | None,
     track: Track,
     basis: Tensor | None,
-) -> Seen:
+) -> TokenSet:
     tokens, places = record_tokens(model, processor, [each.picture for each in pictures], track, basis=basis)
     sizes = [each.picture.size for each in pictures]
-    return Seen(pictures, stack_tokens(tokens, places), read_labels(pictures, sizes, table, values), basis)
+    return TokenSet(pictures, stack_tokens(tokens, places), read_labels(pictures, sizes, table, values), basis)
 
 
 def find_basis(
@@ -295,9 +299,9 @@ def find_basis(
     return basis
 
 
-def fit_peaks(head: EvidenceHead, seen: Seen) -> Tensor | None:
+def fit_peaks(head: EvidenceHead, token_set: TokenSet) -> Tensor | None:
     """Return for each name the score above which a local maximum counts, with the least error of the number; None without a grid."""
-    peaks = [_list_peaks(evidence) for evidence in seen.read(head)]
+    peaks = [_list_peaks(evidence) for evidence in token_set.read(head)]
     if any(each is None for each in peaks):
         return None
     best = []
@@ -305,7 +309,7 @@ def fit_peaks(head: EvidenceHead, seen: Seen) -> Tensor | None:
         of_name = [each[index] for each in peaks if each is not None]
         thresholds = torch.cat(of_name).quantile(torch.linspace(0.3, 1.0, 40))
         counted = torch.stack([(each[None] > thresholds[:, None]).sum(1) for each in of_name])
-        truth = seen.labels.counts[:, index]
+        truth = token_set.labels.counts[:, index]
         weights = torch.where(
             truth > 0, 1 / (truth > 0).float().mean().clamp(min=1e-6), 1 / (truth == 0).float().mean().clamp(min=1e-6)
         )

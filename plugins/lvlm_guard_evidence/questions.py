@@ -31,7 +31,7 @@ APART = 0.1
 
 
 @dataclass(frozen=True)
-class Question:
+class CalibrationQuestion:
     """A question with a known answer.
 
     Args:
@@ -68,29 +68,29 @@ class Question:
 
 
 @dataclass(eq=False)
-class Habits:
+class LabelHabits:
     """What usually goes with what in labelled pictures.
 
     Args:
         together: How often a name is there where another one is, by (other, name).
-        shown: How often each name is there.
+        present: How often each name is there.
         values: How often each name has each value.
         left: How often the first of a pair lies left of the second.
         pictures: How many pictures were counted.
     """
 
     together: Counter[tuple[str, str]] = field(default_factory=Counter)
-    shown: Counter[str] = field(default_factory=Counter)
+    present: Counter[str] = field(default_factory=Counter)
     values: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     left: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
     pictures: int = 0
 
-    def expects(self, name: str, others: Sequence[str]) -> bool | None:
+    def expects(self, name: str, company: Sequence[str]) -> bool | None:
         """Return whether habit has an object where these are: one of them comes with it in more than half of the pictures."""
-        counted = [other for other in others if self.shown[other] >= LEAST and other != name]
+        counted = [companion for companion in company if self.present[companion] >= LEAST and companion != name]
         if not counted:
             return None
-        return max(self.together[other, name] / self.shown[other] for other in counted) > HABIT
+        return max(self.together[companion, name] / self.present[companion] for companion in counted) > HABIT
 
     def usual_value(self, name: str) -> str | None:
         """Return the value that an object has in more than half of the pictures."""
@@ -106,13 +106,13 @@ class Habits:
         return counts[True] * 2 > counts.total()
 
 
-def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> Habits:
+def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> LabelHabits:
     """Count what goes with what."""
-    habits = Habits(pictures=len(pictures))
+    habits = LabelHabits(pictures=len(pictures))
     for picture in pictures:
         things = single_objects(picture, table)
         names = table.merge(thing.name for thing in picture.objects or ())
-        habits.shown.update(names)
+        habits.present.update(names)
         habits.together.update(permutations(names, 2))
         for name, thing in things.items():
             habits.values[name].update(tidy(value) for value in thing.attributes[:1])
@@ -124,9 +124,9 @@ def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> Habi
 
 def single_objects(picture: LabelledPicture, table: NamesTable) -> dict[str, LabelledObject]:
     """Return the objects that a picture shows once, by name."""
-    found = [(table.find(thing.name), thing) for thing in picture.objects or ()]
-    counts = Counter(name for name, _ in found)
-    return {name: thing for name, thing in found if name is not None and counts[name] == 1}
+    named = [(table.find(thing.name), thing) for thing in picture.objects or ()]
+    counts = Counter(name for name, _ in named)
+    return {name: thing for name, thing in named if name is not None and counts[name] == 1}
 
 
 def find_offset(first: LabelledObject, second: LabelledObject, axis: int) -> float | None:
@@ -143,43 +143,43 @@ def ask_questions(
     table: NamesTable,
     values: Sequence[str],
     seed: int = 0,
-) -> list[Question]:
+) -> list[CalibrationQuestion]:
     """Return questions about labelled pictures, of each kind one or two a picture, with as many habitual truths as not where possible."""
     habits = count_habits(pictures, table)
     rng = np.random.default_rng((seed, 21))
-    asked: list[Question] = []
+    questions: list[CalibrationQuestion] = []
     for number, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
         things = single_objects(picture, table)
-        asked += _ask_existence(number, picture, table, habits, rng)
-        asked += _ask_values(number, things, values, habits, rng)
-        asked += _ask_places(number, things, size, habits, rng)
-    return asked
+        questions += _ask_existence(number, picture, table, habits, rng)
+        questions += _ask_values(number, things, values, habits, rng)
+        questions += _ask_places(number, things, size, habits, rng)
+    return questions
 
 
 def _ask_existence(
-    number: int, picture: LabelledPicture, table: NamesTable, habits: Habits, rng: np.random.Generator
-) -> list[Question]:
+    number: int, picture: LabelledPicture, table: NamesTable, habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
     """One object that is there and one that is not of those that habit expects, and of those that it does not."""
-    shown = table.merge(thing.name for thing in picture.objects or ())
+    present = table.merge(thing.name for thing in picture.objects or ())
     groups: dict[tuple[bool, bool | None], list[str]] = defaultdict(list)
     for name in table.names:
-        expected = habits.expects(name, [other for other in shown if other != name])
-        groups[name in shown, expected].append(name)
+        expected = habits.expects(name, [companion for companion in present if companion != name])
+        groups[name in present, expected].append(name)
     return [
-        Question(
+        CalibrationQuestion(
             number,
             Claim("object", str(rng.choice(names))),
             ("yes", "no"),
-            int(not there),
-            None if expected is None else expected == there,
+            int(not is_present),
+            None if expected is None else expected == is_present,
         )
-        for (there, expected), names in sorted(groups.items(), key=repr)
+        for (is_present, expected), names in sorted(groups.items(), key=repr)
     ]
 
 
 def _ask_values(
-    number: int, things: dict[str, LabelledObject], values: Sequence[str], habits: Habits, rng: np.random.Generator
-) -> list[Question]:
+    number: int, things: dict[str, LabelledObject], values: Sequence[str], habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
     """What value, and whether the true one and a false one: the usual one where that is false."""
     described = [
         name for name, thing in things.items() if len({tidy(value) for value in thing.attributes} & set(values)) == 1
@@ -196,38 +196,38 @@ def _ask_values(
     is_habitual = None if usual is None else usual == true
     options = find_options(Claim("attribute", name), values)
     return [
-        Question(number, Claim("attribute", name), options, options.index(true), is_habitual),
-        Question(number, Claim("attribute", name, value=true), ("yes", "no"), 0, is_habitual),
-        Question(number, Claim("attribute", name, value=wrong), ("yes", "no"), 1, is_habitual),
+        CalibrationQuestion(number, Claim("attribute", name), options, options.index(true), is_habitual),
+        CalibrationQuestion(number, Claim("attribute", name, value=true), ("yes", "no"), 0, is_habitual),
+        CalibrationQuestion(number, Claim("attribute", name, value=wrong), ("yes", "no"), 1, is_habitual),
     ]
 
 
 def _ask_places(
-    number: int, things: dict[str, LabelledObject], size: tuple[int, int], habits: Habits, rng: np.random.Generator
-) -> list[Question]:
+    number: int, things: dict[str, LabelledObject], size: tuple[int, int], habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
     """Left and right of a pair, to choose and both ways, and above or below of another pair."""
-    asked: list[Question] = []
-    beside, stacked = (_list_pairs(things, axis, size[axis]) for axis in (0, 1))
-    if beside:
-        habitual = [pair for pair in beside if habits.usually_left(*pair) is not None]
+    questions: list[CalibrationQuestion] = []
+    side_pairs, stacked = (_list_pairs(things, axis, size[axis]) for axis in (0, 1))
+    if side_pairs:
+        habitual = [pair for pair in side_pairs if habits.usually_left(*pair) is not None]
         broken = [pair for pair in habitual if habits.usually_left(*pair) != (_offset(things, pair, 0) > 0)]
-        first, second = _pick(broken or habitual or beside, rng)
+        first, second = _pick(broken or habitual or side_pairs, rng)
         side = "left" if _offset(things, (first, second), 0) > 0 else "right"
         usual = habits.usually_left(first, second)
         is_habitual = None if usual is None else usual == (side == "left")
         for direction in ("left", "right"):
             claim = Claim("relation", first, direction=direction, reference=second)
-            asked.append(Question(number, claim, ("yes", "no"), int(direction != side), is_habitual))
+            questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), is_habitual))
         options = ("left", "right")
         choice = Claim("relation", first, reference=second, options=options)
-        asked.append(Question(number, choice, options, options.index(side), is_habitual))
+        questions.append(CalibrationQuestion(number, choice, options, options.index(side), is_habitual))
     if stacked:
         first, second = _pick(stacked, rng)
         side = "above" if _offset(things, (first, second), 1) > 0 else "below"
         direction = str(rng.choice(["above", "below"]))
         claim = Claim("relation", first, direction=direction, reference=second)
-        asked.append(Question(number, claim, ("yes", "no"), int(direction != side), None))
-    return asked
+        questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), None))
+    return questions
 
 
 def _list_pairs(things: dict[str, LabelledObject], axis: int, side: int) -> list[tuple[str, str]]:

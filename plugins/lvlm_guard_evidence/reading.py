@@ -79,11 +79,11 @@ class RowEvidence:
         return _greatest(picture.number(name) for picture in self.pictures)
 
     def _most(self, *names: str) -> HeadEvidence:
-        def shown(picture: HeadEvidence) -> float:
+        def score_picture(picture: HeadEvidence) -> float:
             odds = [picture.existence(name) for name in names]
             return min((odd for odd in odds if odd is not None), default=0.0)
 
-        return max(self.pictures, key=shown)
+        return max(self.pictures, key=score_picture)
 
 
 def load_head(gen: Generation, artefact: str | Path | EvidenceHead) -> EvidenceHead:
@@ -144,10 +144,12 @@ def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[Ro
     of_requests = rows[:: rows.shape[0] // requests].cpu()
     pictures = find_pictures(gen.prompt.inputs, gen.model.config, gen.prompt.image_mask.cpu())
     return [
-        RowEvidence(tuple(head.read(scores[each.start : each.start + each.count], each.places()) for each in found))
-        if found
+        RowEvidence(
+            tuple(head.read(scores[each.start : each.start + each.count], each.places()) for each in row_pictures)
+        )
+        if row_pictures
         else None
-        for scores, found in zip(of_requests, pictures, strict=True)
+        for scores, row_pictures in zip(of_requests, pictures, strict=True)
     ]
 
 
@@ -170,5 +172,5 @@ def _gather(hidden: Tensor, image: Tensor, head: EvidenceHead) -> Tensor:
 
 
 def _greatest(values: object) -> float | None:
-    known = [value for value in values if value is not None]  # type: ignore[attr-defined]
-    return max(known, default=None)
+    defined = [value for value in values if value is not None]  # type: ignore[attr-defined]
+    return max(defined, default=None)

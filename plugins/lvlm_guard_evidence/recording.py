@@ -27,7 +27,7 @@ class _TokensKeptError(Exception):
 
 
 @dataclass(frozen=True)
-class Recorder:
+class TokenRecorder:
     """Keep the image tokens of a call, or the logits of its first token; nothing is changed.
 
     Args:
@@ -62,13 +62,13 @@ class Recorder:
         assert self.keep_tokens is not None
         prompt, config = view.gen.prompt, view.gen.model.config
         pictures = find_pictures(prompt.inputs, config, prompt.image_mask.cpu())
-        for row, found in enumerate(pictures):
+        for row, row_pictures in enumerate(pictures):
             tokens = hidden[row][view.image[row]]
-            if len(found) != 1:
+            if len(row_pictures) != 1:
                 raise InputError(
-                    f"A picture has {len(found)} places in its prompt, so its tokens cannot be told: use a processor that writes one."
+                    f"A picture has {len(row_pictures)} places in its prompt, so its tokens cannot be told: use a processor that writes one."
                 )
-            self.keep_tokens(tokens, found[0].places())
+            self.keep_tokens(tokens, row_pictures[0].places())
         raise _TokensKeptError
 
 
@@ -79,17 +79,17 @@ def write_prompt(picture: Any, question: str) -> list[dict[str, Any]]:
 
 
 def run_prompts(
-    model: Any, processor: Any, asked: Sequence[tuple[Any, str]], recorder: Any, track: Track, batch: int = BATCH
+    model: Any, processor: Any, prompts: Sequence[tuple[Any, str]], recorder: Any, track: Track, batch: int = BATCH
 ) -> Iterator[int]:
     """Run pictures and questions in batches, one token each, and yield the number of the first of each batch."""
     guard = Guard(model, processor, [recorder])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoEffectWarning)  # it only watches
-        for start in track(range(0, len(asked), batch)):
-            prompts = [write_prompt(picture, question) for picture, question in asked[start : start + batch]]
+        for start in track(range(0, len(prompts), batch)):
+            conversations = [write_prompt(picture, question) for picture, question in prompts[start : start + batch]]
             yield start
             with suppress(_TokensKeptError):
-                guard.generate(**guard.inputs(messages=prompts), **ANSWER)
+                guard.generate(**guard.inputs(messages=conversations), **ANSWER)
 
 
 def record_tokens(
@@ -121,8 +121,8 @@ def record_tokens(
         tokens.append(reduced if basis is None else reduced @ basis)
         places.append(where)
 
-    asked = [(picture, LOOK) for picture in pictures]
-    for _ in run_prompts(model, processor, asked, Recorder(keep_tokens=keep, layer=layer), track, batch):
+    prompts = [(picture, LOOK) for picture in pictures]
+    for _ in run_prompts(model, processor, prompts, TokenRecorder(keep_tokens=keep, layer=layer), track, batch):
         pass
     if any(not bool(each.isfinite().all()) for each in tokens):
         raise InputError(
@@ -134,7 +134,7 @@ def record_tokens(
 def record_logits(
     model: Any,
     processor: Any,
-    asked: Sequence[tuple[Any, str]],
+    prompts: Sequence[tuple[Any, str]],
     options: Sequence[Sequence[Sequence[int]]],
     track: Track = iter,
     batch: int = BATCH,
@@ -147,6 +147,6 @@ def record_logits(
             of_question = options[len(margins)]
             margins.append(torch.stack([row[list(ids)].logsumexp(-1) for ids in of_question]).cpu())
 
-    for _ in run_prompts(model, processor, asked, Recorder(keep_logits=keep), track, batch):
+    for _ in run_prompts(model, processor, prompts, TokenRecorder(keep_logits=keep), track, batch):
         pass
     return margins

@@ -35,10 +35,10 @@ def find_yes_no(processor: Any) -> list[list[int]]:
     Raises:
         InputError: They begin alike.
     """
-    found = read_first_tokens(processor).find(YES_NO)
-    if found is None:
+    tokens = read_first_tokens(processor).find(YES_NO)
+    if tokens is None:
         raise InputError("Yes and no begin alike to this tokenizer, so its model's answers cannot be told apart.")
-    return found
+    return tokens
 
 
 def read_first_tokens(processor: Any) -> FirstTokens:
@@ -102,8 +102,8 @@ def _drop_contradicted(
     rng = np.random.default_rng(31)
     named = [picture for picture in pictures if picture.objects]
     chosen = [str(rng.choice([thing.name for thing in picture.objects or ()])) for picture in named]
-    asked = [(picture.picture, ask_for(name)) for picture, name in zip(named, chosen, strict=True)]
-    margins = record_logits(model, processor, asked, [find_yes_no(processor)] * len(asked), track)
+    prompts = [(picture.picture, ask_for(name)) for picture, name in zip(named, chosen, strict=True)]
+    margins = record_logits(model, processor, prompts, [find_yes_no(processor)] * len(prompts), track)
     return [picture for picture, margin in zip(named, margins, strict=True) if float(margin[0]) > float(margin[1])]
 
 
@@ -116,16 +116,16 @@ def label_by_crops(
     model: Any, processor: Any, pictures: Sequence[LabelledPicture], table: NamesTable, track: Track
 ) -> list[LabelledPicture]:
     """Return pictures labelled by asking about every crop of three by three whether it shows each name."""
-    tokens, asked, places = find_yes_no(processor), [], []
+    tokens, prompts, places = find_yes_no(processor), [], []
     for number, each in enumerate(pictures):
         wide, high = each.picture.size
         for row in range(SIDES):
             for column in range(SIDES):
                 box = (column * wide / SIDES, row * high / SIDES, (column + 1) * wide / SIDES, (row + 1) * high / SIDES)
                 crop = each.picture.crop(tuple(map(round, box))).resize(each.picture.size)
-                asked += [(crop, ask_for(name)) for name in table.names]
+                prompts += [(crop, ask_for(name)) for name in table.names]
                 places += [(number, name, box) for name in table.names]
-    margins = record_logits(model, processor, asked, [tokens] * len(asked), track)
+    margins = record_logits(model, processor, prompts, [tokens] * len(prompts), track)
     return _keep_best(pictures, places, margins)
 
 
@@ -162,7 +162,7 @@ def label_by_detector(detector: Any, pictures: Sequence[LabelledPicture], track:
     needs = "A detector returns boxes (left, top, right, bottom, name): correct it"
     labelled = []
     for each in track(pictures):
-        found = call_user_function(detector, each.picture, what="detector", timeout=TIMEOUT)
-        boxes = check_returned(found, tuple[Box, ...], needs)
+        detections = call_user_function(detector, each.picture, what="detector", timeout=TIMEOUT)
+        boxes = check_returned(detections, tuple[Box, ...], needs)
         labelled.append(replace(each, objects=tuple(LabelledObject(tidy(box[4]), tuple(box[:4])) for box in boxes)))
     return labelled

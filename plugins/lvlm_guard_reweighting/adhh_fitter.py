@@ -84,16 +84,16 @@ def fit_adhh(
     promoting = scores.argsort(descending=True)[: int((scores > 0).sum())]
     if not len(promoting):
         raise InputError("Silencing no head makes the hallucinated words less likely: there is nothing to switch off.")
-    kept = _leave_out_needed(promoting, torch.cat(changes, dim=1), heads)
-    nested = [tuple(heads[head] for head in kept[: size + 1].tolist()) for size in range(len(kept[:count]))]
+    usable = _leave_out_needed(promoting, torch.cat(changes, dim=1), heads)
+    nested = [tuple(heads[head] for head in usable[: size + 1].tolist()) for size in range(len(usable[:count]))]
     together = [
         _compute_drops(model, processor, demonstration, nested, heads_per_batch)["real"][1]
         for demonstration in demonstrations
     ]
-    ranked = _leave_out_joined(kept[:count], torch.cat(together, dim=1))
+    ranked = _leave_out_joined(usable[:count], torch.cat(together, dim=1))
     tensors = {"heads": torch.tensor(heads)[ranked], "scores": scores.view(depth, width)}
     counts = {kind: words.shape[1] for kind, words in pooled.items()}
-    refused = len(promoting) - len(kept) + len(kept[:count]) - len(ranked)
+    refused = len(promoting) - len(usable) + len(usable[:count]) - len(ranked)
     return Fitted(tensors, {"count": len(ranked), "refused": refused, **counts})
 
 
@@ -109,27 +109,27 @@ def _leave_out_needed(promoting: Tensor, changes: Tensor, heads: Sequence[Head])
         FitRefused: There is none.
     """
     lost, won = (changes < 0).sum(1), (changes > 0).sum(1)
-    kept = promoting[~_find_breaks(changes)[promoting]]
-    if not len(kept):
+    usable = promoting[~_find_breaks(changes)[promoting]]
+    if not len(usable):
         first = int(promoting[0])
         raise FitRefused(
             f"Every head that promotes hallucinated words is needed for correct ones: without {heads[first]} {int(lost[first])} of "
             f"{changes.shape[1]} words of the correct answers are no longer the most likely ones, and {int(won[first])} come to be. "
             "Choose a strategy that cuts no heads."
         )
-    return kept
+    return usable
 
 
-def _leave_out_joined(kept: Tensor, changes: Tensor) -> Tensor:
+def _leave_out_joined(usable: Tensor, changes: Tensor) -> Tensor:
     """Return the first heads that can be silenced together without losing more words than noise; the first one can.
 
     Args:
-        kept: Indices of heads, the worst first.
+        usable: Indices of heads, the worst first.
         changes: As above, with the first head silenced, the first two, and so on `[heads, words]`.
     """
     breaks = _find_breaks(changes)
     breaks[0] = False
-    return kept[breaks.long().cumsum(0) == 0]
+    return usable[breaks.long().cumsum(0) == 0]
 
 
 def _find_breaks(changes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lvlm_guard_evidence.calibration import Case, describe_loss, fit_bias, fit_mixing, fit_scales
+from lvlm_guard_evidence.calibration import CalibrationCase, describe_loss, fit_bias, fit_mixing, fit_scales
 from lvlm_guard_evidence.claims import Claim
 from lvlm_guard_evidence.examples import check_labels, read_labels, weigh_presence, weigh_values
 from lvlm_guard_evidence.head import EvidenceHead
@@ -12,8 +12,8 @@ from lvlm_guard_evidence.head_fitting import fit_weights, stack_tokens
 from lvlm_guard_evidence.lens import read_norm
 from lvlm_guard_evidence.mixing import Mixing
 from lvlm_guard_evidence.names import NamesTable
-from lvlm_guard_evidence.patch_evidence_fitter import Seen, fit_patch_evidence, fit_peaks
-from lvlm_guard_evidence.questions import Question, ask_questions
+from lvlm_guard_evidence.patch_evidence_fitter import TokenSet, fit_patch_evidence, fit_peaks
+from lvlm_guard_evidence.questions import CalibrationQuestion, ask_questions
 from lvlm_guard_evidence.regression import fit_binary
 from PIL import Image
 from torch import nn
@@ -53,7 +53,7 @@ def see(count, seed, pictures=None):
     drawn, tokens = draw_pictures(count, seed)
     labelled = drawn if pictures is None else pictures
     labels = read_labels(labelled, [SIZE] * count, NamesTable(NAMES), VALUES)
-    return Seen(drawn, stack_tokens(tokens, [PLACES] * count), labels)
+    return TokenSet(drawn, stack_tokens(tokens, [PLACES] * count), labels)
 
 
 def fit_head(seen):
@@ -112,9 +112,11 @@ def build(head, judging, wrong):
             is_habitual = float(torch.rand(1, generator=draw)) > wrong
             says_yes = there == is_habitual
             margin = (1.0 if says_yes else -1.0) + 0.3 * float(torch.randn(1, generator=draw))
-            question = Question(number, Claim("object", name), ("yes", "no"), int(not there), is_habitual)
+            question = CalibrationQuestion(number, Claim("object", name), ("yes", "no"), int(not there), is_habitual)
             odds = evidence.existence(name)
-            cases.append(Case(question, torch.tensor([margin / 2, -margin / 2]), torch.tensor([odds / 2, -odds / 2])))
+            cases.append(
+                CalibrationCase(question, torch.tensor([margin / 2, -margin / 2]), torch.tensor([odds / 2, -odds / 2]))
+            )
     return cases
 
 
@@ -145,7 +147,11 @@ def test_evidence_that_breaks_answers_is_left_out():
         sign = 1 - 2 * truth
         margin = torch.tensor([0.1, -0.1]) * (sign if is_habitual else -sign)
         odds = torch.tensor([2.0, -2.0]) * (-sign if is_habitual else sign)
-        cases.append(Case(Question(number, Claim("object", "mug"), ("yes", "no"), truth, is_habitual), margin, odds))
+        cases.append(
+            CalibrationCase(
+                CalibrationQuestion(number, Claim("object", "mug"), ("yes", "no"), truth, is_habitual), margin, odds
+            )
+        )
     with pytest.raises(FitRefused, match="existence: "):
         fit_mixing(cases)
 
