@@ -120,7 +120,7 @@ def remember_tokens(gen: Generation, artefact: str | Path | EvidenceHead) -> Hid
 
     site: Literal["embedding", "residual"] = "residual" if head.layer else "embedding"
     layers = (max(head.layer - 1, 0), max(head.layer, 1))
-    return HiddenEdit(site, remember, layers, positions="image", when="prefill", depends_on_end=False)
+    return HiddenEdit(site, remember, layers, positions="image", when="prefill", depends_on_end=False, observes=True)
 
 
 def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[RowEvidence | None]:

@@ -46,7 +46,7 @@ class TokenRecorder:
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Keep what enters the decoder at image positions, or what a layer makes of it."""
         if self.keep_tokens is not None and not self.layer:
-            yield HiddenEdit("embedding", self._remember, positions="image", when="prefill")
+            yield HiddenEdit("embedding", self._remember, positions="image", when="prefill", observes=True)
         elif self.keep_tokens is not None:
             yield HiddenEdit(
                 "residual", self._remember, (self.layer - 1, self.layer), positions="image", when="prefill"

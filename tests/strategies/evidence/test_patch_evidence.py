@@ -133,10 +133,8 @@ class Reads:
 
 def read(model, inputs, path, **settings):
     seen = []
-    with pytest.warns(NoEffectWarning):
-        Guard(model, Asking("?"), [Reads(path, seen.append)]).generate(
-            **inputs, max_new_tokens=2, do_sample=False, **settings
-        )
+    guard = Guard(model, Asking("?"), [Reads(path, seen.append)])
+    guard.generate(**inputs, max_new_tokens=2, do_sample=False, **settings)
     return seen
 
 
