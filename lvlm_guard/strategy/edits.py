@@ -226,6 +226,8 @@ class HiddenEdit:
                 "In the vision tower a HiddenEdit works on whole images, once, when they are encoded: leave out positions, and "
                 'when="decode", and choose mlp, attention or residual.'
             )
+        if not isinstance(self.observes, bool):
+            raise InputError(f"HiddenEdit.observes must be True or False, got {quote(self.observes)}.")
         if self.observes and self.tower == "vision":
             raise InputError("A HiddenEdit observes in the decoder alone: leave out tower, or return what it was given.")
 

@@ -135,8 +135,8 @@ def fit_mixing(cases: Sequence[CalibrationCase]) -> tuple[dict[str, Mixing], dic
 
     Weights are fitted by logistic regression, where halves and answers weigh the same. A kind is left out where evidence adds no
     more than noise to the margin and a constant, on pictures that were not fitted on. Of each change the share is made that answers
-    most questions of such pictures, the halves weighing the same; a share with which answers of either half get worse by more than
-    noise is none, and a kind without any is left out.
+    most questions of such pictures, the halves weighing the same; a share that wins back no more answers against habit than chance, or
+    with which answers of either half get worse by more than noise, is none, and a kind without any is left out.
 
     Raises:
         FitRefused: No kind is left.
@@ -199,10 +199,25 @@ def _choose_share(cases: Sequence[CalibrationCase], findings: dict[str, Any]) ->
         changed = [_is_right(case, _shrink(weights, share)) for case, weights in zip(cases, out_of_fold, strict=True)]
         if share == SHARES[0]:
             breaks = find_break(cases, changed) or breaks
-        if _balanced(changed, cases) > best and not find_break(cases, changed):
+        is_better = _balanced(changed, cases) > best and _wins(cases, changed)
+        if is_better and not find_break(cases, changed):
             chosen, best = share, _balanced(changed, cases)
             findings["with_evidence"], findings["share"] = _accuracies(changed, cases), share
     return (_shrink(_fit(cases), chosen), findings) if chosen else (None, {**findings, "left_out": breaks})
+
+
+def _wins(cases: Sequence[CalibrationCase], changed: Sequence[bool]) -> bool:
+    """Return whether more answers against habit are won than lost, by more than a standard error; of all where none is."""
+    against = [case.half == "habit_breaking" for case in cases]
+    counted = against if any(against) else [True] * len(cases)
+    pairs = [
+        (_is_right(case, Mixing()), after)
+        for case, after, counts in zip(cases, changed, counted, strict=True)
+        if counts
+    ]
+    lost = sum(before and not after for before, after in pairs)
+    won = sum(after and not before for before, after in pairs)
+    return won - lost > math.sqrt(won + lost)
 
 
 def _balanced(right: Sequence[bool], cases: Sequence[CalibrationCase]) -> float:
