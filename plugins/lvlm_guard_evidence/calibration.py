@@ -193,7 +193,7 @@ def _choose_share(cases: Sequence[CalibrationCase], findings: dict[str, Any]) ->
     out_of_fold, best = _predict_out_of_fold(cases), _balanced([_is_right(case, Mixing()) for case in cases], cases)
     chosen, breaks = (
         0.0,
-        "no share of the change answers more questions of other pictures, habits counted half and half",
+        "no share of the change wins back more answers against habit than chance would, on other pictures",
     )
     for share in SHARES:
         changed = [_is_right(case, _shrink(weights, share)) for case, weights in zip(cases, out_of_fold, strict=True)]
