@@ -12,9 +12,20 @@ from torch import Tensor
 from lvlm_guard import Bias, Generation, HiddenEdit, InputError, ProcessorNeeded, Term, hookimpl
 from lvlm_guard.fields import ExistingFile, Strength, Timeout, UserFunction
 from lvlm_guard_evidence.answers import FirstTokens, find_options, kind_of
+from lvlm_guard_evidence.captions import (
+    DESCRIBES,
+    CaptionWeights,
+    build_caption_bias,
+    read_caption_weights,
+    spread_bias,
+)
 from lvlm_guard_evidence.claims import Claim, parse_question
 from lvlm_guard_evidence.mixing import Mixing, read_mixing, weigh_options
 from lvlm_guard_evidence.reading import RowEvidence, evidence_of, load_head, remember_tokens, swap_rows
+
+DESCRIBED = "patch_evidence captions"
+"""Where `gen.state` keeps which requests ask for a caption."""
+CAPTION_BIAS = "patch_evidence caption bias"
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,8 @@ class PatchEvidence:
     parser, or by a function from the prompt's text to a `Claim` or None. The evidence is added to the first tokens of the
     answers: yes and no, colours, sides. The weights of each kind of question were fitted on calibration pictures. A question
     that cannot be read, whose object the head does not know, or for whose kind no weights were fitted, is left alone and counted
-    in the report. `strength = 0` is neutral, 1 is as fitted. `swapped` is the control: every request gets the evidence of the
+    in the report. Where weights for captions were fitted, names of objects that the picture does not show are made less likely at
+    every token of one. `strength = 0` is neutral, 1 is as fitted. `swapped` is the control: every request gets the evidence of the
     next one of the call, and none where there is a single one.
     """
 
@@ -43,6 +55,7 @@ class PatchEvidence:
         Field(description='function from a prompt\'s text to a Claim or None, or "package.module:function"'),
     ] = None
     swapped: Annotated[bool, Field(description="control: the evidence of another picture of the call")] = False
+    captions: Annotated[bool, Field(description="whether captions are changed too, where weights were fitted")] = True
     timeout: Timeout = 60.0
 
     @hookimpl
@@ -53,7 +66,10 @@ class PatchEvidence:
                 "'patch_evidence' reads questions: give the guard the processor, Guard(model, processor)."
             )
         load_head(gen, self.artefact)
-        gen.state[self.name] = [self._parse(gen, row) for row in range(gen.prompt.ids.shape[0])]
+        texts = [read_text(gen, row) for row in range(gen.prompt.ids.shape[0])]
+        gen.state[self.name] = claims = [self._parse(gen, text) for text in texts]
+        pairs = zip(claims, texts, strict=True)
+        gen.state[DESCRIBED] = [claim is None and DESCRIBES.search(text) is not None for claim, text in pairs]
 
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
@@ -62,15 +78,37 @@ class PatchEvidence:
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Add the evidence, where the first token is predicted."""
+        """Add the evidence, where the first token is predicted; in captions, everywhere."""
         if gen.step == 0:
             yield Bias(self._compute_bias(gen))
+        if self._biases_captions(gen):
+            yield Bias(spread_bias(gen, self._compute_caption_bias(gen)))
 
-    def _parse(self, gen: Generation, row: int) -> Claim | None:
-        question = read_text(gen, row)
+    def _biases_captions(self, gen: Generation) -> bool:
+        return self.captions and any(gen.state[DESCRIBED]) and self._read_caption_weights(gen) is not None
+
+    def _read_caption_weights(self, gen: Generation) -> CaptionWeights | None:
+        return read_caption_weights(load_head(gen, self.artefact).settings)
+
+    def _compute_caption_bias(self, gen: Generation) -> Tensor:
+        """Return what is added to every token of the captions `[requests, vocab]`, computed once in a call."""
+        if CAPTION_BIAS not in gen.state:
+            weights = self._read_caption_weights(gen)
+            assert weights is not None
+            evidence = evidence_of(gen, self.artefact)
+            pictures = swap_rows(evidence) if self.swapped else evidence
+            beginnings = FirstTokens(gen.tokenize, getattr(gen.model.tokenizer, "unk_token_id", None))
+            head = load_head(gen, self.artefact)
+            bias = build_caption_bias(pictures, gen.state[DESCRIBED], head, beginnings, weights, gen.logits())
+            gen.state[CAPTION_BIAS] = self.strength * bias
+        bias = gen.state[CAPTION_BIAS]
+        assert isinstance(bias, Tensor)
+        return bias
+
+    def _parse(self, gen: Generation, text: str) -> Claim | None:
         if self.parser is None:
-            return parse_question(question)
-        claim = gen.call_user_function(self.parser, question, what="parser", timeout=self.timeout)
+            return parse_question(text)
+        claim = gen.call_user_function(self.parser, text, what="parser", timeout=self.timeout)
         if claim is not None and not isinstance(claim, Claim):
             raise InputError(f"'patch_evidence' needs a Claim or None: correct the parser, which returned {claim!r}.")
         return claim
@@ -92,6 +130,9 @@ class PatchEvidence:
             outcomes.append(outcome["outcome"])
             if "tokens" in outcome:
                 self._add(bias[rows, 0], logits[rows, 0].float(), outcome)
+        if self._biases_captions(gen):
+            pairs = zip(outcomes, gen.state[DESCRIBED], strict=True)
+            outcomes = ["caption" if is_described else outcome for outcome, is_described in pairs]
         gen.results[self.name] = {"requests": outcomes, "counts": dict(Counter(outcomes)), "swapped": self.swapped}
         return bias
 

@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid, max_pool2d
 from lvlm_guard import InputError
 from lvlm_guard.fitting import Fitted, LabelledPicture, LabelledPictures, Track
 from lvlm_guard_evidence.calibration import build_cases, describe_mixing, fit_bias, fit_mixing, fit_scales
+from lvlm_guard_evidence.caption_fitting import fit_captions
 from lvlm_guard_evidence.examples import PictureLabels, check_labels, read_labels
 from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence
 from lvlm_guard_evidence.head_fitting import Recorded, fit_weights, stack_tokens
@@ -167,6 +168,8 @@ def calibrate(
     cases = build_cases(answerable, margins, judging.read(head))
     mixing, findings = fit_mixing(cases)
     weight = head.weight if judging.basis is None else head.weight @ judging.basis.T
+    whole_head = replace(head, weight=weight)
+    captions, of_captions = fit_captions(model, processor, whole_head, judging.pictures, track)
     tensors = {"weight": weight.contiguous(), "bias": head.bias}
     if head.norm is not None:
         tensors |= {"norm_weight": head.norm.weight, "norm_bias": head.norm.bias}
@@ -183,6 +186,8 @@ def calibrate(
             "mixing": describe_mixing(mixing),
             "fitted_bias": describe_mixing(fit_bias(cases)),
             "calibration": findings,
+            "captions": [] if captions is None else [captions.weight, captions.offset],
+            "caption_calibration": of_captions,
             "calibration_pictures": len(judging.pictures),
             **settings,
         },

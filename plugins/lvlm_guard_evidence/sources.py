@@ -53,10 +53,15 @@ def read_first_tokens(processor: Any) -> FirstTokens:
 
 
 def describe_pictures(
-    model: Any, processor: Any, pictures: Sequence[LabelledPicture], track: Track, batch: int = BATCH
+    model: Any,
+    processor: Any,
+    pictures: Sequence[LabelledPicture],
+    track: Track,
+    batch: int = BATCH,
+    stack: Sequence[Any] = (),
 ) -> list[str]:
-    """Return the model's own caption of each picture."""
-    guard, captions = Guard(model, processor, []), []
+    """Return the model's own caption of each picture, or that of a stack."""
+    guard, captions = Guard(model, processor, list(stack)), []
     for start in track(range(0, len(pictures), batch)):
         prompts = [write_prompt(each.picture, DESCRIBE) for each in pictures[start : start + batch]]
         inputs = guard.inputs(messages=prompts)
