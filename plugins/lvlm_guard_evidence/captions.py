@@ -64,7 +64,7 @@ def build_caption_bias(
         if picture is None or not is_described:
             continue
         for name, tokens in ids.items():
-            rivals = set().union(*(begun for rival, begun in ids.items() if rival != name))
+            rivals = set().union(*(ids_of_rival for rival, ids_of_rival in ids.items() if rival != name))
             push = min(0.0, weights.weight * (picture.existence(name) or 0.0) + weights.offset)
             bias[row, sorted(tokens - rivals)] = push
     return bias

@@ -163,6 +163,7 @@ def answer(guard, processor, asked):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("source", ["labels", "self"])
 def test_a_fit_on_bundled_scenes_wins_back_habit_breaking_answers(tmp_path, source):
     model, processor = testbed.load()
