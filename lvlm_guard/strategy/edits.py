@@ -229,7 +229,9 @@ class HiddenEdit:
         if not isinstance(self.observes, bool):
             raise InputError(f"HiddenEdit.observes must be True or False, got {quote(self.observes)}.")
         if self.observes and self.tower == "vision":
-            raise InputError("A HiddenEdit observes in the decoder alone: leave out tower, or return what it was given.")
+            raise InputError(
+                "A HiddenEdit observes in the decoder alone: leave out tower, or return what it was given."
+            )
 
 
 @dataclass(frozen=True)
