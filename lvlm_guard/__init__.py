@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lvlm_guard.call.report import Report as Report
     from lvlm_guard.call.report import RequestReport as RequestReport
     from lvlm_guard.call.report import StrategyReport as StrategyReport
+    from lvlm_guard.errors import FitRefused as FitRefused
     from lvlm_guard.errors import GuardError as GuardError
     from lvlm_guard.errors import GuardWarning as GuardWarning
     from lvlm_guard.errors import InputError as InputError
@@ -87,7 +88,7 @@ _OWNERS = {
     "strategy.edits": ("AttentionCapture", "AttentionEdit", "Depth", "HiddenEdit", "Operation", "Readout", "View"),
     "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (
-        "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
+        "FitRefused", "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",
         "NoEffectWarning", "NonFiniteLogits", "PluginError", "PluginRejected", "ProcessorNeeded", "Refused", "StackError",
         "StrategyRefused", "UncompiledWarning",
     ),

@@ -10,6 +10,7 @@ GuardError
 │   ├── StrategyRefused  a strategy cannot work on this request
 │   ├── ModelRefused     the model lacks what the plan needs
 │   ├── ModeRefused      a mode of generate that cannot be guarded
+│   ├── FitRefused           what was fitted breaks answers, or adds nothing
 │   └── KernelsRefused   kernels requested by name that cannot run here
 └── NonFiniteLogits      the model or a branch produced NaN
 
@@ -66,6 +67,10 @@ class ModelRefused(Refused):
 
 class ModeRefused(Refused):
     """A mode of ``generate`` that cannot be guarded."""
+
+
+class FitRefused(Refused):
+    """What was fitted breaks answers on calibration data, or adds nothing there."""
 
 
 class KernelsRefused(Refused):

@@ -18,7 +18,7 @@ from lvlm_guard.forward.endings import Endings
 from lvlm_guard.request.requests import Request
 from lvlm_guard.request.row_pictures import find_pictures_of_rows
 from lvlm_guard.strategy.branches import Branch
-from lvlm_guard.strategy.fingerprints import digest_weights
+from lvlm_guard.strategy.fingerprints import digest_image_side, digest_weights
 from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
 
@@ -48,8 +48,10 @@ def describe_request(gen: Generation, request: Request) -> None:
     gen.prompt = _read_prompt(request)
 
 
-def describe_main(gen: Generation, main: PreparedDecode, run_prompt: Callable[[Branch | None], PromptStates]) -> None:
-    """Let the hooks see the model, and run prompts on it."""
+def describe_main(
+    gen: Generation, main: PreparedDecode, run_prompt: Callable[[Branch | None], PromptStates], model: Any
+) -> None:
+    """Let the hooks see the model, and run prompts on it; `model` is the whole of it, which may encode images elsewhere."""
     depth, heads = anatomy.depth_and_heads(main.module)
     tied = anatomy.ties_embeddings(main.module)
     gen.multiply_rows(main.rows_per_request)
@@ -59,6 +61,7 @@ def describe_main(gen: Generation, main: PreparedDecode, run_prompt: Callable[[B
         heads=heads,
         tied_embeddings=tied,
         digest_weights=functools.partial(digest_weights, main.module),
+        digest_image_side=functools.partial(digest_image_side, model),
     )
     gen.services.run_prompt = run_prompt
 

@@ -82,7 +82,7 @@ def plan_call(call: AskedCall) -> PlannedCall:
     main = preparation.prepare_main()
     refuse(MAIN_PREPARED, PreparedMain(main, request))
     prompt_runs = PromptRuns(preparation)
-    describe_main(call.gen, main, prompt_runs)
+    describe_main(call.gen, main, prompt_runs, call.model)
     describe_endings(call.gen, main, request)
     call.ask_strategies("start")
     plan = build_plan(call.ask_strategies)

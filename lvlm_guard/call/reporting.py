@@ -17,7 +17,7 @@ from lvlm_guard.call.provenance import describe_origin, describe_parameters
 from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
 from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.strategy.branches import MAIN
-from lvlm_guard.strategy.edits import AttentionCapture, Readout
+from lvlm_guard.strategy.edits import AttentionCapture, HiddenEdit, Readout
 
 SHARED = "shared"
 """What a report says of a prompt that went on from a look."""
@@ -86,9 +86,13 @@ def _is_effect_expected(planned: PlannedCall, name: str) -> bool:
     strategies, edits = planned.call.strategies, planned.plan.edits.get(name, ())
     if strategies.implements("finish", name) and name not in strategies.active("finish"):
         return True
-    only_watches = bool(edits) and all(isinstance(edit, (AttentionCapture, Readout)) for edit in edits)
+    only_watches = bool(edits) and all(_only_watches(edit) for edit in edits)
     hooks = set(ACTING_HOOKS) - set(INNER_HOOKS if only_watches else ())
     return any(strategies.implements(hook, name) for hook in hooks)
+
+
+def _only_watches(edit: Edit) -> bool:
+    return isinstance(edit, (AttentionCapture, Readout)) or (isinstance(edit, HiddenEdit) and edit.observes)
 
 
 def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool:

@@ -51,15 +51,18 @@ class FitterCatalogue:
         self.offers[fitter.strategy] = FitterOffer(fitter, distribution)
 
     def find(self, strategy: str) -> Fitter:
-        """Return the fitter for the strategy of this name.
+        """Return the fitter for the strategy of this name, or the one that has it as an alias.
 
         Raises:
             InputError: No installed distribution offers it.
         """
-        if strategy not in self.offers:
-            hint = f"{nearest(strategy, self.offers)}{describe_broken(self.broken)}"
-            raise InputError(f"There is nothing to fit for {strategy!r}.{hint}")
-        return self.offers[strategy].fitter
+        if strategy in self.offers:
+            return self.offers[strategy].fitter
+        by_alias = {alias: offer.fitter for offer in self for alias in offer.fitter.aliases}
+        if strategy in by_alias:
+            return by_alias[strategy]
+        hint = f"{nearest(strategy, self.offers)}{describe_broken(self.broken)}"
+        raise InputError(f"There is nothing to fit for {strategy!r}.{hint}")
 
 
 @functools.cache
@@ -107,8 +110,11 @@ def check_fitter(fitter: object, distribution: str) -> None:
         )
     if not _takes_four(fitter.fit):
         raise PluginRejected(
-            f"{distribution}: the fitter for {fitter.strategy!r} must be a function "
-            "fit(model, processor, demonstrations, track)."
+            f"{distribution}: the fitter for {fitter.strategy!r} must be a function fit(model, processor, data, track)."
+        )
+    if fitter.data not in ("demonstrations", "pictures"):
+        raise PluginRejected(
+            f"{distribution}: the fitter for {fitter.strategy!r} fits on demonstrations or pictures, not on {fitter.data!r}."
         )
 
 

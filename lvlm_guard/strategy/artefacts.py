@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lvlm_guard.errors import GuardWarning, InputError, StrategyRefused, quote, shorten
 from lvlm_guard.files import is_file, write_whole
-from lvlm_guard.strategy.fingerprints import differ, digest_weights, find_revision
+from lvlm_guard.strategy.fingerprints import differ, digest_image_side, digest_weights, find_revision
 from lvlm_guard.user_warnings import warn_user
 
 MANIFEST = "lvlm_guard"
@@ -89,6 +89,8 @@ class Artefact:
             raise artefact._describe_foreign(config, "layers or sizes")  # noqa: SLF001 - its own class
         if callable(digest := getattr(model, "digest_weights", None)):
             artefact._compare_weights(config, digest())  # noqa: SLF001 - as above
+        if callable(digest := getattr(model, "digest_image_side", None)):
+            artefact._compare_image_side(config, digest())  # noqa: SLF001 - as above
         return artefact
 
     def _compare_weights(self, config: Any, loaded: Mapping[str, Mapping[str, str]]) -> None:
@@ -106,11 +108,17 @@ class Artefact:
                 GuardWarning,
             )
 
+    def _compare_image_side(self, config: Any, loaded: Mapping[str, Mapping[str, str]]) -> None:
+        """Refuse another projector or vision tower; where the manifest or the model says nothing of it, nothing is compared."""
+        recorded = self.manifest.get("image_side")
+        if isinstance(recorded, Mapping) and differ(recorded, loaded):
+            raise self._describe_foreign(config, "projector or vision tower")
+
     def _describe_foreign(self, config: Any, difference: str) -> StrategyRefused:
         model = shorten(str(self.manifest.get("model") or "another model"), 80)
         return StrategyRefused(
             f"{self.kind!r} needs an artefact of this model ({config.model_type}): {self.path} was fitted on {model}, whose "
-            f"{difference} differ. {_refit(self.kind)}"
+            f"{difference} differ{'' if difference.endswith('s') else 's'}. {_refit(self.kind)}"
         )
 
     def read(self, name: str, shape: Sequence[int | None], *, integers: bool = False) -> Tensor:
@@ -165,11 +173,12 @@ def config_hash(config: Any) -> str:
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """Return the facts by which an artefact knows its model again: `config`, `revision` and `weights`."""
+    """Return the facts by which an artefact knows its model again: `config`, `revision`, `weights` and `image_side`."""
     return {
         "config": config_hash(model.config),
         "revision": find_revision(model.config),
         "weights": digest_weights(model),
+        "image_side": digest_image_side(model),
     }
 
 

@@ -203,6 +203,8 @@ class HiddenEdit:
         when: `prefill`, `decode` or `both`.
         depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
             the images once for many questions; None: it does, unless `when="decode"`.
+        observes: Whether it only looks: what it returns is left out, and nothing changes. What it keeps in `gen.rows` follows beams
+            and looks. In the decoder alone.
     """
 
     site: Literal["mlp", "attention", "residual", "embedding"]
@@ -213,6 +215,7 @@ class HiddenEdit:
     branch: Hashable = MAIN
     when: Literal["prefill", "decode", "both"] = "both"
     depends_on_end: bool | None = None
+    observes: bool = False
 
     def __post_init__(self) -> None:
         rename_value(self, "positions", OLD_POSITIONS)
@@ -222,6 +225,12 @@ class HiddenEdit:
             raise InputError(
                 "In the vision tower a HiddenEdit works on whole images, once, when they are encoded: leave out positions, and "
                 'when="decode", and choose mlp, attention or residual.'
+            )
+        if not isinstance(self.observes, bool):
+            raise InputError(f"HiddenEdit.observes must be True or False, got {quote(self.observes)}.")
+        if self.observes and self.tower == "vision":
+            raise InputError(
+                "A HiddenEdit observes in the decoder alone: leave out tower, or return what it was given."
             )
 
 

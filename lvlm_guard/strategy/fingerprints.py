@@ -41,6 +41,41 @@ def digest_weights(module: Any) -> dict[str, dict[str, str]]:
     return {name: _digest(named[name]) for name in chosen if _is_readable(named[name])}
 
 
+@torch.no_grad()
+def digest_image_side(model: Any) -> dict[str, dict[str, str]]:
+    """Return one digest, by precision, of all matrices that are not the decoder's, those of the projector among them.
+
+    None where the decoder is not found, where nothing else is there, or where the other weights are quantised or not in memory.
+    """
+    try:
+        of_decoder = {id(value) for value in anatomy.decoder(model).parameters()}
+    except ModelRefused:
+        return {}
+    of_decoder |= {id(value) for value in _text_ends(model)}
+    named = {name: value for name, value in model.named_parameters() if value.ndim > 1 and id(value) not in of_decoder}
+    if not named or not all(_is_readable(value) for value in named.values()):
+        return {}
+    digests = [_digest(value) for _, value in sorted(named.items())]
+    shared = set(digests[0]).intersection(*digests)
+    joined = {
+        precision: hashlib.blake2b("".join(digest[precision] for digest in digests).encode(), digest_size=8).hexdigest()
+        for precision in sorted(shared)
+    }
+    return {"image_side": joined} if joined else {}
+
+
+def _text_ends(model: Any) -> list[Tensor]:
+    """Return the weights of the head and of the token embeddings, where the model shows them."""
+    ends = []
+    for find in (model.get_output_embeddings, model.get_input_embeddings):
+        try:
+            weight = getattr(find(), "weight", None)
+        except (NotImplementedError, AttributeError):
+            continue
+        ends += [] if weight is None else [weight]
+    return ends
+
+
 def differ(fitted: Mapping[str, Any], loaded: Mapping[str, Mapping[str, str]]) -> bool | None:
     """Return whether a digest that both know differs; None where they know none together."""
     pairs = [

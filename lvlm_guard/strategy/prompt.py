@@ -50,6 +50,7 @@ class ModelInfo:
         tied_embeddings: Whether the head shares the weights of the token embeddings, so that the readout of an
             embedding is the token itself.
         digest_weights: Returns digests of some of its weights, by which artefacts know it; or None.
+        digest_image_side: Returns a digest of all that is not the decoder, the projector included; or None.
     """
 
     config: Any = None
@@ -58,6 +59,7 @@ class ModelInfo:
     heads: int = 0
     tied_embeddings: bool = False
     digest_weights: Callable[[], dict[str, dict[str, str]]] | None = None
+    digest_image_side: Callable[[], dict[str, dict[str, str]]] | None = None
 
     @property
     def hidden_size(self) -> int | None:

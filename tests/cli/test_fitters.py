@@ -105,12 +105,13 @@ def test_the_bundled_fitters_are_listed_with_their_distribution():
     assert [line for line in lines if line[1] == "lvlm-guard"] == [
         ["adhh", "lvlm-guard"],
         ["nullu", "lvlm-guard"],
+        ["patch_evidence", "lvlm-guard"],
         ["vti", "lvlm-guard"],
     ]
 
 
 def test_the_fitter_of_an_outside_distribution_is_listed_and_fits(haze, tmp_path):
-    assert "haze   lvlm-guard-haze\n" in run("--list").stdout
+    assert ["haze", "lvlm-guard-haze"] in [line.split() for line in run("--list").stdout.splitlines()]
     out = tmp_path / "means"
     result = run("haze", "--model", "testbed", "--data", "testbed", "--count", 3, "--out", out)
     assert result.exit_code == 0, result.output
@@ -122,7 +123,9 @@ def test_the_fitter_of_an_outside_distribution_is_listed_and_fits(haze, tmp_path
 
 
 def test_an_unknown_fitter_gets_the_nearest_and_all(haze):
-    with pytest.raises(InputError, match=r"'hase'\. Did you mean 'haze'\? Known: adhh, haze, nullu, vti\."):
+    with pytest.raises(
+        InputError, match=r"'hase'\. Did you mean 'haze'\? Known: adhh, haze, nullu, patch_evidence, vti\."
+    ):
         fitter_catalogue().find("hase")
 
 
@@ -152,8 +155,8 @@ def test_fitters_that_fail_while_they_register_are_reported_and_the_others_stay(
         (fit_nothing, "register a Fitter of lvlm_guard.fitting"),
         (Fitter("mits", fit_nothing), "'mits', but no strategy of that name. Did you mean 'mist'"),
         (Fitter("vti", fit_nothing), "'vti', but no strategy of that name"),
-        (Fitter("mist", lambda model, processor: Fitted({})), r"fit\(model, processor, demonstrations, track\)"),
-        (Fitter("mist", None), r"fit\(model, processor, demonstrations, track\)"),
+        (Fitter("mist", lambda model, processor: Fitted({})), r"fit\(model, processor, data, track\)"),
+        (Fitter("mist", None), r"fit\(model, processor, data, track\)"),
     ],
 )
 def test_a_fitter_that_could_not_run_is_refused(offering, fitter, reason):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lvlm_guard_evidence.calibration import fit_mixing
 
 from lvlm_guard import Guard, Plausible, Stack, errors, hookimpl
 from lvlm_guard.host.plugins import catalogue, check_strategy, discover
@@ -74,6 +75,7 @@ CAUSES = {
     "StrategyRefused": lambda names: generate(names, pixel_values=None),
     "ModelRefused": lambda names: Guard(torch.nn.Linear(2, 2)),
     "ModeRefused": lambda names: generate(names, prefill_chunk_size=4),
+    "FitRefused": lambda names: fit_mixing([]),
     "KernelsRefused": request_fast_kernels,
     "NonFiniteLogits": lambda names: generate(names, pixel_values=names["inputs"]["pixel_values"] * torch.nan),
     "GuardWarning": lambda names: discover([EntryPoint("absent", "no_such_package_anywhere", "lvlm_guard")]),

@@ -10,7 +10,7 @@ import pytest
 
 import lvlm_guard
 from lvlm_guard import fields, fitting
-from lvlm_guard.fitting import Demonstration, Fitted, Fitter
+from lvlm_guard.fitting import Demonstration, Fitted, Fitter, LabelledObject, LabelledPicture, LabelledPictures
 from lvlm_guard.strategy import fields as strategy_fields
 from lvlm_guard.strategy.branches import TokenEdit
 from lvlm_guard.strategy.forward import Forward
@@ -31,7 +31,7 @@ EDITS = (
     lvlm_guard.Search,
     lvlm_guard.Revision,
 )
-FITTING = (Fitter, Demonstration, Fitted)
+FITTING = (Fitter, Demonstration, LabelledObject, LabelledPicture, LabelledPictures, Fitted)
 VALUES = (
     *FITTING,
     *EDITS,

@@ -31,6 +31,7 @@ PUBLIC = [
     "Depth",
     "ExecutorName",
     "FeatureEdit",
+    "FitRefused",
     "Forward",
     "Forwards",
     "Generation",

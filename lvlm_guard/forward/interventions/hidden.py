@@ -99,6 +99,8 @@ class HiddenHooks:
                 source = active[0].captures.block_inputs[layer, edit.site]
             hidden = align_or_refuse(first_tensor(output), active[0].layout, f"The {edit.site} output of layer {layer}")
             edited = self._edit_streams(hidden * factor if factor != 1.0 else hidden, source, edit, layer, *active)
+            if edit.observes:
+                return None
             edited = edited / factor if factor != 1.0 else edited
             return replace_first(output, edited.reshape(first_tensor(output).shape))
 
@@ -113,6 +115,8 @@ class HiddenHooks:
             active[0].mark(number, 0)
             hidden = align_or_refuse(first_input(args, kwargs), active[0].layout, "The input of layer 0")
             edited = self._edit_streams(hidden, hidden, edit, 0, *active)
+            if edit.observes:
+                return None
             edited = edited.reshape(first_input(args, kwargs).shape)
             return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
 
@@ -151,6 +155,8 @@ class HiddenHooks:
         if hidden.shape[1] < running.layout.new and not bool(view.positions.any()):
             return hidden  # this layer runs none of the edit's positions, so that nothing depends on them from here on
         edited = edit.edit(before, view)
+        if edit.observes:
+            return hidden
         if edited.shape != shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(shape)}.")
         edited = edited.to(before)

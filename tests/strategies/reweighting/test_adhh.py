@@ -10,17 +10,18 @@ from against_twin import OF_STRATEGIES, check
 from bundled import BundledContract
 from lvlm_guard_reweighting import ADHH
 from lvlm_guard_reweighting.adhh import LLAVA_1_5_7B
-from lvlm_guard_reweighting.adhh_fitter import fit_adhh
+from lvlm_guard_reweighting.adhh_fitter import _leave_out_joined, _leave_out_needed, fit_adhh
 from lvlm_guard_reweighting.pai import NO_IMAGE
 from PIL import Image
 from pydantic import ValidationError
 from toy_processor import toy_processor
 from twin import Twin
 
-from lvlm_guard import Artefact, Guard, InputError, StrategyRefused
+from lvlm_guard import Artefact, FitRefused, Guard, InputError, StrategyRefused, testbed
 from lvlm_guard.fitting import Demonstration, encode_answer, fit
 from lvlm_guard.host.parameters import build
 from lvlm_guard.strategy.artefacts import describe_model
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testing import tiny
 
 HEADS = ((0, 1), (0, 2), (1, 0), (2, 3))
@@ -166,3 +167,26 @@ def test_the_published_list_is_whole():
     assert len(set(LLAVA_1_5_7B)) == 20
     assert max(max(pair) for pair in LLAVA_1_5_7B) < 32
     assert NO_IMAGE.key == ("no image",)
+
+
+def test_heads_without_which_correct_answers_break_are_left_out():
+    changes = torch.zeros(3, 40)
+    changes[0, :12] = -1  # needed
+    changes[1, :6], changes[1, 6:11] = -1, 1  # noise
+    kept = _leave_out_needed(torch.tensor([0, 2, 1]), changes, HEADS)
+    assert kept.tolist() == [2, 1]
+    with pytest.raises(FitRefused, match=r"without \(0, 1\) 12 of 40 words"):
+        _leave_out_needed(torch.tensor([0]), changes, HEADS)
+
+
+def test_the_list_ends_where_its_heads_together_break_correct_answers():
+    changes = torch.zeros(3, 40)
+    changes[1:, :12] = -1
+    assert _leave_out_joined(torch.tensor([7, 4, 5]), changes).tolist() == [7]
+
+
+def test_the_finder_refuses_the_heads_that_the_bundled_model_sees_with():
+    model, processor = testbed.load()
+    settings = fit_adhh(model, processor, build_demonstrations(8)).settings
+    assert settings["refused"] > 0
+    assert settings["count"] > 0

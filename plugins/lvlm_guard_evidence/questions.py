@@ -1,0 +1,246 @@
+"""Calibration questions about labelled pictures, and which answers their habits lead to."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import numpy as np
+
+from lvlm_guard.fitting import LabelledObject, LabelledPicture
+from lvlm_guard_evidence.answers import find_options, kind_of
+from lvlm_guard_evidence.claims import Claim
+from lvlm_guard_evidence.names import NamesTable, tidy
+
+WORDINGS = {
+    "existence": "is there {article} {subject} in the image ?",
+    "is_attribute": "is the {subject} {value} ?",
+    "which_attribute": "what colour is the {subject} ?",
+    "is_relation": "is the {subject} {direction}{of} the {reference} ?",
+    "which_side": "is the {subject} left or right of the {reference} ?",
+    "how_many": "how many {subject}s are there ?",
+}
+HABIT = 0.5
+"""Share of pictures from which on something is a habit."""
+LEAST = 4
+"""Pictures that a habit is counted on at least."""
+APART = 0.1
+"""Least distance of two objects, as a share of the picture, for one to lie beside the other."""
+
+
+@dataclass(frozen=True)
+class CalibrationQuestion:
+    """A question with a known answer.
+
+    Args:
+        picture: Number of the picture.
+        claim: What is asked.
+        options: What it chooses from.
+        truth: Which of them is true.
+        is_habitual: Whether the habits of the pictures lead to the truth; None where they lead nowhere.
+    """
+
+    picture: int
+    claim: Claim
+    options: tuple[str, ...]
+    truth: int
+    is_habitual: bool | None
+
+    @property
+    def kind(self) -> str:
+        """Its kind."""
+        return kind_of(self.claim)
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        claim = self.claim
+        return WORDINGS[self.kind].format(
+            article="an" if claim.subject[0] in "aeiou" else "a",
+            subject=claim.subject,
+            value=claim.value,
+            direction=claim.direction,
+            of=" of" if claim.direction in ("left", "right") else "",
+            reference=claim.reference,
+        )
+
+
+@dataclass(eq=False)
+class LabelHabits:
+    """What usually goes with what in labelled pictures.
+
+    Args:
+        together: How often a name is there where another one is, by (other, name).
+        present: How often each name is there.
+        values: How often each name has each value.
+        left: How often the first of a pair lies left of the second.
+        pictures: How many pictures were counted.
+    """
+
+    together: Counter[tuple[str, str]] = field(default_factory=Counter)
+    present: Counter[str] = field(default_factory=Counter)
+    values: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    left: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
+    pictures: int = 0
+
+    def expects(self, name: str, company: Sequence[str]) -> bool | None:
+        """Return whether habit has an object where these are: one of them comes with it in more than half of the pictures."""
+        counted = [companion for companion in company if self.present[companion] >= LEAST and companion != name]
+        if not counted:
+            return None
+        return max(self.together[companion, name] / self.present[companion] for companion in counted) > HABIT
+
+    def usual_value(self, name: str) -> str | None:
+        """Return the value that an object has in more than half of the pictures."""
+        counts = self.values[name]
+        value, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+        return value if counts.total() >= LEAST and count > HABIT * counts.total() else None
+
+    def usually_left(self, first: str, second: str) -> bool | None:
+        """Return whether the first of a pair usually lies left of the second; None where there is no habit."""
+        counts = self.left[first, second]
+        if counts.total() < LEAST or abs(2 * counts[True] - counts.total()) < HABIT * counts.total():
+            return None
+        return counts[True] * 2 > counts.total()
+
+
+def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> LabelHabits:
+    """Count what goes with what."""
+    habits = LabelHabits(pictures=len(pictures))
+    for picture in pictures:
+        things = single_objects(picture, table)
+        names = table.merge(thing.name for thing in picture.objects or ())
+        habits.present.update(names)
+        habits.together.update(permutations(names, 2))
+        for name, thing in things.items():
+            habits.values[name].update(tidy(value) for value in thing.attributes[:1])
+        for first, second in permutations(things, 2):
+            if (offset := find_offset(things[first], things[second], 0)) is not None:
+                habits.left[first, second][offset > 0] += 1
+    return habits
+
+
+def single_objects(picture: LabelledPicture, table: NamesTable) -> dict[str, LabelledObject]:
+    """Return the objects that a picture shows once, by name."""
+    named = [(table.find(thing.name), thing) for thing in picture.objects or ()]
+    counts = Counter(name for name, _ in named)
+    return {name: thing for name, thing in named if name is not None and counts[name] == 1}
+
+
+def find_offset(first: LabelledObject, second: LabelledObject, axis: int) -> float | None:
+    """Return how far the second lies right of (0) or below (1) the first, by the middles of their boxes; None without boxes."""
+    if first.box is None or second.box is None:
+        return None
+    middles = [(box[axis] + box[axis + 2]) / 2 for box in (first.box, second.box)]
+    return middles[1] - middles[0]
+
+
+def ask_questions(
+    pictures: Sequence[LabelledPicture],
+    sizes: Sequence[tuple[int, int]],
+    table: NamesTable,
+    values: Sequence[str],
+    seed: int = 0,
+) -> list[CalibrationQuestion]:
+    """Return questions about labelled pictures, of each kind one or two a picture, with as many habitual truths as not where possible."""
+    habits = count_habits(pictures, table)
+    rng = np.random.default_rng((seed, 21))
+    questions: list[CalibrationQuestion] = []
+    for number, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
+        things = single_objects(picture, table)
+        questions += _ask_existence(number, picture, table, habits, rng)
+        questions += _ask_values(number, things, values, habits, rng)
+        questions += _ask_places(number, things, size, habits, rng)
+    return questions
+
+
+def _ask_existence(
+    number: int, picture: LabelledPicture, table: NamesTable, habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
+    """One object that is there and one that is not of those that habit expects, and of those that it does not."""
+    present = table.merge(thing.name for thing in picture.objects or ())
+    groups: dict[tuple[bool, bool | None], list[str]] = defaultdict(list)
+    for name in table.names:
+        expected = habits.expects(name, [companion for companion in present if companion != name])
+        groups[name in present, expected].append(name)
+    return [
+        CalibrationQuestion(
+            number,
+            Claim("object", str(rng.choice(names))),
+            ("yes", "no"),
+            int(not is_present),
+            None if expected is None else expected == is_present,
+        )
+        for (is_present, expected), names in sorted(groups.items(), key=repr)
+    ]
+
+
+def _ask_values(
+    number: int, things: dict[str, LabelledObject], values: Sequence[str], habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
+    """What value, and whether the true one and a false one: the usual one where that is false."""
+    described = [
+        name for name, thing in things.items() if len({tidy(value) for value in thing.attributes} & set(values)) == 1
+    ]
+    if not described or len(values) < 2:  # noqa: PLR2004 - nothing to choose between
+        return []
+    unusual = [name for name in described if habits.usual_value(name) not in (None, tidy(things[name].attributes[0]))]
+    name = str(rng.choice(unusual or described))
+    usual = habits.usual_value(name)
+    true = next(value for value in map(tidy, things[name].attributes) if value in values)
+    wrong = (
+        usual if usual is not None and usual != true else str(rng.choice([value for value in values if value != true]))
+    )
+    is_habitual = None if usual is None else usual == true
+    options = find_options(Claim("attribute", name), values)
+    return [
+        CalibrationQuestion(number, Claim("attribute", name), options, options.index(true), is_habitual),
+        CalibrationQuestion(number, Claim("attribute", name, value=true), ("yes", "no"), 0, is_habitual),
+        CalibrationQuestion(number, Claim("attribute", name, value=wrong), ("yes", "no"), 1, is_habitual),
+    ]
+
+
+def _ask_places(
+    number: int, things: dict[str, LabelledObject], size: tuple[int, int], habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
+    """Left and right of a pair, to choose and both ways, and above or below of another pair."""
+    questions: list[CalibrationQuestion] = []
+    side_pairs, stacked = (_list_pairs(things, axis, size[axis]) for axis in (0, 1))
+    if side_pairs:
+        habitual = [pair for pair in side_pairs if habits.usually_left(*pair) is not None]
+        broken = [pair for pair in habitual if habits.usually_left(*pair) != (_offset(things, pair, 0) > 0)]
+        first, second = _pick(broken or habitual or side_pairs, rng)
+        side = "left" if _offset(things, (first, second), 0) > 0 else "right"
+        usual = habits.usually_left(first, second)
+        is_habitual = None if usual is None else usual == (side == "left")
+        for direction in ("left", "right"):
+            claim = Claim("relation", first, direction=direction, reference=second)
+            questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), is_habitual))
+        options = ("left", "right")
+        choice = Claim("relation", first, reference=second, options=options)
+        questions.append(CalibrationQuestion(number, choice, options, options.index(side), is_habitual))
+    if stacked:
+        first, second = _pick(stacked, rng)
+        side = "above" if _offset(things, (first, second), 1) > 0 else "below"
+        direction = str(rng.choice(["above", "below"]))
+        claim = Claim("relation", first, direction=direction, reference=second)
+        questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), None))
+    return questions
+
+
+def _list_pairs(things: dict[str, LabelledObject], axis: int, side: int) -> list[tuple[str, str]]:
+    return [
+        pair
+        for pair in permutations(things, 2)
+        if (offset := find_offset(things[pair[0]], things[pair[1]], axis)) is not None and abs(offset) > APART * side
+    ]
+
+
+def _offset(things: dict[str, LabelledObject], pair: tuple[str, str], axis: int) -> float:
+    return find_offset(things[pair[0]], things[pair[1]], axis) or 0.0
+
+
+def _pick(pairs: Sequence[tuple[str, str]], rng: np.random.Generator) -> tuple[str, str]:
+    return pairs[int(rng.integers(len(pairs)))]

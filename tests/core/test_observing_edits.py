@@ -1,0 +1,83 @@
+"""A hidden edit that only observes changes nothing, wherever it looks and whatever it returns."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from evidence_heads import image_features
+from looks import BOTH
+
+from lvlm_guard import Generation, Guard, HiddenEdit, InputError, NoEffectWarning, hookimpl
+from lvlm_guard.testing import tiny
+from lvlm_guard.testing.contract import left_padded
+from lvlm_guard.testing.tiny import inputs_for
+
+SETTINGS = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Keep hidden states at a site, and return others."""
+
+    site: str = "embedding"
+    positions: str = "image"
+    when: str = "prefill"
+    receive: Any = None
+
+    @hookimpl
+    def hidden(self, gen: Generation):
+        def look(hidden, view):
+            if self.receive is not None:
+                self.receive(hidden[view.positions])
+            return hidden * 0 + 7
+
+        layers = (1, 2) if self.site != "embedding" else (0.0, 1.0)
+        yield HiddenEdit(
+            self.site, look, layers, positions=self.positions, when=self.when, depends_on_end=False, observes=True
+        )
+
+
+@pytest.mark.parametrize("architecture", BOTH)
+@pytest.mark.parametrize(
+    ("site", "positions", "when"),
+    [
+        ("embedding", "image", "prefill"),
+        ("residual", "image", "prefill"),
+        ("residual", "all", "both"),
+        ("mlp", "predicting", "decode"),
+        ("attention", "after_image", "both"),
+    ],
+)
+def test_it_changes_nothing_and_needs_no_effect(architecture, site, positions, when):
+    model, _ = tiny(architecture)
+    batch = left_padded([inputs_for(architecture, model, 1, text=text, seed=text) for text in (3, 6)])
+    calls = []
+    guard = Guard(model, None, [Looks(site, positions, when, calls.append)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        guarded = guard.generate(**batch, **SETTINGS)
+    plain = model.generate(**batch, **SETTINGS)
+    assert calls, "no power: it looked at nothing"
+    assert torch.equal(guarded.sequences, plain.sequences)
+    assert all(torch.equal(*pair) for pair in zip(guarded.logits, plain.logits, strict=True))
+    assert not guard.report.strategies[0].had_effect
+
+
+@pytest.mark.parametrize("architecture", BOTH)
+def test_it_sees_the_image_tokens_that_enter_the_decoder(architecture):
+    model, _ = tiny(architecture)
+    singles = [inputs_for(architecture, model, 1, text=text, seed=text) for text in (3, 6, 11)]
+    seen: list[Any] = []
+    Guard(model, None, [Looks(receive=seen.append)]).generate(**left_padded(singles), **SETTINGS)
+    expected = torch.cat([image_features(model, inputs)[0] for inputs in singles])
+    assert torch.allclose(seen[0], expected, atol=1e-5)
+    assert float(expected.std()) > 0.01
+
+
+def test_it_is_refused_in_the_vision_tower():
+    with pytest.raises(InputError, match="observes in the decoder alone"):
+        HiddenEdit("residual", lambda hidden, _: hidden, tower="vision", observes=True)
