@@ -79,7 +79,9 @@ class Revise:
     levels: Annotated[
         tuple[Level, ...], Field(min_length=1, description="what is revised where claims are weighed")
     ] = ("object",)
-    values: Annotated[tuple[Words, ...], Field(description="words that are attributes")] = COLOURS
+    values: Annotated[
+        tuple[Words, ...], Field(description="words that are attributes; none: those fitted on, else colours")
+    ] = ()
     attribute_question: Annotated[Text, Field(description="with {name} and {value}")] = "Is the {name} {value}?"
     relation_question: Annotated[Text, Field(description="with {name}, {direction} and {reference}")] = (
         "Is the {name} {direction} the {reference}?"
@@ -138,7 +140,11 @@ class Revise:
             InputError: The artefact was fitted with evidence, and there is none; or it cannot be read.
             StrategyRefused: It was fitted on another model.
         """
-        fitted = Rules({}) if self.artefact is None else read_rules(Artefact.load(self.artefact, self.name, gen.model))
+        fitted = (
+            Rules({})
+            if self.artefact is None
+            else Rules.from_artefact(Artefact.load(self.artefact, self.name, gen.model))
+        )
         if fitted.needs_evidence and self.evidence is None:
             raise InputError(f"{self.artefact} was fitted with evidence: give evidence=, or fit without it.")
         rules = {level: fitted.by_level.get(level, STANDARD[level]) for level in self.levels}
@@ -147,13 +153,13 @@ class Revise:
             keep = given.keep if self.threshold is None else self.threshold
             add = given.add if self.add_threshold is None else self.add_threshold
             rules["object"] = LevelRule(given.weights, keep, add)
-        return Rules(rules, fitted.needs_evidence, self.names or fitted.names)
+        return Rules(rules, fitted.needs_evidence, self.names or fitted.names, self.values or fitted.values or COLOURS)
 
     def build_weigher(self, rules: Rules) -> ClaimWeigher:
         """Return what reads claims and asks about them."""
         wording = Wording(self.question, self.attribute_question, self.relation_question)
         split = None if self.splitter is None else self._claims
-        return ClaimWeigher(wording, rules, self.values, rules.names, split)
+        return ClaimWeigher(wording, rules, rules.values, rules.names, split)
 
     def _weigh(
         self, gen: Generation, row: int, text: str, evidence: PictureEvidence | None
@@ -202,18 +208,6 @@ STANDARD: dict[Level, LevelRule] = {
     "relation": LevelRule(add=0.0),
 }
 """Rules without a fit: what leans to no goes, and what leans to yes takes the place of an attribute or a relation."""
-
-
-def read_rules(artefact: Artefact) -> Rules:
-    """Return the rules that an artefact holds."""
-    settings = artefact.manifest.get("settings", {})
-    return Rules.from_tensors(
-        artefact.read("weights", (3, 4)),
-        artefact.read("thresholds", (3, 2)),
-        tuple(settings.get("levels", ())),
-        tuple(settings.get("names", ())),
-        needs_evidence=bool(settings.get("with_evidence")),
-    )
 
 
 def _rewrite(

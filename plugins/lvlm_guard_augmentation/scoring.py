@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lvlm_guard import Artefact
 from lvlm_guard_augmentation.claims import LEVELS, Claim, Level
 
 NEVER = 1e6
@@ -35,29 +36,33 @@ class LevelRule:
 
 @dataclass(frozen=True)
 class Rules:
-    """The rule of every level that is revised."""
+    """The rule of every level that is revised.
+
+    Args:
+        by_level: By level.
+        needs_evidence: Whether they were fitted with evidence.
+        names: Objects that may be added.
+        values: Words that are attributes.
+    """
 
     by_level: Mapping[Level, LevelRule]
     needs_evidence: bool = False
     names: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
     @classmethod
-    def from_tensors(
-        cls,
-        weights: Tensor,
-        thresholds: Tensor,
-        levels: tuple[Level, ...],
-        names: tuple[str, ...],
-        *,
-        needs_evidence: bool,
-    ) -> "Rules":
+    def from_artefact(cls, artefact: Artefact) -> "Rules":
         """Return the rules of an artefact: weights `[levels, 4]` and thresholds `[levels, 2]`, in the order of `LEVELS`."""
-        rules: dict[Level, LevelRule] = {}
-        for row, (level, given) in enumerate(zip(LEVELS, weights.tolist(), strict=True)):
-            if level in levels:
-                keep, add = thresholds[row].tolist()
-                rules[level] = LevelRule((given[0], given[1], given[2], given[3]), keep, add)
-        return cls(rules, needs_evidence, names)
+        settings = artefact.manifest.get("settings", {})
+        weights = artefact.read("weights", (len(LEVELS), 4)).tolist()
+        thresholds = artefact.read("thresholds", (len(LEVELS), 2)).tolist()
+        rules = {
+            level: LevelRule((given[0], given[1], given[2], given[3]), keep, add)
+            for level, given, (keep, add) in zip(LEVELS, weights, thresholds, strict=True)
+            if level in settings.get("levels", ())
+        }
+        names, values = (tuple(settings.get(name, ())) for name in ("names", "values"))
+        return cls(rules, bool(settings.get("with_evidence")), names, values)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Return weights and thresholds; levels without a rule have the standard ones."""

@@ -30,6 +30,7 @@ PUBLIC = [
     "DecodingLoop",
     "Depth",
     "ExecutorName",
+    "Exchange",
     "FeatureEdit",
     "Forward",
     "Forwards",

@@ -1,0 +1,163 @@
+"""Weights and thresholds that leave the fewest inventions at a recall that hardly falls, on two halves apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from lvlm_guard_augmentation.scoring import NEVER, LevelRule, Weights
+
+MOST = 200
+"""Thresholds that are tried of each kind."""
+RIDGE = 1e-2
+STEPS = 50
+
+
+@dataclass(frozen=True)
+class Example:
+    """One claim with its truth.
+
+    Args:
+        picture: The number of its picture.
+        said: Whether the caption makes it.
+        margin: How far the model leans to yes.
+        evidence: Log-odds, or None.
+        true: Whether it holds.
+        breaks: Whether its picture, or its object, breaks a habit.
+        group: What it competes with, as values of one object do.
+    """
+
+    picture: int
+    said: bool
+    margin: float
+    evidence: float | None
+    true: bool
+    breaks: bool
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What thresholds make of the examples.
+
+    Args:
+        wrong: False claims in the captions.
+        right: True ones, where habits are kept and where they are broken.
+        wrong_before: False claims of the captions as they were.
+        right_before: True ones of these.
+    """
+
+    wrong: int
+    right: tuple[int, int]
+    wrong_before: int
+    right_before: tuple[int, int]
+
+
+def fit_weights(examples: Sequence[Example], *, with_evidence: bool) -> Weights:
+    """Fit a logistic regression of whether claims hold, by Newton's method, in fp64; evidence weighs nothing without evidence."""
+    features = torch.tensor(
+        [[1.0, float(one.said), one.margin, one.evidence or 0.0] for one in examples], dtype=torch.float64
+    )
+    labels = torch.tensor([float(one.true) for one in examples], dtype=torch.float64)
+    used = features[:, : 4 if with_evidence else 3]
+    weights = used.new_zeros(used.shape[1])
+    for _ in range(STEPS):
+        chance = (used @ weights).sigmoid()
+        slope = used.T @ (labels - chance) - RIDGE * weights
+        curve = (used * (chance * (1 - chance))[:, None]).T @ used + RIDGE * torch.eye(len(weights), dtype=used.dtype)
+        weights = weights + torch.linalg.solve(curve, slope)
+    found = [*weights.tolist(), 0.0][:4]
+    return found[0], found[1], found[2], found[3]
+
+
+def choose_object_thresholds(
+    examples: Sequence[Example], weights: Weights, present: tuple[int, int], tolerance: float
+) -> tuple[LevelRule, Outcome]:
+    """Choose when objects stay and when they are added.
+
+    Args:
+        examples: Claims that objects are there, each object once a picture.
+        weights: Of the score.
+        present: Objects that are there, in pictures that keep habits and in those that break them.
+        tolerance: How far the recall of either may fall.
+    """
+    scorer = LevelRule(weights)
+    scores = [scorer.score(one.margin, one.evidence, said=one.said) for one in examples]
+    said = [(score, one) for score, one in zip(scores, examples, strict=True) if one.said]
+    unsaid = [(score, one) for score, one in zip(scores, examples, strict=True) if not one.said]
+    keeps, adds = _propose([score for score, _ in said], -NEVER), _propose([score for score, _ in unsaid], NEVER)
+    kept, added = _count(said, keeps), _count(unsaid, adds)
+    before = _count(said, [-NEVER])[0]
+    wrong = kept[:, None, 0] + added[None, :, 0]
+    right = kept[:, None, 1:] + added[None, :, 1:]
+    floor = before[1:] - tolerance * torch.tensor(present, dtype=torch.float64)
+    row, column = _pick(wrong, right, floor)
+    outcome = Outcome(int(wrong[row, column]), _pair(right[row, column]), int(before[0]), _pair(before[1:]))
+    return LevelRule(weights, keeps[row], adds[column]), outcome
+
+
+def choose_value_thresholds(
+    examples: Sequence[Example], weights: Weights, tolerance: float
+) -> tuple[LevelRule, Outcome]:
+    """Choose when a value stays, and when the best other one takes its place; else it goes."""
+    scorer = LevelRule(weights)
+    scored = [(scorer.score(one.margin, one.evidence, said=one.said), one) for one in examples]
+    said = [(score, one) for score, one in scored if one.said]
+    rivals = [
+        max(
+            (
+                (score, one)
+                for score, one in scored
+                if not one.said and (one.picture, one.group) == (each.picture, each.group)
+            ),
+            key=lambda entry: entry[0],
+            default=(-NEVER, each),
+        )
+        for _, each in said
+    ]
+    keeps, adds = _propose([score for score, _ in said], -NEVER), _propose([score for score, _ in rivals], NEVER)
+    counts = torch.zeros(len(keeps), len(adds), 3, dtype=torch.float64)
+    for (score, one), (best, rival) in zip(said, rivals, strict=True):
+        stays = torch.tensor([score >= keep for keep in keeps])[:, None]
+        comes = ~stays & torch.tensor([best >= add for add in adds])[None]
+        counts[..., _column(one)] += stays
+        counts[..., _column(rival)] += comes
+    before = _count(said, [-NEVER])[0]
+    floor = before[1:] - tolerance * before[1:]
+    row, column = _pick(counts[..., 0], counts[..., 1:], floor)
+    outcome = Outcome(int(counts[row, column, 0]), _pair(counts[row, column, 1:]), int(before[0]), _pair(before[1:]))
+    return LevelRule(weights, keeps[row], adds[column]), outcome
+
+
+def _propose(scores: Sequence[float], extreme: float) -> list[float]:
+    """Return thresholds between scores, at most `MOST`, the highest ones, and one that changes nothing."""
+    ordered = sorted(set(scores), reverse=extreme > 0)
+    between = [(one + other) / 2 for one, other in pairwise(ordered)]
+    return [extreme, *between[:MOST]]
+
+
+def _count(scored: Sequence[tuple[float, Example]], thresholds: Sequence[float]) -> Tensor:
+    """Return how many claims at or above each threshold are false, true and habitual, true and not `[thresholds, 3]`, fp64."""
+    counts = torch.zeros(len(thresholds), 3, dtype=torch.float64)
+    limits = torch.tensor(thresholds, dtype=torch.float64)
+    for score, one in scored:
+        counts[:, _column(one)] += limits <= score
+    return counts
+
+
+def _column(one: Example) -> int:
+    return 1 + one.breaks if one.true else 0
+
+
+def _pick(wrong: Tensor, right: Tensor, floor: Tensor) -> tuple[int, int]:
+    """Return the place of the fewest wrong claims among those at the floor or above; of equals, that of the most right ones."""
+    allowed = (right >= floor - 1e-9).all(-1)
+    cost = wrong - 1e-6 * right.sum(-1)
+    best = int(cost.masked_fill(~allowed, NEVER).argmin())
+    return best // wrong.shape[1], best % wrong.shape[1]
+
+
+def _pair(counts: Tensor) -> tuple[int, int]:
+    return int(counts[0]), int(counts[1])
