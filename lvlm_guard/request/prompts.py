@@ -127,9 +127,9 @@ def count_placeholders(request: Request, *, of_videos: bool = False) -> list[lis
 
 def _exchange(ids: Tensor, branch: Branch, spans: list[range]) -> Tensor:
     """Return the ids of a prompt without its padding, with tokens exchanged outside of images."""
-    partners = {
-        one: other for edit in branch.tokens if isinstance(edit, Exchange) for one, other in edit.partners.items()
-    }
+    partners: dict[int, int] = {}
+    for edit in branch.tokens:
+        partners |= edit.partners if isinstance(edit, Exchange) else {}
     of_images = {position for span in spans for position in span}
     changed = [
         token if position in of_images else partners.get(token, token) for position, token in enumerate(ids.tolist())

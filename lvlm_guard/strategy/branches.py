@@ -79,7 +79,7 @@ class Exchange:
     @property
     def partners(self) -> dict[int, int]:
         """The id that comes in place of each."""
-        return {one: other for pair in self.pairs for one, other in (pair, pair[::-1])}
+        return {pair[index]: pair[1 - index] for pair in self.pairs for index in (0, 1)}
 
 
 TokenEdit: TypeAlias = Insert | Replace | Exchange

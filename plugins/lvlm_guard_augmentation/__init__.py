@@ -7,18 +7,18 @@ from lvlm_guard import hookimpl
 from lvlm_guard_augmentation.evidence import Evidence as Evidence
 from lvlm_guard_augmentation.revise import Revise as Revise
 from lvlm_guard_augmentation.transform import Transform as Transform
-from lvlm_guard_augmentation.views import Views as Views
+from lvlm_guard_augmentation.views import PooledViews as PooledViews
 
 if TYPE_CHECKING:
     from lvlm_guard.fitting import Fitter
 
-__all__ = ["Evidence", "Revise", "Transform", "Views"]
+__all__ = ["Evidence", "PooledViews", "Revise", "Transform"]
 
 
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the family."""
-    for strategy in (Evidence, Revise, Transform, Views):
+    for strategy in (Evidence, Revise, Transform, PooledViews):
         register(strategy)
 
 

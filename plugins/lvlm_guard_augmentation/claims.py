@@ -31,7 +31,7 @@ _NO_OBJECTS = {"image", "picture", "photo", "scene", "left", "right", "view"}
 
 
 @dataclass(frozen=True)
-class Claim:
+class SentenceClaim:
     """One statement of a sentence, or what is asked in its place.
 
     Args:
@@ -75,30 +75,30 @@ class Wording:
     attribute: str
     relation: str
 
-    def ask_object(self, piece: str, subject: str) -> Claim:
+    def ask_object(self, piece: str, subject: str) -> SentenceClaim:
         """Return the claim that an object is there."""
-        return Claim("object", piece, subject, self.object.replace("{}", subject))
+        return SentenceClaim("object", piece, subject, self.object.replace("{}", subject))
 
-    def ask_attribute(self, piece: str, subject: str, value: str) -> Claim:
+    def ask_attribute(self, piece: str, subject: str, value: str) -> SentenceClaim:
         """Return the claim that an object is of some kind."""
         question = self.attribute.replace("{name}", subject).replace("{value}", value)
-        return Claim("attribute", piece, subject, question, value=value)
+        return SentenceClaim("attribute", piece, subject, question, value=value)
 
-    def ask_relation(self, piece: str, subject: str, direction: str, reference: str) -> Claim:
+    def ask_relation(self, piece: str, subject: str, direction: str, reference: str) -> SentenceClaim:
         """Return the claim that an object stands somewhere."""
-        spoken = f"{direction} of" if direction in ("left", "right") else direction
-        question = self.relation.replace("{name}", subject).replace("{direction}", spoken)
+        place = f"{direction} of" if direction in ("left", "right") else direction
+        question = self.relation.replace("{name}", subject).replace("{direction}", place)
         question = question.replace("{reference}", reference)
-        return Claim("relation", piece, subject, question, direction=direction, reference=reference)
+        return SentenceClaim("relation", piece, subject, question, direction=direction, reference=reference)
 
 
-def find_objects(sentence: str, wording: Wording, names: Sequence[str] = ()) -> list[Claim]:
+def find_objects(sentence: str, wording: Wording, names: Sequence[str] = ()) -> list[SentenceClaim]:
     """Return the objects that a sentence names after a singular article, in its order."""
-    found = [(match[0], name_object(match[0], names)) for match in MENTION.finditer(sentence)]
-    return [wording.ask_object(piece, name) for piece, name in found if name not in _NO_OBJECTS]
+    phrases = [(match[0], name_object(match[0], names)) for match in MENTION.finditer(sentence)]
+    return [wording.ask_object(piece, name) for piece, name in phrases if name not in _NO_OBJECTS]
 
 
-def find_attributes(objects: Sequence[Claim], wording: Wording, values: Sequence[str]) -> list[Claim]:
+def find_attributes(objects: Sequence[SentenceClaim], wording: Wording, values: Sequence[str]) -> list[SentenceClaim]:
     """Return which of some values the phrases of objects hold in front of the object."""
     return [
         wording.ask_attribute(claim.piece, claim.subject, word)
@@ -108,7 +108,7 @@ def find_attributes(objects: Sequence[Claim], wording: Wording, values: Sequence
     ]
 
 
-def find_relations(sentence: str, wording: Wording, names: Sequence[str] = ()) -> list[Claim]:
+def find_relations(sentence: str, wording: Wording, names: Sequence[str] = ()) -> list[SentenceClaim]:
     """Return where objects of a sentence stand, as it says."""
     return [
         wording.ask_relation(

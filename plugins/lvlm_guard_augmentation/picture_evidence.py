@@ -11,7 +11,7 @@ READER = "lvlm_guard_evidence.reading"
 """Offers `evidence_of` and `remember_tokens`; families of strategies do not import each other, so it is found by its name."""
 
 
-class PictureEvidence(Protocol):
+class ObjectEvidence(Protocol):
     """What one picture shows, as log-odds in nats; 0 is no opinion, None that it cannot be told."""
 
     @property
@@ -38,11 +38,11 @@ def remember_tokens(gen: Generation, artefact: Path) -> HiddenEdit:
     return edit
 
 
-def read_evidence(gen: Generation, artefact: Path | None) -> Sequence[PictureEvidence | None]:
+def read_evidence(gen: Generation, artefact: Path | None) -> Sequence[ObjectEvidence | None]:
     """Return what the picture of each request shows; None for each without an artefact."""
     if artefact is None:
         return [None] * len(gen.output_ids)
-    evidence: Sequence[PictureEvidence | None] = _find_reader().evidence_of(gen, artefact)
+    evidence: Sequence[ObjectEvidence | None] = _find_reader().evidence_of(gen, artefact)
     return evidence
 
 

@@ -19,7 +19,7 @@ from lvlm_guard import (
 )
 from lvlm_guard.fields import ExistingFile, Template, Text, Timeout, UserFunction
 from lvlm_guard_augmentation.claims import PHRASE, Level, Wording, split_sentences
-from lvlm_guard_augmentation.picture_evidence import PictureEvidence, read_evidence, remember_tokens
+from lvlm_guard_augmentation.picture_evidence import ObjectEvidence, read_evidence, remember_tokens
 from lvlm_guard_augmentation.rewriting import (
     add_phrases,
     drop_relation,
@@ -28,7 +28,7 @@ from lvlm_guard_augmentation.rewriting import (
     turn_relation,
     write_phrase,
 )
-from lvlm_guard_augmentation.scoring import NEVER, Decisions, LevelRule, Rules, decide
+from lvlm_guard_augmentation.scoring import NEVER, Decisions, LevelRule, ScoringRules, decide
 from lvlm_guard_augmentation.weighing import ClaimWeigher
 
 Piece = tuple[str, str]
@@ -133,7 +133,7 @@ class Revise:
         """Whether claims are weighed, rather than judged by the words yes and no."""
         return not (self.threshold is None and self.artefact is None and self.evidence is None)
 
-    def load_rules(self, gen: Generation) -> Rules:
+    def load_rules(self, gen: Generation) -> ScoringRules:
         """Return how claims are scored and judged: as fitted, else by margin plus evidence; thresholds given here win.
 
         Raises:
@@ -141,28 +141,30 @@ class Revise:
             StrategyRefused: It was fitted on another model.
         """
         fitted = (
-            Rules({})
+            ScoringRules({})
             if self.artefact is None
-            else Rules.from_artefact(Artefact.load(self.artefact, self.name, gen.model))
+            else ScoringRules.from_artefact(Artefact.load(self.artefact, self.name, gen.model))
         )
         if fitted.needs_evidence and self.evidence is None:
             raise InputError(f"{self.artefact} was fitted with evidence: give evidence=, or fit without it.")
         rules = {level: fitted.by_level.get(level, STANDARD[level]) for level in self.levels}
         if "object" in rules:
-            given = rules["object"]
-            keep = given.keep if self.threshold is None else self.threshold
-            add = given.add if self.add_threshold is None else self.add_threshold
-            rules["object"] = LevelRule(given.weights, keep, add)
-        return Rules(rules, fitted.needs_evidence, self.names or fitted.names, self.values or fitted.values or COLOURS)
+            fitted_rule = rules["object"]
+            keep = fitted_rule.keep if self.threshold is None else self.threshold
+            add = fitted_rule.add if self.add_threshold is None else self.add_threshold
+            rules["object"] = LevelRule(fitted_rule.weights, keep, add)
+        return ScoringRules(
+            rules, fitted.needs_evidence, self.names or fitted.names, self.values or fitted.values or COLOURS
+        )
 
-    def build_weigher(self, rules: Rules) -> ClaimWeigher:
+    def build_weigher(self, rules: ScoringRules) -> ClaimWeigher:
         """Return what reads claims and asks about them."""
         wording = Wording(self.question, self.attribute_question, self.relation_question)
         split = None if self.splitter is None else self._claims
         return ClaimWeigher(wording, rules, rules.values, rules.names, split)
 
     def _weigh(
-        self, gen: Generation, row: int, text: str, evidence: PictureEvidence | None
+        self, gen: Generation, row: int, text: str, evidence: ObjectEvidence | None
     ) -> tuple[str, list[dict[str, object]]]:
         """Return a text as decided, and the record of every claim."""
         weigher = self.build_weigher(gen.state[self.name])
@@ -207,17 +209,17 @@ STANDARD: dict[Level, LevelRule] = {
     "attribute": LevelRule(add=0.0),
     "relation": LevelRule(add=0.0),
 }
-"""Rules without a fit: what leans to no goes, and what leans to yes takes the place of an attribute or a relation."""
+"""ScoringRules without a fit: what leans to no goes, and what leans to yes takes the place of an attribute or a relation."""
 
 
 def _rewrite(
-    gen: Generation, sentence: str, decisions: Decisions, weigher: ClaimWeigher, evidence: PictureEvidence | None
+    gen: Generation, sentence: str, decisions: Decisions, weigher: ClaimWeigher, evidence: ObjectEvidence | None
 ) -> str:
     """Return a sentence as decided: relations first, whose phrases still read as they were found, then attributes, then objects."""
-    found = weigher.find_claims(gen, sentence, evidence)
-    claims = [claim for claim in found if claim in decisions.dropped]
+    claims_made = weigher.find_claims(gen, sentence, evidence)
+    claims = [claim for claim in claims_made if claim in decisions.dropped]
     absent = {claim.subject for claim in claims if claim.level == "object"}
-    for claim in [claim for claim in found if claim.level == "relation" and claim.piece in sentence]:
+    for claim in [claim for claim in claims_made if claim.level == "relation" and claim.piece in sentence]:
         if absent & {claim.subject, claim.reference}:
             sentence = drop_relation(sentence, claim)
         elif claim in claims:

@@ -11,15 +11,15 @@ from lvlm_guard.fitting import Fitted, Track
 from lvlm_guard_augmentation.claims import Level
 from lvlm_guard_augmentation.picture_evidence import read_evidence, remember_tokens
 from lvlm_guard_augmentation.revise import COLOURS, Revise
-from lvlm_guard_augmentation.scoring import JudgedClaim, LevelRule, Rules
+from lvlm_guard_augmentation.scoring import JudgedClaim, LevelRule, ScoringRules
 from lvlm_guard_augmentation.thresholds import (
-    Example,
-    Outcome,
+    ClaimExample,
+    ThresholdOutcome,
     choose_object_thresholds,
     choose_value_thresholds,
     fit_weights,
 )
-from lvlm_guard_augmentation.true_pictures import Habits, TruePicture, read_truth
+from lvlm_guard_augmentation.true_pictures import ObjectHabits, TruePicture, read_truth
 
 TOLERANCE = 0.01
 BATCH = 16
@@ -66,20 +66,22 @@ def fit_revise(
         sorted({value for picture in pictures for of_object in picture.objects.values() for value in of_object})
     )
     rules_of_levels = {level: LevelRule(add=0.0) for level in strategy.levels}
-    asked = Rules(rules_of_levels, names=names, values=values)
-    judged = _weigh_captions(model, processor, pictures, asked, strategy, track, batch, tokens)
-    habits, with_evidence = Habits.of(pictures), strategy.evidence is not None
+    rules_asked = ScoringRules(rules_of_levels, names=names, values=values)
+    judged = _weigh_captions(model, processor, pictures, rules_asked, strategy, track, batch, tokens)
+    habits, with_evidence = ObjectHabits.of(pictures), strategy.evidence is not None
     rules: dict[Level, LevelRule] = {}
     facts: dict[str, Any] = {}
     objects = _number(pictures, judged, lambda *entry: _list_objects(entry, habits, names))
-    if all(one.true for one in objects if one.said):
+    if all(judged_claim.true for judged_claim in objects if judged_claim.is_said):
         raise InputError("revise is fitted on captions with inventions, and these name nothing that is not there.")
     present = _count_present(pictures, habits)
     weights = fit_weights(objects, with_evidence=with_evidence)
     rules["object"], outcome = choose_object_thresholds(objects, weights, present, tolerance)
     facts["object"] = _describe(outcome, present)
     attributes = _number(pictures, judged, lambda *entry: _list_attributes(entry, habits))
-    if "attribute" in strategy.levels and any(one.said and not one.true for one in attributes):
+    if "attribute" in strategy.levels and any(
+        judged_claim.is_said and not judged_claim.true for judged_claim in attributes
+    ):
         weights = fit_weights(attributes, with_evidence=with_evidence)
         rules["attribute"], outcome = choose_value_thresholds(attributes, weights, tolerance)
         facts["attribute"] = _describe(outcome, outcome.right_before)
@@ -92,7 +94,7 @@ def fit_revise(
         "question": strategy.question,
         "calibration": facts,
     }
-    return Fitted(Rules(rules).to_tensors(), settings)
+    return Fitted(ScoringRules(rules).to_tensors(), settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +110,7 @@ class CaptionWeigher:
     name: ClassVar[str] = "caption_weigher"
 
     strategy: Revise
-    rules: Rules
+    rules: ScoringRules
     receive: Callable[[Judged], None]
 
     @hookimpl
@@ -132,7 +134,7 @@ def _weigh_captions(
     model: Any,
     processor: Any,
     pictures: Sequence[TruePicture],
-    rules: Rules,
+    rules: ScoringRules,
     strategy: Revise,
     track: Track,
     batch: int,
@@ -157,45 +159,52 @@ def _write_message(picture: TruePicture) -> list[dict[str, Any]]:
 def _number(
     pictures: Sequence[TruePicture],
     judged: Sequence[Judged],
-    list_examples: Callable[[TruePicture, Judged], list[Example]],
-) -> list[Example]:
+    list_examples: Callable[[TruePicture, Judged], list[ClaimExample]],
+) -> list[ClaimExample]:
     """Return the examples of all pictures, with the numbers of these."""
     return [
-        dataclasses.replace(one, picture=number)
+        dataclasses.replace(judged_claim, picture=number)
         for number, (picture, claims) in enumerate(zip(pictures, judged, strict=True))
-        for one in list_examples(picture, claims)
+        for judged_claim in list_examples(picture, claims)
     ]
 
 
-def _list_objects(entry: tuple[TruePicture, Judged], habits: Habits, names: Sequence[str]) -> list[Example]:
+def _list_objects(entry: tuple[TruePicture, Judged], habits: ObjectHabits, names: Sequence[str]) -> list[ClaimExample]:
     """Return the objects of one picture that are labelled anywhere, each once."""
     picture, claims = entry
     breaks = habits.is_broken_by(picture)
-    by_name = {one.claim.subject: one for one in claims if one.claim.level == "object" and one.claim.subject in names}
+    by_name = {
+        judged_claim.claim.subject: judged_claim
+        for judged_claim in claims
+        if judged_claim.claim.level == "object" and judged_claim.claim.subject in names
+    }
     return [
-        Example(0, one.said, one.margin, one.evidence, name in picture.objects, breaks) for name, one in by_name.items()
+        ClaimExample(
+            0, judged_claim.is_said, judged_claim.margin, judged_claim.evidence, name in picture.objects, breaks
+        )
+        for name, judged_claim in by_name.items()
     ]
 
 
-def _list_attributes(entry: tuple[TruePicture, Judged], habits: Habits) -> list[Example]:
+def _list_attributes(entry: tuple[TruePicture, Judged], habits: ObjectHabits) -> list[ClaimExample]:
     """Return the values of objects that are there and have labelled ones."""
     picture, claims = entry
     return [
-        Example(
+        ClaimExample(
             0,
-            one.said,
-            one.margin,
-            one.evidence,
-            one.claim.value in picture.objects[one.claim.subject],
-            habits.is_untypical(picture, one.claim.subject),
-            one.claim.subject,
+            judged_claim.is_said,
+            judged_claim.margin,
+            judged_claim.evidence,
+            judged_claim.claim.value in picture.objects[judged_claim.claim.subject],
+            habits.is_untypical(picture, judged_claim.claim.subject),
+            judged_claim.claim.subject,
         )
-        for one in claims
-        if one.claim.level == "attribute" and picture.objects.get(one.claim.subject)
+        for judged_claim in claims
+        if judged_claim.claim.level == "attribute" and picture.objects.get(judged_claim.claim.subject)
     ]
 
 
-def _count_present(pictures: Sequence[TruePicture], habits: Habits) -> tuple[int, int]:
+def _count_present(pictures: Sequence[TruePicture], habits: ObjectHabits) -> tuple[int, int]:
     """Return how many objects are in pictures that keep habits, and in those that break them."""
     broken = [habits.is_broken_by(picture) for picture in pictures]
     counts = [
@@ -205,7 +214,7 @@ def _count_present(pictures: Sequence[TruePicture], habits: Habits) -> tuple[int
     return counts[0], counts[1]
 
 
-def _describe(outcome: Outcome, of: tuple[int, int]) -> dict[str, Any]:
+def _describe(outcome: ThresholdOutcome, of: tuple[int, int]) -> dict[str, Any]:
     """Return what the thresholds did on the data, as the manifest keeps it."""
     return {
         "wrong_before": outcome.wrong_before,

@@ -8,7 +8,7 @@ from itertools import pairwise
 from lvlm_guard_augmentation.claims import (
     MENTION,
     OPPOSITE,
-    Claim,
+    SentenceClaim,
     find_relation_parts,
     read_direction,
     split_sentences,
@@ -73,7 +73,7 @@ def find_lists(sentence: str, pieces: Sequence[str]) -> Iterable[ClaimList]:
         yield ClaimList(sentence[run[0][0] : run[-1][1]], tuple(sentence[a:b] for a, b in run), tuple(between))
 
 
-def replace_value(sentence: str, claim: Claim, value: str) -> str:
+def replace_value(sentence: str, claim: SentenceClaim, value: str) -> str:
     """Return a sentence with another value, or none, in the phrase of an attribute; articles follow."""
     words = claim.piece.split()
     at = next(index for index, word in enumerate(words) if index and word.lower() == claim.value)
@@ -82,7 +82,7 @@ def replace_value(sentence: str, claim: Claim, value: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(claim.piece)}(?!\w)", " ".join(words), sentence)
 
 
-def turn_relation(sentence: str, claim: Claim) -> str:
+def turn_relation(sentence: str, claim: SentenceClaim) -> str:
     """Return a sentence in which a relation is the opposite one."""
     place = _find_place(sentence, claim)
     words = re.sub(
@@ -94,7 +94,7 @@ def turn_relation(sentence: str, claim: Claim) -> str:
     return sentence[: place.start(2)] + words + sentence[place.end(2) :]
 
 
-def drop_relation(sentence: str, claim: Claim) -> str:
+def drop_relation(sentence: str, claim: SentenceClaim) -> str:
     """Return a sentence that names both objects of a relation and no place; empty where the place is what it says."""
     place = _find_place(sentence, claim)
     if place[3] and not re.match(r"\s+(?:that|which)\b", place[2], re.IGNORECASE):
@@ -104,7 +104,7 @@ def drop_relation(sentence: str, claim: Claim) -> str:
     return sentence[: place.start(2)] + joint + sentence[place.start(5) :]
 
 
-def _find_place(sentence: str, claim: Claim) -> re.Match[str]:
+def _find_place(sentence: str, claim: SentenceClaim) -> re.Match[str]:
     return next(match for match in find_relation_parts(sentence) if match[0] == claim.piece)
 
 
@@ -114,9 +114,9 @@ def add_phrases(text: str, phrases: Sequence[str]) -> str:
         return text
     sentences = split_sentences(text)
     lists = [
-        (number, found)
+        (number, claim_list)
         for number, sentence in enumerate(sentences)
-        for found in find_lists(sentence, [match[0] for match in MENTION.finditer(sentence)])
+        for claim_list in find_lists(sentence, [match[0] for match in MENTION.finditer(sentence)])
     ]
     if not lists:
         return f"{text.rstrip()} {_write_sentence(text, phrases)}".strip()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import Artefact
-from lvlm_guard_augmentation.claims import LEVELS, Claim, Level
+from lvlm_guard_augmentation.claims import LEVELS, Level, SentenceClaim
 
 NEVER = 1e6
 """A threshold that no score reaches; below minus this none falls."""
@@ -28,14 +28,14 @@ class LevelRule:
     keep: float = 0.0
     add: float = NEVER
 
-    def score(self, margin: float, evidence: float | None, *, said: bool) -> float:
+    def score(self, margin: float, evidence: float | None, *, is_said: bool) -> float:
         """Return the score of a claim; no evidence counts as none either way."""
         constant, for_said, for_margin, for_evidence = self.weights
-        return constant + for_said * said + for_margin * margin + for_evidence * (evidence or 0.0)
+        return constant + for_said * is_said + for_margin * margin + for_evidence * (evidence or 0.0)
 
 
 @dataclass(frozen=True)
-class Rules:
+class ScoringRules:
     """The rule of every level that is revised.
 
     Args:
@@ -51,14 +51,16 @@ class Rules:
     values: tuple[str, ...] = ()
 
     @classmethod
-    def from_artefact(cls, artefact: Artefact) -> "Rules":
+    def from_artefact(cls, artefact: Artefact) -> "ScoringRules":
         """Return the rules of an artefact: weights `[levels, 4]` and thresholds `[levels, 2]`, in the order of `LEVELS`."""
         settings = artefact.manifest.get("settings", {})
         weights = artefact.read("weights", (len(LEVELS), 4)).tolist()
         thresholds = artefact.read("thresholds", (len(LEVELS), 2)).tolist()
         rules = {
-            level: LevelRule((given[0], given[1], given[2], given[3]), keep, add)
-            for level, given, (keep, add) in zip(LEVELS, weights, thresholds, strict=True)
+            level: LevelRule(
+                (weights_of_level[0], weights_of_level[1], weights_of_level[2], weights_of_level[3]), keep, add
+            )
+            for level, weights_of_level, (keep, add) in zip(LEVELS, weights, thresholds, strict=True)
             if level in settings.get("levels", ())
         }
         names, values = (tuple(settings.get(name, ())) for name in ("names", "values"))
@@ -79,14 +81,14 @@ class JudgedClaim:
 
     Args:
         claim: The claim.
-        said: Whether the answer makes it.
+        is_said: Whether the answer makes it.
         margin: How far the model leans to yes.
         evidence: Log-odds from the picture's tokens; None where there are none.
         score: The weighted sum.
     """
 
-    claim: Claim
-    said: bool
+    claim: SentenceClaim
+    is_said: bool
     margin: float
     evidence: float | None
     score: float
@@ -103,28 +105,28 @@ class Decisions:
         records: Every claim as the report shows it.
     """
 
-    dropped: list[Claim] = field(default_factory=list)
-    replacing: dict[Claim, Claim] = field(default_factory=dict)
-    added: list[Claim] = field(default_factory=list)
+    dropped: list[SentenceClaim] = field(default_factory=list)
+    replacing: dict[SentenceClaim, SentenceClaim] = field(default_factory=dict)
+    added: list[SentenceClaim] = field(default_factory=list)
     records: list[dict[str, object]] = field(default_factory=list)
 
 
-def decide(judged: list[JudgedClaim], rules: Rules) -> Decisions:
+def decide(judged: list[JudgedClaim], rules: ScoringRules) -> Decisions:
     """Decide on every claim: objects are kept, dropped or added; attributes and relations kept, replaced or dropped."""
     decisions = Decisions()
     for each in judged:
         rule = rules.by_level[each.claim.level]
         decision = "kept"
-        if each.claim.level == "object" and not each.said:
+        if each.claim.level == "object" and not each.is_said:
             decision = "added" if each.score >= rule.add else "not added"
             decisions.added += [each.claim] if decision == "added" else []
-        elif each.said and each.score < rule.keep:
+        elif each.is_said and each.score < rule.keep:
             best = max(_find_rivals(each, judged), key=lambda rival: rival.score, default=None)
             decision = "dropped"
             if best is not None and best.score >= rule.add:
                 decision, decisions.replacing[each.claim] = f"replaced: {best.claim.text}", best.claim
             decisions.dropped.append(each.claim)
-        elif not each.said:
+        elif not each.is_said:
             decision = "not said"
         decisions.records.append(record_claim(each, decision))
     return decisions
@@ -134,11 +136,11 @@ def _find_rivals(each: JudgedClaim, judged: list[JudgedClaim]) -> list[JudgedCla
     """Return what else could be true in place of an attribute or a relation."""
     key = (each.claim.level, each.claim.subject, each.claim.reference)
     return [
-        other
-        for other in judged
+        rival
+        for rival in judged
         if each.claim.level != "object"
-        and not other.said
-        and (other.claim.level, other.claim.subject, other.claim.reference) == key
+        and not rival.is_said
+        and (rival.claim.level, rival.claim.subject, rival.claim.reference) == key
     ]
 
 

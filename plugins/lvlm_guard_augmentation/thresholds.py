@@ -16,12 +16,12 @@ STEPS = 50
 
 
 @dataclass(frozen=True)
-class Example:
+class ClaimExample:
     """One claim with its truth.
 
     Args:
         picture: The number of its picture.
-        said: Whether the caption makes it.
+        is_said: Whether the caption makes it.
         margin: How far the model leans to yes.
         evidence: Log-odds, or None.
         true: Whether it holds.
@@ -30,7 +30,7 @@ class Example:
     """
 
     picture: int
-    said: bool
+    is_said: bool
     margin: float
     evidence: float | None
     true: bool
@@ -39,7 +39,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ThresholdOutcome:
     """What thresholds make of the examples.
 
     Args:
@@ -55,12 +55,13 @@ class Outcome:
     right_before: tuple[int, int]
 
 
-def fit_weights(examples: Sequence[Example], *, with_evidence: bool) -> Weights:
+def fit_weights(examples: Sequence[ClaimExample], *, with_evidence: bool) -> Weights:
     """Fit a logistic regression of whether claims hold, by Newton's method, in fp64; evidence weighs nothing without evidence."""
     features = torch.tensor(
-        [[1.0, float(one.said), one.margin, one.evidence or 0.0] for one in examples], dtype=torch.float64
+        [[1.0, float(example.is_said), example.margin, example.evidence or 0.0] for example in examples],
+        dtype=torch.float64,
     )
-    labels = torch.tensor([float(one.true) for one in examples], dtype=torch.float64)
+    labels = torch.tensor([float(example.true) for example in examples], dtype=torch.float64)
     used = features[:, : 4 if with_evidence else 3]
     weights = used.new_zeros(used.shape[1])
     for _ in range(STEPS):
@@ -68,13 +69,13 @@ def fit_weights(examples: Sequence[Example], *, with_evidence: bool) -> Weights:
         slope = used.T @ (labels - chance) - RIDGE * weights
         curve = (used * (chance * (1 - chance))[:, None]).T @ used + RIDGE * torch.eye(len(weights), dtype=used.dtype)
         weights = weights + torch.linalg.solve(curve, slope)
-    found = [*weights.tolist(), 0.0][:4]
-    return found[0], found[1], found[2], found[3]
+    coefficients = [*weights.tolist(), 0.0][:4]
+    return coefficients[0], coefficients[1], coefficients[2], coefficients[3]
 
 
 def choose_object_thresholds(
-    examples: Sequence[Example], weights: Weights, present: tuple[int, int], tolerance: float
-) -> tuple[LevelRule, Outcome]:
+    examples: Sequence[ClaimExample], weights: Weights, present: tuple[int, int], tolerance: float
+) -> tuple[LevelRule, ThresholdOutcome]:
     """Choose when objects stay and when they are added.
 
     Args:
@@ -84,71 +85,75 @@ def choose_object_thresholds(
         tolerance: How far the recall of either may fall.
     """
     scorer = LevelRule(weights)
-    scores = [scorer.score(one.margin, one.evidence, said=one.said) for one in examples]
-    said = [(score, one) for score, one in zip(scores, examples, strict=True) if one.said]
-    unsaid = [(score, one) for score, one in zip(scores, examples, strict=True) if not one.said]
-    keeps, adds = _propose([score for score, _ in said], -NEVER), _propose([score for score, _ in unsaid], NEVER)
-    kept, added = _count(said, keeps), _count(unsaid, adds)
-    before = _count(said, [-NEVER])[0]
-    wrong = kept[:, None, 0] + added[None, :, 0]
-    right = kept[:, None, 1:] + added[None, :, 1:]
+    scores = [scorer.score(example.margin, example.evidence, is_said=example.is_said) for example in examples]
+    statements = [(score, example) for score, example in zip(scores, examples, strict=True) if example.is_said]
+    unsaid = [(score, example) for score, example in zip(scores, examples, strict=True) if not example.is_said]
+    keeps, adds = _propose([score for score, _ in statements], -NEVER), _propose([score for score, _ in unsaid], NEVER)
+    counts_kept, counts_added = _count(statements, keeps), _count(unsaid, adds)
+    before = _count(statements, [-NEVER])[0]
+    wrong = counts_kept[:, None, 0] + counts_added[None, :, 0]
+    right = counts_kept[:, None, 1:] + counts_added[None, :, 1:]
     floor = before[1:] - tolerance * torch.tensor(present, dtype=torch.float64)
     row, column = _pick(wrong, right, floor)
-    outcome = Outcome(int(wrong[row, column]), _pair(right[row, column]), int(before[0]), _pair(before[1:]))
+    outcome = ThresholdOutcome(int(wrong[row, column]), _pair(right[row, column]), int(before[0]), _pair(before[1:]))
     return LevelRule(weights, keeps[row], adds[column]), outcome
 
 
 def choose_value_thresholds(
-    examples: Sequence[Example], weights: Weights, tolerance: float
-) -> tuple[LevelRule, Outcome]:
+    examples: Sequence[ClaimExample], weights: Weights, tolerance: float
+) -> tuple[LevelRule, ThresholdOutcome]:
     """Choose when a value stays, and when the best other one takes its place; else it goes."""
     scorer = LevelRule(weights)
-    scored = [(scorer.score(one.margin, one.evidence, said=one.said), one) for one in examples]
-    said = [(score, one) for score, one in scored if one.said]
+    scored = [
+        (scorer.score(example.margin, example.evidence, is_said=example.is_said), example) for example in examples
+    ]
+    statements = [(score, example) for score, example in scored if example.is_said]
     rivals = [
         max(
             (
-                (score, one)
-                for score, one in scored
-                if not one.said and (one.picture, one.group) == (each.picture, each.group)
+                (score, example)
+                for score, example in scored
+                if not example.is_said and (example.picture, example.group) == (each.picture, each.group)
             ),
             key=lambda entry: entry[0],
             default=(-NEVER, each),
         )
-        for _, each in said
+        for _, each in statements
     ]
-    keeps, adds = _propose([score for score, _ in said], -NEVER), _propose([score for score, _ in rivals], NEVER)
+    keeps, adds = _propose([score for score, _ in statements], -NEVER), _propose([score for score, _ in rivals], NEVER)
     counts = torch.zeros(len(keeps), len(adds), 3, dtype=torch.float64)
-    for (score, one), (best, rival) in zip(said, rivals, strict=True):
+    for (score, example), (best, rival) in zip(statements, rivals, strict=True):
         stays = torch.tensor([score >= keep for keep in keeps])[:, None]
         comes = ~stays & torch.tensor([best >= add for add in adds])[None]
-        counts[..., _column(one)] += stays
+        counts[..., _column(example)] += stays
         counts[..., _column(rival)] += comes
-    before = _count(said, [-NEVER])[0]
+    before = _count(statements, [-NEVER])[0]
     floor = before[1:] - tolerance * before[1:]
     row, column = _pick(counts[..., 0], counts[..., 1:], floor)
-    outcome = Outcome(int(counts[row, column, 0]), _pair(counts[row, column, 1:]), int(before[0]), _pair(before[1:]))
+    outcome = ThresholdOutcome(
+        int(counts[row, column, 0]), _pair(counts[row, column, 1:]), int(before[0]), _pair(before[1:])
+    )
     return LevelRule(weights, keeps[row], adds[column]), outcome
 
 
 def _propose(scores: Sequence[float], extreme: float) -> list[float]:
     """Return thresholds between scores, at most `MOST`, the highest ones, and one that changes nothing."""
     ordered = sorted(set(scores), reverse=extreme > 0)
-    between = [(one + other) / 2 for one, other in pairwise(ordered)]
+    between = [(example + following) / 2 for example, following in pairwise(ordered)]
     return [extreme, *between[:MOST]]
 
 
-def _count(scored: Sequence[tuple[float, Example]], thresholds: Sequence[float]) -> Tensor:
+def _count(scored: Sequence[tuple[float, ClaimExample]], thresholds: Sequence[float]) -> Tensor:
     """Return how many claims at or above each threshold are false, true and habitual, true and not `[thresholds, 3]`, fp64."""
     counts = torch.zeros(len(thresholds), 3, dtype=torch.float64)
     limits = torch.tensor(thresholds, dtype=torch.float64)
-    for score, one in scored:
-        counts[:, _column(one)] += limits <= score
+    for score, example in scored:
+        counts[:, _column(example)] += limits <= score
     return counts
 
 
-def _column(one: Example) -> int:
-    return 1 + one.breaks if one.true else 0
+def _column(example: ClaimExample) -> int:
+    return 1 + example.breaks if example.true else 0
 
 
 def _pick(wrong: Tensor, right: Tensor, floor: Tensor) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from lvlm_guard_augmentation.claims import MENTION
 DESCRIBE = "Describe this image."
 HABITUAL = 0.6
 """Share of pictures with one object that show another one too, or show it with a value, from which that is a habit."""
-SEEN = 5
+LEAST = 5
 """Pictures in which something is seen before it has habits."""
 
 
@@ -44,10 +44,12 @@ def read_truth(data: Any, values: Sequence[str]) -> list[TruePicture]:
     labelled = getattr(data, "calibration", None) or getattr(data, "pictures", None)
     if labelled is not None:
         pictures = [
-            TruePicture(one.picture, DESCRIBE, _read_labels(one.objects)) for one in labelled if one.objects is not None
+            TruePicture(entry.picture, DESCRIBE, _read_labels(entry.objects))
+            for entry in labelled
+            if entry.objects is not None
         ]
     else:
-        pictures = [TruePicture(one.picture, one.prompt, read_caption(one.correct, values)) for one in data]
+        pictures = [TruePicture(entry.picture, entry.prompt, read_caption(entry.correct, values)) for entry in data]
     if not any(picture.objects for picture in pictures):
         raise InputError("revise is fitted on pictures whose objects are known, and none is in these.")
     return pictures
@@ -71,7 +73,7 @@ def read_caption(text: str, values: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 @dataclass(frozen=True)
-class Habits:
+class ObjectHabits:
     """What usually goes together in some pictures.
 
     Args:
@@ -83,24 +85,27 @@ class Habits:
     typical: Mapping[str, str]
 
     @classmethod
-    def of(cls, pictures: Sequence[TruePicture]) -> "Habits":
+    def of(cls, pictures: Sequence[TruePicture]) -> "ObjectHabits":
         """Count them."""
-        seen = Counter(name for picture in pictures for name in picture.objects)
+        counts_of_names = Counter(name for picture in pictures for name in picture.objects)
         pairs: dict[str, Counter[str]] = defaultdict(Counter)
         coloured: dict[str, Counter[str]] = defaultdict(Counter)
         for picture in pictures:
             for name, of_object in picture.objects.items():
-                pairs[name].update(other for other in picture.objects if other != name)
+                pairs[name].update(name_beside for name_beside in picture.objects if name_beside != name)
                 coloured[name].update(of_object)
         partners = {
             name: best[0]
             for name, counts in pairs.items()
-            if seen[name] >= SEEN and counts and (best := counts.most_common(1)[0])[1] >= HABITUAL * seen[name]
+            if counts_of_names[name] >= LEAST
+            and counts
+            and (best := counts.most_common(1)[0])[1] >= HABITUAL * counts_of_names[name]
         }
         typical = {
             name: best[0]
             for name, counts in coloured.items()
-            if sum(counts.values()) >= SEEN and (best := counts.most_common(1)[0])[1] >= HABITUAL * sum(counts.values())
+            if sum(counts.values()) >= LEAST
+            and (best := counts.most_common(1)[0])[1] >= HABITUAL * sum(counts.values())
         }
         return cls(partners, typical)
 

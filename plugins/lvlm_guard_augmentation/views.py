@@ -34,7 +34,7 @@ CUTOFF = 1
 
 
 @dataclass(frozen=True)
-class Views:
+class PooledViews:
     """Pool the predictions for several looks at the picture: `softmax` averaged over main (weight 1) and the views.
 
     Test-time augmentation of classifiers after Krizhevsky et al. (NIPS 2012), who average over five crops of 7/8 of the side and
@@ -79,15 +79,15 @@ class Views:
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
         """Average main and the views."""
-        seen = {key: self._read(gen, key) for key in gen.state[self.name]}
-        weights = {key: self._weigh(gen, key) for key in seen}
+        predictions = {key: self._read(gen, key) for key in gen.state[self.name]}
+        weights = {key: self._weigh(gen, key) for key in predictions}
         total = 1 + sum(weights.values())
         if self.pool == "logits":
             yield Mix("main", 1 / total - 1)
-            yield from (Mix(seen[key], weights[key] / total) for key in seen)
+            yield from (Mix(predictions[key], weights[key] / total) for key in predictions)
         else:
             yield Mix("main", -1.0)
-            yield Mix(_average(gen.logits(), [(seen[key], weights[key]) for key in seen], total), 1.0)
+            yield Mix(_average(gen.logits(), [(predictions[key], weights[key]) for key in predictions], total), 1.0)
 
     def _list_branches(self, gen: Generation) -> Iterator[Branch]:
         if "crop" in self.views and self.boxes is not None:
@@ -115,7 +115,7 @@ class Views:
             )
         assert self.boxes is not None
         needs = "'views' needs boxes (x0, y0, x1, y1, label): correct boxes"
-        found = tuple(
+        boxes_of_rows = tuple(
             check_returned(
                 gen.call_user_function(self.boxes, picture, question(gen, row), what="boxes", timeout=self.timeout),
                 tuple[Box, ...],
@@ -123,7 +123,9 @@ class Views:
             )
             for row, picture in enumerate(gen.prompt.pictures)
         )
-        return Branch(("view", "boxes", found), picture=tuple(partial(_show_boxes, each) for each in found))
+        return Branch(
+            ("view", "boxes", boxes_of_rows), picture=tuple(partial(_show_boxes, each) for each in boxes_of_rows)
+        )
 
     def _find_pairs(self, gen: Generation) -> tuple[tuple[int, int], ...]:
         """Return the tokens that a mirror exchanges.
@@ -194,12 +196,12 @@ def _log(weight: Any) -> Any:
     return weight.log()[..., None] if isinstance(weight, Tensor) else math.log(weight)
 
 
-def _tokenize_pair(gen: Generation, one: str, other: str) -> Iterator[tuple[int, int]]:
+def _tokenize_pair(gen: Generation, word: str, opposite: str) -> Iterator[tuple[int, int]]:
     """Yield the tokens of two words in the spellings in which both are one token."""
     unknown = getattr(gen.model.tokenizer, "unk_token_id", None)
     for write in (str, str.capitalize, str.upper):
         for space in ("", " "):
-            ids = [gen.tokenize(space + write(word)) for word in (one, other)]
+            ids = [gen.tokenize(space + write(word)) for word in (word, opposite)]
             if all(len(each) == 1 and each[0] != unknown for each in ids):
                 yield ids[0][0], ids[1][0]
 
@@ -222,4 +224,5 @@ def mirror(picture: Image.Image, _: Any) -> Image.Image:
 
 
 def _show_boxes(boxes: tuple[Box, ...], picture: Image.Image, _: Any) -> Image.Image:
-    return cut(picture, list(boxes))
+    window: Image.Image = cut(picture, list(boxes))
+    return window

@@ -9,12 +9,12 @@ from lvlm_guard_augmentation.revise import Revise
 from lvlm_guard_augmentation.revise_fitter import fit_revise
 from lvlm_guard_augmentation.scoring import NEVER, LevelRule
 from lvlm_guard_augmentation.thresholds import (
-    Example,
+    ClaimExample,
     choose_object_thresholds,
     choose_value_thresholds,
     fit_weights,
 )
-from lvlm_guard_augmentation.true_pictures import Habits, TruePicture, read_truth
+from lvlm_guard_augmentation.true_pictures import ObjectHabits, TruePicture, read_truth
 from PIL import Image
 
 from lvlm_guard import Artefact, Guard, InputError, loading
@@ -28,7 +28,7 @@ ONLY_MARGIN = (0.0, 0.0, 1.0, 0.0)
 
 
 def example(margin, true, *, said=True, breaks=False, evidence=None, picture=0, group=""):
-    return Example(picture, said, margin, evidence, true, breaks, group)
+    return ClaimExample(picture, said, margin, evidence, true, breaks, group)
 
 
 def many(count, *args, **kwargs):
@@ -97,7 +97,7 @@ def show(objects):
 def test_habits_are_what_goes_together():
     usual = [show({"mug": "red", "spoon": "", "pan": ""})] * 4 + [show({"mug": "red", "spoon": ""})] * 4
     odd = show({"mug": "blue"})
-    habits = Habits.of([*usual, odd])
+    habits = ObjectHabits.of([*usual, odd])
     assert habits.partners["mug"] == "spoon"
     assert habits.is_broken_by(odd)
     assert not habits.is_broken_by(usual[-1])
@@ -150,6 +150,6 @@ def test_a_fit_on_the_bundled_model(tmp_path):
     weights = tuple(loaded["weights"][0].tolist())
     for record in guard.report.results["revise"][0]:
         if record["decision"] in ("kept", "dropped"):
-            score = LevelRule(weights).score(record["margin"], None, said=True)
+            score = LevelRule(weights).score(record["margin"], None, is_said=True)
             assert record["score"] == pytest.approx(score, abs=1e-4)
             assert (record["decision"] == "kept") == (score >= keep)

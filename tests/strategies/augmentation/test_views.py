@@ -11,7 +11,7 @@ import torch
 from against_twin import OF_STRATEGIES, _compare
 from edited_prompts import make_inputs
 from gold import SUPPRESSED
-from lvlm_guard_augmentation import Views
+from lvlm_guard_augmentation import PooledViews
 from lvlm_guard_augmentation.views import mirror, show_window, stretch_contrast
 from PIL import Image
 from twin import Twin
@@ -117,15 +117,15 @@ def check(strategy, architecture, modes=tuple(MODES)):
 
 @pytest.mark.parametrize("architecture", OF_STRATEGIES)
 def test_averaged_probabilities(architecture):
-    strategy = Views(weight=1.5, sides=SIDES)
+    strategy = PooledViews(weight=1.5, sides=SIDES)
     assert check(strategy, architecture)  # some answer goes on behind a word for a side
 
 
 @pytest.mark.parametrize("strategy", [
-    Views(views=("zoom", "contrast"), pool="logits", weight=2.0),
-    Views(views=("mirrored",), pool="logits", sides=SIDES, weight=0.7),
-    Views(views=("crop",)),
-    Views(views=("crop", "zoom"), boxes=box_of, pool="logits"),
+    PooledViews(views=("zoom", "contrast"), pool="logits", weight=2.0),
+    PooledViews(views=("mirrored",), pool="logits", sides=SIDES, weight=0.7),
+    PooledViews(views=("crop",)),
+    PooledViews(views=("crop", "zoom"), boxes=box_of, pool="logits"),
 ])  # fmt: skip
 def test_views_and_pools(strategy):
     check(strategy, "llava", ("greedy", "beams"))
@@ -142,7 +142,7 @@ def test_neutral_is_plain():
     model, inputs = tiny("llava")
     plain = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert torch.equal(
-        Guard(model, None, [Views(weight=0.0)]).generate(**inputs, max_new_tokens=4, do_sample=False), plain
+        Guard(model, None, [PooledViews(weight=0.0)]).generate(**inputs, max_new_tokens=4, do_sample=False), plain
     )
 
 
@@ -163,7 +163,7 @@ def test_looks_do_what_they_are_called():
     ((("left", "right"),), "<image> left w30", "cannot mirror row 0"),  # this tokenizer writes it back as another word
 ])  # fmt: skip
 def test_what_cannot_be_mirrored_is_refused(sides, text, reason):
-    guard = Guard(tiny("llava")[0], TinyProcessor("llava"), [Views(sides=sides)])
+    guard = Guard(tiny("llava")[0], TinyProcessor("llava"), [PooledViews(sides=sides)])
     inputs = guard.inputs(images=pictures(1), text=[text])
     with pytest.raises(StrategyRefused, match=reason):
         guard.generate(**inputs, max_new_tokens=1)

@@ -11,7 +11,7 @@ from lvlm_guard_augmentation import Revise
 from lvlm_guard_augmentation.claims import Wording, find_objects, find_relations
 from lvlm_guard_augmentation.picture_evidence import READER
 from lvlm_guard_augmentation.rewriting import add_phrases, fit_article
-from lvlm_guard_augmentation.scoring import LevelRule, Rules
+from lvlm_guard_augmentation.scoring import LevelRule, ScoringRules
 
 from lvlm_guard import Artefact, Guard, InputError
 from lvlm_guard.strategy.artefacts import describe_model
@@ -186,7 +186,7 @@ def test_what_words_would_ignore_is_refused(ignored):
 
 
 def save_rules(path, model, **settings):
-    rules = Rules({"object": LevelRule((0.5, 1.0, 2.0, 0.0), keep=1.0, add=4.0)})
+    rules = ScoringRules({"object": LevelRule((0.5, 1.0, 2.0, 0.0), keep=1.0, add=4.0)})
     settings = {"levels": ["object"], "names": ["kite"], **settings}
     Artefact("revise", rules.to_tensors(), {**describe_model(model), "settings": settings}).save(path)
     return path
