@@ -19,7 +19,7 @@ from lvlm_guard_augmentation.thresholds import (
     choose_value_thresholds,
     fit_weights,
 )
-from lvlm_guard_augmentation.true_pictures import ObjectHabits, TruePicture, read_truth
+from lvlm_guard_augmentation.true_pictures import PictureHabits, TruePicture, read_truth
 
 TOLERANCE = 0.01
 BATCH = 16
@@ -68,7 +68,7 @@ def fit_revise(
     rules_of_levels = {level: LevelRule(add=0.0) for level in strategy.levels}
     rules_asked = ScoringRules(rules_of_levels, names=names, values=values)
     judged = _weigh_captions(model, processor, pictures, rules_asked, strategy, track, batch, tokens)
-    habits, with_evidence = ObjectHabits.of(pictures), strategy.evidence is not None
+    habits, with_evidence = PictureHabits.of(pictures), strategy.evidence is not None
     rules: dict[Level, LevelRule] = {}
     facts: dict[str, Any] = {}
     objects = _number(pictures, judged, lambda *entry: _list_objects(entry, habits, names))
@@ -169,7 +169,7 @@ def _number(
     ]
 
 
-def _list_objects(entry: tuple[TruePicture, Judged], habits: ObjectHabits, names: Sequence[str]) -> list[ClaimExample]:
+def _list_objects(entry: tuple[TruePicture, Judged], habits: PictureHabits, names: Sequence[str]) -> list[ClaimExample]:
     """Return the objects of one picture that are labelled anywhere, each once."""
     picture, claims = entry
     breaks = habits.is_broken_by(picture)
@@ -186,7 +186,7 @@ def _list_objects(entry: tuple[TruePicture, Judged], habits: ObjectHabits, names
     ]
 
 
-def _list_attributes(entry: tuple[TruePicture, Judged], habits: ObjectHabits) -> list[ClaimExample]:
+def _list_attributes(entry: tuple[TruePicture, Judged], habits: PictureHabits) -> list[ClaimExample]:
     """Return the values of objects that are there and have labelled ones."""
     picture, claims = entry
     return [
@@ -204,7 +204,7 @@ def _list_attributes(entry: tuple[TruePicture, Judged], habits: ObjectHabits) ->
     ]
 
 
-def _count_present(pictures: Sequence[TruePicture], habits: ObjectHabits) -> tuple[int, int]:
+def _count_present(pictures: Sequence[TruePicture], habits: PictureHabits) -> tuple[int, int]:
     """Return how many objects are in pictures that keep habits, and in those that break them."""
     broken = [habits.is_broken_by(picture) for picture in pictures]
     counts = [

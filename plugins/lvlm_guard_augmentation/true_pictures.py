@@ -73,7 +73,7 @@ def read_caption(text: str, values: Sequence[str]) -> dict[str, frozenset[str]]:
 
 
 @dataclass(frozen=True)
-class ObjectHabits:
+class PictureHabits:
     """What usually goes together in some pictures.
 
     Args:
@@ -85,7 +85,7 @@ class ObjectHabits:
     typical: Mapping[str, str]
 
     @classmethod
-    def of(cls, pictures: Sequence[TruePicture]) -> "ObjectHabits":
+    def of(cls, pictures: Sequence[TruePicture]) -> "PictureHabits":
         """Count them."""
         counts_of_names = Counter(name for picture in pictures for name in picture.objects)
         pairs: dict[str, Counter[str]] = defaultdict(Counter)

@@ -14,7 +14,7 @@ from lvlm_guard_augmentation.thresholds import (
     choose_value_thresholds,
     fit_weights,
 )
-from lvlm_guard_augmentation.true_pictures import ObjectHabits, TruePicture, read_truth
+from lvlm_guard_augmentation.true_pictures import PictureHabits, TruePicture, read_truth
 from PIL import Image
 
 from lvlm_guard import Artefact, Guard, InputError, loading
@@ -97,7 +97,7 @@ def show(objects):
 def test_habits_are_what_goes_together():
     usual = [show({"mug": "red", "spoon": "", "pan": ""})] * 4 + [show({"mug": "red", "spoon": ""})] * 4
     odd = show({"mug": "blue"})
-    habits = ObjectHabits.of([*usual, odd])
+    habits = PictureHabits.of([*usual, odd])
     assert habits.partners["mug"] == "spoon"
     assert habits.is_broken_by(odd)
     assert not habits.is_broken_by(usual[-1])
