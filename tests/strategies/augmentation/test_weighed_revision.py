@@ -16,7 +16,7 @@ from lvlm_guard_augmentation.scoring import LevelRule, ScoringRules
 from lvlm_guard import Artefact, Guard, InputError
 from lvlm_guard.strategy.artefacts import describe_model
 from lvlm_guard.strategy.prompt import ModelInfo
-from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard.testing import SequenceContract, TinyProcessor, tiny
 from lvlm_guard.testing.sequences import TEXTS, pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*changed no logit.*")
@@ -205,13 +205,24 @@ def test_fitted_weights_and_thresholds(tmp_path):
         Revise(artefact=save_rules(tmp_path / "other.safetensors", model, with_evidence=True)).start(gen)
 
 
+def claim_sentences(sentence):
+    """Each sentence is one claim."""
+    return [(sentence.strip(), f"w14 {sentence.strip()}")]
+
+
+@pytest.mark.slow
+class TestWeighedRevision(SequenceContract):
+    strategy = Revise(splitter=claim_sentences, threshold=0.14)
+    architectures = ("llava",)
+    explosions = (3, SequenceContract.tokens + 1)  # in the answer, and in a question about it
+
+
 def test_margins_of_a_model_are_recomputed():
     model, _ = tiny("llava")
-    sentences = lambda sentence: [(sentence.strip(), f"w14 {sentence.strip()}")]  # noqa: E731
     processor = TinyProcessor("llava")
     texts = []
     for threshold in (-100.0, 0.0, 100.0):
-        guard = Guard(model, processor, [Revise(splitter=sentences, threshold=threshold)])
+        guard = Guard(model, processor, [Revise(splitter=claim_sentences, threshold=threshold)])
         inputs = guard.inputs(images=pictures(), text=TEXTS)
         output = guard.generate(**inputs, max_new_tokens=8, do_sample=False)
         texts.append(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :]))
