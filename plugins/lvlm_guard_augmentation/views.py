@@ -28,7 +28,7 @@ from lvlm_guard_augmentation.evidence import Box, cut, question
 
 View: TypeAlias = Literal["crop", "zoom", "contrast", "mirrored"]
 Sides: TypeAlias = tuple[tuple[Text, Text], ...]
-MIRRORED = ("view", "mirrored")
+MIRRORED = "mirrored"
 CUTOFF = 1
 """Per cent of the darkest and of the lightest pixels that the contrast stretch gives up."""
 
@@ -43,7 +43,8 @@ class PooledViews:
     without `boxes`, windows of `side` in a grid of `grid` x `grid`. `zoom` is the window in the middle, `contrast` stretches the
     range of each colour. `mirrored` shows the mirror image, with the words of `sides` exchanged in the prompt, and their tokens in
     what it predicts; once an answer holds such a word, the mirror image says nothing any more, since its answer would read
-    otherwise. With `pool="logits"` the average is that of logits, which is that of log-probabilities. `weight = 0` is neutral.
+    otherwise. With `pool="logits"` the average is that of logits, which is that of log-probabilities. On the bundled models, whose towers
+    were trained on a grid of cells, shifted and mirrored views gained nothing; real towers may differ. `weight = 0` is neutral.
     """
 
     name: ClassVar[str] = "views"
@@ -103,9 +104,9 @@ class PooledViews:
             yield _build_branch(("window", self.side, middle, middle), partial(show_window, self.side, middle, middle))
         if "contrast" in self.views:
             yield _build_branch(("contrast", CUTOFF), stretch_contrast)
-        if "mirrored" in self.views:
+        if MIRRORED in self.views:
             pairs = self._find_pairs(gen)
-            yield Branch(MIRRORED, picture=mirror, tokens=(Exchange(pairs),), depends_on_end=False)
+            yield Branch(("view", MIRRORED, pairs), picture=mirror, tokens=(Exchange(pairs),), depends_on_end=False)
 
     def _build_box_branch(self, gen: Generation) -> Branch:
         """Return the branch that shows what the user's function points at; a row without boxes shows its picture."""
@@ -160,14 +161,14 @@ class PooledViews:
     def _read(self, gen: Generation, key: Any) -> Tensor:
         """Return what a view predicts `[rows, positions, vocab]`, a mirrored one as main would say it."""
         logits = gen.logits(key)
-        if key != MIRRORED:
+        if MIRRORED not in key:
             return logits
         pairs = gen.state[f"{self.name} pairs"].to(logits.device)
         return logits.index_copy(-1, pairs.flatten(), logits[..., pairs.flip(-1).flatten()])
 
     def _weigh(self, gen: Generation, key: Any) -> Any:
         """Return the weight of a view: a number, or for a mirrored one `[rows, positions]`, 0 behind a word that it exchanges."""
-        if key != MIRRORED:
+        if MIRRORED not in key:
             return self.weight
         ids = gen.state[f"{self.name} pairs"].to(gen.logits().device).flatten()
         before = torch.isin(gen.generated, ids).any(1, keepdim=True)
