@@ -12,7 +12,7 @@ from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.requests import Request
-from lvlm_guard.strategy.generation import Ask, Generation
+from lvlm_guard.strategy.generation import Generation
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class AskedCall:
     request: Request
     strategies: StrategyCalls
     executor: ExecutorName
-    ask: Ask | None
+    ask: Callable[..., Any] | None
     gen: Generation
     preparation: type[PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
@@ -52,7 +52,7 @@ def build_asked_call(
     request: Request,
     strategies: StrategyCalls,
     executor: ExecutorName,
-    ask: Ask | None = None,
+    ask: Callable[..., Any] | None = None,
     preparation: type[PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""

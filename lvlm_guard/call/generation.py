@@ -19,7 +19,7 @@ from lvlm_guard.request.requests import Request
 from lvlm_guard.request.row_pictures import find_pictures_of_rows
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.fingerprints import digest_weights
-from lvlm_guard.strategy.generation import Ask, Generation, Services
+from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
 
 _inside_call: ContextVar[bool] = ContextVar("lvlm_guard_inside_call", default=False)
@@ -83,7 +83,7 @@ def describe_endings(gen: Generation, main: PreparedDecode, request: Request) ->
     gen.services.find_finished = find_finished
 
 
-def describe_output(gen: Generation, generated: Tensor, ask: Ask | None) -> None:
+def describe_output(gen: Generation, generated: Tensor, ask: Callable[..., Any] | None) -> None:
     """Let the hooks see the generated ids `[batch, tokens]`, and ask the model about the picture."""
     gen.output_ids, gen.services.ask = generated, ask
 

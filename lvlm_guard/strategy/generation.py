@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +23,6 @@ from lvlm_guard.strategy.rows import Rows
 from lvlm_guard.strategy.terms import Source, Statistics
 
 
-class Ask(Protocol):
-    """Asks the guarded model questions about the picture of a request."""
-
-    def __call__(self, questions: Sequence[str], row: int, *, read: Literal["answers", "first_logits"] = ...) -> Any:
-        """Return a list of answers, or the logits of their first tokens `[questions, vocab]`."""
-        ...
-
-
 @dataclass
 class Services:
     """What the core runs on a strategy's behalf; None while the call cannot run it. Strategies use the methods of `Generation`.
@@ -45,7 +37,7 @@ class Services:
 
     measure: Callable[[Generation], Statistics] | None = None
     run_prompt: Callable[[Branch | None], PromptStates] | None = None
-    ask: Ask | None = None
+    ask: Callable[..., Any] | None = None
     find_finished: Callable[[Tensor], Tensor] | None = None
 
 
@@ -202,7 +194,7 @@ class Generation:
         logits = self._find_ask("gen.margins")(questions, row, read="first_logits")
         return subtract_logits(logits, self.tokenize, getattr(self.model.tokenizer, "unk_token_id", None), yes, no)
 
-    def _find_ask(self, name: str) -> Ask:
+    def _find_ask(self, name: str) -> Callable[..., Any]:
         if self.services.ask is None:
             raise InputError(f"{name} is available only in finish, after the answer is decoded.")
         return self.services.ask
