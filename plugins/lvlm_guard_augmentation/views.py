@@ -187,10 +187,11 @@ def _start(index: int, count: int, side: float) -> float:
 
 
 def _average(main: Tensor, views: list[tuple[Tensor, Any]], total: Any) -> Tensor:
-    """Return the logarithm of averaged probabilities, fp32 `[rows, positions, vocab]`."""
-    parts = [main.float().log_softmax(-1) - _log(total)]
-    parts += [logits.float().log_softmax(-1) + _log(weight) - _log(total) for logits, weight in views]
-    return torch.logsumexp(torch.stack(parts), dim=0)
+    """Return logits of averaged probabilities that sum up as main's do, fp32 `[rows, positions, vocab]`."""
+    main = main.float()
+    level = main.logsumexp(-1, keepdim=True) - _log(total)
+    parts = [logits.float().log_softmax(-1) + _log(weight) + level for logits, weight in views]
+    return torch.logsumexp(torch.stack([main - _log(total), *parts]), dim=0)
 
 
 def _log(weight: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from against_twin import OF_STRATEGIES, _compare
+from bundled import BundledContract
 from edited_prompts import make_inputs
 from gold import SUPPRESSED
 from lvlm_guard_augmentation import PooledViews
@@ -18,6 +19,7 @@ from twin import Twin
 
 from lvlm_guard import Exchange, Guard, InputError, NoEffectWarning, StrategyRefused
 from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard.testing.contract import Words
 from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.sequences import pictures
 
@@ -69,7 +71,7 @@ def compute_by_hand(strategy, architecture, model, row, said):
     if strategy.pool == "logits":
         return (plain + sum(weight * one for weight, one in zip(weights, logits, strict=True))) / total, plain
     chances = plain.softmax(-1) + sum(w * one.softmax(-1) for w, one in zip(weights, logits, strict=True))
-    return (chances / total).log(), plain
+    return (chances / total).log() + plain.logsumexp(-1), plain
 
 
 def force_side(ids, scores):
@@ -173,3 +175,18 @@ def test_what_cannot_be_mirrored_is_refused(sides, text, reason):
 def test_an_exchange_is_of_pairs(pairs):
     with pytest.raises(InputError, match="no id twice"):
         Exchange(pairs)
+
+
+class Normalising(Words):
+    """A processor that tells how its pixels were normalised."""
+
+    image_mean = (0.5, 0.4, 0.6)
+    image_std = (0.3, 0.2, 0.25)
+
+
+class TestViews(BundledContract):
+    strategy = PooledViews(views=("zoom", "contrast"), weight=2.0)  # a mirror needs a tokenizer that reads prompts back
+    architectures = ("llava", "gemma3")  # packed patches need remembered pictures, see above
+
+    def guard(self, model, *strategies, **options):
+        return Guard(model, Normalising(), list(strategies), **options)
