@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lvlm_guard.request.picture_sources import PictureSources as PictureSources
     from lvlm_guard.strategy.artefacts import Artefact as Artefact
     from lvlm_guard.strategy.branches import Branch as Branch
+    from lvlm_guard.strategy.branches import Exchange as Exchange
     from lvlm_guard.strategy.branches import FeatureEdit as FeatureEdit
     from lvlm_guard.strategy.branches import InputEdit as InputEdit
     from lvlm_guard.strategy.branches import Insert as Insert
@@ -84,7 +85,7 @@ __version__ = "0.2.0"
 # Public names and the modules that own them; loaded at first use, so that `import lvlm_guard` stays cheap.
 _OWNERS = {
     "strategy.artefacts": ("Artefact",),
-    "strategy.branches": ("Branch", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PictureEdits", "PixelEdit", "Place", "Replace", "TokenEdit"),
+    "strategy.branches": ("Branch", "Exchange", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PictureEdits", "PixelEdit", "Place", "Replace", "TokenEdit"),
     "strategy.edits": ("AttentionCapture", "AttentionEdit", "Depth", "HiddenEdit", "Operation", "Readout", "View"),
     "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (

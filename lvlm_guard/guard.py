@@ -17,7 +17,7 @@ from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_ca
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.looks.look import Look, LookingGuard
 from lvlm_guard.call.looks.opening import open_subject
-from lvlm_guard.call.looks.pictures import ask_about_picture
+from lvlm_guard.call.looks.pictures import ask_about_picture, read_first_logits
 from lvlm_guard.call.looks.talking import Conversation
 from lvlm_guard.call.plain import find_start, run_plain
 from lvlm_guard.call.refusals import APART, ARGUMENTS, LOOP, MODEL
@@ -336,13 +336,21 @@ class Guard:
         defaults = getattr(self.model, "generation_config", None)
         return Request(inputs, settings, self.model.config, self.processor, pictures, defaults, main_input)
 
-    def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
-        """Return answers about the picture of one request, by the stack without searches and revisions."""
+    def _ask_about_picture(
+        self,
+        request: Request,
+        questions: Sequence[str],
+        row: int,
+        *,
+        read: Literal["answers", "first_logits"] = "answers",
+    ) -> Any:
+        """Return answers about the picture of one request, or logits, by the stack without searches and revisions."""
         index = find_picture(request, row)
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index])
+        ask = ask_about_picture if read == "answers" else read_first_logits
+        return ask(guard, questions, pictures.pictures[index], pictures.options[index])
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class AskedCall:
     request: Request
     strategies: StrategyCalls
     executor: ExecutorName
-    ask: Callable[[Sequence[str], int], list[str]] | None
+    ask: Callable[..., Any] | None
     gen: Generation
     preparation: type[PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
@@ -52,7 +52,7 @@ def build_asked_call(
     request: Request,
     strategies: StrategyCalls,
     executor: ExecutorName,
-    ask: Callable[[Sequence[str], int], list[str]] | None = None,
+    ask: Callable[..., Any] | None = None,
     preparation: type[PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -86,7 +86,7 @@ def describe_endings(gen: Generation, main: PreparedDecode, request: Request) ->
     gen.services.find_finished = find_finished
 
 
-def describe_output(gen: Generation, generated: Tensor, ask: Callable[[Sequence[str], int], list[str]] | None) -> None:
+def describe_output(gen: Generation, generated: Tensor, ask: Callable[..., Any] | None) -> None:
     """Let the hooks see the generated ids `[batch, tokens]`, and ask the model about the picture."""
     gen.output_ids, gen.services.ask = generated, ask
 

@@ -18,6 +18,16 @@ from lvlm_guard.forward import capture_decode
 from lvlm_guard.outputs import holds_sequences, measure_prompt, sequences
 from lvlm_guard.request.requests import split_arguments
 
+FIRST_LOGITS = {
+    "max_new_tokens": 1,
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
+"""Settings of generate under which it gives the logits of the first token, whatever the defaults of the model."""
+
 
 def run_plain(model: Any, plain: Any, arguments: Mapping[str, Any]) -> tuple[Any, Report | None]:
     """Run plain generate; the report says that it ran, and is None where it returned something without sequences."""

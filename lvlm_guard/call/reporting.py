@@ -87,7 +87,9 @@ def _is_effect_expected(planned: PlannedCall, name: str) -> bool:
     if strategies.implements("finish", name) and name not in strategies.active("finish"):
         return True
     only_watches = bool(edits) and all(_only_watches(edit) for edit in edits)
-    hooks = set(ACTING_HOOKS) - set(INNER_HOOKS if only_watches else ())
+    # a revision may remember what it reads when it finishes
+    may_watch = only_watches or strategies.implements("finish", name)
+    hooks = set(ACTING_HOOKS) - set(INNER_HOOKS if may_watch else ())
     return any(strategies.implements(hook, name) for hook in hooks)
 
 

@@ -15,7 +15,7 @@ from lvlm_guard.request.fences import find_fences
 from lvlm_guard.request.image_spans import find_image_spans, merge_touching
 from lvlm_guard.request.requests import Request
 from lvlm_guard.request.video_spans import join_frames
-from lvlm_guard.strategy.branches import Branch, Insert, Replace
+from lvlm_guard.strategy.branches import Branch, Exchange, Insert, Replace
 
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
 LOOKS = ("cross_attention_mask", "image_attention_mask")
@@ -53,9 +53,11 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
     rows: dict[str, list[Tensor]] = {name: [] for name in aligned}
     for row in range(request.input_ids.shape[0]):
         real = request.attention_mask[row].bool()
-        edited = _edit_row(request.input_ids[row][real].tolist(), request, branch, spans[row], row)
+        ids = _exchange(request.input_ids[row][real], branch, spans[row])
+        edited = _edit_row(ids.tolist(), request, branch, spans[row], row)
         for name, values in aligned.items():
-            rows[name].append(_apply_edit(values[row][real], edited, name))
+            before = ids if name == "input_ids" else values[row][real]
+            rows[name].append(_apply_edit(before, edited, name))
     padded = {name: _pad_left(values, _padding_value(name, request.config)) for name, values in rows.items()}
     named = {"input_ids": request.text_name, "attention_mask": request.mask_name}
     return {named.get(name, name): values for name, values in padded.items()}
@@ -121,6 +123,18 @@ def count_placeholders(request: Request, *, of_videos: bool = False) -> list[lis
     rows = zip(find_spans(request), places, request.attention_mask.bool(), strict=True)
     counts = [[int(image[mask][span.start : span.stop].sum()) for span in spans] for spans, image, mask in rows]
     return [[count for count in row if count] for row in counts]
+
+
+def _exchange(ids: Tensor, branch: Branch, spans: list[range]) -> Tensor:
+    """Return the ids of a prompt without its padding, with tokens exchanged outside of images."""
+    partners: dict[int, int] = {}
+    for edit in branch.tokens:
+        partners |= edit.partners if isinstance(edit, Exchange) else {}
+    of_images = {position for span in spans for position in span}
+    changed = [
+        token if position in of_images else partners.get(token, token) for position, token in enumerate(ids.tolist())
+    ]
+    return ids.new_tensor(changed)
 
 
 def _edit_row(old: list[int], request: Request, branch: Branch, spans: list[range], row: int) -> EditedRow:

@@ -50,7 +50,39 @@ class Replace:
     ids: tuple[int, ...]
 
 
-TokenEdit: TypeAlias = Insert | Replace
+@dataclass(frozen=True)
+class Exchange:
+    """Put each of two token ids in place of the other one, everywhere in the prompt but at images.
+
+    Args:
+        pairs: The ids, two by two, no id twice. Other edits of the prompt find the exchanged tokens.
+
+    Raises:
+        InputError: An id stands in two pairs, or an entry is no pair.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        is_pairs = isinstance(self.pairs, (tuple, list)) and all(
+            isinstance(pair, (tuple, list)) and len(pair) == 2  # noqa: PLR2004 - a pair
+            for pair in self.pairs
+        )
+        if not is_pairs or len(set(self.ids)) < len(self.ids):
+            raise InputError(f"Exchange.pairs are pairs of token ids, no id twice, got {quote(self.pairs)}.")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every id."""
+        return tuple(token for pair in self.pairs for token in pair)
+
+    @property
+    def partners(self) -> dict[int, int]:
+        """The id that comes in place of each."""
+        return {pair[index]: pair[1 - index] for pair in self.pairs for index in (0, 1)}
+
+
+TokenEdit: TypeAlias = Insert | Replace | Exchange
 """A change of the prompt's tokens."""
 
 
@@ -72,7 +104,7 @@ class Branch:
             `gen.prompt.pictures`.
         features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.
         image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
-        tokens: Token ids inserted into or put in place of parts of the prompt.
+        tokens: Token ids inserted into the prompt, put in place of its images, or exchanged in it.
         seed: Seed of the generators handed to the edits.
         inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `branch` is its key.
         after_prefill: Builds the branch once main's prefill has run: gets the `Generation`, returns a `Branch` with
@@ -104,7 +136,7 @@ class Branch:
                 f"{quote(self.image)}."
             )
         if not isinstance(self.tokens, (tuple, list)) or not all(isinstance(edit, TokenEdit) for edit in self.tokens):
-            raise InputError(f"Branch.tokens are Insert and Replace values, got {quote(self.tokens)}.")
+            raise InputError(f"Branch.tokens are Insert, Replace and Exchange values, got {quote(self.tokens)}.")
         if self.drops_image and self.edits_image:
             raise InputError(f"Branch {self.key!r} drops the image and edits it; choose one.")
         if self.pixels is not None and self.picture is not None:

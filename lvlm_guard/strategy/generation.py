@@ -13,6 +13,7 @@ from torch import Tensor
 from lvlm_guard.deprecation import renamed_attribute, warn_renamed
 from lvlm_guard.errors import InputError, ProcessorNeeded
 from lvlm_guard.strategy import user_functions
+from lvlm_guard.strategy.answer_words import NO, YES, subtract_logits
 from lvlm_guard.strategy.branches import MAIN, Branch
 from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.forward import Forward
@@ -29,13 +30,14 @@ class Services:
     Args:
         measure: Makes the row statistics of a forward.
         run_prompt: Runs the prompt of main (None) or of a branch once, without edits inside the layers; set before `start`.
-        ask: Asks the guarded model about the picture of a request; set before `finish`.
+        ask: Asks the guarded model about the picture of a request, `ask(questions, row)`; with `read="first_logits"` it returns
+            logits `[questions, vocab]` of the first token in place of answers. Set before `finish`.
         find_finished: Tells which rows of generated tokens `[rows, tokens]` have ended; set before `start`.
     """
 
     measure: Callable[[Generation], Statistics] | None = None
     run_prompt: Callable[[Branch | None], PromptStates] | None = None
-    ask: Callable[[Sequence[str], int], list[str]] | None = None
+    ask: Callable[..., Any] | None = None
     find_finished: Callable[[Tensor], Tensor] | None = None
 
 
@@ -53,7 +55,7 @@ class Generation:
         rows: Per-row tensors that follow beams and rejected candidates.
         state: Anything else a strategy keeps for this call, by its name.
         observations: What captures observed last, by (key of the capture, layer).
-        services: What the core runs behind `statistics`, `prompt_states`, `ask` and `finished`.
+        services: What the core runs behind `statistics`, `prompt_states`, `ask`, `margins` and `finished`.
         is_inner: Whether the call was made inside another guarded call, as the questions of `ask` are. Observers that
             count or log what users asked leave these out.
         results: What the strategy leaves in the report, by its name: plain values, or tensors, which become lists.
@@ -171,9 +173,31 @@ class Generation:
                 known to have a single one.
             ProcessorNeeded: The guard has no processor, or does not know the pictures.
         """
+        answers: list[str] = self._find_ask("gen.ask")(questions, row)
+        return answers
+
+    def margins(
+        self, questions: Sequence[str], row: int, *, yes: Sequence[str] = YES, no: Sequence[str] = NO
+    ) -> list[float]:
+        """Ask the guarded model yes/no questions about the picture of request number `row`; return how far it leans to yes.
+
+        A margin is the greatest logit of the tokens that begin `yes` minus that of those that begin `no`, where the first token
+        of the answer is predicted, before generate's own processors: above 0 where yes is the likelier of the two. The questions
+        are those of `ask`, asked in one batch on one look where the model allows it.
+
+        Raises:
+            InputError: As `ask`; or yes and no begin with the same token.
+            ProcessorNeeded: As `ask`.
+        """
+        if not questions:
+            return []
+        logits = self._find_ask("gen.margins")(questions, row, read="first_logits")
+        return subtract_logits(logits, self.tokenize, getattr(self.model.tokenizer, "unk_token_id", None), yes, no)
+
+    def _find_ask(self, name: str) -> Callable[..., Any]:
         if self.services.ask is None:
-            raise InputError("gen.ask is available only in finish, after the answer is decoded.")
-        return self.services.ask(questions, row)
+            raise InputError(f"{name} is available only in finish, after the answer is decoded.")
+        return self.services.ask
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text` without special tokens.

@@ -106,6 +106,7 @@ def test_the_bundled_fitters_are_listed_with_their_distribution():
         ["adhh", "lvlm-guard"],
         ["nullu", "lvlm-guard"],
         ["patch_evidence", "lvlm-guard"],
+        ["revise", "lvlm-guard"],
         ["vti", "lvlm-guard"],
     ]
 
@@ -124,7 +125,7 @@ def test_the_fitter_of_an_outside_distribution_is_listed_and_fits(haze, tmp_path
 
 def test_an_unknown_fitter_gets_the_nearest_and_all(haze):
     with pytest.raises(
-        InputError, match=r"'hase'\. Did you mean 'haze'\? Known: adhh, haze, nullu, patch_evidence, vti\."
+        InputError, match=r"'hase'\. Did you mean 'haze'\? Known: adhh, haze, nullu, patch_evidence, revise, vti\."
     ):
         fitter_catalogue().find("hase")
 

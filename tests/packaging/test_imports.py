@@ -29,6 +29,7 @@ PUBLIC = [
     "Conversation",
     "DecodingLoop",
     "Depth",
+    "Exchange",
     "ExecutorName",
     "FeatureEdit",
     "FitRefused",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lvlm_guard import Branch, Generation, Insert, Replace, anatomy
+from lvlm_guard import Branch, Exchange, Generation, Replace, TokenEdit, anatomy
 from lvlm_guard.bench.running.cost_model import BranchLength
 from lvlm_guard.bench.running.shapes import Shape
 from lvlm_guard.errors import GuardError, InputError, describe_error
@@ -96,8 +96,10 @@ def _length(branch: Branch) -> BranchLength:
     )
 
 
-def _added_tokens(edit: Insert | Replace) -> int:
+def _added_tokens(edit: TokenEdit) -> int:
     """Count text tokens; rows of a batch are padded to the longest."""
+    if isinstance(edit, Exchange):
+        return 0
     if isinstance(edit, Replace) or edit.per_row is None:
         return len(edit.ids)
     return max(map(len, edit.per_row), default=0)

@@ -30,6 +30,7 @@ from lvlm_guard.call.looks.preparation import LookPreparation
 from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
 from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
 from lvlm_guard.call.looks.sharing import RaggedRows, describe_whole, share_prefixes
+from lvlm_guard.call.plain import FIRST_LOGITS
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP
 from lvlm_guard.call.report import Report
@@ -67,7 +68,7 @@ class LookingGuard:
     find_stack: Callable[[], Stack]
     find_strategies: Callable[[], StrategyCalls]
     build_request: BuildRequest
-    ask: Callable[[Request, Sequence[str], int], list[str]]
+    ask: Callable[..., Any]
 
 
 class Look:
@@ -106,6 +107,17 @@ class Look:
         texts = _list_texts(questions)
         answers = self._answer([self._subject.ask(text) for text in texts], kwargs) if texts else []
         return answers[0] if isinstance(questions, str) else answers
+
+    def first_logits(self, questions: Sequence[str]) -> Tensor:
+        """Return the guarded logits of the first token of each answer `[questions, vocab]`, in fp32, before generate's processors.
+
+        Raises:
+            InputError: As `ask`.
+            Refused: As `ask`; or the questions differ in length and would run in groups on this model.
+        """
+        conversations = [self._subject.ask(text) for text in _list_texts(questions)]
+        logits: Tensor = self._run_conversations(conversations, FIRST_LOGITS).logits[0].float()
+        return logits
 
     def inputs(self, questions: Sequence[str]) -> Any:
         """Return model inputs of questions, for `generate`, padded on the left.
@@ -152,14 +164,16 @@ class Look:
         self._memory.clear()
 
     def _answer(self, conversations: list[Any], settings: Mapping[str, Any]) -> list[str]:
-        batch, processor = self._write(conversations), self._guard.maker.processor
-        if self._subject.writer is None:
-            output = self.generate(**batch, **settings)
-        else:
-            output = self._generate(self._build_own_request, (), {**batch, **settings})
+        output, processor = self._run_conversations(conversations, settings), self._guard.maker.processor
         start = self._guard.maker.report.answer_start
         answers: list[str] = conversation.decode_answers(processor, output, start, many=True)
         return answers
+
+    def _run_conversations(self, conversations: list[Any], settings: Mapping[str, Any]) -> Any:
+        batch = self._write(conversations)
+        if self._subject.writer is None:
+            return self.generate(**batch, **settings)
+        return self._generate(self._build_own_request, (), {**batch, **settings})
 
     def _write(self, conversations: list[Any]) -> Any:
         """Return model inputs of conversations, made of words alone where that gives the same."""
@@ -263,8 +277,8 @@ class Look:
     def _build_call(
         self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
     ) -> AskedCall:
-        def ask(questions: Sequence[str], row: int) -> list[str]:
-            return self._guard.ask(request, questions, row)
+        def ask(questions: Sequence[str], row: int, **options: Any) -> Any:
+            return self._guard.ask(request, questions, row, **options)
 
         return build_asked_call(
             self._guard.model, plain, request, self._guard.find_strategies(), self._guard.executor, ask, preparation

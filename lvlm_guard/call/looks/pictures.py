@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lvlm_guard.call.plain import find_start
-from lvlm_guard.errors import ModelRefused
+from torch import Tensor
+
+from lvlm_guard.call.plain import FIRST_LOGITS, find_start
+from lvlm_guard.errors import ModelRefused, ModeRefused
 from lvlm_guard.request import conversation
 
 SETTINGS = {"max_new_tokens": 16, "do_sample": False}
@@ -38,3 +40,17 @@ def _ask_whole(guard: Any, questions: Sequence[str], picture: Any, options: Mapp
     start = find_start(output, report)
     answers: list[str] = conversation.decode_answers(guard.processor, output, start, many=True)
     return answers
+
+
+def read_first_logits(guard: Any, questions: Sequence[str], picture: Any, options: Mapping[str, Any]) -> Tensor:
+    """Return guarded logits of the first token of each answer `[questions, vocab]`, in fp32; else as `ask_about_picture`."""
+    if len(questions) > 1:
+        try:
+            with guard.looking([picture], **options) as look:
+                logits: Tensor = look.first_logits(questions)
+                return logits
+        except (ModelRefused, ModeRefused):
+            pass  # as above, or the questions would run in groups of one length, which have no common logits
+    batch = guard.inputs(messages=[[conversation.write_question(text, picture)] for text in questions], **options)
+    of_prompts: Tensor = guard.generate(**batch, **FIRST_LOGITS).logits[0].float()
+    return of_prompts

@@ -117,7 +117,7 @@ class Recalling:
 
     def __init__(self, texts, denied):
         self.texts, self.denied, self.asked = texts, denied, []
-        self.output_ids, self.model = range(len(texts)), ModelInfo(tokenizer=self)
+        self.output_ids, self.model, self.results = range(len(texts)), ModelInfo(tokenizer=self), {}
 
     def decode(self, row, **_):
         return self.texts[row]
@@ -133,6 +133,7 @@ def test_revisions_of_the_rows_where_something_was_denied():
     found = {one.row: one.text for one in Revise(question="a {}?").finish(gen)}
     assert found == {0: "There is a mug and a mug.", 1: ""}
     assert gen.asked[0] == (0, ["a mug?", "a pan?", "a egg?"])
+    assert [record["decision"] for record in gen.results["revise"][0]] == ["kept", "dropped", "kept", "dropped", "kept"]
 
 
 def test_a_splitter_of_ones_own():
