@@ -3,7 +3,7 @@
 `all` answers both splits with the bundled model and every one that `seeds.py` left in DIR, then writes the tables. `run` does
 one model (a folder that `testbed train` made, or `testbed`); both resume where they were stopped. `table` scores all runs under
 RUNS and writes the pages and figures to commit. Strategies have their published settings, those that
-are fitted beforehand are fitted on training scenes of the same model. Figures of small models on drawn scenes: nothing
+are fitted beforehand are fitted on training and calibration scenes of the same model (`scenes_stacks.py`). Figures of small models on drawn scenes: nothing
 about others.
 """
 
@@ -20,14 +20,12 @@ import scenes_chart
 import scenes_pages as pages
 import transformers
 from measuring import write_at_once
+from scenes_stacks import stacks
 from seeds import MANIFEST
 
-from lvlm_guard import GuardError, InputError, Stack, fitting, loading
+from lvlm_guard import GuardError, InputError, loading
 from lvlm_guard.bench.running import runner, systems
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
-from lvlm_guard.host.fitters import fitter_catalogue
-from lvlm_guard.host.plugins import catalogue
-from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.suite import Scenes
 
 SEED = 41
@@ -37,38 +35,13 @@ SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 480}, "ii
 CAPTIONS = 200
 """Of each split, half of them of scenes that keep the habits a caption speaks of."""
 
-DISTRIBUTION = "lvlm-guard"
-DEMONSTRATIONS = 50
-SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
-"""The bundled model itself says how much the picture speaks for a sentence."""
 
-
-def stacks(model: Any, processor: Any, folder: Path) -> dict[str, Stack]:
-    """Every bundled strategy alone, at published settings; what has to be fitted is fitted into the folder once."""
-    parameters: Mapping[str, Any] = {**_fitted_parameters(model, processor, folder / "fitted"), **SCORER}
-    offers = [offer.name for offer in catalogue() if offer.distribution == DISTRIBUTION]
-    names = [name for name in offers if name not in systems.CONTROLS]
-    return {name: Stack.of([{"name": name, "params": dict(parameters.get(name, {}))}]) for name in names}
-
-
-def _fitted_parameters(model: Any, processor: Any, folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Parameters of the strategies that need an artefact, fitted on training scenes where it is not in the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kinds = [offer.fitter.strategy for offer in fitter_catalogue() if offer.distribution == DISTRIBUTION]
-    artefacts = {kind: folder / f"{kind}.safetensors" for kind in kinds}
-    if not all(path.is_file() for path in artefacts.values()):
-        demonstrations = build_demonstrations(DEMONSTRATIONS)
-        for kind, path in artefacts.items():
-            fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train").save(path)
-    return {kind: {"artefact": str(path)} for kind, path in artefacts.items()}
-
-
-def run(name: str, splits: Iterable[str], out: Path, limit: int | None) -> None:
+def run(name: str, splits: Iterable[str], out: Path, limit: int | None, only: Sequence[str] = ()) -> None:
     """Answer the scenes of some splits with one model."""
     loading.quieten()
     model, processor = loading.load(name)
     label = loading.BUNDLED if name == loading.BUNDLED else Path(name).name
-    compared = systems.build_systems(stacks(model, processor, out / label))
+    compared = systems.build_systems(stacks(model, processor, out / label / "fitted", only))
     for split in splits:
         arguments = {"design": "balanced", "split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
         suite = SuiteChoice(Scenes(**arguments), "ours", arguments)  # type: ignore[arg-type]
@@ -131,6 +104,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     whole = commands.add_parser("all", help="both splits with the bundled model and those of --models, then the table")
     for one in (running, whole):
         one.add_argument("--limit", type=int, help="at most so many items, to see that it works")
+        one.add_argument("--only", action="append", default=[], help="a stack; repeat for several; all unless told")
     for one in (tabling, whole):
         one.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
         one.add_argument("--models", type=Path, required=one is whole, help="folder that seeds.py filled")
@@ -152,11 +126,11 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def _obey(asked: argparse.Namespace) -> None:
     if asked.command == "run":
-        run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit)
+        run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit, asked.only)
         return
     if asked.command == "all":
         for name in (loading.BUNDLED, *map(str, trained(asked.models))):
-            run(name, SPLITS, asked.out, asked.limit)
+            run(name, SPLITS, asked.out, asked.limit, asked.only)
     tabulate(asked.out, asked.results, asked.models)
 
 

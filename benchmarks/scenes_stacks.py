@@ -1,0 +1,101 @@
+"""The stacks that are compared on drawn scenes, and what they need fitted: on training and calibration scenes of the same model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard import InputError, Stack, fitting
+from lvlm_guard.bench.running import systems
+from lvlm_guard.errors import nearest
+from lvlm_guard.host.fitters import fitter_catalogue
+from lvlm_guard.host.plugins import catalogue
+from lvlm_guard.strategy.artefacts import Artefact
+from lvlm_guard.strategy.fitters import LabelledPictures
+from lvlm_guard.testbed import labelled
+from lvlm_guard.testbed.demonstrations import build_demonstrations
+
+DISTRIBUTION = "lvlm-guard"
+DEMONSTRATIONS = 50
+REVISED = 240
+"""Calibration scenes whose captions fit the thresholds of `revise`."""
+
+LABELLED, JUDGED = 2200, 600
+"""Habit-free scenes that a head is fitted on, and calibration scenes that its weights are fitted on."""
+
+SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
+"""The bundled model itself says how much the picture speaks for a sentence."""
+
+FITTED: Mapping[str, Sequence[str]] = {
+    "revise_fitted": ("revise",),
+    "patch_evidence+revise_fitted": ("patch_evidence", "revise"),
+    "vdd+patch_evidence": ("vdd", "patch_evidence"),
+}
+"""Stacks beyond single strategies at published settings. Here `revise` has fitted thresholds."""
+
+OPTIONAL = ("revise",)
+"""Strategies that work as published without what can be fitted for them."""
+
+
+def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ()) -> dict[str, Stack]:
+    """Every bundled strategy alone, at published settings, and the stacks of `FITTED`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        folder: What has to be fitted is fitted into it once.
+        only: Names of the stacks to keep; none keeps all.
+
+    Raises:
+        InputError: A name of `only` that no stack has.
+    """
+    offers = [offer.name for offer in catalogue() if offer.distribution == DISTRIBUTION]
+    parts = {name: (name,) for name in offers if name not in systems.CONTROLS} | dict(FITTED)
+    for name in only:
+        if name not in parts:
+            raise InputError(f"no stack is called {name!r}.{nearest(name, parts)}")
+    chosen = {name: strategies for name, strategies in parts.items() if not only or name in only}
+    parameters = {**_fit_all(model, processor, folder, chosen), **SCORER}
+    return {
+        name: Stack.of([_entry(strategy, name, parameters) for strategy in strategies])
+        for name, strategies in chosen.items()
+    }
+
+
+def _entry(strategy: str, stack: str, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {"name": strategy, "params": {} if _is_published(strategy, stack) else dict(parameters.get(strategy, {}))}
+
+
+def _is_published(strategy: str, stack: str) -> bool:
+    """Whether a strategy stands alone and works as published, though something can be fitted for it."""
+    return strategy == stack and strategy in OPTIONAL
+
+
+def _fit_all(
+    model: Any, processor: Any, folder: Path, chosen: Mapping[str, Sequence[str]]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the artefact of each strategy that needs one, fitted where it is not in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    used = {
+        strategy for name, strategies in chosen.items() for strategy in strategies if not _is_published(strategy, name)
+    }
+    kinds = [offer.fitter.strategy for offer in fitter_catalogue() if offer.distribution == DISTRIBUTION]
+    artefacts = {kind: folder / f"{kind}.safetensors" for kind in kinds if kind in used}
+    for kind, path in artefacts.items():
+        if not path.is_file():
+            _fit(kind, model, processor).save(path)
+    return {kind: {"artefact": str(path)} for kind, path in artefacts.items()}
+
+
+def _fit(kind: str, model: Any, processor: Any) -> Artefact:
+    if fitter_catalogue().find(kind).data == "pictures":
+        fitted_on, judged_on = (
+            labelled.label_scenes(split, count)
+            for split, count in ((labelled.SPLIT, LABELLED), (labelled.CALIBRATION, JUDGED))
+        )
+        examples, split = LabelledPictures(fitted_on, judged_on), f"{labelled.SPLIT}, {labelled.CALIBRATION}"
+        return fitting.fit(kind, model, processor, examples, model_id="testbed", split=split)
+    split, count = ("calibration", REVISED) if kind == "revise" else ("train", DEMONSTRATIONS)
+    demonstrations = build_demonstrations(count, split=split)
+    return fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split=split)
