@@ -316,4 +316,12 @@ def depth_and_heads(module: Any) -> tuple[int, int]:
 
 def attends_across(module: Any) -> bool:
     """Whether some decoder layers attend to the image beside the prompt, by cross-attention."""
-    return any("Cross" in type(part).__name__ for part in decoder_layers(module).modules())
+    return bool(layers_across(module))
+
+
+def layers_across(module: Any) -> frozenset[int]:
+    """Return which decoder layers attend to the image beside the prompt, by cross-attention."""
+    layers = enumerate(decoder_layers(module))
+    return frozenset(
+        index for index, layer in layers if any("Cross" in type(part).__name__ for part in layer.modules())
+    )

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.call.answered import AnsweredPrompts
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
@@ -336,13 +337,16 @@ class Guard:
         defaults = getattr(self.model, "generation_config", None)
         return Request(inputs, settings, self.model.config, self.processor, pictures, defaults, main_input)
 
-    def _ask_about_picture(self, request: Request, questions: Sequence[str], row: int) -> list[str]:
+    def _ask_about_picture(
+        self, request: Request, questions: Sequence[str], row: int, answered: AnsweredPrompts
+    ) -> list[str]:
         """Return answers about the picture of one request, by the stack without searches and revisions."""
         index = find_picture(request, row)
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        return ask_about_picture(guard, questions, pictures.pictures[index], pictures.options[index])
+        picture, options = pictures.pictures[index], pictures.options[index]
+        return ask_about_picture(guard._looking, questions, picture, options, answered, row)
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}

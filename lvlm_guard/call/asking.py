@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+from lvlm_guard.call.answered import AnsweredPrompts
 from lvlm_guard.call.generation import create_generation
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.generation import Generation
+
+Ask: TypeAlias = Callable[[Sequence[str], int, AnsweredPrompts], list[str]]
+"""Asks the guarded model questions about the picture of one request, whose prompts may go on from those of the call."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +40,15 @@ class AskedCall:
     request: Request
     strategies: StrategyCalls
     executor: ExecutorName
-    ask: Callable[[Sequence[str], int], list[str]] | None
+    ask: Ask | None
     gen: Generation
     preparation: type[PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether a strategy may ask questions once the call is answered."""
+        return self.ask is not None and bool(self.strategies.active("finish"))
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
         """Return what each strategy yields from a hook."""
@@ -52,7 +61,7 @@ def build_asked_call(
     request: Request,
     strategies: StrategyCalls,
     executor: ExecutorName,
-    ask: Callable[[Sequence[str], int], list[str]] | None = None,
+    ask: Ask | None = None,
     preparation: type[PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""

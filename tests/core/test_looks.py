@@ -1,8 +1,6 @@
 """Looks: prompts that go on from a beginning that ran once answer as whole prompts do."""
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from looks import (
     run_both,
 )
 
-from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused, hookimpl
+from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused
 from lvlm_guard.call.looks import preparation
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.prefixes import continuing, continuing_inputs
@@ -259,46 +257,3 @@ def test_a_cache_that_is_not_copied_is_noticed(monkeypatch):
     with guard.looking(inputs) as look, contextlib.suppress(Refused, RuntimeError, ValueError, IndexError):
         look.generate(**batch, **SETTINGS)
         assert not torch.equal(look.generate(**batch, **SETTINGS), expected)
-
-
-@dataclass(frozen=True)
-class Asks:
-    """Asks two questions about the picture of each row once it is answered."""
-
-    name: ClassVar[str] = "asks"
-    answers: Any = None
-    __hash__ = object.__hash__
-
-    @hookimpl
-    def finish(self, gen: Any) -> Any:
-        self.answers.extend(gen.ask(QUESTIONS, row) for row in range(len(gen.output_ids)))
-        return []
-
-
-@pytest.mark.parametrize("name", ["llava", "paligemma"])
-def test_questions_of_a_revision_are_answered_as_by_chat(name):
-    answers = []
-    model, _ = tiny(name)
-    guard = Guard(model, TinyProcessor(name), ["vcd", Asks(answers)])
-    drawn = draw_pictures(2)
-    batch = guard.inputs(images=drawn, text=["<image> w17", "<image> w31"])
-    guard.generate(**batch, max_new_tokens=1)  # the model is tried
-    answers.clear()
-    guard.generate(**batch, max_new_tokens=1)
-    asking = guard.using("vcd")
-    settings = {"max_new_tokens": 16, "do_sample": False}
-    assert answers == [[asking.chat(message(picture, text), **settings) for text in QUESTIONS] for picture in drawn]
-
-
-@pytest.mark.parametrize("name", ["llava"])
-def test_questions_of_a_revision_run_their_beginning_once(name):
-    answers, rows = [], []
-    model, _ = tiny(name)
-    guard = Guard(model, TinyProcessor(name), ["vcd", Asks(answers)])
-    batch = guard.inputs(images=draw_pictures(1), text=["<image> w17"])
-    model.get_decoder().layers[0].register_forward_hook(lambda _, args, output: rows.append(tuple(args[0].shape[:2])))
-    guard.generate(**batch, max_new_tokens=1)  # the model is tried
-    rows.clear()
-    guard.generate(**batch, max_new_tokens=1)
-    long = [shape for shape in rows if shape[1] > 20]
-    assert long == [(1, 26), (1, 26), (1, 26), (1, 26)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.call.answered import AnsweredPrompts
 from lvlm_guard.call.answers import restore_prompt
 from lvlm_guard.call.asking import AskedCall, build_asked_call
 from lvlm_guard.call.attachments import plain_generate, run_guarded_call
@@ -67,7 +68,7 @@ class LookingGuard:
     find_stack: Callable[[], Stack]
     find_strategies: Callable[[], StrategyCalls]
     build_request: BuildRequest
-    ask: Callable[[Request, Sequence[str], int], list[str]]
+    ask: Callable[[Request, Sequence[str], int, AnsweredPrompts], list[str]]
 
 
 class Look:
@@ -80,13 +81,14 @@ class Look:
         subject: What the look is at.
         guard: What it uses of the guard.
         advances: Whether its prompts are the turns of one conversation, each of which begins with the turns before it.
+        answered: The prompt of an answered call that it takes over, if any.
     """
 
-    def __init__(self, subject: Any, guard: Any, *, advances: bool = False) -> None:
+    def __init__(self, subject: Any, guard: Any, *, advances: bool = False, answered: Any = None) -> None:
         looking: LookingGuard = guard
         self._guard = looking
         self._subject: LookSubject = subject
-        self._memory = PrefixMemory(self._subject.opening)
+        self._memory = PrefixMemory(self._subject.opening, answered)
         self._stack = looking.find_stack()
         self._is_open = True
         self._share = functools.partial(share_prefixes, memory=self._memory, advances=advances)
@@ -263,8 +265,8 @@ class Look:
     def _build_call(
         self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
     ) -> AskedCall:
-        def ask(questions: Sequence[str], row: int) -> list[str]:
-            return self._guard.ask(request, questions, row)
+        def ask(questions: Sequence[str], row: int, answered: AnsweredPrompts) -> list[str]:
+            return self._guard.ask(request, questions, row, answered)
 
         return build_asked_call(
             self._guard.model, plain, request, self._guard.find_strategies(), self._guard.executor, ask, preparation
