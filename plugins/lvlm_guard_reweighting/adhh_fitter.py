@@ -109,35 +109,36 @@ def _silence_heads(
     """Return the probability of words minus that with each head silenced, fp64 `[heads, words]`."""
     if not positions:
         return torch.zeros(len(heads), 0, dtype=torch.float64)
-    length = batch["input_ids"].shape[1]
     aligned = batch["input_ids"].shape
-    prompt = {
-        name: value[:, : length - len(answer)] if value.shape[:2] == aligned else value for name, value in batch.items()
-    }
-    forced = tuple(answer[: max(positions) + 1])
+    length = (
+        aligned[1] - len(answer) - 1
+    )  # the last token of the prompt is forced too, so that no head is silenced in what runs once
+    prompt = {name: value[:, :length] if value.shape[:2] == aligned else value for name, value in batch.items()}
+    forced = (int(batch["input_ids"][0, length]), *answer[: max(positions) + 1])
     probabilities: list[Tensor] = []
     for start in range(0, len(heads), heads_per_batch):
         strategy = Silenced(tuple(heads[start : start + heads_per_batch]), forced, probabilities.append)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # silencing a head may well have no effect
             Guard(model, None, [strategy]).generate(**prompt, max_new_tokens=len(forced), min_new_tokens=0)
-    return torch.cat([rows[-1:, positions] - rows[:-1, positions] for rows in probabilities])
+    places = [position + 1 for position in positions]
+    return torch.cat([rows[-1:, places] - rows[:-1, places] for rows in probabilities])
 
 
 @dataclass(frozen=True)
 class Silenced:
-    """Force the same answer in every row, each with one head silenced, the last with none.
+    """Force the same tokens in every row, each with one head silenced from the second token on, the last with none.
 
     Args:
         heads: (layer, head) of each row.
-        answer: The tokens.
+        tokens: The tokens.
         receive: Receives their probabilities, fp64 `[rows, tokens]`.
     """
 
     name: ClassVar[str] = "silenced"
 
     heads: tuple[Head, ...]
-    answer: tuple[int, ...]
+    tokens: tuple[int, ...]
     receive: Callable[[Tensor], None]
 
     @hookimpl
@@ -147,18 +148,20 @@ class Silenced:
             yield AttentionEdit((layer, layer + 1), self._silence, keys="all", queries="predicting", stage="outputs")
 
     def _silence(self, outputs: Tensor, view: View) -> Tensor:
+        if len(outputs) <= len(self.heads):  # the prompt, which all rows share
+            return outputs
         silenced = [(row, head) for row, (layer, head) in enumerate(self.heads) if layer == view.layer]
         rows, heads = torch.tensor(silenced, device=outputs.device).unbind(1)
         return outputs.index_put((rows, heads), outputs.new_zeros(()))
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
-        """Force the answer."""
-        yield Search(self._force, rows_per_request=len(self.heads) + 1, shared_prompt=False)
+        """Force the tokens."""
+        yield Search(self._force, rows_per_request=len(self.heads) + 1)
 
     def _force(self, loop: DecodingLoop) -> Tensor:
         probabilities = []
-        for token in self.answer:
+        for token in self.tokens:
             probabilities.append(loop.logits().double().softmax(-1)[:, token].cpu())
             loop.append(torch.full_like(loop.generated[:, :1].sum(1), token).long())
         self.receive(torch.stack(probabilities, dim=1))
