@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,12 @@ VISUAL_INPUTS = (
     "tile", "grid", "target_sizes", "spatial_shapes", "visual",
 )  # fmt: skip
 """Parts of the names of model inputs that a text alone does not bring."""
+ROPE = "rope_deltas"
+"""Attribute under which some versions keep rope deltas on a module."""
+_parts: weakref.WeakKeyDictionary[nn.Module, list[tuple[weakref.ref[nn.Module], list[int]]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Every part of a module, and the identities of the parts right inside it."""
 
 
 def main_input(model: Any) -> str:
@@ -75,9 +82,26 @@ def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
     return (channels, frames) if width % (channels * frames) == 0 else None
 
 
+def list_parts(module: Any) -> list[nn.Module]:
+    """Return what `module.modules()` yields, itself first. The list is remembered for as long as every part has the parts it had."""
+    known = [(part, children) for reference, children in _parts.get(module, ()) if (part := reference()) is not None]
+    if known and all(list(map(id, part._modules.values())) == children for part, children in known):  # noqa: SLF001 - torch's own list of them
+        return [part for part, _ in known]
+    parts = list(module.modules())
+    _parts[module] = [(weakref.ref(part), list(map(id, part._modules.values()))) for part in parts]  # noqa: SLF001 - as above
+    return parts
+
+
 def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     """Submodules that remember rope deltas between calls, and so must be put back after every branch."""
-    return [part for part in module.modules() if hasattr(part, "rope_deltas")]
+    return [part for part in list_parts(module) if _remembers_rope(part)]
+
+
+def _remembers_rope(part: nn.Module) -> bool:
+    """Whether a module has rope deltas; torch's own search for an attribute that is not there is slow."""
+    if ROPE in vars(part) or hasattr(type(part), ROPE):
+        return True
+    return type(part).__getattr__ is not nn.Module.__getattr__ and hasattr(part, ROPE)
 
 
 @contextmanager
