@@ -69,6 +69,42 @@ def test_whatever_happens_to_it_a_layer_holds_what_a_copying_one_holds(seed):
         assert torch.equal(values, values_then)
 
 
+def test_rows_are_reordered_with_room_behind_them():
+    layer = growing()
+    layer.update(*states(7))
+    for _ in range(3):
+        layer.reorder_cache(torch.tensor([1, 0]))
+        places = layer.keys.data_ptr(), layer.values.data_ptr()
+        layer.update(*states(1))
+        assert (layer.keys.data_ptr(), layer.values.data_ptr()) == places
+    assert layer.get_seq_length() == 10
+
+
+@pytest.mark.parametrize("stack", [["vcd"], ["vdd"]], ids=str)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+def test_beams_copy_their_cache_once_a_step(name, stack, monkeypatch):
+    model, inputs = tiny(name)
+    settings = {"max_new_tokens": 7, "num_beams": 3, "do_sample": False, "num_return_sequences": 2}
+    moves, copies = [], []
+    update = DynamicLayer.update
+    monkeypatch.setattr(DynamicLayer, "update", lambda self, *args: copies.append(type(self)) or update(self, *args))
+    select = growing_module._select
+    monkeypatch.setattr(growing_module, "_select", lambda tensor, index: moves.append(index) or select(tensor, index))
+    guard = Guard(model, stack=stack, executor="batched")
+    output = guard.generate(**inputs, **settings)
+    plain_layers = [layer for layer in model.get_decoder().layers if not getattr(layer.self_attn, "is_sliding", False)]
+    assert len(moves) == 6 * 2 * len(plain_layers)
+    assert any(not torch.equal(index, torch.arange(len(index))) for index in moves)
+    concatenations = [kind for kind in copies if kind is DynamicLayer]
+    monkeypatch.undo()
+    rows = len(guard.report.branches) + 1
+    assert len(concatenations) == rows * len(plain_layers)  # the prefill of main and of every branch
+    monkeypatch.setattr(growing_module, "grow_in_place", lambda cache: lambda: None)
+    monkeypatch.setattr(caches, "grow_in_place", lambda cache: lambda: None)
+    assert torch.equal(output, guard.generate(**inputs, **settings))
+    assert torch.equal(output, Guard(model, stack=stack, executor="sequential").generate(**inputs, **settings))
+
+
 def test_tokens_are_written_behind_the_others_until_there_is_no_room():
     layer = growing()
     layer.update(*states(7))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -31,14 +32,16 @@ class Buffer(NamedTuple):
 def grow_in_place(cache: Cache | None) -> Callable[[], None]:
     """Let the plain growing layers of a cache grow in place; layers of other kinds stay as they are. Returns the undo.
 
-    Only positions that nobody has received are ever written, so a tensor taken from the cache never changes. Where the
-    layer holds another tensor than it received last (cropped, reordered, replaced), it grows by a copy, as always.
+    Only positions that nobody has received are ever written, so a tensor taken from the cache never changes. Rows that are
+    reordered, as beams are at every step, are copied to where there is room behind them. Where the layer holds another
+    tensor than it received last (cropped, replaced), it grows by a copy, as always.
     """
     if cache is None or type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         return lambda: None
     layers = [layer for layer in cache.layers if type(layer) is DynamicLayer and "update" not in vars(layer)]
     for layer in layers:
         stand_in(layer, "update", _update, layer)
+        stand_in(layer, "reorder_cache", _reorder, layer)
         if layer.is_initialized:
             _set_buffers(layer, Buffer(layer.keys), Buffer(layer.values))
     return lambda: _undo(layers)
@@ -48,6 +51,7 @@ def _undo(layers: Sequence[CacheLayer]) -> None:
     for layer in layers:
         vars(layer).pop(BUFFERS, None)
         leave(layer, "update", layer)
+        leave(layer, "reorder_cache", layer)
 
 
 def _update(wrapper: StandIn, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -60,6 +64,22 @@ def _update(wrapper: StandIn, keys: Tensor, values: Tensor, *args: Any, **kwargs
         copied = wrapper.original(keys, values, *args, **kwargs)
         _set_buffers(layer, Buffer(copied[0]), Buffer(copied[1]))
     return layer.keys, layer.values
+
+
+def _reorder(wrapper: StandIn, index: Tensor) -> None:
+    """Continue row `index[i]` in row i, as the layer's own `reorder_cache` does, with room for what follows."""
+    layer = wrapper.owner
+    if layer.get_seq_length():
+        _set_buffers(layer, _select(layer.keys, index), _select(layer.values, index))
+
+
+def _select(tensor: Tensor, index: Tensor) -> Buffer:
+    """Copy rows of a tensor `[rows, ..., length, size]` into a larger one."""
+    length, size = tensor.shape[-2:]
+    storage = tensor.new_empty((len(index), *tensor.shape[1:-2], length + ROOM, size))
+    view = storage.narrow(-2, 0, length)
+    torch.index_select(tensor, 0, index.to(tensor.device), out=view)
+    return Buffer(view, storage)
 
 
 def _set_buffers(layer: CacheLayer, keys: Buffer, values: Buffer) -> None:
