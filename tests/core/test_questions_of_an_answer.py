@@ -269,3 +269,16 @@ def test_nothing_is_kept_where_nobody_asks(monkeypatch):
     guard = Guard(model, TinyProcessor("llava"), ["vcd", Revise(rounds=0)])
     guard.chat(message(draw_pictures(1)[0], "w17"), max_new_tokens=2)
     assert guard.report.questions == {}
+
+
+@pytest.mark.parametrize("name", ["llava", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_questions_of_answers_on_a_look_go_on_from_them(name):
+    answers, picture = [], draw_pictures(1)[0]
+    model, _ = tiny(name)
+    guard = Guard(model, TinyProcessor(name), ["vcd", Asks(answers)])
+    with guard.looking(picture) as look:
+        look.ask(["w17", "w31 w32 w33"], max_new_tokens=2)  # with a gap, or in groups of one length
+    assert set(guard.report.prompts.values()) == {"shared"}
+    assert set(guard.report.questions.values()) == {"shared"}
+    asking = guard.using("vcd")
+    assert answers == [[asking.chat(message(picture, text), **SETTINGS) for text in QUESTIONS]] * 2

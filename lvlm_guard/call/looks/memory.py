@@ -48,10 +48,12 @@ class PrefixMemory:
     _prefixes: dict[Hashable, tuple[Any, Prefix | str]] = field(default_factory=dict)
 
     @property
-    def source(self) -> tuple[bool, ...]:
-        """What tells prefixes that were run from prefixes that were taken, with padding before them or without; each kind is tried."""
-        is_taken = self.answered is not None and not all(self.answered.not_taken.values())
-        return (self.answered.is_padded,) if self.answered is not None and is_taken else ()
+    def source(self) -> tuple[Hashable, ...]:
+        """What tells prefixes that were run from those that were taken, with padding before them or without; each kind is tried."""
+        if self.answered is None:
+            return ()
+        taken_keys = frozenset(key for key, reason in self.answered.not_taken.items() if not reason)
+        return (self.answered.is_padded, taken_keys) if taken_keys else ()
 
     def find(self, key: Hashable, kind: Any) -> Prefix | str | None:
         """Return the prefix of `"main"` or of a branch, or why it has none; None where none was run for this kind of prompt.
