@@ -42,7 +42,7 @@ class AskedCall:
     executor: ExecutorName
     ask: Ask | None
     gen: Generation
-    preparation: type[PromptPreparation] = PromptPreparation
+    preparation: Callable[..., PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -62,7 +62,7 @@ def build_asked_call(
     strategies: StrategyCalls,
     executor: ExecutorName,
     ask: Ask | None = None,
-    preparation: type[PromptPreparation] = PromptPreparation,
+    preparation: Callable[..., PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
     return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request), preparation)

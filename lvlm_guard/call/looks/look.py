@@ -31,6 +31,7 @@ from lvlm_guard.call.looks.preparation import LookPreparation
 from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
 from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
 from lvlm_guard.call.looks.sharing import RaggedRows, describe_whole, share_prefixes
+from lvlm_guard.call.looks.unedited import compute_states
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP
 from lvlm_guard.call.report import Report
@@ -263,14 +264,17 @@ class Look:
                 )
 
     def _build_call(
-        self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
+        self, plain: Any, request: Request, preparation: Callable[..., PromptPreparation] | None = None
     ) -> AskedCall:
         def ask(questions: Sequence[str], row: int, answered: AnsweredPrompts) -> list[str]:
             return self._guard.ask(request, questions, row, answered)
 
-        return build_asked_call(
-            self._guard.model, plain, request, self._guard.find_strategies(), self._guard.executor, ask, preparation
-        )
+        strategies = self._guard.find_strategies()
+        if preparation is None:
+            edits = bool(strategies.active("edit_inputs"))
+            unedited = None if edits else functools.partial(compute_states, self._memory)
+            preparation = functools.partial(LookPreparation, compute_unedited=unedited)
+        return build_asked_call(self._guard.model, plain, request, strategies, self._guard.executor, ask, preparation)
 
     def _run_laid_out(self, plain: Any, request: Request) -> tuple[Any, Report]:
         """Run the rows in one batch, behind the look."""
