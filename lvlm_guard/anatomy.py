@@ -84,12 +84,17 @@ def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
 
 def list_parts(module: Any) -> list[nn.Module]:
     """Return what `module.modules()` yields, itself first. The list is remembered for as long as every part has the parts it had."""
-    known = [(part, children) for reference, children in _parts.get(module, ()) if (part := reference()) is not None]
-    if known and all(list(map(id, part._modules.values())) == children for part, children in known):  # noqa: SLF001 - torch's own list of them
-        return [part for part, _ in known]
+    pairs = [(part, inside) for reference, inside in _parts.get(module, ()) if (part := reference()) is not None]
+    if pairs and all(_list_inside(part) == inside for part, inside in pairs):
+        return [part for part, _ in pairs]
     parts = list(module.modules())
-    _parts[module] = [(weakref.ref(part), list(map(id, part._modules.values()))) for part in parts]  # noqa: SLF001 - as above
+    _parts[module] = [(weakref.ref(part), _list_inside(part)) for part in parts]
     return parts
+
+
+def _list_inside(part: nn.Module) -> list[int]:
+    """Return the identities of the parts right inside a module."""
+    return list(map(id, part._modules.values()))  # noqa: SLF001 - torch's own list of them
 
 
 def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
