@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,12 @@ VISUAL_INPUTS = (
     "tile", "grid", "target_sizes", "spatial_shapes", "visual",
 )  # fmt: skip
 """Parts of the names of model inputs that a text alone does not bring."""
+ROPE = "rope_deltas"
+"""Attribute under which some versions keep rope deltas on a module."""
+_parts: weakref.WeakKeyDictionary[nn.Module, list[tuple[weakref.ref[nn.Module], list[int]]]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Every part of a module, and the identities of the parts right inside it."""
 
 
 def main_input(model: Any) -> str:
@@ -75,9 +82,31 @@ def packed_frames(config: Any, width: int) -> tuple[int, int] | None:
     return (channels, frames) if width % (channels * frames) == 0 else None
 
 
+def list_parts(module: Any) -> list[nn.Module]:
+    """Return what `module.modules()` yields, itself first. The list is remembered for as long as every part has the parts it had."""
+    pairs = [(part, inside) for reference, inside in _parts.get(module, ()) if (part := reference()) is not None]
+    if pairs and all(_list_inside(part) == inside for part, inside in pairs):
+        return [part for part, _ in pairs]
+    parts = list(module.modules())
+    _parts[module] = [(weakref.ref(part), _list_inside(part)) for part in parts]
+    return parts
+
+
+def _list_inside(part: nn.Module) -> list[int]:
+    """Return the identities of the parts right inside a module."""
+    return list(map(id, part._modules.values()))  # noqa: SLF001 - torch's own list of them
+
+
 def rope_owners(module: nn.Module | Model) -> list[nn.Module]:
     """Submodules that remember rope deltas between calls, and so must be put back after every branch."""
-    return [part for part in module.modules() if hasattr(part, "rope_deltas")]
+    return [part for part in list_parts(module) if _remembers_rope(part)]
+
+
+def _remembers_rope(part: nn.Module) -> bool:
+    """Whether a module has rope deltas; torch's own search for an attribute that is not there is slow."""
+    if ROPE in vars(part) or hasattr(type(part), ROPE):
+        return True
+    return type(part).__getattr__ is not nn.Module.__getattr__ and hasattr(part, ROPE)
 
 
 @contextmanager
@@ -316,4 +345,12 @@ def depth_and_heads(module: Any) -> tuple[int, int]:
 
 def attends_across(module: Any) -> bool:
     """Whether some decoder layers attend to the image beside the prompt, by cross-attention."""
-    return any("Cross" in type(part).__name__ for part in decoder_layers(module).modules())
+    return bool(layers_across(module))
+
+
+def layers_across(module: Any) -> frozenset[int]:
+    """Return which decoder layers attend to the image beside the prompt, by cross-attention."""
+    layers = enumerate(decoder_layers(module))
+    return frozenset(
+        index for index, layer in layers if any("Cross" in type(part).__name__ for part in layer.modules())
+    )

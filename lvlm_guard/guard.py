@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.call.answered import AnsweredPrompts
 from lvlm_guard.call.asking import build_asked_call
 from lvlm_guard.call.attachments import attached, plain_generate, run_guarded_call
 from lvlm_guard.call.last_reports import find_report, keep_report
 from lvlm_guard.call.looks.look import Look, LookingGuard
 from lvlm_guard.call.looks.opening import open_subject
-from lvlm_guard.call.looks.pictures import ask_about_picture, read_first_logits
+from lvlm_guard.call.looks.pictures import ask_about_picture
 from lvlm_guard.call.looks.talking import Conversation
 from lvlm_guard.call.plain import find_start, run_plain
 from lvlm_guard.call.refusals import APART, ARGUMENTS, LOOP, MODEL
@@ -341,7 +342,7 @@ class Guard:
         request: Request,
         questions: Sequence[str],
         row: int,
-        *,
+        answered: AnsweredPrompts,
         read: Literal["answers", "first_logits"] = "answers",
     ) -> Any:
         """Return answers about the picture of one request, or logits, by the stack without searches and revisions."""
@@ -349,8 +350,8 @@ class Guard:
         pictures = know_pictures(request)
         strategies = [strategy for strategy in self.stack if not _takes_over(strategy)]
         guard = Guard(self.model, self.processor, strategies, executor=self.executor)
-        ask = ask_about_picture if read == "answers" else read_first_logits
-        return ask(guard, questions, pictures.pictures[index], pictures.options[index])
+        picture, options = pictures.pictures[index], pictures.options[index]
+        return ask_about_picture(guard._looking, questions, picture, options, answered, row, read)
 
 
 DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONLY}

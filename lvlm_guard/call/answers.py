@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
+from lvlm_guard.call.answered import AnsweredPrompts
+from lvlm_guard.call.asking import Ask
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.generation import describe_output
 from lvlm_guard.call.plan import collect_values
@@ -27,15 +30,21 @@ class FinishedOutput:
         output: As generate returned it, with the user's own prompt in front where it begins with a prompt, and revised answers.
         answer_start: Where the answers begin in each row.
         answers_revised: How many answers each strategy revised.
+        questions: How the prompts of questions ran that strategies asked, by `"main"` and the keys of branches.
     """
 
     output: Any
     answer_start: int
     answers_revised: Mapping[str, int] = field(default_factory=dict)
+    questions: Mapping[str, str] = field(default_factory=dict)
 
 
-def finish_output(decoded: DecodedCall) -> FinishedOutput:
+def finish_output(decoded: DecodedCall, state: Any = None) -> FinishedOutput:
     """Put the user's own prompt back, and let strategies revise the answers.
+
+    Args:
+        decoded: The decoded call.
+        state: What the model was like before it, as `describe_state` tells it.
 
     Raises:
         ProcessorNeeded: There is a revision and no tokenizer.
@@ -47,7 +56,8 @@ def finish_output(decoded: DecodedCall) -> FinishedOutput:
         output, length = restore_prompt(output, length, prompt), prompt.shape[1]
     if not call.strategies.active("finish"):
         return FinishedOutput(output, length)
-    describe_output(call.gen, output[:, length:], call.ask)
+    answered = _keep_answered(decoded, state)
+    describe_output(call.gen, output[:, length:], _bind(call.ask, answered))
     by_strategy = collect_values(call.ask_strategies, "finish")
     for name, revisions in by_strategy.items():
         _check_rows(name, revisions, len(output))
@@ -60,7 +70,40 @@ def finish_output(decoded: DecodedCall) -> FinishedOutput:
     revisions = [revision for values in by_strategy.values() for revision in values]
     if revisions:
         output = replace_answers(output, length, revisions, tokenizer, settings)
-    return FinishedOutput(output, length, changed)
+    return FinishedOutput(output, length, changed, answered.used)
+
+
+def _bind(ask: Ask | None, answered: AnsweredPrompts) -> Callable[..., Any] | None:
+    return None if ask is None else lambda questions, row, **options: ask(questions, row, answered, **options)
+
+
+def _keep_answered(decoded: DecodedCall, state: Any) -> AnsweredPrompts:
+    """Return what questions can go on from."""
+    planned, effects = decoded.prepared.planned, set()
+    for name, edits in planned.plan.edits.items():
+        effects |= {(name, number) for number, edit in enumerate(edits) if planned.interventions.had_effect([edit])}
+    return AnsweredPrompts(
+        planned.plan,
+        planned.request,
+        decoded.kept_prompts,
+        _find_obstacle(decoded),
+        frozenset(effects),
+        state,
+        planned.main.rows_per_request,
+    )
+
+
+def _find_obstacle(decoded: DecodedCall) -> str:
+    """Return why no question can go on from the prompts of this call; empty where some can."""
+    planned = decoded.prepared.planned
+    if planned.search is not None:
+        return f"{planned.searching!r} kept candidates of its own"
+    if names := [repr(name) for name, changed in planned.input_edits.items() if changed]:
+        return f"{' and '.join(names)} edited main's own inputs"
+    limit = anatomy.rotation_limit(planned.main.module.config)
+    if limit is not None and planned.main.length > limit:
+        return f"this model turns positions by the length of a prompt beyond {limit}"
+    return "" if decoded.kept_prompts else "an edit inside the layers keeps something of whole prompts"
 
 
 def _find_own_prompt(decoded: DecodedCall) -> Tensor:

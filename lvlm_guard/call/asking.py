@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from lvlm_guard.call.generation import create_generation
 from lvlm_guard.call.prompt_preparation import PromptPreparation
@@ -13,6 +13,9 @@ from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.generation import Generation
+
+Ask: TypeAlias = Callable[..., Any]
+"""Asks the guarded model about the picture of one request: `ask(questions, row, answered, read="answers")`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +39,15 @@ class AskedCall:
     request: Request
     strategies: StrategyCalls
     executor: ExecutorName
-    ask: Callable[..., Any] | None
+    ask: Ask | None
     gen: Generation
-    preparation: type[PromptPreparation] = PromptPreparation
+    preparation: Callable[..., PromptPreparation] = PromptPreparation
     started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether a strategy may ask questions once the call is answered."""
+        return self.ask is not None and bool(self.strategies.active("finish"))
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
         """Return what each strategy yields from a hook."""
@@ -52,8 +60,8 @@ def build_asked_call(
     request: Request,
     strategies: StrategyCalls,
     executor: ExecutorName,
-    ask: Callable[..., Any] | None = None,
-    preparation: type[PromptPreparation] = PromptPreparation,
+    ask: Ask | None = None,
+    preparation: Callable[..., PromptPreparation] = PromptPreparation,
 ) -> AskedCall:
     """Return the first phase of a call; the arguments are those of `AskedCall`."""
     return AskedCall(model, generate, request, strategies, executor, ask, create_generation(request), preparation)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_g
 from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.interventions import vision
+from lvlm_guard.forward.kept_prompts import KeptPrompt
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Cache, Model
@@ -41,6 +42,7 @@ class DecodedCall:
         reason: Why that executor; empty when no decode step was needed.
         counts: What ran.
         answer_start: Where the answers begin in each row of the output.
+        kept_prompts: What the prefill left of main and of branches, where a strategy may ask questions.
     """
 
     prepared: PreparedCall
@@ -50,6 +52,7 @@ class DecodedCall:
     reason: str
     counts: Counts
     answer_start: int
+    kept_prompts: Mapping[Hashable, KeptPrompt | str] = field(default_factory=dict)
 
     @property
     def generated(self) -> Tensor:
@@ -81,7 +84,8 @@ def decode(prepared: PreparedCall) -> DecodedCall:
         output = run_guarded(guarded_decode, generate)
     start = guarded_decode.find_answers(sequences(output), planned.request.input_ids)
     choice = guarded_decode.choice
-    return DecodedCall(prepared, output, effects, choice.name, choice.reason, guarded_decode.counts, start)
+    counts, kept_prompts = guarded_decode.counts, guarded_decode.kept_prompts
+    return DecodedCall(prepared, output, effects, choice.name, choice.reason, counts, start, kept_prompts)
 
 
 def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:
@@ -98,6 +102,7 @@ def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: C
         prepared.late_branches,
         main_cache,
         BatchScope(request.row_list, in_step=bool(request.settings.get("synced_gpus"))),
+        keeps_prompts=call.may_ask,
     )
 
 

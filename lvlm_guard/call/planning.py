@@ -81,7 +81,7 @@ def plan_call(call: AskedCall) -> PlannedCall:
         refuse(FINISH, request)
     main = preparation.prepare_main()
     refuse(MAIN_PREPARED, PreparedMain(main, request))
-    prompt_runs = PromptRuns(preparation)
+    prompt_runs = PromptRuns(preparation, main)
     describe_main(call.gen, main, prompt_runs, call.model)
     describe_endings(call.gen, main, request)
     call.ask_strategies("start")

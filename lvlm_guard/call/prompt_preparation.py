@@ -92,6 +92,20 @@ class PromptPreparation:
         refuse(BRANCH_PREPARED, PreparedBranch(branch, prepared, main))
         return prepared
 
+    def compute_states(self, branch: Branch | None, main: PreparedDecode) -> PromptStates:
+        """Run the prompt of main (None) or of a branch once, whole and with nothing edited inside."""
+        states: list[PromptStates] = []
+
+        def run(prepared: PreparedDecode) -> None:
+            states.append(prompt_states.run_prompt(prepared))
+
+        if branch is None:
+            self.prepare_whole(run)
+        else:
+            encoded = None if branch.drops_image else self.encode_images(main)
+            self.prepare_branch(branch, main, encoded, run)
+        return states[0]
+
     def _prepare(
         self,
         branch: Branch,
@@ -125,30 +139,22 @@ class PromptRuns:
 
     Args:
         preparation: Prepares the prompts.
+        main: Main as prepared.
 
     Attributes:
         keys: Keys of the prompts that were run, in order.
     """
 
-    def __init__(self, preparation: PromptPreparation) -> None:
+    def __init__(self, preparation: PromptPreparation, main: PreparedDecode) -> None:
         self.keys: list[Hashable] = []
         self._preparation = preparation
+        self._main = main
 
     def __call__(self, branch: Branch | None) -> PromptStates:
         """Run the prompt of main (None) or of a branch."""
-        states: list[PromptStates] = []
-
-        def run(prepared: PreparedDecode) -> None:
-            states.append(prompt_states.run_prompt(prepared))
-
-        if branch is None:
-            self._preparation.prepare_whole(run)
-        else:
-            main = self._preparation.prepare_whole()
-            encoded = None if branch.drops_image else self._preparation.encode_images(main)
-            self._preparation.prepare_branch(branch, main, encoded, run)
+        states = self._preparation.compute_states(branch, self._main)
         self.keys.append(MAIN if branch is None else branch.key)
-        return states[0]
+        return states
 
 
 def limit_new_tokens(settings: Mapping[str, Any], tokens: int) -> dict[str, Any]:

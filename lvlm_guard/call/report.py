@@ -119,6 +119,8 @@ class Report:
             behind the decoder's own prompt for an encoder-decoder, 0 where the output holds new tokens alone.
         prompts: On a look, by `main` and the keys of the branches: `shared` where a prompt went on from the look, else why it ran
             whole; empty elsewhere.
+        questions: Of questions that strategies asked before they finished, by `main` and the keys of the branches: `shared` where
+            their prompts went on from those of this call, else why they did not; empty where nothing was asked.
     """
 
     strategies: tuple[StrategyReport, ...]
@@ -134,6 +136,7 @@ class Report:
     origin: Origin | None = None
     answer_start: int = 0
     prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
+    questions: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of_plain(

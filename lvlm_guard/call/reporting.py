@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from lvlm_guard.arithmetic.effects import GUARDED_CHOICES, Effect, format_key
+from lvlm_guard.call.answered import SHARED
 from lvlm_guard.call.answers import FinishedOutput
 from lvlm_guard.call.decoding import DecodedCall
 from lvlm_guard.call.plan import INNER_HOOKS, Edit
@@ -19,8 +20,6 @@ from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import AttentionCapture, HiddenEdit, Readout
 
-SHARED = "shared"
-"""What a report says of a prompt that went on from a look."""
 ACTING_HOOKS = ("edit_inputs", "search", "attention", "hidden", "terms")
 """Hooks of which something is expected in every call; `finish` may find nothing to revise."""
 RESCALING = {
@@ -140,6 +139,7 @@ def _build_report(
         origin=describe_origin(planned.call.request.config),
         answer_start=finished.answer_start,
         prompts=_describe_prompts(planned),
+        questions=finished.questions,
     )
 
 

@@ -17,6 +17,7 @@ from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.report import Report
 from lvlm_guard.call.reporting import report_call
 from lvlm_guard.forward.adapters import taken_off_after_errors
+from lvlm_guard.forward.prefixes import describe_state
 
 
 @torch.no_grad()
@@ -34,6 +35,7 @@ def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None
     """
     adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
     with inside_call(), adapters:
+        state = describe_state(call.model) if call.may_ask else None
         planned = plan_call(call)
         if share is not None:
             planned = share(planned)
@@ -41,5 +43,5 @@ def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None
             prepared = prepare_branches(planned)
             decoded = decode(prepared)
         decoded.effects.check_finite()
-        finished = finish_output(decoded)
+        finished = finish_output(decoded, state)
         return finished.output, report_call(decoded, finished)

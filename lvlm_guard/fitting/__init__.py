@@ -9,6 +9,7 @@ from lvlm_guard.anatomy import depth_and_heads as depth_and_heads
 from lvlm_guard.anatomy import final_norm as find_final_norm
 from lvlm_guard.anatomy import vision_layers as vision_layers
 from lvlm_guard.deprecation import moved_names
+from lvlm_guard.fitting.answer_states import AnswerStates as AnswerStates
 from lvlm_guard.fitting.artefact import fit as fit
 from lvlm_guard.fitting.demonstrations import read_demonstrations as read_demonstrations
 from lvlm_guard.fitting.encoding import check_chat_template as check_chat_template
@@ -29,6 +30,7 @@ from lvlm_guard.strategy.fitters import Track as Track
 from lvlm_guard.strategy.user_functions import call_user_function as call_user_function
 
 __all__ = [
+    "AnswerStates",
     "Demonstration",
     "Fitted",
     "Fitter",

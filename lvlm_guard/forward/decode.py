@@ -22,11 +22,13 @@ from lvlm_guard.forward.executors.sequential import SequentialExecutor
 from lvlm_guard.forward.installations import leave, stand_in
 from lvlm_guard.forward.interventions.compiled import is_compiled
 from lvlm_guard.forward.interventions.layers import LayerInterventions
+from lvlm_guard.forward.kept_prompts import KeptPrompt, keep_prompt
 from lvlm_guard.forward.layouts import DecodeLayouts
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.forward.steps import Step, StepLogits, TokenHistory
 from lvlm_guard.outputs import measure_prompt
 from lvlm_guard.protocols import Cache, Model
+from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation
 
@@ -68,6 +70,10 @@ class GuardedDecode:
         late: Prepares the branches that are built from main's prefill.
         main_cache: Main's cache, where another module's calls may come before main's first.
         scope: What a batch of main and branches has to do with, beside its forwards.
+        keeps_prompts: Whether what the prefill leaves is kept, so that others can go on from it.
+
+    Attributes:
+        kept_prompts: What it left of main and of branches, or why nothing can go on from it; empty where it is not kept.
     """
 
     def __init__(
@@ -81,9 +87,13 @@ class GuardedDecode:
         late: Mapping[Hashable, Callable[[], PreparedDecode]] | None = None,
         main_cache: Cache | None = None,
         scope: BatchScope | None = None,
+        *,
+        keeps_prompts: bool = False,
     ) -> None:
         self.main = main
         self.counts = Counts()
+        self.kept_prompts: Mapping[Hashable, KeptPrompt | str] = {}
+        self._keeps_prompts = keeps_prompts
         self._gen = gen
         self._combine = combine
         self._executor_name: ExecutorName = executor
@@ -130,8 +140,11 @@ class GuardedDecode:
         """Answer one forward call of generate: run main and branches, add the terms, hand main's rows back."""
         step = self._next_step(inputs)
         executor = self._choose(forward, inputs, step).executor
+        rows = self._list_rows() if step.is_prefill and self._keeps_prompts else None
         logits = executor.run(forward if step.is_prefill else self._compile(forward), inputs, step)
         self._follow_cache(step, find_cache(logits.output))
+        if rows is not None:
+            self.kept_prompts = self._keep_prompts(rows)
         self.counts = self.counts.add(step, logits)
         self._gen.rows.crop(step.first_position)
         self._gen.forward = logits.as_forward(step, self._history.tokens)
@@ -211,6 +224,17 @@ class GuardedDecode:
             self._history.measure(self._cache)
         elif self.counts.steps == 0:
             self._history.check_cache(self._cache)
+
+    def _list_rows(self) -> dict[str, Tensor]:
+        return {name: self._gen.rows[name] for name in self._gen.rows}
+
+    def _keep_prompts(self, rows: Mapping[str, Tensor]) -> dict[Hashable, KeptPrompt | str]:
+        """Keep what the prefill left, nothing where edits kept something of whole prompts beside the `rows` before it."""
+        if any(tensor is not rows.get(name) for name, tensor in self._list_rows().items()):
+            return {}
+        main = keep_prompt(self.main, self._cache, self._history.length)
+        branches = {key: run.keep_prompt(self._history.length) for key, run in self._sequential.branches.items()}
+        return {MAIN: main, **branches}
 
     def _choose(self, forward: Run, inputs: Inputs, step: Step) -> Choice:
         """The executor of this step; settled, with caches that grow in place, at the first step after the prefill."""

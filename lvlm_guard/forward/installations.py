@@ -40,7 +40,7 @@ class StandIn:
         function: What answers; called with the stand-in and the arguments.
     """
 
-    __slots__ = ("__weakref__", "function", "name", "owner", "saved", "users")
+    __slots__ = ("__weakref__", "_signed", "function", "name", "owner", "saved", "users")
 
     def __init__(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
         self.owner = owner
@@ -48,6 +48,7 @@ class StandIn:
         self.function = function
         self.saved = vars(owner).get(name)
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._signed: tuple[Any, inspect.Signature] | None = None
 
     @property
     def original(self) -> Any:
@@ -61,7 +62,11 @@ class StandIn:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self.original)
+        original = self.original
+        function = getattr(original, "__func__", original)
+        if self._signed is None or self._signed[0] is not function:  # generate asks for it many times a call
+            self._signed = function, inspect.signature(original)
+        return self._signed[1]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer in place of the original."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,16 +91,25 @@ def _read_names(owner: Any, tokenizer: Any) -> Iterator[tuple[str, int]]:
         *getattr(owner, "special_tokens_map", ()),
     }
     names |= {name for kind in type(owner).__mro__ for name in vars(kind)}  # what properties and classes name
-    for name in sorted(names):
-        plain = name.strip("_").lower()
-        if not VISUAL.search(plain) or FOREIGN.search(plain):
-            continue
-        if NAMES_OF_IDS.search(plain) or NAMES_OF_LISTS.search(plain):
+    for name in sorted(filter(_classify, names)):
+        plain, kind = name.strip("_").lower(), _classify(name)
+        if kind == "ids":
             value = getattr(owner, name, None)
             values = value if isinstance(value, (list, tuple)) else [value]
             yield from ((plain, token) for token in values if isinstance(token, int) and not isinstance(token, bool))
-        elif NAMES_OF_WORDS.search(plain) and isinstance(word := getattr(owner, name, None), str):
+        elif isinstance(word := getattr(owner, name, None), str):
             yield from ((plain, token) for token in _read_word(word, tokenizer))
+
+
+@functools.lru_cache(maxsize=4096)
+def _classify(name: str) -> str:
+    """Return whether a name is one of ids or of words for what stands round images; empty where it is neither."""
+    plain = name.strip("_").lower()
+    if not VISUAL.search(plain) or FOREIGN.search(plain):
+        return ""
+    if NAMES_OF_IDS.search(plain) or NAMES_OF_LISTS.search(plain):
+        return "ids"
+    return "words" if NAMES_OF_WORDS.search(plain) else ""
 
 
 def _read_added(tokenizer: Any) -> Iterator[tuple[str, int]]:

@@ -178,12 +178,11 @@ def _silence_heads(
     """Return the probability of words minus that with each head silenced, fp64 `[heads, words]`, and which tokens are lost or won."""
     if not positions:
         return torch.zeros(len(heads), 0, dtype=torch.float64), torch.zeros(len(heads), 0)
-    length = batch["input_ids"].shape[1]
     aligned = batch["input_ids"].shape
-    prompt = {
-        name: value[:, : length - len(answer)] if value.shape[:2] == aligned else value for name, value in batch.items()
-    }
-    forced = tuple(answer[: max(positions) + 1])
+    # the last token of the prompt is forced too, so that no head is silenced in what runs once
+    length = aligned[1] - len(answer) - 1
+    prompt = {name: value[:, :length] if value.shape[:2] == aligned else value for name, value in batch.items()}
+    forced = (int(batch["input_ids"][0, length]), *answer[: max(positions) + 1])
     probabilities: list[Tensor] = []
     best: list[Tensor] = []
 
@@ -196,24 +195,25 @@ def _silence_heads(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoEffectWarning)  # silencing a head may well have no effect
             Guard(model, None, [strategy]).generate(**prompt, max_new_tokens=len(forced), min_new_tokens=0)
-    drops = torch.cat([rows[-1:, positions] - rows[:-1, positions] for rows in probabilities])
-    return drops, torch.cat([rows[:-1] - rows[-1:] for rows in best])
+    places = [position + 1 for position in positions]
+    drops = torch.cat([rows[-1:, places] - rows[:-1, places] for rows in probabilities])
+    return drops, torch.cat([rows[:-1, 1:] - rows[-1:, 1:] for rows in best])
 
 
 @dataclass(frozen=True)
 class Silenced:
-    """Force the same answer in every row, each with some heads silenced, the last with none.
+    """Force the same tokens in every row, each with some heads silenced from the second token on, the last with none.
 
     Args:
         heads: (layer, head) of those of each row.
-        answer: The tokens.
+        tokens: The tokens.
         receive: Receives their probabilities, fp64 `[rows, tokens]`, and which of them are the most likely ones, bool alike.
     """
 
     name: ClassVar[str] = "silenced"
 
     heads: tuple[tuple[Head, ...], ...]
-    answer: tuple[int, ...]
+    tokens: tuple[int, ...]
     receive: Callable[[Tensor, Tensor], None]
 
     @hookimpl
@@ -223,6 +223,8 @@ class Silenced:
             yield AttentionEdit((layer, layer + 1), self._silence, keys="all", queries="predicting", stage="outputs")
 
     def _silence(self, outputs: Tensor, view: View) -> Tensor:
+        if len(outputs) <= len(self.heads):  # the prompt, which all rows share
+            return outputs
         silenced = [
             (row, head) for row, of_row in enumerate(self.heads) for layer, head in of_row if layer == view.layer
         ]
@@ -231,12 +233,12 @@ class Silenced:
 
     @hookimpl
     def search(self, gen: Generation) -> Iterable[Search]:
-        """Force the answer."""
-        yield Search(self._force, rows_per_request=len(self.heads) + 1, shared_prompt=False)
+        """Force the tokens."""
+        yield Search(self._force, rows_per_request=len(self.heads) + 1)
 
     def _force(self, loop: DecodingLoop) -> Tensor:
         probabilities, best = [], []
-        for token in self.answer:
+        for token in self.tokens:
             logits = loop.logits().double()
             probabilities.append(logits.softmax(-1)[:, token].cpu())
             best.append((logits.argmax(-1) == token).cpu())

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lvlm_guard.fitting import Demonstration, Fitted, Track, compute_hidden_states, encode_answer
+from lvlm_guard.fitting import AnswerStates, Demonstration, Fitted, Track, encode_answer
 
 RANK = 16
 """How many directions are kept; a strategy takes the first few of them."""
@@ -23,17 +22,12 @@ def fit_nullu(
     singular value decomposition. Hidden states are averaged over the tokens of the caption, which the prompt, the same
     in both, is not part of.
     """
-    differences = []
+    differences, states = [], AnswerStates(model, processor)
     for demonstration in track(demonstrations):
         answers = (demonstration.correct, demonstration.hallucinated)
-        truthful, hallucinated = (_compute_mean_state(model, processor, demonstration, answer) for answer in answers)
+        encoded = [encode_answer(model, processor, demonstration, answer) for answer in answers]
+        truthful, hallucinated = (states.compute(batch, length).mean(1).cpu() for batch, length in encoded)
         differences.append((truthful - hallucinated) / 2)
     _, _, directions = torch.linalg.svd(torch.stack(differences, dim=1), full_matrices=False)
     first = directions[:, :rank].contiguous()
     return Fitted({"directions": first}, {"rank": first.shape[1]})
-
-
-def _compute_mean_state(model: Any, processor: Any, demonstration: Demonstration, answer: str) -> Tensor:
-    """Return the mean hidden state of an answer's tokens after each layer `[layers, hidden]`."""
-    batch, length = encode_answer(model, processor, demonstration, answer)
-    return compute_hidden_states(model, batch)[:, -length:].mean(1).cpu()

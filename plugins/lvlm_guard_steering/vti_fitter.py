@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 from torch.nn.functional import normalize
 
 from lvlm_guard.fitting import (
+    AnswerStates,
     Demonstration,
     Fitted,
     Track,
-    compute_hidden_states,
     decoder_layers,
     edit_pictures,
     encode_answer,
@@ -53,13 +53,13 @@ def fit_vti(
         seed: Seed of the masks.
     """
     pair = _compute_tower_states(model, encode_prompts(model, processor, demonstrations[:2]))
-    decoder, vision = [], []
+    decoder, vision, answer_states = [], [], AnswerStates(model, processor)
     for demonstration in track(demonstrations):
         correct, hallucinated = (
             encode_answer(model, processor, demonstration, answer)[0]
             for answer in (demonstration.correct, demonstration.hallucinated)
         )
-        states = [compute_hidden_states(model, batch)[:, -1] for batch in (correct, hallucinated)]
+        states = [answer_states.compute(batch, 1)[:, -1] for batch in (correct, hallucinated)]
         decoder.append((states[0] - states[1]).cpu())
         vision.append(_compute_visual_difference(model, correct, trials, masked, seed, pair).cpu())
     settings = {"trials": trials, "masked": masked, "seed": seed}

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from lvlm_guard import Guard
 from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.running.looking import BatchGenerator
 from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.testbed.model import load
@@ -38,3 +40,17 @@ def test_a_run_on_looks_keeps_the_answers_of_whole_prompts(tmp_path):
         assert bool(margins) is (name != "opera")
     assert "looks" not in json.loads((tmp_path / "False" / "manifest.json").read_text())
     assert json.loads((tmp_path / "True" / "manifest.json").read_text())["looks"] is True
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_questions_about_one_picture_run_whole_without_looks(looks):
+    model, processor = load()
+    suite = Scenes(count=1)
+    items = [item for item in suite.load(None).items if item.kind != "caption"]
+    picture = {"type": "image", "image": suite.picture(None, items[0].image)}
+    prompts = [[{"role": "user", "content": [picture, {"type": "text", "text": item.prompt}]}] for item in items]
+    settings = {"do_sample": False, "max_new_tokens": 1}
+    generator = BatchGenerator(Guard(model, processor, "vcd"), settings, lambda: None)
+    (part,), _ = generator.generate(items, prompts, looks=looks)
+    assert len(items) > 1
+    assert set(part.report.prompts.values()) == ({"shared"} if looks else set())

@@ -314,3 +314,12 @@ def test_questions_on_looks_are_timed_beside_whole_prompts(tmp_path):
     assert len(rows) == 2 * 4 * 2
     assert {row["median_ratio"] for row in rows if (row["stack"], row["way"]) == ("plain", "whole prompts")} == {1.0}
     assert all(row["seconds_p50"] > 0 for row in rows)
+
+
+def test_suites_are_timed_with_looks_and_without(tmp_path):
+    done = run("suites_on_looks.py", "--tiny", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "suites_on_looks.json").read_text())["rows"]
+    assert len(rows) == 2 * 3 * 2
+    assert {row["median_ratio"] for row in rows if row["way"] == "whole prompts"} == {1.0}
+    assert all(row["seconds_p50"] > 0 for row in rows)

@@ -53,7 +53,7 @@ ANYTHING = {
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_happens_to_it_a_layer_holds_what_a_copying_one_holds(seed):
     draw = random.Random(seed)
-    layers, handed = [growing(), DynamicLayer()], []
+    layers, handed, reorders = [growing(), DynamicLayer()], [], 0
     for step in range(40):
         name = draw.choice([*ANYTHING, "one token"]) if step > 1 else "several"
         for layer in layers:
@@ -63,10 +63,80 @@ def test_whatever_happens_to_it_a_layer_holds_what_a_copying_one_holds(seed):
         assert torch.equal(mine.keys, wanted.keys), name
         assert torch.equal(mine.values, wanted.values), name
         assert mine.get_seq_length() == wanted.get_seq_length()
-        handed.append((mine.keys, mine.keys.clone(), mine.values, mine.values.clone()))
-    for keys, keys_then, values, values_then in handed:
-        assert torch.equal(keys, keys_then)
-        assert torch.equal(values, values_then)
+        reorders += name == "reordered"
+        handed.append((mine.keys, mine.keys.clone(), mine.values, mine.values.clone(), reorders))
+        for keys, keys_then, values, values_then, reorders_then in handed:
+            if reorders < reorders_then + 2:  # rows go back and forth between two storages
+                assert torch.equal(keys, keys_then)
+                assert torch.equal(values, values_then)
+
+
+def test_rows_are_reordered_with_room_behind_them():
+    layer = growing()
+    layer.update(*states(7))
+    for _ in range(3):
+        layer.reorder_cache(torch.tensor([1, 0]))
+        places = layer.keys.data_ptr(), layer.values.data_ptr()
+        layer.update(*states(1))
+        assert (layer.keys.data_ptr(), layer.values.data_ptr()) == places
+    assert layer.get_seq_length() == 10
+
+
+def test_reordered_rows_go_back_and_forth_between_two_storages():
+    layer = growing()
+    before = states(7)
+    layer.update(*before)
+    first = layer.keys, layer.keys.clone()
+    places = []
+    for _ in range(6):
+        layer.reorder_cache(torch.tensor([1, 0]))
+        places.append(layer.keys.data_ptr())
+        layer.update(*states(1))
+    assert len(set(places)) == 2
+    assert torch.equal(*first)  # what was there before is nobody's to write
+
+
+def test_a_tensor_that_was_put_back_is_reordered_from_itself():
+    layer, plain = growing(), DynamicLayer()
+    taken = {}
+    for each in (layer, plain):
+        torch.manual_seed(0)
+        each.update(*states(7))
+        each.reorder_cache(torch.tensor([1, 0]))
+        each.update(*states(1))
+        taken[each] = each.keys, each.values
+        each.reorder_cache(torch.tensor([1, 1]))
+        each.update(*states(1))
+        each.keys, each.values = taken[each]
+        each.reorder_cache(torch.tensor([1, 0]))
+        each.update(*states(1))
+    assert torch.equal(layer.keys, plain.keys)
+    assert torch.equal(layer.values, plain.values)
+
+
+@pytest.mark.parametrize("stack", [["vcd"], ["vdd"]], ids=str)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+def test_beams_copy_their_cache_once_a_step(name, stack, monkeypatch):
+    model, inputs = tiny(name)
+    settings = {"max_new_tokens": 7, "num_beams": 3, "do_sample": False, "num_return_sequences": 2}
+    moves, copies = [], []
+    update = DynamicLayer.update
+    monkeypatch.setattr(DynamicLayer, "update", lambda self, *args: copies.append(type(self)) or update(self, *args))
+    select = growing_module._select
+    monkeypatch.setattr(growing_module, "_select", lambda *args: moves.append(args[2]) or select(*args))
+    guard = Guard(model, stack=stack, executor="batched")
+    output = guard.generate(**inputs, **settings)
+    plain_layers = [layer for layer in model.get_decoder().layers if not getattr(layer.self_attn, "is_sliding", False)]
+    assert len(moves) == 6 * 2 * len(plain_layers)
+    assert any(not torch.equal(index, torch.arange(len(index))) for index in moves)
+    concatenations = [kind for kind in copies if kind is DynamicLayer]
+    monkeypatch.undo()
+    rows = len(guard.report.branches) + 1
+    assert len(concatenations) == rows * len(plain_layers)  # the prefill of main and of every branch
+    monkeypatch.setattr(growing_module, "grow_in_place", lambda cache: lambda: None)
+    monkeypatch.setattr(caches, "grow_in_place", lambda cache: lambda: None)
+    assert torch.equal(output, guard.generate(**inputs, **settings))
+    assert torch.equal(output, Guard(model, stack=stack, executor="sequential").generate(**inputs, **settings))
 
 
 def test_tokens_are_written_behind_the_others_until_there_is_no_room():

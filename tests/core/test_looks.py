@@ -1,8 +1,7 @@
 """Looks: prompts that go on from a beginning that ran once answer as whole prompts do."""
 
 import contextlib
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import weakref
 
 import pytest
 import torch
@@ -20,10 +19,10 @@ from looks import (
     run_both,
 )
 
-from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused, hookimpl
-from lvlm_guard.call.looks import preparation
+from lvlm_guard import Guard, ModelRefused, ModeRefused, Refused
+from lvlm_guard.call.looks import preparation, unedited
 from lvlm_guard.forward.layouts import DecodeLayouts
-from lvlm_guard.forward.prefixes import continuing, continuing_inputs
+from lvlm_guard.forward.prefixes import continuing, continuing_inputs, run_prefix
 from lvlm_guard.testbed.model import load as load_bundled
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
@@ -261,44 +260,34 @@ def test_a_cache_that_is_not_copied_is_noticed(monkeypatch):
         assert not torch.equal(look.generate(**batch, **SETTINGS), expected)
 
 
-@dataclass(frozen=True)
-class Asks:
-    """Asks two questions about the picture of each row once it is answered."""
-
-    name: ClassVar[str] = "asks"
-    answers: Any = None
-    __hash__ = object.__hash__
-
-    @hookimpl
-    def finish(self, gen: Any) -> Any:
-        self.answers.extend(gen.ask(QUESTIONS, row) for row in range(len(gen.output_ids)))
-        return []
+def run_others(prepared, *args):
+    """A prefix of other tokens in front of the picture."""
+    prepared.input_ids[:, 0] += 1
+    return run_prefix(prepared, *args)
 
 
-@pytest.mark.parametrize("name", ["llava", "paligemma"])
-def test_questions_of_a_revision_are_answered_as_by_chat(name):
-    answers = []
-    model, _ = tiny(name)
-    guard = Guard(model, TinyProcessor(name), ["vcd", Asks(answers)])
-    drawn = draw_pictures(2)
-    batch = guard.inputs(images=drawn, text=["<image> w17", "<image> w31"])
-    guard.generate(**batch, max_new_tokens=1)  # the model is tried
-    answers.clear()
-    guard.generate(**batch, max_new_tokens=1)
-    asking = guard.using("vcd")
-    settings = {"max_new_tokens": 16, "do_sample": False}
-    assert answers == [[asking.chat(message(picture, text), **settings) for text in QUESTIONS] for picture in drawn]
+def run_vsv(guard, inputs, length):
+    """Return the positions that forwards of three calls on a look ran, and the logits of the last."""
+    batch, positions = continue_with(inputs, length, RESTS["rows"]), []
+    layer = guard.model.get_decoder().layers[0]
+    handle = layer.register_forward_hook(lambda _, args, output: positions.append(args[0].shape[1]))
+    with guard.looking(inputs) as look:
+        outputs = [look.generate(**batch, **SETTINGS, **DETAILS) for _ in range(3)]
+    handle.remove()
+    return positions, outputs[-1].logits
 
 
-@pytest.mark.parametrize("name", ["llava"])
-def test_questions_of_a_revision_run_their_beginning_once(name):
-    answers, rows = [], []
-    model, _ = tiny(name)
-    guard = Guard(model, TinyProcessor(name), ["vcd", Asks(answers)])
-    batch = guard.inputs(images=draw_pictures(1), text=["<image> w17"])
-    model.get_decoder().layers[0].register_forward_hook(lambda _, args, output: rows.append(tuple(args[0].shape[:2])))
-    guard.generate(**batch, max_new_tokens=1)  # the model is tried
-    rows.clear()
-    guard.generate(**batch, max_new_tokens=1)
-    long = [shape for shape in rows if shape[1] > 20]
-    assert long == [(1, 26), (1, 26), (1, 26), (1, 26)]
+@pytest.mark.parametrize("name", [*BOTH, pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_states_of_the_prompt_that_a_strategy_asks_for_go_on_from_the_look(name, monkeypatch):
+    guard, inputs, length = build(name, [STRATEGIES["vsv"]])
+    expected = guard.generate(**continue_with(inputs, length, RESTS["rows"]), **SETTINGS, **DETAILS)
+    positions, logits = run_vsv(guard, inputs, length)
+    assert error_between(logits, expected.logits) < TOLERANCE
+    last = positions[-(3 + SETTINGS["max_new_tokens"] - 1) :]
+    assert last[:3] == [4, last[1], length + 4]  # the picture runs in main alone
+    assert last[1] < length + 4
+    monkeypatch.setattr(unedited, "_verdicts", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(unedited, "run_prefix", run_others)
+    positions, logits = run_vsv(guard, inputs, length)  # a wrong prefix is noticed, and prompts run whole
+    assert error_between(logits, expected.logits) < TOLERANCE
+    assert positions[-(3 + SETTINGS["max_new_tokens"] - 1) :][0] == length + 4

@@ -59,8 +59,10 @@ class BatchGenerator:
             prompts: Their conversations.
             looks: Whether questions about one picture go on from a look at it.
         """
-        groups = _group_rows(items) if looks else [list(range(len(items)))]
-        parts = [self._generate_group(rows, items, prompts) for rows in groups]
+        if looks:
+            parts = [self._generate_group(rows, items, prompts) for rows in _group_rows(items)]
+        else:
+            parts = [self._generate_whole(list(range(len(items))), prompts)]
         return parts, sum(part.seconds for part in parts)
 
     def _generate_group(self, rows: list[int], items: Sequence[Item], prompts: Sequence[Any]) -> GeneratedRows:

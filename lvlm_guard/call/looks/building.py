@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -47,20 +47,48 @@ def build_row_call(call: AskedCall, request: Request) -> AskedCall:
 
 
 def build_prefixes(planned: PlannedCall, memory: PrefixMemory, keys: Iterable[Hashable]) -> int:
-    """Run the prefixes of main and of branches that a call lacks, planned for its first row; return how many ran.
+    """Find the prefixes of main and of branches that a call lacks, planned for its first row; return how many were run.
+
+    They are taken from an answered call where they can be, and else run.
 
     Raises:
         ModelRefused: The model cannot go on from a prefix.
     """
     row = plan_call(build_row_call(planned.call, build_row_request(planned.request, memory.opening)))
     builder = _Builder(row, memory.opening)
-    with row.interventions.installed(row.main, row.call.gen):
-        builder.prepare()
-        built = {key: builder.build(key) for key in keys if key == MAIN or key in row.plan.branches}
-    for key, prefix in built.items():
+    due = [key for key in keys if key == MAIN or key in row.plan.branches]
+    from_answer = _take_prefixes(row, builder, memory, due)
+    built = _run_prefixes(row, builder, [key for key in due if key not in from_answer])
+    for key, prefix in (from_answer | built).items():
         memory.keep(key, describe_kind(row.plan, key), prefix)
     _note_effects(row, memory, built)
     return sum(isinstance(prefix, Prefix) for prefix in built.values())
+
+
+def _run_prefixes(row: PlannedCall, builder: _Builder, keys: Sequence[Hashable]) -> dict[Hashable, Prefix | str]:
+    if not keys:
+        return {}
+    with row.interventions.installed(row.main, row.call.gen):
+        builder.prepare()
+        return {key: builder.build(key) for key in keys}
+
+
+def _take_prefixes(
+    row: PlannedCall, builder: _Builder, memory: PrefixMemory, keys: Sequence[Hashable]
+) -> dict[Hashable, Prefix | str]:
+    """Return the prefixes that an answered call left, and note of each whether it did."""
+    answered = memory.answered
+    prefixes: dict[Hashable, Prefix | str] = {}
+    for key in keys if answered is not None else ():
+        assert answered is not None
+        ids = builder.find_ids(key)
+        prefix = ids if isinstance(ids, str) else answered.take(key, describe_kind(row.plan, key), ids)
+        answered.not_taken[key] = prefix if isinstance(prefix, str) else ""
+        if not isinstance(prefix, str):
+            prefixes[key] = prefix
+            edits = {(name, number) for name, number, _ in list_edits(row.plan, key)}
+            memory.effects |= edits & answered.answered.effects
+    return prefixes
 
 
 def advance_prefixes(
@@ -134,16 +162,27 @@ class _Builder:
             return prepared or "nothing of it comes before the question"
         return run_prefix(prepared, key, self._gen, None if inside.is_empty else inside)
 
+    def find_ids(self, key: Hashable) -> tuple[int, ...] | str:
+        """Return the ids of the prefix of main or of a branch, or why it has none."""
+        branch = self._row.plan.branches.get(key)
+        if branch is None or not edits_text(branch):
+            return tuple(self._request.input_ids[0].tolist())
+        if branch.image == "masked":
+            return f"branch {format_key(key)} masks images and edits the prompt"
+        inputs = build_branch_inputs(self._request, as_text(branch), None)
+        length = self._count_shared(inputs, key)
+        if not length or self._cuts_image(inputs["input_ids"], length):
+            return f"branch {format_key(key)} edits the prompt before its images, or at its end"
+        return tuple(inputs["input_ids"][0, :length].tolist())
+
     def _prepare_branch(self, key: Hashable) -> PreparedDecode | str:
         branch = self._row.plan.branches[key]
         inputs = build_branch_inputs(self._request, branch, self._encoded)
         if edits_text(branch):
-            if branch.image == "masked":
-                return f"branch {format_key(key)} masks images and edits the prompt"
-            length = self._count_shared(inputs, key)
-            if not length or self._cuts_image(inputs["input_ids"], length):
-                return f"branch {format_key(key)} edits the prompt before its images, or at its end"
-            inputs = {**inputs, **cut_rows(inputs, length)}
+            ids = self.find_ids(key)
+            if isinstance(ids, str):
+                return ids
+            inputs = {**inputs, **cut_rows(inputs, len(ids))}
         with vision.encoding(self._gen, key):
             return capture_decode(self._row.call.generate, inputs, ONE_ROW)
 

@@ -73,7 +73,7 @@ def check_prefixes(planned: PlannedCall, requests: tuple[Request, Request], memo
     call, module = planned.call, planned.main.module
     assert isinstance(module, nn.Module)
     strategies = repr([call.strategies.find(name) for name in call.strategies.names])
-    kind = (describe_kind(module), strategies, len(behind.input_ids))
+    kind = (describe_kind(module), strategies, len(behind.input_ids), memory.source)
     verdicts = _verdicts.setdefault(module, {})
     if kind not in verdicts:
         verdicts[kind] = _try(planned, requests, memory, share)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.call.answered import AnsweredPrompts
 from lvlm_guard.call.answers import restore_prompt
 from lvlm_guard.call.asking import AskedCall, build_asked_call
 from lvlm_guard.call.attachments import plain_generate, run_guarded_call
@@ -30,6 +31,7 @@ from lvlm_guard.call.looks.preparation import LookPreparation
 from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
 from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
 from lvlm_guard.call.looks.sharing import RaggedRows, describe_whole, share_prefixes
+from lvlm_guard.call.looks.unedited import compute_states
 from lvlm_guard.call.plain import FIRST_LOGITS
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.call.refusals import ARGUMENTS, LOOP
@@ -81,13 +83,14 @@ class Look:
         subject: What the look is at.
         guard: What it uses of the guard.
         advances: Whether its prompts are the turns of one conversation, each of which begins with the turns before it.
+        answered: The prompt of an answered call that it takes over, if any.
     """
 
-    def __init__(self, subject: Any, guard: Any, *, advances: bool = False) -> None:
+    def __init__(self, subject: Any, guard: Any, *, advances: bool = False, answered: Any = None) -> None:
         looking: LookingGuard = guard
         self._guard = looking
         self._subject: LookSubject = subject
-        self._memory = PrefixMemory(self._subject.opening)
+        self._memory = PrefixMemory(self._subject.opening, answered)
         self._stack = looking.find_stack()
         self._is_open = True
         self._share = functools.partial(share_prefixes, memory=self._memory, advances=advances)
@@ -275,14 +278,17 @@ class Look:
                 )
 
     def _build_call(
-        self, plain: Any, request: Request, preparation: type[PromptPreparation] = LookPreparation
+        self, plain: Any, request: Request, preparation: Callable[..., PromptPreparation] | None = None
     ) -> AskedCall:
-        def ask(questions: Sequence[str], row: int, **options: Any) -> Any:
-            return self._guard.ask(request, questions, row, **options)
+        def ask(questions: Sequence[str], row: int, answered: AnsweredPrompts, **options: Any) -> Any:
+            return self._guard.ask(request, questions, row, answered, **options)
 
-        return build_asked_call(
-            self._guard.model, plain, request, self._guard.find_strategies(), self._guard.executor, ask, preparation
-        )
+        strategies = self._guard.find_strategies()
+        if preparation is None:
+            edits = bool(strategies.active("edit_inputs"))
+            unedited = None if edits else functools.partial(compute_states, self._memory)
+            preparation = functools.partial(LookPreparation, compute_unedited=unedited)
+        return build_asked_call(self._guard.model, plain, request, strategies, self._guard.executor, ask, preparation)
 
     def _run_laid_out(self, plain: Any, request: Request) -> tuple[Any, Report]:
         """Run the rows in one batch, behind the look."""

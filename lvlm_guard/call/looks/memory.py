@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lvlm_guard.call.looks.taking_over import AnsweredRow
 from lvlm_guard.forward.prefixes import Prefix
 
 
@@ -31,6 +32,7 @@ class PrefixMemory:
 
     Args:
         opening: How its prompts begin.
+        answered: The prompt of an answered call that its prefixes are taken from where they can be, if any.
         lock: Held while prefixes are built.
         effects: Edits that changed something while prefixes ran, by strategy and number.
         state: What the model was like when the first prefix was run.
@@ -38,11 +40,20 @@ class PrefixMemory:
     """
 
     opening: Opening
+    answered: AnsweredRow | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     effects: set[tuple[str, int]] = field(default_factory=set)
     state: Any = None
     tried: set[bool] = field(default_factory=set)
     _prefixes: dict[Hashable, tuple[Any, Prefix | str]] = field(default_factory=dict)
+
+    @property
+    def source(self) -> tuple[Hashable, ...]:
+        """What tells prefixes that were run from those that were taken, with padding before them or without; each kind is tried."""
+        if self.answered is None:
+            return ()
+        taken_keys = frozenset(key for key, reason in self.answered.not_taken.items() if not reason)
+        return (self.answered.is_padded, taken_keys) if taken_keys else ()
 
     def find(self, key: Hashable, kind: Any) -> Prefix | str | None:
         """Return the prefix of `"main"` or of a branch, or why it has none; None where none was run for this kind of prompt.

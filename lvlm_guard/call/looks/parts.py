@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.call.answered import SHARED
 from lvlm_guard.call.looks.memory import Opening
 from lvlm_guard.call.looks.rows import ALIGNED, lay_out_behind, take_rows
 from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
@@ -121,7 +122,17 @@ def join_reports(reports: Sequence[Report], groups: Sequence[Sequence[int]]) -> 
         tokens=max(report.tokens for report in reports),
         seconds=sum(report.seconds for report in reports),
         requests=tuple(sorted(requests, key=_number)),
+        questions=_join_questions(reports),
     )
+
+
+def _join_questions(reports: Sequence[Report]) -> dict[str, str]:
+    """Return how prompts of questions ran in all groups: why they did not go on from those of the call, if any did not."""
+    joined: dict[str, str] = {}
+    for report in reports:
+        for name, reason in report.questions.items():
+            joined[name] = reason if joined.get(name, SHARED) == SHARED else joined[name]
+    return joined
 
 
 def _number(entry: RequestReport) -> int:

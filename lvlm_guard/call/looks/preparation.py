@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from lvlm_guard.forward.prefixes import Prefix, capture_positions, continue_pref
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import MAIN, Branch
+from lvlm_guard.strategy.prompt import PromptStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,12 @@ class LookPreparation(PromptPreparation):
     Args:
         shared: Prompts that go on from a prefix, by `"main"` or the key of a branch.
         wants_images: Whether some prompt runs whole with its images.
+        compute_unedited: Computes the states of main's prompt behind a prefix, or returns None where it has to run whole.
     """
 
     shared: Mapping[Hashable, SharedPrompt] = field(default_factory=dict)
     wants_images: bool = True
+    compute_unedited: Callable[[PromptPreparation, PreparedDecode], PromptStates | None] | None = None
 
     def prepare_main(self, use: Use | None = None) -> PreparedDecode:
         """Return main as generate prepares it without its pixels; to be used while generate runs, whole."""
@@ -69,6 +72,11 @@ class LookPreparation(PromptPreparation):
         prepared = continue_prefix(capture_positions(self.generate, shared.inputs, settings), shared.prefix)
         refuse(BRANCH_PREPARED, PreparedBranch(branch, prepared, main))
         return prepared
+
+    def compute_states(self, branch: Branch | None, main: PreparedDecode) -> PromptStates:
+        """Run the prompt of main (None) or of a branch once with nothing edited inside, main's behind a prefix where it can."""
+        states = self.compute_unedited(self, main) if branch is None and self.compute_unedited is not None else None
+        return super().compute_states(branch, main) if states is None else states
 
     def build_main_inputs(self, main: PreparedDecode, encoded: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return model inputs for generate: those that go on from main's prefix where it has one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -17,10 +18,52 @@ GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 def find_copying_obstacle(cache: Cache | None) -> str | None:
     """Return why a cache cannot be continued by several calls, or None when it can."""
+    if cache is None:
+        return "there is no cache"
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         return f"its cache is a {type(cache).__name__}"
     strange = next((layer for layer in layers_of(cache) if not _is_growing(layer) and not _is_recurrent(layer)), None)
     return None if strange is None else f"a cache layer is a {type(strange).__name__}"
+
+
+def find_cutting_obstacle(cache: Cache | None, across: Collection[int] = ()) -> str | None:
+    """Return why no beginning can be cut out of a cache, or None when one can; layers `across` hold pictures, which stay whole."""
+    obstacle = find_copying_obstacle(cache)
+    if obstacle is not None:
+        return obstacle
+    for layer in _list_cut(cache, across):
+        if not _is_growing(layer):
+            return f"a cache layer is a {type(layer).__name__}"
+        if not layer.is_initialized:
+            return "a cache layer holds nothing"
+        if layer.keys.shape[-2] != layer.get_seq_length():
+            return "a sliding window has dropped positions"
+    return None
+
+
+def copy_layers(cache: Cache) -> Cache:
+    """Return a cache that shares the tensors of another, for as long as nothing is appended to either."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in layers_of(cache)]
+    return copied
+
+
+def cut_row(cache: Cache, row: int, start: int, length: int, across: Collection[int] = ()) -> Cache:
+    """Return `length` positions of one row of a cache without cutting obstacle, from `start` on; the tensors are shared."""
+    cut = copy_layers(cache)
+    for layer in layers_of(cut):
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[row : row + 1], layer.values[row : row + 1]
+    for layer in _list_cut(cut, across):
+        layer.keys = layer.keys[:, :, start : start + length]
+        layer.values = layer.values[:, :, start : start + length]
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = length
+    return cut
+
+
+def _list_cut(cache: Cache | None, across: Collection[int]) -> list[Any]:
+    return [layer for index, layer in enumerate(layers_of(cache)) if index not in across]
 
 
 def is_plain(cache: Cache | None) -> bool:

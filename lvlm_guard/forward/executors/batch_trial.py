@@ -51,10 +51,10 @@ def try_batch(module: Model, forward: Run, example: Mapping[str, Any], *, is_pad
 
 def _describe(module: nn.Module) -> int:
     """A number that changes when layers, weights of another kind, hooks or forwards of others are put into a module."""
-    parts = [
-        (type(part), _name_forward(part), *(_count_hooks(part, name) for name in HOOKS)) for part in module.modules()
-    ]
-    return hash((*parts, *((type(weight), weight.dtype) for weight in module.parameters())))
+    parts = anatomy.list_parts(module)
+    kinds = [(type(part), _name_forward(part), *(_count_hooks(part, name) for name in HOOKS)) for part in parts]
+    weights = (weight for part in parts for weight in part._parameters.values() if weight is not None)  # noqa: SLF001 - torch walks all parts again
+    return hash((*kinds, *((type(weight), weight.dtype) for weight in weights)))
 
 
 def _name_forward(part: nn.Module) -> int:
@@ -63,7 +63,8 @@ def _name_forward(part: nn.Module) -> int:
 
 
 def _count_hooks(part: nn.Module, name: str) -> int:
-    return sum(not isinstance(hook, Hook) for hook in vars(part)[name].values())
+    hooks = vars(part)[name]
+    return sum(not isinstance(hook, Hook) for hook in hooks.values()) if hooks else 0
 
 
 class _Trial:

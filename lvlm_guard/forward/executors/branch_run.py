@@ -14,6 +14,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.forward import caches, model_inputs
 from lvlm_guard.forward.executors.executor import Run
+from lvlm_guard.forward.kept_prompts import KeptPrompt, keep_prompt
 from lvlm_guard.forward.preparation import PreparedDecode
 from lvlm_guard.protocols import Cache
 
@@ -78,6 +79,10 @@ class BranchRun:
         self.synchronise(generated.shape[1] - new)
         with self._own_rope():
             return self._prepare(generated, new, first=False)
+
+    def keep_prompt(self, tokens: int) -> KeptPrompt | str:
+        """Keep the prompt as its prefill, with `tokens` further ones, left it, or say why nothing can go on from it."""
+        return keep_prompt(self._prepared, self.cache, tokens)
 
     def synchronise(self, tokens: int) -> None:
         """Forget generated tokens from `tokens` on, as main did with rejected candidates."""

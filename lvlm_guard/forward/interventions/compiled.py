@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lvlm_guard import anatomy
 from lvlm_guard.forward.installations import LOCK
 from lvlm_guard.protocols import Model
 
@@ -36,12 +37,16 @@ def unwrap_compiled(model: Any) -> Any:
 
 def is_compiled(model: Model) -> bool:
     """Whether a model or a part of it was given to `torch.compile`."""
-    return "torch._dynamo" in sys.modules and any(_is_compiled(part) for part in model.modules())
+    return "torch._dynamo" in sys.modules and any(_is_compiled(part) for part in anatomy.list_parts(model))
 
 
 def _is_compiled(part: nn.Module) -> bool:
     forward = vars(part).get("forward")
-    replaced = hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
+    replaced = (
+        forward is not None
+        and hasattr(forward, "_torchdynamo_orig_callable")
+        and not getattr(forward, "_torchdynamo_disable", False)
+    )
     return replaced or getattr(part, "_compiled_call_impl", None) is not None
 
 

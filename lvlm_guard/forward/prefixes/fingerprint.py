@@ -22,8 +22,8 @@ SAMPLES = 4
 
 def describe_kind(model: Any) -> tuple[Hashable, ...]:
     """Return what tells one kind of model from another: layers, dtypes, hooks and attention, weights apart."""
-    parts = tuple((type(part), _name_forward(part), *_list_hooks(part)) for part in model.modules())
-    dtypes = tuple((type(weight), weight.dtype) for weight in model.parameters())
+    parts = tuple((type(part), _name_forward(part), *_list_hooks(part)) for part in anatomy.list_parts(model))
+    dtypes = tuple((type(weight), weight.dtype) for weight in _list_parameters(model))
     return hash((parts, dtypes)), tuple(_list_attention(model))
 
 
@@ -51,10 +51,16 @@ def _list_hooks(part: nn.Module) -> Iterator[int]:
 
 def _list_weights(model: nn.Module) -> Iterator[Tensor]:
     """Yield parameters and buffers that belong to a checkpoint."""
-    yield from model.parameters()
-    for part in model.modules():
+    yield from _list_parameters(model)
+    for part in anatomy.list_parts(model):
         passing = part._non_persistent_buffers_set  # noqa: SLF001 - torch has no other list of them
-        yield from (buffer for name, buffer in part.named_buffers(recurse=False) if name not in passing)
+        buffers = part._buffers  # noqa: SLF001 - as above
+        yield from (buffer for name, buffer in buffers.items() if buffer is not None and name not in passing)
+
+
+def _list_parameters(model: nn.Module) -> Iterator[Tensor]:
+    for part in anatomy.list_parts(model):
+        yield from (weight for weight in part._parameters.values() if weight is not None)  # noqa: SLF001 - torch walks all parts again
 
 
 def _sample(weights: list[Tensor]) -> bytes:
@@ -69,7 +75,7 @@ def _sample(weights: list[Tensor]) -> bytes:
 
 
 def _list_adapters(model: nn.Module) -> Iterator[str]:
-    for part in model.modules():
+    for part in anatomy.list_parts(model):
         yield from (f"{name}={getattr(part, name, None)!r}" for name in ADAPTERS if name in vars(part))
 
 
