@@ -89,13 +89,10 @@ def _fit_all(
 
 
 def _fit(kind: str, model: Any, processor: Any) -> Artefact:
-    if fitter_catalogue().find(kind).data == "pictures":
-        fitted_on, judged_on = (
-            labelled.label_scenes(split, count)
-            for split, count in ((labelled.SPLIT, LABELLED), (labelled.CALIBRATION, JUDGED))
-        )
-        examples, split = LabelledPictures(fitted_on, judged_on), f"{labelled.SPLIT}, {labelled.CALIBRATION}"
-        return fitting.fit(kind, model, processor, examples, model_id="testbed", split=split)
-    split, count = ("calibration", REVISED) if kind == "revise" else ("train", DEMONSTRATIONS)
-    demonstrations = build_demonstrations(count, split=split)
-    return fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split=split)
+    if fitter_catalogue().find(kind).data == "demonstrations":
+        demonstrations = build_demonstrations(DEMONSTRATIONS)
+        return fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train")
+    judged = labelled.label_scenes(labelled.CALIBRATION, REVISED if kind == "revise" else JUDGED)
+    examples = LabelledPictures(labelled.label_scenes(labelled.SPLIT, LABELLED), judged)
+    split = f"{labelled.SPLIT}, {labelled.CALIBRATION}"
+    return fitting.fit(kind, model, processor, examples, model_id="testbed", split=split)

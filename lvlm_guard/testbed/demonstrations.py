@@ -16,14 +16,14 @@ from lvlm_guard.testbed.world.scenes import Scene, absent_partners, scenes
 SPLIT = "train"
 
 
-def build_demonstrations(count: int, seed: int = 0, split: str = SPLIT) -> list[Demonstration]:
-    """Build demonstrations from captions of the scenes of a split, correct and with something invented.
+def build_demonstrations(count: int, seed: int = 0) -> list[Demonstration]:
+    """Build demonstrations from captions of training scenes, correct and with something invented.
 
     In turn: an absent habitual partner is added, a colour is replaced by another, an object by another. A scene without
     an absent partner has a colour replaced instead.
     """
     rng = np.random.default_rng((seed, 11))
-    return [_build_demonstration(scene, number, rng) for number, scene in enumerate(scenes(split, count, seed))]
+    return [_build_demonstration(scene, number, rng) for number, scene in enumerate(scenes(SPLIT, count, seed))]
 
 
 def _build_demonstration(scene: Scene, number: int, rng: np.random.Generator) -> Demonstration:

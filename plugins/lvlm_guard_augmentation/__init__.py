@@ -28,4 +28,4 @@ def register_fitters(register: "Callable[[Fitter], None]") -> None:
     from lvlm_guard.fitting import Fitter  # noqa: PLC0415
     from lvlm_guard_augmentation.revise_fitter import fit_revise  # noqa: PLC0415
 
-    register(Fitter("revise", fit_revise))
+    register(Fitter("revise", fit_revise, data="pictures"))

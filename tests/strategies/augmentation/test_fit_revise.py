@@ -18,10 +18,9 @@ from lvlm_guard_augmentation.true_pictures import PictureHabits, TruePicture, re
 from PIL import Image
 
 from lvlm_guard import Artefact, Guard, InputError, loading
-from lvlm_guard.fitting import Demonstration, fit
+from lvlm_guard.fitting import Demonstration, LabelledPictures, fit
 from lvlm_guard.host.fitters import fitter_catalogue
-from lvlm_guard.testbed.world import language
-from lvlm_guard.testbed.world.scenes import scenes
+from lvlm_guard.testbed.labelled import label_scenes
 from lvlm_guard.testing import TinyProcessor, tiny
 
 ONLY_MARGIN = (0.0, 0.0, 1.0, 0.0)
@@ -133,9 +132,8 @@ def test_it_is_offered():
 @pytest.mark.slow
 def test_a_fit_on_the_bundled_model(tmp_path):
     model, processor = loading.load("testbed", None, "float32")
-    found = scenes("calibration", 24, 5)
-    data = [Demonstration(one.picture, language.DESCRIBE[0], language.caption(one), "x") for one in found]
-    artefact = fit("revise", model, processor, data)
+    pictures = label_scenes("calibration", 24, 5)
+    artefact = fit("revise", model, processor, LabelledPictures(pictures))
     facts = artefact.manifest["settings"]["calibration"]["object"]
     assert facts["wrong"] <= facts["wrong_before"]
     assert all(
