@@ -54,7 +54,7 @@ class Contrarian:
         usable_pairs = [pair for pair in zip(answers[::2], answers[1::2], strict=True) if all(pair)]
         if not usable_pairs:
             raise StrategyRefused(
-                f"{self.name!r} needs a pair of answers that differ in their first tokens: give other words than {self.pairs}."
+                f"'contrarian' needs a pair of answers that differ in their first tokens: give other pairs than these. {self.pairs}"
             )
         tokens = [sorted(ids) for pair in usable_pairs for ids in pair]
         if gen.prompt.has_image:
