@@ -115,7 +115,7 @@ def test_every_row_has_a_picture_of_its_own_or_the_call_is_refused(name, counts)
     conversations, rows = ask_for_rows(counts)
     guard = Guard(model(), TinyProcessor("llava"), [strategy])
     if set(counts) == {1}:
-        guard.chat(conversations, max_new_tokens=1)
+        guard.chat(conversations, max_new_tokens=3)
         assert seen == {shade for shades in rows for shade in shades}
         return
     with pytest.raises(InputError, match=r"Row \d .*[Pp]ass"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import pickle
 from typing import Any, ClassVar
 
@@ -147,7 +148,7 @@ def test_learned_prompts_and_prefixes_are_those_of_a_recompute(config, kind):
     model = peft.get_peft_model(base, settings).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.mul_(6 if "prompt" in name else 1)
+            parameter.mul_(20 if "prompt" in name else 1)
     assert not torch.equal(model.generate(**inputs, **SETTINGS), unadapted), "no power"
     output, one_by_one, _ = answers(model, inputs, kind)
     assert output[0, -5:].tolist() == one_by_one[0, -5:].tolist() == recompute(model, inputs, kind)
@@ -291,14 +292,18 @@ def test_rows_padded_on_the_left_are_finite_and_what_they_are_alone_but_for_roun
     output = guard.generate(**left_padded(rows), **settings)
     assert all(bool(torch.isfinite(logits).all()) for logits in output.logits)
     assert output.logits[0].dtype == torch.float32
-    for row, logits in zip(rows, output.logits[0], strict=True):
-        alone = guard.generate(**row, **settings).logits[0][0]
-        plain = model.generate(**row, **settings).logits[0][0].float()
-        rounding, effect = float((logits - alone).abs().max()), float((logits - plain).abs().max())
-        assert rounding < 0.1 * effect, (rounding, effect)
+    alone = torch.stack([guard.generate(**row, **settings).logits[0][0] for row in rows])
+    plain = torch.stack([model.generate(**row, **settings).logits[0][0].float() for row in rows])
+    effects = (output.logits[0] - plain).abs().amax(1)
+    assert effects.min() > 0.1
+    assert (output.logits[0] - alone).abs().max() < 0.1 * effects.max()
 
 
 # Tied, copied, pickled, traced
+
+
+LEAVES_HOOKS = importlib.util.find_spec("transformers.utils.output_capturing") is not None
+"""Whether transformers leaves hooks of its own in a model that ran."""
 
 
 @pytest.fixture
@@ -326,7 +331,7 @@ def test_a_guard_that_was_used_can_be_copied_and_pickled(make, when):
     model, inputs = tiny("llava")
     guard = Guard(model, None, [Against("noised")])
     wanted, plain = guard.generate(**inputs, **SETTINGS), model.generate(**inputs, **SETTINGS)
-    assert any(part._forward_hooks for part in model.modules()), "transformers leaves hooks of its own"
+    assert any(part._forward_hooks for part in model.modules()) == LEAVES_HOOKS
     hooks = [list(part._forward_hooks.values()) for part in model.modules()]
     if when == "attached":
         with guard.attached():
