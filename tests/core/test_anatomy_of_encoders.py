@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from versions import specimen_of
+from gold import OLD
+from versions import skip, specimen_of
 
 from lvlm_guard import anatomy
 from lvlm_guard.forward.interventions.attention_layers import find_attention
@@ -23,6 +24,8 @@ def test_the_encoder_is_the_tower_and_the_decoder_has_layers_attention_and_a_hea
     assert anatomy.encodes_images_alone(model)
     assert (len(tower), len(layers)) == (2, 4)
     assert not set(tower) & set(layers)
+    if OLD:
+        skip("attention of this type past its own interface")
     assert path is not None
     assert [type(part).__name__ for part in (*(part.part for part in path.before), path.head)] == HEADS[name]
     reaches = {(place.layer, place.reach) for place in find_attention(model).values()}

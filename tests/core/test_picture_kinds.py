@@ -1,6 +1,7 @@
 """Every kind of picture gives the pixels that the model's own processor gives for it, or an error that says what to pass."""
 
 import base64
+import copy
 import functools
 import http.server
 import io
@@ -165,7 +166,7 @@ def test_options_count_in_the_groups_that_processors_take(group):
     shares = LEVELS.astype("float32") / 255
     options = {group: {"do_rescale": False}}
     try:
-        wanted(shares, **options)
+        wanted(shares, **copy.deepcopy(options))  # older processors take out of it what they use
     except TypeError:
         skip("a processor that takes no such group")
     assert torch.equal(pixels(shares, **options), wanted(shares, do_rescale=False))

@@ -32,7 +32,7 @@ class Watch:
 
     @hookimpl
     def terms(self, gen):
-        yield Bias(torch.zeros(gen.logits().shape[-1]).index_fill(0, torch.tensor([21]), 2.0))
+        yield Bias(torch.zeros(gen.logits().shape[-1]).index_fill(0, torch.tensor([21]), 0.5))
 
     @hookimpl
     def observe(self, gen):

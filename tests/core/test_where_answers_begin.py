@@ -45,12 +45,13 @@ def test_reports_count_the_answer_alone(case, mode):
     settings = {"max_new_tokens": 5, "do_sample": False, **mode}
     plain = model.generate(**inputs, **settings)
     output, report = Guard(model, None, [Against("noised")]).generate_with_report(**inputs, **settings)
-    assert not torch.equal(plain, output), "no power"
+    assert report.strategies[0].had_effect
     assert output.shape == plain.shape
     assert report.answer_start == start
     assert report.tokens == output.shape[1] - start == 5
     assert len(report.requests) == len(output)
     if "num_beams" not in mode:
+        assert not torch.equal(plain, output), "no power"
         positions = [change.position for change in report.requests[0].changes]
         assert positions
         answer = output[0, start:].tolist()
