@@ -200,7 +200,8 @@ class Specimen:
             encoded  # older versions return the features themselves, or them and what goes into deeper layers
         )
         if not isinstance(encoded, (Tensor, list, tuple)):
-            features = encoded.last_hidden_state if encoded.get("pooler_output") is None else encoded.pooler_output
+            pooled = getattr(encoded, "pooler_output", None)  # no field of some outputs
+            features = encoded.last_hidden_state if pooled is None else pooled
         elif not isinstance(encoded[0], Tensor):
             features = encoded[0]
         if isinstance(features, Tensor):
