@@ -31,5 +31,5 @@ def _adds(attention: Attention, name: str) -> bool:
     """Whether a term makes a difference to the output of an attention."""
     query, keys = torch.tensor([[[[4.0, 1.0]]]]), torch.eye(2)[None, None]
     term = TERMS[name]
-    plain, changed = (attention(nn.Identity(), query, keys, keys, None, **given)[0] for given in ({}, {name: term}))
+    plain, changed = (attention(nn.Identity(), query, keys, keys, None, **options)[0] for options in ({}, {name: term}))
     return not torch.equal(plain, changed)
