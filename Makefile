@@ -97,7 +97,7 @@ scenes: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scenes.py all --models $(SCENES)/models --out $(SCENES)/runs
 
 # transformers' own generation tests of six model types, without a guard and with an inert one: the same ones fail. TRANSFORMERS is a
-# checkout of its repository, which is installed in an environment of its own.
+# checkout of its repository, which is installed in an environment of its own. About a quarter of an hour on two cores.
 GENERATION := .venvs/generation
 test-generation:
 	test -d "$(TRANSFORMERS)/tests/generation" || { echo "TRANSFORMERS=path of a checkout of transformers"; exit 2; }

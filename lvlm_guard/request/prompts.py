@@ -42,7 +42,8 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
     """
     if "position_ids" in inputs or "inputs_embeds" in inputs:
         raise ModeRefused(
-            f"Branch {branch.key!r} changes the prompt, so position_ids and inputs_embeds cannot be given."
+            f"Branch {branch.key!r} changes the prompt, which position_ids and inputs_embeds cannot follow: drop them, and pass the "
+            "processor's full output, generate(**inputs)."
         )
     spans = find_spans(request)
     if branch.drops_image:

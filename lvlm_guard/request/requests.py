@@ -99,7 +99,8 @@ class Request:
         ids = (self._begin_decoding() if decodes_apart else self._begin_describing()) if ids is None else ids
         if not isinstance(ids, Tensor):
             raise ModeRefused(
-                "A guarded generate needs input_ids: pass the processor's full output, generate(**inputs)."
+                "A guarded generate needs input_ids, of which branches are made; embeddings alone do not do. Pass the "
+                "processor's full output, generate(**inputs)."
             )
         mask = self.inputs.get(self.mask_name)
         object.__setattr__(self, "input_ids", ids)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from gold import WEIGHT, Against
+from versions import specimen_of
 
 from lvlm_guard import Guard, ModelRefused, ProcessorNeeded, StrategyRefused
 from lvlm_guard.request.branch_inputs import build_branch_inputs
 from lvlm_guard.request.fences import find_fences, find_placeholder
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch, Insert
-from lvlm_guard.testing.zoo.building import Specimen
 from lvlm_guard.testing.zoo.naming import NamedTokens
 from lvlm_guard.testing.zoo.probing import TypeProbe
 
@@ -19,7 +19,7 @@ SETTINGS = {"max_new_tokens": 2, "do_sample": False, "output_logits": True, "ret
 
 
 def make_request(name, batch=None, processor="own"):
-    specimen = Specimen(name)
+    specimen = specimen_of(name)
     inputs = specimen.row() if batch is None else batch(specimen)
     processor = specimen.processor if processor == "own" else processor
     return Request(inputs, {}, specimen.model.config, processor)
@@ -37,7 +37,7 @@ def make_request(name, batch=None, processor="own"):
     ],
 )
 def test_branches_are_exact_where_no_token_of_the_config_stands_for_an_image(name, mechanisms):
-    probe = TypeProbe(Specimen(name))
+    probe = TypeProbe(specimen_of(name))
     cells = {mechanism: probe.cell(mechanism) for mechanism in mechanisms}
     assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(mechanisms, "exact"), cells
 
@@ -45,7 +45,7 @@ def test_branches_are_exact_where_no_token_of_the_config_stands_for_an_image(nam
 @pytest.mark.parametrize("name", ["git", "udop", "idefics", "kosmos-2"])
 @pytest.mark.parametrize("kind", ["blind", "longer"])
 def test_without_a_processor_nobody_knows_what_it_wrote(name, kind):
-    specimen = Specimen(name)
+    specimen = specimen_of(name)
     with pytest.raises(ProcessorNeeded, match=r"its processor may: Guard\(model, processor\)"):
         Guard(specimen.model, None, [Against(kind)]).generate(**specimen.row(), max_new_tokens=1)
 
@@ -61,7 +61,7 @@ def test_the_inputs_of_text_go_with_the_prompt():
 
 
 def test_text_goes_behind_the_token_that_a_prompt_begins_with():
-    specimen = Specimen("git")
+    specimen = specimen_of("git")
     row = specimen.row()
     row["input_ids"][0, 0] = specimen.model.config.get_text_config(decoder=True).bos_token_id
     built = build_branch_inputs(Request(row, {}, specimen.model.config, specimen.processor), LONGER, None)
@@ -92,14 +92,14 @@ def test_places_and_padding_of_flattened_patches_stay_as_they_are():
 
 
 def test_an_encoder_of_images_alone_has_nothing_to_read_without_one():
-    specimen = Specimen("vision-encoder-decoder")
+    specimen = specimen_of("vision-encoder-decoder")
     with pytest.raises(ModelRefused, match="the encoder of this model reads nothing else"):
         Guard(specimen.model, None, [Against("blind")]).generate(**specimen.row(), max_new_tokens=1)
 
 
 @pytest.mark.parametrize("name", ["vision-encoder-decoder", "pix2struct"])
 def test_pixels_alone_are_enough_for_an_encoder_of_images(name):
-    specimen = Specimen(name)
+    specimen = specimen_of(name)
     pixels = {key: value for key, value in specimen.row().items() if key != "decoder_input_ids"}
     got = Guard(specimen.model, None, [Against("noised")]).generate(**pixels, **SETTINGS)
     main = specimen.model.generate(**pixels, **SETTINGS).logits[0]
@@ -115,7 +115,7 @@ def test_pixels_alone_are_enough_for_an_encoder_of_images(name):
 @pytest.mark.parametrize("name", ["git", "blip", "blip-2"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_pictures_are_described_without_a_prompt(name, rows):
-    specimen = Specimen(name)
+    specimen = specimen_of(name)
     specimen.model.config.get_text_config().eos_token_id = 2  # BLIP writes it behind the token that a text begins with
     pixels = torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     got = Guard(specimen.model, None, [Against("noised")], without_image="plain").generate(
@@ -128,7 +128,7 @@ def test_pictures_are_described_without_a_prompt(name, rows):
 
 
 def test_the_first_argument_of_generate_is_what_the_model_calls_its_main_input():
-    specimen = Specimen("vision-encoder-decoder")
+    specimen = specimen_of("vision-encoder-decoder")
     pixels = specimen.row()["pixel_values"]
     guard = Guard(specimen.model, None, [Against("noised")])
     assert torch.equal(guard.generate(pixels, max_new_tokens=3), guard.generate(pixel_values=pixels, max_new_tokens=3))
@@ -138,7 +138,7 @@ def test_the_first_argument_of_generate_is_what_the_model_calls_its_main_input()
 
 
 def test_text_that_is_embedded_in_a_way_of_its_own_is_refused(monkeypatch):
-    specimen = Specimen("blip-2")
+    specimen = specimen_of("blip-2")
     embed = specimen.model.get_input_embeddings()
     monkeypatch.setattr(specimen.model, "get_input_embeddings", lambda: lambda ids: 2 * embed(ids))
     with pytest.raises(ModelRefused, match="embeds the text of a prompt in a way of its own"):
@@ -146,7 +146,7 @@ def test_text_that_is_embedded_in_a_way_of_its_own_is_refused(monkeypatch):
 
 
 def test_a_row_without_a_placeholder_is_named_with_a_remedy():
-    specimen = Specimen("internvl")
+    specimen = specimen_of("internvl")
     rows = [specimen.row(), specimen.row(text=12, images=0)]
     length = max(row["input_ids"].shape[1] for row in rows)
     ids = [torch.nn.functional.pad(row["input_ids"], (length - row["input_ids"].shape[1], 0)) for row in rows]
@@ -158,14 +158,14 @@ def test_a_row_without_a_placeholder_is_named_with_a_remedy():
 
 def test_special_tokens_that_speak_of_images_belong_to_them():
     words = {"<fake_token_around_image>": 120, "<end_of_utterance>": 121, "<image>": 100, "<row>": 122}
-    fences = find_fences(Specimen("idefics").model.config, NamedTokens(words, {"image_token": "<image>"}))
+    fences = find_fences(specimen_of("idefics").model.config, NamedTokens(words, {"image_token": "<image>"}))
     assert 120 in fences.named
     assert not fences.named & {100, 121, 122}  # the placeholder stands for the image; the others may be text
 
 
 def test_a_placeholder_that_begins_the_prompt_too_stays_there():
     """The processor of Kosmos-2.5 writes the token that every prompt begins with in place of the image."""
-    specimen = Specimen("kosmos-2.5")
+    specimen = specimen_of("kosmos-2.5")
     words = {"<s>": 100, "<image>": 102, "</image>": 103}
     processor = NamedTokens(
         words, {"image_token": "<s>", "image_start_token": "<image>", "image_end_token": "</image>"}
@@ -179,6 +179,6 @@ def test_a_placeholder_that_begins_the_prompt_too_stays_there():
 
 def test_a_placeholder_is_named_by_the_config_before_the_processor():
     processor = NamedTokens({"<image>": 120}, {"image_token": "<image>"})
-    assert find_placeholder(Specimen("git").model.config, processor) == 120
-    assert find_placeholder(Specimen("internvl").model.config, processor) == 100
-    assert find_placeholder(Specimen("git").model.config) is None
+    assert find_placeholder(specimen_of("git").model.config, processor) == 120
+    assert find_placeholder(specimen_of("internvl").model.config, processor) == 100
+    assert find_placeholder(specimen_of("git").model.config) is None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from against_twin import ARCHITECTURES, check
 from twin import Twin
+from versions import need
 
 from lvlm_guard import (
     AttentionEdit,
@@ -27,7 +28,6 @@ from lvlm_guard import (
     hookimpl,
 )
 from lvlm_guard.strategy.edits import AttentionCapture
-from lvlm_guard.testing import ARCHITECTURES as ALL
 from lvlm_guard.testing import tiny
 
 
@@ -277,9 +277,8 @@ def test_nothing_is_left_of_any_of_it():
 
 
 def test_layers_without_attention_scores_are_refused():
-    model, inputs = tiny("qwen3_5") if "qwen3_5" in ALL else (None, None)
-    if model is None:
-        pytest.skip("this version of transformers has no qwen3_5")
+    need("qwen3_5")
+    model, inputs = tiny("qwen3_5")
     linear = [index for index, layer in enumerate(model.get_decoder().layers) if not hasattr(layer, "self_attn")]
     edit = AttentionEdit((linear[0], linear[0] + 1), "add", 1.0)
     with pytest.raises(ModelRefused, match="no attention that can be edited"):

@@ -1,6 +1,7 @@
 """Every kind of picture gives the pixels that the model's own processor gives for it, or an error that says what to pass."""
 
 import base64
+import copy
 import functools
 import http.server
 import io
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from toy_processor import toy_processor
+from versions import skip
 
 from lvlm_guard import Guard, GuardWarning, InputError, PictureSources
 from lvlm_guard.request.picture_loading import read_picture
@@ -98,9 +100,17 @@ SAME = {
 SAME["second frame"].seek(1)
 
 
+OLDER = {"one channel": Image.fromarray(LEVELS[..., 0]), "four channels": Image.fromarray(SAME["four channels"])}
+"""The same as pictures of Pillow: processors of older versions take no such arrays."""
+
+
 @pytest.mark.parametrize("kind", SAME)
 def test_a_picture_gives_the_processors_own_pixels(kind):
-    assert torch.equal(pixels(SAME[kind]), wanted(SAME[kind]))
+    try:
+        expected = wanted(SAME[kind])
+    except ValueError:
+        expected = wanted(OLDER[kind])
+    assert torch.equal(pixels(SAME[kind]), expected)
 
 
 FILES = {
@@ -155,6 +165,10 @@ def test_floats_of_0_to_1_pass_where_the_processor_does_not_rescale():
 def test_options_count_in_the_groups_that_processors_take(group):
     shares = LEVELS.astype("float32") / 255
     options = {group: {"do_rescale": False}}
+    try:
+        wanted(shares, **copy.deepcopy(options))  # older processors take out of it what they use
+    except TypeError:
+        skip("a processor that takes no such group")
     assert torch.equal(pixels(shares, **options), wanted(shares, do_rescale=False))
     assert options == {group: {"do_rescale": False}}
     with pytest.raises(InputError, match="do_rescale=False"):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from lvlm_guard import Guard, InputError, hookimpl
 from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard.testing.processing import SPECIAL
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*changed no logit.*")
 ROWS = {
@@ -115,7 +116,7 @@ def test_every_row_has_a_picture_of_its_own_or_the_call_is_refused(name, counts)
     conversations, rows = ask_for_rows(counts)
     guard = Guard(model(), TinyProcessor("llava"), [strategy])
     if set(counts) == {1}:
-        guard.chat(conversations, max_new_tokens=1)
+        guard.chat(conversations, max_new_tokens=1, suppress_tokens=[*SPECIAL])  # an empty sentence needs no score
         assert seen == {shade for shades in rows for shade in shades}
         return
     with pytest.raises(InputError, match=r"Row \d .*[Pp]ass"):

@@ -290,7 +290,7 @@ CASES: dict[str, tuple[Callable[..., Any], str]] = {
     "prompts padded on the right": (lambda _: pad_right(), "padded on the right"),
     "`position_ids` and `inputs_embeds`, where a branch changes the prompt": (
         lambda _: build_branch(Branch("gone", image="removed"), position_ids=torch.arange(4)[None]),
-        "position_ids and inputs_embeds cannot be given",
+        "which position_ids and inputs_embeds cannot follow: drop them",
     ),
     "feature edits where generate takes no encoded images": (edit_features, "edits image features"),
     "edits of pixels where the images come already encoded": (

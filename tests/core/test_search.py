@@ -12,6 +12,7 @@ import torch
 from against_twin import ARCHITECTURES
 from gold import BRANCHES, OLD, SUPPRESSED, WEIGHT
 from transformers import DynamicCache, LogitsProcessor
+from versions import skip
 
 from lvlm_guard import (
     Contrast,
@@ -182,7 +183,7 @@ def remembering(seen):
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_going_on_after_a_rewind_is_never_having_left(architecture, kinds, executor):
     if OLD and architecture == "gemma3":
-        pytest.skip("this version cannot take tokens back out of sliding windows; see the refusal below")
+        skip("sliding windows that forget no tokens; see the refusal below")
     model, inputs = ragged(architecture)
     seen = {}
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from odd_models import wrap_decoder
 from torch import nn
+from versions import need, specimen_of
 
 from lvlm_guard import Guard, HiddenEdit, ModelRefused, hookimpl
+from lvlm_guard.anatomy import decoder_layers
 from lvlm_guard.testing import ARCHITECTURES, tiny
-from lvlm_guard.testing.zoo.building import Specimen
 
 SETTINGS = {
     "max_new_tokens": 3,
@@ -48,17 +49,16 @@ class Edits:
 
 def build(name):
     """A tiny model by its architecture, or a LLaVA around another decoder."""
-    if name in ARCHITECTURES:
-        return tiny(name)
-    return wrap_decoder(name.split()[0], DECODERS[name])
+    if name in DECODERS:
+        return wrap_decoder(name.split()[0], DECODERS[name])
+    need(name)
+    return tiny(name)
 
 
 def silence(model, site):
     """Zero what a block's last product gives, in every layer: nothing is left to be added."""
     marks = {"attention": ("Attention", "DeltaNet"), "mlp": ("MLP",)}[site]
-    decoder = model.get_decoder()
-    decoder = decoder if hasattr(decoder, "layers") else decoder.model
-    for layer in decoder.layers:
+    for layer in decoder_layers(model):
         for block in layer.children():
             if any(mark in type(block).__name__ for mark in marks):
                 for part in block.modules():
@@ -146,7 +146,7 @@ def test_an_edit_sees_the_input_of_the_block_itself(name):
 
 @pytest.mark.parametrize("site", ["attention", "mlp"])
 def test_a_feed_forward_that_is_no_module_of_its_own_is_a_block_too(site):
-    specimen = Specimen("blip-2")
+    specimen = specimen_of("blip-2")
     model, inputs = specimen.model, specimen.row()
     layers = model.language_model.model.decoder.layers
     silent = copy.deepcopy(model)

@@ -13,9 +13,10 @@ from PIL import Image
 from toy_processor import toy_processor
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
+from versions import need
 
 from lvlm_guard import Guard, hookimpl
-from lvlm_guard.testing import ARCHITECTURES, tiny
+from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import boost
 
 SETTINGS = {"max_new_tokens": 6, "do_sample": False, "suppress_tokens": SUPPRESSED}
@@ -286,8 +287,7 @@ def test_stop_strings_end_a_guarded_call(llava):
     ],
 )
 def test_further_architectures_run_and_fall_back_where_one_batch_is_not_exact(architecture, executor):
-    if architecture not in ARCHITECTURES:
-        pytest.skip(f"this transformers has no {architecture}")
+    need(architecture)
     model, inputs = tiny(architecture)
     guard = Guard(model, None, [Against("noised")])
     guarded = guard.generate(**inputs, **SETTINGS)

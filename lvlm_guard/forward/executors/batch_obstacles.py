@@ -65,7 +65,12 @@ def _find_known(first: FirstStep, row_list: str | None) -> str | None:
     mask = first.inputs.get("attention_mask")
     if not (mask is None or caches.is_static(first.cache) or (isinstance(mask, Tensor) and mask.ndim == 2)):  # noqa: PLR2004
         return "the attention mask is not two-dimensional"
-    return _find_unknown_input(first) or caches.find_obstacle(first.caches) or _find_unknown_position(first)
+    return (
+        _find_unknown_input(first)
+        or caches.find_obstacle(first.caches)
+        or _find_unknown_mask(first)
+        or _find_unknown_position(first)
+    )
 
 
 def _find_unknown_input(first: FirstStep) -> str | None:
@@ -79,6 +84,17 @@ def _find_unknown_input(first: FirstStep) -> str | None:
         for name in (set(inputs) | set(first.inputs)) - KNOWN_INPUTS:
             if not _is_same(inputs.get(name), first.inputs.get(name)):
                 return f"branch {key!r} decodes with another {name} than main"
+    return None
+
+
+def _find_unknown_mask(first: FirstStep) -> str | None:
+    """Positions in a mask or a cache that no token stands for: a mask made from those of the prompts says nothing of them."""
+    mask = first.inputs.get("attention_mask")
+    tokens = first.main.length + first.step.past + first.step.new
+    if isinstance(mask, Tensor) and not caches.is_static(first.cache) and mask.shape[1] != tokens:
+        return f"the model masks {mask.shape[1]} positions where there are {tokens} tokens"
+    if mask is None and first.holds_more and any(run.prompt_mask is not None for run in first.branches.values()):
+        return "the cache holds positions that no token of the prompt stands for, and the mask of a branch says nothing of them"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,21 +20,21 @@ from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward.installations import LOCK
 from lvlm_guard.forward.interventions.attention_edits import AttentionCall, edit_attention
 from lvlm_guard.forward.interventions.attention_maps import AttentionMaps
+from lvlm_guard.forward.interventions.attention_terms import Attention, keep_added
 from lvlm_guard.forward.interventions.running import running_forward
 from lvlm_guard.protocols import Model
 
 NAME = "lvlm_guard"
 DELEGATES = ("eager", "sdpa")
 
-
-Attention = Callable[..., tuple[Tensor, Tensor | None]]
 _witnessed: ContextVar[dict[nn.Module, tuple[int, int]] | None] = ContextVar("lvlm_guard_witnessed", default=None)
 
 
 class SwitchedName(str):
     """The name of `guarded_attention` in a config; knows what it stands for, and a copied config holds that instead.
 
-    It equals what it stands for too: some models prepare masks by the name of their attention.
+    It equals what it stands for too: some models prepare masks by the name of their attention. It differs from `eager` all
+    the same, because models of older versions run their own attention past the interface unless the name is not that.
 
     Args:
         original: Name of the attention in use before.
@@ -56,7 +56,7 @@ class SwitchedName(str):
         return str.__eq__(self, other) is True or self.original == other
 
     def __ne__(self, other: object) -> bool:
-        return not self == other
+        return other == "eager" or not self == other
 
     def __hash__(self) -> int:
         return str.__hash__(self)
@@ -141,7 +141,8 @@ def guarded_attention(
     """
     name = name_of(module.config)
     options = {"scaling": scaling, "dropout": dropout, **kwargs}
-    output, weights = _delegate(module, name)(module, query, key, value, attention_mask, **options)
+    attention = _delegate(module, name)
+    output, weights = attention(module, query, key, value, attention_mask, **options)
     if (calls := _witnessed.get()) is not None:
         calls[module] = query.shape[1], key.shape[-2]
     running = running_forward()
@@ -149,6 +150,7 @@ def guarded_attention(
     if running is None or running.owner is None or attending is None:
         return output, weights
     if work := running.owner.attention_plan.get(module):
+        options = options if name == "eager" else keep_added(attention, options)
         maps = AttentionMaps(module, query, key, value, attention_mask, options, name)
         call = AttentionCall(maps, running, attending.layer, attending.reach)
         output = edit_attention(call, work, output)

@@ -30,7 +30,7 @@ class AttentionMaps:
         key: `[rows, groups, keys, size]`.
         value: `[rows, groups, keys, size]`.
         mask: Bool or additive, for some of the keys more than there are; None where causality says all.
-        options: What else the model hands to its attention.
+        options: What else the model hands to its attention, as far as the attention uses it.
         implementation: Name of the attention that runs.
     """
 
@@ -125,9 +125,7 @@ class AttentionMaps:
         return self._sinks(slice(None), 0) is not None
 
     def _sinks(self, rows: slice, start: int) -> Tensor | None:
-        """What takes a share of every query's attention: a number for each head, or one more score; `sdpa` has none."""
-        if self.implementation == "sdpa":
-            return None
+        """What takes a share of every query's attention: a number for each head, or one more score."""
         if (scores := self.options.get("sinks")) is not None:
             return _select(scores, rows, start)
         heads: Tensor | None = self.options.get("s_aux")

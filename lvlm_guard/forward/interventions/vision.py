@@ -72,7 +72,8 @@ def installed(
                 part = anatomy.layer_part(layers[index], edit.site)
                 waiting.add((number, index))
                 reached = functools.partial(waiting.discard, (number, index))
-                register(part, gen, _edit_output(edit, index, gen, effects, reached), with_kwargs=True)
+                hook = _edit_output(edit, index, gen, effects, reached, vars(part).get("forward"))
+                register(part, gen, hook, with_kwargs=True)
         yield
     if waiting and has_image:
         raise ModelRefused(
@@ -93,12 +94,19 @@ def _find_holder(module: Model, model: Any) -> Any:
 
 
 def _edit_output(
-    edit: HiddenEdit, layer: int, gen: Generation, effects: EffectTracker, reached: Callable[[], None]
+    edit: HiddenEdit, layer: int, gen: Generation, effects: EffectTracker, reached: Callable[[], None], forward: Any
 ) -> Callable[..., Any]:
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """A hook that edits; `forward` is what was put in place of the part's own before the call, or None."""
+
+    def hook(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if _branch_of(gen) != edit.branch:
             return None
         reached()
+        if edit.site == "residual" and vars(part).get("forward") is not forward:
+            raise ModelRefused(
+                f"The output of layer {layer} of the vision tower is kept before it is edited, as some versions of transformers do "
+                "it, so the edit would not reach the model. Update transformers, or edit at site 'attention' or 'mlp'."
+            )
         source, hidden = first_input(args, kwargs), first_tensor(output)
         if not isinstance(hidden, Tensor):
             raise ModelRefused(

@@ -196,9 +196,14 @@ class Specimen:
         encode = next(getattr(owner, method) for owner in owners if hasattr(owner, method))
         accepted = inspect.signature(encode).parameters
         encoded = encode(**{name: value for name, value in image.items() if name in accepted})
-        features: Any = encoded  # older versions return the features themselves
+        features: Any = (
+            encoded  # older versions return the features themselves, or them and what goes into deeper layers
+        )
         if not isinstance(encoded, (Tensor, list, tuple)):
-            features = encoded.last_hidden_state if encoded.get("pooler_output") is None else encoded.pooler_output
+            pooled = getattr(encoded, "pooler_output", None)  # no field of some outputs
+            features = encoded.last_hidden_state if pooled is None else pooled
+        elif not isinstance(encoded[0], Tensor):
+            features = encoded[0]
         if isinstance(features, Tensor):
             return features.shape[:-1].numel()
         return sum(part.shape[:-1].numel() for part in features)
@@ -242,6 +247,14 @@ def is_ready(name: str, recipe: Recipe) -> bool:
     return name in ARCHITECTURES and not recipe.changes
 
 
+def _default_config(name: str) -> Any:
+    """Return the config of a type as it is by default; older versions have none of two models put together."""
+    if name == "vision-encoder-decoder":
+        parts = transformers.ViTConfig(), transformers.BertConfig()
+        return transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(*parts)
+    return CONFIG_MAPPING[name]()
+
+
 def build_model(name: str, recipe: Recipe) -> Any:
     """Return the tiny model of a type in eval mode and fp32, with weights that let image and prompt matter."""
     if is_ready(name, recipe):
@@ -250,7 +263,7 @@ def build_model(name: str, recipe: Recipe) -> Any:
         torch.manual_seed(0)
         model_class = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])
         rope = {} if "rope_parameters" in recipe.changes.get("text_config", {}) else rope_sections(model_class)
-        config = shrink(CONFIG_MAPPING[name](), merge(rope, recipe.changes))
+        config = shrink(_default_config(name), merge(rope, recipe.changes))
         model = model_class(config).eval()
         boost(model)
         for ending, factor in recipe.scaled.items():

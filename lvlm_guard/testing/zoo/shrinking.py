@@ -108,7 +108,9 @@ _DERIVED = {
     "qk_head_dim",
 }
 _PLAIN = set(PretrainedConfig().to_dict()) | {"transformers_version", "id2label", "label2id"}
-_INHERITED = {"pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder"}
+_INHERITED = {
+    "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings", "model_type", "is_decoder", "add_cross_attention",
+}  # fmt: skip
 _TOKENS = {
     "pad_token_id": 0,
     "bos_token_id": 1,

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from lvlm_guard_contrastive import RITUAL, SID, AvisC
+from versions import need
 
 from lvlm_guard import Guard, GuardWarning, ModelRefused, StackError, StrategyRefused
 from lvlm_guard.testing import tiny
@@ -49,10 +50,8 @@ def test_a_prompt_with_nothing_to_choose_from_is_refused(strategy, architecture)
 
 @pytest.fixture
 def hybrid():
-    try:
-        return tiny("qwen3_5")
-    except KeyError:
-        pytest.skip("this version of transformers has no qwen3_5")
+    need("qwen3_5")
+    return tiny("qwen3_5")
 
 
 def test_a_layer_without_attention_is_refused_where_one_layer_chooses(hybrid):
