@@ -142,7 +142,7 @@ def test_a_fit_on_the_bundled_model(tmp_path):
     )
     artefact.save(tmp_path / "rules.safetensors")
     guard = Guard(model, processor, [Revise(artefact=tmp_path / "rules.safetensors")])
-    guard.chat([{"role": "user", "content": [{"type": "image", "image": found[0].picture}, {"type": "text", "text": language.DESCRIBE[0]}]}], max_new_tokens=44)  # fmt: skip
+    guard.chat([{"role": "user", "content": [{"type": "image", "image": pictures[0].picture}, {"type": "text", "text": "describe this image ."}]}], max_new_tokens=44)  # fmt: skip
     loaded = Artefact.load(tmp_path / "rules.safetensors", "revise", model)
     keep = loaded["thresholds"][0, 0].item()
     weights = tuple(loaded["weights"][0].tolist())
