@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from lvlm_guard.bench.scoring import habits
-from lvlm_guard.bench.scoring.habits import are_read_together, count_half, habit_balanced, habit_breaking, habit_true
+from lvlm_guard.bench.scoring.habits import are_read_together, count_half, list_statistics
 from lvlm_guard.bench.scoring.intervals import Interval, format_interval
+
+habit_balanced, habit_true, habit_breaking = (statistic for _, statistic, _ in list_statistics())
 
 CELLS = list(product((True, False), (True, False)))
 """Whether the truth is habitual, and which side it is."""

@@ -52,32 +52,43 @@ class HabitMean:
 
     Args:
         halves: `TRUE`, `BREAKING` or both.
+        one_sided: Whether a half of which one side was not asked is the other side alone, as where a suite asks for no yes.
     """
 
     halves: tuple[int, ...] = (TRUE, BREAKING)
+    one_sided: bool = False
 
     def __call__(self, totals: Totals) -> Totals:
         """Return scores of shape (...) from `count_half` summed, of shape (..., levels * `CELLS`); nan where no level is left."""
         cells = totals.reshape(*totals.shape[:-1], -1, 2, 2, 2)[..., self.halves, :, :]
         with np.errstate(invalid="ignore", divide="ignore"):
-            by_level = (cells[..., 0] / cells[..., 1]).mean((-2, -1))
+            sides = cells[..., 0] / cells[..., 1]
+            by_half = _mean_defined(sides) if self.one_sided else sides.mean(-1)
+            by_level = by_half.mean(-1)
             defined = ~np.isnan(by_level)
             return np.asarray(np.where(defined, by_level, 0.0).sum(-1) / defined.sum(-1))
 
 
-habit_balanced: Statistic = HabitMean()
-habit_true: Statistic = HabitMean((TRUE,))
-habit_breaking: Statistic = HabitMean((BREAKING,))
+def _mean_defined(shares: Totals) -> Totals:
+    """Return the mean over the last axis of what is not nan; nan where all is."""
+    defined = ~np.isnan(shares)
+    return np.asarray(np.where(defined, shares, 0.0).sum(-1) / defined.sum(-1))
 
-STATISTICS: Sequence[tuple[str, Statistic, str]] = tuple(
-    zip(
-        NAMES,
-        (habit_balanced, habit_true, habit_breaking),
-        ("habit-balanced accuracy", "accuracy where habit is right", "accuracy where habit is wrong"),
-        strict=True,
-    )
+
+_HALVES: Sequence[tuple[tuple[int, ...], str]] = (
+    ((TRUE, BREAKING), "habit-balanced accuracy"),
+    ((TRUE,), "accuracy where habit is right"),
+    ((BREAKING,), "accuracy where habit is wrong"),
 )
-"""Names, statistics and titles of the three measures, the headline first."""
+
+
+def list_statistics(*, one_sided: bool = False) -> list[tuple[str, Statistic, str]]:
+    """Return names, statistics and titles of the three measures, the headline first; `one_sided` as in `HabitMean`."""
+    return [(name, HabitMean(halves, one_sided), title) for name, (halves, title) in zip(NAMES, _HALVES, strict=True)]
+
+
+STATISTICS: Sequence[tuple[str, Statistic, str]] = list_statistics()
+"""Those of a suite that asks for both sides."""
 
 
 def are_read_together(measure: str, half: str) -> bool:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lvlm_guard.bench.items import AnsweredItem, Item
+from lvlm_guard.bench.scoring.habits import count_half, list_statistics
 from lvlm_guard.bench.scoring.intervals import (
     Share,
     Statistic,
-    Totals,
     f1,
     harmonic_share,
     mean_share,
@@ -110,35 +108,9 @@ def habit_measures(answer: Parser, part: Part) -> list[Measure]:
         habit, truth = answered.item.extra.get(KEY), answered.item.truth
         if habit not in TRUTHS or truth not in TRUTHS or not part.keep(answered.item):
             return None
-        place = 4 * (habit != truth) + 2 * (truth == "no")
-        cells = [0.0] * 8
-        cells[place : place + 2] = float(right(answered, answer)), 1.0
-        return tuple(cells)
+        return count_half(right=right(answered, answer), habitual=habit == truth, side=truth == "yes")
 
-    return [
-        _measure(
-            part, "habit_balanced", "right answers, mean of habit true and habit breaking", count, _habit_balanced
-        ),
-        _measure(part, "habit_true", "right answers where habit is true", count, _habit_true),
-        _measure(part, "habit_breaking", "right answers where habit breaks", count, _habit_breaking),
-    ]
-
-
-def _habit_true(totals: Totals) -> Totals:
-    return _mean_defined(share(totals[..., 0:2]), share(totals[..., 2:4]))
-
-
-def _habit_breaking(totals: Totals) -> Totals:
-    return _mean_defined(share(totals[..., 4:6]), share(totals[..., 6:8]))
-
-
-def _habit_balanced(totals: Totals) -> Totals:
-    return np.asarray((_habit_true(totals) + _habit_breaking(totals)) / 2)
-
-
-def _mean_defined(yes: Totals, no: Totals) -> Totals:
-    """Return the mean of two shares; the other one where one is of nothing, as where a suite asks for no yes."""
-    return np.asarray(np.where(np.isnan(yes), no, np.where(np.isnan(no), yes, (yes + no) / 2)))
+    return [_measure(part, name, title, count, statistic) for name, statistic, title in list_statistics(one_sided=True)]
 
 
 def _measure(
