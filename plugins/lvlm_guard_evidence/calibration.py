@@ -151,11 +151,11 @@ def fit_mixing(cases: Sequence[CalibrationCase]) -> tuple[dict[str, Mixing], dic
     if not mixing:
         reasons = (
             "; ".join(f"{kind}: {result['left_out']}" for kind, result in findings.items())
-            or "no question could be asked"
+            or "No question could be asked."
         )
         raise FitRefused(
-            f"What was fitted helps no kind of question on {len(cases)} calibration questions ({reasons}). Give more pictures, or labels "
-            "that are true."
+            f"'patch_evidence' needs evidence that helps some kind of question, and none of {len(cases)} calibration questions is of one "
+            f"that it helps: give more pictures, or labels that are true. {reasons}"
         )
     return mixing, findings
 

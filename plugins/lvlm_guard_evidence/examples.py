@@ -154,8 +154,10 @@ def check_labels(labels: PictureLabels) -> None:
     """
     if not labels.table.names or not bool((labels.present == 1).any()):
         raise InputError(
-            "patch_evidence is fitted on pictures with objects, and no object is labelled in any of these."
+            "'patch_evidence' needs pictures with objects, and no object is labelled in any of these: label some."
         )
     varied = labels.present.nan_to_num().std(0) > 0
     if not bool(varied.any()):
-        raise InputError("patch_evidence is fitted on pictures that differ, and these all show the same objects.")
+        raise InputError(
+            "'patch_evidence' needs pictures that differ, and these all show the same objects: give others."
+        )

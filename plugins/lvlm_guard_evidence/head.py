@@ -236,7 +236,6 @@ def _texts(settings: Mapping[str, Any], name: str, artefact: Artefact) -> tuple[
     )
     if not is_list or (name == "names" and not texts):
         raise InputError(
-            f"{artefact.path or 'The artefact'} lists no {name} that can be read: fit one, lvlm-guard fit {KIND} --model MODEL "
-            "--data DATA --out FILE."
+            f"'patch_evidence' needs {name} in its artefact, and {artefact.path or 'this one'} lists none that can be read: fit it again."
         )
     return tuple(texts)

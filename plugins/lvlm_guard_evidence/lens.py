@@ -41,7 +41,7 @@ def build_lenses(
     output = model.get_output_embeddings()
     if output is None or not isinstance(getattr(output, "weight", None), Tensor):
         raise ModelRefused(
-            f"{type(model).__name__} shows no head, so its states cannot be read as words: choose another source."
+            f"'patch_evidence' needs a head to read states as words, and {type(model).__name__} shows none: choose another source."
         )
     beginnings, depth = read_first_tokens(processor), depth_and_heads(model)[0]
     rows = [_mean_row(output.weight, beginnings, table.spellings(name)) for name in table.names]
@@ -94,5 +94,6 @@ def read_norm(module: nn.Module | None, width: int) -> Norm | None:
         if float((norm.apply(states) - normed).abs().max()) <= TOLERANCE * float(normed.abs().max()):
             return norm
     raise ModelRefused(
-        f"The final norm of this model, {type(module).__name__}, is neither a root-mean-square norm nor a layer norm: choose another source."
+        f"'patch_evidence' needs a root-mean-square norm or a layer norm behind the layers, and {type(module).__name__} is neither: choose "
+        "another source."
     )

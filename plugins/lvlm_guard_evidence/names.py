@@ -80,7 +80,8 @@ def build_names(words: Sequence[str], synonyms: Mapping[str, Sequence[str]] | No
         for synonym in tidied[tidy(name)]:
             if owners.setdefault(synonym, tidy(name)) != tidy(name):
                 raise InputError(
-                    f"The synonym {synonym!r} stands for {owners[synonym]!r} and for {tidy(name)!r}: give it to one."
+                    f"'patch_evidence' needs synonyms of one name each, and {synonym!r} stands for {owners[synonym]!r} and for "
+                    f"{tidy(name)!r}: give it to one."
                 )
     names = tuple(dict.fromkeys(owners.get(tidy(name), tidy(name)) for name in words))
     return NamesTable(names, {name: spellings for name, spellings in tidied.items() if name in names})

@@ -63,7 +63,7 @@ class PatchEvidence:
         """Read the head, and the questions."""
         if gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                "'patch_evidence' reads questions: give the guard the processor, Guard(model, processor)."
+                "'patch_evidence' needs a tokenizer to read questions: give the guard the processor, Guard(model, processor)."
             )
         load_head(gen, self.artefact)
         texts = [read_text(gen, row) for row in range(gen.prompt.ids.shape[0])]

@@ -101,7 +101,8 @@ def load_head(gen: Generation, artefact: str | Path | EvidenceHead) -> EvidenceH
     head: EvidenceHead = heads[key]
     if gen.model.hidden_size is not None and head.weight.shape[1] != gen.model.hidden_size:
         raise InputError(
-            f"{artefact} reads tokens of {head.weight.shape[1]} numbers, this model's have {gen.model.hidden_size}: fit it again."
+            f"'patch_evidence' needs a head for tokens of {gen.model.hidden_size} numbers, and {artefact} reads {head.weight.shape[1]}: fit it "
+            "again."
         )
     return head
 
@@ -137,8 +138,8 @@ def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[Ro
         return [None] * requests
     if name not in gen.rows:
         raise InputError(
-            "No image tokens were remembered in this call: yield remember_tokens(gen, artefact) in the hook hidden, and ask for the "
-            "evidence in terms, observe or finish."
+            "'patch_evidence' needs image tokens, and none were remembered in this call: yield remember_tokens(gen, artefact) in the hook "
+            "hidden, and ask for the evidence in terms, observe or finish."
         )
     rows = gen.rows[name]
     of_requests = rows[:: rows.shape[0] // requests].cpu()

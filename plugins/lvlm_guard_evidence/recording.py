@@ -66,7 +66,8 @@ class TokenRecorder:
             tokens = hidden[row][view.image[row]]
             if len(row_pictures) != 1:
                 raise InputError(
-                    f"A picture has {len(row_pictures)} places in its prompt, so its tokens cannot be told: use a processor that writes one."
+                    f"'patch_evidence' needs one place for each picture in its prompt, and there are {len(row_pictures)}: use a processor "
+                    "that writes one."
                 )
             self.keep_tokens(tokens, row_pictures[0].places())
         raise _TokensKeptError
@@ -126,7 +127,7 @@ def record_tokens(
         pass
     if any(not bool(each.isfinite().all()) for each in tokens):
         raise InputError(
-            "The image tokens of a picture hold NaN or infinite values: load the model in another precision."
+            "'patch_evidence' needs image tokens without NaN and infinite values: load the model in another precision."
         )
     return tokens, places
 

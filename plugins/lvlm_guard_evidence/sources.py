@@ -37,7 +37,9 @@ def find_yes_no(processor: Any) -> list[list[int]]:
     """
     tokens = read_first_tokens(processor).find(YES_NO)
     if tokens is None:
-        raise InputError("Yes and no begin alike to this tokenizer, so its model's answers cannot be told apart.")
+        raise InputError(
+            "'patch_evidence' needs yes and no to begin apart, and to this tokenizer they do not: use another model."
+        )
     return tokens
 
 
@@ -88,7 +90,8 @@ def label_by_captions(
     common = [name for name, count in counts.most_common() if count >= LEAST_MENTIONS]
     if not common:
         raise InputError(
-            f"The model's captions name nothing in {LEAST_MENTIONS} of {len(pictures)} pictures or more: give more pictures, or labels."
+            f"'patch_evidence' needs names in {LEAST_MENTIONS} captions or more, and the model's {len(pictures)} captions name nothing so "
+            "often: give more pictures, or labels."
         )
     singular = [next((form for form in singular_forms(name)[1:] if form in counts), name) for name in common]
     table = build_names(list(dict.fromkeys(singular)), synonyms)
@@ -162,7 +165,7 @@ def label_by_detector(detector: Any, pictures: Sequence[LabelledPicture], track:
     """
     if detector is None:
         raise InputError(
-            "The source 'detector' is a function from a picture to boxes: name it, package.module:function."
+            "'patch_evidence' needs a function from a picture to boxes for the source 'detector': name it, package.module:function."
         )
     needs = "A detector returns boxes (left, top, right, bottom, name): correct it"
     labelled = []

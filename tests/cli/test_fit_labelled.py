@@ -143,7 +143,7 @@ def test_a_few_scenes_help_nothing_and_are_refused_with_numbers(tmp_path, monkey
         "--out",
         tmp_path / "out",
     )
-    assert "helps no kind of question on" in printed
+    assert "needs evidence that helps some kind of question" in printed
     assert "questions, of which 40 with different answers are needed" in printed
 
 

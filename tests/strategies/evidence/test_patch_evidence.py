@@ -237,13 +237,13 @@ def test_an_artefact_of_another_model_or_projector_is_refused(tmp_path):
 def test_what_cannot_work_is_refused(tmp_path):
     model, inputs = tiny("llava")
     path, _ = make_head(tmp_path / "head", model)
-    with pytest.raises(ProcessorNeeded, match="reads questions"):
+    with pytest.raises(ProcessorNeeded, match="to read questions"):
         Guard(model, None, [PatchEvidence(path)]).generate(**inputs, max_new_tokens=1)
     guard = Guard(model, Asking("?"), [PatchEvidence(path, parser=lambda _: "mug")])
     with pytest.raises(InputError, match="a Claim or None"):
         guard.generate(**inputs, max_new_tokens=1)
     nameless, _ = make_head(tmp_path / "nameless", model, names=[])
-    with pytest.raises(InputError, match="lists no names"):
+    with pytest.raises(InputError, match="needs names in its artefact"):
         Guard(model, Asking("?"), [PatchEvidence(nameless)]).generate(**inputs, max_new_tokens=1)
 
 

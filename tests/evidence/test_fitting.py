@@ -97,7 +97,7 @@ def test_a_head_of_shuffled_labels_is_worth_nothing(judging):
     seen = see(400, 1, [*drawn[57:], *drawn[:57]])
     shuffled = fit_head(seen)
     cases = build(shuffled, judging, wrong=0.2)
-    with pytest.raises(FitRefused, match="helps no kind of question"):
+    with pytest.raises(FitRefused, match="needs evidence that helps some kind of question"):
         fit_mixing(cases)
 
 

@@ -41,7 +41,7 @@ def test_captions_label_pictures_where_the_model_stands_by_them(model_and_proces
 
 
 def test_captions_that_name_nothing_twice_are_refused(model_and_processor, pictures):
-    with pytest.raises(InputError, match="name nothing in 8 of 2 pictures"):
+    with pytest.raises(InputError, match="names in 8 captions or more, and the model's 2 captions"):
         label_by_captions(*model_and_processor, pictures[:2], {}, iter)
 
 
