@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lvlm_guard.bench.reporting.comparable import describe_skipped
 from lvlm_guard.bench.reporting.comparing import Comparison
+from lvlm_guard.bench.reporting.judging import SuiteVerdicts
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score
 from lvlm_guard.bench.running.manifest import describe_left_out, describe_model
 from lvlm_guard.bench.scoring.intervals import format_interval
@@ -43,16 +44,30 @@ def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
         yield "  needs      nothing"
 
 
-def show(results: Results, console: Console) -> None:
-    """Print all systems of each suite, every stack against greedy, and the notes."""
+def show(results: Results, console: Console, judged: Mapping[str, SuiteVerdicts] | None = None) -> None:
+    """Print all systems of each suite, every stack against greedy, the verdicts, and the notes."""
     for suite in results.manifest["suites"]:
         _show_overview(results, suite, console)
         for outcome in results.outcomes:
             if outcome.suite == suite and outcome.role == "stack" and outcome.whole:
                 _show_against_greedy(results, outcome, console)
+        _show_verdicts(suite, (judged or {}).get(suite), console)
     show_warnings(results.edits, console)
     for line in notes(results):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _show_verdicts(suite: str, judged: SuiteVerdicts | None, console: Console) -> None:
+    """Print the finding on every stack, its reason, and the findings by level; nothing where there is no stack."""
+    if judged is None or not judged.headline:
+        return
+    levels = list(dict.fromkeys(verdict.level for verdict in judged.levels))
+    kinds = {(verdict.system, verdict.level): verdict.kind for verdict in judged.levels}
+    rows = [
+        (verdict.system, verdict.kind, *(kinds.get((verdict.system, level), "") for level in levels), verdict.why)
+        for verdict in judged.headline
+    ]
+    show_table(console, ("stack", "verdict", *levels, "why"), rows, title=f"{suite}: verdicts", running=("why",))
 
 
 def show_warnings(lines: Sequence[str], console: Console) -> None:

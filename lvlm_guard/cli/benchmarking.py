@@ -160,16 +160,17 @@ def rescore(folder: Folder, parser: Parser = None, data: Data = None) -> None:
 
 def _report(record: Record, parser: str | None, data: Path | None) -> None:
     """Print figures and write them as files; those of another parser than the run's have names of their own."""
-    from lvlm_guard.bench.reporting import edited, export, page, results  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.reporting import edited, export, judging, page, results  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import bench_tables  # noqa: PLC0415 - as above
 
     scored = dataclasses.replace(results.score(record, parser, data), edits=edited.find_edits(record, data))
     original = {name: description["parser"] for name, description in record.manifest["suites"].items()}
     name = "results" if dict(scored.parsers) == original else f"results-{parser}"
-    written = [*export.write(scored, record.folder, name)]
-    bench_tables.show(scored, Console())
+    judged = judging.judge_run(record, scored, data)
+    written = [*export.write(scored, record.folder, name, judged)]
+    bench_tables.show(scored, Console(), judged)
     page_path = record.folder / f"{name.replace('results', 'report')}.html"
-    page.write(record, scored, page_path, data)
+    page.write(record, scored, page_path, data, judged)
     written.append(page_path)
     typer.echo(f"Raw answers and figures: {', '.join(str(path) for path in written)}")
 

@@ -71,6 +71,7 @@ def test_run_shows_the_controls_the_stacks_and_what_was_left_out(finished):
     assert all(name in told for name in ("greedy", "pba", "vcd against greedy", "p (Holm)", "parser ours"))
     assert "Switched off: bias, contrarian, mask_only, olm, sampling, swap, temperature, yes_bias." in told
     assert "scenes, rank refused: 'rank' needs a scorer" in told
+    assert "scenes: verdicts" in told
     assert "Figures say nothing about other models." in told
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["without"] == [
@@ -91,6 +92,10 @@ def test_run_writes_figures_of_everybody_who_answered(finished):
     folder, _ = finished
     scored = json.loads((folder / "results.json").read_text())
     assert {one["system"] for one in scored["scores"]} == {"greedy", "pba", "vcd"}
+    verdicts = {(one["system"], one["level"]): one for one in scored["verdicts"]}
+    assert verdicts["rank", "all"]["kind"] == "refused"
+    assert verdicts["vcd", "all"]["why"]
+    assert {level for _, level in verdicts} == {"all", "object", "attribute", "relation", "captions"}
     refused = {one["system"]: one["refused"] for one in scored["outcomes"]}
     assert refused["vcd"] is None
     assert refused["rank"]["error"] == "InputError"

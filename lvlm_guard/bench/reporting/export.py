@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lvlm_guard.bench.files import write_whole
+from lvlm_guard.bench.reporting.judging import SuiteVerdicts, list_verdicts
 from lvlm_guard.bench.reporting.results import Outcome, Results, Score, to_plain
 
 COLUMNS = (
@@ -18,14 +20,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(results: Results, folder: Path, name: str = "results") -> tuple[Path, Path]:
-    """Write `<name>.json` and `<name>.csv`; the paths.
+def write(
+    results: Results, folder: Path, name: str = "results", judged: Mapping[str, SuiteVerdicts] | None = None
+) -> tuple[Path, Path]:
+    """Write `<name>.json`, with the verdicts where there are any, and `<name>.csv`; the paths.
 
     Raises:
         InputError: They cannot be written.
     """
     paths = folder / f"{name}.json", folder / f"{name}.csv"
-    write_whole(paths[0], (json.dumps(to_plain(results), indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
+    figures = to_plain(results) | ({} if judged is None else {"verdicts": list_verdicts(judged)})
+    write_whole(paths[0], (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     write_whole(paths[1], to_csv(results).encode("utf-8"))
     return paths
 

@@ -20,16 +20,16 @@ from PIL import Image
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item
 from lvlm_guard.bench.reporting import charts, examples, level_verdicts, planes, tables, verdicts
-from lvlm_guard.bench.reporting.answers import COMPUTED, read_suite_answers
+from lvlm_guard.bench.reporting.answers import COMPUTED
 from lvlm_guard.bench.reporting.charts import Levels, Scatter
-from lvlm_guard.bench.reporting.comparable import describe_skipped, select_comparable
+from lvlm_guard.bench.reporting.comparable import describe_skipped
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
+from lvlm_guard.bench.reporting.judging import SuiteVerdicts, judge_suite, read_suite
 from lvlm_guard.bench.reporting.level_verdicts import LevelTable
 from lvlm_guard.bench.reporting.planes import PlaneChart
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
 from lvlm_guard.bench.reporting.verdicts import Verdict
-from lvlm_guard.bench.running.choosing import build_suite, load_measures
 from lvlm_guard.bench.running.manifest import describe_left_out
 from lvlm_guard.bench.running.store import Record
 from lvlm_guard.bench.running.systems import CONTROLS, GREEDY
@@ -117,7 +117,13 @@ class Section:
         return ", ".join(f"{counts[kind]} {kind}" for kind in verdicts.KINDS if counts[kind])
 
 
-def write(record: Record, results: Results, path: Path, data: Path | None = None) -> None:
+def write(
+    record: Record,
+    results: Results,
+    path: Path,
+    data: Path | None = None,
+    judged: Mapping[str, SuiteVerdicts] | None = None,
+) -> None:
     """Write the report of a run; the file is replaced as a whole or not at all.
 
     Args:
@@ -125,37 +131,41 @@ def write(record: Record, results: Results, path: Path, data: Path | None = None
         results: Its figures; their parser may differ from the run's.
         path: The HTML file.
         data: Where the suites' files and pictures lie; by default where the run found them.
+        judged: The verdicts by suite, where they are known already.
 
     Raises:
         InputError: It cannot be written, a suite lacks files that it needs to read answers, or there is no such suite any
             more. A missing picture is named in its place.
     """
     sources = {name: build_source(record, results, name, data or record.data) for name in record.suites}
-    write_whole(path, render(results, sources).encode("utf-8"))
+    write_whole(path, render(results, sources, judged).encode("utf-8"))
 
 
 def build_source(record: Record, results: Results, name: str, data: Path | None = None) -> Source:
     """Return what the page shows of one suite of a run besides figures; raises as `write` does."""
-    description = record.manifest["suites"][name]
-    suite = build_suite(description["name"], description["arguments"])
+    suite, measures, answers = read_suite(record, results, name, data)
     return Source(
-        answers=select_comparable(record, name, read_suite_answers(record, name).by_system),
-        measures=load_measures(suite, results.parsers[name], data),
+        answers=answers,
+        measures=measures,
         picture=partial(suite.picture, data),
         invented=getattr(suite, "invented", None),
         remark=getattr(suite, "remark", None),
     )
 
 
-def render(results: Results, sources: Mapping[str, Source]) -> str:
+def render(results: Results, sources: Mapping[str, Source], judged: Mapping[str, SuiteVerdicts] | None = None) -> str:
     """Return the whole page; the same results and answers give the same text.
 
     Args:
         results: The figures.
         sources: What is shown besides, by suite; a suite without is shown by its figures alone.
+        judged: The verdicts by suite, where they are known already.
     """
     nothing = Source({}, (), _no_picture)
-    sections = [build_section(results, name, sources.get(name, nothing)) for name in results.manifest["suites"]]
+    sections = [
+        build_section(results, name, sources.get(name, nothing), (judged or {}).get(name))
+        for name in results.manifest["suites"]
+    ]
     return (
         environment()
         .get_template("report.html.jinja")
@@ -197,21 +207,21 @@ def _replace_unseen(value: Any) -> Any:
     return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-def build_section(results: Results, name: str, source: Source) -> Section:
-    """Return everything that the page says about one suite."""
+def build_section(results: Results, name: str, source: Source, judged: SuiteVerdicts | None = None) -> Section:
+    """Return everything that the page says about one suite; its verdicts are found where they are not given."""
     description = results.manifest["suites"][name]
     stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
-    judged = level_verdicts.level_verdicts(results, name, source.measures, source.answers)
+    found = judged or judge_suite(results, name, source.measures, source.answers)
     chosen = examples.choose(source.answers, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
         description=description,
         parser=results.parsers[name],
         facts=[*_suite_facts(description, results.parsers[name]), *_list_skipped(results, name)],
-        verdicts=_sort_verdicts(verdicts.verdicts(results, name, source.measures, source.answers), order),
-        by_level=level_verdicts.tabulate(judged, order),
+        verdicts=_sort_verdicts(found.headline, order),
+        by_level=level_verdicts.tabulate(found.levels, order),
         plane=planes.draw_plane(results, name),
         plane_table=planes.tabulate_plane(results, name, order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,
