@@ -51,5 +51,5 @@ def _find_reader() -> Any:
         return importlib.import_module(READER)
     except ImportError as error:
         raise InputError(
-            f"'revise' reads evidence with {READER}, which cannot be imported ({error}): install it, or leave evidence out."
+            f"'revise' needs {READER} for its evidence: install it, or leave evidence out. {error}"
         ) from error

@@ -96,7 +96,7 @@ class Revise:
             gen.state[self.name] = self.load_rules(gen)
         elif self.names or self.add_threshold is not None or self.levels != ("object",):
             raise InputError(
-                "'revise' adds objects and revises other levels only where claims are weighed: give threshold=0.0, or an artefact."
+                "'revise' needs weighed claims to add objects and to revise other levels: give threshold=0.0, or an artefact."
             )
 
     @hookimpl
@@ -146,7 +146,9 @@ class Revise:
             else ScoringRules.from_artefact(Artefact.load(self.artefact, self.name, gen.model))
         )
         if fitted.needs_evidence and self.evidence is None:
-            raise InputError(f"{self.artefact} was fitted with evidence: give evidence=, or fit without it.")
+            raise InputError(
+                f"'revise' needs the evidence that {self.artefact} was fitted with: give evidence=, or fit without it."
+            )
         rules = {level: fitted.by_level.get(level, STANDARD[level]) for level in self.levels}
         if "object" in rules:
             fitted_rule = rules["object"]

@@ -51,7 +51,7 @@ def read_truth(data: Any, values: Sequence[str]) -> list[TruePicture]:
     else:
         pictures = [TruePicture(entry.picture, entry.prompt, read_caption(entry.correct, values)) for entry in data]
     if not any(picture.objects for picture in pictures):
-        raise InputError("revise is fitted on pictures whose objects are known, and none is in these.")
+        raise InputError("'revise' needs pictures whose objects are known to be fitted on: label the objects of some.")
     return pictures
 
 

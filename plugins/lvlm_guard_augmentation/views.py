@@ -113,7 +113,8 @@ class PooledViews:
         """Return the branch that shows what the user's function points at; a row without boxes shows its picture."""
         if gen.prompt.pictures is None or gen.model.tokenizer is None:
             raise ProcessorNeeded(
-                f"'views' needs a tokenizer and the picture of each row to ask for boxes. {gen.prompt.pictures_missing}"
+                "'views' needs a tokenizer and the picture of each row to ask for boxes: see that each row has one picture, and the guard "
+                f"its processor. {gen.prompt.pictures_missing}"
             )
         assert self.boxes is not None
         needs = "'views' needs boxes (x0, y0, x1, y1, label): correct boxes"
@@ -139,7 +140,7 @@ class PooledViews:
         ids = [token for pair in pairs for token in pair]
         if not pairs or len(set(ids)) < len(ids):
             raise StrategyRefused(
-                f"'views' cannot mirror: {self.sides} are not words of one token each. Give other sides=, or leave 'mirrored' out of views."
+                f"'views' needs words of one token each to mirror, not {self.sides}: give other sides=, or leave 'mirrored' out of views."
             )
         for row in range(len(gen.prompt.ids)):
             self._check_prompt(gen, row, ids)
@@ -155,8 +156,7 @@ class PooledViews:
         written = len(re.findall(rf"\b(?:{words})\b", text, re.IGNORECASE))
         if written != sum(token in ids for token in tokens):
             raise StrategyRefused(
-                f"'views' cannot mirror row {row}: its prompt writes a word of {self.sides} in several tokens or as part of another one. "
-                "Leave 'mirrored' out of views."
+                f"'views' needs every word of {self.sides} in row {row} as a token of its own to mirror: leave 'mirrored' out of views."
             )
 
     def _read(self, gen: Generation, key: Any) -> Tensor:

@@ -46,7 +46,8 @@ def test_a_run_on_looks_keeps_the_answers_of_whole_prompts(tmp_path):
 def test_questions_about_one_picture_run_whole_without_looks(looks):
     model, processor = load()
     suite = Scenes(count=1)
-    items = [item for item in suite.load(None).items if item.kind != "caption"]
+    questions = [item for item in suite.load(None).items if item.kind != "caption"]
+    items = [item for item in questions if item.image == questions[0].image]
     picture = {"type": "image", "image": suite.picture(None, items[0].image)}
     prompts = [[{"role": "user", "content": [picture, {"type": "text", "text": item.prompt}]}] for item in items]
     settings = {"do_sample": False, "max_new_tokens": 1}

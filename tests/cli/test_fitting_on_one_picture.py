@@ -111,4 +111,4 @@ def test_adhh_runs_a_prompt_in_one_row_for_all_heads(model_and_processor):
         adhh_fitter.fit_adhh(model, processor, build_demonstrations(2), heads_per_batch=16)
     handle.remove()
     assert {rows for rows, length in shapes if length > 40} == {1}
-    assert {rows for rows, length in shapes if length == 1} == {17}
+    assert max(rows for rows, length in shapes if length == 1) == 17

@@ -108,7 +108,11 @@ def test_old_attributes_of_a_generation(gen, old, new):
 
 def test_every_fact_of_a_generation_had_an_old_name_or_is_new(gen):
     facts = {f"{part}.{field.name}" for part in ("prompt", "model") for field in dataclasses.fields(getattr(gen, part))}
-    assert facts - set(OLD_FACTS.values()) == {"model.digest_weights", "prompt.pictures_missing"}
+    assert facts - set(OLD_FACTS.values()) == {
+        "model.digest_image_side",
+        "model.digest_weights",
+        "prompt.pictures_missing",
+    }
 
 
 def test_old_calls_of_a_generation(gen):

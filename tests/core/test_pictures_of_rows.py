@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -143,7 +144,8 @@ def test_a_row_is_asked_about_as_its_picture_was_read():
     first = guard.inputs(images=large, text="<image> w17", size={"height": 336}, max_length=99)
     second = guard.inputs(images=small, text="<image> w17", max_pixels=99)
     guard.generate(**{name: torch.cat([first[name], second[name]]) for name in first}, max_new_tokens=1)
-    assert seen[2:] == [{"size": {"height": 336}}, {"max_pixels": 99}]
+    told = [options for options, _ in groupby(seen[2:])]  # more than once where no look takes the question
+    assert told == [{"size": {"height": 336}}, {"max_pixels": 99}]
 
 
 def test_a_picture_read_with_other_options_of_text_is_the_same():

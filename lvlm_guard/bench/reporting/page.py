@@ -213,15 +213,15 @@ def build_section(results: Results, name: str, source: Source, judged: SuiteVerd
     stacks = [system for system, entry in results.manifest["systems"].items() if entry["role"] == "stack"]
     measure = verdicts.headline(results, name)
     order = _order(results, name, measure)
-    found = judged or judge_suite(results, name, source.measures, source.answers)
+    suite_verdicts = judged or judge_suite(results, name, source.measures, source.answers)
     chosen = examples.choose(source.answers, stacks, source.measures, results.parsers[name], source.invented)
     return Section(
         name=name,
         description=description,
         parser=results.parsers[name],
         facts=[*_suite_facts(description, results.parsers[name]), *_list_skipped(results, name)],
-        verdicts=_sort_verdicts(found.headline, order),
-        by_level=level_verdicts.tabulate(found.levels, order),
+        verdicts=_sort_verdicts(suite_verdicts.headline, order),
+        by_level=level_verdicts.tabulate(suite_verdicts.levels, order),
         plane=planes.draw_plane(results, name),
         plane_table=planes.tabulate_plane(results, name, order),
         scatter=charts.scatter(results, name, measure) if measure is not None else None,

@@ -160,9 +160,9 @@ def test_looks_do_what_they_are_called():
 
 
 @pytest.mark.parametrize(("sides", "text", "reason"), [
-    ((("many words", "other words"),), TEXTS[0], "not words of one token"),
-    ((("w33", "w33"),), TEXTS[0], "not words of one token"),
-    ((("left", "right"),), "<image> left w30", "cannot mirror row 0"),  # this tokenizer writes it back as another word
+    ((("many words", "other words"),), TEXTS[0], "words of one token each"),
+    ((("w33", "w33"),), TEXTS[0], "words of one token each"),
+    ((("left", "right"),), "<image> left w30", "in row 0 as a token of its own"),  # this tokenizer writes it back as another word
 ])  # fmt: skip
 def test_what_cannot_be_mirrored_is_refused(sides, text, reason):
     guard = Guard(tiny("llava")[0], TinyProcessor("llava"), [PooledViews(sides=sides)])

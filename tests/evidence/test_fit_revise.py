@@ -113,7 +113,7 @@ def test_the_truth_of_captions_and_of_labels():
     data = SimpleNamespace(pictures=[unlabelled], calibration=[labelled, unlabelled])
     (of_labels,) = read_truth(data, ())
     assert of_labels.objects == {"mug": frozenset({"red"})}
-    with pytest.raises(InputError, match="whose objects are known"):
+    with pytest.raises(InputError, match="pictures whose objects are known"):
         read_truth([Demonstration(None, "", "nothing", "x")], ())
 
 
