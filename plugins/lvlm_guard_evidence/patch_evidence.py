@@ -39,7 +39,7 @@ class PatchEvidence:
     that cannot be read, whose object the head does not know, or for whose kind no weights were fitted, is left alone and counted
     in the report. Where weights for captions were fitted, names of objects that the picture does not show are made less likely at
     every token of one. `strength = 0` is neutral, 1 is as fitted. `swapped` is the control: every request gets the evidence of the
-    next one of the call, and none where there is a single one.
+    next one of the call about another picture, and none where there is none.
     """
 
     name: ClassVar[str] = "patch_evidence"

@@ -17,6 +17,9 @@ from lvlm_guard_evidence.head import KIND, EvidenceHead, HeadEvidence, read_head
 HEADS = "patch_evidence heads"
 """Where `gen.state` keeps heads by their file."""
 
+SAME = 0.05
+"""Standard deviations of a picture's scores within which those of another request are of the same picture, computed in another row."""
+
 
 class PictureEvidence(Protocol):
     """What one picture shows, as calibrated log-odds in nats; 0 is no opinion."""
@@ -155,8 +158,25 @@ def evidence_of(gen: Generation, artefact: str | Path | EvidenceHead) -> list[Ro
 
 
 def swap_rows(evidence: Sequence[RowEvidence | None]) -> list[RowEvidence | None]:
-    """Return the evidence of the next request for each, that of the first for the last; None for a single one."""
-    return [*evidence[1:], evidence[0]] if len(evidence) > 1 else [None] * len(evidence)
+    """Return for each request the evidence of the next one about another picture; None where there is none.
+
+    Questions about one picture often stand side by side, and the evidence of the next request would be the request's own.
+    """
+    return [
+        next((other for other in (*evidence[row + 1 :], *evidence[:row]) if _are_apart(own, other)), None)
+        for row, own in enumerate(evidence)
+    ]
+
+
+def _are_apart(own: RowEvidence | None, other: RowEvidence | None) -> bool:
+    """Return whether two requests have image tokens, and not the same but for rounding."""
+    if own is None or other is None:
+        return False
+    pairs = [(one.scores, another.scores) for one, another in zip(own.pictures, other.pictures, strict=False)]
+    return len(own.pictures) != len(other.pictures) or any(
+        one.shape != another.shape or not torch.allclose(one, another, rtol=0.0, atol=SAME * float(one.std()))
+        for one, another in pairs
+    )
 
 
 def _row_name(artefact: str | Path | EvidenceHead) -> str:

@@ -212,6 +212,25 @@ def test_the_control_takes_the_evidence_of_the_next_request(tmp_path):
     assert abs(float(evidence(own)[0] - evidence(own)[1])) > 0.1
 
 
+def test_the_control_passes_over_questions_about_the_same_picture(tmp_path):
+    model, _ = tiny("llava")
+    path, _ = make_head(tmp_path / "head", model)
+    first, second = (inputs_for("llava", model, 1, text=text, seed=text) for text in (3, 6))
+    batch = left_padded([first, first, second])
+    settings = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    questions = ["is there a mug ?"] * 3
+
+    def ask(rows, asked, **parameters):
+        guard = Guard(model, Asking(*asked), [PatchEvidence(path, **parameters)])
+        return guard.generate(**rows, **settings).logits[0]
+
+    swapped = ask(batch, questions, swapped=True)
+    pair = ask(left_padded([first, second]), questions[:2], swapped=True)
+    assert torch.allclose(swapped[0], pair[0], atol=1e-3)
+    assert torch.allclose(swapped[1], pair[0], atol=1e-3)
+    assert not torch.allclose(swapped[1], ask(batch, questions)[1], atol=1e-3)
+
+
 def test_a_single_request_has_no_other_picture_and_says_so(tmp_path):
     model, inputs = tiny("llava")
     path, _ = make_head(tmp_path / "head", model)
