@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter
@@ -37,13 +38,16 @@ def validated(strategy: object, allow: Collection[str] = ()) -> object:
         raise PluginRejected(f"{name}: {problems(error)}") from None
 
 
-def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] = ()) -> object:
+def build(
+    strategy: type, parameters: Mapping[str, Any], allow: Collection[str] = (), beside: Path | None = None
+) -> object:
     """Build a strategy of checked parameters; raises pydantic's error for wrong values.
 
     Args:
         strategy: The class.
         parameters: By name; left out ones have their defaults.
         allow: Import paths of functions that parameters may name.
+        beside: The folder where relative paths of files are looked for first.
 
     Raises:
         PluginRejected: An annotation cannot be checked, or the class fails to be built of values that fit it.
@@ -52,7 +56,7 @@ def build(strategy: type, parameters: Mapping[str, Any], allow: Collection[str] 
     check_values(dict(parameters))
     name = strategy_name(strategy)
     try:
-        return strict_validator(strategy).validate_python(dict(parameters), context={"allow": allow})
+        return strict_validator(strategy).validate_python(dict(parameters), context={"allow": allow, "beside": beside})
     except (GuardError, PydanticError):
         raise
     except (PydanticUndefinedAnnotation, PydanticUserError) as error:

@@ -22,6 +22,14 @@ JOINT = "+"
 
 
 @dataclass(frozen=True)
+class _Source:
+    """Where entries come from: the functions they may name, and the folder of the file they stand in."""
+
+    allow: Collection[str]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
 class Stack:
     """Strategies in the order of their calls; empty is plain generate.
 
@@ -50,19 +58,13 @@ class Stack:
             return value
         if is_stack_file(value):
             return cls.read(value, allow=allow)
-        try:
-            check_values(value)
-        except InputError as error:
-            raise StackError(f"stack: {error}") from None
-        strategies = tuple(
-            _build_entry(entry, f"stack[{index}]", allow) for index, entry in enumerate(_split_entries(value))
-        )
-        _check_names(strategies)
-        return cls(strategies)
+        return cls._build(value, _Source(allow))
 
     @classmethod
     def read(cls, path: str | Path, *, allow: Collection[str] = ()) -> Stack:
         """Read a TOML or YAML file whose top level is `stack`, a list of `{name, params}`.
+
+        Relative paths of files in it are looked for beside it first, then in the current folder.
 
         Args:
             path: A regular file in UTF-8, at most 256 KiB.
@@ -77,9 +79,22 @@ class Stack:
         if not isinstance(content, Mapping) or "stack" not in content:
             raise StackError(f"{path}: expected a top-level list called 'stack', as in [[stack]] name = \"vcd\".")
         try:
-            return cls.of(dict(content), allow=allow)
+            _check_allow(allow)
+            return cls._build(dict(content), _Source(allow, Path(path).absolute().parent))
         except StackError as error:
             raise StackError(f"{path}: {error}") from None
+
+    @classmethod
+    def _build(cls, value: Any, source: _Source) -> Stack:
+        try:
+            check_values(value)
+        except InputError as error:
+            raise StackError(f"stack: {error}") from None
+        strategies = tuple(
+            _build_entry(entry, f"stack[{index}]", source) for index, entry in enumerate(_split_entries(value))
+        )
+        _check_names(strategies)
+        return cls(strategies)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,15 +176,15 @@ def _split_names(text: str) -> Sequence[str]:
     return names
 
 
-def _build_entry(entry: Any, path: str, allow: Collection[str]) -> object:
+def _build_entry(entry: Any, path: str, source: _Source) -> object:
     try:
         if isinstance(entry, str):
-            return _build_named(entry, {}, path, allow)
+            return _build_named(entry, {}, path, source)
         if isinstance(entry, Mapping):
-            return _from_mapping(entry, path, allow)
+            return _from_mapping(entry, path, source)
         if dataclasses.is_dataclass(entry) and not isinstance(entry, type):
             check_strategy(type(entry))
-            return validated(entry, allow)
+            return validated(entry, source.allow)
     except StackError:
         raise
     except (PluginError, InputError) as error:
@@ -177,7 +192,7 @@ def _build_entry(entry: Any, path: str, allow: Collection[str]) -> object:
     raise StackError(f"{path}: expected a strategy, a name or a mapping with a name, got {quote(entry)}.")
 
 
-def _from_mapping(entry: Mapping[str, Any], path: str, allow: Collection[str]) -> object:
+def _from_mapping(entry: Mapping[str, Any], path: str, source: _Source) -> object:
     entry = dict(entry)
     unknown = [key for key in entry if key not in ENTRY_KEYS]
     if unknown:
@@ -186,10 +201,10 @@ def _from_mapping(entry: Mapping[str, Any], path: str, allow: Collection[str]) -
     parameters = {} if parameters is None else parameters
     if not isinstance(name, str) or not isinstance(parameters, Mapping):
         raise StackError(f"{path}: expected name as text and params as a mapping, got {quote(entry)}.")
-    return _build_named(name, parameters, path, allow)
+    return _build_named(name, parameters, path, source)
 
 
-def _build_named(name: str, parameters: Mapping[str, Any], path: str, allow: Collection[str]) -> object:
+def _build_named(name: str, parameters: Mapping[str, Any], path: str, source: _Source) -> object:
     if JOINT in name:
         raise StackError(f"{path}: {quote(name)} names several strategies; in a list each is an entry of its own.")
     strategy = catalogue().find(name)
@@ -199,7 +214,7 @@ def _build_named(name: str, parameters: Mapping[str, Any], path: str, allow: Col
             hint = nearest(parameter, names)
             raise StackError(f"{path}.params.{_write_key(parameter)}: {name!r} has no such parameter.{hint}")
     try:
-        return build(strategy, parameters, allow)
+        return build(strategy, parameters, source.allow, source.folder)
     except PydanticError as error:
         raise StackError(f"{path}.params: {problems(error)}") from None
 

@@ -40,9 +40,13 @@ def _check_function(value: Any, handler: ValidatorFunctionWrapHandler, info: Val
     return allow_name(function, (info.context or {}).get("allow", ())) if isinstance(function, str) else function
 
 
-def _check_file(path: Path) -> Path:
+def _check_file(path: Path, info: ValidationInfo) -> Path:
+    """Find a file; `beside` of the validation's context is the folder where a relative path is looked for first."""
+    folder = (info.context or {}).get("beside")
+    if folder is not None and is_file(folder / path):
+        return Path(folder / path)
     if not is_file(path):
-        raise ValueError("there is no such file")
+        raise ValueError("there is no such file" if folder is None else f"there is no such file, nor one in {folder}")
     return path
 
 

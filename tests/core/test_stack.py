@@ -103,6 +103,27 @@ def test_a_file_that_is_not_there_is_named_when_the_stack_is_built():
         Stack.of({"name": "nullu", "params": {"artefact": "none.safetensors"}})
 
 
+@pytest.mark.parametrize("form", ["vti.toml", "vti.yaml"])
+def test_paths_in_a_file_are_looked_for_beside_it_and_then_in_the_current_folder(tmp_path, monkeypatch, form):
+    text = {
+        "vti.toml": '[[stack]]\nname = "vti"\nparams = {artefact = "fitted/vti.safetensors"}\n',
+        "vti.yaml": "stack:\n  - {name: vti, params: {artefact: fitted/vti.safetensors}}\n",
+    }[form]
+    beside, current = tmp_path / "stacks", tmp_path / "current"
+    for folder in (beside, current):
+        (folder / "fitted").mkdir(parents=True)
+    (beside / form).write_text(text)
+    monkeypatch.chdir(current)
+    with pytest.raises(StackError, match=f"there is no such file, nor one in {beside}"):
+        Stack.of(beside / form)
+    (current / "fitted/vti.safetensors").touch()
+    assert str(Stack.of(beside / form).strategies[0].artefact) == "fitted/vti.safetensors"
+    (beside / "fitted/vti.safetensors").touch()
+    (found,) = Stack.of(f"../stacks/{form}")
+    assert found.artefact == beside.parent / "current/../stacks/fitted/vti.safetensors"
+    assert found.artefact.samefile(beside / "fitted/vti.safetensors")
+
+
 @pytest.mark.parametrize("text", ["vcd+m3id", "vcd + m3id", " vcd +m3id "])
 def test_names_joined_by_plus_are_one_stack_everywhere(tmp_path, text):
     wanted = (VCD(), M3ID())
