@@ -1,22 +1,25 @@
 """Choose the demo's default stack on calibration scenes: `python benchmarks/choose_stack.py`.
 
-Writes `lvlm_guard/testbed/demo_stack.toml` and `benchmarks/results/demo_stack.md`. No scene that figures are reported on
-is looked at.
+Writes `lvlm_guard/testbed/demo_stack.toml`, what was fitted for it into `fitted` beside it, and `benchmarks/results/demo_stack.md`.
+No scene that figures are reported on is looked at, and none that something is fitted on.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import scenes_stacks
 import torch
 import transformers
 
@@ -51,6 +54,9 @@ TABLE = Path(__file__).resolve().parent / "results" / "demo_stack.md"
 LEFT_OUT = ("control", "search")
 """Families that are no candidates."""
 
+FITTED = "fitted"
+"""Stands for the path of an artefact, and names the folder of those that were fitted."""
+
 SETTINGS: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"name": "vcd", "params": {"alpha": 0.5}},),
     ({"name": "vcd", "params": {"alpha": 2.0}},),
@@ -67,6 +73,9 @@ SETTINGS: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"name": "vdd", "params": {"alpha": 0.5}}, {"name": "sla", "params": {}}),
     ({"name": "vcd", "params": {"alpha": 0.5}}, {"name": "m3id", "params": {}}),
     ({"name": "vcd", "params": {"alpha": 0.5}}, {"name": "vdd", "params": {"alpha": 0.5}}),
+    ({"name": "revise", "params": {"artefact": FITTED}},),
+    ({"name": "patch_evidence", "params": {"artefact": FITTED}}, {"name": "revise", "params": {"artefact": FITTED}}),
+    ({"name": "vdd", "params": {"alpha": 0.5}}, {"name": "patch_evidence", "params": {"artefact": FITTED}}),
 )
 """Beside every strategy at its defaults."""
 
@@ -111,7 +120,9 @@ class Plain:
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in entry.get("params", {}).items())
+    settings = ", ".join(
+        FITTED if value == FITTED else f"{name} {value}" for name, value in entry.get("params", {}).items()
+    )
     return f"{entry['name']} ({settings})" if settings else str(entry["name"])
 
 
@@ -121,16 +132,47 @@ def candidates() -> list[tuple[dict[str, Any], ...]]:
     A control is no mitigation, and a search takes many times as long as a first look at the demo should.
     """
     offers = [offer.describe() for offer in catalogue() if offer.distribution == DISTRIBUTION]
-    alone = [({"name": offer["name"], "params": {}},) for offer in offers if offer["family"] not in LEFT_OUT]
+    kept = [offer["name"] for offer in offers if offer["family"] not in LEFT_OUT]
+    alone = [({"name": name, "params": {"artefact": FITTED} if _needs_artefact(name) else {}},) for name in kept]
     return [(), *alone, *SETTINGS]
+
+
+def _needs_artefact(name: str) -> bool:
+    return any(
+        field.name == "artefact" and field.default is dataclasses.MISSING
+        for field in dataclasses.fields(catalogue().find(name))
+    )
+
+
+def locate(entries: Sequence[Mapping[str, Any]], folder: str | Path) -> list[dict[str, Any]]:
+    """Return entries with the paths of their artefacts in a folder."""
+    return [_locate(entry, Path(folder)) for entry in entries]
+
+
+def _locate(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if not _is_fitted(entry):
+        return dict(entry)
+    path = (folder / f"{entry['name']}.safetensors").as_posix()
+    return {**entry, "params": {**entry["params"], "artefact": path}}
+
+
+def _is_fitted(entry: Mapping[str, Any]) -> bool:
+    return bool(entry.get("params", {}).get("artefact") == FITTED)
+
+
+def fitted_kinds(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the strategies that something is fitted for."""
+    return sorted({entry["name"] for entry in entries if _is_fitted(entry)})
 
 
 def measure(
     model: Any, processor: Any, entries: Sequence[Sequence[Mapping[str, Any]]], suite: Scenes, folder: Path
 ) -> tuple[Plain, list[Result]]:
-    """Answer a suite with every candidate and compare each with plain generation."""
-    stacks, refusals = _build_stacks(entries)
-    record = runner.run(build_plan({SPLIT: suite}, stacks), model, processor, folder, model_id=loading.BUNDLED)
+    """Answer a suite with every candidate and compare each with plain generation; the run and what is fitted go into a folder."""
+    fitted = folder / FITTED
+    _, unfit = scenes_stacks.fit_all(model, processor, fitted, fitted_kinds(chain(*entries)))
+    stacks, refusals = _build_stacks([locate(candidate, fitted) for candidate in entries], unfit)
+    record = runner.run(build_plan({SPLIT: suite}, stacks), model, processor, folder / "run", model_id=loading.BUNDLED)
     scored = results.score(record, resamples=RESAMPLES)
     outcomes = {outcome.system: outcome for outcome in scored.outcomes}
     refusals |= {
@@ -147,14 +189,19 @@ def measure(
     ]
 
 
-def _build_stacks(entries: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Stack], dict[str, str]]:
-    """Stacks by system, and why the others cannot be built."""
-    built = {_system_name(number): _stack_or_reason(candidate) for number, candidate in enumerate(entries)}
+def _build_stacks(
+    entries: Sequence[Sequence[Mapping[str, Any]]], unfit: Mapping[str, str]
+) -> tuple[dict[str, Stack], dict[str, str]]:
+    """Stacks by system, and why the others cannot be built; `unfit` is why something could not be fitted for a strategy."""
+    built = {_system_name(number): _stack_or_reason(candidate, unfit) for number, candidate in enumerate(entries)}
     stacks = {name: stack for name, stack in built.items() if isinstance(stack, Stack)}
     return stacks, {name: reason for name, reason in built.items() if isinstance(reason, str)}
 
 
-def _stack_or_reason(candidate: Sequence[Mapping[str, Any]]) -> Stack | str:
+def _stack_or_reason(candidate: Sequence[Mapping[str, Any]], unfit: Mapping[str, str]) -> Stack | str:
+    for entry in candidate:
+        if entry["name"] in unfit and "artefact" in entry["params"]:
+            return f"FitRefused: {unfit[entry['name']]}"
     try:
         return Stack.of(list(candidate))
     except GuardError as error:
@@ -193,7 +240,7 @@ def toml(chosen: Result) -> str:
     head = f"# Chosen by benchmarks/choose_stack.py on the {SPLIT} split; the whole table: benchmarks/results/demo_stack.md\n"
     if not chosen.entries:
         return head + "stack = []\n"
-    return head + "\n".join(_toml_entry(entry) for entry in chosen.entries)
+    return head + "\n".join(_toml_entry(entry) for entry in locate(chosen.entries, FITTED))
 
 
 def _toml_entry(entry: Mapping[str, Any]) -> str:
@@ -202,6 +249,15 @@ def _toml_entry(entry: Mapping[str, Any]) -> str:
         pairs = ", ".join(f"{name} = {json.dumps(value)}" for name, value in entry["params"].items())
         lines.append(f"params = {{{pairs}}}")
     return "\n".join(lines) + "\n"
+
+
+def keep_fitted(chosen: Result, source: Path, kept: Path) -> None:
+    """Copy what was fitted for the chosen stack into a folder, and remove what an earlier choice left there."""
+    for old in kept.glob("*.safetensors"):
+        old.unlink()
+    for kind in fitted_kinds(chosen.entries):
+        kept.mkdir(exist_ok=True)
+        write_whole(kept / f"{kind}.safetensors", (source / f"{kind}.safetensors").read_bytes())
 
 
 def page(measured: Sequence[Result], chosen: Result, plain: Plain, count: int, seed: int) -> str:
@@ -224,7 +280,7 @@ Greedy, fp32, one run, on a CPU; torch {torch.__version__}, transformers {transf
 minus plain with 95 % paired bootstrap intervals over scenes. *Gain* is the mean over object, attribute, relation and minus
 caption. A candidate is dropped where one of these four is worse by its interval, or where its captions name over
 {RECALL_LOSS:.0%} less of what is there. There is no correction for the number of candidates. Half of the truths are what habit says, so
-nothing is gained by pushing away from it. These figures are of one small model on drawn scenes.
+nothing is gained by pushing away from it. *fitted*: on training scenes, and on calibration scenes of another seed. These figures are of one small model on drawn scenes.
 
 {wordings}
 
@@ -253,15 +309,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--stack", type=Path, default=DEMO_STACK, help="the stack file to write")
     parser.add_argument("--table", type=Path, default=TABLE, help="the page to write")
-    parser.add_argument("--out", type=Path, help="folder to keep the run in; the same command resumes there")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the run and of what is fitted; the same command resumes there"
+    )
     arguments = parser.parse_args()
     loading.quieten()
     model, processor = load()
     suite = Scenes(split=SPLIT, count=arguments.scenes, seed=arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.out or Path(temporary) / "run"
+        folder = arguments.out or Path(temporary)
         plain, measured = measure(model, processor, candidates(), suite, folder)
-    chosen = choose(measured)
+        chosen = choose(measured)
+        keep_fitted(chosen, folder / FITTED, arguments.stack.parent / FITTED)
     write_whole(arguments.stack, toml(chosen).encode("utf-8"))
     table = page(measured, chosen, plain, arguments.scenes, arguments.seed)
     write_whole(arguments.table, table.encode("utf-8"))

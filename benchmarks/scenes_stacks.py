@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from measuring import write_at_once
+
 from lvlm_guard import InputError, Stack, fitting
 from lvlm_guard.bench.running import systems
-from lvlm_guard.errors import nearest
+from lvlm_guard.errors import FitRefused, nearest
 from lvlm_guard.host.fitters import fitter_catalogue
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.strategy.artefacts import Artefact
@@ -34,6 +37,9 @@ FITTED: Mapping[str, Sequence[str]] = {
 }
 """Stacks beyond single strategies at published settings. Here `revise` has fitted thresholds."""
 
+REFUSED = "refused.json"
+"""In the folder of artefacts: why a strategy could not be fitted."""
+
 OPTIONAL = ("revise",)
 """Strategies that work as published without what can be fitted for them."""
 
@@ -47,6 +53,9 @@ def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ())
         folder: What has to be fitted is fitted into it once.
         only: Names of the stacks to keep; none keeps all.
 
+    Returns:
+        By name; without those for which something could not be fitted.
+
     Raises:
         InputError: A name of `only` that no stack has.
     """
@@ -56,11 +65,18 @@ def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ())
         if name not in parts:
             raise InputError(f"no stack is called {name!r}.{nearest(name, parts)}")
     chosen = {name: strategies for name, strategies in parts.items() if not only or name in only}
-    parameters = {**_fit_all(model, processor, folder, chosen), **SCORER}
+    fitted, refused = fit_all(model, processor, folder, {kind for name in chosen for kind in _used(name, chosen[name])})
+    parameters = {**{kind: {"artefact": str(path)} for kind, path in fitted.items()}, **SCORER}
     return {
         name: Stack.of([_entry(strategy, name, parameters) for strategy in strategies])
         for name, strategies in chosen.items()
+        if refused.keys().isdisjoint(_used(name, strategies))
     }
+
+
+def _used(stack: str, strategies: Sequence[str]) -> list[str]:
+    """The strategies of a stack that take what was fitted for them, if anything was."""
+    return [strategy for strategy in strategies if not _is_published(strategy, stack)]
 
 
 def _entry(strategy: str, stack: str, parameters: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,20 +88,32 @@ def _is_published(strategy: str, stack: str) -> bool:
     return strategy == stack and strategy in OPTIONAL
 
 
-def _fit_all(
-    model: Any, processor: Any, folder: Path, chosen: Mapping[str, Sequence[str]]
-) -> dict[str, Mapping[str, Any]]:
-    """Return the artefact of each strategy that needs one, fitted where it is not in the folder."""
+def fit_all(model: Any, processor: Any, folder: Path, kinds: Collection[str]) -> tuple[dict[str, Path], dict[str, str]]:
+    """Fit what strategies need, where it is not in the folder.
+
+    Returns:
+        The artefact of each strategy of `kinds` that has a fitter, and why the others could not be fitted. The folder keeps both.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    used = {
-        strategy for name, strategies in chosen.items() for strategy in strategies if not _is_published(strategy, name)
-    }
-    kinds = [offer.fitter.strategy for offer in fitter_catalogue() if offer.distribution == DISTRIBUTION]
-    artefacts = {kind: folder / f"{kind}.safetensors" for kind in kinds if kind in used}
-    for kind, path in artefacts.items():
-        if not path.is_file():
-            _fit(kind, model, processor).save(path)
-    return {kind: {"artefact": str(path)} for kind, path in artefacts.items()}
+    known = [offer.fitter.strategy for offer in fitter_catalogue() if offer.distribution == DISTRIBUTION]
+    wanted = [kind for kind in known if kind in kinds]
+    refused = read_refused(folder)
+    for kind in wanted:
+        if kind in refused or (folder / f"{kind}.safetensors").is_file():
+            continue
+        try:
+            _fit(kind, model, processor).save(folder / f"{kind}.safetensors")
+        except FitRefused as error:
+            refused[kind] = str(error)
+            write_at_once(folder / REFUSED, json.dumps(refused, indent=2, sort_keys=True) + "\n")
+    paths = {kind: folder / f"{kind}.safetensors" for kind in wanted if kind not in refused}
+    return paths, {kind: refused[kind] for kind in wanted if kind in refused}
+
+
+def read_refused(folder: Path) -> dict[str, str]:
+    """Why some strategies could not be fitted, by name."""
+    path = folder / REFUSED
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _fit(kind: str, model: Any, processor: Any) -> Artefact:
