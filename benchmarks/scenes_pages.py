@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from measuring import table, write_at_once
+from scenes_stacks import read_refused
 
 from lvlm_guard.bench.reporting import export, results, verdicts
 from lvlm_guard.bench.reporting.answers import read_suite_answers
@@ -60,7 +61,8 @@ SILENT = ("indistinguishable from greedy", "changed nothing")
 """Verdicts that need no word in the table of all runs."""
 
 INTRODUCTION = """`python benchmarks/scenes.py table --out RUNS` writes these pages from the raw answers. Strategies stand alone, at published
-settings, greedy, fp32. **Small models on drawn scenes: nothing here says what a method does on another model.**"""
+settings, greedy, fp32; stacks of several, and `revise_fitted`, are named so. What is fitted is fitted on training and calibration scenes of the same
+model. **Small models on drawn scenes: nothing here says what a method does on another model.**"""
 
 PICTURE = "![Differences to greedy by system, level, split and model](scenes.svg)"
 
@@ -76,7 +78,10 @@ the strategy got which verdict (none where it is not told from greedy). caption:
 
 @dataclass(frozen=True)
 class Run:
-    """One model's answers to one split, scored; `captions` is how many it was asked for, `design` that of the suite."""
+    """One model's answers to one split, scored.
+
+    `captions` is how many it was asked for, `design` that of the suite, `unfit` why something could not be fitted for a strategy.
+    """
 
     model: str
     split: str
@@ -84,6 +89,7 @@ class Run:
     judged: Mapping[str, Mapping[str, Verdict]]
     captions: int
     design: str = "balanced"
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headlines(self) -> Mapping[str, str]:
@@ -126,7 +132,8 @@ def read(folder: Path) -> Run:
     scored = results.score(record)
     captions = sum(one.kind == CAPTION for one in record.items["scenes"])
     design = record.manifest["suites"]["scenes"]["arguments"]["design"]
-    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions, design)
+    unfit = read_refused(folder.parent / "fitted")
+    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions, design, unfit)
 
 
 def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
@@ -172,7 +179,8 @@ def _about(run: Run) -> str:
     refused = [
         f"`{one.system}` refused: {one.refused.reason}" for one in run.scored.outcomes if one.refused is not None
     ]
-    return "\n".join([f"{run.questions} questions and {run.captions} captions; {versions}.", *refused])
+    unfit = [f"`{kind}` could not be fitted: {reason}" for kind, reason in run.unfit.items()]
+    return "\n\n".join([f"{run.questions} questions and {run.captions} captions; {versions}.", *refused, *unfit])
 
 
 def summary(found: Mapping[str, Mapping[str, Verdict]]) -> str:
