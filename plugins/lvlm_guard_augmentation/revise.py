@@ -51,7 +51,8 @@ class Revise:
 
     With `threshold`, `artefact` or `evidence`, claims are weighed instead: the score of a claim is the margin of yes over no
     where the answer begins (`gen.margins`), plus the evidence, or the weighted sum that `lvlm-guard fit revise` fitted. What
-    scores below its threshold goes. Objects of `names`, or all that the evidence knows, are added from `add_threshold` on. With
+    scores below its threshold goes. Objects of `names`, or all that the evidence knows, are added from `add_threshold` on, to
+    answers that name two objects or more and do not begin with yes or no. With
     `levels`, colour words and phrases such as "left of" are revised too: replaced by what scores best in their place, else
     dropped. `report.results["revise"]` lists every claim with question, margin, evidence and decision, row by row.
     """

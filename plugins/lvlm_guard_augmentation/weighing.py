@@ -1,6 +1,7 @@
 """The claims of an answer and what may be added to it, each with margin, evidence and score; all asked in one batch."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard import Generation
@@ -16,6 +17,12 @@ from lvlm_guard_augmentation.claims import (
 )
 from lvlm_guard_augmentation.picture_evidence import ObjectEvidence
 from lvlm_guard_augmentation.scoring import NEVER, JudgedClaim, ScoringRules
+
+LEAST_OBJECTS = 2
+"""Objects that a description names at least."""
+
+ANSWERS = re.compile(r"\W*(?:yes|no)\b", re.IGNORECASE)
+"""How an answer to a question about one thing begins."""
 
 ClaimToAsk = tuple[SentenceClaim, bool]
 """A claim, and whether the answer makes it."""
@@ -44,7 +51,7 @@ class ClaimWeigher:
         statements = [
             claim for sentence in split_sentences(text) for claim in self.find_claims(gen, sentence, evidence)
         ]
-        unsaid_claims = [*self._find_rivals(statements, evidence), *self._find_additions(text, evidence)]
+        unsaid_claims = [*self._find_rivals(statements, evidence), *self._find_additions(text, statements, evidence)]
         claims = [(claim, True) for claim in dict.fromkeys(statements)] + [
             (claim, False) for claim in dict.fromkeys(unsaid_claims)
         ]
@@ -119,15 +126,25 @@ class ClaimWeigher:
         names_known = {value: odd for value, odd in odds.items() if odd is not None}
         return [max(names_known, key=lambda value: names_known[value])] if names_known else unsaid_claims
 
-    def _find_additions(self, text: str, evidence: ObjectEvidence | None) -> list[SentenceClaim]:
-        """Return objects that the text does not name; with evidence, those that it speaks for."""
+    def _find_additions(
+        self, text: str, statements: Sequence[SentenceClaim], evidence: ObjectEvidence | None
+    ) -> list[SentenceClaim]:
+        """Return objects that a description does not name; with evidence, those that it speaks for."""
         rule = self.rules.by_level.get("object")
         if rule is None or rule.add >= NEVER or self.split is not None:
             return []
         names = self.names or (evidence.names if evidence is not None else ())
+        said = {name for name in names if mentions(text, name)}
+        if not is_description(text, said | {claim.subject for claim in statements if claim.level == "object"}):
+            return []
         odds = {name: None if evidence is None else evidence.existence(name) for name in names}
-        unsaid = [name for name in names if not mentions(text, name)]
+        unsaid = [name for name in names if name not in said]
         return [self.wording.ask_object("", name) for name in unsaid if (odd := odds[name]) is None or odd > 0]
+
+
+def is_description(text: str, objects: Collection[str]) -> bool:
+    """Return whether an answer, which names these objects, tells what a picture shows: not yes or no, nor one thing that was asked for."""
+    return len(objects) >= LEAST_OBJECTS and ANSWERS.match(text) is None
 
 
 def read_odds(claim: SentenceClaim, evidence: ObjectEvidence) -> float | None:

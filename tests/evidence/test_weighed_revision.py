@@ -70,8 +70,16 @@ def test_what_is_seen_is_added_and_asked_in_the_same_batch():
     assert got == "There is a mug, a spoon and an egg."
     assert gen.asked == [["mug?", "pan?", "spoon?", "egg?", "kite?"]]
     assert [one["decision"] for one in gen.results["revise"][0]] == ["kept", "dropped", "added", "added", "not added"]
-    assert revise("Nothing to see.", seen, **names)[0] == "Nothing to see. There is a mug, a spoon and an egg."
     assert revise("two mugs and spoons .", seen, **names)[0] == "two mugs and spoons . there is an egg ."
+
+
+@pytest.mark.parametrize("text", ["no", "Yes, there is a mug and a pan.", "red", "a mug", "Nothing to see.", ""])
+def test_nothing_is_added_to_answers_that_describe_nothing(text):
+    seen = {"mug?": 3.0, "pan?": 3.0, "spoon?": 4.0}
+    got, gen = revise(text, seen, add_threshold=2.0, names=("mug", "pan", "spoon"))
+    assert got == text
+    assert all(question != "spoon?" for questions in gen.asked for question in questions)
+    assert revise("a mug and a pan", seen, add_threshold=2.0, names=("spoon",))[0] == "a mug, a pan and a spoon"
 
 
 def test_colours_are_replaced_or_go():
