@@ -30,10 +30,17 @@ def told(seen):
     return seen.caption
 
 
+def sure_and_short(seen):
+    """Invents less than anybody, and names little."""
+    words = seen.sure.split()
+    return " ".join(words[: max(1, len(words) // 4)])
+
+
 CONTROLS = {
     "greedy": (plain, told),
     "yes_bias": (lambda seen: seen.plain + 2, told),
     "contrarian": (lambda seen: -seen.habit, told),
+    "pba": (plain, sure_and_short),
     "swap": (lambda seen: seen.plain - seen.evidence + seen.other, lambda seen: "thing0 thing1 thing2"),
     "swap@swapped": (lambda seen: seen.plain - planted.HABIT * seen.habit, half),
 }
@@ -128,6 +135,14 @@ def test_shorter_captions_say_less(judged):
     found = judged["shorter", level_verdicts.CAPTIONS]
     assert found.kind in ("says less", "indistinguishable from greedy", "hurts"), found
     assert judged["swapped", level_verdicts.CAPTIONS].kind != "helps"
+
+
+def test_a_control_that_names_less_is_no_rival_for_captions(scored, judged):
+    inventions, recall = (scored[0].of("planted", name) for name in ("chair_i", "recall"))
+    assert inventions["pba"].found.value <= inventions["sound"].found.value
+    assert recall["pba"].found.value < recall["sound"].found.value - 0.2
+    assert "pba" not in judged["sound", level_verdicts.CAPTIONS].why
+    assert "contrarian" in judged["sound", level_verdicts.CAPTIONS].why
 
 
 def test_captions_whose_inventions_come_last_and_are_cut_off_say_less(monkeypatch):

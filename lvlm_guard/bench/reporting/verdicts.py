@@ -24,7 +24,7 @@ from lvlm_guard.bench.reporting.sentences import (
 )
 from lvlm_guard.bench.reporting.sentences import format_p as format_p  # noqa: PLC0414 - as above
 from lvlm_guard.bench.running.systems import GREEDY, SAMPLING
-from lvlm_guard.bench.scoring.frontier import COVERAGE
+from lvlm_guard.bench.scoring.frontier import COVERAGE, find_caption_measures
 from lvlm_guard.bench.scoring.intervals import FEWEST, TOO_FEW, format_interval
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.significance import Significance
@@ -162,7 +162,7 @@ def build_case(
         plain=next((entry for entry in results.outcomes if (entry.suite, entry.system) == (suite, GREEDY)), None),
         headline=first,
         others=[score for score in scores if score is not first],
-        rivals=_rivals(results, suite, first, tested, answers) if first is not None and is_better(first) else {},
+        rivals=_rivals(results, first, tested, measures, answers) if first is not None and is_better(first) else {},
         asks=tested is None or asks_yes_no(tested, measures, answers.get(GREEDY, ())),
         comparisons=comparisons,
         halves=_find_halves(name or "", scores),
@@ -189,12 +189,18 @@ def asks_yes_no(headline: Measure, measures: Sequence[Measure], answers: Sequenc
 
 
 def _rivals(
-    results: Results, suite: str, first: Score, measure: Measure | None, answers: Mapping[str, Sequence[AnsweredItem]]
+    results: Results,
+    first: Score,
+    measure: Measure | None,
+    measures: Sequence[Measure],
+    answers: Mapping[str, Sequence[AnsweredItem]],
 ) -> dict[str, Rival]:
     """Collect the controls that answered everything, each with its own gain and the stack's lead over it."""
     rivals = {}
-    for name, score in results.of(suite, first.measure).items():
+    for name, score in results.of(first.suite, first.measure).items():
         if measure is None or not _is_rival(results, name, first.system) or not {name, first.system} <= set(answers):
+            continue
+        if _names_less(results, name, first.system, measure, measures, answers):
             continue
         test = compare_measure(measure, answers[name], answers[first.system])
         if test is not None and score.against_greedy is not None:
@@ -207,6 +213,25 @@ def _is_rival(results: Results, name: str, stack: str) -> bool:
     entry = results.manifest["systems"][name]
     matched = entry.get("matched", ())
     return entry["role"] == "control" and name not in (GREEDY, SAMPLING) and (not matched or stack in matched)
+
+
+def _names_less(
+    results: Results,
+    name: str,
+    stack: str,
+    measure: Measure,
+    measures: Sequence[Measure],
+    answers: Mapping[str, Sequence[AnsweredItem]],
+) -> bool:
+    """Return whether a control invents less by naming less of what is there than a stack; its own swapped one always counts.
+
+    What saying less would gain is judged by greedy's captions cut to the stack's recall.
+    """
+    plane = find_caption_measures(measures)
+    if plane is None or plane[0].name != measure.name or results.manifest["systems"][name].get("matched"):
+        return False
+    lead = compare_measure(plane[1], answers[name], answers[stack])
+    return lead is not None and lead.p < SURE and lead.difference.value > 0
 
 
 def judge(case: Case) -> Verdict:
