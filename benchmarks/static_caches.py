@@ -57,7 +57,7 @@ def variants(model: Any, inputs: Mapping[str, Tensor], backend: str) -> list[Var
     return found
 
 
-def models(*, tiny: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
+def models(*, tiny: bool, bundled_alone: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
     """Models with the inputs of one prompt."""
     if tiny:
         model = LLAVA_TINY.build(torch.device("cpu"), torch.float32)
@@ -66,6 +66,8 @@ def models(*, tiny: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
     picture, text = scenes("counterfactual", 1)[0].picture, "describe this image ."
     content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
     inputs = Guard(bundled, processor, stack=[]).inputs(messages=[{"role": "user", "content": content}])
+    if bundled_alone:
+        return {"bundled": (bundled, inputs)}
     large = LLAVA_SMALL.build(torch.device("cpu"), torch.bfloat16)
     return {"bundled": (bundled, inputs), LLAVA_SMALL.name: (large, LLAVA_SMALL.inputs(large, 1))}
 
@@ -86,6 +88,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--bundled", action="store_true", help="the bundled model alone")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(given)
     torch.set_num_threads(1)
@@ -94,7 +97,7 @@ def main(given: Sequence[str] | None = None) -> int:
         options.out, "static-caches", "Static caches, compiled", machine(device), SHOWN, csv=False, notes=list(NOTES)
     )
     budget = Budget(options.seconds)
-    for name, (model, inputs) in models(tiny=options.tiny).items():
+    for name, (model, inputs) in models(tiny=options.tiny, bundled_alone=options.bundled).items():
         torch._dynamo.reset()  # noqa: SLF001 - public in torch's own guides
         race = Race(variants(model, inputs, backend), options.new_tokens, device, time.process_time)
         measure(race, options.repeat, budget)
