@@ -88,7 +88,12 @@ def _sample(weights: list[Tensor]) -> bytes:
 
 def _list_adapters(model: nn.Module) -> Iterator[str]:
     for part in anatomy.list_parts(model):
-        yield from (f"{name}={getattr(part, name, None)!r}" for name in ADAPTERS if name in vars(part))
+        yield from (f"{name}={_as_list(vars(part)[name])!r}" for name in ADAPTERS if name in vars(part))
+
+
+def _as_list(value: Any) -> Any:
+    """Return the name of one adapter as a list of it, which is how another call leaves it."""
+    return [value] if isinstance(value, str) else value
 
 
 def _list_attention(model: Any) -> Iterator[str]:
