@@ -94,7 +94,7 @@ def main(given: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     device, backend = torch.device("cpu"), "eager" if options.tiny else "inductor"
     results = Results(
-        options.out, "static-caches", "Static caches, compiled", machine(device), SHOWN, csv=False, notes=list(NOTES)
+        options.out, "static_caches", "Static caches, compiled", machine(device), SHOWN, csv=False, notes=list(NOTES)
     )
     budget = Budget(options.seconds)
     for name, (model, inputs) in models(tiny=options.tiny, bundled_alone=options.bundled).items():
