@@ -28,9 +28,21 @@ def compare(guard, inputs, batch, **settings):
         return expected, look.generate(**batch, **settings)
 
 
-@pytest.mark.parametrize("limit", [{"max_length": 6}, {"min_length": 6, "max_new_tokens": 8}], ids=str)
-@pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("name", ["llava", "gemma3"])
+MOST, LEAST = {"max_length": 6}, {"min_length": 6, "max_new_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "padding", "limit"),
+    [
+        ("llava", 3, MOST),
+        ("gemma3", 0, MOST),
+        ("gemma3", 3, LEAST),
+        pytest.param("llava", 3, LEAST, marks=pytest.mark.slow),
+        pytest.param("gemma3", 0, LEAST, marks=pytest.mark.slow),
+        pytest.param("gemma3", 3, MOST, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_lengths_count_prompts_as_they_were_passed(name, padding, limit):
     guard, inputs, length = build(name, "vcd")
     batch = pad_more(continue_with(inputs, length, RESTS["ragged"]), padding)
@@ -82,8 +94,14 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("kind", RESTS)
+@pytest.mark.parametrize(
+    ("kind", "reader"),
+    [
+        pytest.param(kind, reader, marks=[] if kind == "ragged" else pytest.mark.slow)
+        for kind in ("ragged", "rows")
+        for reader in READERS
+    ],
+)
 def test_functions_of_the_call_see_prompts_as_they_were_passed(kind, reader):
     guard, inputs, length = build("llava", "vcd")
     batch = continue_with(inputs, length, RESTS[kind])

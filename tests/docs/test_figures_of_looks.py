@@ -28,7 +28,7 @@ def test_ratios_of_looks():
     for work, stack, whole, on_look in found:
         case = work.replace("a caption of 32 tokens", "caption"), stack.strip("`")
         for way, shown in (("whole prompts", whole), ("look", on_look)):
-            assert float(shown) == round(ratios[*case, way], 2), (case, way)
+            assert float(shown) == round(ratios[(*case, way)], 2), (case, way)
 
 
 def test_ratios_of_static_caches():
