@@ -50,7 +50,7 @@ from lvlm_guard.request.requests import Request, bind_arguments
 from lvlm_guard.strategy.branches import MAIN
 
 BuildRequest: TypeAlias = Callable[[Mapping[str, Any]], Request]
-READ = "the call's {} reads prompts, which stand otherwise behind a look"
+OTHER_LAYOUT = "the call's {} reads prompts, which stand otherwise behind a look"
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +225,7 @@ class Look:
         if build == self._guard.build_request:
             self._check_pictures(request, len(lengths))
         if (reader := find_setting(request, READS_PROMPT)) and set(lengths) != {request.input_ids.shape[1]}:
-            return self._run_whole(plain, request, RaggedRows({MAIN: READ.format(reader)}))
+            return self._run_whole(plain, request, RaggedRows({MAIN: OTHER_LAYOUT.format(reader)}))
         if len(set(lengths)) == 1:
             return self._run_laid_out(plain, request)
         try:

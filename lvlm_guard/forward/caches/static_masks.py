@@ -39,7 +39,7 @@ class OpeningMask:
         if follows and self._is_proven is None:
             _open(self._mask, past)
             self._is_proven = _agree(self._mask, made)
-        self._mask = made
+        self._mask = made.clone() if isinstance(made, Tensor) else made  # rows of what the model made may share memory
         return made
 
 
