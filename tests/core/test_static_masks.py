@@ -43,7 +43,7 @@ def test_two_masks_are_made_for_a_decode(monkeypatch, attention):
 
 def test_a_position_that_stays_closed_is_noticed(monkeypatch):
     monkeypatch.setattr(static_masks, "_open", lambda mask, position: None)
-    monkeypatch.setattr(static_masks, "_agree", lambda mask, made: True)
+    monkeypatch.setattr(static_masks, "_agree", lambda mask, other_mask: True)
     growing, static, _ = generate_counted(monkeypatch, "sdpa", STATIC)
     assert apart(static, growing) > 1e-2
 

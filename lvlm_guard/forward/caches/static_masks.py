@@ -35,12 +35,17 @@ class OpeningMask:
         if follows and self._is_proven:
             _open(self._mask, past)
             return self._mask
-        made = make()
+        next_mask = make()
         if follows and self._is_proven is None:
             _open(self._mask, past)
-            self._is_proven = _agree(self._mask, made)
-        self._mask = made.clone() if isinstance(made, Tensor) else made  # rows of what the model made may share memory
-        return made
+            self._is_proven = _agree(self._mask, next_mask)
+        self._mask = _copy(next_mask)
+        return next_mask
+
+
+def _copy(mask: Any) -> Any:
+    """Return a mask with memory of its own, which the rows of what the model made may share."""
+    return mask.clone() if isinstance(mask, Tensor) else mask
 
 
 def _is_of_one_query(mask: Any) -> bool:
@@ -52,5 +57,5 @@ def _open(mask: Tensor, position: int) -> None:
     mask[..., position] = mask[..., position - 1]
 
 
-def _agree(mask: Tensor, made: Any) -> bool:
-    return isinstance(made, Tensor) and made.dtype == mask.dtype and torch.equal(made, mask)
+def _agree(mask: Tensor, other_mask: Any) -> bool:
+    return isinstance(other_mask, Tensor) and other_mask.dtype == mask.dtype and torch.equal(other_mask, mask)
