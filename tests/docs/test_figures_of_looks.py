@@ -33,7 +33,10 @@ def test_ratios_of_looks():
 
 def test_ratios_of_static_caches():
     ratios = {row["variant"]: row["step_ratio_p50"] for row in read_rows("static_caches") if row["model"] == "bundled"}
-    found = STATIC.findall((ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    found = STATIC.findall(page)
+    branch = next(row for row in read_rows("static_caches") if row["variant"] == VARIANTS["one branch"][0])
+    assert f"between {branch['step_ratio_p20']:.2f} and {branch['step_ratio_p80']:.2f}" in page
     assert len(found) == 4
     for what, *shown in found:
         for variant, figure in zip(VARIANTS[what.partition(" (")[0]], shown, strict=True):
