@@ -45,19 +45,21 @@ class Budget:
 
 
 class Clock:
-    """Marks on a time line: CUDA events where the device is a GPU (nothing waits for them), else wall-clock times.
+    """Marks on a time line: CUDA events where the device is a GPU (nothing waits for them), else times of the machine.
 
     Args:
         device: The device whose work is timed.
+        read: Reads the time without a GPU, in seconds.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, read: Callable[[], float] = time.perf_counter) -> None:
         self._device = device
+        self._read = read
 
     def mark(self) -> Any:
         """Mark the present moment of the device's work."""
         if self._device.type != "cuda":
-            return time.perf_counter()
+            return self._read()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # untyped in torch
         event.record()
         return event

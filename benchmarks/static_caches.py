@@ -1,12 +1,14 @@
 """Decoding under a static cache, compiled, on the CPU: `python benchmarks/static_caches.py --out results`.
 
-The bundled model and a random LLaVA of 0.4 billion parameters. Plain generate and guards take turns in interleaved rounds of one
-process; every ratio is to plain generate, compiled, in the same round. Needs a C++ compiler.
+The bundled model and a random LLaVA of 0.4 billion parameters, on one thread. Plain generate and guards take turns in interleaved
+rounds of one process. Time is processor time of the process; every ratio is to plain generate, compiled, in the same round. Needs
+a C++ compiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from lvlm_guard.testbed.world.scenes import scenes
 
 SHOWN = ("model", "variant", "rounds", "executor", "step_ms", "step_ratio", "prefill_ratio", "status")
 NOTES = (
-    "Times are medians over rounds with the 20th and 80th percentile, of single steps after the first token. Compilation is not in them.",
+    "On one thread, in processor time. Times are medians over rounds with the 20th and 80th percentile, of single steps after the first token. Compilation is not in them.",
     "`plain, compiled, twice the rows` is the floor of one branch: the same rows with no guard around them.",
     "The hidden edit (vsv) works inside the layers, so it runs uncompiled and warns.",
 )
@@ -55,7 +57,7 @@ def variants(model: Any, inputs: Mapping[str, Tensor], backend: str) -> list[Var
     return found
 
 
-def models(*, tiny: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
+def models(*, tiny: bool, bundled_alone: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
     """Models with the inputs of one prompt."""
     if tiny:
         model = LLAVA_TINY.build(torch.device("cpu"), torch.float32)
@@ -63,7 +65,9 @@ def models(*, tiny: bool) -> dict[str, tuple[Any, Mapping[str, Tensor]]]:
     bundled, processor = testbed.load()
     picture, text = scenes("counterfactual", 1)[0].picture, "describe this image ."
     content = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
-    inputs = Guard(bundled, processor, stack=[]).inputs([{"role": "user", "content": content}])
+    inputs = Guard(bundled, processor, stack=[]).inputs(messages=[{"role": "user", "content": content}])
+    if bundled_alone:
+        return {"bundled": (bundled, inputs)}
     large = LLAVA_SMALL.build(torch.device("cpu"), torch.bfloat16)
     return {"bundled": (bundled, inputs), LLAVA_SMALL.name: (large, LLAVA_SMALL.inputs(large, 1))}
 
@@ -84,16 +88,18 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=900.0)
+    parser.add_argument("--bundled", action="store_true", help="the bundled model alone")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args(given)
+    torch.set_num_threads(1)
     device, backend = torch.device("cpu"), "eager" if options.tiny else "inductor"
     results = Results(
-        options.out, "static-caches", "Static caches, compiled", machine(device), SHOWN, csv=False, notes=list(NOTES)
+        options.out, "static_caches", "Static caches, compiled", machine(device), SHOWN, csv=False, notes=list(NOTES)
     )
     budget = Budget(options.seconds)
-    for name, (model, inputs) in models(tiny=options.tiny).items():
+    for name, (model, inputs) in models(tiny=options.tiny, bundled_alone=options.bundled).items():
         torch._dynamo.reset()  # noqa: SLF001 - public in torch's own guides
-        race = Race(variants(model, inputs, backend), options.new_tokens, device)
+        race = Race(variants(model, inputs, backend), options.new_tokens, device, time.process_time)
         measure(race, options.repeat, budget)
         for variant in race.variants:
             results.add(model=name, **race.row(variant))

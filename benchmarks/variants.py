@@ -7,6 +7,7 @@ import functools
 import itertools
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,9 +194,11 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def timed(variant: Variant, new_tokens: int, device: torch.device) -> Timing:
+def timed(
+    variant: Variant, new_tokens: int, device: torch.device, read: Callable[[], float] = time.perf_counter
+) -> Timing:
     """Time one call of `Variant.run`."""
-    clock = Clock(device)
+    clock = Clock(device, read)
     stamps = Stamps(clock)
     clock.wait()
     start = clock.mark()
@@ -224,11 +227,13 @@ class Race:
         variants: What is compared; one is called `plain`.
         new_tokens: Tokens per call.
         device: The device that is timed.
+        read: Reads the time without a GPU, in seconds.
     """
 
     variants: Sequence[Variant]
     new_tokens: int
     device: torch.device
+    read: Callable[[], float] = time.perf_counter
     timings: dict[str, dict[int, Timing]] = field(default_factory=dict)
     peaks: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -263,7 +268,7 @@ class Race:
     def _attempt(self, variant: Variant, new_tokens: int) -> Timing | None:
         """Time one call; a variant that fails is noted and has no further turn, and the others go on."""
         try:
-            return timed(variant, new_tokens, self.device)
+            return timed(variant, new_tokens, self.device, self.read)
         except torch.OutOfMemoryError:
             self.failed[variant.name] = OUT_OF_MEMORY
         except Exception as problem:  # noqa: BLE001 - recorded in the row; the script ends with an error code

@@ -72,7 +72,7 @@ def edit_request(request: Request, edit: InputEdit) -> Request:
     if (cache := find_cache(request.inputs)) is not None:
         inputs[name_of_cache(request.inputs)] = cache
     ids = inputs.get(request.text_name, request.input_ids)
-    settings = _lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
+    settings = lengthen_limits(request, ids.shape[1] - request.input_ids.shape[1])
     pictures = _edit_known_pictures(request.pictures, edit)
     return Request(inputs, settings, request.config, request.processor, pictures, request.defaults, request.main_input)
 
@@ -107,7 +107,7 @@ def _edit_known_pictures(pictures: Pictures | None, edit: InputEdit) -> Pictures
     return dataclasses.replace(pictures, pictures=tuple(edited))
 
 
-def _lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
+def lengthen_limits(request: Request, tokens: int) -> dict[str, Any]:
     """Return settings whose total lengths count a prompt that grew by some tokens."""
     settings = dict(request.settings)
     for name in ("max_length", "min_length"):

@@ -132,7 +132,7 @@ def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictu
             assert effect_on_logits(guard, batch, expected) > POWER
 
 
-@pytest.mark.parametrize("name", [*BOTH, "gemma3", "internvl"])
+@pytest.mark.parametrize("name", [*BOTH, "gemma3", pytest.param("internvl", marks=pytest.mark.slow)])
 def test_pictures_and_texts_are_answered_as_by_chat(name):
     model, _ = tiny(name)
     guard, picture = Guard(model, TinyProcessor(name), "vcd+ritual"), draw_pictures(1)[0]
@@ -178,20 +178,27 @@ class Counting:
         return self.inner(*args, **kwargs)
 
 
+WAYS = [
+    {"num_beams": 3},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"do_sample": True, "temperature": 1.5},
+    {"do_sample": True, "num_return_sequences": 3, "temperature": 1.5},
+    {"do_sample": True, "num_beams": 2},
+    {"repetition_penalty": 1.5},
+    {"no_repeat_ngram_size": 2},
+]
+OFTEN = [("llava", 1), ("llava", 3), ("llava", 4), ("llava", 6), ("qwen2_vl", 1), ("qwen2_vl", 3)]
+"""Ways that are tried in every run: beams, samples, both, and one that reads the prompt."""
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "settings"),
     [
-        {"num_beams": 3},
-        {"num_beams": 2, "num_return_sequences": 2},
-        {"do_sample": True, "temperature": 1.5},
-        {"do_sample": True, "num_return_sequences": 3, "temperature": 1.5},
-        {"do_sample": True, "num_beams": 2},
-        {"repetition_penalty": 1.5},
-        {"no_repeat_ngram_size": 2},
+        pytest.param(name, settings, marks=[] if (name, number) in OFTEN else pytest.mark.slow, id=f"{name}-{settings}")
+        for name in BOTH
+        for number, settings in enumerate(WAYS)
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("name", BOTH)
 def test_every_way_to_choose_tokens_is_that_of_whole_prompts(name, settings):
     guard, inputs, length = build(name, "vcd+vdd")
     for rests in (RESTS["rows"], RESTS["ragged"]):

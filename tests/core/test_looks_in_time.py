@@ -300,8 +300,14 @@ class Foreign:
         yield Contrast("negative", 1.0)
 
 
-@pytest.mark.parametrize("kind", RESTS)
-@pytest.mark.parametrize("says", [None, True, False])
+@pytest.mark.parametrize(
+    ("says", "kind"),
+    [
+        pytest.param(says, kind, marks=pytest.mark.slow if kind == "rows" or (says and kind == "one") else [])
+        for says in (None, True, False)
+        for kind in RESTS
+    ],
+)
 def test_what_may_depend_on_the_question_runs_whole_and_the_report_says_why(says, kind):
     guard, inputs, length = build("llava", [Foreign(says)])
     batch = continue_with(inputs, length, RESTS[kind])
@@ -374,7 +380,7 @@ def test_edits_of_the_vision_tower_run_with_the_prefix(name):
                 assert guard.report.strategies[0].had_effect
 
 
-@pytest.mark.parametrize("kind", RESTS)
+@pytest.mark.parametrize("kind", [pytest.param("one", marks=pytest.mark.slow), "rows", "ragged"])
 @pytest.mark.parametrize("stack", ["transform", {"name": "transform", "params": {"kind": "blur"}}, "pba+vcd"], ids=str)
 def test_edits_of_main_itself_run_whole(stack, kind):
     model, _ = tiny("llava")

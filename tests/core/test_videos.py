@@ -3,40 +3,21 @@
 import pytest
 import torch
 from gold import SUPPRESSED, WEIGHT, Against, disturbed
+from video_requests import IMAGE, VIDEO, request
 
 from lvlm_guard import Guard, ModeRefused
-from lvlm_guard.testing import tiny
 from lvlm_guard.testing.recompute import next_logits
-from lvlm_guard.testing.tiny import IMAGE_TOKEN, VISION_END, VISION_START
 
-VIDEO_TOKEN = 101
 SETTINGS = {
     "max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED,
     "return_dict_in_generate": True, "output_logits": True,
 }  # fmt: skip
-IMAGE, VIDEO = [VISION_START, *[IMAGE_TOKEN] * 4, VISION_END], [VISION_START, *[VIDEO_TOKEN] * 4, VISION_END]
 PROMPTS = {
     "video alone": [8, *VIDEO, 9, 10],
     "image and video": [8, *IMAGE, 7, *VIDEO, 9, 10],
     "video and image side by side": [8, *VIDEO, *IMAGE, 9],
 }
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
-
-
-def request(architecture, ids):
-    model, inputs = tiny(architecture)
-    ids = torch.tensor([ids])
-    types = (ids == IMAGE_TOKEN).long() + 2 * (ids == VIDEO_TOKEN)
-    draw = torch.Generator().manual_seed(7)
-    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "mm_token_type_ids" in inputs:
-        made["mm_token_type_ids"] = types
-    if IMAGE_TOKEN in ids:
-        made |= {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    if VIDEO_TOKEN in ids:
-        made["pixel_values_videos"] = torch.randn(16, 96, generator=draw)
-        made["video_grid_thw"] = torch.tensor([[1, 4, 4]])
-    return model, made
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -28,8 +28,8 @@ from lvlm_guard.call.looks.parts import (
     select_rows,
 )
 from lvlm_guard.call.looks.preparation import LookPreparation
-from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, find_setting
-from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_rows
+from lvlm_guard.call.looks.refusals import LOOK, LOOK_GROUPS, READS_PADDING, READS_PROMPT, find_setting
+from lvlm_guard.call.looks.rows import continue_all, lay_out_behind, list_prompts
 from lvlm_guard.call.looks.sharing import RaggedRows, describe_whole, share_prefixes
 from lvlm_guard.call.looks.unedited import compute_states
 from lvlm_guard.call.plain import FIRST_LOGITS
@@ -44,10 +44,13 @@ from lvlm_guard.forward.prefixes import describe_state
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.request import conversation
+from lvlm_guard.request.branch_inputs import lengthen_limits
 from lvlm_guard.request.messages import is_batch
 from lvlm_guard.request.requests import Request, bind_arguments
+from lvlm_guard.strategy.branches import MAIN
 
 BuildRequest: TypeAlias = Callable[[Mapping[str, Any]], Request]
+OTHER_LAYOUT = "the call's {} reads prompts, which stand otherwise behind a look"
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +182,14 @@ class Look:
         return self._generate(self._build_own_request, (), {**batch, **settings})
 
     def _write(self, conversations: list[Any]) -> Any:
-        """Return model inputs of conversations, made of words alone where that gives the same."""
+        """Return model inputs of conversations, made of words alone where that gives the same.
+
+        Raises:
+            InputError: The look is closed, or there is no conversation.
+        """
         self._check_open()
+        if not conversations:
+            raise InputError("There is no question: give at least one.")
         if self._subject.writer is not None:
             return self._subject.writer.write(conversations)
         images = [picture for _ in conversations for picture in self._subject.pictures]
@@ -215,6 +224,8 @@ class Look:
         lengths = self._read_lengths(request)
         if build == self._guard.build_request:
             self._check_pictures(request, len(lengths))
+        if (reader := find_setting(request, READS_PROMPT)) and set(lengths) != {request.input_ids.shape[1]}:
+            return self._run_whole(plain, request, RaggedRows({MAIN: OTHER_LAYOUT.format(reader)}))
         if len(set(lengths)) == 1:
             return self._run_laid_out(plain, request)
         try:
@@ -240,8 +251,8 @@ class Look:
             self._memory.state = state
         else:
             raise InputError(
-                "The model was changed while the guard looked (weights, adapters, dtype, device, mode or attention), so what was run "
-                "does not hold any more: open another look, guard.looking(...)."
+                "The model was changed while the guard looked (weights, adapters, dtype, autocast, device, mode or attention), so what "
+                "was run does not hold any more: open another look, guard.looking(...)."
             )
 
     def _check_open(self) -> None:
@@ -255,12 +266,14 @@ class Look:
             InputError: Rows that do not go on from the look, or with other pictures.
         """
         opening = self._memory.opening
-        rows = list_rows({"input_ids": request.input_ids, "attention_mask": request.attention_mask})
+        rows = list_prompts(request)
         token = anatomy.image_token_id(request.config)
         if any(token in row[len(opening.ids) :] for row in rows if token is not None):
             raise InputError(
                 "A question holds an image token, but a look has its pictures from the start: open another look."
             )
+        if any(tuple(row) == opening.ids for row in rows):
+            raise InputError("A prompt ends where this look does, but has to go on from it: put a question behind it.")
         if not continue_all(rows, opening.ids):
             raise InputError(
                 "A prompt does not go on from what this look was opened with: begin it with the same messages, as look.ask and "
@@ -294,7 +307,9 @@ class Look:
         """Run the rows in one batch, behind the look."""
         inputs = {**request.inputs, "attention_mask": request.attention_mask}
         inputs |= lay_out_behind(inputs, len(self._memory.opening.ids))
-        laid_out = dataclasses.replace(request, inputs=inputs)
+        laid_out = dataclasses.replace(
+            request, inputs=inputs, settings=_keep_limits(request, inputs["input_ids"].shape[1])
+        )
         output, report = run_call(self._build_call(plain, laid_out), self._share)
         if not report.answer_start:
             return output, report
@@ -310,7 +325,9 @@ class Look:
         """Run rows of one length after the other."""
         refuse(LOOK_GROUPS, request)
         groups = group_rows(lengths)
-        parts = [select_rows(request, self._memory.opening, rows, request.settings) for rows in groups]
+        settings = [_keep_limits(request, lengths[rows[0]]) for rows in groups]
+        pairs = zip(groups, settings, strict=True)
+        parts = [select_rows(request, self._memory.opening, rows, of_group) for rows, of_group in pairs]
         runs = [run_call(self._build_call(plain, part), self._share) for part in parts]
         tokens = [output[:, report.answer_start :] for output, report in runs]
         output = join_outputs(tokens, groups, request.input_ids, find_padding(request))
@@ -329,6 +346,11 @@ def _list_texts(questions: Any) -> list[str]:
     if not isinstance(questions, (list, tuple)):
         raise InputError(f"A look takes a question or a list of questions, got {quote(questions)}.")
     return list(questions)
+
+
+def _keep_limits(request: Request, length: int) -> dict[str, Any]:
+    """Return settings that limit answers behind prompts of another length, padding included, as those of a request are limited."""
+    return lengthen_limits(request, length - request.input_ids.shape[1])
 
 
 def find_padding(request: Request) -> int:

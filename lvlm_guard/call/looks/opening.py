@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvlm_guard.call.looks.memory import Opening
 from lvlm_guard.call.looks.questions import QuestionWriter, create_writer
-from lvlm_guard.call.looks.rows import count_shared, list_rows
+from lvlm_guard.call.looks.rows import count_shared, list_prompts, list_rows, take_rows
 from lvlm_guard.call.report import Report
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.request import prompts
@@ -124,9 +124,9 @@ def open_inputs(request: Request) -> Opening:
     """Return how a prompt begins: up to the end of its last picture, or all but its last token.
 
     Raises:
-        InputError: There are several prompts.
+        InputError: There are several prompts, or tokens of it are masked between others.
     """
-    rows = list_rows({"input_ids": request.input_ids, "attention_mask": request.attention_mask})
+    rows = list_prompts(request)
     if len(rows) != 1:
         raise InputError(f"A look is opened with model inputs of one prompt, got {len(rows)}.")
     if "mm_encoder_outputs" in request.inputs:
@@ -168,6 +168,7 @@ def _open_conversation(
 
 def _build_opening(request: Request, ids: Sequence[int]) -> Opening:
     inputs = {**request.without_cache, "attention_mask": request.attention_mask}
+    inputs |= take_rows(inputs, [0])
     copied = {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
     return Opening(copied, tuple(ids), request.pictures)
 

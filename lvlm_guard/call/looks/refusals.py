@@ -14,12 +14,13 @@ from lvlm_guard.errors import InputError, ModelRefused, ModeRefused
 from lvlm_guard.request.requests import Request
 
 OTHER_CACHES = ("cache_implementation", "prefill_chunk_size", *DRAFTS)
-WHOLE_BATCH = (
-    "streamer", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "return_dict_in_generate",
-    "output_scores", "output_logits",
+WHOLE_BATCH = ("streamer", "return_dict_in_generate", "output_scores", "output_logits")
+READS_PADDING = (
+    "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "watermarking_config", "stop_strings",
 )  # fmt: skip
-READS_PADDING = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
 """Settings under which it matters where in the prompt padding stands."""
+READS_PROMPT = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")
+"""Functions of the call, which are to see prompts as they were passed."""
 
 
 def find_unknown_input(request: Request) -> str | None:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.errors import InputError
 from lvlm_guard.request.prompts import TOKEN_TYPES
+from lvlm_guard.request.requests import Request
 
 ALIGNED = ("input_ids", "attention_mask", *TOKEN_TYPES, "cross_attention_mask")
 """Model inputs that have an entry for each token."""
@@ -18,6 +20,20 @@ def list_rows(inputs: Mapping[str, Any]) -> list[list[int]]:
     """Return the ids of each row without padding."""
     pairs = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     return [ids[mask].tolist() for ids, mask in pairs]
+
+
+def list_prompts(request: Request) -> list[list[int]]:
+    """Return the ids of each prompt of a request without padding.
+
+    Raises:
+        InputError: Tokens are masked between others.
+    """
+    mask = request.attention_mask
+    if bool((mask[:, 1:] < mask[:, :-1]).any()):
+        raise InputError(
+            "A prompt masks tokens behind others, which a look does not follow: leave them out, or pass whole prompts to guard.generate."
+        )
+    return list_rows({"input_ids": request.input_ids, "attention_mask": mask})
 
 
 def continue_all(rows: Sequence[Sequence[int]], beginning: Sequence[int]) -> bool:

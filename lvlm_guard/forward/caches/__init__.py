@@ -12,3 +12,4 @@ from lvlm_guard.forward.caches.joining import layers_of as layers_of
 from lvlm_guard.forward.caches.joining import length_of as length_of
 from lvlm_guard.forward.caches.joining import positions_beside as positions_beside
 from lvlm_guard.forward.caches.joining import record_past_like as record_past_like
+from lvlm_guard.forward.caches.static_masks import OpeningMask as OpeningMask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class BatchedExecutor:
         self._module = first.main.module
         self._main_cache = first.cache
         self._is_static = caches.is_static(first.cache)
+        self._static_mask = caches.OpeningMask()
         self._keys = [MAIN, *first.branches]
         self._layouts = layouts
         self._rows = first.rows
@@ -82,7 +84,7 @@ class BatchedExecutor:
             start = self.cache.length
             joined["cache_position"] = torch.arange(start, start + step.new, device=inputs["input_ids"].device)
         if self._is_static:
-            joined["attention_mask"] = model_inputs.expand_mask(self._module, joined, past=self.cache.length)
+            joined["attention_mask"] = self._expand_mask(joined, step.new)
         return joined
 
     def _join_masks(self, first: FirstStep, runs: Sequence[BranchRun]) -> Tensor | None:
@@ -100,6 +102,12 @@ class BatchedExecutor:
     def _mask(self, tokens: int) -> Tensor | None:
         """Attention mask of all rows over the prompt and `tokens` generated tokens."""
         return None if self._prompt_mask is None else pad(self._prompt_mask, (0, tokens), value=1)
+
+    def _expand_mask(self, joined: Inputs, new: int) -> Any:
+        """The mask that a static cache of all rows needs."""
+        past = self.cache.length
+        expand = functools.partial(model_inputs.expand_mask, self._module, joined, past=past)
+        return self._static_mask.find(expand, past, new)
 
     def _positions(self, main: Tensor, step: Step) -> Tensor:
         """Position ids of all rows.

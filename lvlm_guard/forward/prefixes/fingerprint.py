@@ -21,18 +21,30 @@ SAMPLES = 4
 
 
 def describe_kind(model: Any) -> tuple[Hashable, ...]:
-    """Return what tells one kind of model from another: layers, dtypes, hooks and attention, weights apart."""
+    """Return what tells one kind of model from another: layers, dtypes, hooks, attention and autocast, weights apart."""
     parts = tuple((type(part), _name_forward(part), *_list_hooks(part)) for part in anatomy.list_parts(model))
     dtypes = tuple((type(weight), weight.dtype) for weight in _list_parameters(model))
-    return hash((parts, dtypes)), tuple(_list_attention(model))
+    return hash((parts, dtypes)), tuple(_list_attention(model)), _describe_autocast(model)
 
 
 @torch.no_grad()
 def describe_state(model: nn.Module) -> tuple[Hashable, ...]:
     """Return what changes with anything that keys and values depend on, as far as a look at each weight tells."""
     weights = list(_list_weights(model))
-    counts = [(weight.data_ptr(), weight._version, weight.shape, weight.device) for weight in weights]  # noqa: SLF001 - torch's own count of changes in place
+    counts = [(weight.data_ptr(), _count_changes(weight), weight.shape, weight.device) for weight in weights]
     return (*describe_kind(model), model.training, tuple(counts), _sample(weights), tuple(_list_adapters(model)))
+
+
+def _count_changes(weight: Tensor) -> int:
+    """Return how often a tensor was changed in place, as torch counts it; of those made in inference mode it does not."""
+    return 0 if weight.is_inference() else weight._version  # noqa: SLF001 - nothing public tells
+
+
+def _describe_autocast(model: Any) -> tuple[str, torch.dtype] | None:
+    """Return under which autocast a model would run now, None where under none."""
+    kind = next((weight.device.type for weight in _list_parameters(model)), "cpu")
+    is_known = torch.amp.is_autocast_available(kind)
+    return (kind, torch.get_autocast_dtype(kind)) if is_known and torch.is_autocast_enabled(kind) else None
 
 
 def _name_forward(part: nn.Module) -> int:
@@ -76,7 +88,12 @@ def _sample(weights: list[Tensor]) -> bytes:
 
 def _list_adapters(model: nn.Module) -> Iterator[str]:
     for part in anatomy.list_parts(model):
-        yield from (f"{name}={getattr(part, name, None)!r}" for name in ADAPTERS if name in vars(part))
+        yield from (f"{name}={_as_list(vars(part)[name])!r}" for name in ADAPTERS if name in vars(part))
+
+
+def _as_list(value: Any) -> Any:
+    """Return the name of one adapter as a list of it, which is how another call leaves it."""
+    return [value] if isinstance(value, str) else value
 
 
 def _list_attention(model: Any) -> Iterator[str]:
