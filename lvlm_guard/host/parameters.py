@@ -39,7 +39,7 @@ def validated(strategy: object, allow: Collection[str] = ()) -> object:
 
 
 def build(
-    strategy: type, parameters: Mapping[str, Any], allow: Collection[str] = (), beside: Path | None = None
+    strategy: type, parameters: Mapping[str, Any], allow: Collection[str] = (), folder: Path | None = None
 ) -> object:
     """Build a strategy of checked parameters; raises pydantic's error for wrong values.
 
@@ -47,7 +47,7 @@ def build(
         strategy: The class.
         parameters: By name; left out ones have their defaults.
         allow: Import paths of functions that parameters may name.
-        beside: The folder where relative paths of files are looked for first.
+        folder: Where relative paths of files are looked for first.
 
     Raises:
         PluginRejected: An annotation cannot be checked, or the class fails to be built of values that fit it.
@@ -56,7 +56,7 @@ def build(
     check_values(dict(parameters))
     name = strategy_name(strategy)
     try:
-        return strict_validator(strategy).validate_python(dict(parameters), context={"allow": allow, "beside": beside})
+        return strict_validator(strategy).validate_python(dict(parameters), context={"allow": allow, "folder": folder})
     except (GuardError, PydanticError):
         raise
     except (PydanticUndefinedAnnotation, PydanticUserError) as error:

@@ -41,8 +41,8 @@ def _check_function(value: Any, handler: ValidatorFunctionWrapHandler, info: Val
 
 
 def _check_file(path: Path, info: ValidationInfo) -> Path:
-    """Find a file; `beside` of the validation's context is the folder where a relative path is looked for first."""
-    folder = (info.context or {}).get("beside")
+    """Find a file; `folder` of the validation's context is the folder where a relative path is looked for first."""
+    folder = (info.context or {}).get("folder")
     if folder is not None and is_file(folder / path):
         return Path(folder / path)
     if not is_file(path):

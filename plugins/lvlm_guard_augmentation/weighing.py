@@ -134,11 +134,11 @@ class ClaimWeigher:
         if rule is None or rule.add >= NEVER or self.split is not None:
             return []
         names = self.names or (evidence.names if evidence is not None else ())
-        said = {name for name in names if mentions(text, name)}
-        if not is_description(text, said | {claim.subject for claim in statements if claim.level == "object"}):
+        named = {name for name in names if mentions(text, name)}
+        if not is_description(text, named | {claim.subject for claim in statements if claim.level == "object"}):
             return []
         odds = {name: None if evidence is None else evidence.existence(name) for name in names}
-        unsaid = [name for name in names if name not in said]
+        unsaid = [name for name in names if name not in named]
         return [self.wording.ask_object("", name) for name in unsaid if (odd := odds[name]) is None or odd > 0]
 
 

@@ -163,20 +163,26 @@ def swap_rows(evidence: Sequence[RowEvidence | None]) -> list[RowEvidence | None
     Questions about one picture often stand side by side, and the evidence of the next request would be the request's own.
     """
     return [
-        next((other for other in (*evidence[row + 1 :], *evidence[:row]) if _are_apart(own, other)), None)
-        for row, own in enumerate(evidence)
+        next(
+            (candidate for candidate in (*evidence[row + 1 :], *evidence[:row]) if _are_apart(row_evidence, candidate)),
+            None,
+        )
+        for row, row_evidence in enumerate(evidence)
     ]
 
 
-def _are_apart(own: RowEvidence | None, other: RowEvidence | None) -> bool:
+def _are_apart(first: RowEvidence | None, second: RowEvidence | None) -> bool:
     """Return whether two requests have image tokens, and not the same but for rounding."""
-    if own is None or other is None:
+    if first is None or second is None:
         return False
-    pairs = [(one.scores, another.scores) for one, another in zip(own.pictures, other.pictures, strict=False)]
-    return len(own.pictures) != len(other.pictures) or any(
-        one.shape != another.shape or not torch.allclose(one, another, rtol=0.0, atol=SAME * float(one.std()))
-        for one, another in pairs
-    )
+    if len(first.pictures) != len(second.pictures):
+        return True
+    pairs = zip(first.pictures, second.pictures, strict=True)
+    return any(_differ(picture.scores, counterpart.scores) for picture, counterpart in pairs)
+
+
+def _differ(scores: Tensor, rival: Tensor) -> bool:
+    return scores.shape != rival.shape or not torch.allclose(scores, rival, rtol=0.0, atol=SAME * float(scores.std()))
 
 
 def _row_name(artefact: str | Path | EvidenceHead) -> str:
