@@ -1,0 +1,28 @@
+"""What is wrong with a model, or with an answer: verdicts with the figures behind them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvlm_guard.diagnosis.verdict import Culprit as Culprit
+    from lvlm_guard.diagnosis.verdict import Diagnosis as Diagnosis
+    from lvlm_guard.diagnosis.verdict import ProfileFacts as ProfileFacts
+
+_OWNERS = {
+    "verdict": ("Culprit", "Diagnosis", "ProfileFacts"),
+}
+_OWNER = {name: module for module, names in _OWNERS.items() for name in names}
+
+__all__ = sorted(_OWNER)  # noqa: PLE0605 - names of the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_OWNER[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
