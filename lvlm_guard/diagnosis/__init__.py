@@ -6,11 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lvlm_guard.diagnosis.model.diagnosing import diagnose_model as diagnose_model
+    from lvlm_guard.diagnosis.model.items import KnownItem as KnownItem
+    from lvlm_guard.diagnosis.model.items import load_known_items as load_known_items
+    from lvlm_guard.diagnosis.model.profile import Profile as Profile
+    from lvlm_guard.diagnosis.model.profile import measure_profile as measure_profile
     from lvlm_guard.diagnosis.verdict import Culprit as Culprit
     from lvlm_guard.diagnosis.verdict import Diagnosis as Diagnosis
     from lvlm_guard.diagnosis.verdict import ProfileFacts as ProfileFacts
 
 _OWNERS = {
+    "model.diagnosing": ("diagnose_model",),
+    "model.items": ("KnownItem", "load_known_items"),
+    "model.profile": ("Profile", "measure_profile"),
     "verdict": ("Culprit", "Diagnosis", "ProfileFacts"),
 }
 _OWNER = {name: module for module, names in _OWNERS.items() for name in names}

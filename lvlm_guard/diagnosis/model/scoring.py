@@ -1,0 +1,77 @@
+"""How far components of a battery are from those of sound batteries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.diagnosis.model.components import Component
+
+SMALLEST = 1e-3
+"""The least spread of a mean over batteries, as a share of the spread of what it is a mean of; and of log-variances."""
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """What one component does over sound batteries.
+
+    Args:
+        centre: Mean over batteries of means and log-variances `[2, dims]`.
+        spread: Standard deviation of them over batteries `[2, dims]`.
+        usual: Mean of the distances of sound batteries, each from all others.
+        deviation: Standard deviation of these.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    usual: float
+    deviation: float
+
+    def score(self, moments: Tensor) -> float:
+        """Return how many deviations a battery is farther than usual; `moments` as in `Measurement`."""
+        return (distance(_features(moments), self.centre, self.spread) - self.usual) / self.deviation
+
+
+def fit_norms(batteries: Sequence[Mapping[Component, Tensor]]) -> dict[Component, Norm]:
+    """Return what each component does over sound batteries, those that every battery has."""
+    shared = set(batteries[0]).intersection(*batteries)
+    return {component: _fit([battery[component] for battery in batteries]) for component in sorted(shared, key=_order)}
+
+
+def _order(component: Component) -> tuple[int, int, int, int]:
+    return component.order
+
+
+def _fit(moments: Sequence[Tensor]) -> Norm:
+    features = torch.stack([_features(each) for each in moments])
+    floor = _find_floor(moments)
+    distances = []
+    for left_out in range(len(features)):
+        others = torch.cat([features[:left_out], features[left_out + 1 :]])
+        distances.append(distance(features[left_out], others.mean(0), others.std(0).maximum(floor)))
+    values = torch.tensor(distances, dtype=torch.float64)
+    deviation = float(values.std().clamp_min(SMALLEST))
+    return Norm(features.mean(0), features.std(0).maximum(floor), float(values.mean()), deviation)
+
+
+def _find_floor(moments: Sequence[Tensor]) -> Tensor:
+    """Return the least spread of means and log-variances `[2, dims]`."""
+    within = torch.stack([each[1] for each in moments]).mean(0).sqrt()
+    typical = within.square().mean().sqrt()
+    least = SMALLEST * torch.maximum(within, typical).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.stack([least, torch.full_like(least, SMALLEST)])
+
+
+def _features(moments: Tensor) -> Tensor:
+    """Return mean and log-variance `[2, dims]` of mean and variance."""
+    mean, variance = moments.double()
+    typical = variance.mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.stack([mean, (variance + SMALLEST**2 * typical).log()])
+
+
+def distance(features: Tensor, centre: Tensor, spread: Tensor) -> float:
+    """Return the root mean square over dimensions of how many standard deviations means and log-variances are off."""
+    return float(((features - centre) / spread).square().mean().sqrt())
