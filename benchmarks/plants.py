@@ -207,8 +207,8 @@ def write_page(figures: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     lines = [
         "# Planted faults", "",
-        f"A verdict on {BATTERY} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
-        "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile and the thresholds saw none of these items.", "",
+        (f"A verdict on {BATTERY} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
+        "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile and the thresholds saw none of these items."), "",
         "| | share | of | goal |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, (share, total) in figures["shares"].items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +58,7 @@ def load_known_items(suite: Suite, count: int | None = None, data: Path | None =
             f"{suite.name} has {len(usable)} items with a picture and a true answer in words, {count or 'some'} are needed. "
             "Name another suite, or draw more: count=N."
         )
+    random.Random(0).shuffle(usable)  # noqa: S311 - questions about one picture must not stand together
     kinds = [f"{item.level} {item.kind}" for item in usable]
     chosen = [usable[at] for at in take_turns(kinds)[:count]]
     return [
@@ -112,15 +115,16 @@ class Encoded:
 
 
 def encode(model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: bool = False) -> Encoded:
-    """Encode prompts with their true answers; `swapped` gives each item the picture of the next one.
+    """Encode prompts with their true answers; `swapped` gives each item the next picture that is another one.
 
     Raises:
-        InputError: A picture is missing or cannot be read, an answer is empty, or the processor has no chat template.
+        InputError: There is one picture alone, and it is to be swapped; a picture is missing or cannot be read, an answer is empty,
+            or the processor has no chat template.
     """
     check_chat_template(processor)
     check_items(items)
     pictures = [item.picture for item in items]
-    pictures = pictures[1:] + pictures[:1] if swapped else pictures
+    pictures = exchange_pictures(pictures) if swapped else pictures
     demonstrations = [
         Demonstration(picture, item.prompt, item.answer, "") for picture, item in zip(pictures, items, strict=True)
     ]
@@ -131,6 +135,36 @@ def encode(model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: b
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     pixels = next((name for name, value in batch.items() if anatomy.is_pixels(name, value)), "")
     return Encoded(dict(batch), _find_predicting(batch, prompts, items), pixels)
+
+
+def exchange_pictures(pictures: Sequence[Any]) -> list[Any]:
+    """Return for each picture the next one that is another.
+
+    Raises:
+        InputError: All of them are the same.
+    """
+    keys, count = [_identify(picture) for picture in pictures], len(pictures)
+    others = []
+    for at, key in enumerate(keys):
+        place = next((place % count for place in range(at + 1, at + count) if keys[place % count] != key), None)
+        if place is None:
+            raise InputError(
+                "All known items are about one picture, so none can get another one. Pass items about several."
+            )
+        others.append(pictures[place])
+    return others
+
+
+def have_one_picture(items: Sequence[KnownItem]) -> bool:
+    """Return whether all items are about the same picture."""
+    return len({_identify(item.picture) for item in items}) == 1
+
+
+def _identify(picture: Any) -> str:
+    """Return what tells pictures apart: a path, or a digest of the pixels."""
+    if not hasattr(picture, "tobytes"):
+        return str(picture)
+    return hashlib.blake2b(picture.tobytes(), digest_size=8).hexdigest()
 
 
 def check_items(items: Sequence[KnownItem]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
-from lvlm_guard.diagnosis.model.items import Encoded, KnownItem, encode
+from lvlm_guard.diagnosis.model.items import Encoded, KnownItem, encode, have_one_picture
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.reading import answer, compare_logits, find_lens, read_answers
 from lvlm_guard.diagnosis.model.recording import Recording, record
@@ -80,7 +80,9 @@ def measure(
 
 
 def measure_swap(model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem]) -> float | None:
-    """Return how far answers move when each item gets another one's picture, in nats, the mean; None where they cannot be read."""
+    """Return how far answers move when each item gets another one's picture, in nats, the mean; None where that cannot be said."""
+    if have_one_picture(items):
+        return None
     encoded = encode(model, processor, items)
     recording = record(model, structure, encoded)
     lens, _ = find_lens(model, _last(recording), _logits(recording))
