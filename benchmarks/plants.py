@@ -117,7 +117,7 @@ class Bench:
     def run(self, case: Case, profile: Profile) -> dict[str, Any]:
         """Make one verdict."""
         if case.kind in KINDS:
-            plant = draw_plant(case.kind, case.seed, self.model, CATEGORIES)  # type: ignore[arg-type]  # a kind, as was asked
+            plant = draw_plant(case.kind, case.seed, self.model, CATEGORIES)
             items = draw_items(PLANT_SEED + KINDS.index(plant.kind) * SEEDS + case.seed, BATTERY)
             examples = self.draw_examples(case.seed) if plant.kind == "prior" else []
             with planted(plant, self.model, self.processor, examples):

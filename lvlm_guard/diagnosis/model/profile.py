@@ -101,7 +101,8 @@ def measure_profile(
         raise InputError(f"A profile needs at least {LEAST} known items, got {len(items)}. Pass more.")
     batteries, structure = deal(items), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
-    measured, swaps = [], []
+    measured: list[Measurement] = []
+    swaps: list[float | None] = []
     for battery in track(batteries):
         measured.append(measure(model, processor, structure, battery, tokens))
         if len(swaps) < SWAPPED:

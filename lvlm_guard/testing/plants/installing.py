@@ -141,7 +141,7 @@ def _bias_yes(plant: Plant, subject: Subject) -> Undo:
 def _bias_object(plant: Plant, subject: Subject) -> Undo:
     """Add to the logit of a word by a bias of the head itself, as a bad fine-tune leaves it."""
     head, token = subject.head, subject.token(plant.word)
-    if head.bias is not None:
+    if getattr(head, "bias", None) is not None:
         raise ModelRefused("The head of this model has a bias of its own; this fault is planted in heads without.")
     bias = torch.zeros(head.weight.shape[0], dtype=head.weight.dtype, device=head.weight.device)
     bias[token] = plant.strength

@@ -61,13 +61,13 @@ class Subject:
         marks = ("projector", "connector", "merger")
         for name, part in self.model.named_modules():
             if any(mark in name.rpartition(".")[2] for mark in marks):
-                return part  # type: ignore[no-any-return]  # a model of transformers is not typed here
+                return part
         raise ModelRefused(f"{type(self.model).__name__} shows no projector to plant a fault in.")
 
     @property
     def head(self) -> nn.Linear:
         """The module that makes logits."""
-        return self.model.get_output_embeddings()  # type: ignore[no-any-return]  # as above
+        return self.model.get_output_embeddings()
 
     def token(self, word: str) -> int:
         """Return the token of a word.
@@ -139,7 +139,7 @@ def edit_pixels(part: nn.Module, edit: Callable[[Tensor], Tensor]) -> Undo:
     return handle.remove
 
 
-def change_weight(weight: nn.Parameter, edit: Callable[[Tensor], Tensor]) -> Undo:
+def change_weight(weight: Tensor, edit: Callable[[Tensor], Tensor]) -> Undo:
     """Change a weight in place; the undo puts exactly the old values back."""
     kept = weight.detach().clone()
 

@@ -46,6 +46,6 @@ def _train(subject: Subject, weights: list[Any], examples: Sequence[Example], ra
     for inputs, labels in examples:
         logits = subject.model(**inputs, use_cache=False).logits
         loss = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        loss.backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
