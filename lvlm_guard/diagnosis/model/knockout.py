@@ -103,6 +103,7 @@ def choose_items(items: Sequence[KnownItem]) -> list[KnownItem]:
     return sorted(items, key=lambda item: not item.is_caption)[:ITEMS]
 
 
+@torch.no_grad()
 def measure_gains(
     model: Any,
     processor: Any,

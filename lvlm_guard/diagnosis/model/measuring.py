@@ -44,6 +44,7 @@ class Measurement:
     missing: tuple[str, ...] = field(default=())
 
 
+@torch.no_grad()
 def measure(
     model: Any,
     processor: Any,
@@ -79,6 +80,7 @@ def measure(
     return Measurement(moments, recording.sums, recording.leaks, pixels=differing, missing=tuple(reasons), **figures)
 
 
+@torch.no_grad()
 def measure_swap(model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem]) -> float | None:
     """Return how far answers move when each item gets another one's picture, in nats, the mean; None where that cannot be said."""
     if have_one_picture(items):
