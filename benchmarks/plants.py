@@ -1,6 +1,6 @@
 """Plants faults in the bundled model and asks what is wrong with it: `python benchmarks/plants.py --out DIR`.
 
-Every case is a battery of 24 held-out known items and one verdict, kept in a file of its own: run again, it goes on where it was.
+Every case is two batteries of 24 held-out known items and one verdict, kept in a file of its own: run again, it goes on where it was.
 `--write` makes the page of what is there. Cases are in turn, so that a run that is cut short holds some of every kind.
 """
 
@@ -39,9 +39,9 @@ from lvlm_guard.testbed.world.habits import CATEGORIES
 from lvlm_guard.testing.plants import KINDS, Plant, draw_plant, planted
 from lvlm_guard.testing.plants.training import Example
 
-SEEDS, SOUND, VARIANTS = 6, 60, 6
-"""Plants of each kind, sound batteries, and batteries of each sound variant."""
-PROFILE_ITEMS, STEPS = 624, 40
+SEEDS, SOUND, VARIANTS, ITEMS = 6, 60, 4, 2 * BATTERY
+"""Plants of each kind, sound cases, cases of each sound variant, and known items of a case."""
+PROFILE_ITEMS, STEPS = 624, 20
 PROFILE_SEED, SOUND_SEED, PLANT_SEED, TRAINING_SEED = 0, 1000, 2000, 9000
 GOALS = {"class": 0.95, "location": 0.90, "none": 0.95}
 
@@ -118,12 +118,12 @@ class Bench:
         """Make one verdict."""
         if case.kind in KINDS:
             plant = draw_plant(case.kind, case.seed, self.model, CATEGORIES)
-            items = draw_items(PLANT_SEED + KINDS.index(plant.kind) * SEEDS + case.seed, BATTERY)
+            items = draw_items(PLANT_SEED + KINDS.index(plant.kind) * SEEDS + case.seed, ITEMS)
             examples = self.draw_examples(case.seed) if plant.kind == "prior" else []
             with planted(plant, self.model, self.processor, examples):
                 diagnosis = diagnose_model(self.model, self.processor, items, profile=profile)
             return {"case": asdict(case), "plant": asdict(plant), "diagnosis": diagnosis.to_dict()}
-        items = draw_items(SOUND_SEED + case.seed, BATTERY)
+        items = draw_items(SOUND_SEED + case.seed, ITEMS)
         diagnosis = diagnose_model(self.find_variant(case.kind), self.processor, items, profile=profile)
         return {"case": asdict(case), "plant": None, "diagnosis": diagnosis.to_dict()}
 
@@ -207,7 +207,7 @@ def write_page(figures: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     lines = [
         "# Planted faults", "",
-        (f"A verdict on {BATTERY} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
+        (f"A verdict on {ITEMS} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
         "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile and the thresholds saw none of these items."), "",
         "| | share | of | goal |", "|---|---|---|---|",
     ]  # fmt: skip

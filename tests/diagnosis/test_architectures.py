@@ -10,6 +10,7 @@ from lvlm_guard.diagnosis import KnownItem, diagnose_model
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
 from lvlm_guard.diagnosis.model.structure import inspect_structure
+from lvlm_guard.fitting import Demonstration, encode_prompts
 from lvlm_guard.testing import ARCHITECTURES, TinyProcessor, tiny
 from lvlm_guard.testing.intact import fingerprint
 
@@ -50,8 +51,6 @@ def test_a_sound_model_passes_what_is_measured(architecture):
 
 
 def _prompts(model, processor, items):
-    from lvlm_guard.fitting import Demonstration, encode_prompts
-
     return encode_prompts(
         model, processor, [Demonstration(item.picture, item.prompt, item.answer, "") for item in items]
     )
@@ -67,6 +66,12 @@ def _list_measured(measured):
         "blocks": bool(measured.sums),
         "output": measured.log_probability is not None,
     }
+
+
+def test_a_model_that_reads_prompts_in_both_directions_is_said_to():
+    model, _ = tiny("paligemma")
+    measured = measure(model, processor_of("paligemma"), inspect_structure(model), draw_items(4))
+    assert any("in both directions" in reason for reason in measured.missing)
 
 
 def test_another_picture_moves_answers_of_packed_patches():

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import KnownItem
-from lvlm_guard.diagnosis.model.measuring import Measurement
+from lvlm_guard.diagnosis.model.measuring import LEAK, Measurement
 from lvlm_guard.diagnosis.model.structure import Structure
 from lvlm_guard.errors import NonFiniteLogits
 from lvlm_guard.fitting import Demonstration, encode_prompts
 from lvlm_guard.outputs import sequences
 
-LEAK = 1e-6
-"""Attention to what is hidden, from which on it is attended to."""
 NEW_TOKENS = 4
 GENERATED = 8
 """Items that answers are generated for, and tokens of each."""

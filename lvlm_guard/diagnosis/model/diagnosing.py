@@ -82,10 +82,16 @@ def diagnose_model(
     _check_image_tokens(model)
     structure, batteries = inspect_structure(model), _deal(items, profile)
     tokens = None if profile is None else profile.tokens
-    measured = [measure(model, processor, structure, battery, tokens) for battery in track(batteries)]
-    _check_profile(profile, measured[0])
     odd = find_odd_tokens(model, processor, batteries[0])
-    failures, excused = _excuse(list_failures(structure, measured, odd), profile)
+    measured: list[Measurement] = []
+    failures: list[Failure] = []
+    excused: list[Component] = []
+    for battery in track(batteries):
+        measured.append(measure(model, processor, structure, battery, tokens))
+        _check_profile(profile, measured[0])
+        failures, excused = _excuse(list_failures(structure, measured, odd), profile)
+        if failures:
+            break  # what is wrong exactly needs no statistics
     scores = _score(measured, profile)
     looks = FurtherLooks(
         silence=_Silencing(model, processor, structure, choose_items(items), track),
@@ -96,7 +102,7 @@ def diagnose_model(
         scores=scores,
         log_probability=_average([each.log_probability for each in measured]),
         profile=profile,
-        items=len(batteries) * len(batteries[0]),
+        items=len(measured) * len(batteries[0]),
         partial=_list_reasons(structure, measured, profile, excused),
     )
     return judge(observed, looks)

@@ -17,6 +17,8 @@ from lvlm_guard.diagnosis.model.reading import answer, compare_logits, find_lens
 from lvlm_guard.diagnosis.model.recording import Recording, record
 from lvlm_guard.diagnosis.model.structure import Structure
 
+LEAK = 1e-6
+"""Attention to what is hidden, from which on it is attended to."""
 TOKENS = 256
 """Tokens of true answers whose log-probabilities are looked at, at most."""
 
@@ -77,7 +79,9 @@ def measure(
             reasons.append("output: the head has no weights to multiply with, so logits are not computed again.")
         if tokens is not None:
             moments[Component("output")] = Moments.of(own.features(tokens), own.weights).stack()
-    return Measurement(moments, recording.sums, recording.leaks, pixels=differing, missing=tuple(reasons), **figures)
+    return Measurement(
+        moments, recording.sums, _join_leaks(recording, reasons), pixels=differing, missing=tuple(reasons), **figures
+    )
 
 
 @torch.no_grad()
@@ -92,6 +96,17 @@ def measure_swap(model: Any, processor: Any, structure: Structure, items: Sequen
         return None
     own = read_answers(lens, _last(recording), encoded)
     return own.distance(answer(model, lens, structure.depth, encode(model, processor, items, swapped=True)))
+
+
+def _join_leaks(recording: Recording, reasons: list[str]) -> dict[int, float]:
+    """Return the greatest attention to what is hidden, by layer; where every layer looks ahead, that is how the model reads prompts."""
+    ahead, leaks = recording.ahead, recording.leaks
+    if ahead and all(size > LEAK for size in ahead.values()):
+        reasons.append(
+            "masks: every layer reads prompts in both directions, so answers are seen before they are predicted."
+        )
+        ahead = {}
+    return {layer: max(leaks.get(layer, 0.0), ahead.get(layer, 0.0)) for layer in {**leaks, **ahead}}
 
 
 def _last(recording: Recording) -> Tensor:

@@ -27,7 +27,8 @@ class Recording:
     Args:
         moments: Of each component, at the positions that predict answers; of the tower and the projector over image tokens.
         sums: Greatest difference between what comes out of a layer and the sum of what goes into it, by layer, in units of rounding.
-        leaks: Greatest attention to positions that are padding or come later, by layer.
+        leaks: Greatest attention to padding, by layer.
+        ahead: Greatest attention to positions that come later, by layer.
         last: What the last layer returned at the last positions `[rows, window, hidden]`.
         logits: The model's own logits at the last position `[rows, vocab]`.
         pixels: What the tower was given, tensor after tensor.
@@ -36,6 +37,7 @@ class Recording:
     moments: dict[Component, Moments] = field(default_factory=dict)
     sums: dict[int, float] = field(default_factory=dict)
     leaks: dict[int, float] = field(default_factory=dict)
+    ahead: dict[int, float] = field(default_factory=dict)
     last: Tensor | None = None
     logits: Tensor | None = None
     pixels: list[Tensor] = field(default_factory=list)
@@ -186,15 +188,14 @@ class Recorder:
         seen = probabilities[:, :, -self.encoded.window :]
         mass = (seen * view.keys[:, None, None, :]).sum(-1).transpose(1, 2)
         self._add(Component("image_mass", view.layer), mass, self.weights(mass.shape[1], mass.device))
-        self.recording.leaks[view.layer] = float((seen * self._hide(seen, view)).max())
-        return probabilities
-
-    def _hide(self, seen: Tensor, view: View) -> Tensor:
-        """Return which keys a query must not attend to, bool `[rows, 1, queries, keys]`: padding, and what comes later."""
         queries, keys = seen.shape[-2:]
-        padding = ~view.fit(view.valid)[:, None, None, :] if view.valid.shape[1] >= keys else None
-        later = torch.ones(queries, keys, dtype=torch.bool, device=seen.device).triu(keys - queries + 1)[None, None]
-        return later if padding is None else later | padding
+        later = torch.ones(queries, keys, dtype=torch.bool, device=seen.device).triu(keys - queries + 1)
+        self.recording.ahead[view.layer] = float((seen * later).max())
+        if view.valid.shape[1] >= keys:
+            padding = ~view.fit(view.valid)[:, None, None, :]
+            asked = view.valid[:, None, -queries:, None]
+            self.recording.leaks[view.layer] = float((seen * padding * asked).max())
+        return probabilities
 
     def _see_heads(self, outputs: Tensor, view: View) -> Tensor:
         seen = outputs[:, :, -self.encoded.window :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
 
+LEAST_DEVIATION = 0.1
+"""The least standard deviation of log-distances: few batteries may be alike by chance."""
 SMALLEST = 1e-3
 """The least spread of a mean over batteries, as a share of the spread of what it is a mean of; and of log-variances."""
 
@@ -21,7 +24,7 @@ class Norm:
     Args:
         centre: Mean over batteries of means and log-variances `[2, dims]`.
         spread: Standard deviation of them over batteries `[2, dims]`.
-        usual: Mean of the distances of sound batteries, each from all others.
+        usual: Mean of the log-distances of sound batteries, each from all others; logarithms, since distances have a long tail.
         deviation: Standard deviation of these.
     """
 
@@ -32,7 +35,7 @@ class Norm:
 
     def score(self, moments: Tensor) -> float:
         """Return how many deviations a battery is farther than usual; `moments` as in `Measurement`."""
-        return (distance(_features(moments), self.centre, self.spread) - self.usual) / self.deviation
+        return (_log(distance(_features(moments), self.centre, self.spread)) - self.usual) / self.deviation
 
 
 def fit_norms(batteries: Sequence[Mapping[Component, Tensor]]) -> dict[Component, Norm]:
@@ -51,10 +54,14 @@ def _fit(moments: Sequence[Tensor]) -> Norm:
     distances = []
     for left_out in range(len(features)):
         others = torch.cat([features[:left_out], features[left_out + 1 :]])
-        distances.append(distance(features[left_out], others.mean(0), others.std(0).maximum(floor)))
+        distances.append(_log(distance(features[left_out], others.mean(0), others.std(0).maximum(floor))))
     values = torch.tensor(distances, dtype=torch.float64)
-    deviation = float(values.std().clamp_min(SMALLEST))
+    deviation = float(values.std().clamp_min(LEAST_DEVIATION))
     return Norm(features.mean(0), features.std(0).maximum(floor), float(values.mean()), deviation)
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, SMALLEST))
 
 
 def _find_floor(moments: Sequence[Tensor]) -> Tensor:

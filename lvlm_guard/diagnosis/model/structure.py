@@ -26,7 +26,6 @@ class Structure:
         tower: Layers of the vision tower.
         entrance: The module that takes the pixels, or None.
         norm: The norm behind the last layer, or None.
-        is_causal: Whether attention says that it reads prompts from left to right alone.
         missing: What cannot be measured, a sentence each.
     """
 
@@ -37,7 +36,6 @@ class Structure:
     tower: int
     entrance: nn.Module | None
     norm: nn.Module | None
-    is_causal: bool
     missing: tuple[str, ...]
 
 
@@ -55,17 +53,7 @@ def inspect_structure(model: Any) -> Structure:
     entrance, tower = _find_tower(model, missing)
     if anatomy.attends_across(model):
         missing.append("projector: image features stand beside the prompt, and are not measured where they enter.")
-    norm, is_causal = anatomy.final_norm(model), _reads_forward(model) if heads else True
-    if not is_causal:
-        missing.append(
-            "masks: prompts are read in both directions, so true answers are seen before they are predicted."
-        )
-    return Structure(len(layers), heads, sums, unequal, tower, entrance, norm, is_causal, tuple(missing))
-
-
-def _reads_forward(model: Any) -> bool:
-    """Return whether no attention of the decoder says that it is not causal."""
-    return all(getattr(part, "is_causal", True) for part in find_attention(model))
+    return Structure(len(layers), heads, sums, unequal, tower, entrance, anatomy.final_norm(model), tuple(missing))
 
 
 def _find_heads(model: Any) -> dict[int, int]:

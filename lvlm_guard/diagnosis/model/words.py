@@ -25,6 +25,8 @@ MEANINGS = {
     "none": "Nothing is wrong that these items show",
     "unknown": "No component can be named",
 }
+UNMEASURED = "unmeasured"
+"""A check that failed by how the component runs at all, without a size."""
 FIELDS = ("component", "layer", "head", "score", "threshold", "failed_check", "gain")
 
 
@@ -71,6 +73,6 @@ def _row(component: Component, diagnosis: Diagnosis, scores: Any, checks: Any, g
         "head": component.head,
         "score": scores.get(key),
         "threshold": diagnosis.evidence.get("k") if key in scores else None,
-        "failed_check": checks.get(key, "") if key in checks else None,
+        "failed_check": UNMEASURED if key in checks and checks[key] is None else checks.get(key),
         "gain": gains[key]["gain"] if key in gains else None,
     }
