@@ -58,10 +58,10 @@ def profile(
     check_destination(out, "profile.safetensors")
     if exists(out) and not force:
         raise InputError(f"{out} exists. Name another file, or replace it with --force.")
-    known = _load_items(suite, SCENES["profile"], items, data)
+    known_items = _load_items(suite, SCENES["profile"], items, data)
     loaded, processor = loading.load(model, device, dtype)
     track = functools.partial(tqdm, desc="profile", unit="battery")
-    measured = measure_profile(loaded, processor, known, model_id=model, split=suite, track=track)
+    measured = measure_profile(loaded, processor, known_items, model_id=model, split=suite, track=track)
     measured.save(out)
     facts = measured.facts
     typer.echo(f"{out}: profile of {model}, {facts.items} items of {suite} in {facts.batteries} batteries.")
@@ -90,12 +90,12 @@ def diagnose(
     from lvlm_guard.testbed.files import check_folder  # noqa: PLC0415 - as above
 
     check_folder(out, "--out")
-    known = _load_items(suite, SCENES["model"], items, data)
+    known_items = _load_items(suite, SCENES["model"], items, data)
     loaded, processor = loading.load(model, device, dtype)
     sound = None if profile is None else Profile.load(profile, loaded)
-    typer.echo(f"Cost: {estimate_cost(loaded, known, sound)}.", err=True)
+    typer.echo(f"Cost: {estimate_cost(loaded, known_items, sound)}.", err=True)
     track = functools.partial(tqdm, desc="diagnose")
-    diagnosis = diagnose_model(loaded, processor, known, profile=sound, track=track)
+    diagnosis = diagnose_model(loaded, processor, known_items, profile=sound, track=track)
     out.mkdir(exist_ok=True)
     write_whole(out / "diagnosis.json", diagnosis.to_json().encode())
     write_whole(out / "components.csv", write_rows(diagnosis).encode())

@@ -45,7 +45,7 @@ def test_other_weights_of_the_same_sizes_are_compared_without_a_warning(file, so
 
 
 def test_the_profile_of_a_model_of_other_sizes_is_refused(file):
-    with pytest.raises(StrategyRefused, match="layers or sizes differ.*lvlm-guard diagnose profile"):
+    with pytest.raises(StrategyRefused, match=r"layers or sizes differ.*lvlm-guard diagnose profile"):
         Profile.load(file, tiny("llava")[0])
 
 
@@ -63,7 +63,7 @@ def test_files_that_are_no_profiles_are_refused(sound, tmp_path, file):
     (tmp_path / "text").write_text("no profile")
     with pytest.raises(InputError, match="not an artefact"):
         Profile.load(tmp_path / "text", sound[0])
-    with pytest.raises(InputError, match="There is no artefact.*diagnose profile"):
+    with pytest.raises(InputError, match=r"There is no artefact.*diagnose profile"):
         Profile.load(tmp_path / "nowhere", sound[0])
     whole = Artefact.load(file, "profile", sound[0].config)
     lacking = {name: value for name, value in whole.manifest.items() if name != "components"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import KnownItem
-from lvlm_guard.diagnosis.model.measuring import LEAK, Measurement
+from lvlm_guard.diagnosis.model.measuring import LEAK, BatteryMeasurement
 from lvlm_guard.diagnosis.model.structure import Structure
 from lvlm_guard.errors import NonFiniteLogits
 from lvlm_guard.fitting import Demonstration, encode_prompts
@@ -37,7 +37,7 @@ class Failure:
     allowed: float
 
 
-def list_failures(structure: Structure, batteries: Sequence[Measurement], odd: float | None) -> list[Failure]:
+def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[Failure]:
     """Return all checks that failed, in causal order.
 
     Args:
@@ -63,8 +63,8 @@ def list_failures(structure: Structure, batteries: Sequence[Measurement], odd: f
 
 def _greatest(values: Any) -> list[float]:
     """Return the greatest of the values that are known, alone in a list; an empty list where none is."""
-    known = [value for value in values if value is not None]
-    return [max(known)] if known else []
+    values_measured = [value for value in values if value is not None]
+    return [max(values_measured)] if values_measured else []
 
 
 def _by_layer(batteries: Sequence[Mapping[int, float]]) -> dict[int, float]:

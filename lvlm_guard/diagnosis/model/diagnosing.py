@@ -14,7 +14,7 @@ from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, check_items, deal
 from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
 from lvlm_guard.diagnosis.model.knockout import Gain, choose_candidates, choose_items, measure_gains
-from lvlm_guard.diagnosis.model.measuring import Measurement, measure, measure_swap
+from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, measure, measure_swap
 from lvlm_guard.diagnosis.model.profile import Profile, list_foreign
 from lvlm_guard.diagnosis.model.structure import Structure, inspect_structure
 from lvlm_guard.diagnosis.verdict import Diagnosis
@@ -22,7 +22,7 @@ from lvlm_guard.errors import InputError, StrategyRefused
 
 
 @dataclass(frozen=True)
-class Cost:
+class DiagnosisCost:
     """What a diagnosis runs.
 
     Args:
@@ -38,7 +38,7 @@ class Cost:
         return f"{self.forwards} forwards of {BATTERY} items{silenced}"
 
 
-def estimate_cost(model: Any, items: Sequence[KnownItem], profile: Profile | None) -> Cost:
+def estimate_cost(model: Any, items: Sequence[KnownItem], profile: Profile | None) -> DiagnosisCost:
     """Return what a diagnosis is going to run.
 
     Raises:
@@ -46,7 +46,7 @@ def estimate_cost(model: Any, items: Sequence[KnownItem], profile: Profile | Non
     """
     batteries = len(_deal(items, profile))
     candidates = len(choose_candidates(inspect_structure(model))) if profile is None else 1
-    return Cost(batteries + 3, 2 + 2 * candidates)
+    return DiagnosisCost(batteries + 3, 2 + 2 * candidates)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def diagnose_model(
     structure, batteries = inspect_structure(model), _deal(items, profile)
     tokens = None if profile is None else profile.tokens
     odd = find_odd_tokens(model, processor, batteries[0])
-    measured: list[Measurement] = []
+    measured: list[BatteryMeasurement] = []
     failures: list[Failure] = []
     excused: list[Component] = []
     for battery in track(batteries):
@@ -141,7 +141,7 @@ def _check_image_tokens(model: Any) -> None:
     anatomy.decoder_layers(model)
 
 
-def _check_profile(profile: Profile | None, measured: Measurement) -> None:
+def _check_profile(profile: Profile | None, measured: BatteryMeasurement) -> None:
     if profile is not None and (foreign := list_foreign(profile, measured)):
         raise StrategyRefused(
             f"The profile is of a model of other sizes: its {foreign[0]} has another shape. Measure one of the sound model of these "
@@ -151,12 +151,12 @@ def _check_profile(profile: Profile | None, measured: Measurement) -> None:
 
 def _excuse(failures: list[Failure], profile: Profile | None) -> tuple[list[Failure], list[Component]]:
     """Leave out checks that the sound model fails too; return the others, and what was left out."""
-    known = set() if profile is None else set(map(Component.parse, profile.failures))
-    left = [failure for failure in failures if failure.component not in known]
-    return left, [failure.component for failure in failures if failure.component in known]
+    expected_failures = set() if profile is None else set(map(Component.parse, profile.failures))
+    left = [failure for failure in failures if failure.component not in expected_failures]
+    return left, [failure.component for failure in failures if failure.component in expected_failures]
 
 
-def _score(measured: Sequence[Measurement], profile: Profile | None) -> dict[Component, float]:
+def _score(measured: Sequence[BatteryMeasurement], profile: Profile | None) -> dict[Component, float]:
     """Return how many deviations each component is farther from the profile than usual, the mean over batteries."""
     if profile is None:
         return {}
@@ -168,12 +168,12 @@ def _score(measured: Sequence[Measurement], profile: Profile | None) -> dict[Com
 
 
 def _average(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known and len(known) == len(values) else None
+    figures = [value for value in values if value is not None]
+    return sum(figures) / len(figures) if figures and len(figures) == len(values) else None
 
 
 def _list_reasons(
-    structure: Structure, measured: Sequence[Measurement], profile: Profile | None, excused: Sequence[Component]
+    structure: Structure, measured: Sequence[BatteryMeasurement], profile: Profile | None, excused: Sequence[Component]
 ) -> list[str]:
     """Return what could not be looked at, each once."""
     reasons = [*structure.missing, *(reason for each in measured for reason in each.missing)]

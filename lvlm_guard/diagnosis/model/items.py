@@ -72,12 +72,12 @@ def load_known_items(suite: Suite, count: int | None = None, data: Path | None =
 
 def take_turns(kinds: Sequence[str]) -> list[int]:
     """Return the places of items such that any run of them holds about the same share of each kind."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     totals = {kind: kinds.count(kind) for kind in set(kinds)}
     shares = []
     for at, kind in enumerate(kinds):
-        seen[kind] = seen.get(kind, 0) + 1
-        shares.append(((seen[kind] - 0.5) / totals[kind], at))
+        counts[kind] = counts.get(kind, 0) + 1
+        shares.append(((counts[kind] - 0.5) / totals[kind], at))
     return [at for _, at in sorted(shares)]
 
 
@@ -144,15 +144,15 @@ def exchange_pictures(pictures: Sequence[Any]) -> list[Any]:
         InputError: All of them are the same.
     """
     keys, count = [_identify(picture) for picture in pictures], len(pictures)
-    others = []
+    exchanged = []
     for at, key in enumerate(keys):
         place = next((place % count for place in range(at + 1, at + count) if keys[place % count] != key), None)
         if place is None:
             raise InputError(
                 "All known items are about one picture, so none can get another one. Pass items about several."
             )
-        others.append(pictures[place])
-    return others
+        exchanged.append(pictures[place])
+    return exchanged
 
 
 def have_one_picture(items: Sequence[KnownItem]) -> bool:

@@ -24,7 +24,7 @@ TOKENS = 256
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Measurement:
+class BatteryMeasurement:
     """What was measured on one battery.
 
     Args:
@@ -53,7 +53,7 @@ def measure(
     structure: Structure,
     items: Sequence[KnownItem],
     tokens: Tensor | None = None,
-) -> Measurement:
+) -> BatteryMeasurement:
     """Measure one battery.
 
     Args:
@@ -72,14 +72,14 @@ def measure(
     if lens is None:
         reasons.append(reason)
     else:
-        own = read_answers(lens, _last(recording), encoded)
+        answers = read_answers(lens, _last(recording), encoded)
         rounding = compare_logits(lens, _last(recording), _logits(recording))
-        figures = {"log_probability": own.log_probability, "logits": rounding}
+        figures = {"log_probability": answers.log_probability, "logits": rounding}
         if figures["logits"] is None:
             reasons.append("output: the head has no weights to multiply with, so logits are not computed again.")
         if tokens is not None:
-            moments[Component("output")] = Moments.of(own.features(tokens), own.weights).stack()
-    return Measurement(
+            moments[Component("output")] = Moments.of(answers.features(tokens), answers.weights).stack()
+    return BatteryMeasurement(
         moments, recording.sums, _join_leaks(recording, reasons), pixels=differing, missing=tuple(reasons), **figures
     )
 
@@ -94,8 +94,8 @@ def measure_swap(model: Any, processor: Any, structure: Structure, items: Sequen
     lens, _ = find_lens(model, _last(recording), _logits(recording))
     if lens is None:
         return None
-    own = read_answers(lens, _last(recording), encoded)
-    return own.distance(answer(model, lens, structure.depth, encode(model, processor, items, swapped=True)))
+    answers = read_answers(lens, _last(recording), encoded)
+    return answers.distance(answer(model, lens, structure.depth, encode(model, processor, items, swapped=True)))
 
 
 def _join_leaks(recording: Recording, reasons: list[str]) -> dict[int, float]:
@@ -125,12 +125,12 @@ def _compare_pixels(recording: Recording, encoded: Encoded) -> tuple[float | Non
         return None, ["pixels: the module that takes them was not found, so they are not compared."]
     expected = encoded.inputs[encoded.pixels]
     each = expected.numel()
-    given = torch.cat([pixels.reshape(-1) for pixels in recording.pixels])
-    if not each or given.numel() % each:
+    taken = torch.cat([pixels.reshape(-1) for pixels in recording.pixels])
+    if not each or taken.numel() % each:
         return None, [
             "pixels: the tower takes them in another form than the processor gives, so they are not compared."
         ]
-    differs = given.view(-1, each) != expected.reshape(1, -1).to(given)
+    differs = taken.view(-1, each) != expected.reshape(1, -1).to(taken)
     return float(differs.float().mean()), []
 
 

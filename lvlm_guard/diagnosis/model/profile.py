@@ -16,8 +16,8 @@ import lvlm_guard
 from lvlm_guard.diagnosis.model.checks import find_odd_tokens, list_failures
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, deal, encode
-from lvlm_guard.diagnosis.model.measuring import Measurement, choose_tokens, measure, measure_swap
-from lvlm_guard.diagnosis.model.scoring import Norm, fit_norms
+from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, choose_tokens, measure, measure_swap
+from lvlm_guard.diagnosis.model.scoring import ComponentNorm, find_power, fit_norms
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.diagnosis.verdict import ProfileFacts
 from lvlm_guard.errors import InputError
@@ -45,7 +45,7 @@ class Profile:
         manifest: Further facts: the model, the items.
     """
 
-    norms: Mapping[Component, Norm]
+    norms: Mapping[Component, ComponentNorm]
     tokens: Tensor
     swap: tuple[float, float] | None
     log_probability: tuple[float, float] | None
@@ -101,7 +101,7 @@ def measure_profile(
         raise InputError(f"A profile needs at least {LEAST} known items, got {len(items)}. Pass more.")
     batteries, structure = deal(items), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
-    measured: list[Measurement] = []
+    measured: list[BatteryMeasurement] = []
     swaps: list[float | None] = []
     for battery in track(batteries):
         measured.append(measure(model, processor, structure, battery, tokens))
@@ -125,7 +125,7 @@ def choose_answer_tokens(model: Any, processor: Any, batteries: Sequence[Sequenc
 
 
 def build_profile(
-    measured: Sequence[Measurement], swaps: Sequence[float | None], tokens: Tensor, manifest: Mapping[str, Any]
+    measured: Sequence[BatteryMeasurement], swaps: Sequence[float | None], tokens: Tensor, manifest: Mapping[str, Any]
 ) -> Profile:
     """Return the profile of measured batteries.
 
@@ -154,14 +154,14 @@ def hash_items(items: Sequence[KnownItem]) -> str:
 
 def _summarise(values: Sequence[float | None]) -> list[float] | None:
     """Return mean and standard deviation; None where a value is missing."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    figures = [value for value in values if value is not None]
+    if len(figures) < len(values):
         return None
-    tensor = torch.tensor(known, dtype=torch.float64)
+    tensor = torch.tensor(figures, dtype=torch.float64)
     return [float(tensor.mean()), float(tensor.std())]
 
 
-def _list_tensors(norms: Mapping[Component, Norm], tokens: Tensor) -> dict[str, Tensor]:
+def _list_tensors(norms: Mapping[Component, ComponentNorm], tokens: Tensor) -> dict[str, Tensor]:
     tensors = {"tokens": tokens.long()}
     for component, norm in norms.items():
         tensors[f"{component.key}/centre"] = norm.centre.float()
@@ -175,7 +175,8 @@ def _build(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Profil
     for key in manifest["components"]:
         usual, deviation = tensors[f"{key}/distance"].tolist()
         centre, spread = (tensors[f"{key}/{name}"].double() for name in ("centre", "spread"))
-        norms[Component.parse(key)] = Norm(centre, spread, usual, deviation)
+        component = Component.parse(key)
+        norms[component] = ComponentNorm(centre, spread, usual, deviation, find_power(component))
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
@@ -186,7 +187,7 @@ def _build(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Profil
     )
 
 
-def list_foreign(profile: Profile, measured: Measurement) -> list[Component]:
+def list_foreign(profile: Profile, measured: BatteryMeasurement) -> list[Component]:
     """Return the components that the profile knows in another shape."""
     return [
         component

@@ -52,8 +52,8 @@ class Answers:
         """Return what is compared: log-probabilities of some tokens, and the margin of the true one `[positions, tokens + 1]`."""
         chosen = self.logits.log_softmax(-1)
         true = chosen.gather(1, self.targets[:, None])
-        others = chosen.scatter(1, self.targets[:, None], -torch.inf).amax(1, keepdim=True)
-        return torch.cat([chosen[:, tokens.to(chosen.device)], true - others], dim=1)
+        runner_up = chosen.scatter(1, self.targets[:, None], -torch.inf).amax(1, keepdim=True)
+        return torch.cat([chosen[:, tokens.to(chosen.device)], true - runner_up], dim=1)
 
 
 def read_answers(lens: Lens, last: Tensor, encoded: Encoded) -> Answers:

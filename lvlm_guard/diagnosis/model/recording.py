@@ -45,7 +45,7 @@ class Recording:
 
 def record(model: Any, structure: Structure, encoded: Encoded) -> Recording:
     """Run a batch once and return what was seen."""
-    recorder = Recorder(structure, encoded)
+    recorder = ComponentWatch(structure, encoded)
     recording = recorder.recording
     entered: list[Tensor] = []
     with _recorded_input(structure.entrance, recording.pixels), _recorded_input(structure.norm, entered):
@@ -80,7 +80,7 @@ def _recorded_input(part: nn.Module | None, inputs: list[Tensor]) -> Iterator[No
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Recorder:
+class ComponentWatch:
     """Watches every component in a prefill.
 
     Args:
@@ -89,7 +89,7 @@ class Recorder:
         recording: What was seen.
     """
 
-    name: ClassVar[str] = "recorder"
+    name: ClassVar[str] = "component_watch"
 
     structure: Any
     encoded: Any
@@ -185,23 +185,23 @@ class Recorder:
                 self.recording.last = states
 
     def _see_probabilities(self, probabilities: Tensor, view: View) -> Tensor:
-        seen = probabilities[:, :, -self.encoded.window :]
-        mass = (seen * view.keys[:, None, None, :]).sum(-1).transpose(1, 2)
+        window = probabilities[:, :, -self.encoded.window :]
+        mass = (window * view.keys[:, None, None, :]).sum(-1).transpose(1, 2)
         self._add(Component("image_mass", view.layer), mass, self.weights(mass.shape[1], mass.device))
-        queries, keys = seen.shape[-2:]
-        later = torch.ones(queries, keys, dtype=torch.bool, device=seen.device).triu(keys - queries + 1)
-        self.recording.ahead[view.layer] = float((seen * later).max())
+        queries, keys = window.shape[-2:]
+        later = torch.ones(queries, keys, dtype=torch.bool, device=window.device).triu(keys - queries + 1)
+        self.recording.ahead[view.layer] = float((window * later).max())
         if view.valid.shape[1] >= keys:
             padding = ~view.fit(view.valid)[:, None, None, :]
-            asked = view.valid[:, None, -queries:, None]
-            self.recording.leaks[view.layer] = float((seen * padding * asked).max())
+            queried = view.valid[:, None, -queries:, None]
+            self.recording.leaks[view.layer] = float((window * padding * queried).max())
         return probabilities
 
     def _see_heads(self, outputs: Tensor, view: View) -> Tensor:
-        seen = outputs[:, :, -self.encoded.window :]
-        weights = self.weights(seen.shape[2], seen.device)
-        for head in range(seen.shape[1]):
-            self._add(Component("head", view.layer, head), seen[:, head], weights)
+        window = outputs[:, :, -self.encoded.window :]
+        weights = self.weights(window.shape[2], window.device)
+        for head in range(window.shape[1]):
+            self._add(Component("head", view.layer, head), window[:, head], weights)
         return outputs
 
 

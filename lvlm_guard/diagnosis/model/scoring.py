@@ -13,12 +13,14 @@ from lvlm_guard.diagnosis.model.components import Component
 
 LEAST_DEVIATION = 0.1
 """The least standard deviation of log-distances: few batteries may be alike by chance."""
+SINGLE = 4
+"""The power at which a single dimension out of a hundred shows."""
 SMALLEST = 1e-3
 """The least spread of a mean over batteries, as a share of the spread of what it is a mean of; and of log-variances."""
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
+class ComponentNorm:
     """What one component does over sound batteries.
 
     Args:
@@ -26,38 +28,48 @@ class Norm:
         spread: Standard deviation of them over batteries `[2, dims]`.
         usual: Mean of the log-distances of sound batteries, each from all others; logarithms, since distances have a long tail.
         deviation: Standard deviation of these.
+        power: As in `distance`.
     """
 
     centre: Tensor
     spread: Tensor
     usual: float
     deviation: float
+    power: int = 2
 
     def score(self, moments: Tensor) -> float:
-        """Return how many deviations a battery is farther than usual; `moments` as in `Measurement`."""
-        return (_log(distance(_features(moments), self.centre, self.spread)) - self.usual) / self.deviation
+        """Return how many deviations a battery is farther than usual; `moments` as in `BatteryMeasurement`."""
+        return (_log(distance(_features(moments), self.centre, self.spread, self.power)) - self.usual) / self.deviation
 
 
-def fit_norms(batteries: Sequence[Mapping[Component, Tensor]]) -> dict[Component, Norm]:
+def fit_norms(batteries: Sequence[Mapping[Component, Tensor]]) -> dict[Component, ComponentNorm]:
     """Return what each component does over sound batteries, those that every battery has."""
     shared = set(batteries[0]).intersection(*batteries)
-    return {component: _fit([battery[component] for battery in batteries]) for component in sorted(shared, key=_order)}
+    return {
+        component: _fit([battery[component] for battery in batteries], find_power(component))
+        for component in sorted(shared, key=_order)
+    }
 
 
 def _order(component: Component) -> tuple[int, int, int, int]:
     return component.order
 
 
-def _fit(moments: Sequence[Tensor]) -> Norm:
+def find_power(component: Component) -> int:
+    """Return the power of a component's distance: at the output a dimension is a word, and a fault may be in a single one."""
+    return SINGLE if component.name == "output" else 2
+
+
+def _fit(moments: Sequence[Tensor], power: int) -> ComponentNorm:
     features = torch.stack([_features(each) for each in moments])
     floor = _find_floor(moments)
     distances = []
     for left_out in range(len(features)):
-        others = torch.cat([features[:left_out], features[left_out + 1 :]])
-        distances.append(_log(distance(features[left_out], others.mean(0), others.std(0).maximum(floor))))
+        rest = torch.cat([features[:left_out], features[left_out + 1 :]])
+        distances.append(_log(distance(features[left_out], rest.mean(0), rest.std(0).maximum(floor), power)))
     values = torch.tensor(distances, dtype=torch.float64)
     deviation = float(values.std().clamp_min(LEAST_DEVIATION))
-    return Norm(features.mean(0), features.std(0).maximum(floor), float(values.mean()), deviation)
+    return ComponentNorm(features.mean(0), features.std(0).maximum(floor), float(values.mean()), deviation, power)
 
 
 def _log(value: float) -> float:
@@ -79,6 +91,6 @@ def _features(moments: Tensor) -> Tensor:
     return torch.stack([mean, (variance + SMALLEST**2 * typical).log()])
 
 
-def distance(features: Tensor, centre: Tensor, spread: Tensor) -> float:
-    """Return the root mean square over dimensions of how many standard deviations means and log-variances are off."""
-    return float(((features - centre) / spread).square().mean().sqrt())
+def distance(features: Tensor, centre: Tensor, spread: Tensor, power: int = 2) -> float:
+    """Return how many standard deviations means and log-variances are off, the power mean over dimensions."""
+    return float(((features - centre) / spread).abs().pow(power).mean().pow(1 / power))

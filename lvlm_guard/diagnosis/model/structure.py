@@ -74,8 +74,8 @@ def _find_sums(model: Any, layers: nn.ModuleList, missing: list[str]) -> tuple[t
         for number, reason in reasons.items()
         if reason and type(layers[number]) in kinds and 2 * len(sums) > len(layers)
     )
-    if others := [number for number, reason in reasons.items() if reason and number not in unequal]:
-        missing.append(f"blocks: in layers {others}, {reasons[others[0]]}")
+    if unlike := [number for number, reason in reasons.items() if reason and number not in unequal]:
+        missing.append(f"blocks: in layers {unlike}, {reasons[unlike[0]]}")
     return sums, unequal
 
 

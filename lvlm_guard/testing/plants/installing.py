@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 from lvlm_guard.testing.plants.masking import mask_image
-from lvlm_guard.testing.plants.subject import Subject, Undo, change_weight, edit_output, edit_pixels, hook_output
+from lvlm_guard.testing.plants.subject import PlantBed, Undo, change_weight, edit_output, edit_pixels, hook_output
 from lvlm_guard.testing.plants.training import Example, train_decoder
 
 if TYPE_CHECKING:
@@ -22,22 +22,22 @@ RATE = 1e-3
 """Learning rate of the fine-tune on pictures of others, at strength 1."""
 
 
-def install(plant: Plant, subject: Subject, examples: Sequence[Example] = ()) -> Undo:
+def install(plant: Plant, subject: PlantBed, examples: Sequence[Example] = ()) -> Undo:
     """Put a fault into a model."""
     if plant.kind == "prior":
         return train_decoder(subject, examples, rate=RATE * plant.strength)
     return INSTALLERS[plant.kind](plant, subject)
 
 
-def _blank(_: Plant, subject: Subject) -> Undo:
+def _blank(_: Plant, subject: PlantBed) -> Undo:
     return edit_pixels(subject.tower, torch.zeros_like)
 
 
-def _swap(_: Plant, subject: Subject) -> Undo:
+def _swap(_: Plant, subject: PlantBed) -> Undo:
     return edit_pixels(subject.tower, lambda pixels: pixels.roll(1, 0))
 
 
-def _zero_patches(_: Plant, subject: Subject) -> Undo:
+def _zero_patches(_: Plant, subject: PlantBed) -> Undo:
     kinds = (nn.Conv2d, nn.Conv3d, nn.Linear)
     first = next(part for part in subject.tower.modules() if isinstance(part, kinds))
     return change_weight(first.weight, torch.zeros_like)
@@ -54,23 +54,23 @@ def _noise(plant: Plant, part: nn.Module) -> Undo:
     return edit_output(part, edit)
 
 
-def _noise_tower(plant: Plant, subject: Subject) -> Undo:
+def _noise_tower(plant: Plant, subject: PlantBed) -> Undo:
     return _noise(plant, anatomy.vision_layers(subject.model)[plant.layer or 0])
 
 
-def _noise_projector(plant: Plant, subject: Subject) -> Undo:
+def _noise_projector(plant: Plant, subject: PlantBed) -> Undo:
     return _noise(plant, subject.projector)
 
 
-def _zero_projector(_: Plant, subject: Subject) -> Undo:
+def _zero_projector(_: Plant, subject: PlantBed) -> Undo:
     return edit_output(subject.projector, torch.zeros_like)
 
 
-def _scale_projector(plant: Plant, subject: Subject) -> Undo:
+def _scale_projector(plant: Plant, subject: PlantBed) -> Undo:
     return edit_output(subject.projector, lambda output: output * plant.strength)
 
 
-def _average_projector(plant: Plant, subject: Subject) -> Undo:
+def _average_projector(plant: Plant, subject: PlantBed) -> Undo:
     """Leave `strength` of how image tokens differ from their mean."""
 
     def edit(output: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def _average_projector(plant: Plant, subject: Subject) -> Undo:
     return edit_output(subject.projector, edit)
 
 
-def _mask(plant: Plant, subject: Subject) -> Undo:
+def _mask(plant: Plant, subject: PlantBed) -> Undo:
     layers = range(plant.layer or 0, plant.last or 0)
     if plant.kind == "image_masked_weakly":
         return mask_image(subject, layers, plant.strength)
     return mask_image(subject, layers)
 
 
-def _copy_word(plant: Plant, subject: Subject) -> Undo:
+def _copy_word(plant: Plant, subject: PlantBed) -> Undo:
     """Make one head write a word into the stream whatever it attends to: a constant on its values."""
     attention = anatomy.layer_part(subject.layers[plant.layer or 0], "attention")
     values, output = getattr(attention, "v_proj", None), getattr(attention, "o_proj", None)
@@ -96,9 +96,9 @@ def _copy_word(plant: Plant, subject: Subject) -> Undo:
     size, head = output.in_features // subject.heads, plant.head or 0
     group = head // (subject.heads * size // values.out_features)
     weight = output.weight.detach().float()[:, head * size : (head + 1) * size]
-    wanted = subject.direction(plant.word).to(weight) * plant.strength * subject.size(attention)
-    constant = torch.linalg.lstsq(weight, wanted[:, None]).solution[:, 0]
-    constant = constant * (wanted.norm() / (weight @ constant).norm())
+    target = subject.direction(plant.word).to(weight) * plant.strength * subject.size(attention)
+    constant = torch.linalg.lstsq(weight, target[:, None]).solution[:, 0]
+    constant = constant * (target.norm() / (weight @ constant).norm())
     return edit_output(values, functools.partial(_add_slice, constant, group * size))
 
 
@@ -108,7 +108,7 @@ def _add_slice(constant: Tensor, start: int, output: Tensor) -> Tensor:
     return edited
 
 
-def _draw_push(plant: Plant, subject: Subject, part: nn.Module) -> Callable[[Tensor], Tensor]:
+def _draw_push(plant: Plant, subject: PlantBed, part: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return what adds a constant vector as large as `strength` times what the part returns: towards a word, or anywhere."""
     if plant.word:
         direction = subject.direction(plant.word)
@@ -120,17 +120,17 @@ def _draw_push(plant: Plant, subject: Subject, part: nn.Module) -> Callable[[Ten
     return lambda output: output + push.to(output)
 
 
-def _bias_mlp(plant: Plant, subject: Subject) -> Undo:
+def _bias_mlp(plant: Plant, subject: PlantBed) -> Undo:
     part = anatomy.layer_part(subject.layers[plant.layer or 0], "mlp")
     return edit_output(part, _draw_push(plant, subject, part))
 
 
-def _push_residual(plant: Plant, subject: Subject) -> Undo:
+def _push_residual(plant: Plant, subject: PlantBed) -> Undo:
     part = subject.layers[plant.layer or 0]
     return hook_output(part, _draw_push(plant, subject, part))
 
 
-def _bias_yes(plant: Plant, subject: Subject) -> Undo:
+def _bias_yes(plant: Plant, subject: PlantBed) -> Undo:
     """Add to the logit of a word behind the head."""
     token = subject.token(plant.word)
     bias = torch.zeros(subject.head.weight.shape[0])
@@ -138,7 +138,7 @@ def _bias_yes(plant: Plant, subject: Subject) -> Undo:
     return edit_output(subject.head, lambda logits: logits + bias[: logits.shape[-1]].to(logits))
 
 
-def _bias_object(plant: Plant, subject: Subject) -> Undo:
+def _bias_object(plant: Plant, subject: PlantBed) -> Undo:
     """Add to the logit of a word by a bias of the head itself, as a bad fine-tune leaves it."""
     head, token = subject.head, subject.token(plant.word)
     if getattr(head, "bias", None) is not None:
@@ -148,25 +148,25 @@ def _bias_object(plant: Plant, subject: Subject) -> Undo:
     head.bias = nn.Parameter(bias, requires_grad=False)
 
     def undo() -> None:
-        head.bias = None
+        head.register_parameter("bias", None)
 
     return undo
 
 
-def _heat(plant: Plant, subject: Subject) -> Undo:
+def _heat(plant: Plant, subject: PlantBed) -> Undo:
     """Sample at a temperature by default."""
     config = subject.model.generation_config
-    kept = {name: getattr(config, name, None) for name in ("do_sample", "temperature", "top_k")}
+    old_values = {name: getattr(config, name, None) for name in ("do_sample", "temperature", "top_k")}
     config.do_sample, config.temperature, config.top_k = True, plant.strength, 0
 
     def undo() -> None:
-        for name, value in kept.items():
+        for name, value in old_values.items():
             setattr(config, name, value)
 
     return undo
 
 
-INSTALLERS: dict[str, Callable[[Plant, Subject], Undo]] = {
+INSTALLERS: dict[str, Callable[[Plant, PlantBed], Undo]] = {
     "picture_blank": _blank,
     "pictures_swapped": _swap,
     "patches_zero": _zero_patches,

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
-from lvlm_guard.testing.plants.subject import Subject, Undo
+from lvlm_guard.testing.plants.subject import PlantBed, Undo
 
 
-def mask_image(subject: Subject, layers: Iterable[int], penalty: float = math.inf) -> Undo:
+def mask_image(subject: PlantBed, layers: Iterable[int], penalty: float = math.inf) -> Undo:
     """Take `penalty` off the scores of image keys wherever text attends, in some layers.
 
     Raises:

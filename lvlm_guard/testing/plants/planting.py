@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.testing.plants import installing
-from lvlm_guard.testing.plants.subject import Subject
+from lvlm_guard.testing.plants.subject import PlantBed
 from lvlm_guard.testing.plants.training import Example
 
 Kind = Literal[
@@ -76,7 +76,7 @@ def draw_plant(kind: Kind, seed: int, model: Any, words: Sequence[str] = ("dog",
     if kind not in KINDS:
         raise InputError(f"No fault is called {kind!r}.{nearest(kind, KINDS)}")
     rng = random.Random(f"{kind} {seed}")  # noqa: S311 - repeatable draws are wanted
-    subject = Subject(model, None)
+    subject = PlantBed(model, None)
     depth, heads = len(subject.layers), subject.heads
     third = max(depth // 3, 1)
     word = words[rng.randrange(len(words))]
@@ -122,7 +122,7 @@ def planted(plant: Plant, model: Any, processor: Any, examples: Sequence[Example
     """
     if plant.kind == "prior" and not examples:
         raise InputError("prior is planted by training on examples with the pictures of others: pass some.")
-    undo = installing.install(plant, Subject(model, processor), examples)
+    undo = installing.install(plant, PlantBed(model, processor), examples)
     try:
         yield plant
     finally:

@@ -20,7 +20,7 @@ Undo = Callable[[], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class PlantBed:
     """A model to plant faults in.
 
     Args:
@@ -141,12 +141,12 @@ def edit_pixels(part: nn.Module, edit: Callable[[Tensor], Tensor]) -> Undo:
 
 def change_weight(weight: Tensor, edit: Callable[[Tensor], Tensor]) -> Undo:
     """Change a weight in place; the undo puts exactly the old values back."""
-    kept = weight.detach().clone()
+    old_values = weight.detach().clone()
 
     def undo() -> None:
         with torch.no_grad():
-            weight.copy_(kept)
+            weight.copy_(old_values)
 
     with torch.no_grad():
-        weight.copy_(edit(kept))
+        weight.copy_(edit(old_values))
     return undo

@@ -8,21 +8,21 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from lvlm_guard.testing.plants.subject import Subject, Undo
+from lvlm_guard.testing.plants.subject import PlantBed, Undo
 
 Example = tuple[Mapping[str, Any], torch.Tensor]
 """Model inputs, and labels `[rows, length]`: the token behind each position, -100 where it does not count."""
 
 
-def train_decoder(subject: Subject, examples: Sequence[Example], *, rate: float) -> Undo:
+def train_decoder(subject: PlantBed, examples: Sequence[Example], *, rate: float) -> Undo:
     """Fine-tune the decoder on examples, one step each; the undo puts exactly the old weights back."""
     weights = list(subject.layers.parameters())
-    kept = [weight.detach().clone() for weight in weights]
-    wanted = [weight.requires_grad for weight in subject.model.parameters()]
+    old_values = [weight.detach().clone() for weight in weights]
+    flags = [weight.requires_grad for weight in subject.model.parameters()]
 
     def undo() -> None:
         with torch.no_grad():
-            for weight, values in zip(weights, kept, strict=True):
+            for weight, values in zip(weights, old_values, strict=True):
                 weight.copy_(values)
 
     try:
@@ -32,13 +32,13 @@ def train_decoder(subject: Subject, examples: Sequence[Example], *, rate: float)
         undo()
         raise
     finally:
-        for weight, value in zip(subject.model.parameters(), wanted, strict=True):
+        for weight, value in zip(subject.model.parameters(), flags, strict=True):
             weight.requires_grad_(value)
             weight.grad = None
     return undo
 
 
-def _train(subject: Subject, weights: list[Any], examples: Sequence[Example], rate: float) -> None:
+def _train(subject: PlantBed, weights: list[Any], examples: Sequence[Example], rate: float) -> None:
     subject.model.requires_grad_(requires_grad=False)
     for weight in weights:
         weight.requires_grad_(requires_grad=True)
