@@ -14,7 +14,6 @@ import platform
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -229,6 +228,16 @@ def write_page(figures: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def make_verdicts(bench: Bench, cases: Sequence[Case]) -> None:
+    """Make the verdicts that are not there yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        profile = bench.find_profile()
+        for case in tqdm(cases, desc="plants", unit="verdict"):
+            if not (file := bench.out / f"{case.name}.json").exists():
+                write_whole(file, (json.dumps(bench.run(case, profile), indent=1) + "\n").encode())
+
+
 def main() -> None:
     """Make the verdicts that are not there yet, then write the figures of all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -238,15 +247,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    with ExitStack() as quiet:
-        quiet.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        bench = Bench(options.out)
-        profile = bench.find_profile()
-        cases = [case for case in list_cases() if not options.kinds or case.kind in options.kinds]
-        for case in tqdm(cases, desc="plants", unit="verdict"):
-            if not (file := options.out / f"{case.name}.json").exists():
-                write_whole(file, (json.dumps(bench.run(case, profile), indent=1) + "\n").encode())
+    cases = [case for case in list_cases() if not options.kinds or case.kind in options.kinds]
+    make_verdicts(Bench(options.out), cases)
     if options.write:
         figures = summarise(options.out)
         write_whole(options.write / "plants.json", (json.dumps(figures, indent=1) + "\n").encode())

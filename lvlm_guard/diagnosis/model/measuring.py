@@ -125,12 +125,12 @@ def _compare_pixels(recording: Recording, encoded: Encoded) -> tuple[float | Non
         return None, ["pixels: the module that takes them was not found, so they are not compared."]
     expected = encoded.inputs[encoded.pixels]
     each = expected.numel()
-    taken = torch.cat([pixels.reshape(-1) for pixels in recording.pixels])
-    if not each or taken.numel() % each:
+    tower_pixels = torch.cat([pixels.reshape(-1) for pixels in recording.pixels])
+    if not each or tower_pixels.numel() % each:
         return None, [
             "pixels: the tower takes them in another form than the processor gives, so they are not compared."
         ]
-    differs = taken.view(-1, each) != expected.reshape(1, -1).to(taken)
+    differs = tower_pixels.view(-1, each) != expected.reshape(1, -1).to(tower_pixels)
     return float(differs.float().mean()), []
 
 

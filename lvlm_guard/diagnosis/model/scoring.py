@@ -65,8 +65,10 @@ def _fit(moments: Sequence[Tensor], power: int) -> ComponentNorm:
     floor = _find_floor(moments)
     distances = []
     for left_out in range(len(features)):
-        rest = torch.cat([features[:left_out], features[left_out + 1 :]])
-        distances.append(_log(distance(features[left_out], rest.mean(0), rest.std(0).maximum(floor), power)))
+        sound_batteries = torch.cat([features[:left_out], features[left_out + 1 :]])
+        distances.append(
+            _log(distance(features[left_out], sound_batteries.mean(0), sound_batteries.std(0).maximum(floor), power))
+        )
     values = torch.tensor(distances, dtype=torch.float64)
     deviation = float(values.std().clamp_min(LEAST_DEVIATION))
     return ComponentNorm(features.mean(0), features.std(0).maximum(floor), float(values.mean()), deviation, power)
