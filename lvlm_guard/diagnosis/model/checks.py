@@ -17,7 +17,7 @@ from lvlm_guard.errors import NonFiniteLogits
 from lvlm_guard.fitting import Demonstration, encode_prompts
 from lvlm_guard.outputs import sequences
 
-NEW_TOKENS = 4
+NEW_TOKENS = 8
 GENERATED = 8
 """Items that answers are generated for, and tokens of each."""
 
@@ -73,24 +73,28 @@ def _by_layer(batteries: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 @torch.no_grad()
 def find_odd_tokens(model: Any, processor: Any, items: Sequence[KnownItem]) -> float:
-    """Return the share of generated tokens that are not the likeliest by the model's logits, under its own settings.
+    """Return the share of tokens, generated under the model's own settings, that its logits alone do not decide.
+
+    These are tokens that are not the likeliest, and tokens whose logits the settings changed before the choice, as a temperature
+    does. Captioned items come first.
 
     Raises:
         NonFiniteLogits: The model returns NaN.
     """
-    demonstrations = [Demonstration(item.picture, item.prompt, item.answer, "") for item in items[:GENERATED]]
+    chosen_items = sorted(items, key=lambda item: not item.is_caption)[:GENERATED]
+    demonstrations = [Demonstration(item.picture, item.prompt, item.answer, "") for item in chosen_items]
     batch = encode_prompts(model, processor, demonstrations)
+    outputs = {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
     with torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(0)
-        output = model.generate(
-            **batch, max_new_tokens=NEW_TOKENS, num_beams=1, output_logits=True, return_dict_in_generate=True
-        )
-    logits = torch.stack(output.logits, dim=1)
+        output = model.generate(**batch, max_new_tokens=NEW_TOKENS, num_beams=1, **outputs)
+    logits, scores = (torch.stack(each, dim=1).float() for each in (output.logits, output.scores))
     if bool(logits.isnan().any()):
         raise NonFiniteLogits("The model returns NaN on known items: its weights, or its dtype, are broken.")
-    chosen = sequences(output)[:, -logits.shape[1] :]
-    counts = _find_unfinished(chosen, model)
-    return float((chosen != logits.argmax(-1))[counts].float().mean())
+    tokens = sequences(output)[:, -logits.shape[1] :]
+    is_changed = (scores.isfinite() & ~torch.isclose(scores, logits, rtol=1e-4)).any(-1)
+    is_odd = is_changed | (tokens != logits.argmax(-1))
+    return float(is_odd[_find_unfinished(tokens, model)].float().mean())
 
 
 def _devices(model: Any) -> list[int]:
