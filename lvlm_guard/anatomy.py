@@ -266,10 +266,23 @@ def vision_layers(module: Any) -> list[nn.Module]:
     Raises:
         ModelRefused: No vision tower can be found.
     """
+    return _find_tower(module)[1]
+
+
+def vision_tower(module: Any) -> nn.Module:
+    """The module that takes the pixels and holds the layers of the vision tower.
+
+    Raises:
+        ModelRefused: No vision tower can be found.
+    """
+    return _find_tower(module)[0]
+
+
+def _find_tower(module: Any) -> tuple[nn.Module, list[nn.Module]]:
     for tower in _list_towers(module):
         stacks = [list(_flatten(stack)) for stack in _outermost_stacks(tower) if len(stack)]
         if stacks:
-            return max(stacks, key=lambda stack: (_attends(stack[0]), len(stack)))
+            return tower, max(stacks, key=lambda stack: (_attends(stack[0]), len(stack)))
     raise ModelRefused(
         f"{type(module).__name__} shows no vision tower, no stack of layers that encodes its images, so nothing can be done inside "
         "it. Choose a strategy that works on the decoder or on logits."

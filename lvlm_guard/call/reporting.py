@@ -18,7 +18,7 @@ from lvlm_guard.call.provenance import describe_origin, describe_parameters
 from lvlm_guard.call.report import Forwards, Report, RequestReport, StrategyReport
 from lvlm_guard.call.request_reports import mark_unfinished, report_requests
 from lvlm_guard.strategy.branches import MAIN
-from lvlm_guard.strategy.edits import AttentionCapture, HiddenEdit, Readout
+from lvlm_guard.strategy.edits import AttentionCapture, Readout
 
 ACTING_HOOKS = ("edit_inputs", "search", "attention", "hidden", "terms")
 """Hooks of which something is expected in every call; `finish` may find nothing to revise."""
@@ -93,7 +93,7 @@ def _is_effect_expected(planned: PlannedCall, name: str) -> bool:
 
 
 def _only_watches(edit: Edit) -> bool:
-    return isinstance(edit, (AttentionCapture, Readout)) or (isinstance(edit, HiddenEdit) and edit.observes)
+    return isinstance(edit, (AttentionCapture, Readout)) or edit.observes
 
 
 def _best_tokens_decide(decoded: DecodedCall, unfinished: Tensor | None) -> bool:

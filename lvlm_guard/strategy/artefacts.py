@@ -187,7 +187,13 @@ def _sizes(config: Any, names: Mapping[str, tuple[str, ...]]) -> dict[str, int |
     return {name: next((value for value in row if isinstance(value, int)), None) for name, row in values.items()}
 
 
+OTHER_COMMANDS = {"profile": "Measure one: lvlm-guard diagnose profile --model MODEL --suite SUITE --out FILE."}
+"""How artefacts are made that belong to no strategy."""
+
+
 def _refit(kind: str) -> str:
+    if kind in OTHER_COMMANDS:
+        return OTHER_COMMANDS[kind]
     return f"Fit one: lvlm-guard fit {kind} --model MODEL --data DATA --out FILE."
 
 

@@ -109,9 +109,10 @@ class AttentionEdit:
         renormalise: Whether edited probabilities are divided by their sum.
         depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
             the images once for many questions; None: a function does, unless `when="decode"`.
+        observes: Whether a function only looks: what it returns is left out, and nothing changes.
 
     Raises:
-        InputError: An unknown operation.
+        InputError: An unknown operation, or a named one that observes.
     """
 
     layers: Depth
@@ -125,11 +126,15 @@ class AttentionEdit:
     stage: Literal["scores", "probabilities", "outputs"] = "scores"
     renormalise: bool = False
     depends_on_end: bool | None = None
+    observes: bool = False
 
     def __post_init__(self) -> None:
         rename_value(self, "keys", OLD_KEY_SETS)
         rename_value(self, "queries", OLD_POSITIONS)
         _check_choices(self, keys=KEY_SETS, queries=QUERIES, when=WHEN, stage=set(STAGES.values()))
+        _check_switch("AttentionEdit.observes", self.observes)
+        if self.observes and not callable(self.operation):
+            raise InputError(f"An AttentionEdit observes by a function, and {quote(self.operation)} is none.")
         if not callable(self.operation) and not (isinstance(self.operation, str) and self.operation in STAGES):
             raise InputError(f"No attention operation {quote(self.operation)}. Known: {', '.join(STAGES)}.")
         if not callable(self.operation):
@@ -203,8 +208,8 @@ class HiddenEdit:
         when: `prefill`, `decode` or `both`.
         depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
             the images once for many questions; None: it does, unless `when="decode"`.
-        observes: Whether it only looks: what it returns is left out, and nothing changes. What it keeps in `gen.rows` follows beams
-            and looks. In the decoder alone.
+        observes: Whether it only looks: what it returns is left out, and nothing changes. What it keeps in `gen.rows` in the decoder
+            follows beams and looks.
     """
 
     site: Literal["mlp", "attention", "residual", "embedding"]
@@ -226,12 +231,7 @@ class HiddenEdit:
                 "In the vision tower a HiddenEdit works on whole images, once, when they are encoded: leave out positions, and "
                 'when="decode", and choose mlp, attention or residual.'
             )
-        if not isinstance(self.observes, bool):
-            raise InputError(f"HiddenEdit.observes must be True or False, got {quote(self.observes)}.")
-        if self.observes and self.tower == "vision":
-            raise InputError(
-                "A HiddenEdit observes in the decoder alone: leave out tower, or return what it was given."
-            )
+        _check_switch("HiddenEdit.observes", self.observes)
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,11 @@ def _check_choices(edit: object, **choices: Collection[str]) -> None:
         if not isinstance(value, str) or value not in choices_of_field:
             hint = nearest(value, choices_of_field)
             raise InputError(f"{type(edit).__name__}.{name} cannot be {quote(value)}.{hint}")
+
+
+def _check_switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, got {quote(value)}.")
 
 
 def _check_function(name: str, value: object) -> None:

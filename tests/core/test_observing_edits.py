@@ -11,7 +11,8 @@ import torch
 from evidence_heads import image_features
 from looks import BOTH
 
-from lvlm_guard import Generation, Guard, HiddenEdit, InputError, NoEffectWarning, hookimpl
+from lvlm_guard import AttentionEdit, Generation, Guard, HiddenEdit, InputError, NoEffectWarning, hookimpl
+from lvlm_guard.anatomy import vision_layers
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.contract import left_padded
 from lvlm_guard.testing.tiny import inputs_for
@@ -78,6 +79,70 @@ def test_it_sees_the_image_tokens_that_enter_the_decoder(architecture):
     assert float(expected.std()) > 0.01
 
 
-def test_it_is_refused_in_the_vision_tower():
-    with pytest.raises(InputError, match="observes in the decoder alone"):
-        HiddenEdit("residual", lambda hidden, _: hidden, tower="vision", observes=True)
+@dataclass(frozen=True)
+class Attends:
+    """Keep attention or head outputs of a layer, and return others."""
+
+    stage: str = "outputs"
+    receive: Any = None
+
+    @hookimpl
+    def attention(self, gen: Generation):
+        def look(values, view):
+            self.receive(values)
+            return values * 0 + 7
+
+        yield AttentionEdit((1, 2), look, queries="all", stage=self.stage, observes=True)
+
+
+@pytest.mark.parametrize("architecture", BOTH)
+@pytest.mark.parametrize("stage", ["scores", "probabilities", "outputs"])
+def test_an_attention_edit_that_observes_changes_nothing(architecture, stage):
+    model, _ = tiny(architecture)
+    batch = left_padded([inputs_for(architecture, model, 1, text=text, seed=text) for text in (3, 6)])
+    seen: list[Any] = []
+    guard = Guard(model, None, [Attends(stage, seen.append)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        guarded = guard.generate(**batch, **SETTINGS)
+    plain = model.generate(**batch, **SETTINGS)
+    assert len(seen) == SETTINGS["max_new_tokens"], "no power: it looked at nothing"
+    assert torch.equal(guarded.sequences, plain.sequences)
+    assert all(torch.equal(*pair) for pair in zip(guarded.logits, plain.logits, strict=True))
+
+
+def test_named_operations_do_not_observe():
+    with pytest.raises(InputError, match="observes by a function"):
+        AttentionEdit((0, 1), "mask", observes=True)
+    with pytest.raises(InputError, match="must be True or False"):
+        AttentionEdit((0, 1), lambda values, _: values, observes=1)
+
+
+@dataclass(frozen=True)
+class Sees:
+    """Keep what the layers of the tower return, and return others."""
+
+    receive: Any = None
+
+    @hookimpl
+    def hidden(self, gen: Generation):
+        def look(hidden, view):
+            self.receive((view.layer, hidden.clone()))
+            return hidden * 0 + 7
+
+        yield HiddenEdit("residual", look, tower="vision", observes=True)
+
+
+@pytest.mark.parametrize("architecture", BOTH)
+def test_it_changes_nothing_in_the_vision_tower(architecture):
+    model, _ = tiny(architecture)
+    batch = inputs_for(architecture, model, 1, text=3)
+    seen: list[Any] = []
+    guard = Guard(model, None, [Sees(seen.append)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoEffectWarning)
+        guarded = guard.generate(**batch, **SETTINGS)
+    plain = model.generate(**batch, **SETTINGS)
+    assert {layer for layer, _ in seen} == set(range(len(vision_layers(model))))
+    assert all(float(hidden.std()) > 0.0 for _, hidden in seen), "no power"
+    assert all(torch.equal(*pair) for pair in zip(guarded.logits, plain.logits, strict=True))

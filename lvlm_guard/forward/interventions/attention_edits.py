@@ -132,7 +132,10 @@ def _edit_block(
     if not edits:
         return output
     heads = _edit_stage("outputs", maps.outputs(probabilities, rows), call, branch, queries, start)
-    where = torch.stack([mask for _, mask in queries]).any(0)
+    changed = [mask for edit, mask in queries if not edit.observes]
+    if not changed:
+        return output
+    where = torch.stack(changed).any(0)
     return _put_back(output, heads, rows, where, start)
 
 
@@ -179,6 +182,8 @@ def _edit_stage(
         keys = call.keys(branch, edit.keys)
         view = AttentionView(call.running, branch, call.layer, keys.device, call.count, where[:, start:], keys)
         edited = _operate(edit, tensor, view)
+        if edit.observes:
+            continue
         if edited.shape != tensor.shape:
             raise InputError(f"An attention edit returned {tuple(edited.shape)} for {tuple(tensor.shape)}.")
         if edit.renormalise and stage == "probabilities":

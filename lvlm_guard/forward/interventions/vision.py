@@ -102,7 +102,7 @@ def _edit_output(
         if _branch_of(gen) != edit.branch:
             return None
         reached()
-        if edit.site == "residual" and vars(part).get("forward") is not forward:
+        if not edit.observes and edit.site == "residual" and vars(part).get("forward") is not forward:
             raise ModelRefused(
                 f"The output of layer {layer} of the vision tower is kept before it is edited, as some versions of transformers do "
                 "it, so the edit would not reach the model. Update transformers, or edit at site 'attention' or 'mlp'."
@@ -114,6 +114,8 @@ def _edit_output(
                 "cannot be edited."
             )
         edited: Tensor = edit.edit(hidden, VisionView(gen, layer, source))  # type: ignore[arg-type]
+        if edit.observes:
+            return None
         if edited.shape != hidden.shape:
             raise InputError(f"A hidden edit returned {tuple(edited.shape)} for {tuple(hidden.shape)}.")
         edited = edited.to(hidden)

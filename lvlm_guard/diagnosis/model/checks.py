@@ -1,0 +1,110 @@
+"""Checks that are exact: what they find is wrong whatever the model is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.diagnosis.model.components import Component
+from lvlm_guard.diagnosis.model.items import KnownItem
+from lvlm_guard.diagnosis.model.measuring import LEAK, BatteryMeasurement
+from lvlm_guard.diagnosis.model.structure import Structure
+from lvlm_guard.errors import NonFiniteLogits
+from lvlm_guard.fitting import Demonstration, encode_prompts
+from lvlm_guard.outputs import sequences
+
+NEW_TOKENS = 8
+GENERATED = 8
+"""Items that answers are generated for, and tokens of each."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A check that failed.
+
+    Args:
+        component: Where.
+        size: How far it is off, in the units of `allowed`.
+        allowed: What would be right.
+    """
+
+    component: Component
+    size: float
+    allowed: float
+
+
+def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[Failure]:
+    """Return all checks that failed, in causal order.
+
+    Args:
+        structure: What of the model can be measured.
+        batteries: What was measured.
+        odd: Share of tokens that the model's own settings choose and that are not the likeliest; None where that is as it should be.
+    """
+    failures = [
+        Failure(Component("pixels"), size, 0.0) for size in _greatest(each.pixels for each in batteries) if size
+    ]
+    failures += [
+        Failure(Component("attention", layer), size, LEAK)
+        for layer, size in _by_layer([each.leaks for each in batteries]).items()
+        if size > LEAK
+    ]
+    sums = {**dict.fromkeys(structure.unequal, float("inf")), **_by_layer([each.sums for each in batteries])}
+    failures += [Failure(Component("residual", layer), size, 1.0) for layer, size in sums.items() if size > 1.0]
+    sizes = _greatest(each.logits for each in batteries)
+    failures += [Failure(Component("output"), size, 1.0) for size in sizes if size > 1.0]
+    failures += [Failure(Component("decoding"), odd, 0.0)] if odd else []
+    return sorted(failures, key=lambda failure: failure.component.order)
+
+
+def _greatest(values: Any) -> list[float]:
+    """Return the greatest of the values that are known, alone in a list; an empty list where none is."""
+    values_measured = [value for value in values if value is not None]
+    return [max(values_measured)] if values_measured else []
+
+
+def _by_layer(batteries: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {layer: max(each.get(layer, 0.0) for each in batteries) for battery in batteries for layer in battery}
+
+
+@torch.no_grad()
+def find_odd_tokens(model: Any, processor: Any, items: Sequence[KnownItem]) -> float:
+    """Return the share of tokens, generated under the model's own settings, that its logits alone do not decide.
+
+    These are tokens that are not the likeliest, and tokens whose logits the settings changed before the choice, as a temperature
+    does. Captioned items come first.
+
+    Raises:
+        NonFiniteLogits: The model returns NaN.
+    """
+    chosen_items = sorted(items, key=lambda item: not item.is_caption)[:GENERATED]
+    demonstrations = [Demonstration(item.picture, item.prompt, item.answer, "") for item in chosen_items]
+    batch = encode_prompts(model, processor, demonstrations)
+    outputs = {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
+    with torch.random.fork_rng(devices=_devices(model)):
+        torch.manual_seed(0)
+        output = model.generate(**batch, max_new_tokens=NEW_TOKENS, num_beams=1, **outputs)
+    logits, scores = (torch.stack(each, dim=1).float() for each in (output.logits, output.scores))
+    if bool(logits.isnan().any()):
+        raise NonFiniteLogits("The model returns NaN on known items: its weights, or its dtype, are broken.")
+    tokens = sequences(output)[:, -logits.shape[1] :]
+    is_changed = (scores.isfinite() & ~torch.isclose(scores, logits, rtol=1e-4)).any(-1)
+    is_odd = is_changed | (tokens != logits.argmax(-1))
+    return float(is_odd[_find_unfinished(tokens, model)].float().mean())
+
+
+def _devices(model: Any) -> list[int]:
+    index = model.device.index if model.device.type == "cuda" else None
+    return [] if index is None else [index]
+
+
+def _find_unfinished(chosen: Tensor, model: Any) -> Tensor:
+    """Return which tokens come no later than the first end token of their row, bool `[rows, tokens]`."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    ends = [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
+    ended = torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype, device=chosen.device)).long()
+    return ended.cumsum(1) - ended == 0

@@ -1,0 +1,41 @@
+"""The bundled model, and a small profile of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lvlm_guard import testbed
+from lvlm_guard.diagnosis import load_known_items
+from lvlm_guard.diagnosis.model.items import deal
+from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
+from lvlm_guard.diagnosis.model.profile import build_profile, choose_answer_tokens
+from lvlm_guard.diagnosis.model.structure import inspect_structure
+from lvlm_guard.strategy.artefacts import describe_model
+from lvlm_guard.testbed.suite import Scenes
+
+BATTERIES = 10
+"""Far fewer than a profile needs for small faults, and enough for those planted here."""
+
+
+@pytest.fixture(scope="session")
+def sound():
+    """The bundled model and its processor."""
+    return testbed.load()
+
+
+@pytest.fixture(scope="session")
+def known():
+    """Held-out known items."""
+    return load_known_items(Scenes(split="calibration", count=60, seed=77), 72)
+
+
+@pytest.fixture(scope="session")
+def profile(sound):
+    """A profile of ten batteries."""
+    model, processor = sound
+    items = load_known_items(Scenes(split="calibration", count=60), BATTERIES * 24)
+    batteries, structure = deal(items), inspect_structure(model)
+    tokens = choose_answer_tokens(model, processor, batteries)
+    measured = [measure(model, processor, structure, battery, tokens) for battery in batteries]
+    swaps = [measure_swap(model, processor, structure, battery) for battery in batteries[:3]]
+    return build_profile(measured, swaps, tokens, {"model": "testbed", "failures": [], **describe_model(model)})
