@@ -22,6 +22,7 @@ from lvlm_guard.cli import (
     prospecting,
     stacks,
     testbed,
+    tuning,
     verifying,
 )
 from lvlm_guard.cli.program import Group, Program, readable_endings
@@ -40,6 +41,7 @@ app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
+app.command("tune")(tuning.tune)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")

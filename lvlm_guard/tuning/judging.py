@@ -88,6 +88,7 @@ class Judge:
         costs: What stacks cost.
         budget: Most forward-equivalents of an answer.
         without: Controls that are switched off.
+        label: Folder of the run with the stacks and the controls.
     """
 
     folder: Path
@@ -97,6 +98,7 @@ class Judge:
     costs: CostModel
     budget: float
     without: tuple[str, ...] = ()
+    label: str = "held_out"
 
     def judge(self, stacks: Mapping[str, Stack], *, progress: bool = True) -> list[Finalist]:
         """Put stacks and every control to the held-out items, and write the run's figures and page.
@@ -108,7 +110,7 @@ class Judge:
         Raises:
             Refused: Plain generate cannot answer.
         """
-        record = self._run("held_out", stacks, self.without, progress=progress)
+        record = self._run(self.label, stacks, self.without, progress=progress)
         figures = results.score(record, data=self.subject.data)
         judged = judge_run(record, figures, self.subject.data)
         self._write(record, figures, judged)
@@ -188,7 +190,7 @@ class Judge:
     def _find_leads(self, replies: Mapping[str, Reply], tuned: str | None) -> dict[str, dict[str, Significance]]:
         if tuned is None:
             return {}
-        answers = read_reply(store.read(self.folder / "held_out"), tuned, self.split.name).answers
+        answers = read_reply(store.read(self.folder / self.label), tuned, self.split.name).answers
         leads: dict[str, dict[str, Significance]] = {name: {} for name in replies}
         for part, measure in self.objectives.parts.items():
             tests = {

@@ -85,8 +85,8 @@ class TrialBook:
         for number, line in enumerate(self.ledger.lines(), 1):
             values = self.ledger.values(line, number)
             try:
-                record = TrialRecord(**{**values, "entries": tuple(values["entries"])})
-            except (KeyError, TypeError) as error:
+                record = _build_record(values)
+            except (KeyError, TypeError, AttributeError) as error:
                 raise self.ledger.damaged(number, f"holds no trial: {quote(str(error))}") from error
             if record.number != number - 1:
                 raise self.ledger.damaged(number, f"is not trial {number - 1}")
@@ -98,6 +98,11 @@ class TrialBook:
         lines = self.ledger.lines()
         files.cut(self.ledger.path, sum(map(len, lines)))
         files.append(self.ledger.path, self.ledger.line(dataclasses.asdict(record), record.number + 1))
+
+
+def _build_record(values: Mapping[str, Any]) -> TrialRecord:
+    gains = {name: tuple(ends) for name, ends in values["gains"].items()}
+    return TrialRecord(**{**values, "entries": tuple(values["entries"]), "gains": gains})
 
 
 def check_folder(folder: Path) -> None:

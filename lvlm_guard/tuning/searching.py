@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lvlm_guard.bench.items import Level
 from lvlm_guard.bench.reporting.level_verdicts import CAPTIONS

@@ -26,9 +26,14 @@ def format_stack(entries: Iterable[Mapping[str, Any]], provenance: Sequence[str]
     Raises:
         InputError: A parameter has a value that TOML cannot hold.
     """
-    comments = [f"# {' '.join(line.split())}".rstrip() for line in provenance]
+    comments = [f"# {_flatten(line)}".rstrip() for line in provenance]
     tables = [_format_entry(entry) for entry in entries]
     return "\n".join([HEAD, *comments, "", *tables])
+
+
+def _flatten(line: str) -> str:
+    """Return text as a comment may hold it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
 
 
 def _format_entry(entry: Mapping[str, Any]) -> str:
@@ -47,7 +52,7 @@ def _format_value(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
         pairs = [f"{_format_key(key)} = {_format_value(inner)}" for key, inner in value.items() if inner is not None]
         return f"{{{', '.join(pairs)}}}"
