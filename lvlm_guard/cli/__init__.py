@@ -20,6 +20,7 @@ from lvlm_guard.cli import (
     fitting,
     planning,
     prospecting,
+    remedies,
     stacks,
     testbed,
     tuning,
@@ -43,6 +44,7 @@ app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.command("tune")(tuning.tune)
 app.add_typer(benchmarking.app, name="bench")
+app.add_typer(remedies.app, name="remedies")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
 

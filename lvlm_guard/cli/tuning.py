@@ -92,10 +92,10 @@ def tune(
     records.check_folder(out.parent)
     sampling.load_optuna()
     build_systems({}, without or ())
-    space = candidates.find_space(_split(strategies), largest=largest, allow=allow or ())
+    space = candidates.find_space(split_words(strategies), largest=largest, allow=allow or ())
     parts = splits.split_suite(suite, calibration, parser=parser, data=data, limit=limit)
     held_out = parts.held_out.choice.suite
-    chosen = objectives.check_levels(_split(levels), held_out.levels, held_out.name)
+    chosen = objectives.check_levels(split_words(levels), held_out.levels, held_out.name)
     tuning = tune.Tuning(
         parts.keep_levels(chosen),
         chosen,
@@ -113,7 +113,8 @@ def tune(
     _report(outcome, out)
 
 
-def _split(text: str | None) -> list[str] | None:
+def split_words(text: str | None) -> list[str] | None:
+    """Return the words of a list with commas; None where there is none."""
     return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
