@@ -24,10 +24,10 @@ from lvlm_guard.bench.running.runner import one_thread_if_small
 from lvlm_guard.bench.scoring.fitted_bias import apply_fitted_bias
 from lvlm_guard.bench.scoring.intervals import FEWEST
 from lvlm_guard.bench.scoring.measures import Measure
+from lvlm_guard.bench.scoring.rightness import find_margin, is_right
 from lvlm_guard.errors import InputError, Refused, quote
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.tuning.answering import AnswerCache, Subject
-from lvlm_guard.tuning.rightness import find_margin, is_right
 from lvlm_guard.tuning.splits import Split
 
 FITTED_BIAS = "bias"
@@ -51,6 +51,7 @@ class CaseRow:
 
     Args:
         id: Of the item.
+        cluster: Its picture, or the group of pictures that go together.
         prompt: The question.
         level: Its level.
         kind: The suite's own category.
@@ -61,6 +62,7 @@ class CaseRow:
     """
 
     id: str
+    cluster: str
     prompt: str
     level: str
     kind: str
@@ -322,6 +324,16 @@ def build_rows(
         }
         item = answer.item
         rows.append(
-            CaseRow(item.id, item.prompt, item.level, item.kind, find_margin(answer), answer.text, right, after)
+            CaseRow(
+                item.id,
+                item.cluster,
+                item.prompt,
+                item.level,
+                item.kind,
+                find_margin(answer),
+                answer.text,
+                right,
+                after,
+            )
         )
     return rows

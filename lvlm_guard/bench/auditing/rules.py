@@ -1,0 +1,121 @@
+"""Rules that answer without looking: how far they get is how much of a suite its words alone decide.
+
+A rule that is fitted is fitted on the pictures of the other folds, so that no picture is answered by what was learnt of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lvlm_guard.bench.items import Item
+from lvlm_guard.bench.scoring.fitted_bias import FOLDS, find_fold
+from lvlm_guard.bench.scoring.margins import says_yes
+from lvlm_guard.bench.suites.habits import KEY
+
+Rule = Callable[[Item], str | None]
+"""From an item, its truth not looked at, to an answer; None where the rule has none."""
+
+OPPOSITES: Mapping[str, str] = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
+_WORD = re.compile(r"\w+")
+
+
+def read_truth(item: Item) -> str | None:
+    """Return the truth of a short question as a word, lower case; None of captions and other long answers."""
+    side = says_yes(item.truth)
+    if side is not None:
+        return "yes" if side else "no"
+    return item.truth.strip().lower() if isinstance(item.truth, str) and len(item.truth.split()) == 1 else None
+
+
+def read_habit(item: Item) -> str | None:
+    """Return what habit answers; None where nothing is known of it."""
+    habit = item.extra.get(KEY)
+    return habit.strip().lower() if isinstance(habit, str) else None
+
+
+def follow_habit(item: Item) -> str | None:
+    """Answer what is usual."""
+    return read_habit(item)
+
+
+def oppose_habit(item: Item) -> str | None:
+    """Answer the opposite of what is usual, where there is one."""
+    return OPPOSITES.get(read_habit(item) or "")
+
+
+def always(answer: str) -> Rule:
+    """Return the rule that gives one answer to every question that has a yes or a no."""
+    return lambda item: answer if says_yes(item.truth) is not None else None
+
+
+@dataclass(frozen=True)
+class WordTable:
+    """What was true of questions with the same text, else with the same words, else of the same kind.
+
+    Args:
+        texts: Truths by kind and text.
+        words: Truths by kind and word.
+        kinds: Truths by kind.
+    """
+
+    texts: Mapping[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    words: Mapping[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    kinds: Mapping[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def learn(self, items: Iterable[Item]) -> None:
+        """Count the truths of some questions."""
+        for item in items:
+            if (truth := read_truth(item)) is not None:
+                self.texts[item.kind, item.prompt][truth] += 1
+                self.kinds[item.kind][truth] += 1
+                for word in set(_WORD.findall(item.prompt.lower())):
+                    self.words[item.kind, word][truth] += 1
+
+    def answer(self, item: Item) -> str | None:
+        """Return the likeliest truth of a question by its words; of several as likely, the first by alphabet."""
+        totals = self.kinds.get(item.kind)
+        if not totals:
+            return None
+        texts = self.texts.get((item.kind, item.prompt))
+        scores = texts if (texts is not None and len(set(texts.values())) > 1) or _is_single(texts) else None
+        if scores is not None:
+            return min(scores, key=lambda truth: (-scores[truth], truth))
+        logs = {truth: self._score(item, truth, totals) for truth in totals}
+        return min(logs, key=lambda truth: (-logs[truth], truth))
+
+    def _score(self, item: Item, truth: str, totals: Counter[str]) -> float:
+        """Return the logarithm of how likely a truth is, the words taken as independent, counts raised by one."""
+        score = math.log(totals[truth])
+        for word in set(_WORD.findall(item.prompt.lower())):
+            counts = self.words.get((item.kind, word), Counter())
+            score += math.log((counts[truth] + 1) / (totals[truth] + 2))
+        return score
+
+
+def _is_single(texts: Counter[str] | None) -> bool:
+    return texts is not None and len(texts) == 1
+
+
+def fit_words(items: Sequence[Item]) -> Rule:
+    """Return the rule of a word table, fitted for each picture on those of the other folds."""
+    tables = []
+    for fold in range(FOLDS):
+        table = WordTable()
+        table.learn(item for item in items if find_fold(item.cluster) != fold)
+        tables.append(table)
+    return lambda item: tables[find_fold(item.cluster)].answer(item)
+
+
+def build_rules(items: Sequence[Item]) -> dict[str, Rule]:
+    """Return every blind rule by name, fitted on these items where there is something to fit."""
+    return {
+        "always yes": always("yes"),
+        "always no": always("no"),
+        "habit": follow_habit,
+        "against habit": oppose_habit,
+        "words": fit_words(items),
+    }
