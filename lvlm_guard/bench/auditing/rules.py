@@ -5,8 +5,6 @@ A rule that is fitted is fitted on the pictures of the other folds, so that no p
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +18,8 @@ Rule = Callable[[Item], str | None]
 """From an item, its truth not looked at, to an answer; None where the rule has none."""
 
 OPPOSITES: Mapping[str, str] = {"yes": "no", "no": "yes", "left": "right", "right": "left"}
-_WORD = re.compile(r"\w+")
+LEAD = 2
+"""How much more frequent an answer must be than the next one to be given."""
 
 
 def read_truth(item: Item) -> str | None:
@@ -53,17 +52,15 @@ def always(answer: str) -> Rule:
 
 
 @dataclass(frozen=True)
-class WordTable:
-    """What was true of questions with the same text, else with the same words, else of the same kind.
+class TextTable:
+    """What was true of questions with the same text, else of the same kind.
 
     Args:
         texts: Truths by kind and text.
-        words: Truths by kind and word.
         kinds: Truths by kind.
     """
 
     texts: Mapping[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    words: Mapping[tuple[str, str], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     kinds: Mapping[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def learn(self, items: Iterable[Item]) -> None:
@@ -72,39 +69,28 @@ class WordTable:
             if (truth := read_truth(item)) is not None:
                 self.texts[item.kind, item.prompt][truth] += 1
                 self.kinds[item.kind][truth] += 1
-                for word in set(_WORD.findall(item.prompt.lower())):
-                    self.words[item.kind, word][truth] += 1
 
     def answer(self, item: Item) -> str | None:
-        """Return the likeliest truth of a question by its words; of several as likely, the first by alphabet."""
-        totals = self.kinds.get(item.kind)
-        if not totals:
-            return None
-        texts = self.texts.get((item.kind, item.prompt))
-        scores = texts if (texts is not None and len(set(texts.values())) > 1) or _is_single(texts) else None
-        if scores is not None:
-            return min(scores, key=lambda truth: (-scores[truth], truth))
-        logs = {truth: self._score(item, truth, totals) for truth in totals}
-        return min(logs, key=lambda truth: (-logs[truth], truth))
+        """Return what leads; None for ties.
 
-    def _score(self, item: Item, truth: str, totals: Counter[str]) -> float:
-        """Return the logarithm of how likely a truth is, the words taken as independent, counts raised by one."""
-        score = math.log(totals[truth])
-        for word in set(_WORD.findall(item.prompt.lower())):
-            counts = self.words.get((item.kind, word), Counter())
-            score += math.log((counts[truth] + 1) / (totals[truth] + 2))
-        return score
+        A lead of one is a tie: in a balanced suite, leaving a picture out alone makes the other answer lead by one.
+        """
+        for counts in (self.texts.get((item.kind, item.prompt)), self.kinds.get(item.kind)):
+            if counts is not None and (leader := _find_leader(counts)) is not None:
+                return leader
+        return None
 
 
-def _is_single(texts: Counter[str] | None) -> bool:
-    return texts is not None and len(texts) == 1
+def _find_leader(counts: Counter[str]) -> str | None:
+    first, *others = counts.most_common(2)
+    return first[0] if first[1] - (others[0][1] if others else 0) >= LEAD else None
 
 
-def fit_words(items: Sequence[Item]) -> Rule:
-    """Return the rule of a word table, fitted for each picture on those of the other folds."""
+def fit_texts(items: Sequence[Item]) -> Rule:
+    """Return the rule of a text table, fitted for each picture on those of the other folds."""
     tables = []
     for fold in range(FOLDS):
-        table = WordTable()
+        table = TextTable()
         table.learn(item for item in items if find_fold(item.cluster) != fold)
         tables.append(table)
     return lambda item: tables[find_fold(item.cluster)].answer(item)
@@ -117,5 +103,5 @@ def build_rules(items: Sequence[Item]) -> dict[str, Rule]:
         "always no": always("no"),
         "habit": follow_habit,
         "against habit": oppose_habit,
-        "words": fit_words(items),
+        "text": fit_texts(items),
     }
