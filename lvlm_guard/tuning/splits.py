@@ -126,20 +126,26 @@ def split_suite(
     """
     (name, choice), *_ = choose_suites([spec], parser).items()
     _refuse_calibration(choice.suite)
+    searched = None if calibration == HALF else _choose_calibration(choice, calibration, parser)
     judged = _gather(name, choice, data, limit)
-    if calibration == HALF:
-        folds = {cluster: find_fold(cluster) in _SET_ASIDE for cluster in judged.clusters}
-        return Splits(
-            judged.select([cluster for cluster, aside in folds.items() if aside]),
-            judged.select([cluster for cluster, aside in folds.items() if not aside]),
-        )
-    if calibration is None:
-        searched = _find_calibration(choice)
-    else:
-        ((_, searched),) = choose_suites([calibration], parser).items()
+    if searched is None:
+        return _halve(judged)
     splits = Splits(_gather(searched.suite.name, searched, data, limit), judged)
     _refuse_overlap(splits)
     return splits
+
+
+def _choose_calibration(choice: SuiteChoice, spec: str | None, parser: str | None) -> SuiteChoice:
+    if spec is None:
+        return _find_calibration(choice)
+    ((_, searched),) = choose_suites([spec], parser).items()
+    return searched
+
+
+def _halve(split: Split) -> Splits:
+    """Set some pictures aside for calibration."""
+    aside = {cluster: find_fold(cluster) in _SET_ASIDE for cluster in split.clusters}
+    return Splits(*(split.select([name for name in aside if aside[name] is side]) for side in (True, False)))
 
 
 def _gather(name: str, choice: SuiteChoice, data: Path | None, limit: int | None) -> Split:
