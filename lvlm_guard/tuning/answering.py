@@ -36,9 +36,8 @@ class Reply:
     refusal: str = ""
 
     def join(self, more: Reply) -> Reply:
-        """Return this reply and that to further items; batches are counted on."""
-        first = len(self.costs)
-        costs = [{**cost, "batch": first + cost["batch"]} for cost in more.costs]
+        """Return this reply and that to further items, whose batches get names that no batch of this one has."""
+        costs = [{**cost, "batch": ("further", cost["batch"])} for cost in more.costs]
         return Reply([*self.answers, *more.answers], [*self.costs, *costs], self.refusal or more.refusal)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import GuardError, InputError
 from lvlm_guard.host.plugins import Offer, catalogue, is_marked, is_neutral
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.host.stack_files import is_stack_file
@@ -137,7 +137,15 @@ def _find_reason(offer: Offer) -> str | None:
     ]
     if required:
         return f"needs {required[0]}: name a stack file that holds it"
-    strategy = offer.strategy()
+    return _find_reason_at_defaults(offer)
+
+
+def _find_reason_at_defaults(offer: Offer) -> str | None:
+    """Return why a strategy at its published values is nothing to search; None where it is."""
+    try:
+        (strategy,) = Stack.of(offer.name)
+    except GuardError as error:
+        return f"cannot be built: {error}"
     if is_neutral(strategy):
         return "does nothing at its published values"
     return "asks the model again: name it to search it" if is_marked(getattr(strategy, "finish", None)) else None

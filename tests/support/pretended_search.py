@@ -85,7 +85,7 @@ class PretendedCache:
 
 def _rules(stack: Stack) -> Sequence[tuple[str, Any]]:
     """The strategies of a stack by name; a gate lets everything through."""
-    members = [
+    members: list[Any] = [
         inner
         for strategy in stack
         for inner in (Stack.of(list(strategy.strategies)) if hasattr(strategy, "strategies") else (strategy,))
