@@ -22,7 +22,7 @@ from lvlm_guard import Stack, loading
 from lvlm_guard.bench.scoring.intervals import by_cluster, format_interval, interval
 from lvlm_guard.bench.scoring.significance import Significance, significance
 from lvlm_guard.files import write_whole
-from lvlm_guard.tuning.answering import Subject
+from lvlm_guard.tuning.answering import TunedModel
 from lvlm_guard.tuning.remedies import FITTED_BIAS, CaseRow, RemedyTable, measure
 from lvlm_guard.tuning.splits import split_suite
 
@@ -196,7 +196,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loading.quieten()
     model, processor = loading.load(loading.BUNDLED, None, "auto")
-    subject = Subject(model, processor, loading.BUNDLED, batch=64)
+    subject = TunedModel(model, processor, loading.BUNDLED, batch=64)
     spec = f"scenes:captions=0,seed={arguments.seed}"
     splits = split_suite(f"{spec},count={arguments.scenes}", f"{spec},split=calibration,count={arguments.calibration}")
     stacks = {name: Stack.of(name) for name in REMEDIES}

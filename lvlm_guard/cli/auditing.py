@@ -46,10 +46,10 @@ def audit(
     answers: list[AnsweredItem] = []
     if run is not None:
         record = store.read(run)
-        ours = [label for label in record.suites if record.manifest["suites"][label]["name"] == choice.suite.name]
-        if not ours or GREEDY not in record.systems:
+        labels = [label for label in record.suites if record.manifest["suites"][label]["name"] == choice.suite.name]
+        if not labels or GREEDY not in record.systems:
             raise InputError(f"{run} holds no plain answers to {choice.suite.name}. Name a run of that suite.")
-        answers = record.read_answers(GREEDY, ours[0])
+        answers = record.read_answers(GREEDY, labels[0])
     audited = audit_items(items, load_measures(choice.suite, choice.parser, data), answers)
     if as_json:
         typer.echo(json.dumps(to_plain(audited), indent=2))

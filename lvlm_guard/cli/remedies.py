@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 NOTHING_HELPED = 1
 """The exit code where no remedy helped."""
 
-SHOWN = 3
+MOST_NEIGHBOURS = 3
 """Neighbours of a question that are printed."""
 
 app = Program(help="Measure and try remedies for wrong answers.", no_args_is_help=True)
@@ -62,7 +62,7 @@ def measure(
     loading.quieten()
     from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - slow to import
     from lvlm_guard.tuning import candidates, remedies, splits  # noqa: PLC0415 - as above
-    from lvlm_guard.tuning.answering import Subject  # noqa: PLC0415 - as above
+    from lvlm_guard.tuning.answering import TunedModel  # noqa: PLC0415 - as above
 
     check_name(out)
     if not is_folder(out.absolute().parent):
@@ -74,7 +74,7 @@ def measure(
     }
     items = splits.split_suite(suite, calibration, data=data, limit=limit).calibration
     loaded, processor = loading.load(model, device, dtype)
-    subject = Subject(loaded, processor, model, batch, data=data)
+    subject = TunedModel(loaded, processor, model, batch, data=data)
     table = remedies.measure(subject, items, stacks, folder or out.with_name(f"{out.name}.answers"), track=_track)
     table.save(out)
     wrong = sum(not row.right for row in table.rows)
@@ -110,12 +110,12 @@ def try_out(
     from PIL import Image  # noqa: PLC0415 - slow to import
 
     from lvlm_guard.tuning import remedies, remedy_trial  # noqa: PLC0415 - as above
-    from lvlm_guard.tuning.answering import Subject  # noqa: PLC0415 - as above
+    from lvlm_guard.tuning.answering import TunedModel  # noqa: PLC0415 - as above
 
     measured = remedies.RemedyTable.read(table)
     measured.propose(level, None, count)  # refuses a level before the model is loaded
     loaded, processor = loading.load(model, device, dtype)
-    subject = Subject(loaded, processor, model)
+    subject = TunedModel(loaded, processor, model)
     with Image.open(image) as picture:
         trial = remedy_trial.try_remedies(measured, subject, picture.convert("RGB"), prompt, level, count=count)
     _show(trial)
@@ -130,7 +130,7 @@ def _show(trial: RemedyTrial) -> None:
     typer.echo(f"plain: {trial.plain.strip()}  ({margin})")
     for attempt in trial.attempts:
         typer.echo(_describe(attempt))
-        for row in attempt.neighbours[:SHOWN]:
+        for row in attempt.neighbours[:MOST_NEIGHBOURS]:
             after, right = row.answers[attempt.proposal.name]
             typer.echo(f"    {row.prompt}  {_mark(row.plain, right=row.right)} -> {_mark(after, right=right)}")
 

@@ -14,7 +14,7 @@ from lvlm_guard import loading
 from lvlm_guard.cli.options import Allow, Device, Dtype, Model
 
 if TYPE_CHECKING:
-    from lvlm_guard.tuning.results_page import Outcome
+    from lvlm_guard.tuning.results_page import SearchOutcome
 
 NOTHING_BEATS = 1
 """The exit code where no stack beat the controls."""
@@ -85,7 +85,7 @@ def tune(
     loading.quieten()
     from lvlm_guard.bench.running.systems import build_systems  # noqa: PLC0415 - slow to import
     from lvlm_guard.tuning import candidates, judging, objectives, records, sampling, splits, tune  # noqa: PLC0415 - as above
-    from lvlm_guard.tuning.answering import Subject  # noqa: PLC0415 - as above
+    from lvlm_guard.tuning.answering import TunedModel  # noqa: PLC0415 - as above
 
     limit_of_cost = judging.parse_budget(budget)
     tune.check_destination(out)
@@ -108,7 +108,7 @@ def tune(
         allow or (),
     )
     loaded, processor = loading.load(model, device, dtype)
-    subject = Subject(loaded, processor, model, batch, looks, data, seed)
+    subject = TunedModel(loaded, processor, model, batch, looks, data, seed)
     outcome = tune.tune(tuning, subject, out, track=_track, command=_command())
     _report(outcome, out)
 
@@ -129,7 +129,7 @@ def _command() -> str:
     return shlex.join(["lvlm-guard", *sys.argv[1:]])
 
 
-def _report(outcome: Outcome, out: Path) -> None:
+def _report(outcome: SearchOutcome, out: Path) -> None:
     """Say what came of it; leave with a code of its own where nothing beat the controls."""
     from lvlm_guard.tuning.results_page import NOTHING_BEATS as SENTENCE  # noqa: PLC0415 - slow to import
     from lvlm_guard.tuning.results_page import describe_stack  # noqa: PLC0415 - as above

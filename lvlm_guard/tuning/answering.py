@@ -22,7 +22,7 @@ SYSTEM = "stack"
 
 
 @dataclass(frozen=True)
-class Reply:
+class StackReply:
     """What a stack answered.
 
     Args:
@@ -35,14 +35,14 @@ class Reply:
     costs: Sequence[Mapping[str, Any]]
     refusal: str = ""
 
-    def join(self, more: Reply) -> Reply:
+    def join(self, more: StackReply) -> StackReply:
         """Return this reply and that to further items, whose batches get names that no batch of this one has."""
         costs = [{**cost, "batch": ("further", cost["batch"])} for cost in more.costs]
-        return Reply([*self.answers, *more.answers], [*self.costs, *costs], self.refusal or more.refusal)
+        return StackReply([*self.answers, *more.answers], [*self.costs, *costs], self.refusal or more.refusal)
 
 
 @dataclass(frozen=True)
-class Subject:
+class TunedModel:
     """The model that is tuned, and how it is run.
 
     Args:
@@ -74,9 +74,9 @@ class AnswerCache:
     """
 
     folder: Path
-    subject: Subject
+    subject: TunedModel
 
-    def answer(self, stack: Stack, part: Split, label: str) -> Reply:
+    def answer(self, stack: Stack, part: Split, label: str) -> StackReply:
         """Return what a stack answers; what is in the folder is not generated again.
 
         Args:
@@ -106,8 +106,8 @@ class AnswerCache:
         )
         refusal = record.refusal(SYSTEM, part.name)
         if refusal is not None:
-            return Reply((), (), f"{refusal.error}: {refusal.reason}")
-        return Reply(record.read_answers(SYSTEM, part.name), record.costs(SYSTEM, part.name))
+            return StackReply((), (), f"{refusal.error}: {refusal.reason}")
+        return StackReply(record.read_answers(SYSTEM, part.name), record.costs(SYSTEM, part.name))
 
 
 def _digest(stack: Stack) -> str:

@@ -28,18 +28,18 @@ class AnswerCost:
     Args:
         prefill: Forward-equivalents of the prefill.
         decode: Forward-equivalents of a token after the first.
-        whole: Of a whole answer of this length over plain generate's answer to the same.
+        answer: Of a whole answer of this length over plain generate's answer to the same.
         clock: Time over plain generate's for the same batches, on the machine that ran them; other work counts.
     """
 
     prefill: float
     decode: float
-    whole: float
+    answer: float
     clock: float
 
     def to_dict(self) -> dict[str, float]:
         """Return plain values."""
-        return {"prefill": self.prefill, "decode": self.decode, "whole": self.whole, "clock": self.clock}
+        return {"prefill": self.prefill, "decode": self.decode, "answer": self.answer, "clock": self.clock}
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def measure_cost(
     rows = sum(base["rows"] for _, base in pairs)
     prefill = sum(base["rows"] * _prefill(cost, base, sketch) for cost, base in pairs) / rows
     steps = [(_steps(cost), _decode(cost, base, sketch)) for cost, base in pairs]
-    taken = sum(number for number, _ in steps)
-    decode = sum(number * weight for number, weight in steps) / taken if taken else 1.0
-    spent = rows * prefill + taken * decode
+    all_steps = sum(number for number, _ in steps)
+    decode = sum(number * weight for number, weight in steps) / all_steps if all_steps else 1.0
+    spent = rows * prefill + all_steps * decode
     return AnswerCost(
         prefill=prefill,
         decode=decode,
-        whole=spent / (rows + sum(_steps(base) for _, base in pairs)),
+        answer=spent / (rows + sum(_steps(base) for _, base in pairs)),
         clock=sum(cost["seconds"] for cost in costs) / max(sum(base["seconds"] for base in plain), 1e-9),
     )
 

@@ -24,7 +24,7 @@ def draw_front(records: Sequence[TrialRecord], front: Sequence[TrialRecord], bud
         budget: Drawn as a line.
     """
     points = [record for record in records if record.scores]
-    across = _build_scale([1.0, budget, *(record.cost["whole"] for record in points)], LEFT, WIDTH - RIGHT, 0.1)
+    across = _build_scale([1.0, budget, *(record.cost["answer"] for record in points)], LEFT, WIDTH - RIGHT, 0.1)
     up = _build_scale([0.0, *(record.gain for record in points)], HEIGHT - BOTTOM, TOP, 0.02)
     numbers = {record.number for record in front}
     return "\n".join(
@@ -69,7 +69,7 @@ def _draw_lines(across: Scale, up: Scale, budget: float) -> list[str]:
 
 
 def _draw_mark(across: Scale, up: Scale, record: TrialRecord, *, is_front: bool) -> str:
-    x, y = across.at(record.cost["whole"]), up.at(record.gain)
+    x, y = across.at(record.cost["answer"]), up.at(record.gain)
     title = f"<title>{escape(f'{record.number}: {describe_entries(record.entries)}, {record.state}')}</title>"
     if is_front:
         return f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10" fill="{BLUE}">{title}</rect>'

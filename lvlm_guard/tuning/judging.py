@@ -18,7 +18,7 @@ from lvlm_guard.bench.running.systems import CONTROLS, GREEDY
 from lvlm_guard.bench.scoring.significance import Significance, correct_p_values
 from lvlm_guard.errors import InputError, Refused
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.tuning.answering import Reply, Subject
+from lvlm_guard.tuning.answering import StackReply, TunedModel
 from lvlm_guard.tuning.costs import AnswerCost, CostModel
 from lvlm_guard.tuning.objectives import Gain, Objectives
 from lvlm_guard.tuning.searching import price
@@ -92,7 +92,7 @@ class Judge:
     """
 
     folder: Path
-    subject: Subject
+    subject: TunedModel
     split: Split
     objectives: Objectives
     costs: CostModel
@@ -156,8 +156,8 @@ class Judge:
         gain = self.objectives.compare(plain.answers, reply.answers)
         cost = price(stack, reply, plain, self.costs.sketch(stack))
         fault = ""
-        if cost.whole > self.budget:
-            fault = f"it costs {cost.whole:.2f} forwards, more than {self.budget:g}"
+        if cost.answer > self.budget:
+            fault = f"it costs {cost.answer:.2f} forwards, more than {self.budget:g}"
         elif gain.loses_recall:
             fault = f"its captions name less of what is there: {gain.recall:+.3f}"
         return Finalist(name, stack, about, gain, cost, fault)
@@ -187,7 +187,7 @@ class Judge:
             for name, reply in replies.items()
         ]
 
-    def _find_leads(self, replies: Mapping[str, Reply], tuned: str | None) -> dict[str, dict[str, Significance]]:
+    def _find_leads(self, replies: Mapping[str, StackReply], tuned: str | None) -> dict[str, dict[str, Significance]]:
         if tuned is None:
             return {}
         answers = read_reply(store.read(self.folder / self.label), tuned, self.split.name).answers
@@ -203,11 +203,11 @@ class Judge:
         return leads
 
 
-def read_reply(record: Record, system: str, suite: str) -> Reply:
+def read_reply(record: Record, system: str, suite: str) -> StackReply:
     """Return what a system of a run answered."""
     if (refusal := record.refusal(system, suite)) is not None:
-        return Reply((), (), f"{refusal.error}: {refusal.reason}")
-    return Reply(record.read_answers(system, suite), record.costs(system, suite))
+        return StackReply((), (), f"{refusal.error}: {refusal.reason}")
+    return StackReply(record.read_answers(system, suite), record.costs(system, suite))
 
 
 def name_finalists(stacks: Sequence[Stack]) -> dict[str, Stack]:

@@ -151,12 +151,12 @@ def find_objectives(
         InputError: Nothing is measured.
     """
     captions = find_caption_measures(measures)
-    asked = [measure for measure in measures if captions is None or measure not in captions]
+    question_measures = [measure for measure in measures if captions is None or measure not in captions]
     accuracy: dict[str, Measure] = {
-        level: measure for level in levels if (measure := _find_accuracy(asked, level, answers)) is not None
+        level: measure for level in levels if (measure := _find_accuracy(question_measures, level, answers)) is not None
     }
     if not accuracy and not captions:
-        headline = next((m for m in asked if m.higher_is_better and len(m.rows(answers)[0])), None)
+        headline = next((m for m in question_measures if m.higher_is_better and len(m.rows(answers)[0])), None)
         accuracy = {} if headline is None else {headline.level: headline}
     has_captions = captions is not None and all(len(measure.rows(answers)[0]) for measure in captions)
     objectives = Objectives(accuracy, *(captions if captions is not None and has_captions else (None, None)))

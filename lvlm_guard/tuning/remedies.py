@@ -27,7 +27,7 @@ from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.rightness import find_margin, is_right
 from lvlm_guard.errors import InputError, Refused, quote
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.tuning.answering import AnswerCache, Subject
+from lvlm_guard.tuning.answering import AnswerCache, TunedModel
 from lvlm_guard.tuning.splits import Split
 
 FITTED_BIAS = "bias"
@@ -92,7 +92,7 @@ class CureRate:
 
 
 @dataclass(frozen=True)
-class Proposal:
+class RemedyProposal:
     """A remedy to be tried.
 
     Args:
@@ -159,7 +159,7 @@ class RemedyTable:
             (counts.cured + SMOOTHING * share) / (counts.wrong + SMOOTHING),
         )
 
-    def propose(self, level: str, margin: float | None, count: int = 3) -> list[Proposal]:
+    def propose(self, level: str, margin: float | None, count: int = 3) -> list[RemedyProposal]:
         """Return the remedies that cured most answers of a level and of about this margin, the best first.
 
         Args:
@@ -176,7 +176,7 @@ class RemedyTable:
         rows = self.cell(level, self.find_bin(margin))
         control = self.measure(FITTED_BIAS, rows)
         proposals = [
-            Proposal(name, entries, self.measure(name, rows), control) for name, entries in self.remedies.items()
+            RemedyProposal(name, entries, self.measure(name, rows), control) for name, entries in self.remedies.items()
         ]
         return sorted(proposals, key=lambda proposal: (-proposal.cures.rate, proposal.cures.broken, proposal.name))[
             :count
@@ -253,7 +253,7 @@ def _count(name: str, rows: Iterable[CaseRow]) -> CureRate:
 
 
 def measure(
-    subject: Subject,
+    subject: TunedModel,
     split: Split,
     remedies: Mapping[str, Stack],
     folder: Path,

@@ -15,8 +15,8 @@ from lvlm_guard.errors import GuardError
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.outputs import sequences
-from lvlm_guard.tuning.answering import Subject
-from lvlm_guard.tuning.remedies import CaseRow, Proposal, RemedyTable
+from lvlm_guard.tuning.answering import TunedModel
+from lvlm_guard.tuning.remedies import CaseRow, RemedyProposal, RemedyTable
 
 NOTHING_HELPED = "No remedy helped."
 NEIGHBOURS = 10
@@ -35,7 +35,7 @@ class Attempt:
         refusal: Why it could not answer; empty where it could.
     """
 
-    proposal: Proposal
+    proposal: RemedyProposal
     before: str
     after: str
     neighbours: Sequence[CaseRow]
@@ -84,7 +84,7 @@ class RemedyTrial:
 
 def try_remedies(
     table: RemedyTable,
-    subject: Subject,
+    subject: TunedModel,
     picture: Image.Image,
     prompt: str,
     level: str,
@@ -125,7 +125,7 @@ def try_remedies(
 class _Question:
     """A question about a picture, put to one model."""
 
-    subject: Subject
+    subject: TunedModel
     picture: Image.Image
     prompt: str
     max_new_tokens: int

@@ -18,12 +18,12 @@ from lvlm_guard.tuning.records import TrialRecord
 from lvlm_guard.tuning.splits import Splits
 
 NOTHING_BEATS = "No stack beat the controls."
-SHOWN = 12
+MOST_TRIALS = 12
 """Trials that the page lists."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchOutcome:
     """What a search came to.
 
     Args:
@@ -78,7 +78,7 @@ def _describe_finalist(finalist: Finalist) -> dict[str, Any]:
     return {**values, "stack": finalist.stack.to_dict()["stack"], "helps": finalist.helps}
 
 
-def format_page(outcome: Outcome, command: str = "") -> str:
+def format_page(outcome: SearchOutcome, command: str = "") -> str:
     """Return the page."""
     sections = [
         _format_head(outcome, command),
@@ -91,7 +91,7 @@ def format_page(outcome: Outcome, command: str = "") -> str:
     return "\n".join(section for section in sections if section)
 
 
-def _format_head(outcome: Outcome, command: str) -> str:
+def _format_head(outcome: SearchOutcome, command: str) -> str:
     searched, judged = outcome.splits.calibration.describe(), outcome.splits.held_out.describe()
     lines = [
         f"# Stacks for {outcome.model} at {outcome.budget:g}x",
@@ -119,7 +119,7 @@ def _describe_split(description: Mapping[str, Any]) -> str:
     return f"{description['suite']} ({', '.join(pieces)})" if pieces else str(description["suite"])
 
 
-def _format_verdict(outcome: Outcome) -> str:
+def _format_verdict(outcome: SearchOutcome) -> str:
     if outcome.recommended is not None:
         chosen = outcome.recommended
         helps = [verdict.level or "all levels" for verdict in chosen.verdicts if verdict.kind == "helps"]
@@ -137,7 +137,7 @@ def describe_stack(finalist: Finalist) -> str:
     return describe_entries(finalist.stack.to_dict()["stack"])
 
 
-def _format_finalists(outcome: Outcome) -> str:
+def _format_finalists(outcome: SearchOutcome) -> str:
     if not outcome.finalists:
         return ""
     parts = _list_parts(outcome)
@@ -174,7 +174,7 @@ def _format_finalists(outcome: Outcome) -> str:
     )
 
 
-def _format_singles(outcome: Outcome) -> str:
+def _format_singles(outcome: SearchOutcome) -> str:
     """Return the tuned stack beside every strategy alone."""
     if not outcome.singles:
         return ""
@@ -208,16 +208,16 @@ def _format_leads(single: Single, parts: Sequence[str]) -> list[str]:
     ]
 
 
-def _format_front(outcome: Outcome) -> str:
+def _format_front(outcome: SearchOutcome) -> str:
     """Return the front, and how all trials ended."""
     parts = list(outcome.plain.parts)
     numbers = {record.number for record in outcome.front}
-    others = sorted(
+    runners_up = sorted(
         (record for record in outcome.records if record.is_finished and record.number not in numbers),
         key=lambda record: -record.gain,
     )
     rows = [_format_trial(record, parts, is_front=True) for record in outcome.front]
-    rows += [_format_trial(record, parts, is_front=False) for record in others[: max(SHOWN - len(rows), 0)]]
+    rows += [_format_trial(record, parts, is_front=False) for record in runners_up[: max(MOST_TRIALS - len(rows), 0)]]
     counts = Counter(record.state for record in outcome.records)
     ends = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     plain = ", ".join(f"{name} {value:.3f}" for name, value in outcome.plain.parts.items())
@@ -252,7 +252,7 @@ def _format_trial(record: TrialRecord, parts: Sequence[str], *, is_front: bool) 
     ]
 
 
-def _format_left_out(outcome: Outcome) -> str:
+def _format_left_out(outcome: SearchOutcome) -> str:
     refusals = [
         f"- {describe_entries(record.entries)}: {record.reason}"
         for record in outcome.records
@@ -263,7 +263,7 @@ def _format_left_out(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _list_parts(outcome: Outcome) -> list[str]:
+def _list_parts(outcome: SearchOutcome) -> list[str]:
     return list(outcome.plain.parts)
 
 
@@ -281,7 +281,7 @@ def _format_part(interval: Interval | None, clusters: int) -> str:
 def _format_cost(cost: AnswerCost | None) -> list[str]:
     if cost is None:
         return ["", "", "", ""]
-    return [f"{value:.2f}" for value in (cost.whole, cost.prefill, cost.decode, cost.clock)]
+    return [f"{value:.2f}" for value in (cost.answer, cost.prefill, cost.decode, cost.clock)]
 
 
 def _format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

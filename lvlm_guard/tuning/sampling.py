@@ -22,7 +22,8 @@ from lvlm_guard.tuning.records import TrialRecord
 STARTUP = 8
 """Random trials after the published values."""
 
-WHOLE = "whole"
+PRICE = "answer"
+"""The entry of a cost that the budget is about."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def list_values(record: TrialRecord) -> list[float]:
     accuracy = [value for name, value in record.scores.items() if name not in (CAPTIONS, "recall")]
     mean = [sum(accuracy) / len(accuracy)] if accuracy else []
     inventions = [record.scores[CAPTIONS]] if CAPTIONS in record.scores else []
-    return [*mean, *inventions, record.cost[WHOLE]] if record.scores else []
+    return [*mean, *inventions, record.cost[PRICE]] if record.scores else []
 
 
 def _directions(records: Sequence[TrialRecord]) -> list[str]:

@@ -13,7 +13,7 @@ from lvlm_guard.bench.scoring.intervals import FEWEST
 from lvlm_guard.errors import GuardError, Refused
 from lvlm_guard.host.plugins import is_marked
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.tuning.answering import AnswerCache, Reply
+from lvlm_guard.tuning.answering import AnswerCache, StackReply
 from lvlm_guard.tuning.candidates import Entries
 from lvlm_guard.tuning.costs import AnswerCost, CostModel, CostSketch, count_steps, measure_cost
 from lvlm_guard.tuning.objectives import Gain, Objectives, Quality, find_objectives
@@ -47,8 +47,8 @@ class Baseline:
         costs: What stacks cost beside it.
     """
 
-    first: Reply
-    whole_reply: Reply
+    first: StackReply
+    whole_reply: StackReply
     objectives: Objectives
     costs: CostModel
 
@@ -115,8 +115,8 @@ class Searcher:
         costs = CostModel.of(self.cache.subject.model, tokenizer, prompts)
         return Baseline(first, reply, find_objectives(measures, self.levels, reply.answers), costs)
 
-    def _answer(self, stack: Stack, part: Split, label: str) -> Reply:
-        return self.cache.answer(stack, part, label) if part.items else Reply((), ())
+    def _answer(self, stack: Stack, part: Split, label: str) -> StackReply:
+        return self.cache.answer(stack, part, label) if part.items else StackReply((), ())
 
     def search(self, book: TrialBook, baseline: Baseline, trials: int, track: Track = iter) -> list[TrialRecord]:
         """Do trials until there are so many, going on with those of the book.
@@ -167,8 +167,8 @@ class Searcher:
         return self._judge_whole(stack, first.join(further), sketch, baseline, gain.value)
 
     def _judge_first(self, gain: Gain, cost: AnswerCost, records: Sequence[TrialRecord]) -> tuple[str, str] | None:
-        if cost.whole > self.budget + ROUNDING:
-            return OVER_BUDGET, f"{cost.whole:.2f} forwards"
+        if cost.answer > self.budget + ROUNDING:
+            return OVER_BUDGET, f"{cost.answer:.2f} forwards"
         if gain.value + 2 * gain.error < 0:
             return WEAK, f"worse than plain generate on the first items: {gain.value:+.3f}"
         peers = [record.first_gain for record in records if record.first_gain is not None]
@@ -177,14 +177,14 @@ class Searcher:
         return None
 
     def _judge_whole(
-        self, stack: Stack, reply: Reply, sketch: CostSketch, baseline: Baseline, first_gain: float
+        self, stack: Stack, reply: StackReply, sketch: CostSketch, baseline: Baseline, first_gain: float
     ) -> Judgement:
         cost = price(stack, reply, baseline.whole_reply, sketch)
         gain = baseline.objectives.compare(baseline.whole_reply.answers, reply.answers)
         quality = baseline.objectives.score(reply.answers)
         state, reason = FINISHED, ""
-        if cost.whole > self.budget + ROUNDING:
-            state, reason = OVER_BUDGET, f"{cost.whole:.2f} forwards"
+        if cost.answer > self.budget + ROUNDING:
+            state, reason = OVER_BUDGET, f"{cost.answer:.2f} forwards"
         elif gain.loses_recall:
             state, reason = NAMES_LESS, f"captions name less of what is there: {gain.recall:+.3f}"
         return Judgement(state, reason, quality, gain, first_gain, cost)
@@ -194,11 +194,11 @@ LABELS = ("first", "others")
 """What the two parts of the calibration items are called."""
 
 
-def price(stack: Stack, reply: Reply, plain: Reply, sketch: CostSketch) -> AnswerCost:
+def price(stack: Stack, reply: StackReply, plain: StackReply, sketch: CostSketch) -> AnswerCost:
     """Return what a reply cost; by the clock where that is more and forwards are not all counted."""
     cost = measure_cost(reply.costs, plain.costs, sketch)
     is_counted = not any(is_marked(getattr(strategy, hook, None)) for strategy in stack for hook in UNCOUNTED)
-    return cost if is_counted else AnswerCost(cost.prefill, cost.decode, max(cost.whole, cost.clock), cost.clock)
+    return cost if is_counted else AnswerCost(cost.prefill, cost.decode, max(cost.answer, cost.clock), cost.clock)
 
 
 def _record(number: int, proposal: Proposal, judgement: Judgement) -> TrialRecord:
@@ -228,7 +228,7 @@ def find_front(records: Iterable[TrialRecord]) -> list[TrialRecord]:
         for record in finished
         if not any(_dominates(points[rival.number], points[record.number], rival, record) for rival in finished)
     ]
-    return sorted(front, key=lambda record: (record.cost["whole"], record.number))
+    return sorted(front, key=lambda record: (record.cost["answer"], record.number))
 
 
 def _losses(record: TrialRecord) -> list[float]:
@@ -238,10 +238,10 @@ def _losses(record: TrialRecord) -> list[float]:
     return [-values[0], *values[1:]] if has_accuracy else values
 
 
-def _dominates(one_losses: Sequence[float], losses: Sequence[float], rival: TrialRecord, record: TrialRecord) -> bool:
-    if one_losses == losses:
+def _dominates(rival_losses: Sequence[float], losses: Sequence[float], rival: TrialRecord, record: TrialRecord) -> bool:
+    if rival_losses == losses:
         return rival.number < record.number
-    return all(mine <= yours for mine, yours in zip(one_losses, losses, strict=True))
+    return all(rival_loss <= loss for rival_loss, loss in zip(rival_losses, losses, strict=True))
 
 
 def rank(front: Iterable[TrialRecord], most: int) -> list[TrialRecord]:

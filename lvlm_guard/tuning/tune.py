@@ -17,12 +17,12 @@ from lvlm_guard.bench.running.runner import one_thread_if_small
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import exists
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.tuning.answering import AnswerCache, Subject
+from lvlm_guard.tuning.answering import AnswerCache, TunedModel
 from lvlm_guard.tuning.candidates import Candidate, SearchSpace
 from lvlm_guard.tuning.front_chart import draw_front
 from lvlm_guard.tuning.judging import Finalist, Judge, Single, name_finalists
 from lvlm_guard.tuning.records import TrialBook, TrialRecord, open_book
-from lvlm_guard.tuning.results_page import Outcome, describe_stack, format_page
+from lvlm_guard.tuning.results_page import SearchOutcome, describe_stack, format_page
 from lvlm_guard.tuning.sampling import Sampler, load_optuna
 from lvlm_guard.tuning.searching import Baseline, Searcher, Track, find_front, rank
 from lvlm_guard.tuning.splits import Splits
@@ -69,7 +69,7 @@ class Tuning:
                 f"{self.budget}, {self.trials} and {self.seed}."
             )
 
-    def describe(self, subject: Subject) -> dict[str, Any]:
+    def describe(self, subject: TunedModel) -> dict[str, Any]:
         """Return what trials depend on, as plain values."""
         return {
             "model": {"id": subject.name, **model_identity(subject.model)},
@@ -106,7 +106,7 @@ def check_destination(out: Path) -> None:
         raise InputError(f"{out} is there and was not written by a search. Name another file.")
 
 
-def tune(tuning: Tuning, subject: Subject, out: Path, *, track: Track = iter, command: str = "") -> Outcome:
+def tune(tuning: Tuning, subject: TunedModel, out: Path, *, track: Track = iter, command: str = "") -> SearchOutcome:
     """Search stacks, judge the best on held-out items, and write what came of it.
 
     Beside the stack file lie the page `tune.md` with `front.svg`, the figures `tune.json`, and everything that was answered, so that
@@ -132,7 +132,7 @@ def tune(tuning: Tuning, subject: Subject, out: Path, *, track: Track = iter, co
     return outcome
 
 
-def _search(tuning: Tuning, subject: Subject, folder: Path, book: TrialBook, track: Track) -> Outcome:
+def _search(tuning: Tuning, subject: TunedModel, folder: Path, book: TrialBook, track: Track) -> SearchOutcome:
     searcher = Searcher(
         AnswerCache(folder / "answers", subject),
         tuning.splits.calibration,
@@ -145,7 +145,7 @@ def _search(tuning: Tuning, subject: Subject, folder: Path, book: TrialBook, tra
     records = searcher.search(book, baseline, tuning.trials, track)
     front = find_front(records)
     finalists, singles = _judge(tuning, subject, folder, baseline, rank(front, FINALISTS))
-    return Outcome(
+    return SearchOutcome(
         model=subject.name,
         splits=tuning.splits,
         levels=tuning.levels,
@@ -162,7 +162,7 @@ def _search(tuning: Tuning, subject: Subject, folder: Path, book: TrialBook, tra
 
 
 def _judge(
-    tuning: Tuning, subject: Subject, folder: Path, baseline: Baseline, best: list[TrialRecord]
+    tuning: Tuning, subject: TunedModel, folder: Path, baseline: Baseline, best: list[TrialRecord]
 ) -> tuple[list[Finalist], list[Single]]:
     stacks = name_finalists(
         [Stack.of([dict(entry) for entry in record.entries], allow=tuning.allow) for record in best]
@@ -187,7 +187,7 @@ def _judge(
     return finalists, judge.compare_singles(alone, next(iter(stacks), None))
 
 
-def _write(outcome: Outcome, out: Path, command: str) -> None:
+def _write(outcome: SearchOutcome, out: Path, command: str) -> None:
     folder = out.parent
     files.write_whole(folder / CHART, draw_front(outcome.records, outcome.front, outcome.budget).encode("utf-8"))
     figures = json.dumps(outcome.to_dict(), ensure_ascii=False, indent=1, default=str) + "\n"
@@ -201,7 +201,7 @@ def _write(outcome: Outcome, out: Path, command: str) -> None:
     files.write_whole(out, format_stack(entries, list_provenance(outcome, outcome.recommended)).encode("utf-8"))
 
 
-def _find_entries(outcome: Outcome, finalist: Finalist) -> tuple[Mapping[str, Any], ...]:
+def _find_entries(outcome: SearchOutcome, finalist: Finalist) -> tuple[Mapping[str, Any], ...]:
     """Return the stack as the search proposed it, so that what stays at its published value is left out."""
     described = finalist.stack.to_dict()
     return next(
@@ -211,7 +211,7 @@ def _find_entries(outcome: Outcome, finalist: Finalist) -> tuple[Mapping[str, An
     )
 
 
-def list_provenance(outcome: Outcome, finalist: Finalist) -> list[str]:
+def list_provenance(outcome: SearchOutcome, finalist: Finalist) -> list[str]:
     """Return where a stack comes from, a line each: model, items, seed and held-out figures."""
     searched, judged = outcome.splits.calibration.describe(), outcome.splits.held_out.describe()
     gain, cost = finalist.gain, finalist.cost
@@ -228,7 +228,7 @@ def list_provenance(outcome: Outcome, finalist: Finalist) -> list[str]:
         )
         lines.append(f"held-out gain over plain generate: {gain.value:+.4f} ({parts})")
         lines.append(
-            f"cost: {cost.whole:.2f} forwards an answer, {cost.clock:.2f} times the time of plain generate where it ran"
+            f"cost: {cost.answer:.2f} forwards an answer, {cost.clock:.2f} times the time of plain generate where it ran"
         )
     lines += [
         f"verdict, {verdict.level or 'all levels'}: {verdict.kind}. {verdict.why}" for verdict in finalist.verdicts

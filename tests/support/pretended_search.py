@@ -15,7 +15,7 @@ from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.running.manifest import Gathered, SuiteChoice
 from lvlm_guard.bench.running.picture_check import LeftOut
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.tuning.answering import Reply
+from lvlm_guard.tuning.answering import StackReply
 from lvlm_guard.tuning.candidates import SearchSpace, find_space
 from lvlm_guard.tuning.sampling import Sampler
 from lvlm_guard.tuning.searching import Searcher
@@ -68,13 +68,13 @@ class PretendedCache:
         )
     )
 
-    def answer(self, stack: Stack, part: Split, label: str) -> Reply:
+    def answer(self, stack: Stack, part: Split, label: str) -> StackReply:
         """Answer a part of the items."""
         if self.stop_after is not None and len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
         self.calls.append((stack.names, label))
         answers = [self._answer(stack, see_items()[item.id]) for item in part.items]
-        return Reply(answers, [describe_cost(stack, len(answers))])
+        return StackReply(answers, [describe_cost(stack, len(answers))])
 
     def _answer(self, stack: Stack, seen: Seen) -> AnsweredItem:
         if seen.item.kind == CAPTION:

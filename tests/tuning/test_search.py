@@ -87,13 +87,13 @@ def test_a_stack_over_budget_is_never_chosen(tmp_path):
     ]
     assert branched
     assert {record.state for record in branched} == {OVER_BUDGET}
-    assert all(record.cost["whole"] <= 1.2 for record in find_front(records))
+    assert all(record.cost["answer"] <= 1.2 for record in find_front(records))
     assert not {record.number for record in branched} & {record.number for record in find_front(records)}
 
 
 def test_cost_is_counted_in_forwards_prefill_and_decode_apart(records):
     vdd = next(record for record in records if record.entries[0]["name"] == "vdd")
-    assert vdd.cost == {"prefill": 2.0, "decode": 2.0, "whole": 2.0, "clock": 2.0}
+    assert vdd.cost == {"prefill": 2.0, "decode": 2.0, "answer": 2.0, "clock": 2.0}
 
 
 def test_a_torn_line_is_done_again(records, tmp_path):
@@ -134,7 +134,7 @@ def test_two_processes_cannot_search_in_one_folder(tmp_path):
 
 def trial(number, accuracy, inventions, cost, **changes):
     scores = {"object": accuracy, CAPTIONS: inventions}
-    record = TrialRecord(number, {}, ({"name": "vdd"},), "finished", scores=scores, cost={"whole": cost}, gain=0.1)
+    record = TrialRecord(number, {}, ({"name": "vdd"},), "finished", scores=scores, cost={"answer": cost}, gain=0.1)
     return dataclasses.replace(record, **changes)
 
 

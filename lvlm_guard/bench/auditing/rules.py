@@ -82,8 +82,8 @@ class TextTable:
 
 
 def _find_leader(counts: Counter[str]) -> str | None:
-    first, *others = counts.most_common(2)
-    return first[0] if first[1] - (others[0][1] if others else 0) >= LEAD else None
+    first, *following = counts.most_common(2)
+    return first[0] if first[1] - (following[0][1] if following else 0) >= LEAD else None
 
 
 def fit_texts(items: Sequence[Item]) -> Rule:
