@@ -1,9 +1,8 @@
 """Remedies for wrong answers: how often each strategy turns a wrong answer round, measured, never looked up.
 
-Published maps from a cause to a family of strategies cure fewer answers than the best single strategy does. What tells is the level
-of a question and how sure the model was of its wrong answer. So a table holds, for calibration items, what each remedy
-made of each answer, right ones included, and a constant push towards yes or no beside them, which is no remedy: it
-shows how much is only leaning.
+What cures depends on the model, on the level of a question and on how sure the model was of its wrong answer. So a table holds, for
+calibration items, what each remedy made of each answer, right ones included, and a constant push towards yes or no
+beside them, which is no remedy: it shows how much is only leaning.
 """
 
 from __future__ import annotations

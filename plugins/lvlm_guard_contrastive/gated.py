@@ -34,8 +34,7 @@ HOOKS = (*GATEABLE, "edit_inputs", "attention", "hidden", "search", "observe", "
 class Gated:
     """Act where main is unsure: `z + sum of 1[m < margin] terms`, `m` the best minus the second-best logit of main.
 
-    On trained models, contrast turns uncertain wrong answers round and seldom confident ones, while confident right ones are
-    what it breaks; so the margin decides at every token of every row. Weights, biases and restrictions are gated. A
+    What the model is sure of stays as it is; the margin decides at every token of every row. Weights, biases and restrictions are gated. A
     plausibility cut is not, since it holds for all rows alike: it never removes main's best token, so a greedy choice
     is main's where the gate is shut. Only strategies that act by their terms can be gated: what they edit in the
     prompt or in the layers of main would act before the margin is known. `margin = 0` is neutral.
