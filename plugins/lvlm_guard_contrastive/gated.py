@@ -59,7 +59,9 @@ class Gated:
             if unfit or "terms" not in hooks:
                 name = getattr(strategy, "name", type(strategy).__name__)
                 reason = f"acts by {unfit[0]}, before the margin is known" if unfit else "has no terms"
-                raise StackError(f"strategies: {name!r} {reason}, so it cannot be gated: put it into the stack itself.")
+                raise StackError(
+                    f"'gated' needs strategies that act by their terms: put {name} into the stack itself, since it {reason}."
+                )
 
     @functools.cached_property
     def _members(self) -> tuple[Any, ...]:

@@ -112,9 +112,12 @@ def gate_terms(terms, monkeypatch):
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
-        (({"name": "pai", "params": {}},), "'pai' acts by attention, before the margin is known"),
-        (({"name": "vsv", "params": {}},), "'vsv' acts by hidden"),
-        (({"name": "transform", "params": {}},), "'transform' acts by edit_inputs"),
+        (
+            ({"name": "pai", "params": {}},),
+            "put pai into the stack itself, since it acts by attention, before the margin",
+        ),
+        (({"name": "vsv", "params": {}},), "put vsv into .* acts by hidden"),
+        (({"name": "transform", "params": {}},), "put transform into .* acts by edit_inputs"),
         (({"name": "vddd", "params": {}},), "No strategy is called 'vddd'"),
         (({"name": "vdd", "params": {"alpha": -1.0}},), "alpha"),
     ],
