@@ -246,7 +246,7 @@ def _format_trial(record: TrialRecord, parts: Sequence[str], *, is_front: bool) 
         describe_entries(record.entries),
         f"{record.gain:+.4f}",
         *gains,
-        f"{record.cost['whole']:.2f}",
+        f"{record.cost['answer']:.2f}",
         f"{record.cost['clock']:.2f}",
         "yes" if is_front else "",
     ]
