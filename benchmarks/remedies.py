@@ -1,9 +1,10 @@
-"""What remedies cure on held-out items: `python benchmarks/remedies.py --out FOLDER`.
+"""What remedies cure on held-out items: `python benchmarks/remedies.py --run FOLDER`.
 
-Remedies are measured on calibration scenes. On held-out scenes every wrong answer gets the one remedy that is proposed for its
-level and margin, and beside it the best single strategy of the calibration scenes, a strategy drawn at random, and the
-fitted push towards yes or no: each runs the model once more. What they would do to right answers is counted too, since
-nobody knows which answers are wrong. Writes `benchmarks/results/remedies.md` and `.json`.
+Reads a run of `scenes.py` and generates nothing. Remedies are the run's stacks. Every picture is held out from the table that proposes for
+it, which is measured on the pictures of the other four folds of five. Every wrong answer gets the one remedy that is proposed for its
+level and margin, and beside it the best single strategy of those pictures, a strategy drawn at random, and the fitted push
+towards yes or no: each runs the model once more. What they would do to right answers is counted too, since nobody
+knows which answers are wrong. Writes `benchmarks/results/remedies.md` and `.json`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from lvlm_guard import Stack, loading
+from lvlm_guard.bench.reporting.sentences import format_p
+from lvlm_guard.bench.running import store
+from lvlm_guard.bench.scoring.fitted_bias import FOLDS, find_fold
 from lvlm_guard.bench.scoring.intervals import by_cluster, format_interval, interval
 from lvlm_guard.bench.scoring.significance import Significance, significance
 from lvlm_guard.files import write_whole
-from lvlm_guard.tuning.answering import TunedModel
-from lvlm_guard.tuning.remedies import FITTED_BIAS, CaseRow, RemedyTable, measure
-from lvlm_guard.tuning.splits import split_suite
+from lvlm_guard.tuning.remedies import FITTED_BIAS, CaseRow, RemedyTable, read_run
 
 RESULTS = Path(__file__).resolve().parent / "results" / "remedies"
 WRONG = 200
 """Wrong answers that are counted, the first ones."""
 
-REMEDIES = ("avisc", "dola", "icd", "m3id", "memvr", "sla", "vaf", "vcd", "vdd", "vsv")
-PROPOSED, SINGLE, RANDOM, THREE = "first proposed", "best single", "random", "any of three proposed"
+PROPOSED, RANDOM, THREE = "first proposed", "a random one", "any of three proposed"
+MOST_CURES, BEST_NET = "the single one with most cures", "the single one with most cures less breaks"
 
 
 @dataclass(frozen=True)
@@ -42,33 +41,47 @@ class Policy:
     apply: Callable[[CaseRow], float]
 
 
-def build_policies(table: RemedyTable, names: Sequence[str]) -> list[Policy]:
-    """Return the rules; all but the last run one remedy for each item."""
+def build_policies(tables: Sequence[RemedyTable], names: Sequence[str]) -> list[Policy]:
+    """Return the rules; all but the last run one remedy for each item.
 
-    def first(row: CaseRow) -> float:
-        return float(row.answers[table.propose(row.level, row.margin, 1)[0].name][1])
+    Args:
+        tables: For each fold, what was measured on the pictures of the others.
+        names: All remedies.
+    """
+    single_rules = [
+        (label, [find_single(table, net=net) for table in tables])
+        for label, net in ((MOST_CURES, False), (BEST_NET, True))
+    ]
 
-    def three(row: CaseRow) -> float:
-        return float(any(row.answers[proposal.name][1] for proposal in table.propose(row.level, row.margin, 3)))
+    def propose(row: CaseRow, count: int) -> list[str]:
+        return [proposal.name for proposal in tables[find_fold(row.cluster)].propose(row.level, row.margin, count)]
 
-    best = find_single(table)
+    def cures(row: CaseRow, chosen: Iterable[str]) -> float:
+        return float(any(row.answers[name][1] for name in chosen))
+
     return [
-        Policy(PROPOSED, first),
-        Policy(f"{SINGLE} ({best})", lambda row: float(row.answers[best][1])),
+        Policy(PROPOSED, lambda row: cures(row, propose(row, 1))),
+        *(
+            Policy(
+                f"{label} ({', '.join(dict.fromkeys(chosen))})",
+                lambda row, chosen=chosen: cures(row, [chosen[find_fold(row.cluster)]]),  # type: ignore[misc]
+            )
+            for label, chosen in single_rules
+        ),
         Policy(RANDOM, lambda row: sum(row.answers[name][1] for name in names) / len(names)),
-        Policy(f"control: {FITTED_BIAS}", lambda row: float(row.answers[FITTED_BIAS][1])),
-        Policy(THREE, three),
+        Policy(f"control: {FITTED_BIAS}", lambda row: cures(row, [FITTED_BIAS])),
+        Policy(THREE, lambda row: cures(row, propose(row, 3))),
     ]
 
 
-def find_single(table: RemedyTable) -> str:
-    """Return the remedy that cured most calibration items, of which none is known to be wrong less what it broke."""
+def find_single(table: RemedyTable, *, net: bool) -> str:
+    """Return the remedy that cured most answers; net of those that it broke, or not."""
 
-    def net(name: str) -> tuple[int, str]:
+    def score(name: str) -> tuple[int, str]:
         counts = table.measure(name, table.rows)
-        return (-(counts.cured - counts.broken), name)
+        return (counts.broken * net - counts.cured, name)
 
-    return min(table.remedies, key=net)
+    return min(table.remedies, key=score)
 
 
 def select(rows: Iterable[CaseRow], names: Sequence[str], wrong: int) -> tuple[list[CaseRow], list[CaseRow]]:
@@ -85,11 +98,11 @@ def compare(first: Policy, second: Policy, rows: Sequence[CaseRow]) -> Significa
     return significance(before, after, [row.cluster for row in rows])
 
 
-def measure_policies(table: RemedyTable, held_out: RemedyTable, wrong_limit: int) -> dict[str, Any]:
+def measure_policies(tables: Sequence[RemedyTable], everything: RemedyTable, wrong_limit: int) -> dict[str, Any]:
     """Return all figures."""
-    names = [name for name in table.remedies if name in held_out.remedies]
-    policies = build_policies(table, names)
-    wrong, right = select(held_out.rows, names, wrong_limit)
+    names = list(everything.remedies)
+    policies = build_policies(tables, names)
+    wrong, right = select(everything.rows, names, wrong_limit)
     figures = {}
     for policy in policies:
         cured = [(policy.apply(row), 1.0) for row in wrong]
@@ -102,16 +115,14 @@ def measure_policies(table: RemedyTable, held_out: RemedyTable, wrong_limit: int
             "broken_share": write(interval(by_cluster([row.cluster for row in right], broken)), right),
             "lead": None
             if lead is None
-            else f"{format_interval(lead.difference, lead.clusters, signed=True)}, p {lead.p:.3f}",
+            else f"{format_interval(lead.difference, lead.clusters, signed=True)}, {format_p(lead.p)}",
         }
     return {
-        "calibration": {**table.suite, "rows": len(table.rows), "wrong": sum(not row.right for row in table.rows)},
-        "held_out": {**held_out.suite, "wrong": len(wrong), "right": len(right)},
-        "edges": list(table.edges),
+        "suite": {**everything.suite, "wrong": len(wrong), "right": len(right)},
+        "edges": list(everything.edges),
         "remedies": names,
-        "refusals": dict(table.refusals),
         "policies": figures,
-        "cells": describe_cells(table),
+        "cells": describe_cells(everything),
     }
 
 
@@ -141,7 +152,7 @@ def describe_cells(table: RemedyTable) -> list[dict[str, Any]]:
 
 def format_page(figures: dict[str, Any], command: str) -> str:
     """Return the page."""
-    searched, judged = figures["calibration"], figures["held_out"]
+    suite = figures["suite"]
     rows = [
         f"| {name} | {values['cured']:.1f} | {values['cured_share']} | {values['broken']:.1f} | {values['broken_share']} | {values['lead'] or ''} |"
         for name, values in figures["policies"].items()
@@ -159,18 +170,19 @@ def format_page(figures: dict[str, Any], command: str) -> str:
             f"`{command}`",
             "",
             (
-                f"Measured on {searched['rows']} questions about {searched['pictures']} calibration scenes, of which {searched['wrong']} were answered "
-                f"wrongly; tried on the first {judged['wrong']} wrong answers to held-out questions, and on the {judged['right']} right answers beside "
-                f"them. Remedies: {', '.join(figures['remedies'])}, each at its published values. Every row but the last runs the model once more for "
-                "an item. Intervals are 95 %, scenes resampled as wholes; leads are of the first row over the others, on wrong answers. "
-                "One small model on drawn scenes."
+                f"The first {suite['wrong']} wrong answers of plain generate to {suite['items']} items about {suite['pictures']} scenes, and the "
+                f"{suite['right']} right ones among them; captions count as wrong where they name an absent object. Each is held out from the "
+                f"table that proposes for it. Remedies: {', '.join(figures['remedies'])}, at their published values or as fitted. Every row "
+                "but the last runs the model once more for an item; the last runs it three times and would need to know the truth. Intervals "
+                "are 95 %, scenes resampled as wholes; leads are of the first row over the others, on wrong answers, p values uncorrected. One "
+                "small model on drawn scenes."
             ),
             "",
             "| rule | cured | share of wrong | broken | share of right | lead of the first row |",
             "| --- | --- | --- | --- | --- | --- |",
             *rows,
             "",
-            "## First proposals, on calibration scenes",
+            "## First proposals, on all scenes",
             "",
             f"Margins between yes and no are binned at {edges} nats, `0` the least sure; `none` has no such margin.",
             "",
@@ -185,30 +197,21 @@ def format_page(figures: dict[str, Any], command: str) -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description="Measures remedies on calibration scenes and tries them on held-out ones."
+        description="Measures remedies on some pictures of a run and tries them on the others."
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the answers; the same command goes on there")
-    parser.add_argument("--calibration", type=int, default=60, help="calibration scenes")
-    parser.add_argument("--scenes", type=int, default=120, help="held-out scenes")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a run, as scenes.py leaves it")
+    parser.add_argument("--suite", default="scenes", help="the suite's name in the run")
     parser.add_argument("--wrong", type=int, default=WRONG, help="wrong answers that are counted")
-    parser.add_argument("--seed", type=int, default=11, help="of the scenes")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the files to write, without their endings")
     arguments = parser.parse_args()
-    loading.quieten()
-    model, processor = loading.load(loading.BUNDLED, None, "auto")
-    subject = TunedModel(model, processor, loading.BUNDLED, batch=64)
-    spec = f"scenes:captions=0,seed={arguments.seed}"
-    splits = split_suite(f"{spec},count={arguments.scenes}", f"{spec},split=calibration,count={arguments.calibration}")
-    stacks = {name: Stack.of(name) for name in REMEDIES}
+    record = store.read(arguments.run)
+    clusters = list(dict.fromkeys(item.cluster for item in record.items[arguments.suite]))
     tables = [
-        measure(subject, part, stacks, arguments.out / label, track=tqdm)
-        for label, part in (("calibration", splits.calibration), ("held_out", splits.held_out))
+        read_run(record, arguments.suite, {name for name in clusters if find_fold(name) != fold})
+        for fold in range(FOLDS)
     ]
-    figures = measure_policies(tables[0], tables[1], arguments.wrong)
-    command = (
-        f"python benchmarks/remedies.py --out FOLDER --calibration {arguments.calibration} --scenes {arguments.scenes} "
-        f"--wrong {arguments.wrong} --seed {arguments.seed}"
-    )
+    figures = measure_policies(tables, read_run(record, arguments.suite, set(clusters)), arguments.wrong)
+    command = f"python benchmarks/remedies.py --run {'/'.join(arguments.run.parts[-2:])} --wrong {arguments.wrong}"
     text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
     write_whole(arguments.results.with_suffix(".json"), text.encode("utf-8"))
     write_whole(arguments.results.with_suffix(".md"), format_page(figures, command).encode("utf-8"))

@@ -7,8 +7,9 @@ beside them, which is no remedy: it shows how much is only leaning.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ import numpy as np
 
 from lvlm_guard.bench import files
 from lvlm_guard.bench.items import AnsweredItem
-from lvlm_guard.bench.running.choosing import load_measures
+from lvlm_guard.bench.running.choosing import build_suite, load_measures
 from lvlm_guard.bench.running.manifest import model_identity
 from lvlm_guard.bench.running.runner import one_thread_if_small
+from lvlm_guard.bench.running.store import Record
+from lvlm_guard.bench.running.systems import GREEDY
 from lvlm_guard.bench.scoring.fitted_bias import apply_fitted_bias
 from lvlm_guard.bench.scoring.intervals import FEWEST
 from lvlm_guard.bench.scoring.measures import Measure
@@ -130,7 +133,7 @@ class RemedyTable:
     rows: Sequence[CaseRow]
     refusals: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def edges(self) -> tuple[float, ...]:
         """Where the bins of the margin meet: as many wrong answers in each."""
         margins = [row.margin for row in self.rows if not row.right and row.margin is not None]
@@ -143,13 +146,25 @@ class RemedyTable:
 
     def cell(self, level: str, bin_name: str) -> list[CaseRow]:
         """Return the items of one level and bin."""
-        return [row for row in self.rows if row.level == level and self.find_bin(row.margin) == bin_name]
+        return self._cells.get((level, bin_name), [])
+
+    @functools.cached_property
+    def _cells(self) -> dict[tuple[str, str], list[CaseRow]]:
+        cells: dict[tuple[str, str], list[CaseRow]] = {}
+        for row in self.rows:
+            cells.setdefault((row.level, self.find_bin(row.margin)), []).append(row)
+        return cells
+
+    @functools.cached_property
+    def _shares(self) -> dict[str, float]:
+        """The share of all wrong answers that each remedy cured."""
+        counts = {name: _count(name, self.rows) for name in (*self.remedies, FITTED_BIAS)}
+        return {name: count.cured / count.wrong if count.wrong else 0.0 for name, count in counts.items()}
 
     def measure(self, name: str, rows: Iterable[CaseRow]) -> CureRate:
         """Return what a remedy, or the control, did to some items."""
         counts = _count(name, rows)
-        overall = _count(name, self.rows)
-        share = overall.cured / overall.wrong if overall.wrong else 0.0
+        share = self._shares[name]
         return CureRate(
             counts.wrong,
             counts.cured,
@@ -169,8 +184,9 @@ class RemedyTable:
         Raises:
             InputError: The table has no item of that level.
         """
-        if level not in {row.level for row in self.rows}:
-            levels = ", ".join(sorted({row.level for row in self.rows}))
+        measured_levels = {measured for measured, _ in self._cells}
+        if level not in measured_levels:
+            levels = ", ".join(sorted(measured_levels))
             raise InputError(f"The remedies were measured at {levels}, not at {quote(level)}. Name one of those.")
         rows = self.cell(level, self.find_bin(margin))
         control = self.measure(FITTED_BIAS, rows)
@@ -288,6 +304,50 @@ def measure(
         {name: remedies[name].to_dict()["stack"] for name in texts},
         build_rows(plain.answers, {**texts, FITTED_BIAS: pushed}, measures),
         {name: reply.refusal for name, reply in replies.items() if reply.refusal},
+    )
+
+
+def read_run(record: Record, suite: str, clusters: Collection[str]) -> RemedyTable:
+    """Return what the stacks of a bench run did to its items about some pictures; nothing is generated.
+
+    Args:
+        record: The run, with plain generate among its systems.
+        suite: The suite's name in the run.
+        clusters: Pictures, or groups of them that go together.
+
+    Raises:
+        InputError: Plain generate has not answered everything.
+    """
+    answers = {
+        name: [answer for answer in record.read_answers(name, suite) if answer.item.cluster in clusters]
+        for name in record.systems
+    }
+    description = record.manifest["suites"][suite]
+    items = [item for item in record.items[suite] if item.cluster in clusters]
+    if GREEDY not in answers or len(answers[GREEDY]) < len(items):
+        raise InputError(f"{record.folder}: plain generate has not answered all of {suite}. Go on with that run first.")
+    stacks = {
+        name: entry["stack"]
+        for name, entry in record.manifest["systems"].items()
+        if entry["role"] == "stack" and len(answers[name]) == len(items)
+    }
+    plain = answers[GREEDY]
+    pushed, _ = apply_fitted_bias(plain)
+    built = build_suite(description["name"], description["arguments"])
+    return RemedyTable(
+        record.manifest["model"],
+        {
+            "suite": description["name"],
+            "arguments": description["arguments"],
+            "items": len(items),
+            "pictures": len(clusters),
+        },
+        stacks,
+        build_rows(
+            plain,
+            {**{name: answers[name] for name in stacks}, FITTED_BIAS: pushed},
+            load_measures(built, description["parser"], record.data),
+        ),
     )
 
 

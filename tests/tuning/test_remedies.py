@@ -7,9 +7,11 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from planted import Planted, Simulated
 
+from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.errors import InputError
-from lvlm_guard.tuning.remedies import FITTED_BIAS, NO_MARGIN, CaseRow, RemedyTable
+from lvlm_guard.tuning.remedies import FITTED_BIAS, NO_MARGIN, CaseRow, RemedyTable, read_run
 from lvlm_guard.tuning.remedy_trial import Attempt, RemedyTrial
 
 
@@ -123,3 +125,31 @@ def test_a_level_that_was_not_measured_is_refused(table):
 
 def test_the_control_is_no_remedy(table):
     assert FITTED_BIAS not in [proposal.name for proposal in table.propose("object", 0.2, 9)]
+
+
+def test_a_run_is_read_without_a_model(monkeypatch):
+    monkeypatch.setattr(SuiteCatalogue, "find", lambda _, name: SuiteOffer(Planted, "tests"))
+    told = {
+        "greedy": (lambda seen: seen.plain, lambda seen: seen.caption),
+        "sound": (lambda seen: seen.plain + 1.5 * seen.evidence, lambda seen: seen.sure),
+        "no": (lambda seen: -1.0, lambda seen: seen.caption),
+        "swap": (lambda seen: seen.other, lambda seen: seen.caption),
+    }
+    roles = {"greedy": "control", "swap": "control", "sound": "stack", "no": "stack"}
+    clusters = {f"p{number}" for number in range(60)}
+    read = read_run(Simulated(told, roles), "planted", clusters)
+    assert set(read.remedies) == {"sound", "no"}
+    assert {row.cluster for row in read.rows} == clusters
+    assert set(read.rows[0].answers) == {"sound", "no", FITTED_BIAS}
+    sound, never = (read.measure(name, read.rows) for name in ("sound", "no"))
+    assert sound.cured > 3 * sound.broken
+    assert never.broken > never.cured
+    assert read.propose("object", 0.1)[0].name == "sound"
+
+
+def test_a_run_without_all_plain_answers_is_refused(monkeypatch):
+    told = {"sound": (lambda seen: 1.0, lambda seen: seen.sure)}
+    record = Simulated(told, {"sound": "stack"})
+    monkeypatch.setattr(Simulated, "folder", "somewhere", raising=False)
+    with pytest.raises(InputError, match="plain generate has not answered"):
+        read_run(record, "planted", {"p1"})
