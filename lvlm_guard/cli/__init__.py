@@ -21,8 +21,10 @@ from lvlm_guard.cli import (
     fitting,
     planning,
     prospecting,
+    remedies,
     stacks,
     testbed,
+    tuning,
     verifying,
 )
 from lvlm_guard.cli.program import Group, Program, readable_endings
@@ -41,8 +43,10 @@ app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
+app.command("tune")(tuning.tune)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(diagnosing.app, name="diagnose")
+app.add_typer(remedies.app, name="remedies")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
 

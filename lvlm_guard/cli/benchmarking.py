@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from lvlm_guard import loading
-from lvlm_guard.cli import costing
+from lvlm_guard.cli import auditing, costing
 from lvlm_guard.cli.options import ONE_STACK, Allow, Device, Dtype, Model
 from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import GuardWarning
@@ -39,6 +39,7 @@ def group() -> None:
 
 
 app.command("cost")(costing.cost)
+app.command("audit")(auditing.audit)
 
 
 @app.command("list")

@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
     "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
-    "verification",
+    "tuning", "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
     "forward",

@@ -1,0 +1,1 @@
+"""What a suite gives away without its pictures: balances, habits and blind rules, and the errors that they explain."""
