@@ -20,6 +20,7 @@ from lvlm_guard.cli import (
     fitting,
     planning,
     prospecting,
+    serving,
     stacks,
     testbed,
     verifying,
@@ -40,6 +41,7 @@ app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
+app.command("serve")(serving.serve)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
