@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lvlm_guard.call.report import Report
 from lvlm_guard.errors import GuardError, shorten
 from lvlm_guard.guard import Guard
 from lvlm_guard.outputs import sequences
@@ -63,9 +64,8 @@ class BatchRunner:
         for request in requests:
             length = lengths[rows.index(request.rows[0])]
             generated = sum(len(row.text.ids) for row in request.rows)
-            request.complete(
-                JobEnd(length, generated, len(rows), report.summarize() if request.job.wants_report else None)
-            )
+            summary = _describe_report(report) if request.job.wants_report else None
+            request.complete(JobEnd(length, generated, len(rows), summary))
 
     def explain(self, request: OpenJob, error: BaseException) -> ApiError:
         """Return what a request is told that failed alone: whether the model itself, unguarded, cannot answer it."""
@@ -137,6 +137,14 @@ def find_context_length(model: Any) -> int | None:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     length = getattr(text, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
+
+
+def _describe_report(report: Report) -> dict[str, Any]:
+    """Return a report as clients may see it: without the folder that the model was loaded from."""
+    summary = report.summarize()
+    if summary["origin"] is not None:
+        del summary["origin"]["model"]
+    return summary
 
 
 def _choose_draw(row: AnswerRow) -> SampledChoice | None:

@@ -59,7 +59,7 @@ def structured_logs(stream: TextIO = sys.stderr) -> Iterator[None]:
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if logger is LOGGER else logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _log_warning
