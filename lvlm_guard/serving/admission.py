@@ -36,7 +36,7 @@ class KeyRing:
             return address
         scheme, _, token = (authorization or "").partition(" ")
         key = token.strip().encode("utf-8", "surrogateescape")
-        matches = [hmac.compare_digest(key, known) for known in self._keys]  # all of them: time tells nothing
+        matches = [hmac.compare_digest(key, secret) for secret in self._keys]  # all of them: time tells nothing
         if scheme.lower() != "bearer" or not any(matches):
             raise ApiError(
                 401,

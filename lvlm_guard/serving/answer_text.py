@@ -52,8 +52,8 @@ class AnswerText:
 
     def _cut_open_end(self, text: str) -> str:
         """Return the text without an end that further tokens may change: half a character, white space, part of a stop."""
-        held = max((_overlap(text, stop) for stop in self.stops), default=0)
-        return text[: len(text) - held].rstrip(HALF_CHARACTER).strip()
+        overlap = max((_overlap(text, stop) for stop in self.stops), default=0)
+        return text[: len(text) - overlap].rstrip(HALF_CHARACTER).strip()
 
     def _send(self, text: str) -> str:
         if len(text) <= len(self.sent) or not text.startswith(self.sent):

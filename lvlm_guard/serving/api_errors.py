@@ -64,8 +64,8 @@ def describe_failure(error: BaseException) -> ApiError:
 
 
 def describe_invalid(error: ValidationError) -> ApiError:
-    """Return the answer to a body of another form: the first field at fault, as OpenAI names it."""
-    problem = error.errors(include_url=False, include_input=False)[0]
+    """Return the answer to a body of another form: a field at fault, the innermost of those that are, as OpenAI names it."""
+    problem = max(error.errors(include_url=False, include_input=False), key=lambda entry: len(entry["loc"]))
     param = _write_location(problem["loc"])
     if problem["type"] == "json_invalid":
         return ApiError(400, f"The body is no valid JSON: {problem['msg']}.", "invalid_json")

@@ -10,7 +10,7 @@ from typing import Any
 from lvlm_guard.serving.api_errors import ApiError
 from lvlm_guard.serving.engine import ChoiceEnd, JobEnd, JobEvent, TextPiece
 
-DONE = b"data: [DONE]\n\n"
+LAST_EVENT = b"data: [LAST_EVENT]\n\n"
 
 
 @dataclass
@@ -52,7 +52,7 @@ class AnswerWriter:
                     yield write_event(chunk)
         except ApiError as error:
             yield write_event(error.to_dict())
-        yield DONE
+        yield LAST_EVENT
 
     def _describe_event(self, event: JobEvent, started: set[int]) -> list[dict[str, Any]]:
         if isinstance(event, JobEnd):

@@ -18,7 +18,7 @@ from lvlm_guard.serving.chat_answers import AnswerWriter
 from lvlm_guard.serving.chat_request import ChatRequest, read_chat_request
 from lvlm_guard.serving.conversations import RequestReader
 from lvlm_guard.serving.engine import ChatJob, JobEvent
-from lvlm_guard.serving.handled_request import GONE, HandledRequest
+from lvlm_guard.serving.handled_request import DISCONNECTED, HandledRequest
 from lvlm_guard.serving.http_bodies import ClientGone, read_body, run_while_connected
 from lvlm_guard.serving.metrics import ServingMetrics
 from lvlm_guard.serving.settings import ServingLimits
@@ -58,7 +58,7 @@ class ChatService:
             handled.note_error(error)
             response = write_error(error)
         except ClientGone:
-            response = Response(status_code=GONE)
+            response = Response(status_code=DISCONNECTED)
         finally:
             if not handled.streams:
                 handled.close()
@@ -67,7 +67,7 @@ class ChatService:
 
     async def _answer(self, request: Request, handled: HandledRequest) -> Response:
         handled.client = self.identify(request)
-        handled.held.enter_context(self.admission.enter(handled.client))
+        handled.places.enter_context(self.admission.enter(handled.client))
         body = await read_body(request, self.limits)
         loop = asyncio.get_running_loop()
         chat, job = await loop.run_in_executor(self._threads, self._read, body, handled)

@@ -1,4 +1,4 @@
-"""Requests that wait for the worker, taken in turns between clients and in groups that may share a batch."""
+"""Requests that wait for the worker, batch in turns between clients and in groups that may share a batch."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class FairQueue:
         client, requests = next(iter(self._clients.items()))
         first = requests.popleft()
         self._end_turn(client)
-        taken, key = [first], self._group(first)
+        batch, key = [first], self._group(first)
         rows -= first.job.choices
         while key is not None and rows > 0 and (request := self._take_alike(key, rows)) is not None:
-            taken.append(request)
+            batch.append(request)
             rows -= request.job.choices
-        return taken
+        return batch
 
     def _take_alike(self, key: Hashable, rows: int) -> OpenJob | None:
         """Return the first request of the next client that has one of this group and of at most so many rows."""

@@ -13,7 +13,7 @@ from lvlm_guard.serving.engine import JobEnd, JobEvent, TextPiece
 from lvlm_guard.serving.metrics import ServingMetrics
 from lvlm_guard.serving.structured_logs import log_event
 
-GONE = 499
+DISCONNECTED = 499
 """The status in logs and metrics of a request whose client went away, as nginx counts it."""
 
 
@@ -23,18 +23,18 @@ class HandledRequest:
 
     Args:
         metrics: Counts it.
-        held: What is given back at its end: its place among open requests.
+        places: What is given back at its end: its place among open requests.
     """
 
     metrics: ServingMetrics
-    held: ExitStack = field(default_factory=ExitStack)
+    places: ExitStack = field(default_factory=ExitStack)
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     arrived: float = field(default_factory=time.monotonic)
     client: str = ""
     stack: str = ""
     streams: bool = False
     pictures: int = 0
-    status: int = GONE
+    status: int = DISCONNECTED
     code: str | None = None
     first: float | None = None
     end: JobEnd | None = None
@@ -63,7 +63,7 @@ class HandledRequest:
         if self._is_closed:
             return
         self._is_closed = True
-        self.held.close()
+        self.places.close()
         seconds = time.monotonic() - self.arrived
         self._count(seconds)
         log_event(
@@ -77,8 +77,8 @@ class HandledRequest:
 
     def _count(self, seconds: float) -> None:
         self.metrics.requests.labels(self.stack, str(self.status)).inc()
-        if self.status == GONE:
-            self.metrics.gone.inc()
+        if self.status == DISCONNECTED:
+            self.metrics.disconnected.inc()
         if self.first is not None:
             self.metrics.first.labels(self.stack).observe(self.first)
         if self.end is not None:

@@ -24,7 +24,7 @@ class ServingMetrics:
             "lvlm_guard_requests", "Requests by stack and status.", ["stack", "status"], registry=self.registry
         )
         self.tokens = Counter("lvlm_guard_tokens", "Tokens of answered requests.", ["kind"], registry=self.registry)
-        self.gone = Counter(
+        self.disconnected = Counter(
             "lvlm_guard_disconnected_requests", "Requests whose client went away.", registry=self.registry
         )
         self.seconds = self._time("lvlm_guard_request_seconds", "From arrival to the end.")

@@ -79,19 +79,24 @@ class PictureGate:
         try:
             with Image.open(BytesIO(content), formats=FORMATS) as header:
                 width, height = header.size
+        except Image.DecompressionBombError:
+            raise _describe_size("far too many", param) from None
         except BROKEN:
             raise ApiError(
                 400, f"The picture cannot be read: send {', '.join(FORMATS)}.", "invalid_image", param=param
             ) from None
         self.pixels -= width * height
         if self.pixels < 0:
-            raise ApiError(
-                400,
-                f"The pictures of the request have more pixels than this server takes; this one has {width} x {height}. Scale it "
-                "down.",
-                "image_too_large",
-                param=param,
-            )
+            raise _describe_size(f"{width} x {height}", param)
+
+
+def _describe_size(pixels: str, param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"The pictures of the request have more pixels than this server takes; this one has {pixels}. Scale it down.",
+        "image_too_large",
+        param=param,
+    )
 
 
 def _decode_uri(url: str, param: str) -> bytes:

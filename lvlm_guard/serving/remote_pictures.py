@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -16,7 +18,6 @@ from lvlm_guard.errors import InputError, quote
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 OK = 200
-CHUNK = 2**16
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -72,7 +73,10 @@ class RemotePictures:
         """Return the content at a URL, or where it redirects to."""
         parts, host, port = self._split(url)
         connection = self._connect(parts.scheme, host, port, deadline)
+        timer = threading.Timer(_left(deadline), _hang_up, [connection.sock])
+        timer.start()
         try:
+            _greet(connection.sock)
             path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
             connection.request("GET", path, headers={"User-Agent": "lvlm-guard", "Accept": "image/*"})
             response = connection.getresponse()
@@ -80,8 +84,11 @@ class RemotePictures:
                 return b"", response.getheader("Location")
             if response.status != OK:
                 raise InputError(f"The picture at {quote(url)} cannot be fetched: status {response.status}.")
-            return self._read(response, connection, url, deadline), None
+            content = self._read(response, url)
+            _left(deadline)
+            return content, None
         finally:
+            timer.cancel()
             connection.close()
 
     def _split(self, url: str) -> tuple[urllib.parse.SplitResult, str, int]:
@@ -98,7 +105,9 @@ class RemotePictures:
         """Return a connection to an address of the host that was checked: its name is not looked up again."""
         connected = socket.create_connection((str(self._resolve(host, port)), port), timeout=_left(deadline))
         if scheme == "https":
-            connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+            connected = ssl.create_default_context().wrap_socket(
+                connected, server_hostname=host, do_handshake_on_connect=False
+            )
         connection = http.client.HTTPConnection(host, port)
         connection.sock = connected
         return connection
@@ -113,19 +122,23 @@ class RemotePictures:
             )
         return addresses[0]
 
-    def _read(
-        self, response: http.client.HTTPResponse, connection: http.client.HTTPConnection, url: str, deadline: float
-    ) -> bytes:
-        content = b""
-        while True:
-            if connection.sock is not None:
-                connection.sock.settimeout(_left(deadline))
-            chunk = response.read1(CHUNK)
-            if not chunk:
-                return content
-            content += chunk
-            if len(content) > self.largest:
-                raise InputError(f"The picture at {quote(url)} has more than {self.largest} bytes.")
+    def _read(self, response: http.client.HTTPResponse, url: str) -> bytes:
+        content = response.read(self.largest + 1)
+        if len(content) > self.largest:
+            raise InputError(f"The picture at {quote(url)} has more than {self.largest} bytes.")
+        return content
+
+
+def _greet(connected: socket.socket) -> None:
+    """Shake hands where the connection is encrypted."""
+    if isinstance(connected, ssl.SSLSocket):
+        connected.do_handshake()
+
+
+def _hang_up(connected: socket.socket) -> None:
+    """End a connection whose time is over, whatever is being read from it, byte by byte."""
+    with contextlib.suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def _left(deadline: float) -> float:

@@ -69,5 +69,5 @@ class RowMonitor(StoppingCriteria):
         """Return which rows are done, bool `[rows]`."""
         for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
             row.accept(token)
-        done = [not row.is_open for row in self._rows]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+        finished = [not row.is_open for row in self._rows]
+        return torch.tensor(finished, dtype=torch.bool, device=input_ids.device)

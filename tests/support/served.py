@@ -28,7 +28,7 @@ class ServerProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)  # noqa: S603
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         self._ports: queue.Queue[int] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
