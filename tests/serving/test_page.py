@@ -6,6 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 from browser import CHROMIUM, Browser
+from served import ask as write_messages
 from served import draw_picture
 
 pytestmark = [
@@ -59,8 +60,6 @@ def ask(browser, folder, seed):
 
 @pytest.mark.parametrize("width", [1000, 400])
 def test_a_picture_is_asked_about_plain_and_guarded(browser, server, complete, tmp_path, width):
-    from served import ask as write_messages
-
     browser.open(server.url + "/", width)
     ask(browser, tmp_path, 2)
     messages = write_messages("what is in the picture ?", draw_picture(2))

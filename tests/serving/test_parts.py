@@ -99,7 +99,7 @@ def test_text_is_sent_when_it_is_final():
 
 
 def test_half_a_character_waits_for_the_other_half():
-    sent, last, _ = pieces([0, 4, 4, 5])
+    sent, _, _ = pieces([0, 4, 4, 5])
     assert sent == ["what", "", "日", "é"]
     assert pieces([0, 4])[1] == "\ufffd"  # it never came
 
