@@ -10,7 +10,7 @@ from typing import Any
 from lvlm_guard.serving.api_errors import ApiError
 from lvlm_guard.serving.engine import ChoiceEnd, JobEnd, JobEvent, TextPiece
 
-LAST_EVENT = b"data: [LAST_EVENT]\n\n"
+LAST_EVENT = b"data: [DONE]\n\n"
 
 
 @dataclass
