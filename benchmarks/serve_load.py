@@ -48,6 +48,7 @@ class Outcome:
         tokens: Of all answers.
         duration: Seconds of the phase.
         memory: Of the server at its end, in MiB.
+        memory_before: After half of it.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Outcome:
     tokens: int = 0
     duration: float = 0.0
     memory: float = 0.0
+    memory_before: float = 0.0
 
 
 class LoadedServer:
@@ -228,6 +230,8 @@ async def overload(server: LoadedServer, rate: float, seconds: float, answers: d
             until, tasks = time.monotonic() + seconds, []
             while time.monotonic() < until:
                 tasks.append(asyncio.ensure_future(send(client, draw_request(source, STACKS), outcome, answers)))
+                if not outcome.memory_before and until - time.monotonic() < seconds / 2:
+                    outcome.memory_before = server.memory
                 await asyncio.sleep(source.expovariate(rate))
             await asyncio.gather(*tasks)
 
@@ -268,6 +272,7 @@ def describe(name: str, outcome: Outcome) -> dict[str, Any]:
     return {
         "phase": name, "seconds": outcome.duration, "answers": answered, "answers_per_second": answered / outcome.duration,
         "tokens_per_second": outcome.tokens / outcome.duration, **quantiles, **first, "memory_mib": outcome.memory,
+        "memory_before_mib": outcome.memory_before,
         "statuses": dict(outcome.statuses), "wrong": outcome.wrong,
     }  # fmt: skip
 
@@ -284,6 +289,8 @@ def write_table(figures: list[dict[str, Any]], settings: str) -> str:
     ]
     wrong = sum(len(entry["wrong"]) for entry in figures)
     end = f"Requests that were lost, answered twice, differently or with an error they should not have met: {wrong}."
+    last = figures[-1]
+    end += f" Memory after half of the mixed load: {last['memory_before_mib']:.0f} MiB, at its end {last['memory_mib']:.0f} MiB."
     return "\n".join([f"# A server under load\n\n{settings}\n", head, "|---" * 11 + "|", *rows, "", end, ""])
 
 
@@ -309,8 +316,9 @@ def main() -> None:
     settings = (
         f"`python benchmarks/serve_load.py --minutes {arguments.minutes:g} --capacity-seconds {arguments.capacity_seconds:g}` on "
         f"{os.cpu_count()} cores, the bundled model, batches of {ROWS} rows, {PLACES} places, answers of 4 to 16 tokens. The mixed "
-        "load arrives at twice the capacity, for all stacks alike; clients come back {ATTEMPTS - 1} times "
-        "after a 429, and times of answers count from the first attempt. Load of the machine at the end: {os.getloadavg()[1]:.1f}."
+        f"load arrives at twice the capacity, for all stacks alike; clients come back {ATTEMPTS - 1} times after a 429, and times "
+        "of answers count from the first attempt. The server had no machine of its own: other work kept the load average at "
+        f"{os.getloadavg()[1]:.1f}."
     )
     table = write_table(figures, settings)
     print(table)
@@ -319,6 +327,7 @@ def main() -> None:
         arguments.out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     assert status == 0, status
     assert figures[-1]["left_open"] == 0
+    assert figures[-1]["memory_mib"] < 1.1 * figures[-1]["memory_before_mib"]
     assert not any(entry["wrong"] for entry in figures), [entry["wrong"][:5] for entry in figures]
 
 

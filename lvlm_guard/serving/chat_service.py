@@ -79,7 +79,7 @@ class ChatService:
             return JSONResponse(answer, headers=NOT_KEPT)
         first = await run_while_connected(request, _begin(events))
         handled.streams = True
-        return StreamedAnswer(writer, _resume(first, events), handled)
+        return StreamedAnswer(writer, _resume(first, events), handled, self.limits.answer_seconds)
 
     def identify(self, request: Request) -> str:
         """Return who asks.
@@ -109,9 +109,12 @@ class StreamedAnswer(StreamingResponse):
         writer: Writes the answer.
         events: Of the answer.
         handled: The request, closed when this is over.
+        seconds: After which a client that does not read what is sent is left.
     """
 
-    def __init__(self, writer: AnswerWriter, events: AsyncGenerator[JobEvent, None], handled: HandledRequest) -> None:
+    def __init__(
+        self, writer: AnswerWriter, events: AsyncGenerator[JobEvent, None], handled: HandledRequest, seconds: float
+    ) -> None:
         super().__init__(
             writer.write_chunks(events),
             media_type="text/event-stream",
@@ -119,11 +122,14 @@ class StreamedAnswer(StreamingResponse):
         )
         self._events = events
         self._handled = handled
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
         try:
-            await super().__call__(scope, receive, send)
+            await asyncio.wait_for(super().__call__(scope, receive, send), self._seconds)
+        except asyncio.TimeoutError:
+            self._handled.note_error(ApiError(504, "The client did not read its answer in time.", "slow_reader"))
         finally:
             await self._events.aclose()
             self._handled.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +18,9 @@ class SpecialTexts:
     """
 
     def __init__(self, processor: Any) -> None:
-        self._tokenizer = getattr(processor, "tokenizer", processor)
+        # A copy: tokenizers are not made to be shared by threads, and the worker's own pads meanwhile.
+        self._tokenizer = copy.deepcopy(getattr(processor, "tokenizer", processor))
+        self._lock = threading.Lock()
         tokens = {name: token for token, name in _list_special(self._tokenizer)}
         places = (getattr(processor, name, None) for name in ("image_token", "video_token", "boi_token", "eoi_token"))
         self._names = {*tokens, *(name for name in places if isinstance(name, str) and name)}
@@ -43,9 +47,10 @@ class SpecialTexts:
 
     def _find_by_id(self, text: str) -> str | None:
         """Return a special token that the tokenizer finds in a text in another spelling."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        token = next((token for token in ids if token in self._ids), None)
-        return None if token is None else str(self._tokenizer.decode([token]))
+        with self._lock:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            token = next((token for token in ids if token in self._ids), None)
+            return None if token is None else str(self._tokenizer.decode([token]))
 
 
 def _list_special(tokenizer: Any) -> Iterable[tuple[int, str]]:

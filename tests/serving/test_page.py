@@ -91,7 +91,7 @@ def test_an_error_is_shown(browser, server, tmp_path):
     assert "<image>" in browser.wait(
         "!document.getElementById('problem').hidden && document.getElementById('problem').textContent"
     )
-    assert browser.run("!document.getElementById('ask').disabled")
+    assert browser.run("!document.getElementById('ask').disabled && document.getElementById('answers').hidden")
     look(browser, "page-error")
 
 

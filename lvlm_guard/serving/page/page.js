@@ -176,6 +176,7 @@ async function ask() {
 function run(work) {
   work().catch((error) => {
     say("");
+    $("answers").hidden = !$("plain").textContent;
     if (error.name === "AbortError") say("Stopped.");
     else complain(error.message || String(error));
   });
