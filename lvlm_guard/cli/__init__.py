@@ -15,6 +15,7 @@ from lvlm_guard.cli import (
     answering,
     architectures,
     benchmarking,
+    bulk,
     demonstration,
     describing,
     fitting,
@@ -35,6 +36,7 @@ app = Program(
 )
 app.command("strategies")(describing.strategies)
 app.command("generate")(answering.generate)
+app.command("generate-batch")(bulk.generate_batch)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)

@@ -18,7 +18,7 @@ from lvlm_guard import fields, fitting
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
-    "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+    "bench", "bulk", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
     "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
