@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from lvlm_guard import __version__
 from lvlm_guard.serving.api_errors import ApiError
@@ -68,7 +68,7 @@ def build_app(service: ChatService, is_draining: Callable[[], bool] = lambda: Fa
     _add_state(app, service, is_draining)
     _add_page(app)
     _add_errors(app)
-    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _describe(app, service)  # type: ignore[method-assign]
     return app
 
 
@@ -76,8 +76,11 @@ def _add_chat(app: FastAPI, service: ChatService) -> None:
     started = int(time.time())
     body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}}}
     errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorBody} for status in ERRORS}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}}
+    answers = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": event}}
+    responses = {**errors, 200: {"description": "The answer, whole or as it comes.", "content": answers}}
 
-    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body}, responses=errors, response_model=None)
+    @app.post("/v1/chat/completions", openapi_extra={"requestBody": body}, responses=responses, response_model=None)
     async def complete_chat(request: Request) -> Response:
         """Answer a conversation, as OpenAI's API does; `guard` chooses a stack and asks for its report."""
         return await service.complete(request)
@@ -87,7 +90,7 @@ def _add_chat(app: FastAPI, service: ChatService) -> None:
         """List the model: by itself with the default stack, and once with each stack."""
         service.identify(request)
         reader = service.reader
-        names = [reader.model, *(f"{reader.model}:{stack}" for stack in reader.engine.stacks)]
+        names = reader.names
         stacks = {name: list(strategies) for name, strategies in reader.engine.stacks.items()}
         entries: list[dict[str, Any]] = [
             {"id": name, "object": "model", "created": started, "owned_by": "lvlm-guard"} for name in names
@@ -111,7 +114,7 @@ def _add_state(app: FastAPI, service: ChatService, is_draining: Callable[[], boo
             raise ApiError(503, "The server takes no more requests.", "not_ready")
         return {"status": "ready"}
 
-    @app.get("/metrics", response_model=None, responses={401: {"model": ErrorBody}})
+    @app.get("/metrics", response_class=PlainTextResponse, responses={401: {"model": ErrorBody}})
     def write_metrics(request: Request) -> Response:
         """Return metrics for Prometheus."""
         service.identify(request)
@@ -149,13 +152,23 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, tell_failure)
 
 
-def _describe(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with the form of a request beside what the routes say themselves."""
+def _describe(app: FastAPI, service: ChatService) -> dict[str, Any]:
+    """Return the OpenAPI document: routes, and the form of a request with the models, stacks and limits of this server."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(schema.pop("$defs", {}))
         components["ChatRequest"] = schema
+        schema["properties"]["model"]["enum"] = service.reader.names
+        _find_choice(components["GuardOptions"]["properties"]["stack"])["enum"] = list(service.reader.engine.stacks)
+        for name, limit in (("max_tokens", "max_tokens"), ("max_completion_tokens", "max_tokens"), ("n", "max_batch")):
+            _find_choice(schema["properties"][name])["maximum"] = getattr(service.limits, limit)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _find_choice(field: dict[str, Any]) -> dict[str, Any]:
+    """Return the alternative of a field that may also be null."""
+    choice: dict[str, Any] = next(choice for choice in field["anyOf"] if choice["type"] != "null")
+    return choice

@@ -39,6 +39,11 @@ class RequestReader:
     special: SpecialTexts
     fetch: Callable[[str], bytes] | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """What requests may call the model: by itself with the default stack, and with each stack."""
+        return [self.model, *(f"{self.model}{JOINT}{stack}" for stack in self.engine.stacks)]
+
     def read(self, request: ChatRequest, id: str, client: str, arrived: float) -> ChatJob:  # noqa: A002 - the field's name
         """Return a request as a job; blocks while pictures are fetched and decoded.
 
