@@ -104,7 +104,7 @@ def _add_state(app: FastAPI, service: ChatService, is_draining: Callable[[], boo
     def tell_health() -> dict[str, str]:
         """Say whether the process works; a server that does not should be restarted."""
         if not service.reader.engine.is_alive and not is_draining():
-            raise ApiError(503, "The worker that owns the model has ended.", "unhealthy")
+            raise ApiError(503, "The worker that owns the model has ended, or is stuck in a batch.", "unhealthy")
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"model": ErrorBody}})

@@ -43,6 +43,7 @@ class HuggingFaceEngine:
         self._queue = FairQueue(self._group, limits.gather_seconds)
         self._runner = BatchRunner(guard, self._guards, limits.max_tokens, int(self._settings.get("top_k") or 0))
         self._seconds = 0.0
+        self._batch_started: float | None = None
         self._is_stopping = False
         self._thread = threading.Thread(target=self._work, name="lvlm-guard-worker", daemon=True)
         self._thread.start()
@@ -65,8 +66,10 @@ class HuggingFaceEngine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the worker takes requests."""
-        return self._thread.is_alive() and not self._is_stopping
+        """Whether the worker takes requests; not where one batch has kept it for twice as long as any answer may take."""
+        started = self._batch_started
+        is_stuck = started is not None and time.monotonic() - started > 2 * self._limits.answer_seconds
+        return self._thread.is_alive() and not self._is_stopping and not is_stuck
 
     @property
     def waiting(self) -> int:
@@ -139,8 +142,9 @@ class HuggingFaceEngine:
 
     def _work(self) -> None:
         while requests := self._queue.take(self._limits.max_batch):
-            started = time.monotonic()
+            self._batch_started = started = time.monotonic()
             self._run(requests)
+            self._batch_started = None
             seconds = time.monotonic() - started
             self._seconds = 0.8 * self._seconds + 0.2 * seconds if self._seconds else seconds
 

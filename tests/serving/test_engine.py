@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from served import draw_picture
 from served_stacks import Moody, Slow
 
-from lvlm_guard import Stack
+from lvlm_guard import Generation, Stack, hookimpl
 from lvlm_guard.serving.api_errors import ApiError
 from lvlm_guard.serving.engine import ChatJob, ChoiceEnd, JobEnd, TextPiece
 from lvlm_guard.serving.hugging_face import HuggingFaceEngine
@@ -52,6 +54,32 @@ def test_a_late_answer_is_an_error(engine):
     assert late.value.status == 504
     assert time.monotonic() - started < 15
     assert asyncio.run(collect(engine, job("vcd", tokens=2)))  # the worker is free again
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """Hangs for a while, and cannot be interrupted."""
+
+    name: ClassVar[str] = "stuck"
+
+    @hookimpl
+    def start(self, gen: Generation) -> None:
+        time.sleep(4)
+
+
+def test_a_worker_that_is_stuck_is_known(guard):
+    limits = ServingLimits(answer_seconds=0.5, gather_seconds=0)
+    engine = HuggingFaceEngine(guard, {"stuck": Stack.of([Stuck()])}, limits)
+    assert engine.is_alive
+    with pytest.raises(ApiError) as late:
+        asyncio.run(collect(engine, job("stuck", seconds=0.5)))
+    assert late.value.status == 504
+    assert not engine.is_alive
+    until = time.monotonic() + 60
+    while not engine.is_alive:  # the client is gone, and the worker comes back
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    engine.stop()
 
 
 def test_what_waits_is_answered_before_the_end(engine):
