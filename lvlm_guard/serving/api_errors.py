@@ -81,15 +81,18 @@ def describe_invalid(error: ValidationError) -> ApiError:
 def _write_location(location: tuple[int | str, ...]) -> str:
     """Return the path of a field, `messages[0].content[1].text`, without the names of alternatives that were tried."""
     path = ""
-    for part in location:
+    for index, part in enumerate(location):
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ALTERNATIVES:
-            path += f".{part}" if path else part
-        elif not part.isidentifier() and "[" not in part:
-            path += f".{quote(part)}"
+            continue
+        is_kind = part in KINDS and index > 0 and isinstance(location[index - 1], int)
+        if is_kind or part in ALTERNATIVES or part.startswith("list["):
+            continue
+        name = part if part.isidentifier() else quote(part)
+        path += f".{name}" if path else name
     return shorten(path, 120)
 
 
-ALTERNATIVES = frozenset({"str", "int", "float", "bool", "image_url", "text", "TextPart", "ImagePart", "none"})
-"""Names that pydantic puts into the path of a field where several forms are allowed."""
+ALTERNATIVES = frozenset({"str", "int", "float", "bool"})
+KINDS = frozenset({"text", "image_url"})
+"""Names that pydantic puts into the path of a field: of forms that it tried, and of the kind of a part behind its index."""
