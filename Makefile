@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-architectures test-harnesses test-generation peers scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-architectures test-harnesses test-generation peers scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -35,6 +35,14 @@ test-plants: $(STAMP)
 # Ten thousand misuses of the public surfaces; FUZZ_SEED=N draws others, FUZZ_SCALE=.1 fewer.
 test-fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m fuzz tests/fuzz
+
+# The server under schemathesis, and ten minutes of mixed load at twice its capacity: about twenty minutes on two quiet cores. LOAD=1
+# takes one minute of load.
+LOAD ?= 10
+test-serve: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'schemathesis>=4'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu and not harness' tests/serving
+	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD)
 
 # Every mechanism on every model type that transformers maps image and text to text, compared with the committed table: about ten
 # minutes on two cores.

@@ -15,6 +15,7 @@ from lvlm_guard.cli import (
     answering,
     architectures,
     benchmarking,
+    bulk,
     demonstration,
     describing,
     diagnosing,
@@ -22,6 +23,7 @@ from lvlm_guard.cli import (
     planning,
     prospecting,
     remedies,
+    serving,
     stacks,
     testbed,
     tuning,
@@ -37,6 +39,7 @@ app = Program(
 )
 app.command("strategies")(describing.strategies)
 app.command("generate")(answering.generate)
+app.command("generate-batch")(bulk.generate_batch)
 app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
@@ -44,6 +47,7 @@ app.command("models")(architectures.models)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.command("tune")(tuning.tune)
+app.command("serve")(serving.serve)
 app.add_typer(benchmarking.app, name="bench")
 app.add_typer(diagnosing.app, name="diagnose")
 app.add_typer(remedies.app, name="remedies")

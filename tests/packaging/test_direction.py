@@ -18,7 +18,7 @@ from lvlm_guard import fields, fitting
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
-    "bench", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+    "bench", "bulk", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
     "tuning", "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
@@ -32,6 +32,7 @@ KNOWS_TRANSFORMERS = (
     "cli",
     "loading",
     "verification",
+    "serving.row_processors",
 )
 PUBLIC = {
     "lvlm_guard": lvlm_guard.__all__,
@@ -245,9 +246,12 @@ def test_everything_but_the_standard_library_is_declared():
 
     def forbidden(module, one):
         harness = module.startswith("lvlm_guard.harness.")
+        served = within(module, "lvlm_guard.serving") or module == "lvlm_guard.cli.serving"
         guests = (
-            {"lmms_eval", "lm_eval"} if harness else {"lvlm_guard.testing.devices": {"accelerate"}}.get(module, set())
-        )
+            {"lmms_eval", "lm_eval"} if harness
+            else {"fastapi", "starlette", "uvicorn", "prometheus_client"} if served
+            else {"lvlm_guard.testing.devices": {"accelerate"}}.get(module, set())
+        )  # fmt: skip
         known = one.package in ours or one.package in {*sys.stdlib_module_names, "tomllib", "triton", *guests}
         return not known and named_otherwise.get(one.package, one.package) not in declared
 

@@ -1,0 +1,122 @@
+"""The input: a line for each picture and its questions, read one by one; a line that cannot be used does not end the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lvlm_guard.errors import InputError, quote, shorten
+from lvlm_guard.files import is_file
+
+FIELDS = ("id", "image", "question", "questions")
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class BulkUnit:
+    """A picture and its questions.
+
+    Args:
+        line: Of the input, counted from 1.
+        id: Tells it from all others; the number of its line where the input has none.
+        image: The file of the picture.
+        questions: At least one.
+    """
+
+    line: int
+    id: str
+    image: Path
+    questions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RejectedLine:
+    """A line of the input that cannot be answered, and why."""
+
+    line: int
+    reason: str
+
+    @classmethod
+    def of_error(cls, line: int, error: BaseException) -> RejectedLine:
+        """Return the rejection that an error leads to."""
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        return cls(line, shorten(reason, LONGEST_REASON))
+
+
+class UnitReader:
+    """Reads a JSONL file of units; paths of pictures start at its folder.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: There is no such file, or it is of another kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.suffix.lower() != ".jsonl":
+            raise InputError(f"{path}: the input is a .jsonl file, a line of JSON for each picture and its questions.")
+        if not is_file(path):
+            raise InputError(f"{path}: there is no such file.")
+        self._path = path
+
+    def measure(self) -> tuple[int, str]:
+        """Return how many lines the input has that are not blank, and the digest of all of it."""
+        count, digest = 0, hashlib.sha256()
+        with self._path.open("rb") as file:
+            for line in file:
+                count += bool(line.strip())
+                digest.update(line)
+        return count, digest.hexdigest()
+
+    def __iter__(self) -> Iterator[BulkUnit | RejectedLine]:
+        """Yield every line that is not blank: as a unit, or as what is wrong with it."""
+        lines: dict[str, int] = {}
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield self._read(number, line, lines)
+
+    def _read(self, number: int, line: bytes, lines: dict[str, int]) -> BulkUnit | RejectedLine:
+        try:
+            unit = self._parse(number, line)
+        except (ValueError, RecursionError) as error:
+            return RejectedLine.of_error(number, error)
+        if unit.id in lines:
+            return RejectedLine(number, f"the id {quote(unit.id)} is that of line {lines[unit.id]}")
+        lines[unit.id] = number
+        return unit
+
+    def _parse(self, number: int, line: bytes) -> BulkUnit:
+        values = json.loads(line)
+        if not isinstance(values, dict):
+            raise InputError('a line is an object, {"image": ..., "questions": [...]}')
+        unknown = [name for name in values if name not in FIELDS]
+        if unknown:
+            raise InputError(f"the field {quote(unknown[0])} is not known; those that are: {', '.join(FIELDS)}")
+        image = values.get("image")
+        if not isinstance(image, str) or not image:
+            raise InputError(f"image is the path of a picture, got {quote(image)}")
+        return BulkUnit(number, _read_id(values, number), self._path.parent / image, _read_questions(values))
+
+
+def _read_id(values: dict[str, Any], number: int) -> str:
+    name = values.get("id", f"line {number}")
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
+        raise InputError(f"id is a text or a whole number, got {quote(name)}")
+    return str(name)
+
+
+def _read_questions(values: dict[str, Any]) -> tuple[str, ...]:
+    if ("question" in values) == ("questions" in values):
+        raise InputError("a line has either question or questions")
+    questions = [values["question"]] if "question" in values else values["questions"]
+    if not isinstance(questions, list) or not questions or not all(isinstance(text, str) for text in questions):
+        raise InputError(f"questions is a list of texts, got {quote(questions)}")
+    if not all(text.strip() for text in questions):
+        raise InputError("a question is empty")
+    return tuple(questions)
