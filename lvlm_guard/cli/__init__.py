@@ -17,6 +17,7 @@ from lvlm_guard.cli import (
     benchmarking,
     demonstration,
     describing,
+    diagnosing,
     fitting,
     planning,
     prospecting,
@@ -41,6 +42,7 @@ app.command("models")(architectures.models)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.add_typer(benchmarking.app, name="bench")
+app.add_typer(diagnosing.app, name="diagnose")
 app.add_typer(stacks.app, name="stack")
 app.add_typer(testbed.app, name="testbed")
 
