@@ -27,8 +27,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from lvlm_guard import Guard, anatomy
-from lvlm_guard.diagnosis import AnswerDiagnosis, WordDiagnosis, diagnose_answer
+from lvlm_guard import AttentionCapture, Branch, Generation, Guard, View, anatomy, hookimpl
 from lvlm_guard.diagnosis.answer import occlusion
 from lvlm_guard.diagnosis.answer.forcing import AnswerRequest
 from lvlm_guard.loading import load
@@ -38,15 +37,70 @@ from lvlm_guard.testbed.world.scenes import Scene, scenes
 Floats = NDArray[np.float64]
 PROMPT, TOKENS, SEED = DESCRIBE[0], 44, 7
 RESAMPLES, BINS, CELLS, STEP = 1000, 10, 6, 4
-SCORES: Mapping[str, Callable[[WordDiagnosis], float]] = {
-    "doubt": lambda word: word.doubt,
-    "entropy": lambda word: word.entropy,
-    "max probability": lambda word: -word.max_probability,
-    "probability of the word": lambda word: -word.log_probability,
-    "image-free log-ratio": lambda word: -(word.log_ratio or 0.0),
-    "image attention": lambda word: -(word.image_attention or 0.0),
+BATCH = 30
+"""Captions of a call."""
+SCORES: Mapping[str, Callable[[Mapping[str, Any], Sequence[float]], float]] = {
+    "doubt": lambda word, _: word["doubt"],
+    "entropy": lambda word, _: word["entropy"],
+    "max probability": lambda word, _: -word["max_probability"],
+    "image-free log-ratio": lambda _, kept: kept[1] - kept[0],
+    "image attention": lambda _, kept: -kept[2],
 }
-"""What each score says of a word; higher is more doubtful."""
+"""What each score says of a word of `doubt` and of what `TokenRecorder` kept of its token; higher is more doubtful."""
+IMAGE_FREE = Branch.without_image()
+ATTENTION = "attention"
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRecorder:
+    """Keep of each greedy token its log-probability, that without the image, and the attention on the image; nothing is changed.
+
+    Args:
+        columns: Receives `[rows, 3]` for each token.
+    """
+
+    columns: Any
+
+    @hookimpl
+    def branches(self, gen: Generation) -> Iterator[Branch]:  # noqa: ARG002 - the hook's signature
+        """Run the same prompts without their images."""
+        yield IMAGE_FREE
+
+    @hookimpl
+    def attention(self, gen: Generation) -> Iterator[AttentionCapture]:  # noqa: ARG002 - as above
+        """Look at the attention to the image."""
+        yield AttentionCapture(ATTENTION, (0.0, 1.0), sum_image, depends_on_end=False)
+
+    @hookimpl
+    def observe(self, gen: Generation) -> None:
+        """Keep a column `[rows, 3]`."""
+        logs, free = (gen.logits(source)[:, -1].float().log_softmax(-1) for source in ("main", IMAGE_FREE))
+        best = logs.argmax(-1, keepdim=True)
+        masses = [values[:, :, -1].mean(1) for (key, _), values in gen.observations.items() if key == ATTENTION]
+        attention = torch.stack(masses).mean(0)
+        self.columns.append(torch.stack([logs.gather(1, best)[:, 0], free.gather(1, best)[:, 0], attention], dim=1))
+
+
+def sum_image(probabilities: Tensor, view: View) -> Tensor:
+    """Return the share of attention on the image `[rows, heads, predicting]`."""
+    return (probabilities * view.keys[:, None, None]).sum(-1)
+
+
+@dataclass(frozen=True)
+class DescribedScene:
+    """A scene, and what was said of it.
+
+    Args:
+        scene: The scene.
+        text: The caption.
+        words: As `doubt` leaves them in a report.
+        tokens: What was kept of each token `[tokens, 3]`.
+    """
+
+    scene: Scene
+    text: str
+    words: Sequence[Mapping[str, Any]]
+    tokens: Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -66,18 +120,18 @@ class JudgedWord:
     scores: Mapping[str, float]
 
 
-def judge(number: int, scene: Scene, diagnosis: AnswerDiagnosis) -> Iterator[JudgedWord]:
-    """Yield the words of an answer that the scene says true or false of."""
-    subjects = [word.text for word in diagnosis.words]
-    for place, word in enumerate(diagnosis.words):
-        if word.level == "object":
-            is_wrong = word.text not in scene.present
-        elif word.level == "attribute" and (thing := scene.find(subjects[place + 1])) is not None:
-            is_wrong = thing.colour != word.text
+def judge(number: int, described: DescribedScene) -> Iterator[JudgedWord]:
+    """Yield the words of a caption that the scene says true or false of."""
+    for word in described.words:
+        subject = (word["claim"] or [""])[0]
+        if word["level"] == "object":
+            is_wrong = word["text"] not in described.scene.present
+        elif word["level"] == "attribute" and (thing := described.scene.find(subject)) is not None:
+            is_wrong = thing.colour != word["text"]
         else:
             continue
-        scores = {name: score(word) for name, score in SCORES.items()}
-        yield JudgedWord(number, str(word.level), is_wrong, scores)
+        scores = {name: score(word, described.tokens[word["first_token"]]) for name, score in SCORES.items()}
+        yield JudgedWord(number, word["level"], is_wrong, scores)
 
 
 def compute_auroc(scores: Floats, wrong: NDArray[np.bool_], weights: Floats) -> float:
@@ -154,16 +208,26 @@ def check_reliability(words: Sequence[JudgedWord]) -> tuple[list[dict[str, Any]]
     return rows, float(error)
 
 
-def describe(guard: Guard, count: int) -> tuple[list[JudgedWord], list[JudgedWord], list[tuple[Scene, AnswerDiagnosis]]]:
-    """Return the words about scenes that break a habit, those about scenes drawn by the habits, and all diagnoses."""
-    drawn = [*scenes("counterfactual", count, seed=SEED), *scenes("iid", count, seed=SEED)]
-    diagnoses = [
-        diagnose_answer(guard, scene.picture, PROMPT, max_new_tokens=TOKENS, cells=0) for scene in tqdm(drawn, "captions")
-    ]
-    pairs = list(zip(drawn, diagnoses, strict=True))
-    judged = [list(judge(number, *pair)) for number, pair in enumerate(pairs)]
-    breaking, keeping = judged[:count], judged[count:]
-    return [word for words in breaking for word in words], [word for words in keeping for word in words], pairs
+def describe(guard: Guard, drawn: Sequence[Scene]) -> list[DescribedScene]:
+    """Return greedy captions of scenes, with what is known of their words."""
+    described = []
+    for start in tqdm(range(0, len(drawn), BATCH), "captions"):
+        part, columns = drawn[start : start + BATCH], []
+        observing = guard.using([{"name": "doubt", "params": {"ask": True}}, TokenRecorder(columns)])
+        batch = observing.inputs(images=[scene.picture for scene in part], messages=[write_prompt() for _ in part])
+        observing.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
+        tokens = torch.stack(columns, dim=1).tolist()
+        rows = observing.report.results["doubt"]
+        described += [
+            DescribedScene(scene, row["text"], row["words"], kept)
+            for scene, row, kept in zip(part, rows, tokens, strict=True)
+        ]
+    return described
+
+
+def write_prompt() -> list[dict[str, Any]]:
+    """Return the conversation that asks for a caption."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]}]
 
 
 def cover(picture: Image.Image, cells: Sequence[int], *, keeps: bool) -> Image.Image:
@@ -198,24 +262,24 @@ def map_word(request: AnswerRequest, ids: Sequence[int], span: tuple[int, int]) 
     return occlusion.occlude(request, ids, [span], CELLS, iter)[0]
 
 
-def choose_objects(pairs: Sequence[tuple[Scene, AnswerDiagnosis]], count: int) -> list[tuple[Scene, AnswerDiagnosis, WordDiagnosis]]:
-    """Return the first object of each answer that is in its picture, one a picture."""
+def choose_objects(described: Sequence[DescribedScene], count: int) -> list[tuple[DescribedScene, Mapping[str, Any]]]:
+    """Return the first object of each caption that is in its picture, one a picture."""
     chosen = []
-    for scene, diagnosis in pairs:
-        words = [word for word in diagnosis.words if word.level == "object" and word.text in scene.present]
-        chosen += [(scene, diagnosis, words[0])] if words else []
+    for each in described:
+        words = [word for word in each.words if word["level"] == "object" and word["text"] in each.scene.present]
+        chosen += [(each, words[0])] if words else []
     return chosen[:: max(len(chosen) // max(count, 1), 1)][:count]
 
 
-def judge_maps(guard: Guard, pairs: Sequence[tuple[Scene, AnswerDiagnosis]], count: int) -> list[dict[str, Any]]:
+def judge_maps(guard: Guard, described: Sequence[DescribedScene], count: int) -> list[dict[str, Any]]:
     """Return rows about occlusion maps: deletion, insertion, and rank correlation with maps of models whose weights are shuffled."""
     rng = np.random.default_rng(SEED)
     shuffled = {name: Guard(shuffle(guard.model, share), guard.processor, None) for name, share in SHARES.items()}
     figures: dict[str, list[float]] = {}
-    for scene, diagnosis, word in tqdm(choose_objects(pairs, count), "maps"):
-        request = AnswerRequest(guard, (scene.picture,), PROMPT)
-        ids = list(request.tokenizer(diagnosis.answer, add_special_tokens=False)["input_ids"])
-        span = (word.first_token, word.first_token + word.tokens)
+    for each, word in tqdm(choose_objects(described, count), "maps"):
+        request = AnswerRequest(guard, (each.scene.picture,), PROMPT)
+        ids = list(request.tokenizer(each.text, add_special_tokens=False)["input_ids"])
+        span = (word["first_token"], word["first_token"] + word["tokens"])
         map_ = map_word(request, ids, span)
         by_map, by_chance = map_.argsort(descending=True).tolist(), rng.permutation(CELLS * CELLS).tolist()
         for name, keeps in (("deletion", False), ("insertion", True)):
@@ -230,7 +294,8 @@ def judge_maps(guard: Guard, pairs: Sequence[tuple[Scene, AnswerDiagnosis]], cou
     return [{"figure": name, "words": len(values), **average(values)} for name, values in figures.items()]
 
 
-SHARES = {"last layer shuffled": 1, "last four layers shuffled": 4, "all layers shuffled": 8}
+SHARES = {"last four layers shuffled": 4, "all layers shuffled": 8}
+"""Layers of the decoder whose weights are shuffled, by what it is called."""
 
 
 def average(values: Sequence[float]) -> dict[str, float]:
@@ -256,8 +321,7 @@ def shuffle(model: Any, count: int) -> Any:
 def measure_cost(guard: Guard, rounds: int) -> list[dict[str, Any]]:
     """Return processor time of captions, plain and with the observer, as ratios within rounds."""
     picture = scenes("iid", 1, seed=SEED)[0].picture
-    content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
-    batch = guard.inputs(images=[picture], messages=[{"role": "user", "content": content}])
+    batch = guard.inputs(images=[picture], messages=write_prompt())
     stacks: dict[str, Any] = {"plain": None, "doubt": "doubt", "doubt, ask": [{"name": "doubt", "params": {"ask": True}}]}
     guards = {name: guard.using(stack) for name, stack in stacks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in stacks}
@@ -333,7 +397,9 @@ def main() -> None:
     torch.set_num_threads(1)
     model, processor = load("testbed", "cpu")
     guard = Guard(model, processor, None)
-    breaking, keeping, pairs = describe(guard, count)
+    described = describe(guard, [*scenes("counterfactual", count, seed=SEED), *scenes("iid", count, seed=SEED)])
+    judged = [list(judge(number, each)) for number, each in enumerate(described)]
+    breaking, keeping = ([word for words in half for word in words] for half in (judged[:count], judged[count:]))
     every = [*breaking, *keeping]
     groups = {
         "all scenes, both levels": every,
@@ -351,18 +417,18 @@ def main() -> None:
         "words": len(every),
         "wrong words": sum(word.is_wrong for word in every),
     }
-    write(
-        arguments.out,
-        {
-            "about": about,
-            "conclusions": conclude(scores),
-            "scores": scores,
-            "reliability": reliability,
-            "calibration error": error,
-            "maps": judge_maps(guard, pairs, maps),
-            "cost": measure_cost(guard, rounds),
-        },
-    )
+    values = {
+        "about": about,
+        "conclusions": conclude(scores),
+        "scores": scores,
+        "reliability": reliability,
+        "calibration error": error,
+        "maps": [],
+        "cost": [],
+    }
+    write(arguments.out, values)
+    write(arguments.out, values | {"cost": (cost := measure_cost(guard, rounds))})
+    write(arguments.out, values | {"cost": cost, "maps": judge_maps(guard, described, maps)})
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def answer(
         check_placeholder(question.prompt, guard.processor)
     typer.echo(describe_cost(len(questions), max_new_tokens, cells if maps else 0), err=True)
     with readable_model_errors(ADVICE):
-        diagnoses = _diagnose(guard, questions, out, {**settings, "max_new_tokens": max_new_tokens})
+        diagnoses = _diagnose(guard, questions, out, {**settings, "max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED})
     for diagnosis in diagnoses:
         _show(diagnosis)
     typer.echo(f"{out / ('index.html' if len(diagnoses) > 1 else 'answer.html')}")

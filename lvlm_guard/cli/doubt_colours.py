@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 STRONG = 0.9
 """Doubt from which a word is shown in the strongest way."""
+THRESHOLD = 0.5
+"""Doubt from which a word is doubtful."""
+
+
+def is_doubtful(word: Mapping[str, Any]) -> bool:
+    """Return whether a word of `report.results["doubt"]` is shown as doubtful: only what was asked about is."""
+    return word["by"] == "margin" and word["doubt"] >= THRESHOLD
 
 
 def colour_words(text: str, words: Sequence[tuple[tuple[int, int], float, bool]]) -> Text:

@@ -68,7 +68,7 @@ def find_ends(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 
 
 def _measure_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]:
-    """Return what each token adds, and how long the text is with it."""
+    """Return what each token adds once its characters are whole, and how long the text is with it, parts of characters apart."""
     pieces, start, read, end = [], 0, 0, 0
     for count in range(1, len(ids) + 1):
         before, text = _decode(tokenizer, ids[start:read]), _decode(tokenizer, ids[start:count])
@@ -77,7 +77,8 @@ def _measure_pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]
             piece = text[len(before) :]
             start, read = read, count
         end += len(piece)
-        pieces.append((piece, end))
+        started = 0 if piece else max(len(text.rstrip(UNFINISHED)) - len(before), 0)
+        pieces.append((piece, end + started))
     return pieces
 
 

@@ -57,6 +57,7 @@ class DiagnosisSettings:
         doubt: Parameters of the strategy `doubt`.
         watch: Called with what runs next.
         track: Goes round the longest loop, and shows progress.
+        name: What the model is called; None is what its config says.
     """
 
     threshold: float = THRESHOLD
@@ -67,6 +68,7 @@ class DiagnosisSettings:
     doubt: Mapping[str, Any] | None = None
     watch: Callable[[str], None] = lambda _: None
     track: Callable[[Any], Any] = iter
+    name: str | None = None
 
 
 def diagnose_answer(
@@ -202,7 +204,7 @@ def _diagnose(request: AnswerRequest, ids: list[int], settings: DiagnosisSetting
         request.prompt,
         scored.doubts["text"],
         "model",
-        _name(request.guard.model),
+        settings.name or _name(request.guard.model),
         request.guard.stack.names,
         settings.threshold,
         words,
