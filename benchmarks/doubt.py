@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
-from lvlm_guard import AttentionCapture, Branch, Generation, Guard, View, anatomy, hookimpl
+from lvlm_guard import AttentionCapture, Branch, Generation, Guard, Revision, View, anatomy, hookimpl
 from lvlm_guard.diagnosis.answer import occlusion
 from lvlm_guard.diagnosis.answer.forcing import AnswerRequest
 from lvlm_guard.loading import load
@@ -59,6 +59,9 @@ class TokenRecorder:
         columns: Receives `[rows, 3]` for each token.
     """
 
+    observes: ClassVar[bool] = True
+    asks: ClassVar[bool] = False
+
     columns: Any
 
     @hookimpl
@@ -79,6 +82,12 @@ class TokenRecorder:
         masses = [values[:, :, -1].mean(1) for (key, _), values in gen.observations.items() if key == ATTENTION]
         attention = torch.stack(masses).mean(0)
         self.columns.append(torch.stack([logs.gather(1, best)[:, 0], free.gather(1, best)[:, 0], attention], dim=1))
+
+
+    @hookimpl
+    def finish(self, gen: Generation) -> Iterator[Revision]:  # noqa: ARG002 - as above
+        """Revise nothing: strategies that finish are left out where `doubt` asks its questions, and so is this one."""
+        return iter(())
 
 
 def sum_image(probabilities: Tensor, view: View) -> Tensor:
