@@ -83,7 +83,6 @@ class TokenRecorder:
         attention = torch.stack(masses).mean(0)
         self.columns.append(torch.stack([logs.gather(1, best)[:, 0], free.gather(1, best)[:, 0], attention], dim=1))
 
-
     @hookimpl
     def finish(self, gen: Generation) -> Iterator[Revision]:  # noqa: ARG002 - as above
         """Revise nothing: strategies that finish are left out where `doubt` asks its questions, and so is this one."""
@@ -221,7 +220,7 @@ def describe(guard: Guard, drawn: Sequence[Scene]) -> list[DescribedScene]:
     """Return greedy captions of scenes, with what is known of their words."""
     described = []
     for start in tqdm(range(0, len(drawn), BATCH), "captions"):
-        part, columns = drawn[start : start + BATCH], []
+        part, columns = drawn[start : start + BATCH], list[Tensor]()
         observing = guard.using([{"name": "doubt", "params": {"ask": True}}, TokenRecorder(columns)])
         batch = observing.inputs(images=[scene.picture for scene in part], messages=[write_prompt() for _ in part])
         observing.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
@@ -251,13 +250,17 @@ def cover(picture: Image.Image, cells: Sequence[int], *, keeps: bool) -> Image.I
     return Image.fromarray(edited)
 
 
-def trace(request: AnswerRequest, ids: Sequence[int], span: tuple[int, int], order: Sequence[int], *, keeps: bool) -> float:
+def trace(
+    request: AnswerRequest, ids: Sequence[int], span: tuple[int, int], order: Sequence[int], *, keeps: bool
+) -> float:
     """Return the area under the probability of a word, as a share of that on the picture, as cells are covered or shown in an order."""
     picture = request.pictures[0]
     edits = [cover(picture, order[:number], keeps=keeps) for number in range(0, CELLS * CELLS + 1, STEP)]
     logs = torch.cat(
         [
-            occlusion.compute_log_probabilities(request, [picture, *edits[start : start + 11]], ids[: span[1]])[:, span[0] :].sum(1)
+            occlusion.compute_log_probabilities(request, [picture, *edits[start : start + 11]], ids[: span[1]])[
+                :, span[0] :
+            ].sum(1)
             for start in range(0, len(edits), 11)
         ]
     )
@@ -296,7 +299,9 @@ def judge_maps(guard: Guard, described: Sequence[DescribedScene], count: int) ->
                 figures.setdefault(f"{name} {way}", []).append(trace(request, ids, span, order, keeps=keeps))
         for name, other_guard in shuffled.items():
             other_map = map_word(AnswerRequest(other_guard, request.pictures, PROMPT), ids, span)
-            figures.setdefault(f"rank correlation, {name}", []).append(float(stats.spearmanr(map_, other_map).statistic))
+            figures.setdefault(f"rank correlation, {name}", []).append(
+                float(stats.spearmanr(map_, other_map).statistic)
+            )
     for name in ("deletion", "insertion"):
         pairs_of = zip(figures[f"{name} by the map"], figures[f"{name} in a random order"], strict=True)
         figures[f"{name}, map minus random"] = [left - right for left, right in pairs_of]
@@ -331,7 +336,11 @@ def measure_cost(guard: Guard, rounds: int) -> list[dict[str, Any]]:
     """Return processor time of captions, plain and with the observer, as ratios within rounds."""
     picture = scenes("iid", 1, seed=SEED)[0].picture
     batch = guard.inputs(images=[picture], messages=write_prompt())
-    stacks: dict[str, Any] = {"plain": None, "doubt": "doubt", "doubt, ask": [{"name": "doubt", "params": {"ask": True}}]}
+    stacks: dict[str, Any] = {
+        "plain": None,
+        "doubt": "doubt",
+        "doubt, ask": [{"name": "doubt", "params": {"ask": True}}],
+    }
     guards = {name: guard.using(stack) for name, stack in stacks.items()}
     seconds: dict[str, list[float]] = {name: [] for name in stacks}
     for number in tqdm(range(rounds + 1), "cost"):
@@ -373,7 +382,14 @@ def write(folder: Path, values: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_at_once(folder / "doubt.json", json.dumps(values, indent=1) + "\n")
     about = "\n".join(f"- {name}: {value}" for name, value in values["about"].items())
-    shown = ("auroc value", "auroc low", "auroc high", "doubt minus it value", "doubt minus it low", "doubt minus it high")
+    shown = (
+        "auroc value",
+        "auroc low",
+        "auroc high",
+        "doubt minus it value",
+        "doubt minus it low",
+        "doubt minus it high",
+    )
     parts = [
         "# Doubts of words on held-out scenes",
         about,
