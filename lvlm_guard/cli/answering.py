@@ -35,7 +35,8 @@ def generate(
     show_doubt: Annotated[
         bool,
         typer.Option(
-            "--show-doubt", help="Mark doubtful words, once the model is asked about each word about the picture; not streamed."
+            "--show-doubt",
+            help="Mark doubtful words, once the model is asked about each word about the picture; not streamed.",
         ),
     ] = False,
     report: Annotated[bool, typer.Option("--report", help="Print the report of the call as JSON on stderr.")] = False,

@@ -42,7 +42,9 @@ class QuestionedAnswer:
 
 
 def answer(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the report; a new one, or an earlier report's.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder of the report; a new one, or an earlier report's.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="A local folder, a hub id, or 'testbed' for the bundled model."),
@@ -55,23 +57,33 @@ def answer(
     answers: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help='Several answers: lines of JSON, {"image": ..., "prompt": ..., "answer": ...}; answer may be missing.'
+            metavar="FILE",
+            help='Several answers: lines of JSON, {"image": ..., "prompt": ..., "answer": ...}; answer may be missing.',
         ),
     ] = None,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Captions of the bundled model about drawn scenes; no other option is needed.")
+        bool,
+        typer.Option("--demo", help="Captions of the bundled model about drawn scenes; no other option is needed."),
     ] = False,
     stack: Stack = "plain",
     allow: Allow = None,
     evidence: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A head that lvlm-guard fit evidence fitted: what the picture's tokens show.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A head that lvlm-guard fit evidence fitted: what the picture's tokens show."
+        ),
     ] = None,
     model_diagnosis: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A diagnosis of the model as JSON: its fault is named as a possible cause.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A diagnosis of the model as JSON: its fault is named as a possible cause."),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Doubt from which a word is doubtful.")] = 0.5,
-    maps: Annotated[bool, typer.Option("--maps/--no-maps", help="Attention, logit lens and occlusion as pictures.")] = True,
-    cells: Annotated[int, typer.Option(min=0, max=32, help="Cells a side that occlusion covers in turn; 0 covers none.")] = 6,
+    maps: Annotated[
+        bool, typer.Option("--maps/--no-maps", help="Attention, logit lens and occlusion as pictures.")
+    ] = True,
+    cells: Annotated[
+        int, typer.Option(min=0, max=32, help="Cells a side that occlusion covers in turn; 0 covers none.")
+    ] = 6,
     max_new_tokens: Annotated[int, typer.Option(min=1, max=5000, help="Length limit of the model's own answer.")] = 128,
     device: Device = None,
     dtype: Dtype = "auto",
@@ -84,7 +96,13 @@ def answer(
     questions = _read_questions(demo, model, prompt, image or [], answer_text, answers)
     from lvlm_guard.diagnosis.report.files import prepare_folder  # noqa: PLC0415 - slow to import
 
-    settings = {"artefact": evidence, "model_diagnosis": model_diagnosis, "threshold": threshold, "maps": maps, "cells": cells}
+    settings = {
+        "artefact": evidence,
+        "model_diagnosis": model_diagnosis,
+        "threshold": threshold,
+        "maps": maps,
+        "cells": cells,
+    }
     _check_files(evidence, model_diagnosis)
     prepare_folder(out)
     guard = _build_guard(model or loading.BUNDLED, stack, allow, device, dtype)
@@ -92,7 +110,9 @@ def answer(
         check_placeholder(question.prompt, guard.processor)
     typer.echo(describe_cost(len(questions), max_new_tokens, cells if maps else 0), err=True)
     with readable_model_errors(ADVICE):
-        diagnoses = _diagnose(guard, questions, out, {**settings, "max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED})
+        diagnoses = _diagnose(
+            guard, questions, out, {**settings, "max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
+        )
     for diagnosis in diagnoses:
         _show(diagnosis)
     typer.echo(f"{out / ('index.html' if len(diagnoses) > 1 else 'answer.html')}")
@@ -109,16 +129,22 @@ def _read_questions(
     """Return what is diagnosed; refuse what can be refused before a model is loaded."""
     if demo:
         if model not in (None, loading.BUNDLED) or prompt or images or text or answers:
-            raise InputError("--demo brings model, pictures and prompt: leave --model, --image, --prompt, --answer and --answers out.")
+            raise InputError(
+                "--demo brings model, pictures and prompt: leave --model, --image, --prompt, --answer and --answers out."
+            )
         return _draw_demo()
     if model is None:
         raise InputError("diagnose answer needs a model: add --model MODEL, or --demo.")
     if answers is not None:
         if prompt or images or text:
-            raise InputError("--answers brings pictures, prompts and answers: leave --image, --prompt and --answer out.")
+            raise InputError(
+                "--answers brings pictures, prompts and answers: leave --image, --prompt and --answer out."
+            )
         return read_lines(answers)
     if not images:
-        raise InputError("diagnose answer needs a picture: add --image FILE. Without one there is nothing to check an answer against.")
+        raise InputError(
+            "diagnose answer needs a picture: add --image FILE. Without one there is nothing to check an answer against."
+        )
     if prompt is None:
         raise InputError("diagnose answer needs a question: add --prompt TEXT.")
     check_question(prompt)
@@ -194,7 +220,10 @@ def _build_guard(model: str, stack: str, allow: list[str] | None, device: str | 
 
 def describe_cost(answers: int, tokens: int, cells: int) -> str:
     """Return what a diagnosis runs at most, in words."""
-    each = [f"one generation of up to {tokens} tokens and one more with its image-free branch", "a question for each word about the picture"]
+    each = [
+        f"one generation of up to {tokens} tokens and one more with its image-free branch",
+        "a question for each word about the picture",
+    ]
     if cells:
         each.append(f"one prefill for the logit lens, and {cells * cells + 1} pictures for occlusion")
     return f"Runs for {'the answer' if answers == 1 else f'each of {answers} answers'}: {'; '.join(each)}."

@@ -33,7 +33,9 @@ def colour_words(text: str, words: Sequence[tuple[tuple[int, int], float, bool]]
         if not is_doubtful:
             continue
         written.append(text[end:start])
-        written.append(text[start:stop], style="bold underline dark_orange" if doubt >= STRONG else "underline dark_orange")
+        written.append(
+            text[start:stop], style="bold underline dark_orange" if doubt >= STRONG else "underline dark_orange"
+        )
         written.append(f"[{doubt:.2f}]", style="dim")
         end = stop
     return written.append(text[end:])

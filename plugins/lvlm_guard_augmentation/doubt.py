@@ -21,7 +21,7 @@ from lvlm_guard_augmentation.word_claims import WordClaim, WordLevel, find_word_
 
 AT_ONCE = 32
 """Questions of one batch."""
-KEPT = "doubt"
+ENTROPIES = "doubt"
 """Under which rows keep entropies, and `gen.state` those of candidates."""
 Words = Annotated[str, Field(pattern=r"\S")]
 FARTHEST = 700.0
@@ -76,7 +76,7 @@ class Doubt:
         """Refuse a call whose answer cannot be read."""
         if gen.model.tokenizer is None:
             raise ProcessorNeeded("'doubt' needs a tokenizer: give the guard the processor, Guard(model, processor).")
-        gen.state[KEPT] = {}
+        gen.state[ENTROPIES] = {}
 
     @hookimpl
     def observe(self, gen: Generation) -> None:
@@ -84,7 +84,7 @@ class Doubt:
         measures = gen.statistics.entropy(gen.combined), gen.statistics.max_probability(gen.combined)
         values = torch.stack(measures, dim=-1)
         if gen.prompt.rows_per_request == 1:
-            gen.rows.append(KEPT, values)
+            gen.rows.append(ENTROPIES, values)
         else:
             _keep_by_path(gen, values)
 
@@ -189,12 +189,12 @@ def _keep_by_path(gen: Generation, values: Tensor) -> None:
     """Keep what each candidate had before its next token, by what it was so far: the answer may leave the rows before the end."""
     each, numbers = gen.prompt.rows_per_request, values[:, 0].tolist()
     for row, ids in enumerate(gen.generated):
-        gen.state[KEPT][row // each, _digest(ids)] = numbers[row]
+        gen.state[ENTROPIES][row // each, _digest(ids)] = numbers[row]
 
 
 def _find_measures(gen: Generation, row: int, request: int, ids: Tensor) -> Callable[[int], list[float]]:
     """Return a function from the number of a token to entropy and greatest probability where it was chosen."""
     if gen.prompt.rows_per_request == 1:
-        values = gen.rows[KEPT][row].tolist()
+        values = gen.rows[ENTROPIES][row].tolist()
         return lambda token: list(values[token])
-    return lambda token: list(gen.state[KEPT][request, _digest(ids[:token])])
+    return lambda token: list(gen.state[ENTROPIES][request, _digest(ids[:token])])

@@ -137,8 +137,9 @@ def test_the_own_answer_is_plain_generates():
 
 
 def test_under_a_stack_words_are_judged_as_guarded():
-    plain, guarded = diagnose(), diagnose_answer(
-        build_guard("llava").using("vcd"), pictures(1)[0], PROMPT, answer=ANSWER, doubt=DOUBT, cells=0
+    plain, guarded = (
+        diagnose(),
+        diagnose_answer(build_guard("llava").using("vcd"), pictures(1)[0], PROMPT, answer=ANSWER, doubt=DOUBT, cells=0),
     )
     assert guarded.stack == ("vcd",)
     differences = [a.log_probability - b.log_probability for a, b in zip(plain.words, guarded.words, strict=True)]
@@ -200,7 +201,12 @@ def test_the_same_diagnosis_twice_and_in_threads():
 
 def word_like(**changes):
     word = diagnose(maps=False).words[0]
-    plain = {"is_choice": True, "evidence": None, "is_image_free_choice": False, "image_free_log_probability": word.log_probability - 5}
+    plain = {
+        "is_choice": True,
+        "evidence": None,
+        "is_image_free_choice": False,
+        "image_free_log_probability": word.log_probability - 5,
+    }
     return replace(word, **{**plain, **changes})
 
 
@@ -237,7 +243,9 @@ def test_a_model_fault_comes_from_a_file_alone(tmp_path):
     path.write_text(FAULT.to_json(), encoding="utf-8")
     with_fault = diagnose(maps=False, threshold=0.0, model_diagnosis=path)
     assert any(cause.name == "model fault" for word in with_fault.doubtful for cause in word.causes)
-    assert "layer 3, head 1" in next(c.because for w in with_fault.doubtful for c in w.causes if c.name == "model fault")
+    assert "layer 3, head 1" in next(
+        c.because for w in with_fault.doubtful for c in w.causes if c.name == "model fault"
+    )
 
 
 @pytest.mark.parametrize(

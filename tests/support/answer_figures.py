@@ -31,9 +31,7 @@ def read_words(text: str) -> list[tuple[int, int, str, str]]:
     return [(*match.span(), "object", f"w14 {match[0]} w{number + 20}") for number, match in enumerate(matches)]
 
 
-def logits_by_hand(
-    architecture: str, change: Change | None = None, picture: Any = None
-) -> tuple[Tensor, list[int]]:
+def logits_by_hand(architecture: str, change: Change | None = None, picture: Any = None) -> tuple[Tensor, list[int]]:
     """Return logits `[tokens, vocab]` that predict each token of the answer, and its tokens; one forward on eager attention."""
     output, ids = run_by_hand(architecture, change, picture)
     return output.logits[0, -len(ids) - 1 : -1].float(), ids
@@ -53,8 +51,15 @@ def lens_by_hand(architecture: str) -> Tensor:
     with torch.no_grad():
         kept: list[Tensor] = []
         layers = list(anatomy.decoder_layers(model))
-        hooks = [layers[0].register_forward_pre_hook(lambda _, args, kwargs: kept.append(_first(args, kwargs)), with_kwargs=True)]
-        hooks += [layer.register_forward_hook(lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out)) for layer in layers]
+        hooks = [
+            layers[0].register_forward_pre_hook(
+                lambda _, args, kwargs: kept.append(_first(args, kwargs)), with_kwargs=True
+            )
+        ]
+        hooks += [
+            layer.register_forward_hook(lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out))
+            for layer in layers
+        ]
         inputs, ids = _extended(architecture, None, None)
         model(**inputs, use_cache=False)
         for hook in hooks:
@@ -62,7 +67,7 @@ def lens_by_hand(architecture: str) -> Tensor:
         image, norm, head = find_image(architecture), anatomy.final_norm(model), model.get_output_embeddings()
         states = torch.stack([state[0, : len(image)][image] for state in kept])
         assert norm is not None
-        probabilities: Tensor = head(norm(states)).float().softmax(-1)
+        probabilities: Tensor = head(norm(states)).float().softmax(-1)  # type: ignore[operator]
         return probabilities[..., ids]
 
 
@@ -70,7 +75,8 @@ def find_image(architecture: str) -> Tensor:
     """Return which positions of the prompt are image tokens, bool `[length]`."""
     guard = build_guard(architecture)
     ids = guard.inputs(images=pictures(1), text=[f"user <image> {PROMPT}"])["input_ids"][0]
-    return ids == anatomy.image_token_id(guard.model.config)
+    image: Tensor = ids == anatomy.image_token_id(guard.model.config)
+    return image
 
 
 def without_image(inputs: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -81,7 +87,9 @@ def without_image(inputs: dict[str, Any], config: Any) -> dict[str, Any]:
     return {"input_ids": ids[stays][None], "attention_mask": torch.ones(1, int(stays.sum()), dtype=torch.long)}
 
 
-def run_by_hand(architecture: str, change: Change | None = None, picture: Any = None, **options: Any) -> tuple[Any, list[int]]:
+def run_by_hand(
+    architecture: str, change: Change | None = None, picture: Any = None, **options: Any
+) -> tuple[Any, list[int]]:
     """Return the output of one forward over prompt and answer on eager attention, and the tokens of the answer."""
     model, _ = tiny(architecture)
     model.set_attn_implementation("eager")  # type: ignore[operator]

@@ -45,6 +45,8 @@ def _list_causes(word: WordDiagnosis, fault: Diagnosis | None) -> Iterator[Cause
 def _name(fault: Diagnosis) -> str:
     culprit = fault.culprit
     place = "".join(
-        f", {name} {number}" for name, number in (("layer", culprit.layer), ("head", culprit.head)) if number is not None
+        f", {name} {number}"
+        for name, number in (("layer", culprit.layer), ("head", culprit.head))
+        if number is not None
     )
     return f"Component {culprit.component!r}{place}"

@@ -33,13 +33,123 @@ MOST_TOKENS = 5000
 THRESHOLD = 0.5
 MOST_CELLS = 32
 FUNCTION_WORDS = frozenset(
-    (
-        "a an the this that these those it its he she they we you i him her them his their our your my one some any each every "
-        "and or but nor so yet if then than as while when where which who whom whose what how why because although though "
-        "of in on at by for with from to into onto over under above below between behind beside near off out up down about around "
-        "is are was were be been being am has have had do does did can could may might must shall should will would not no yes "
-        "there here also very just only both other another such same more most"
-    ).split()
+    [
+        "a",
+        "an",
+        "the",
+        "this",
+        "that",
+        "these",
+        "those",
+        "it",
+        "its",
+        "he",
+        "she",
+        "they",
+        "we",
+        "you",
+        "i",
+        "him",
+        "her",
+        "them",
+        "his",
+        "their",
+        "our",
+        "your",
+        "my",
+        "one",
+        "some",
+        "any",
+        "each",
+        "every",
+        "and",
+        "or",
+        "but",
+        "nor",
+        "so",
+        "yet",
+        "if",
+        "then",
+        "than",
+        "as",
+        "while",
+        "when",
+        "where",
+        "which",
+        "who",
+        "whom",
+        "whose",
+        "what",
+        "how",
+        "why",
+        "because",
+        "although",
+        "though",
+        "of",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "with",
+        "from",
+        "to",
+        "into",
+        "onto",
+        "over",
+        "under",
+        "above",
+        "below",
+        "between",
+        "behind",
+        "beside",
+        "near",
+        "off",
+        "out",
+        "up",
+        "down",
+        "about",
+        "around",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "being",
+        "am",
+        "has",
+        "have",
+        "had",
+        "do",
+        "does",
+        "did",
+        "can",
+        "could",
+        "may",
+        "might",
+        "must",
+        "shall",
+        "should",
+        "will",
+        "would",
+        "not",
+        "no",
+        "yes",
+        "there",
+        "here",
+        "also",
+        "very",
+        "just",
+        "only",
+        "both",
+        "other",
+        "another",
+        "such",
+        "same",
+        "more",
+        "most",
+    ]
 )
 """Words that say nothing by themselves: never doubtful where only entropy speaks, since it is a doubt about what comes next."""
 
@@ -132,7 +242,9 @@ def read_settings(settings: Mapping[str, Any]) -> DiagnosisSettings:
     if "model_diagnosis" in values:
         values["fault"] = read_fault(values.pop("model_diagnosis"))
     if unknown := sorted(values.keys() - DiagnosisSettings.__dataclass_fields__.keys()):
-        raise InputError(f"diagnose_answer has no setting {unknown[0]!r}. Known: {', '.join(DiagnosisSettings.__dataclass_fields__)}.")
+        raise InputError(
+            f"diagnose_answer has no setting {unknown[0]!r}. Known: {', '.join(DiagnosisSettings.__dataclass_fields__)}."
+        )
     chosen = DiagnosisSettings(**values)
     if not 0 <= chosen.threshold <= 1:
         raise InputError(f"threshold is a number in [0, 1], got {quote(chosen.threshold)}.")
@@ -170,7 +282,9 @@ def open_request(subject: Any, processor: Any, pictures: Any, prompt: str) -> An
         raise ProcessorNeeded("diagnose_answer needs the processor: Guard(model, processor), or processor=.")
     several = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
     if not several or any(picture is None for picture in several):
-        raise InputError("diagnose_answer needs a picture: an answer about no picture has nothing to be checked against.")
+        raise InputError(
+            "diagnose_answer needs a picture: an answer about no picture has nothing to be checked against."
+        )
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError("diagnose_answer needs a question: prompt is empty.")
     return AnswerRequest(guard, tuple(read_picture(picture) for picture in several), prompt)
@@ -193,9 +307,13 @@ def _diagnose(request: AnswerRequest, ids: list[int], settings: DiagnosisSetting
     doubt = {"ask": True, **(settings.doubt or {})}
     scored = score_answer(request, ids, frozenset(features), settings.artefact, doubt)
     partial += [f"No {feature}: {reason}" for feature, reason in scored.refused.items()]
-    partial += [f"{name!r} chose or revised the answer; its words are judged without it." for name in request.split_stack()[1]]
+    partial += [
+        f"{name!r} chose or revised the answer; its words are judged without it." for name in request.split_stack()[1]
+    ]
     if not scored.doubts["words"]:
-        raise InputError(f"The answer has no words: {scored.doubts['text'][:80]!r}. Pass one with words, or another prompt.")
+        raise InputError(
+            f"The answer has no words: {scored.doubts['text'][:80]!r}. Pass one with words, or another prompt."
+        )
     if scored.doubts["not_asked"]:
         partial.append(f"Not all words were asked about: {scored.doubts['not_asked']}")
     words = tuple(_judge(request, entry, ids, scored, settings) for entry in scored.doubts["words"])
@@ -233,7 +351,11 @@ def _cut(request: AnswerRequest, ids: list[int], partial: list[str]) -> list[int
 
 
 def _judge(
-    request: AnswerRequest, entry: Mapping[str, Any], ids: Sequence[int], scored: ScoredAnswer, settings: DiagnosisSettings
+    request: AnswerRequest,
+    entry: Mapping[str, Any],
+    ids: Sequence[int],
+    scored: ScoredAnswer,
+    settings: DiagnosisSettings,
 ) -> WordDiagnosis:
     """Return one word with all of its figures."""
     record, first = scored.record, entry["first_token"]
@@ -259,7 +381,9 @@ def _judge(
         is_choice=all(int(values[3]) == ids[token] for token, values in zip(span, main, strict=True)),
         image_free_log_probability=float(sum(values[0] for values in free)) if free else None,
         image_free_choice=_decode(request, free[0][3]) if free else None,
-        is_image_free_choice=all(int(v[3]) == ids[token] for token, v in zip(span, free, strict=True)) if free else None,
+        is_image_free_choice=all(int(v[3]) == ids[token] for token, v in zip(span, free, strict=True))
+        if free
+        else None,
         evidence=_read_evidence(record.evidence, entry),
         image_attention=_mean_attention(record.masses, first),
     )

@@ -113,7 +113,12 @@ def score_answer(
     except GuardError:
         if not features:
             raise
-    refused = {feature: reason for feature in FEATURES if feature in features if (reason := _try(request, ids, feature, artefact))}
+    refused = {
+        feature: reason
+        for feature in FEATURES
+        if feature in features
+        if (reason := _try(request, ids, feature, artefact))
+    }
     if not refused:  # they do not go together
         refused = dict.fromkeys(features, "It does not go together with the others.")
     scored = _score(request, ids, features - refused.keys(), artefact, doubt)
@@ -130,7 +135,11 @@ def _try(request: AnswerRequest, ids: Sequence[int], feature: Feature, artefact:
 
 
 def _score(
-    request: AnswerRequest, ids: Sequence[int], features: frozenset[Feature], artefact: Path | None, doubt: Mapping[str, Any]
+    request: AnswerRequest,
+    ids: Sequence[int],
+    features: frozenset[Feature],
+    artefact: Path | None,
+    doubt: Mapping[str, Any],
 ) -> ScoredAnswer:
     record, report = _run(request, ids, features, artefact, [{"name": DOUBT, "params": dict(doubt)}])
     return ScoredAnswer(record, report.results[DOUBT][0], features, {})

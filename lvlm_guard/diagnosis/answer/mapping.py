@@ -57,7 +57,9 @@ def draw_maps(
         return AnswerMaps()
     numbers = choose_words(words)
     progress.watch("lens")
-    layers = _try(lambda: read_lens(request, ids, [ids[words[number].first_token] for number in numbers]), "logit lens", partial)
+    layers = _try(
+        lambda: read_lens(request, ids, [ids[words[number].first_token] for number in numbers]), "logit lens", partial
+    )
     covered = _occlude(request, ids, words, numbers, cells, partial, progress) if cells and numbers else {}
     patches = scored.record.patches
     if "attention" in scored.features and not patches:
@@ -72,7 +74,9 @@ def draw_maps(
         },
         lens={}
         if layers is None
-        else {number: tuple(tuple(layer[:, place].tolist()) for layer in layers) for place, number in enumerate(numbers)},
+        else {
+            number: tuple(tuple(layer[:, place].tolist()) for layer in layers) for place, number in enumerate(numbers)
+        },
         occlusion_grid=(cells, cells) if covered else (0, 0),
         occlusion=covered,
     )
@@ -103,7 +107,9 @@ def _occlude(
     progress: Progress,
 ) -> dict[int, tuple[float, ...]]:
     progress.watch("occlusion")
-    spans = {number: (words[number].first_token, words[number].first_token + words[number].tokens) for number in numbers}
+    spans = {
+        number: (words[number].first_token, words[number].first_token + words[number].tokens) for number in numbers
+    }
     near = {number: span for number, span in spans.items() if span[1] <= occlusion.MOST_TOKENS}
     if len(near) < len(spans):
         partial.append(f"No occlusion of words behind token {occlusion.MOST_TOKENS}.")
@@ -111,7 +117,9 @@ def _occlude(
         partial.append(f"For occlusion the picture was made smaller, to {occlusion.LARGEST} pixels.")
     if not near:
         return {}
-    falls = _try(lambda: list(occlusion.occlude(request, ids, list(near.values()), cells, progress.track)), "occlusion", partial)
+    falls = _try(
+        lambda: list(occlusion.occlude(request, ids, list(near.values()), cells, progress.track)), "occlusion", partial
+    )
     return {} if falls is None else {number: tuple(fall.tolist()) for number, fall in zip(near, falls, strict=True)}
 
 

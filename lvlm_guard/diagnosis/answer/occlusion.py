@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -69,7 +70,7 @@ def cover_cells(picture: Image.Image, cells: int) -> Iterator[Image.Image]:
 def cut_side(length: int, cells: int) -> list[tuple[int, int]]:
     """Return where each of some cells begins and ends along a side of a picture."""
     edges = [round(number * length / cells) for number in range(cells + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def shrink(picture: Image.Image) -> Image.Image:

@@ -142,7 +142,9 @@ def find_reader() -> Any:
     try:
         return importlib.import_module(READER)
     except ImportError as error:
-        raise InputError(f"Patch evidence is read by {READER}, which cannot be imported: leave it out. {error}") from error
+        raise InputError(
+            f"Patch evidence is read by {READER}, which cannot be imported: leave it out. {error}"
+        ) from error
 
 
 def find_grid(gen: Generation) -> tuple[int, int]:

@@ -34,7 +34,9 @@ def prepare_folder(folder: Path) -> None:
     if is_folder(folder):
         foreign = sorted(path.name for path in folder.iterdir() if OUR_FILES.fullmatch(path.name) is None)
         if foreign:
-            raise InputError(f"{quote(str(folder))} holds something else ({foreign[0]!r}): name another folder, or a new one.")
+            raise InputError(
+                f"{quote(str(folder))} holds something else ({foreign[0]!r}): name another folder, or a new one."
+            )
         return
     try:
         folder.mkdir(parents=True)
@@ -86,4 +88,6 @@ def remove_others(folder: Path, names: Sequence[str]) -> None:
             try:
                 path.unlink()
             except OSError as error:
-                raise InputError(f"{quote(str(path))} of an earlier report cannot be removed: {error.strerror}.") from error
+                raise InputError(
+                    f"{quote(str(path))} of an earlier report cannot be removed: {error.strerror}."
+                ) from error

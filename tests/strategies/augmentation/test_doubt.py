@@ -1,10 +1,14 @@
-"""A doubt for every word: entropy and margin equal a recompute by hand, and the answer is plain generate's, bit for bit."""
+"""The doubt of a word is `sigmoid(-margin)` of the question about it, else `1 - exp(-entropy)` where its first token was chosen.
+
+Both equal a recompute by hand, and the answer is plain generate's, bit for bit.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,7 +19,7 @@ from lvlm_guard_augmentation.word_claims import find_word_claims
 
 from lvlm_guard import Guard, InputError, ProcessorNeeded
 from lvlm_guard.strategy.answer_words import NO, YES, subtract_logits
-from lvlm_guard.testing import TinyProcessor, tiny
+from lvlm_guard.testing import ObserverContract, TinyProcessor, tiny
 from lvlm_guard.testing.intact import fingerprint
 from lvlm_guard.testing.recompute import next_logits
 from lvlm_guard.testing.sequences import Companion, pictures
@@ -32,6 +36,12 @@ def read_each_second(text):
     return [(*match.span(), "object", f"w14 {match[0]} w{number + 20}") for number, match in enumerate(matches)]
 
 
+class TestDoubt(ObserverContract):
+    strategy = Doubt(ask=True, reader=read_each_second)
+    architectures = ("llava", "qwen2_vl")
+    tokens = 4
+
+
 def make_guard(architecture="llava", *others, **parameters):
     model, _ = tiny(architecture)
     guard = Guard(model, TinyProcessor(architecture), [*others, Doubt(**parameters)])
@@ -40,7 +50,9 @@ def make_guard(architecture="llava", *others, **parameters):
 
 def find_words(text, level=None):
     claims = find_word_claims(text, WORDING, NUMBER, ("red", "white"))
-    return [(text[claim.start : claim.end], claim.level, claim.question) for claim in claims if level in (None, claim.level)]
+    return [
+        (text[claim.start : claim.end], claim.level, claim.question) for claim in claims if level in (None, claim.level)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +164,9 @@ def test_margins_are_those_of_the_question_asked_by_itself(architecture):
                 continue
             question = guard.inputs(images=[picture], text=[f"user <image> {word['question']}"])
             logits = next_logits(guard.model, dict(question), ())
-            (expected,) = subtract_logits(logits[None], lambda text: guard.processor.tokenizer(text)["input_ids"], 3, YES, NO)
+            (expected,) = subtract_logits(
+                logits[None], lambda text: guard.processor.tokenizer(text)["input_ids"], 3, YES, NO
+            )
             assert word["margin"] == pytest.approx(expected, abs=1e-4)
             assert word["doubt"] == doubt_margin(word["margin"])
             margins.append(expected)
@@ -203,7 +217,7 @@ def test_a_streamer_streams():
     inputs = guard.inputs(images=pictures(1), text=TEXTS[:1])
 
     class Streamer:
-        tokens: list[int] = []
+        tokens: ClassVar[list[int]] = []
 
         def put(self, value):
             self.tokens += value.flatten().tolist()
