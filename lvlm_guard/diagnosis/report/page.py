@@ -175,5 +175,5 @@ def write_number(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         text = f"{value:.3f}" if value == 0 or abs(value) >= MOST_DIGITS else f"{value:.1e}"
-        return text.replace("-", "\u2212", 1)
+        return text.replace("-", "\u2212")
     return str(value)
