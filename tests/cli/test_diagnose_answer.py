@@ -80,7 +80,10 @@ def test_several_answers_come_from_a_file(picture, tmp_path):
         (["--model", "testbed", "--answers", "{picture}"], "cannot be read"),
         (["--model", "testbed", "--answers", "{picture}", "--prompt", "a"], "--answers brings"),
         (["--model", "testbed", "--image", "{picture}", "--prompt", "a", "--evidence", "/no/file"], "--evidence"),
-        (["--model", "testbed", "--image", "{picture}", "--prompt", "a", "--model-diagnosis", "/no/file"], "--model-diagnosis"),
+        (
+            ["--model", "testbed", "--image", "{picture}", "--prompt", "a", "--model-diagnosis", "/no/file"],
+            "--model-diagnosis",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_named_before_a_model_is_loaded(arguments, expected, picture, tmp_path, monkeypatch):

@@ -19,13 +19,17 @@ from answer_figures import (
     read_words,
     without_image,
 )
+from evidence_heads import image_features, make_head
+from lvlm_guard_evidence.head import read_head
 
-from lvlm_guard import Guard, InputError, ModelRefused, ProcessorNeeded
+from lvlm_guard import Artefact, Guard, InputError, ModelInfo, ModelRefused, ProcessorNeeded, testbed
 from lvlm_guard.anatomy import image_token_id
 from lvlm_guard.diagnosis import Cause, Culprit, Diagnosis, diagnose_answer
-from lvlm_guard.diagnosis.answer import recording
+from lvlm_guard.diagnosis.answer import diagnosing, recording
 from lvlm_guard.diagnosis.answer.causes import find_causes
+from lvlm_guard.diagnosis.answer.forcing import AnswerRequest, bound_length
 from lvlm_guard.diagnosis.answer.occlusion import cover_cells, shrink
+from lvlm_guard.testbed.world.scenes import scene
 from lvlm_guard.testing import TinyProcessor, tiny
 from lvlm_guard.testing.intact import fingerprint
 from lvlm_guard.testing.sequences import pictures
@@ -199,6 +203,37 @@ def test_the_same_diagnosis_twice_and_in_threads():
     assert results == [expected, expected]
 
 
+def test_patch_evidence_is_what_the_head_reads_off_the_picture(tmp_path):
+    model, processor = testbed.load()
+    picture = scene("iid", 0).picture
+    artefact, _ = make_head(tmp_path / "head.safetensors", model, width=model.config.text_config.hidden_size)
+    answer = "in this kitchen there is a red mug and a spoon left of the clock ."
+    diagnosis = diagnose_answer(
+        model, picture, "describe this image .", processor=processor, answer=answer, artefact=artefact, maps=False
+    )
+    head = read_head(Artefact.load(artefact, "patch_evidence", ModelInfo(config=model.config)))
+    inputs = Guard(model, processor, None).inputs(images=[picture], text=["<image>"])
+    evidence = head.read(head.score(image_features(model, dict(inputs))[0]), None)
+    figures = {word.text: word.evidence for word in diagnosis.words}
+    assert figures["mug"] == pytest.approx(evidence.existence("mug"), abs=1e-4)
+    assert figures["spoon"] == pytest.approx(evidence.existence("spoon"), abs=1e-4)
+    assert figures["red"] == pytest.approx(evidence.attribute("mug", "red"), abs=1e-4)
+    assert figures["clock"] is None  # which the head does not know
+    assert figures["mug"] != figures["spoon"]
+
+
+def test_what_sampling_chose_is_called_so():
+    guard = build_guard("llava")
+    torch.manual_seed(0)
+    sampled = diagnose_answer(
+        guard, pictures(1)[0], PROMPT, max_new_tokens=6, maps=False, doubt=DOUBT, threshold=0.0,
+        generate={"do_sample": True, "temperature": 3.0},
+    )  # fmt: skip
+    unlikely = [word for word in sampled.words if not word.is_choice]
+    assert unlikely
+    assert all(any(cause.name == "decoding" for cause in word.causes) for word in unlikely)
+
+
 def word_like(**changes):
     word = diagnose(maps=False).words[0]
     plain = {
@@ -291,12 +326,18 @@ def test_a_model_needs_its_processor():
     assert image_token_id(model.config) is not None
 
 
-def test_a_long_answer_is_cut_at_what_the_decoder_takes():
-    guard = build_guard("llava")
-    answer = " ".join(["w81"] * 600)  # the tiny decoder was built for 512 positions
-    diagnosis = diagnose_answer(guard, pictures(1)[0], PROMPT, answer=answer, doubt=DOUBT | {"most": 2}, maps=False)
-    assert len(diagnosis.words) < 600
-    assert any("The answer has 600 tokens" in line for line in diagnosis.partial)
+def test_a_long_answer_is_cut(monkeypatch):
+    monkeypatch.setattr(diagnosing, "MOST_TOKENS", 3)
+    diagnosis = diagnose(maps=False)
+    assert len(diagnosis.words) == 3
+    assert "The answer has 5 tokens; the first 3 are looked at." in diagnosis.partial
+
+
+def test_an_answer_has_the_room_that_the_decoder_leaves():
+    request = AnswerRequest(build_guard("llava"), (), PROMPT)
+    assert request.guard.model.config.get_text_config().max_position_embeddings == 512
+    assert [bound_length(request, 30, most) for most in (5000, 100)] == [482, 100]
+    assert bound_length(request, 600, 100) == 1
 
 
 def test_huge_pictures_are_made_smaller_for_occlusion():

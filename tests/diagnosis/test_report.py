@@ -42,7 +42,9 @@ def make_diagnosis(**changes):
     causes = (Cause("prior", f"Without the picture {NASTY}."), Cause("decoding", "It was not the likeliest."))
     words = (
         make_word("a", 0, level=None, question=None, by="entropy", margin=None, doubt=0.5),
-        make_word("red", 2, level="attribute", doubt=0.9371, is_doubtful=True, margin=-2.7, causes=causes, evidence=-0.8),
+        make_word(
+            "red", 2, level="attribute", doubt=0.9371, is_doubtful=True, margin=-2.7, causes=causes, evidence=-0.8
+        ),
         make_word("mug", 6),
     )
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +87,9 @@ def page():
 def test_the_page_needs_nothing_else(page):
     elements = Elements(page)
     assert not any(tag in ("script", "link", "iframe", "object") for tag, _ in elements.tags)
-    sources = [value for _, attributes in elements.tags for name, value in attributes.items() if name in ("src", "href")]
+    sources = [
+        value for _, attributes in elements.tags for name, value in attributes.items() if name in ("src", "href")
+    ]
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"url\((?!data:)", page)
     assert "default-src 'none'" in page
@@ -99,7 +103,18 @@ def test_text_of_a_model_is_no_markup(page):
 
 def test_every_word_has_a_row_with_its_figures(page):
     text = re.sub(r"\s+", " ", Elements(page).text)
-    for figure in ("0.937", "\u22122.700", "\u22120.500", "0.700", "0.600", "\u22122.500", "2.000", "\u22120.800", "0.400", "pan"):
+    for figure in (
+        "0.937",
+        "\u22122.700",
+        "\u22120.500",
+        "0.700",
+        "0.600",
+        "\u22122.500",
+        "2.000",
+        "\u22120.800",
+        "0.400",
+        "pan",
+    ):
         assert figure in text
     rows = re.findall(r'<tr[^>]*><th scope="row">(\w+)</th>', page)
     assert [row for row in rows if not row.isdigit()] == ["a", "red", "mug"]
@@ -177,7 +192,15 @@ def test_heads_of_different_numbers_are_drawn():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "\u2013"), (True, "yes"), (0.5, "0.500"), (-0.25, "\u22120.250"), (1e-5, "1.0e\u221205"), (0.0, "0.000"), (3, "3")],
+    [
+        (None, "\u2013"),
+        (True, "yes"),
+        (0.5, "0.500"),
+        (-0.25, "\u22120.250"),
+        (1e-5, "1.0e\u221205"),
+        (0.0, "0.000"),
+        (3, "3"),
+    ],
 )
 def test_figures_are_written_short(value, text):
     assert write_number(value) == text

@@ -64,10 +64,11 @@ def lens_by_hand(architecture: str) -> Tensor:
         model(**inputs, use_cache=False)
         for hook in hooks:
             hook.remove()
-        image, norm, head = find_image(architecture), anatomy.final_norm(model), model.get_output_embeddings()
+        image = find_image(architecture)
+        norm: Any = anatomy.final_norm(model)
+        head: Any = model.get_output_embeddings()  # type: ignore[operator]
         states = torch.stack([state[0, : len(image)][image] for state in kept])
-        assert norm is not None
-        probabilities: Tensor = head(norm(states)).float().softmax(-1)  # type: ignore[operator]
+        probabilities: Tensor = head(norm(states)).float().softmax(-1)
         return probabilities[..., ids]
 
 
