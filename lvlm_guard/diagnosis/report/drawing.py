@@ -180,7 +180,7 @@ def pool(levels: Tensor) -> tuple[Tensor, tuple[int, int]]:
 def draw_heads(masses: Sequence[Sequence[float]]) -> HeatMap:
     """Return the attention of each head on the image as a heat map, a row for each layer."""
     heads = max(map(len, masses))
-    size = min(26.0, 760 / heads, 900 / len(masses))
+    size = min(26.0, 640 / heads, 480 / len(masses))
     high = max(max(layer, default=0.0) for layer in masses)
     cells = [
         HeatCell(44 + head * size, 24 + layer * size, layer, head, value, find_colour(value / high if high else 0.0))
