@@ -246,7 +246,7 @@ def read_settings(settings: Mapping[str, Any]) -> DiagnosisSettings:
             f"diagnose_answer has no setting {unknown[0]!r}. Known: {', '.join(DiagnosisSettings.__dataclass_fields__)}."
         )
     chosen = DiagnosisSettings(**values)
-    if not 0 <= chosen.threshold <= 1:
+    if not isinstance(chosen.threshold, (int, float)) or not 0 <= chosen.threshold <= 1:
         raise InputError(f"threshold is a number in [0, 1], got {quote(chosen.threshold)}.")
     if isinstance(chosen.cells, bool) or not isinstance(chosen.cells, int) or not 0 <= chosen.cells <= MOST_CELLS:
         raise InputError(f"cells is a whole number from 0 to {MOST_CELLS}, got {quote(chosen.cells)}.")

@@ -99,7 +99,7 @@ def score_answer(
 ) -> ScoredAnswer:
     """Run an answer once, and keep what each word and token of it is thought of.
 
-    What the model or the stack refuses is tried apart and left out.
+    Attention and the image-free branch are tried apart where something is refused, and left out with the reason.
 
     Args:
         request: What was asked.
@@ -126,10 +126,16 @@ def score_answer(
 
 
 def _try(request: AnswerRequest, ids: Sequence[int], feature: Feature, artefact: Path | None) -> str:
-    """Return why one feature cannot be had, empty where it can."""
+    """Return why one feature cannot be had, empty where it can.
+
+    Raises:
+        GuardError: It is patch evidence, which somebody asked for by naming a file.
+    """
     try:
         _run(request, ids[:1], frozenset({feature}), artefact, [])
     except GuardError as error:
+        if feature == "patch evidence":
+            raise
         return str(error)
     return ""
 
