@@ -57,10 +57,14 @@ def finish_output(decoded: DecodedCall, state: Any = None) -> FinishedOutput:
     if not call.strategies.active("finish"):
         return FinishedOutput(output, length)
     answered = _keep_answered(decoded, state)
-    describe_output(call.gen, output[:, length:], _bind(call.ask, answered))
+    describe_output(call.gen, sequences(output)[:, length:], _bind(call.ask, answered))
     by_strategy = collect_values(call.ask_strategies, "finish")
     for name, revisions in by_strategy.items():
-        _check_rows(name, revisions, len(output))
+        _check_rows(name, revisions, len(sequences(output)))
+        if revisions and call.strategies.observes(name):
+            raise PluginRejected(
+                f"{name}.finish revises an answer, but {name} states that it only observes: yield none."
+            )
     tokenizer, settings = call.gen.model.tokenizer, decoded.prepared.main.settings
     changed = {
         name: _count_changed(output, replace_answers(output, length, revisions, tokenizer, settings), settings)

@@ -47,7 +47,7 @@ class AskedCall:
     @property
     def may_ask(self) -> bool:
         """Whether a strategy may ask questions once the call is answered."""
-        return self.ask is not None and bool(self.strategies.active("finish"))
+        return self.ask is not None and bool(self.strategies.asking)
 
     def ask_strategies(self, hook: str) -> dict[str, list[Any]]:
         """Return what each strategy yields from a hook."""

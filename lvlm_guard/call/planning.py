@@ -77,7 +77,7 @@ def plan_call(call: AskedCall) -> PlannedCall:
     request, input_edits = _edit_request(call)
     searching, search = _choose_search(call, request)
     preparation = call.preparation(call.generate, request, _settings_for(search, request.settings), call.gen)
-    if call.strategies.active("finish"):
+    if call.strategies.revising:
         refuse(FINISH, request)
     main = preparation.prepare_main()
     refuse(MAIN_PREPARED, PreparedMain(main, request))

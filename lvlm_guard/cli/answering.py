@@ -32,17 +32,28 @@ def generate(
     device: Device = None,
     dtype: Dtype = "auto",
     executor: Executor = "auto",
+    show_doubt: Annotated[
+        bool,
+        typer.Option(
+            "--show-doubt",
+            help="Mark doubtful words, once the model is asked about each word about the picture; not streamed.",
+        ),
+    ] = False,
     report: Annotated[bool, typer.Option("--report", help="Print the report of the call as JSON on stderr.")] = False,
 ) -> None:
     """Answer one prompt about pictures with a stack of strategies, streaming."""
     pictures = image or []
     _check_request(prompt, pictures)
+    if plain and show_doubt:
+        raise InputError("--plain and --show-doubt cannot be combined. Leave one of them out.")
     guard = _build_guard(model, stack, allow, device, dtype, executor)
     check_placeholder(prompt, guard.processor)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     with readable_model_errors(ADVICE):
         batch = guard.inputs(images=pictures, messages=_write_messages(prompt, pictures))
-        if plain:
+        if show_doubt:
+            guard = _mark_doubts(guard, {**batch, **settings})
+        elif plain:
             _stream_both(guard, {**batch, **settings})
         else:
             guard.generate(
@@ -80,6 +91,31 @@ def _build_guard(
 def _write_messages(prompt: str, pictures: list[Path]) -> list[dict[str, Any]]:
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
     return [{"role": "user", "content": content}]
+
+
+def _mark_doubts(guard: Guard, arguments: dict[str, Any]) -> Guard:
+    """Print the answer with its doubtful words marked; return the guard that answered."""
+    from rich.console import Console  # noqa: PLC0415 - only for this
+
+    from lvlm_guard.cli.doubt_colours import colour_words, is_doubtful  # noqa: PLC0415 - as above
+    from lvlm_guard.outputs import sequences  # noqa: PLC0415 - slow to import
+    from lvlm_guard.strategy.names import strategy_name  # noqa: PLC0415 - as above
+
+    strategies = [strategy for strategy in guard.stack if strategy_name(strategy) != "doubt"]
+    marking = guard.using([*strategies, {"name": "doubt", "params": {"ask": True}}])
+    output = marking.generate(**arguments)
+    tokens = sequences(output)[0, marking.report.answer_start :]
+    answer = guard.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    doubts = marking.report.results["doubt"][0]
+    spans = [((word["start"], word["end"]), word["doubt"], is_doubtful(word)) for word in doubts["words"]]
+    console = Console(highlight=False)
+    if answer.split() != doubts["text"].split():
+        console.print(answer, markup=False)
+        console.print("Doubts are of what was said before it was revised:", style="dim")
+    console.print(colour_words(doubts["text"], spans))
+    if doubts["not_asked"]:
+        console.print(f"Not all words were asked about: {doubts['not_asked']}", style="dim", markup=False)
+    return marking
 
 
 def _build_streamer(guard: Guard, write: Callable[[str], None]) -> Any:

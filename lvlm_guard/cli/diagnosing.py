@@ -1,4 +1,4 @@
-"""`lvlm-guard diagnose`: what is wrong with a model, and the profile of a sound one to compare it with."""
+"""`lvlm-guard diagnose`: what is wrong with a model or an answer, and the profile of a sound model to compare one with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_guard import loading
+from lvlm_guard.cli import diagnosing_answers
 from lvlm_guard.cli.options import Device, Dtype, Model
 from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import InputError
@@ -29,12 +30,8 @@ Suite = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the suite's files; nothing is downloaded.")]
 
-app = Program(help="Find what is wrong with a model.", no_args_is_help=True)
-
-
-@app.callback()
-def group() -> None:
-    """Find what is wrong with a model."""
+app = Program(help="Find what is wrong with a model, or with an answer.", no_args_is_help=True)
+app.command("answer")(diagnosing_answers.answer)
 
 
 @app.command("profile")

@@ -6,6 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lvlm_guard.diagnosis.answer.diagnosing import DiagnosisSettings as DiagnosisSettings
+    from lvlm_guard.diagnosis.answer.diagnosing import diagnose_answer as diagnose_answer
+    from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis as AnswerDiagnosis
+    from lvlm_guard.diagnosis.answer.result import AnswerMaps as AnswerMaps
+    from lvlm_guard.diagnosis.answer.result import Cause as Cause
+    from lvlm_guard.diagnosis.answer.result import WordDiagnosis as WordDiagnosis
     from lvlm_guard.diagnosis.model.diagnosing import diagnose_model as diagnose_model
     from lvlm_guard.diagnosis.model.items import KnownItem as KnownItem
     from lvlm_guard.diagnosis.model.items import load_known_items as load_known_items
@@ -16,6 +22,8 @@ if TYPE_CHECKING:
     from lvlm_guard.diagnosis.verdict import ProfileFacts as ProfileFacts
 
 _OWNERS = {
+    "answer.diagnosing": ("DiagnosisSettings", "diagnose_answer"),
+    "answer.result": ("AnswerDiagnosis", "AnswerMaps", "Cause", "WordDiagnosis"),
     "model.diagnosing": ("diagnose_model",),
     "model.items": ("KnownItem", "load_known_items"),
     "model.profile": ("Profile", "measure_profile"),

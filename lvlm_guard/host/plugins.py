@@ -187,6 +187,9 @@ def _check_statements(name: str, strategy: type) -> None:
         raise PluginRejected(
             f"A strategy's name has letters, digits and _ - . @, and is not {PLAIN!r}, got {quote(name)}."
         )
+    observes = getattr(strategy, "observes", False)
+    if not isinstance(observes, bool):
+        raise PluginRejected(f"{name}.observes: must be True or False in the class, got {quote(observes)}.")
     neutral = getattr(strategy, "neutral", None)
     if neutral is not None and not isinstance(neutral, Mapping):
         raise PluginRejected(
@@ -255,6 +258,20 @@ class StrategyCalls:
     def active(self, hook: str) -> tuple[str, ...]:
         """Return the names of the strategies that implement `hook` and are not at their neutral values."""
         return tuple(self._callers[hook])
+
+    @property
+    def revising(self) -> tuple[str, ...]:
+        """Names of the active strategies that may revise answers: those that finish, and do not only observe."""
+        return tuple(name for name in self.active("finish") if not self.observes(name))
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """Names of the active strategies that may ask the model when they finish."""
+        return tuple(name for name in self.active("finish") if getattr(self.find(name), "asks", True))
+
+    def observes(self, name: str) -> bool:
+        """Return whether the strategy called `name` states that it changes no answer."""
+        return bool(getattr(self.find(name), "observes", False))
 
     def call(self, hook: str, gen: Any) -> dict[str, list[Any]]:
         """Call `hook` on every active strategy in stack order; per strategy, the values it yielded or returned.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lvlm_guard import hookimpl
+from lvlm_guard_augmentation.doubt import Doubt as Doubt
 from lvlm_guard_augmentation.evidence import Evidence as Evidence
 from lvlm_guard_augmentation.revise import Revise as Revise
 from lvlm_guard_augmentation.transform import Transform as Transform
@@ -12,13 +13,13 @@ from lvlm_guard_augmentation.views import PooledViews as PooledViews
 if TYPE_CHECKING:
     from lvlm_guard.fitting import Fitter
 
-__all__ = ["Evidence", "PooledViews", "Revise", "Transform"]
+__all__ = ["Doubt", "Evidence", "PooledViews", "Revise", "Transform"]
 
 
 @hookimpl
 def register_strategies(register: Callable[[type], None]) -> None:
     """Offer the family."""
-    for strategy in (Evidence, Revise, Transform, PooledViews):
+    for strategy in (Doubt, Evidence, Revise, Transform, PooledViews):
         register(strategy)
 
 

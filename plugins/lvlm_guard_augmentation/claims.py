@@ -20,6 +20,13 @@ _END = (
 )
 MENTION = re.compile(_NOUN.replace("|the", "") + _END, re.IGNORECASE)
 """The same, ended by places such as "left of" too."""
+NAMED = re.compile(_NOUN + _END, re.IGNORECASE)
+"""The same, with "the" as well."""
+COUNTED = re.compile(
+    rf"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[2-9]|[1-9]\d)((?:\s+[\w-]+){{1,3}}?){_END}",
+    re.IGNORECASE,
+)
+"""A number, and what there are so many of."""
 _SIDE = r"(?:(?:to|on)\s+the\s+)?(?:left|right)(?:\s+side)?\s+of"
 RELATION = re.compile(
     rf"({_NOUN})(\s+(?:(?:that|which)\s+)?(is|are|stands|sits|lies)?\s*({_SIDE}|above|over|below|under|beneath)\s+)({_NOUN}){_END}",

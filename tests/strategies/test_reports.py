@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from book import STRATEGIES, find_page, list_contracts, load
+from book import ACTING, find_page, list_contracts, load
 from gold import SUPPRESSED
 
 from lvlm_guard import NoEffectWarning
@@ -94,13 +94,13 @@ def check(output, plain, entry, warned):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in STRATEGIES if not is_searching(name)])
+@pytest.mark.parametrize("name", [name for name in ACTING if not is_searching(name)])
 def test_no_change_is_reported_only_where_the_answer_is_plain_generates(contract, mode):
     for share in SHARES[mode]:
         check(*run(contract, moved(contract, share), MODES[mode]))
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ACTING)
 def test_a_strategy_that_changed_the_answer_is_reported(contract, name):
     output, plain, entry, warned = run(contract, contract.strategy, {"do_sample": False})
     check(output, plain, entry, warned)
@@ -110,7 +110,7 @@ def test_a_strategy_that_changed_the_answer_is_reported(contract, name):
         assert entry.tokens_changed is None
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ACTING)
 def test_a_neutral_strategy_is_warned_about_and_is_plain_generate(contract, name):
     neutral = replace(contract.strategy, **(contract.neutral or contract.strategy.neutral))
     output, plain, entry, warned = run(contract, neutral, {**MODES["greedy"], "num_beams": 1})

@@ -15,6 +15,9 @@ BOOK = Path(__file__).resolve().parents[1] / "strategies"
 CONTRACTS = (StrategyContract, SequenceContract)
 STRATEGIES = {offer.name: offer.strategy for offer in catalogue() if offer.distribution == "lvlm-guard"}
 
+ACTING = {name: strategy for name, strategy in STRATEGIES.items() if not getattr(strategy, "observes", False)}
+"""Those that change something."""
+
 
 def find_page(name: str) -> Path:
     """The file of a strategy: its folder is the package without `lvlm_guard_`."""

@@ -1,0 +1,1 @@
+"""The report of an answer's diagnosis: one HTML page, JSON and CSV."""
