@@ -17,6 +17,7 @@ from lvlm_guard.testing.tiny import IMAGE_TOKEN
 Inputs = Mapping[str, Tensor]
 Change = Callable[[Tensor], Tensor]
 _TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
+_ENCODER = re.compile(r"(model\.)?encoder\.")
 _OTHER_TOWERS = re.compile(r"audio|video_tower")
 LAST = 5
 """Chosen where it does not matter."""
@@ -74,12 +75,15 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def tower_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of the tower that encodes images; some towers do it without attention.
+    """Return the layers of the tower that encodes images, which may be the encoder of the model; some towers do it without attention.
 
     Raises:
         LookupError: There are none.
     """
-    return _longest(model, lambda name: bool(_TOWERS.search(name)) and not _OTHER_TOWERS.search(name))
+    try:
+        return _longest(model, lambda name: bool(_TOWERS.search(name)) and not _OTHER_TOWERS.search(name))
+    except LookupError:
+        return _longest(model, lambda name: bool(_ENCODER.match(name)))
 
 
 def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> list[nn.Module]:
