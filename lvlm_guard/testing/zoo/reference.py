@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -175,10 +176,18 @@ def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float, *, e
                     add = functools.partial(bias.add, layer)
                     stack.callback(part.register_forward_pre_hook(add, with_kwargs=True).remove)
                     for inner in part.children():
+                        _refuse_reader(inner)
                         stack.callback(inner.register_forward_pre_hook(bias.refuse_readers, with_kwargs=True).remove)
         yield
     if not attending or bias.reached != attending:
         raise LookupError("Eager attention got no mask to add to in some of these layers.")
+
+
+def _refuse_reader(part: nn.Module) -> None:
+    """Refuse a part of an attention module that takes the mask in a method of its own, where no hook sees it."""
+    methods = (value for name, value in vars(type(part)).items() if name != "forward" and inspect.isfunction(value))
+    if any("attention_mask" in inspect.signature(method).parameters for method in methods):
+        raise LookupError("A part of this attention chooses keys by the mask.")
 
 
 class _Bias:
