@@ -116,9 +116,9 @@ class _Trial:
         """Whether layers do the same where their cache says that it is long."""
         short, long = (LongCache(self._module, row.shape[1]) for _ in range(2))
         plain = self._run(row, cache=short)
-        with long.shown():
-            told = self._run(row, cache=long)
-        return _agree(plain, told, SAME_SHAPE)
+        with long.in_layers():
+            misled = self._run(row, cache=long)
+        return _agree(plain, misled, SAME_SHAPE)
 
     def _run(self, ids: Tensor, padding: int = 0, gap: int = 0, cache: LongCache | None = None) -> Tensor:
         """Logits `[rows, vocab]` of the last token; the positions of row 1 leave `gap` out before it."""
@@ -131,8 +131,8 @@ class _Trial:
             if isinstance(self._example.get(name), Tensor):
                 inputs[name] = torch.zeros_like(ids)
         flags = {name: value for name, value in self._example.items() if isinstance(value, bool)}
-        kept = {} if cache is None else {name_of_cache(self._example): cache.cache}
-        output = self._forward(**inputs, **kept, **{**flags, "use_cache": bool(kept), "return_dict": True})
+        cached = {} if cache is None else {name_of_cache(self._example): cache.cache}
+        output = self._forward(**inputs, **cached, **{**flags, "use_cache": bool(cached), "return_dict": True})
         logits: Tensor = output.logits[:, -1]
         return logits
 

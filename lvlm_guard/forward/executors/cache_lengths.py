@@ -34,27 +34,27 @@ class LongCache:
         self._layers = anatomy.decoder_layers(module)
         limit = anatomy.maximum_length(module.config)
         self._distance = max(min(UNKNOWN if limit is None else limit, FARTHEST) - room, 0)
-        self._shown = copy.copy(self.cache)  # with the same layers
-        self._shown.get_seq_length = self._tell_length  # type: ignore[method-assign]
+        self._alias = copy.copy(self.cache)  # with the same layers
+        self._alias.get_seq_length = self._tell_length
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show layers the longer one, in forwards of this block that get this cache."""
+    def in_layers(self) -> Iterator[None]:
+        """Hand layers the longer one, in forwards of this block that get this cache."""
         with hooked(self._layers, self):
             for layer in self._layers:
-                register(layer, self, self._show, before=True, with_kwargs=True)
+                register(layer, self, self._replace, before=True, with_kwargs=True)
             yield
 
     def _tell_length(self, *args: Any, **kwargs: Any) -> int:
         return self._distance + int(self.cache.get_seq_length(*args, **kwargs))
 
-    def _show(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _replace(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(value is self.cache for value in (*args, *kwargs.values())):
             return None
-        shown = {name: self._exchange(value) for name, value in kwargs.items()}
+        inputs = {name: self._exchange(value) for name, value in kwargs.items()}
         if isinstance(places := kwargs.get("cache_position"), Tensor):  # older versions hand it to every layer
-            shown["cache_position"] = places + self._distance
-        return tuple(map(self._exchange, args)), shown
+            inputs["cache_position"] = places + self._distance
+        return tuple(map(self._exchange, args)), inputs
 
     def _exchange(self, value: Any) -> Any:
-        return self._shown if value is self.cache else value
+        return self._alias if value is self.cache else value
