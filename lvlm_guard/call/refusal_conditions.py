@@ -143,7 +143,9 @@ def edits_absent_image(subject: EditedAttention) -> bool:
     """Whether attention to an image is to be edited that no prompt holds."""
     if not any(edit.keys in ("image", "before_image") for edit in subject.edits):
         return False
-    return not bool(subject.image_mask.any()) and not anatomy.attends_across(subject.main.module)
+    module = subject.main.module
+    beside_prompt = anatomy.attends_across(module) or anatomy.encodes_images_alone(module)
+    return not bool(subject.image_mask.any()) and not beside_prompt
 
 
 def cannot_roll_back(subject: PreparedMain) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from gold import Against
 from torch import nn
 
@@ -41,6 +42,19 @@ def by_hooks(model, dimensions):
     return model
 
 
+def by_room(model, _):
+    """Experts with room for half of all tokens: the first ones take it, the others pass on nothing."""
+
+    def leave_out(_, __, output):
+        chosen = (output[..., 0] > 0).flatten()
+        place = torch.where(chosen, chosen.cumsum(0), (~chosen).cumsum(0))
+        return output * (place <= (len(chosen) + 1) // 2).view(*output.shape[:-1], 1)
+
+    for layer in model.get_decoder().layers:
+        layer.mlp.register_forward_hook(leave_out)
+    return model
+
+
 def by_torch(model, _):
     quantisation = pytest.importorskip("torch.ao.quantization")
     return quantisation.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
@@ -49,10 +63,16 @@ def by_torch(model, _):
 @pytest.mark.filterwarnings("ignore")  # torch announces the end of its own quantisation; users still have it
 @pytest.mark.parametrize(
     ("quantise", "dtype"),
-    [(by_layers, torch.float32), (by_layers, torch.bfloat16), (by_hooks, torch.bfloat16), (by_torch, torch.float32)],
+    [
+        (by_layers, torch.float32),
+        (by_layers, torch.bfloat16),
+        (by_hooks, torch.bfloat16),
+        (by_torch, torch.float32),
+        (by_room, torch.float32),
+    ],
 )
 @pytest.mark.parametrize("kind", ["noised", "longer"])
-def test_a_quantiser_of_whole_batches_is_decoded_one_by_one(quantise, kind, dtype):
+def test_rows_that_see_the_whole_batch_are_decoded_one_by_one(quantise, kind, dtype):
     model, inputs = tiny("llava")
     model = quantise(model.to(dtype), (0, 1, 2))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
@@ -87,6 +107,40 @@ def test_a_model_that_is_quantised_between_calls_is_tried_again():
         guard.generate(**inputs, **SETTINGS)
         executors.append(guard.report.executor)
     assert executors == ["batched", "sequential", "sequential"]
+
+
+class CountsByCache(transformers.LlavaForConditionalGeneration):
+    """Its layers sharpen attention beyond the 16th position, which they count by the cache, as those of Llama 4 do."""
+
+    def sharpen(self):
+        for layer in self.get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(self._sharpen, with_kwargs=True)
+        return self
+
+    @staticmethod
+    def _sharpen(attention, args, kwargs):
+        cache = next((value for value in kwargs.values() if hasattr(value, "get_seq_length")), None)
+        past, hidden = 0 if cache is None else cache.get_seq_length(attention.layer_idx), kwargs["hidden_states"]
+        places = past + torch.arange(hidden.shape[1])
+        return args, {**kwargs, "hidden_states": hidden * (1 + places // 16).view(1, -1, 1)}
+
+
+@pytest.mark.parametrize("kind", ["longer", "blind", "noised"])
+def test_layers_that_count_by_the_cache_decode_one_by_one_where_prompts_differ_in_length(kind):
+    model, inputs = tiny("llava")
+    model.__class__ = CountsByCache
+    output, report = run(model.sharpen(), inputs, kind)
+    alone, _ = run(model, inputs, kind, executor="sequential")
+    assert report.strategies[0].had_effect
+    assert report.executor == ("batched" if kind == "noised" else "sequential")
+    assert kind == "noised" or "length of the cache" in report.reason
+    for found, expected in zip(output.logits, alone.logits, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def run(model, inputs, kind, **options):
+    guard = Guard(model, None, [Against(kind)], **options)
+    return guard.generate(**inputs, **SETTINGS, **DETAILS), guard.report
 
 
 def test_a_model_is_tried_once():

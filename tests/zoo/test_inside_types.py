@@ -10,9 +10,11 @@ import torch
 from versions import need_mapped, specimen_of
 
 from lvlm_guard import Branch, Contrast, Guard, HiddenEdit, hookimpl
-from lvlm_guard.testing.zoo.probing import probe_type
+from lvlm_guard.testing.zoo import mechanisms
+from lvlm_guard.testing.zoo.probing import TypeProbe, probe_type
 from lvlm_guard.testing.zoo.prompts import disturbed, noised
-from lvlm_guard.testing.zoo.reference import outputs_changed
+from lvlm_guard.testing.zoo.reference import follow, outputs_changed
+from lvlm_guard.testing.zoo.shrinking import SPECIAL
 
 INSIDE = {
     "blip": ("hidden", "readouts", "vision"),
@@ -25,13 +27,16 @@ INSIDE = {
     "nemotron_h_omni": ("readouts",),
     "qwen4_exp": ("readouts",),
     "florence2": ("attention", "readouts", "vision"),
+    "pix2struct": ("vision",),
+    "pp_formulanet": ("vision",),
+    "vision-encoder-decoder": ("vision",),
     "qwen3_5": ("attention",),
     "t5gemma2": ("attention",),
     "udop": ("hidden", "readouts"),
     "video_llava": ("vision",),
 }
 """Attention to an encoder apart from the decoder's own or with it, in some layers alone; layers in an encoder of the text model, several residual streams, norms under other names, none, scaled states; towers beside
-the module that decodes, under other names, without attention, in stages, or beside another for videos."""
+the module that decodes, that are its encoder, under other names, without attention, in stages, or beside another for videos."""
 
 
 @pytest.mark.parametrize("name", INSIDE)
@@ -40,6 +45,20 @@ def test_layers_are_edited_and_read_exactly(name):
     cells = probe_type(name, INSIDE[name])
     assert cells.get("attention", cells[INSIDE[name][0]]).reference == "recompute"
     assert {mechanism: cell.status for mechanism, cell in cells.items()} == dict.fromkeys(INSIDE[name], "exact"), cells
+
+
+def test_attention_to_an_encoder_that_reads_the_image_alone_is_edited_without_an_image_in_the_prompt():
+    """Where every key is the image's, scores that are multiplied are those of a multiplied query."""
+    probe = TypeProbe(specimen_of("pp_formulanet"))
+    steps, _ = probe.run(mechanisms.SCALED)
+    tokens = torch.tensor([steps[-1].prefix], dtype=torch.long)
+    model, row = probe.specimen.model, probe.rows[0]
+    queries = [layer.encoder_attn.q_proj for layer in model.model.decoder.layers[slice(*mechanisms.EDITED)]]
+    with outputs_changed(queries, lambda query: mechanisms.FAVOUR * query):
+        wanted = follow(model, row, tokens, use_cache=False)[:, 0]
+    seen = torch.stack([step.scores for step in steps])[:, : SPECIAL.start]
+    assert (wanted - follow(model, row, tokens, use_cache=False)[:, 0]).abs().max() > 0.1
+    torch.testing.assert_close(seen, wanted[:, : SPECIAL.start], rtol=1e-4, atol=1e-4)
 
 
 @dataclass(frozen=True)

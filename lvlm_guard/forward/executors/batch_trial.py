@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lvlm_guard import anatomy
+from lvlm_guard.cache_names import name_of_cache
+from lvlm_guard.errors import ModelRefused
 from lvlm_guard.forward import model_inputs
+from lvlm_guard.forward.executors.cache_lengths import LongCache
 from lvlm_guard.forward.executors.executor import Run
 from lvlm_guard.forward.installations import Hook, StandIn
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
@@ -22,7 +25,7 @@ SAME_SHAPE, OTHER_SHAPE = 2**-14, 2**-8
 """Rounding between batches of one shape (as a rule there is none), and of two, by the largest logit; in half precision more."""
 HALVES = {torch.float16: 2**4, torch.bfloat16: 2**5}
 """How much more."""
-FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ModelRefused)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _answers_of_modules: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[bool, str | None]]] = (
     weakref.WeakKeyDictionary()
@@ -92,8 +95,9 @@ class _Trial:
     def _find_fault(self, *, is_padded: bool) -> str | None:
         tokens = self._draw_tokens()
         row = tokens[:1].expand(ROWS, -1)
+        tokens[-1] = tokens[0]  # the last row, too: experts with room for so many tokens take the first ones
         alone, in_batch = self._run(row), self._run(tokens)
-        if not _agree(alone[0], in_batch[0], SAME_SHAPE):
+        if not _agree(alone[[0, -1]], in_batch[[0, -1]], SAME_SHAPE):
             return "a row depends on the batch it is in, as where activations are quantised by the batch"
         return self._find_padding_fault(row, alone) if is_padded else None
 
@@ -106,9 +110,17 @@ class _Trial:
             return "padding in front of a prompt changes it"
         if torch.equal(padded[1], moved[1]):
             return "the model takes position ids and does not use them"
-        return None
+        return None if self._ignores_length(row) else "layers count positions by the length of the cache"
 
-    def _run(self, ids: Tensor, padding: int = 0, gap: int = 0) -> Tensor:
+    def _ignores_length(self, row: Tensor) -> bool:
+        """Whether layers do the same where their cache says that it is long."""
+        short, long = (LongCache(self._module, row.shape[1]) for _ in range(2))
+        plain = self._run(row, cache=short)
+        with long.in_layers():
+            misled = self._run(row, cache=long)
+        return _agree(plain, misled, SAME_SHAPE)
+
+    def _run(self, ids: Tensor, padding: int = 0, gap: int = 0, cache: LongCache | None = None) -> Tensor:
         """Logits `[rows, vocab]` of the last token; the positions of row 1 leave `gap` out before it."""
         positions = pad(torch.arange(ids.shape[1] - padding, device=ids.device), (padding, 0)).repeat(len(ids), 1)
         positions[1, -1] += gap
@@ -119,7 +131,8 @@ class _Trial:
             if isinstance(self._example.get(name), Tensor):
                 inputs[name] = torch.zeros_like(ids)
         flags = {name: value for name, value in self._example.items() if isinstance(value, bool)}
-        output = self._forward(**inputs, **{**flags, "use_cache": False, "return_dict": True})
+        cached = {} if cache is None else {name_of_cache(self._example): cache.cache}
+        output = self._forward(**inputs, **cached, **{**flags, "use_cache": bool(cached), "return_dict": True})
         logits: Tensor = output.logits[:, -1]
         return logits
 

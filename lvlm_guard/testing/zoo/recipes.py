@@ -259,6 +259,15 @@ RECIPES: dict[str, Recipe] = {
         {"image_grid_pinpoints": [[16, 16]]}, {"pixel_values": (1, 2, 3, 16, 16), "image_sizes": [[16, 16]]}
     ),
     "minicpm_ocr": Recipe(_MINICPM, _STRIP, videos=_FILM_STRIP),
+    "minimax_m3_vl": Recipe(
+        {
+            "text_config": {
+                "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+                "index_block_size": 4,
+                "index_topk_blocks": 2,
+            }
+        }
+    ),
     "minicpmv4_6": Recipe(_MINICPM, _STRIP, videos=_FILM_STRIP),
     "minicpmv4_7": Recipe(
         {**_MINICPM, "image_start_id": 102, "image_end_id": 103}, _STRIP, videos=_FILM_STRIP, apart=True

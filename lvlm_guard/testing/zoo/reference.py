@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from lvlm_guard.testing.tiny import IMAGE_TOKEN
 Inputs = Mapping[str, Tensor]
 Change = Callable[[Tensor], Tensor]
 _TOWERS = re.compile(r"vision|visual|image_tower|image_encoder|tower")
+_ENCODER = re.compile(r"(model\.)?encoder\.")
 _OTHER_TOWERS = re.compile(r"audio|video_tower")
 LAST = 5
 """Chosen where it does not matter."""
@@ -74,12 +76,15 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def tower_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of the tower that encodes images; some towers do it without attention.
+    """Return the layers of the tower that encodes images, which may be the encoder of the model; some towers do it without attention.
 
     Raises:
         LookupError: There are none.
     """
-    return _longest(model, lambda name: bool(_TOWERS.search(name)) and not _OTHER_TOWERS.search(name))
+    try:
+        return _longest(model, lambda name: bool(_TOWERS.search(name)) and not _OTHER_TOWERS.search(name))
+    except LookupError:
+        return _longest(model, lambda name: bool(_ENCODER.match(name)))
 
 
 def _longest(model: nn.Module, is_candidate: Callable[[str], bool]) -> list[nn.Module]:
@@ -171,10 +176,18 @@ def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float, *, e
                     add = functools.partial(bias.add, layer)
                     stack.callback(part.register_forward_pre_hook(add, with_kwargs=True).remove)
                     for inner in part.children():
+                        _refuse_reader(inner)
                         stack.callback(inner.register_forward_pre_hook(bias.refuse_readers, with_kwargs=True).remove)
         yield
     if not attending or bias.reached != attending:
         raise LookupError("Eager attention got no mask to add to in some of these layers.")
+
+
+def _refuse_reader(part: nn.Module) -> None:
+    """Refuse a part of an attention module that takes the mask in a method of its own, where no hook sees it."""
+    methods = (value for name, value in vars(type(part)).items() if name != "forward" and inspect.isfunction(value))
+    if any("attention_mask" in inspect.signature(method).parameters for method in methods):
+        raise LookupError("A part of this attention chooses keys by the mask.")
 
 
 class _Bias:
