@@ -79,7 +79,7 @@ test-oldest: test-transformers-4.57.6
 test-lowest:
 	test -x .venvs/lowest/bin/python || $(PYTHON) -m venv .venvs/lowest
 	.venvs/lowest/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . \
-		pytest pytest-timeout pytest-xdist greenlet hatchling peft accelerate
+		pytest pytest-timeout pytest-xdist greenlet hatchling peft accelerate optuna
 	OMP_NUM_THREADS=1 .venvs/lowest/bin/python -m pytest -n 2 -q
 
 # Both evaluation harnesses, run as users run them, in an environment of their own. Their torchvision does not fit a CPU
