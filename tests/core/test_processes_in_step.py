@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from processes import run_in_processes
-from sharded import STACKS, Call, answer_alone, answer_together
+from sharded import STACKS, Call, OwnCache, answer_alone, answer_together
 
 from lvlm_guard import Guard, ModelRefused
 from lvlm_guard.forward.executors.agreement import holds_anywhere
@@ -18,7 +18,7 @@ MODES = [
     Call("longer", {"use_cache": False}),
     Call("noised", {"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 1}),
 ]
-ONE_CANNOT = Call("blind", {}, {"cache_implementation": "static"})
+ONE_CANNOT = Call("blind", {}, {"past_key_values": OwnCache})
 
 
 def cut(ids, call, rank):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from transformers.cache_utils import DynamicCache
 
 from lvlm_guard import Guard
 from lvlm_guard.testing import tiny
@@ -28,6 +29,10 @@ STACKS: dict[str, list[Any]] = {kind: [Against(kind)] for kind in ("noised", "lo
 GREEDY = {"max_new_tokens": LONGEST, "do_sample": False, "suppress_tokens": SUPPRESSED}
 
 
+class OwnCache(DynamicCache):
+    """A cache of a kind that is not joined."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call that every process makes.
@@ -35,13 +40,13 @@ class Call:
     Args:
         stack: Name of a stack of `STACKS`.
         settings: Settings of all.
-        of_second: Settings of the second process alone.
+        of_second: What makes settings of the second process alone, anew for each answer.
         ends: The token that ends the answer of each process; none where its number of tokens does.
     """
 
     stack: str
     settings: dict[str, Any] = field(default_factory=dict)
-    of_second: dict[str, Any] = field(default_factory=dict)
+    of_second: dict[str, Callable[[], Any]] = field(default_factory=dict)
     ends: tuple[int, ...] = ()
 
 
@@ -55,7 +60,8 @@ def answer(rank: int, model: Any, call: Call, **more: Any) -> tuple[list[int], A
     """Answer the prompt of a process; ids of the answer, and the report."""
     guard = Guard(model, None, STACKS[call.stack])
     torch.manual_seed(rank)
-    settings = {**GREEDY, **call.settings, **(call.of_second if rank else {}), **more}
+    own = {name: make() for name, make in call.of_second.items()} if rank else {}
+    settings = {**GREEDY, **call.settings, **own, **more}
     output, report = guard.generate_with_report(**prompt(rank), **settings)
     assert report is not None
     return output[0, report.answer_start :].tolist(), report
