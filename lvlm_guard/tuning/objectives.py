@@ -109,8 +109,8 @@ class Gain:
     @property
     def error(self) -> float:
         """About the standard error of the mean, the parts taken as independent."""
-        widths = [0.0 if math.isnan(part.high - part.low) else part.high - part.low for part in self.parts.values()]
-        return math.sqrt(sum((width / _WIDTH) ** 2 for width in widths)) / max(len(widths), 1)
+        errors = [_find_error(part) for part in self.parts.values()]
+        return math.sqrt(sum(error**2 for error in errors)) / max(len(errors), 1)
 
     @property
     def cautious(self) -> float:
@@ -121,6 +121,12 @@ class Gain:
     def loses_recall(self) -> bool:
         """Whether captions name clearly less of what is there."""
         return self.recall is not None and self.recall < -RECALL_LOSS
+
+
+def _find_error(part: Interval) -> float:
+    """Return about the standard error of a difference; of one without bounds, about too few pictures, its own size: it is not sure."""
+    width = part.high - part.low
+    return abs(part.value) if math.isnan(width) else width / _WIDTH
 
 
 def check_levels(levels: Iterable[str] | None, available: Sequence[Level], suite: str) -> tuple[Level, ...]:

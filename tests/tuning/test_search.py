@@ -10,7 +10,9 @@ import pytest
 from pretended_search import SETTINGS, PretendedCache, build_searcher
 
 from lvlm_guard.bench.reporting.level_verdicts import CAPTIONS
+from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.errors import InputError
+from lvlm_guard.tuning.objectives import Gain
 from lvlm_guard.tuning.records import OVER_BUDGET, TRIALS, WEAK, TrialRecord, open_book
 from lvlm_guard.tuning.sampling import load_optuna
 from lvlm_guard.tuning.searching import find_front, rank
@@ -158,6 +160,14 @@ def test_a_choice_goes_by_the_gain_less_its_standard_error():
         trial(2, 0.6, 0.1, 1.0, gain=-0.1),
     ]
     assert [record.number for record in rank(records, 3)] == [1, 0]
+
+
+def test_a_difference_about_too_few_pictures_is_never_sure():
+    nothing = float("nan")
+    gain = Gain({"object": Interval(-0.02, nothing, nothing), "relation": Interval(0.0, 0.0, 0.0)})
+    assert gain.value + 2 * gain.error > 0
+    sure = Gain({"object": Interval(-0.02, -0.03, -0.01), "relation": Interval(0.0, 0.0, 0.0)})
+    assert sure.value + 2 * sure.error < 0
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch):
