@@ -29,7 +29,7 @@ STACKS: dict[str, list[Any]] = {kind: [Against(kind)] for kind in ("noised", "lo
 GREEDY = {"max_new_tokens": LONGEST, "do_sample": False, "suppress_tokens": SUPPRESSED}
 
 
-class OwnCache(DynamicCache):
+class OwnCache(DynamicCache):  # type: ignore[misc]  # transformers tells no types
     """A cache of a kind that is not joined."""
 
 
