@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lvlm_guard.bulk.answering import BulkOutcome
     from lvlm_guard.host.stack import Stack as StackOfStrategies
 
-SHOWN = 5
+LISTED = 5
 
 
 def generate_batch(
@@ -74,6 +74,6 @@ def _tell(outcome: BulkOutcome, out: Path) -> None:
     if not outcome.rejected:
         return
     typer.echo(f"{count_of(len(outcome.rejected), 'line', 'lines')} left out, see {out / 'rejected.jsonl'}:", err=True)
-    for entry in outcome.rejected[:SHOWN]:
+    for entry in outcome.rejected[:LISTED]:
         typer.echo(f"  line {entry.line}: {entry.reason}", err=True)
     raise typer.Exit(1)
