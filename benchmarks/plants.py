@@ -42,6 +42,12 @@ SEEDS, SOUND, VARIANTS, ITEMS = 6, 60, 4, 2 * BATTERY
 """Plants of each kind, sound cases, cases of each sound variant, and known items of a case."""
 PROFILE_ITEMS, STEPS = 624, 20
 PROFILE_SEED, SOUND_SEED, PLANT_SEED, TRAINING_SEED = 0, 1000, 2000, 9000
+HISTORY = (
+    "What was chosen after looking at cases: 48 items and logarithms of distances, after 24 items without them named something in 4 of 11 "
+    "sound cases; the fourth power at the output after `object_bias-0` was missed; the comparison of scores with logits after "
+    "`temperature-0` was missed. These two, and all sound cases, were run again; up to 16 other cases of seed 0, whose verdicts rest on "
+    "earlier components or exact checks, may be from before the change at the output."
+)
 GOALS = {"class": 0.95, "location": 0.90, "none": 0.95}
 
 
@@ -208,6 +214,8 @@ def write_page(figures: dict[str, Any]) -> str:
         "# Planted faults", "",
         (f"A verdict on {ITEMS} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
         "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile and the thresholds saw none of these items."), "",
+        f"{sum(found['verdicts'] for found in figures['kinds'].values())} of {len(list_cases())} verdicts were made; run it again to go on.", "",
+        HISTORY, "",
         "| | share | of | goal |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, (share, total) in figures["shares"].items():
