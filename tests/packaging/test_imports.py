@@ -87,6 +87,7 @@ PUBLIC = [
     "TokenEdit",
     "Turn",
     "UncompiledWarning",
+    "Vectors",
     "View",
     "Weight",
     "WithoutImage",
