@@ -89,7 +89,7 @@ MATRIX = [
     (111, 3, F16, 1.0, 0.2, 2, 0.1, "ties"),
     (111, 3, F32, 0.1, 1.0, 0, 0.35, "equal"),
     (111, 3, F32, 0.0, 1.0, 9, 0.9, "equal"),
-    (111, 17, F32, 0.1, 0.7, 3, 0.0, "rows"),
+    (111, 5, F32, 0.1, 0.7, 3, 0.0, "rows"),
     pytest.param(4097, 17, F16, 0.1, 1.0, 0, 0.9, "ties", marks=pytest.mark.slow),
     (4097, 3, F32, 1e-9, 1.5, 40, 0.95, "holes"),
     (4097, 3, B16, 1.0, 1.0, 0, 1.0, "terms"),
@@ -284,7 +284,7 @@ def test_a_row_of_nan_or_without_tokens_is_broken_and_no_other(everywhere, beta,
 
 
 def test_a_row_without_tokens_is_broken_where_few_survive_elsewhere(everywhere):
-    main, keep = logits(40, 300, scale=9.0), torch.ones(40, 300, dtype=torch.bool)
+    main, keep = logits(20, 300, scale=9.0), torch.ones(20, 300, dtype=torch.bool)
     keep[5] = False
     got = select(Combination(main, beta=0.1, keep=keep), temperature=2.0)
     assert got.broken.nonzero().tolist() == [[5]]
