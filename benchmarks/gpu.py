@@ -3,7 +3,8 @@
 Parts: `guard` times generate with and without each mechanism on random weights in the shapes of LLaVA-1.5-7B and
 Qwen2.5-VL-7B; `kernels` times the kernels of the logit path; `correctness` compares these with their references, and
 guarded logits with a recompute from scratch.
-Each ends within its time; what was not reached is recorded as skipped. `--tiny --device cpu` runs any part in seconds.
+Each ends within its time; what was not reached is recorded as skipped, and the exit code is 3; it is 1 where something failed or did not
+run. `--tiny --device cpu` runs any part in seconds.
 In a checkout that is not installed, set `PYTHONPATH=.:kernels:plugins`.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 PARTS = {"guard": "guard_part", "kernels": "kernels_part", "correctness": "correctness_part"}
 SECONDS = 450.0
+FAILURES = "failed", "did not run", "out of memory"
 
 
 def arguments(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> argparse.Namespace:
@@ -32,7 +34,11 @@ def arguments(parser: argparse.ArgumentParser, given: Sequence[str] | None) -> a
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run one part, write its files, print its page; 1 if a check failed, 2 if it cannot run."""
+    """Run one part, write its files, print its page.
+
+    Returns:
+        1 if a check failed or something did not run, 2 if the part cannot run, 3 if nothing failed and the time did not suffice.
+    """
     parser = argparse.ArgumentParser(description="Benchmarks and checks for a GPU.")
     asked = arguments(parser, given)
     torch = importlib.import_module("torch")  # behind the command line, so that a wrong one is answered at once
@@ -43,7 +49,14 @@ def main(given: Sequence[str] | None = None) -> int:
     )
     results.write()
     print(results.markdown())
-    return int(any(row["status"].startswith("failed") for row in results.rows))
+    return judge([row["status"] for row in results.rows])
+
+
+def judge(statuses: Sequence[str]) -> int:
+    """Return the exit code for the statuses of all rows: a row that was to run and did not is a failure."""
+    if not statuses or any(status.startswith(FAILURES) for status in statuses):
+        return 1
+    return 3 if any(status.startswith("skipped") for status in statuses) else 0
 
 
 if __name__ == "__main__":

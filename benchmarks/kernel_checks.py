@@ -128,6 +128,8 @@ def _check_select(name: str, warping: dict[str, Any]) -> Kernel:
     )
 
 
+FLAT = 5.0
+"""A temperature at which two draws of a row are hardly ever the same."""
 KERNELS = (
     _check_combine(0.0, everything=False),
     _check_combine(0.1, everything=False),
@@ -172,6 +174,27 @@ def graph(kernel: Kernel, inputs: Inputs) -> float:
     return difference(result, kernel.define(inputs))
 
 
+def new_draws(kernel: Kernel, inputs: Inputs) -> float:
+    """A draw whose step is a tensor, captured once: each replay draws what its step says, and two steps draw apart."""
+    step = torch.zeros((), dtype=torch.int64, device=inputs.main.device)
+    settings = {"temperature": FLAT, "seed": 5}
+    kernel.run(inputs)
+    select(Combination(inputs.main), step=step, **settings)
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        drawn = select(Combination(inputs.main), step=step, **settings)
+    replays = []
+    for number in (1, 2):
+        step.fill_(number)
+        captured.replay()
+        replays.append(drawn.ids.clone())
+        expected = select(Combination(inputs.main), step=number, **settings).ids
+        if not torch.equal(replays[-1], expected):
+            return math.inf
+    return math.inf if torch.equal(*replays) else 0.0
+
+
 def far_results(kernel: Kernel, inputs: Inputs) -> float:
     """The last rows of a result that 32 bits do not index."""
     result = kernel.run(inputs)
@@ -193,6 +216,7 @@ def cases(device: torch.device, *, tiny: bool) -> Iterator[Case]:
     yield f"{REPEATS} repeats", repeats, common, KERNELS
     if device.type == "cuda":
         yield "CUDA graph", graph, common, KERNELS
+        yield "new draws from one CUDA graph", new_draws, common, KERNELS[-1:]
         yield "strides beyond 2^31", values, lambda: _strided(device), KERNELS
         yield "results beyond 2^31", far_results, lambda: _many(device), KERNELS[:3]
 

@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,6 +122,23 @@ def machine(device: torch.device) -> Row:
         "python": platform.python_version(),
         **versions(),
     }
+
+
+CLOCKS = "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw"
+
+
+def read_clocks(device: torch.device) -> str:
+    """Clocks in MHz, temperature in °C and power in W of a GPU as its driver gives them at this moment, or why there are none."""
+    if device.type != "cuda":
+        return "none (cpu)"
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    chosen = [] if uuid is None else [f"--id=GPU-{uuid}"]
+    command = ["nvidia-smi", *chosen, f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as problem:
+        return f"unknown ({type(problem).__name__})"
+    return done.stdout.strip()
 
 
 def versions() -> Row:

@@ -35,6 +35,7 @@ RANK = 8
 """Directions in a made-up artefact; nullu takes the first four."""
 OUT_OF_MEMORY = "out of memory"
 OUT_OF_TIME = "skipped: time"
+DID_NOT_RUN = "did not run"
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ if TYPE_CHECKING:
     from lvlm_guard.strategy.forward import Forward as Forward
     from lvlm_guard.strategy.generation import Generation as Generation
     from lvlm_guard.strategy.generation import Services as Services
+    from lvlm_guard.strategy.hidden_operations import Project as Project
+    from lvlm_guard.strategy.hidden_operations import Shift as Shift
+    from lvlm_guard.strategy.hidden_operations import Turn as Turn
+    from lvlm_guard.strategy.hidden_operations import Vectors as Vectors
     from lvlm_guard.strategy.hookspecs import hookimpl as hookimpl
     from lvlm_guard.strategy.loops import DecodingLoop as DecodingLoop
     from lvlm_guard.strategy.loops import Revision as Revision
@@ -87,6 +91,7 @@ _OWNERS = {
     "strategy.artefacts": ("Artefact",),
     "strategy.branches": ("Branch", "Exchange", "FeatureEdit", "InputEdit", "Insert", "PictureEdit", "PictureEdits", "PixelEdit", "Place", "Replace", "TokenEdit"),
     "strategy.edits": ("AttentionCapture", "AttentionEdit", "Depth", "HiddenEdit", "Operation", "Readout", "View"),
+    "strategy.hidden_operations": ("Project", "Shift", "Turn", "Vectors"),
     "strategy.loops": ("DecodingLoop", "Revision", "Search"),
     "errors": (
         "FitRefused", "GuardError", "GuardWarning", "InputError", "KernelsRefused", "ModeRefused", "ModelRefused",

@@ -1,4 +1,4 @@
-"""Arithmetic on logits: tensors in, tensors out; knows no strategy and no model."""
+"""Arithmetic on logits and hidden states: tensors in, tensors out; knows no strategy and no model."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from lvlm_guard_kernels.deprecation import warn
 from lvlm_guard_kernels.dispatch import KernelsUnavailable as KernelsUnavailable
 from lvlm_guard_kernels.dispatch import record_paths as record_paths
 from lvlm_guard_kernels.divergence import RowStatistics as RowStatistics
+from lvlm_guard_kernels.divergence import StatisticsOnDemand as StatisticsOnDemand
 from lvlm_guard_kernels.divergence import entropy as entropy
 from lvlm_guard_kernels.divergence import jensen_shannon as jensen_shannon
 from lvlm_guard_kernels.divergence import kl as kl
@@ -16,6 +17,9 @@ from lvlm_guard_kernels.divergence import layer_divergence as layer_divergence
 from lvlm_guard_kernels.divergence import log_sum_exp as log_sum_exp
 from lvlm_guard_kernels.divergence import max_probability as max_probability
 from lvlm_guard_kernels.divergence import statistics as statistics
+from lvlm_guard_kernels.hidden import project as project
+from lvlm_guard_kernels.hidden import shift as shift
+from lvlm_guard_kernels.hidden import turn as turn
 from lvlm_guard_kernels.select import Selection as Selection
 from lvlm_guard_kernels.select import select as select
 
@@ -25,6 +29,7 @@ __all__ = [
     "KernelsUnavailable",
     "RowStatistics",
     "Selection",
+    "StatisticsOnDemand",
     "combine",
     "entropy",
     "jensen_shannon",
@@ -32,9 +37,12 @@ __all__ = [
     "layer_divergence",
     "log_sum_exp",
     "max_probability",
+    "project",
     "record_paths",
     "select",
+    "shift",
     "statistics",
+    "turn",
 ]
 
 _RENAMED = {"Selected": "Selection", "paths": "record_paths"}

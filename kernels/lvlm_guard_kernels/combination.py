@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class Combination:
     Args:
         main: Raw logits `[rows, positions, vocab]` or `[rows, vocab]` of any float dtype and strides.
         sources: Further logits of main's shape, of any float dtype and strides; read only where main survives.
-        weights: One per source: a number, or a tensor that broadcasts to main's shape without the vocabulary.
+        weights: One per source: a number, or a tensor that broadcasts to main's shape without the vocabulary; one number per row,
+            `[rows]`, is a weight too.
         main_weight: Weight of main itself, like those of sources; 1 is neutral.
         beta: Tokens below `beta` times main's best probability are implausible; from 0, which is neutral, to 1.
         bias: Of any real dtype, broadcastable to main; added to tokens that survive.
@@ -48,7 +50,8 @@ class Combination:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
-        object.__setattr__(self, "weights", tuple(self.weights))
+        object.__setattr__(self, "weights", tuple(map(self._place_weight, self.weights)))
+        object.__setattr__(self, "main_weight", self._place_weight(self.main_weight))
         if not 0.0 <= self.beta <= 1.0:
             raise ValueError(f"Combination: beta must lie between 0 and 1, got {self.beta}.")
         if len(self.sources) != len(self.weights):
@@ -57,6 +60,22 @@ class Combination:
             )
         self._check_logits()
         self._check_broadcasts()
+
+    def _place_weight(self, weight: Weight) -> Weight:
+        """Return a weight of rows as `[rows, 1]` where main has positions, and as `[rows]` where it has none."""
+        if not isinstance(weight, Tensor):
+            return weight
+        if self.main.dim() == min(_DIMENSIONS):
+            return weight.squeeze(1) if weight.dim() == min(_DIMENSIONS) else weight
+        if weight.dim() != 1 or self.main.dim() != max(_DIMENSIONS):
+            return weight
+        rows, positions = self.main.shape[:2]
+        if len(weight) == rows == positions > 1:
+            raise ValueError(
+                f"Combination: a weight of shape {_show(weight.shape)} may be of rows or of positions, of which there are "
+                "as many. Write [rows, 1] or [1, positions]."
+            )
+        return weight.unsqueeze(1) if len(weight) == rows != positions else weight
 
     def _check_logits(self) -> None:
         """Refuse main or sources of another shape or dtype than they must have."""
@@ -123,6 +142,22 @@ def _add_position(value: Tensor, dimensions: int) -> Tensor:
 
 def _add_weight_position(weight: Weight) -> Weight:
     return _add_position(weight, 1) if isinstance(weight, Tensor) else weight
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def without_gradient(function: Function) -> Function:
+    """Let a function of tensors never be differentiated, whichever implementation runs."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **settings: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return function(*args, **settings)
+        with torch.no_grad():
+            return function(*args, **settings)
+
+    return cast("Function", call)
 
 
 def check_logits(kernel: str, main: Tensor, *sources: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,10 +13,13 @@ from typing import Literal
 
 from torch import Tensor
 
+from lvlm_guard_kernels.devices import find_device_obstacle
+
 Provider = Literal["torch", "triton"]
 
 ENVIRONMENT = "LVLM_GUARD_KERNELS"
-CHOICES = ("auto", "torch", "triton")
+AUTO = "auto"
+CHOICES = (AUTO, "torch", "triton")
 
 _record: ContextVar[list[str] | None] = ContextVar("lvlm_guard_kernel_paths", default=None)
 
@@ -24,41 +28,58 @@ class KernelsUnavailable(RuntimeError):
     """The implementation named by `LVLM_GUARD_KERNELS` cannot run here."""
 
 
-def choose_provider(kernel: str, *tensors: Tensor) -> Provider:
+def choose_provider(kernel: str, *tensors: Tensor, obstacle: str | None = None) -> Provider:
     """Choose the implementation of one call: the one `LVLM_GUARD_KERNELS` names, by default Triton on a GPU, else torch.
+
+    Where Triton is installed and cannot run on a GPU, the default is torch and a `RuntimeWarning` says why, once.
 
     Args:
         kernel: Name of the kernel, for `record_paths`.
-        tensors: What the kernel will read.
+        tensors: What the kernel will read, all of it on one device.
+        obstacle: What keeps Triton from running this call anywhere, or None.
 
     Raises:
         KernelsUnavailable: The variable has an unknown value, or names Triton where it cannot run.
     """
-    choice = os.environ.get(ENVIRONMENT, "auto")
-    if choice not in CHOICES:
-        raise KernelsUnavailable(f"{ENVIRONMENT}={choice!r} is none of {', '.join(CHOICES)}.")
-    provider = _resolve(choice, tensors)
+    provider = find_provider(*tensors, obstacle=obstacle)
     if (record := _record.get()) is not None:
         record.append(f"{kernel}:{provider}")
     return provider
 
 
-def _resolve(choice: str, tensors: tuple[Tensor, ...]) -> Provider:
-    if choice == "torch":
+def find_provider(*tensors: Tensor, obstacle: str | None = None) -> Provider:
+    """Return the implementation that `choose_provider` would choose, without a record of it; the same errors."""
+    choice = os.environ.get(ENVIRONMENT, AUTO)
+    if choice not in CHOICES:
+        raise KernelsUnavailable(f"{ENVIRONMENT}={choice!r} is none of {', '.join(CHOICES)}.")
+    if choice == "torch" or (choice == AUTO and not (tensors[0].is_cuda and _is_installed())):
         return "torch"
-    obstacle = find_obstacle(tensors)
-    if choice == "triton" and obstacle:
-        raise KernelsUnavailable(f"{ENVIRONMENT}=triton, but {obstacle}. Use auto or torch.")
-    return "torch" if obstacle or (choice == "auto" and not tensors[0].is_cuda) else "triton"
+    obstacle = find_obstacle(tensors) or obstacle
+    if obstacle is None:
+        return "triton"
+    if choice == AUTO:
+        _warn_of_torch(obstacle)
+        return "torch"
+    raise KernelsUnavailable(f"{ENVIRONMENT}=triton, but {obstacle}. Use auto or torch.")
+
+
+@functools.cache
+def _warn_of_torch(obstacle: str) -> None:
+    """Warn once of what makes `auto` take torch on a GPU."""
+    message = f"{ENVIRONMENT}=auto takes torch on a GPU, where Triton is faster: {obstacle}. To take torch without this warning, "
+    warnings.warn(f"{message}set {ENVIRONMENT}=torch.", RuntimeWarning, stacklevel=5)
 
 
 def find_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     """Return why Triton cannot run on these tensors, or None if it can."""
     if not _is_installed():
         return "triton is not installed"
-    if not is_interpreting() and not all(tensor.is_cuda for tensor in tensors):
-        return f"the logits are on {tensors[0].device} and TRITON_INTERPRET is not set"
-    return None
+    if is_interpreting():
+        return None
+    strays = [tensor for tensor in tensors if not tensor.is_cuda]
+    if strays:
+        return f"the tensors are on {strays[0].device} and TRITON_INTERPRET is not set"
+    return find_device_obstacle(tensors[0].device)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ class EffectTracker:
             self._read()
 
     def read_when_due(self, token: int) -> None:
-        """Read the comparisons if generated token number `token`, about to run, is a power of two."""
+        """Read the comparisons if `token`, the number of a generated token, is 0 or a power of two."""
         if token & (token - 1) == 0:
             self._read()
 

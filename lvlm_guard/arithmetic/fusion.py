@@ -1,4 +1,4 @@
-"""Terms of a forward into one kernel call; the only file that imports the kernels."""
+"""Terms of a forward into one kernel call."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class ForwardStatistics:
     def __init__(self, gen: Generation) -> None:
         self._gen = gen
         self._results: dict[Any, Tensor] = {}
+        self._measured: dict[Any, lvlm_guard_kernels.StatisticsOnDemand] = {}
 
     def logits(self, source: Source) -> Tensor:
         """Return raw logits `[rows, positions, vocab]` in fp32."""
@@ -32,19 +33,25 @@ class ForwardStatistics:
 
     def log_sum_exp(self, source: Source) -> Tensor:
         """Return the logarithm of the sum of exponentials `[rows, positions]`."""
-        return self._compute_once("log_sum_exp", lvlm_guard_kernels.log_sum_exp, source)
+        return self._measure("log_sum_exp", source)
 
     def entropy(self, source: Source) -> Tensor:
         """Return the entropy in nats `[rows, positions]`."""
-        return self._compute_once("entropy", lvlm_guard_kernels.entropy, source)
+        return self._measure("entropy", source)
 
     def max_probability(self, source: Source) -> Tensor:
         """Return the probability of the best token `[rows, positions]`."""
-        return self._compute_once("max_probability", lvlm_guard_kernels.max_probability, source)
+        return self._measure("max_probability", source)
 
     def divergence(self, one: Source, other: Source) -> Tensor:
         """Return the Jensen-Shannon divergence in nats `[rows, positions]`."""
-        return self._compute_once("divergence", lvlm_guard_kernels.jensen_shannon, one, other)
+        with _translate_errors():
+            if isinstance(one, Tensor) or isinstance(other, Tensor):
+                return lvlm_guard_kernels.jensen_shannon(self._read_logits(one), self._read_logits(other))
+            key = ("divergence", _get_key(one), _get_key(other))
+            if key not in self._results:
+                self._results[key] = lvlm_guard_kernels.jensen_shannon(*map(self._read_logits, (one, other)))
+            return self._results[key]
 
     def layers(self, readout: Readout, mode: LayerDivergence = "jensen_shannon") -> Tensor:
         """Return the divergence of main from each layer `[layers, rows, positions]`."""
@@ -58,14 +65,14 @@ class ForwardStatistics:
     def _read_logits(self, source: Source) -> Tensor:
         return source if isinstance(source, Tensor) else self._gen.logits(source)
 
-    def _compute_once(self, name: str, function: Any, *sources: Source) -> Tensor:
+    def _measure(self, name: str, source: Source) -> Tensor:
         with _translate_errors():
-            if any(isinstance(source, Tensor) for source in sources):
-                return function(*map(self._read_logits, sources))
-            key = (name, *map(_get_key, sources))
-            if key not in self._results:
-                self._results[key] = function(*map(self._read_logits, sources))
-            return self._results[key]
+            if isinstance(source, Tensor):
+                return lvlm_guard_kernels.StatisticsOnDemand(source)[name]
+            key = _get_key(source)
+            if key not in self._measured:
+                self._measured[key] = lvlm_guard_kernels.StatisticsOnDemand(self._read_logits(source))
+            return self._measured[key][name]
 
 
 def combine(gen: Generation, terms: Iterable[Term]) -> Tensor | None:
@@ -111,10 +118,15 @@ def _translate_errors() -> Iterator[None]:
     """Raise errors of the kernels as the library's own."""
     try:
         yield
-    except lvlm_guard_kernels.KernelsUnavailable as error:
-        raise KernelsRefused(str(error)) from error
-    except ValueError as error:
-        raise InputError(f"The kernels cannot compute this: {error}") from error
+    except (ValueError, lvlm_guard_kernels.KernelsUnavailable) as error:
+        raise translate_error(error) from error
+
+
+def translate_error(error: Exception) -> KernelsRefused | InputError:
+    """Return an error of the kernels as one of the library's own."""
+    if isinstance(error, lvlm_guard_kernels.KernelsUnavailable):
+        return KernelsRefused(str(error))
+    return InputError(f"The kernels cannot compute this: {error}")
 
 
 def build_combination(gen: Generation, terms: Iterable[Term]) -> Combination | None:

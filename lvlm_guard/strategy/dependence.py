@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.hidden_operations import Project, Shift, Turn, find_vectors
 
 FUNCTIONS = ("pixels", "picture", "features")
 
@@ -28,7 +29,11 @@ def edit_depends_on_end(edit: AttentionEdit | AttentionCapture | HiddenEdit | Re
         return edit.depends_on_end
     if edit.when == "decode":
         return False
-    return not isinstance(edit, AttentionEdit) or callable(edit.operation)
+    if isinstance(edit, AttentionEdit):
+        return callable(edit.operation)
+    if isinstance(edit, HiddenEdit) and isinstance(edit.edit, (Turn, Project, Shift)):
+        return callable(find_vectors(edit.edit))
+    return True
 
 
 def edits_prompt(edit: AttentionEdit | AttentionCapture | HiddenEdit | Readout) -> bool:

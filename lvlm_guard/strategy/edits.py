@@ -12,6 +12,7 @@ from torch import Tensor
 from lvlm_guard.deprecation import rename_value, renamed_fields
 from lvlm_guard.errors import InputError, nearest, quote
 from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.hidden_operations import Project, Shift, Turn
 
 Depth: TypeAlias = "tuple[float, float]"
 """A half-open range of layers: whole numbers counted from 0, or fractions of the decoder's depth."""
@@ -80,7 +81,7 @@ class View(Protocol):
 OLD_KEY_SETS = {"system": "before_image", "text": "after_image", "own": "generated"}
 OLD_POSITIONS = {"decode": "predicting"}
 
-Operation: TypeAlias = "Callable[[Tensor, View], Tensor]"
+Operation: TypeAlias = Callable[[Tensor, View], Tensor]
 """Maps a tensor, and the `View` that says what it holds, to a tensor."""
 
 
@@ -198,22 +199,23 @@ class HiddenEdit:
         site: What a layer's feed-forward (`mlp`) or attention block (`attention`) adds to the residual stream, behind a
             norm or a factor where the layer has one; the layer's output (`residual`); or the token embeddings before the
             first layer (`embedding`). In the vision tower, the output of the block itself.
-        edit: Function of the hidden states and a `View`, same shape back: `[rows, positions, hidden]` in the decoder, called
-            for each stream where layers have several residual streams; in the vision tower whatever it works on, images or
-            packed patches first.
+        edit: `Turn`, `Project` or `Shift`, which the core computes in one kernel where it can; or a function of the hidden states
+            and a `View`, same shape back: `[rows, positions, hidden]` in the decoder, called for each stream where layers have
+            several residual streams; in the vision tower whatever it works on, images or packed patches first.
         layers: As in `AttentionEdit`; ignored at `embedding`.
         tower: `decoder` or `vision`.
         positions: `all`, `image`, `after_image` or `predicting`, as the queries of `AttentionEdit`.
         branch: `"main"` or the key of a branch.
         when: `prefill`, `decode` or `both`.
         depends_on_end: Whether what it does in the prompt depends on the text behind the images, so that a look cannot run
-            the images once for many questions; None: it does, unless `when="decode"`.
+            the images once for many questions; None: it does, unless `when="decode"` or it is a
+            `Turn`, `Project` or `Shift` of a tensor.
         observes: Whether it only looks: what it returns is left out, and nothing changes. What it keeps in `gen.rows` in the decoder
             follows beams and looks.
     """
 
     site: Literal["mlp", "attention", "residual", "embedding"]
-    edit: Operation
+    edit: Operation | Turn | Project | Shift
     layers: Depth = (0.0, 1.0)
     tower: Literal["decoder", "vision"] = "decoder"
     positions: Literal["all", "image", "after_image", "predicting"] = "all"
@@ -225,13 +227,17 @@ class HiddenEdit:
     def __post_init__(self) -> None:
         rename_value(self, "positions", OLD_POSITIONS)
         _check_choices(self, site=SITES, tower=("decoder", "vision"), positions=(*QUERIES, "image"), when=WHEN)
-        _check_function("HiddenEdit.edit", self.edit)
+        is_named = isinstance(self.edit, (Turn, Project, Shift))
+        if not is_named:
+            _check_function("HiddenEdit.edit", self.edit)
         if self.tower == "vision" and (self.site, self.positions, self.when) not in VISION:
             raise InputError(
                 "In the vision tower a HiddenEdit works on whole images, once, when they are encoded: leave out positions, and "
                 'when="decode", and choose mlp, attention or residual.'
             )
         _check_switch("HiddenEdit.observes", self.observes)
+        if self.observes and is_named:
+            raise InputError("A HiddenEdit that observes takes a function: Turn, Project and Shift only change states.")
 
 
 @dataclass(frozen=True)

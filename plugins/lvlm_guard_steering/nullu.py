@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, View, hookimpl
+from lvlm_guard import Artefact, Generation, HiddenEdit, InputError, Project, View, hookimpl
 from lvlm_guard.fields import Count, ExistingFile, LayerRange, Share
 
 
@@ -47,9 +46,8 @@ class Nullu:
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Project feed-forward outputs."""
-        yield HiddenEdit("mlp", self._project, self.layers, depends_on_end=False)
+        yield HiddenEdit("mlp", Project(self._find_directions, self.strength), self.layers, depends_on_end=False)
 
-    def _project(self, hidden: Tensor, view: View) -> Tensor:
+    def _find_directions(self, hidden: Tensor, view: View) -> Tensor:
         directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
-        hidden = hidden.float()
-        return torch.sub(hidden, hidden @ directions.T @ directions, alpha=self.strength)
+        return directions

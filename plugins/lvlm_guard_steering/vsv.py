@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, View, hookimpl
+from lvlm_guard import Branch, Generation, HiddenEdit, StrategyRefused, Turn, View, hookimpl
 from lvlm_guard.fields import Strength
-from lvlm_guard_steering.turning import norm, scale_to
 
 FAINT = 1e-3
 """A layer at which the image changes less than this share of the hidden state has a direction made of rounding."""
@@ -50,12 +48,9 @@ class VSV:
     @hookimpl
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Turn every layer's feed-forward output."""
-        yield HiddenEdit("mlp", self._turn)
+        yield HiddenEdit("mlp", Turn(self._find_direction, self.strength, opposed=True))
 
-    def _turn(self, hidden: Tensor, view: View) -> Tensor:
-        """Return the formula times `|x|`: `x + strength (|x| + max(0, -x.u)) u` for a unit vector `u`, its norm restored."""
-        hidden = hidden.float()
-        unit = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
-        size = norm(hidden)
-        pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
-        return scale_to(torch.add(hidden, pull * unit, alpha=self.strength), size)
+    def _find_direction(self, hidden: Tensor, view: View) -> Tensor:
+        """Return the unit vectors `[rows, 1, hidden]` of a layer: times `|x|`, the formula is a turn, further where `x` points away."""
+        unit: Tensor = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
+        return unit

@@ -4,14 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard import Artefact, Generation, HiddenEdit, StrategyRefused, View, hookimpl
+from lvlm_guard import Artefact, Generation, HiddenEdit, StrategyRefused, Turn, View, hookimpl
 from lvlm_guard.fields import ExistingFile, Strength
-from lvlm_guard_steering.turning import norm, scale_to
 
 STEP = 0.1
 
@@ -52,15 +50,17 @@ class VTI:
     def hidden(self, gen: Generation) -> Iterable[HiddenEdit]:
         """Turn both towers."""
         if self.alpha_text:
-            yield HiddenEdit("mlp", self._turn_decoder, depends_on_end=False)
+            yield HiddenEdit("mlp", Turn(self._find_text_direction, STEP * self.alpha_text), depends_on_end=False)
         if self.alpha_image:
-            yield HiddenEdit("mlp", self._turn_vision, tower="vision", depends_on_end=False)
+            yield HiddenEdit(
+                "mlp", Turn(self._find_image_direction, STEP * self.alpha_image), tower="vision", depends_on_end=False
+            )
 
-    def _turn_decoder(self, hidden: Tensor, view: View) -> Tensor:
-        unit = view.gen.state[self.name]["decoder"][view.layer].to(hidden.device)
-        return turn_towards(hidden.float(), unit, self.alpha_text)
+    def _find_text_direction(self, hidden: Tensor, view: View) -> Tensor:
+        unit: Tensor = view.gen.state[self.name]["decoder"][view.layer].to(hidden.device)
+        return unit
 
-    def _turn_vision(self, hidden: Tensor, view: View) -> Tensor:
+    def _find_image_direction(self, hidden: Tensor, view: View) -> Tensor:
         directions = view.gen.state[self.name]["vision"]
         if view.layer >= len(directions) or directions.shape[-1] != hidden.shape[-1]:
             raise StrategyRefused(
@@ -69,11 +69,4 @@ class VTI:
             )
         direction = directions[view.layer].to(hidden.device)
         fits = direction.shape[0] == hidden.shape[-2]
-        unit = normalize(direction if fits else direction.mean(0), dim=-1)
-        return turn_towards(hidden.float(), unit, self.alpha_image)
-
-
-def turn_towards(hidden: Tensor, unit: Tensor, alpha: float) -> Tensor:
-    """Turn hidden states `[..., hidden]` towards a unit vector and keep their norms: the formula times `|y|`."""
-    size = norm(hidden)
-    return scale_to(torch.add(hidden, size * unit, alpha=STEP * alpha), size)
+        return normalize(direction if fits else direction.mean(0), dim=-1)

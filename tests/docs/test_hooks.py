@@ -27,6 +27,9 @@ EDITS = (
     lvlm_guard.AttentionEdit,
     lvlm_guard.AttentionCapture,
     lvlm_guard.HiddenEdit,
+    lvlm_guard.Turn,
+    lvlm_guard.Project,
+    lvlm_guard.Shift,
     lvlm_guard.Readout,
     lvlm_guard.Search,
     lvlm_guard.Revision,
@@ -67,7 +70,8 @@ def signature(name: str) -> str:
 
 def row(field: dataclasses.Field) -> str:
     """How the table of a value begins its row for a field."""
-    return f"| `{field.name}` | `{field.type}` | {default(field)} |".replace(" | None`", " \\| None`")
+    kind = str(field.type).replace(" | ", " \\| ")
+    return f"| `{field.name}` | `{kind}` | {default(field)} |"
 
 
 def default(field: dataclasses.Field) -> str:

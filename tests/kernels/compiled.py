@@ -19,9 +19,10 @@ from typing import Any
 import lvlm_guard_kernels
 import torch
 import triton
-from lvlm_guard_kernels import Combination, combine, dispatch, select
+from lvlm_guard_kernels import Combination, combine, dispatch, launch, project, select, shift, turn
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction
 
 TARGETS = {
@@ -30,6 +31,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+OF_LAUNCHER = 6
+"""Values before the kernel's own arguments: stream, function, metadata twice, hooks."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
@@ -68,6 +71,16 @@ def draw(rows: int, vocabulary: int, **warping: Any) -> Callable[[], object]:
     return lambda: select(vcd(rows, vocabulary), **warping)
 
 
+def states(rows: int, width: int) -> Tensor:
+    """Hidden states of one position without data."""
+    return torch.empty(rows, 1, width, dtype=torch.bfloat16, device="meta")
+
+
+def directions(count: int, width: int) -> Tensor:
+    """Directions in fp32 without data."""
+    return torch.empty(count, width, device="meta")
+
+
 SPECIMENS: dict[str, Callable[[], object]] = {
     "contrast, 1 x 151936": contrast(1, 151936),
     "contrast, 8 x 32000": contrast(8, 32000),
@@ -83,6 +96,16 @@ SPECIMENS: dict[str, Callable[[], object]] = {
     "draw, 1 x 151936": draw(1, 151936, temperature=0.8, top_k=50, top_p=0.9),
     "draw, 64 x 32000": draw(64, 32000, temperature=0.8, top_k=50, top_p=0.9),
     "greedy, 8 x 151936": draw(8, 151936, greedy=True),
+    "draw from main alone, 4 x 151936": lambda: select(
+        Combination(logits(4, 151936)),
+        temperature=0.8,
+        top_p=0.9,
+        step=torch.empty((), dtype=torch.int64, device="meta"),
+    ),
+    "turn, 1 x 4096": lambda: turn(states(1, 4096), directions(1, 4096)[0], 0.2, opposed=True),
+    "turn, 8 x 8192": lambda: turn(states(8, 8192), directions(8, 8192)[:, None], 0.2),
+    "project, 8 x 4096": lambda: project(states(8, 4096), directions(4, 4096)),
+    "shift, 8 x 3584": lambda: shift(states(8, 3584), directions(1, 3584)[0]),
 }
 
 
@@ -126,11 +149,38 @@ def launches(call: Callable[[], object]) -> list[tuple[str, Any]]:
         return made[-1][1]
 
     JITFunction.run = compile_only
+    launch.forget()
     try:
         call()
     finally:
         JITFunction.run = run
     return made
+
+
+def handed_over(call: Callable[[], object], relaunched: bool) -> list[list[Any]]:
+    """Grid and arguments that each binary of a call gets: from Triton, or from what a first call left to be remembered."""
+    find_run, handles = CompiledKernel.run, CompiledKernel._init_handles
+    seen: list[list[Any]] = []
+
+    def note(x: int, y: int, z: int, *values: Any) -> None:
+        seen.append([[x, y, z], [show(argument) for argument in values[OF_LAUNCHER:]]])
+
+    CompiledKernel.run = property(lambda _: note)  # type: ignore[assignment] # it has no function to be set
+    CompiledKernel._init_handles = lambda _: None  # type: ignore[method-assign] # there is no device to load it on
+    launch.forget()
+    try:
+        call()
+        if relaunched:
+            seen.clear()
+            call()
+    finally:
+        CompiledKernel.run, CompiledKernel._init_handles = find_run, handles
+    return seen
+
+
+def show(argument: Any) -> Any:
+    """An argument as JSON has it."""
+    return [str(argument.dtype), *argument.shape] if isinstance(argument, Tensor) else argument
 
 
 def facts(binary: Any) -> dict[str, Any]:
@@ -166,7 +216,7 @@ def main() -> None:
     """Compile all specimens for the targets that the command line names."""
     dispatch.find_obstacle = lambda _: None  # nothing is run, so nothing stands in the way
     os.environ[dispatch.ENVIRONMENT] = "triton"
-    rows = []
+    rows, relaunches = [], []
     for number, name in enumerate(sys.argv[1:]):
         triton.runtime.driver.set_active(Driver(number, TARGETS[name]))
         for specimen, call in SPECIMENS.items():
@@ -174,7 +224,10 @@ def main() -> None:
             rows += [
                 {"target": name, "specimen": specimen, "kernel": kernel, **facts(binary)} for kernel, binary in made
             ]
-    print(json.dumps(rows, indent=1))
+            if not number:
+                first, second = (handed_over(call, relaunched=again) for again in (False, True))
+                relaunches.append({"specimen": specimen, "first": first, "second": second})
+    print(json.dumps({"rows": rows, "relaunches": relaunches}, indent=1))
 
 
 if __name__ == "__main__":

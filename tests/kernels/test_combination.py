@@ -1,6 +1,7 @@
 """The value that kernels take: what it refuses, and the former calls that still make one."""
 
 import dataclasses
+import math
 import warnings
 
 import lvlm_guard_kernels
@@ -32,6 +33,7 @@ def everywhere(request, monkeypatch):
         ({"sources": [BRANCH[:1]], "weights": [1.0]}, r"\(1, 3, 9\) does not fit"),
         ({"sources": [BRANCH.long()], "weights": [1.0]}, "float dtype"),
         ({"sources": [BRANCH], "weights": [torch.ones(3, 2)]}, r"a weight of shape \(3, 2\).* \(2, 3\)"),
+        ({"main": MAIN[:, :2], "main_weight": torch.ones(2)}, r"may be of rows or of positions.*Write \[rows, 1\]"),
         ({"main_weight": torch.ones(2, 3, 1)}, r"a weight of shape \(2, 3, 1\)"),
         ({"bias": torch.ones(8)}, r"bias of shape \(8,\) does not broadcast to \(2, 3, 9\)"),
         ({"bias": torch.ones(1, 2, 3, 9)}, "bias of shape"),
@@ -84,6 +86,46 @@ def test_a_weight_broadcasts_over_rows_and_positions(everywhere, weight, beta):
     got = combine(Combination(**every_part(weights=[weight], main_weight=weight, beta=beta)))
     assert torch.equal(got, combine(Combination(**every_part(weights=[spread], main_weight=spread, beta=beta))))
     assert not torch.equal(got, combine(Combination(**every_part(beta=beta))))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((), torch.float64),
+        ((1,), torch.float32),
+        ((2,), torch.bfloat16),
+        ((2, 1), torch.int64),
+        ((1, 1), torch.float32),
+    ],
+)
+@pytest.mark.parametrize("form", ["positions", "one position", "no position"])
+def test_a_weight_may_have_any_shape_of_rows_on_every_path(everywhere, shape, dtype, form):
+    def cut(values):
+        return {"positions": values, "one position": values[:, :1], "no position": values[:, 0]}[form]
+
+    weight = torch.arange(1, 1 + math.prod(shape)).reshape(shape).to(dtype)
+    numbers = [float(weight.reshape(-1)[row % weight.numel()]) for row in range(2)]
+    combination = Combination(cut(MAIN), [cut(BRANCH)], [weight], weight, 0.3)
+    got = combine(combination)
+    for row, number in enumerate(numbers):
+        assert torch.equal(got[row], combine(Combination(cut(MAIN), [cut(BRANCH)], [number], number, 0.3))[row])
+    if form != "positions":
+        assert torch.equal(select(combination, greedy=True).ids, got.reshape(2, -1).argmax(-1))
+    assert not torch.equal(got, combine(Combination(cut(MAIN), [cut(BRANCH)], [0.5], 0.5, 0.3)))
+
+
+def test_no_result_has_a_gradient_whatever_asks_for_one(everywhere):
+    main, branch = MAIN[:, :1].clone().requires_grad_(), BRANCH[:, :1].clone().requires_grad_()
+    weight = torch.ones(2, 1, requires_grad=True)
+    combination = Combination(main, [branch], [weight], beta=0.5)
+    measured = lvlm_guard_kernels.statistics(main)
+    results = [
+        combine(combination), measured.entropy, measured.best, lvlm_guard_kernels.entropy(main), kl(main, branch),
+        jensen_shannon(main, branch), lvlm_guard_kernels.log_sum_exp(main),
+    ]  # fmt: skip
+    assert not any(result.requires_grad for result in results)
+    select(combination)
+    assert torch.is_grad_enabled()
 
 
 def test_few_survivors_take_the_weight_of_their_row(everywhere):

@@ -135,7 +135,13 @@ def test_the_matrix_holds_every_pair_of_values_and_moves_logits_in_most_cases():
     assert sum(moved) > len(CASES) / 2
 
 
-@pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
+MANY_ROWS = [
+    pytest.param(case, marks=pytest.mark.slow) if case["rows"] == 17 and case["whole"] else case for case in CASES
+]
+"""Every whole row is a program, and the interpreter takes one after the other."""
+
+
+@pytest.mark.parametrize("case", MANY_ROWS, ids=range(len(CASES)))
 def test_every_implementation_equals_the_reference(run, case, monkeypatch):
     if case["whole"]:
         monkeypatch.setattr(launch, "count_processors", lambda device: 1)

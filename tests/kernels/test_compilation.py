@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("compiled.py")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
 KERNELS = {
     "find_slice_best", "combine_rows", "measure_slices", "finish_rows", "diverge_slices", "open_rows", "list_survivors",
-    "draw_tokens",
+    "draw_tokens", "turn_states", "project_states", "shift_states",
 }  # fmt: skip
 OF_PARTIALS = {"finish_rows", "draw_tokens"}
 """Kernels that read what others left, and no logits."""
@@ -43,7 +43,7 @@ def done(tmp_path_factory, targets):
 
 @pytest.fixture(scope="module")
 def rows(done):
-    return json.loads(done.stdout)
+    return json.loads(done.stdout)["rows"]
 
 
 def test_every_kernel_compiles_for_every_target(rows, targets):
@@ -70,6 +70,14 @@ def test_a_source_that_is_read_everywhere_is_read_in_vectors_too(rows):
     reading = [row for row in rows if row["specimen"].startswith("sum") and row["target"] in NVIDIA]
     assert reading
     assert not [row for row in reading if "scalar" in row["loads"]]
+
+
+def test_a_second_launch_hands_a_binary_what_triton_handed_it(done):
+    relaunches = json.loads(done.stdout)["relaunches"]
+    assert len(relaunches) > 10
+    for relaunch in relaunches:
+        assert relaunch["first"], relaunch["specimen"]
+        assert relaunch["first"] == relaunch["second"], relaunch["specimen"]
 
 
 def test_a_first_launch_warns_of_nothing(done):

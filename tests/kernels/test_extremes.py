@@ -1,6 +1,7 @@
 """Finite logits at the ends of their dtype: every kernel on every path gives what their definitions give, and no NaN."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -106,6 +107,31 @@ def test_draws_from_rows_at_the_ends_of_their_dtype(everywhere, monkeypatch, dty
     scaled = rows[:, 0].float() / 0.5
     assert not drawn.broken.any()
     assert scaled[0, drawn.ids[0]] >= scaled[0].amax() - 30
+
+
+@pytest.mark.parametrize("where", ["first", "all", "slice"])
+def test_a_layer_with_plus_infinity_has_no_divergence_whatever_main_rules_out(everywhere, cut, where):
+    main, layer = draw(FLOAT, 0), draw(FLOAT, 1)
+    main[0, 0, PARTS[where]] = -math.inf
+    layer[0, 0, :SLICE] = math.inf
+    for got in (
+        *(divergence.layer_divergence(main, layer[None], mode)[0] for mode in ("jensen_shannon", "released")),
+        divergence.kl(main, layer),
+        divergence.kl(layer, main),
+    ):
+        assert got.isnan().tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_more_sources_than_a_launch_takes_are_added_up_in_the_order_of_the_definition(everywhere, cut, beta):
+    most = torch.finfo(FLOAT).max
+    main, rest = draw(FLOAT, 0), [draw(FLOAT, seed) for seed in range(1, 4)]
+    ends = [torch.full_like(main, most), torch.full_like(main, most)]
+    combination = Combination(main, [*ends, *rest], [0.9, -0.9, 1.0, 0.5, -1.0], 1.0, beta)
+    got = combine(combination)
+    torch.testing.assert_close(got, combine_reference.combine(combination), rtol=1e-6, atol=1e-5)
+    apart = [*rest, *ends], [1.0, 0.5, -1.0, 0.9, -0.9]
+    assert (combine_reference.combine(Combination(main, *apart, 1.0, beta)) - got).abs().amax() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from lvlm_guard_kernels import DEMOTION, Combination, Selection, combine, launch, record_paths, select
-from lvlm_guard_kernels.select import fused, noise, reference
+from lvlm_guard_kernels.select import bounds, fused, noise, reference
+from lvlm_guard_kernels.select import eager as select_eager
 from lvlm_guard_kernels.select.draw import Draw
 from scipy.stats import chisquare
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -82,13 +84,13 @@ MATRIX = [
     (1, 3, F32, 0.1, 1.0, 1, 0.5, ""),
     (1, 1, F32, 0.0, 1.0, 0, 1.0, ""),
     (111, 0, B16, 0.1, 1.0, 5, 0.9, ""),
-    (111, 17, F32, 1e-9, 2.0, 0, 1.0, "terms"),
-    (111, 17, B16, 0.0, 1.3, 7, 0.8, "ties"),
+    pytest.param(111, 17, F32, 1e-9, 2.0, 0, 1.0, "terms", marks=pytest.mark.slow),
+    (111, 5, B16, 0.0, 1.3, 7, 0.8, "ties"),
     (111, 3, F16, 1.0, 0.2, 2, 0.1, "ties"),
     (111, 3, F32, 0.1, 1.0, 0, 0.35, "equal"),
     (111, 3, F32, 0.0, 1.0, 9, 0.9, "equal"),
-    (111, 17, F32, 0.1, 0.7, 3, 0.0, "rows"),
-    (4097, 17, F16, 0.1, 1.0, 0, 0.9, "ties"),
+    (111, 5, F32, 0.1, 0.7, 3, 0.0, "rows"),
+    pytest.param(4097, 17, F16, 0.1, 1.0, 0, 0.9, "ties", marks=pytest.mark.slow),
     (4097, 3, F32, 1e-9, 1.5, 40, 0.95, "holes"),
     (4097, 3, B16, 1.0, 1.0, 0, 1.0, "terms"),
     (4097, 1, F32, 0.01, 1e-3, 5000, 0.5, "views"),
@@ -202,6 +204,7 @@ def fit(counts, chance):
     return chisquare(bins[keep], torch.tensor(expected_bins[keep]).mul(scale).tolist()).pvalue
 
 
+@pytest.mark.parametrize("everywhere", ["torch", pytest.param("triton", marks=pytest.mark.slow)], indirect=True)
 def test_a_draw_depends_on_seed_step_and_row_id_and_on_no_other_row(everywhere):
     main, branch = logits(6, 300), logits(6, 300, seed=1)
     combination = contrast(main, branch, beta=1e-4)
@@ -222,7 +225,7 @@ def test_a_draw_depends_on_seed_step_and_row_id_and_on_no_other_row(everywhere):
     assert alone.ids[0] == first.ids[4]
 
 
-@pytest.mark.parametrize("vocabulary", [111, 1271])
+@pytest.mark.parametrize("vocabulary", [111, pytest.param(1271, marks=pytest.mark.slow)])
 def test_neither_slices_nor_tiles_change_a_draw(on_triton, monkeypatch, vocabulary):
     main, branch = logits(2, vocabulary).round(), logits(2, vocabulary, seed=1).round()
     combination = contrast(main, branch, beta=1e-3)
@@ -260,7 +263,7 @@ def test_more_survivors_than_one_tile_holds_change_nothing(on_triton, monkeypatc
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("greedy", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_row_of_nan_or_without_tokens_is_broken_and_no_other(everywhere, beta, greedy):
     main, branch = logits(17, 300), logits(17, 300, seed=1)
     keep = torch.ones(17, 300, dtype=torch.bool)
@@ -281,7 +284,7 @@ def test_a_row_of_nan_or_without_tokens_is_broken_and_no_other(everywhere, beta,
 
 
 def test_a_row_without_tokens_is_broken_where_few_survive_elsewhere(everywhere):
-    main, keep = logits(40, 300, scale=9.0), torch.ones(40, 300, dtype=torch.bool)
+    main, keep = logits(20, 300, scale=9.0), torch.ones(20, 300, dtype=torch.bool)
     keep[5] = False
     got = select(Combination(main, beta=0.1, keep=keep), temperature=2.0)
     assert got.broken.nonzero().tolist() == [[5]]
@@ -311,8 +314,101 @@ def test_an_infinite_logit_is_certain(everywhere):
     assert not got.broken.any()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64 + 5, -(2**63) - 1, np.uint64(2**63)])
+def test_every_whole_number_is_a_seed_of_which_64_bits_count(everywhere, seed):
+    main = logits(1, 40).expand(3, -1)
+    got = select(Combination(main), temperature=9.0, seed=seed, step=-1)
+    assert equal(got, define(Combination(main), temperature=9.0, seed=int(seed) % 2**64, step=2**32 - 1))
+    assert not equal(got, define(Combination(main), temperature=9.0, seed=int(seed) % 2**64 ^ 1, step=2**32 - 1))
+
+
+@pytest.mark.parametrize("setting", [{"seed": 0.5}, {"seed": "a"}, {"top_k": 1.5}, {"step": 1.0}, {"seed": None}])
+def test_what_is_no_whole_number_is_refused(setting):
+    with pytest.raises(ValueError, match=f"select: {next(iter(setting))} must be a whole number"):
+        select(Combination(logits(2, 10)), **setting)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_step_in_a_tensor_is_read_when_the_draw_runs(everywhere, dtype, shape):
+    main = logits(1, 40).expand(4, -1)
+    step = torch.full(shape, 3, dtype=dtype)
+    drawn = []
+    for number in (3, 4):  # as the replays of a graph do, which repeat all but the values
+        step.fill_(number)
+        drawn.append(select(Combination(main), temperature=9.0, seed=5, step=step))
+        assert equal(drawn[-1], define(Combination(main), temperature=9.0, seed=5, step=number))
+    assert not equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [torch.ones(2).long(), torch.tensor(1.0), torch.ones((), dtype=torch.int64, device="meta"), torch.tensor([[]])],
+)
+def test_a_step_that_is_not_one_whole_number_is_refused(step):
+    with pytest.raises(ValueError, match="select: step must be a number, or one of int32 or int64 on cpu"):
+        select(Combination(logits(2, 10)), step=step)
+
+
+FLAT = [(scale, temperature) for scale in (0.1, 3.0, 60.0) for temperature in (0.05, 0.7, 1.5)]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (40, 0.9), (0, 0.5)])
+def test_leaving_out_what_cannot_be_drawn_changes_no_token(monkeypatch, top_k, top_p):
+    monkeypatch.setenv("LVLM_GUARD_KERNELS", "torch")
+    survivors, left_out = [], 0
+    monkeypatch.setattr(
+        select_eager, "_pack", lambda *a, pack=select_eager._pack: survivors.append(len(a[0])) or pack(*a)
+    )
+    monkeypatch.setattr(select_eager, "FEW", 2.0)
+    for number, (scale, temperature) in enumerate(FLAT):
+        main = logits(100, 300, seed=number, scale=scale)
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": number}
+        survivors.clear()
+        assert equal(select(Combination(main), **settings), define(Combination(main), **settings))
+        left_out += main.numel() - survivors[0]
+    assert left_out > 3 * main.numel()
+
+
+def test_a_draw_from_main_alone_lists_few_tokens(on_triton, monkeypatch):
+    listed = []
+    monkeypatch.setattr(
+        fused, "_list_survivors", lambda *a, find=fused._list_survivors: listed.append(find(*a)) or listed[-1]
+    )
+    main = logits(3, 700, scale=9.0)
+    main[1, 5] = 100.0
+    for settings in ({}, {"temperature": 0.3, "top_k": 7, "top_p": 0.8}, {"greedy": True}):
+        assert equal(select(Combination(main), **settings), define(Combination(main), **settings))
+    counts = [survivors[0][:, 0].tolist() for survivors in listed]
+    assert 1 == counts[0][1] < counts[0][0] < 700
+    assert counts[1][0] < counts[0][0] / 2
+    assert counts[2] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"main_weight": 2.0},
+        {"main_weight": torch.tensor(1.0)},
+        {"bias": torch.zeros(300)},
+        {"sources": [logits(2, 300)], "weights": [0.0]},
+    ],
+)
+def test_where_something_is_added_to_main_every_token_may_be_drawn(parts):
+    assert bounds.find_bound(Combination(logits(2, 300), **parts), draw_of()) is None
+
+
+@pytest.mark.parametrize("best", [30.0, 1e8, 3e38])
+@pytest.mark.parametrize("temperature", [1e-7, 0.7])
+def test_rounding_of_large_logits_leaves_no_token_out(everywhere, best, temperature):
+    offsets = torch.arange(40) / 40 * 60 * temperature
+    main = (torch.tensor(best) - offsets).float().expand(4, -1)
+    settings = {"temperature": temperature, "top_p": 0.999999, "seed": 3}
+    assert equal(select(Combination(main), **settings), define(Combination(main), **settings))
+
+
 def test_of_equal_scores_the_lowest_ids_stay(everywhere):
-    main = torch.zeros(24, 8)
+    main = torch.zeros(12, 8)
     main[:, :2] = -50
     drawn = select(Combination(main), top_p=0.5).ids
     assert set(drawn.tolist()) == {2, 3, 4}

@@ -11,10 +11,10 @@ from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.architectures.picture import pixel_batch
 from lvlm_guard.testbed.training.curriculum import layout, lesson_rows, lesson_scenes
 from lvlm_guard.testbed.training.language_stage import LanguageStage, packed_logits
-from lvlm_guard.testbed.training.packing import IGNORED, Packed, TrainingRow, Turn, pack
+from lvlm_guard.testbed.training.packing import IGNORED, DialogueTurn, Packed, TrainingRow, pack
 
 
-def _messages(row: TrainingRow, turn: Turn) -> list[dict[str, object]]:
+def _messages(row: TrainingRow, turn: DialogueTurn) -> list[dict[str, object]]:
     picture = [{"type": "image"}] if row.image else []
     asked = [{"role": "user", "content": [*picture, {"type": "text", "text": turn.prompt}]}]
     if row.system:
@@ -71,4 +71,4 @@ def _together(architecture: Architecture, model, batch, rows) -> tuple[torch.Ten
 def test_pack_refuses_a_turn_that_does_not_fit() -> None:
     span = llava.SPAN
     with pytest.raises(ValueError, match="room"):
-        pack([TrainingRow([Turn("describe this image .", "red " * 60, 1.0)])], layout(span), span)
+        pack([TrainingRow([DialogueTurn("describe this image .", "red " * 60, 1.0)])], layout(span), span)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lvlm_guard_kernels import launch
-from lvlm_guard_kernels.combination import RULED_OUT, Combination
+from lvlm_guard_kernels.combination import RULED_OUT, Combination, Weight
 from lvlm_guard_kernels.combine.reference import DEMOTION, to_column
 from lvlm_guard_kernels.launch import View
 
@@ -36,6 +36,15 @@ def load_eligible(main, keep, token, vocabulary, HAS_KEEP: tl.constexpr):
 
 
 @triton.jit
+def load_weight(weight, outer, inner, BY_POINTER: tl.constexpr):
+    """Return a weight of one row, which is a number or lies at a pointer."""
+    value = weight
+    if BY_POINTER:
+        value = tl.load(weight + outer + inner).to(tl.float32)
+    return value
+
+
+@triton.jit
 def _load_weighted(weight, source, token, survives):
     return weight * tl.load(source + token, mask=survives, other=0.0).to(tl.float32)
 
@@ -44,16 +53,23 @@ def _load_weighted(weight, source, token, survives):
 def combine_tokens(
     main, source0, source1, source2, source3, main_weight, weight0, weight1, weight2, weight3,
     bias, keep, top, log_beta, token, vocabulary,
-    SOURCES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr, PLAUSIBLE: tl.constexpr,
+    SOURCES: tl.constexpr, HAS_BASE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr,
+    PLAUSIBLE: tl.constexpr,
 ):  # fmt: skip
-    """Return combined logits of tokens of one row; `top` is its best eligible logit, or NaN if the row holds one."""
+    """Return combined logits of tokens of one row; `top` is its best eligible logit, or NaN if the row holds one.
+
+    With `HAS_BASE`, the first source is a sum to go on from, main's own part included.
+    """
     logits, eligible = load_eligible(main, keep, token, vocabulary, HAS_KEEP)
     survives = token < vocabulary
     if PLAUSIBLE:
         survives = (eligible != -float("inf")) & (eligible >= top + log_beta)
-    total = logits * main_weight
-    if SOURCES > 0:
-        total += _load_weighted(weight0, source0, token, survives)
+    if HAS_BASE:
+        total = tl.load(source0 + token, mask=survives, other=0.0)
+    else:
+        total = logits * main_weight
+        if SOURCES > 0:
+            total += _load_weighted(weight0, source0, token, survives)
     if SOURCES > 1:
         total += _load_weighted(weight1, source1, token, survives)
     if SOURCES > 2:
@@ -90,11 +106,12 @@ def find_slice_best(
 def combine_rows(
     main, main_outer, main_inner,
     source0, outer0, inner0, source1, outer1, inner1, source2, outer2, inner2, source3, outer3, inner3,
-    weights, main_weight, weight0, weight1, weight2, weight3,
+    main_weight, main_weight_outer, main_weight_inner, weight0, weight_outer0, weight_inner0,
+    weight1, weight_outer1, weight_inner1, weight2, weight_outer2, weight_inner2, weight3, weight_outer3, weight_inner3,
     bias, bias_outer, bias_inner, keep, keep_outer, keep_inner,
     best, log_beta, out, positions, vocabulary,
-    SOURCES: tl.constexpr, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr,
-    PLAUSIBLE: tl.constexpr, WHOLE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    SOURCES: tl.constexpr, HAS_BASE: tl.constexpr, BY_POINTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_KEEP: tl.constexpr, PLAUSIBLE: tl.constexpr, WHOLE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Combine one slice of a row, or a whole row; for slices, `best` holds the best logit of each."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -107,17 +124,11 @@ def combine_rows(
     bias += outer * bias_outer + inner * bias_inner
     keep += outer * keep_outer + inner * keep_inner
     out += row * vocabulary
-    if PER_ROW:
-        weights += row * (SOURCES + 1)
-        main_weight = tl.load(weights)
-        if SOURCES > 0:
-            weight0 = tl.load(weights + 1)
-        if SOURCES > 1:
-            weight1 = tl.load(weights + 2)
-        if SOURCES > 2:
-            weight2 = tl.load(weights + 3)
-        if SOURCES > 3:
-            weight3 = tl.load(weights + 4)
+    main_part = load_weight(main_weight, outer * main_weight_outer, inner * main_weight_inner, BY_POINTER & 1)
+    first = load_weight(weight0, outer * weight_outer0, inner * weight_inner0, BY_POINTER & 2)
+    second = load_weight(weight1, outer * weight_outer1, inner * weight_inner1, BY_POINTER & 4)
+    third = load_weight(weight2, outer * weight_outer2, inner * weight_inner2, BY_POINTER & 8)
+    fourth = load_weight(weight3, outer * weight_outer3, inner * weight_inner3, BY_POINTER & 16)
     lane = tl.arange(0, WIDTH)
     if WHOLE:
         bests = tl.full([WIDTH], -float("inf"), tl.float32)
@@ -130,8 +141,8 @@ def combine_rows(
         for start in range(0, vocabulary, WIDTH):
             token = start + lane
             total = combine_tokens(
-                main, source0, source1, source2, source3, main_weight, weight0, weight1, weight2, weight3,
-                bias, keep, top, log_beta, token, vocabulary, SOURCES, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
+                main, source0, source1, source2, source3, main_part, first, second, third, fourth,
+                bias, keep, top, log_beta, token, vocabulary, SOURCES, HAS_BASE, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
             )  # fmt: skip
             tl.store(out + token, total, mask=token < vocabulary)
     else:
@@ -146,8 +157,8 @@ def combine_rows(
             top = tl.where(has_nan > 0, float("nan"), top)
         token = part * WIDTH + lane
         total = combine_tokens(
-            main, source0, source1, source2, source3, main_weight, weight0, weight1, weight2, weight3,
-            bias, keep, top, log_beta, token, vocabulary, SOURCES, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
+            main, source0, source1, source2, source3, main_part, first, second, third, fourth,
+            bias, keep, top, log_beta, token, vocabulary, SOURCES, HAS_BASE, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
         )  # fmt: skip
         tl.store(out + token, total, mask=token < vocabulary)
 
@@ -176,42 +187,52 @@ def view_parts(combination: Combination) -> Views:
 
 
 class Weights(NamedTuple):
-    """Weights of main and sources, of which a program reads those by row if `per_row`, else the numbers."""
+    """Weights of main and of `SLOTS` sources, each with its strides over rows and positions.
 
-    per_row: bool
-    by_row: Tensor
-    numbers: list[float]
+    Args:
+        by_pointer: A bit for each weight that is a tensor, main's the lowest; the others are numbers.
+        views: The weights.
+    """
 
-
-def arrange_weights(combination: Combination, unread: Tensor) -> Weights:
-    """Return weights by row `[rows * positions, weights]` and as `SLOTS + 1` numbers; `unread` stands in for the former."""
-    weights = combination.main_weight, *combination.weights
-    if any(isinstance(weight, Tensor) for weight in weights):
-        return Weights(per_row=True, by_row=pack_weights(combination), numbers=[1.0] * (SLOTS + 1))
-    numbers = [float(weight) for weight in weights]
-    return Weights(per_row=False, by_row=unread, numbers=[*numbers, *[0.0] * (SLOTS + 1 - len(numbers))])
+    by_pointer: int
+    views: list[tuple[Weight, int, int]]
 
 
-def pack_weights(combination: Combination) -> Tensor:
-    """Return all weights, `[rows * positions, weights]` in fp32 on the device."""
-    shape = combination.main.shape[:2]
-    columns = [
-        weight.to(torch.float32).expand(shape)
-        if isinstance(weight, Tensor)
-        else combination.main.new_full(shape, weight, dtype=torch.float32)
-        for weight in (combination.main_weight, *combination.weights)
-    ]
-    return torch.stack(columns, dim=-1).flatten(0, 1)
+def view_weights(combination: Combination) -> Weights:
+    """Return the weights of main `[rows, positions, vocab]` and of at most `SLOTS` sources as a kernel takes them."""
+    weights = [combination.main_weight, *combination.weights]
+    views = [_view_weight(weight, combination.main.shape[:2]) for weight in weights]
+    by_pointer = sum(isinstance(weight, Tensor) << number for number, weight in enumerate(weights))
+    return Weights(by_pointer, [*views, *[(0.0, 0, 0)] * (SLOTS + 1 - len(views))])
 
 
-def fit_into_slots(combination: Combination) -> Combination:
-    """Return a combination of at most `SLOTS` sources, of which the last one stands for all others."""
+def _view_weight(weight: Weight, shape: torch.Size) -> tuple[Weight, int, int]:
+    if not isinstance(weight, Tensor):
+        return float(weight), 0, 0
+    outer, inner = weight.expand(shape).stride()
+    return weight, outer, inner
+
+
+class Slots(NamedTuple):
+    """A combination that fits into one launch, and whether its first source is a sum that others go on from."""
+
+    combination: Combination
+    has_base: bool
+
+
+def fit_into_slots(combination: Combination) -> Slots:
+    """Add up what one launch has no room for, in the order of the definition, with main's own part first."""
     sources, weights = combination.sources, combination.weights
-    if len(sources) <= SLOTS:
-        return combination
-    surplus = zip(sources[SLOTS - 1 :], weights[SLOTS - 1 :], strict=True)
-    total = torch.stack([source.float() * to_column(weight) for source, weight in surplus]).sum(0)
-    return replace(combination, sources=[*sources[: SLOTS - 1], total], weights=[*weights[: SLOTS - 1], 1.0])
+    surplus = len(sources) - SLOTS + 1
+    if surplus <= 1:
+        return Slots(combination, has_base=False)
+    total = combination.main.float() * to_column(combination.main_weight)
+    for source, weight in zip(sources[:surplus], weights[:surplus], strict=True):
+        total = total + source.float() * to_column(weight)
+    remainder = replace(
+        combination, sources=[total, *sources[surplus:]], weights=[1.0, *weights[surplus:]], main_weight=1.0
+    )
+    return Slots(remainder, has_base=True)
 
 
 def combine(combination: Combination) -> Tensor:
@@ -224,14 +245,15 @@ def combine(combination: Combination) -> Tensor:
     return out
 
 
-def _launch(combination: Combination, out: Tensor) -> None:
+def _launch(slots: Slots, out: Tensor) -> None:
     """Launch what a combination of main `[rows, positions, vocab]` and at most `SLOTS` sources needs."""
+    combination = slots.combination
     count, positions, vocabulary = combination.main.shape
     rows, plausible = count * positions, combination.beta > 0.0
     whole = plausible and launch.rows_fill_device(rows, out.device)
     width = launch.choose_width(rows)
-    parts = 1 if whole else triton.cdiv(vocabulary, width)
-    views, weights = view_parts(combination), arrange_weights(combination, out)
+    parts = 1 if whole else launch.count_parts(vocabulary, width)
+    views, weights = view_parts(combination), view_weights(combination)
     constants: dict[str, Any] = {
         "HAS_KEEP": combination.keep is not None,
         "WIDTH": width,
@@ -240,25 +262,30 @@ def _launch(combination: Combination, out: Tensor) -> None:
     }
     best = out
     if plausible and not whole:
-        best = out.new_empty((rows, parts))
-        find_slice_best[rows, parts](*views.main, *views.keep, best, positions, vocabulary, **constants)
-    combine_rows[rows, parts](
-        *views.main,
-        *chain.from_iterable(views.sources),
-        weights.by_row,
-        *weights.numbers,
-        *views.bias,
-        *views.keep,
-        best,
-        combination.log_beta,
-        out,
-        positions,
-        vocabulary,
+        best = torch.empty((rows, parts), dtype=torch.float32, device=out.device)
+        arguments = *views.main, *views.keep, best, positions, vocabulary
+        launch.run(find_slice_best, (rows, parts), arguments, **constants)
+    launch.run(
+        combine_rows,
+        (rows, parts),
+        (
+            *views.main,
+            *chain.from_iterable(views.sources),
+            *chain.from_iterable(weights.views),
+            *views.bias,
+            *views.keep,
+            best,
+            combination.log_beta,
+            out,
+            positions,
+            vocabulary,
+        ),
         SOURCES=len(combination.sources),
-        PER_ROW=weights.per_row,
+        HAS_BASE=slots.has_base,
+        BY_POINTER=weights.by_pointer,
         HAS_BIAS=combination.bias is not None,
         PLAUSIBLE=plausible,
         WHOLE=whole,
-        PARTS=triton.next_power_of_2(parts),
+        PARTS=launch.round_up(parts),
         **constants,
     )

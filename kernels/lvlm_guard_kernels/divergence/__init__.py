@@ -7,18 +7,19 @@ there. The same is true of a row that holds `+inf`, except that its log-sum-exp 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from lvlm_guard_kernels.combination import check_logits
+from lvlm_guard_kernels.combination import without_gradient
 from lvlm_guard_kernels.deprecation import accept_keywords
-from lvlm_guard_kernels.dispatch import choose_provider
-from lvlm_guard_kernels.divergence import eager
+from lvlm_guard_kernels.dispatch import find_provider
+from lvlm_guard_kernels.divergence import operator
 from lvlm_guard_kernels.divergence.reference import Mode as Mode
 from lvlm_guard_kernels.divergence.reference import RowStatistics as RowStatistics
+from lvlm_guard_kernels.divergence.running import check_rows, choose_module, run_divergence, run_statistics
+from lvlm_guard_kernels.operators import is_traced
 
 
+@without_gradient
 def statistics(logits: Tensor) -> RowStatistics:
     """Return log-sum-exp, entropy in nats, probability and logit of the best token, in one pass.
 
@@ -32,29 +33,59 @@ def statistics(logits: Tensor) -> RowStatistics:
         ValueError: The vocabulary is empty.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
-    result: RowStatistics = _choose_module("statistics", logits).statistics(logits)
-    return result
+    check_rows(logits, "statistics")
+    if is_traced(logits):
+        return RowStatistics(*operator.statistics(logits).unbind())
+    return run_statistics(logits)
 
 
+@without_gradient
 def log_sum_exp(logits: Tensor) -> Tensor:
     """Return `ln sum exp(logits)` `[...]` of rows `[..., vocab]`: a logit minus it is a log-probability."""
-    result: Tensor = _choose_module("statistics", logits).log_sum_exp(logits)
-    return result
+    return _measure_alone("log_sum_exp", logits)
 
 
+@without_gradient
 def entropy(logits: Tensor) -> Tensor:
     """Return the Shannon entropy in nats `[...]` of rows `[..., vocab]`: 0 to `ln vocab`."""
-    result: Tensor = _choose_module("statistics", logits).entropy(logits)
-    return result
+    return _measure_alone("entropy", logits)
 
 
+@without_gradient
 def max_probability(logits: Tensor) -> Tensor:
     """Return the probability of the best token `[...]` of rows `[..., vocab]`."""
-    result: Tensor = _choose_module("statistics", logits).max_probability(logits)
-    return result
+    return _measure_alone("max_probability", logits)
+
+
+class StatisticsOnDemand:
+    """Row statistics of logits, each computed when it is first asked for; where one launch gives all, all of them then.
+
+    Args:
+        logits: Rows `[..., vocab]`.
+
+    Raises:
+        ValueError: The logits are not what `statistics` takes.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        check_rows(logits, "statistics")
+        self._logits = logits
+        self._results: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return `log_sum_exp`, `entropy`, `max_probability` or `best`, fp32 `[...]`."""
+        if name not in self._results:
+            self._results |= self._compute(name)
+        return self._results[name]
+
+    def _compute(self, name: str) -> dict[str, Tensor]:
+        if name != "best" and find_provider(self._logits) == "torch":
+            return {name: _measure_alone(name, self._logits)}
+        return dict(vars(statistics(self._logits)))
 
 
 @accept_keywords(one="p_logits", other="q_logits")
+@without_gradient
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence `KL(p | q)` in nats between rows.
 
@@ -69,11 +100,11 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
         ValueError: The shapes differ, or the vocabulary is empty.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
-    result: Tensor = _choose_module("kl", p_logits, q_logits[None]).kl(p_logits, q_logits)
-    return result
+    return _diverge("kl", p_logits, q_logits[None], "kl")[0]
 
 
 @accept_keywords(one="p_logits", other="q_logits")
+@without_gradient
 def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Return the Jensen-Shannon divergence `(KL(p | m) + KL(q | m)) / 2` in nats between rows, `m` the mean of both.
 
@@ -88,11 +119,10 @@ def jensen_shannon(p_logits: Tensor, q_logits: Tensor) -> Tensor:
         ValueError: The shapes differ, or the vocabulary is empty.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
-    layers = q_logits[None]
-    result: Tensor = _choose_module("jensen_shannon", p_logits, layers).layer_divergence(p_logits, layers)[0]
-    return result
+    return _diverge("jensen_shannon", p_logits, q_logits[None], "jensen_shannon")[0]
 
 
+@without_gradient
 def layer_divergence(main: Tensor, layers: Tensor, mode: Mode = "jensen_shannon") -> Tensor:
     """Return the divergence of each layer's rows from main's (DoLa, arXiv 2309.03883, section 2.2).
 
@@ -111,19 +141,22 @@ def layer_divergence(main: Tensor, layers: Tensor, mode: Mode = "jensen_shannon"
     """
     if mode not in ("jensen_shannon", "released"):
         raise ValueError(f"layer_divergence: mode={mode!r} is neither 'jensen_shannon' nor 'released'.")
-    result: Tensor = _choose_module("layer_divergence", main, layers).layer_divergence(main, layers, mode)
-    return result
+    return _diverge("layer_divergence", main, layers, mode)
 
 
-def _choose_module(kernel: str, logits: Tensor, layers: Tensor | None = None) -> Any:
-    """Check that tensors fit, and return the module that runs a kernel."""
-    check_logits(kernel, logits, *([] if layers is None else [layers]))
-    if logits.dim() == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{kernel}: logits of shape {tuple(logits.shape)} have no tokens in their last dimension.")
-    if layers is not None and layers.shape[1:] != logits.shape:
-        raise ValueError(f"{kernel}: {tuple(layers.shape[1:])} does not fit logits of shape {tuple(logits.shape)}.")
-    if choose_provider(kernel, logits, *([] if layers is None else [layers])) == "torch":
-        return eager
-    from lvlm_guard_kernels.divergence import fused  # noqa: PLC0415 - Triton is loaded where it runs
+def _diverge(kernel: str, main: Tensor, layers: Tensor, kind: str) -> Tensor:
+    check_rows(main, kernel, layers)
+    if is_traced(main, layers):
+        divergences: Tensor = operator.diverge(main, layers, kind)
+        return divergences
+    return run_divergence(main, layers, kind, kernel)
 
-    return fused
+
+def _measure_alone(name: str, logits: Tensor) -> Tensor:
+    """Return one statistic, for which torch reads less than for all of them."""
+    check_rows(logits, "statistics")
+    if is_traced(logits):
+        measured: Tensor = getattr(RowStatistics(*operator.statistics(logits).unbind()), name)
+    else:
+        measured = getattr(choose_module("statistics", logits), name)(logits)
+    return measured

@@ -127,8 +127,9 @@ def finish_rows(partials, out, parts, PARTS: tl.constexpr):
 
 @triton.jit
 def _take_log(total):
-    """Return the logarithm of a total; NaN where a row holds only `-inf`."""
-    return tl.where(total == 0.0, float("nan"), tl.log(tl.where(total == 0.0, 1.0, total)))
+    """Return the logarithm of a total; NaN where a row holds only `-inf`, or `+inf`: it has no distribution."""
+    has_distribution = (total > 0.0) & (total < float("inf"))
+    return tl.where(has_distribution, tl.log(tl.where(has_distribution, total, 1.0)), float("nan"))
 
 
 @triton.jit
@@ -192,11 +193,19 @@ def statistics(logits: Tensor) -> RowStatistics:
     out = torch.empty((4, plan.programs), dtype=torch.float32, device=logits.device)
     if out.numel():
         with launch.use_device(logits):
-            partials = out if plan.parts == 1 else out.new_empty((3, plan.programs, plan.parts))
+            partials = (
+                out
+                if plan.parts == 1
+                else torch.empty((3, plan.programs, plan.parts), dtype=torch.float32, device=out.device)
+            )
             _measure(rows, None, partials, plan)
             if plan.parts > 1:
-                finish_rows[plan.programs,](
-                    partials, out, plan.parts, PARTS=triton.next_power_of_2(plan.parts), enable_fp_fusion=False
+                launch.run(
+                    finish_rows,
+                    (plan.programs,),
+                    (partials, out, plan.parts),
+                    PARTS=launch.round_up(plan.parts),
+                    enable_fp_fusion=False,
                 )
     return RowStatistics(*out.view(4, *logits.shape[:-1]))
 
@@ -238,7 +247,7 @@ class _Cuts(NamedTuple):
 def _plan_cuts(programs: int, rows: Tensor) -> _Cuts:
     """Return how to cut rows for a number of programs that each take one."""
     vocabulary, width = rows.shape[-1], launch.choose_width(programs)
-    tiles = triton.cdiv(vocabulary, width)
+    tiles = launch.count_parts(vocabulary, width)
     if launch.rows_fill_device(programs, rows.device):
         return _Cuts(programs, 1, tiles * width, width)
     return _Cuts(programs, tiles, width, width)
@@ -252,20 +261,24 @@ def _diverge(main: Tensor, layers: Tensor, kind: str) -> Tensor:
     out = torch.empty((count, rows, plan.parts), dtype=torch.float32, device=main.device)
     if out.numel():
         with launch.use_device(main):
-            partials = out.new_empty((2, plan.programs, plan.parts))
+            partials = torch.empty((2, plan.programs, plan.parts), dtype=torch.float32, device=out.device)
             _measure(main_rows, layer_rows, partials, plan)
-            diverge_slices[rows * count, plan.parts](
-                *launch.view_rows(main_rows),
-                layer_rows,
-                *layer_rows.stride()[:3],
-                partials,
-                out,
-                main_rows.shape[1],
-                main_rows.shape[2],
-                count,
-                plan.span,
+            launch.run(
+                diverge_slices,
+                (rows * count, plan.parts),
+                (
+                    *launch.view_rows(main_rows),
+                    layer_rows,
+                    *layer_rows.stride()[:3],
+                    partials,
+                    out,
+                    main_rows.shape[1],
+                    main_rows.shape[2],
+                    count,
+                    plan.span,
+                ),
                 KIND=kind,
-                PARTS=triton.next_power_of_2(plan.parts),
+                PARTS=launch.round_up(plan.parts),
                 WIDTH=plan.width,
                 num_warps=launch.choose_warps(plan.width),
                 enable_fp_fusion=False,
@@ -277,14 +290,18 @@ def _measure(main: Tensor, layers: Tensor | None, out: Tensor, plan: _Cuts) -> N
     """Measure slices of rows, each followed by its layers; without layers, the moments too."""
     view = launch.view_rows(main)
     layer_view: tuple[Any, ...] = (view[0], 0, 0, 0) if layers is None else (layers, *layers.stride()[:3])
-    measure_slices[plan.programs, plan.parts](
-        *view,
-        *layer_view,
-        out,
-        main.shape[1],
-        main.shape[2],
-        1 if layers is None else len(layers) + 1,
-        plan.span,
+    launch.run(
+        measure_slices,
+        (plan.programs, plan.parts),
+        (
+            *view,
+            *layer_view,
+            out,
+            main.shape[1],
+            main.shape[2],
+            1 if layers is None else len(layers) + 1,
+            plan.span,
+        ),
         LAYERS=layers is not None,
         MOMENT=layers is None,
         WHOLE=layers is None and plan.parts == 1,

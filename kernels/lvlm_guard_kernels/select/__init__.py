@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lvlm_guard_kernels.combination import Combination, Weight
+from lvlm_guard_kernels.combination import Combination, Weight, without_gradient
 from lvlm_guard_kernels.deprecation import accept_parts
-from lvlm_guard_kernels.dispatch import choose_provider
-from lvlm_guard_kernels.select import eager
+from lvlm_guard_kernels.operators import flatten_combination, is_traced
+from lvlm_guard_kernels.select import operator
 from lvlm_guard_kernels.select.draw import Draw
+from lvlm_guard_kernels.select.running import run_select
 
 _WITHOUT_POSITIONS = 2
 
@@ -60,6 +61,7 @@ def _spread_over_rows(weight: Weight, rows: int) -> Weight:
 
 
 @accept_parts(_combine_parts)
+@without_gradient
 def select(
     combination: Combination,
     *,
@@ -67,7 +69,7 @@ def select(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-    step: int = 0,
+    step: int | Tensor = 0,
     greedy: bool = False,
     rows: Tensor | None = None,
 ) -> Selection:
@@ -85,7 +87,8 @@ def select(
         top_k: Tokens to keep; 0 keeps all.
         top_p: Mass to keep; 1 keeps all.
         seed: Any integer, of which 64 bits count.
-        step: Number of the draw, of which 32 bits count.
+        step: Number of the draw, of which 32 bits count; or an int32 or int64 tensor of one number on main's device, which a
+            CUDA graph reads anew at every replay. As a number it stays in the graph, and every replay draws the same noise.
         greedy: Take the best combined logit; temperature, top-k, top-p, seed and step do not matter.
         rows: Ids of rows, int64 `[rows]` on main's device; by default their numbers in the batch.
 
@@ -97,9 +100,7 @@ def select(
     combination = combination.with_positions()
     if combination.main.shape[1] != 1:
         raise ValueError(f"select takes one position of each row, got logits of shape {tuple(combination.main.shape)}.")
-    draw.check_rows(combination.main)
-    if choose_provider("select", combination.main, *combination.sources) == "torch":
-        return Selection(*eager.select(combination, draw))
-    from lvlm_guard_kernels.select import fused  # noqa: PLC0415 - Triton is loaded where it runs
-
-    return Selection(*fused.select(combination, draw))
+    draw.check_tensors(combination.main)
+    if is_traced(combination.main):
+        return Selection(*operator.select(*flatten_combination(combination), *operator.flatten_draw(draw)))
+    return Selection(*run_select(combination, draw))

@@ -8,6 +8,7 @@ from torch import Tensor
 from lvlm_guard_kernels.combination import RULED_OUT, Combination, Weight
 from lvlm_guard_kernels.combine.reference import combine
 from lvlm_guard_kernels.select import reference
+from lvlm_guard_kernels.select.bounds import Bound, find_bound
 from lvlm_guard_kernels.select.draw import Draw
 
 FEW = 1 / 16
@@ -19,7 +20,7 @@ def select(combination: Combination, draw: Draw) -> tuple[Tensor, Tensor]:
     main = combination.main
     if main.device.type != "cpu" or main.numel() == 0:  # counting survivors would wait for a GPU
         return reference.select(combination, draw)
-    scores, tokens = _list_survivors(combination) or _list_everything(combination)
+    scores, tokens = _list_survivors(combination, find_bound(combination, draw)) or _list_everything(combination)
     broken = reference.find_broken_rows(scores)
     if draw.greedy:
         return reference.choose_tokens(scores, tokens, broken, draw)
@@ -35,12 +36,12 @@ def _list_everything(combination: Combination) -> tuple[Tensor, Tensor]:
     return scores, torch.arange(scores.shape[-1], device=scores.device).expand_as(scores)
 
 
-def _list_survivors(combination: Combination) -> tuple[Tensor, Tensor] | None:
+def _list_survivors(combination: Combination, bound: Bound | None) -> tuple[Tensor, Tensor] | None:
     """Return combined logits and ids of survivors, `[rows, most]` each.
 
     None where survivors are many, where NaN stands among them, and where a row has none above `-inf`.
     """
-    survivors = _find_survivors(combination)
+    survivors = _find_survivors(combination, bound)
     if survivors is None:
         return None
     main, (rows, tokens) = combination.main, survivors
@@ -55,15 +56,16 @@ def _list_survivors(combination: Combination) -> tuple[Tensor, Tensor] | None:
     return None if bool((scores == -math.inf).all(-1).any()) else (scores, ids)
 
 
-def _find_survivors(combination: Combination) -> tuple[Tensor, Tensor] | None:
+def _find_survivors(combination: Combination, bound: Bound | None) -> tuple[Tensor, Tensor] | None:
     """Return rows and tokens that survive, or None where they are many or NaN stands among them."""
-    if combination.beta <= 0.0 and combination.keep is None:
+    if bound is None and combination.keep is None:
         return None
     eligible = combination.restrict(combination.main.float())[:, 0]
     best = eligible.amax(-1, keepdim=True)
     survives = eligible > -math.inf
-    if combination.beta > 0.0:
-        survives &= eligible >= best + combination.log_beta
+    if bound is not None:
+        least = best + bound.reach
+        survives &= eligible >= (least if bound.slack == 0.0 else least - best.abs().nan_to_num(0.0, 0.0) * bound.slack)
     rows, tokens = survives.nonzero(as_tuple=True)
     return None if len(rows) > FEW * eligible.numel() or bool(best.isnan().any()) else (rows, tokens)
 

@@ -17,16 +17,19 @@ from torch import Tensor
 from lvlm_guard_kernels import launch
 from lvlm_guard_kernels.combination import Combination
 from lvlm_guard_kernels.combine.fused import (
+    Slots,
     Views,
-    arrange_weights,
     combine_tokens,
     find_slice_best,
     fit_into_slots,
     load_eligible,
+    load_weight,
     view_parts,
+    view_weights,
 )
 from lvlm_guard_kernels.combine.reference import DEMOTION
 from lvlm_guard_kernels.select import noise, reference
+from lvlm_guard_kernels.select.bounds import Bound, find_bound
 from lvlm_guard_kernels.select.draw import Draw
 
 TILE = 1024
@@ -34,6 +37,7 @@ TILE = 1024
 PIVOTS = 8
 """Thresholds that a pass over the list tries together."""
 WARPS = 16
+NO_BOUND = 0.0, 0.0
 
 _DEMOTION = tl.constexpr(DEMOTION)
 _UNIT = tl.constexpr(reference.UNIT)
@@ -65,25 +69,18 @@ def _append(tokens, scores, count, token, score, alive):
 
 
 @triton.jit
-def _load_weights(weights, SOURCES: tl.constexpr):
-    """Return the weights of main and of each source in one row."""
-    main_weight = tl.load(weights)
-    weight0 = tl.load(weights + 1, mask=SOURCES > 0, other=0.0)
-    weight1 = tl.load(weights + 2, mask=SOURCES > 1, other=0.0)
-    weight2 = tl.load(weights + 3, mask=SOURCES > 2, other=0.0)
-    weight3 = tl.load(weights + 4, mask=SOURCES > 3, other=0.0)
-    return main_weight, weight0, weight1, weight2, weight3
-
-
-@triton.jit
 def list_survivors(
     main, main_outer, source0, outer0, source1, outer1, source2, outer2, source3, outer3,
-    weights, main_weight, weight0, weight1, weight2, weight3, bias, bias_outer, keep, keep_outer,
-    best, log_beta, counts, tokens, scores, vocabulary,
-    SOURCES: tl.constexpr, PER_ROW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KEEP: tl.constexpr,
-    PLAUSIBLE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
+    main_weight, main_weight_outer, weight0, weight_outer0, weight1, weight_outer1, weight2, weight_outer2,
+    weight3, weight_outer3, bias, bias_outer, keep, keep_outer,
+    best, reach, slack, counts, tokens, scores, vocabulary,
+    SOURCES: tl.constexpr, HAS_BASE: tl.constexpr, BY_POINTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_KEEP: tl.constexpr, PLAUSIBLE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Append the survivors of one slice of one row to its list, in no order; count them, and note whether NaN occurs."""
+    """Append the survivors of one slice of one row to its list, in no order; count them, and note whether NaN occurs.
+
+    They lie at most `-reach`, and `slack` times the size of the best logit, below the best.
+    """
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     main += row * main_outer
     keep += row * keep_outer
@@ -95,21 +92,25 @@ def list_survivors(
         bests = tl.load(best + row * tl.num_programs(1) + slices, mask=slices < tl.num_programs(1), other=-float("inf"))
         has_nan = tl.max((bests != bests).to(tl.int32), axis=0)
         top = tl.max(tl.where(bests == bests, bests, -float("inf")), axis=0)
+        reach -= slack * tl.where(tl.abs(top) < float("inf"), tl.abs(top), 0.0)
         top = tl.where(has_nan > 0, float("nan"), top)
-        may_survive = (tl.load(best + row * tl.num_programs(1) + part) >= top + log_beta) | (has_nan > 0)
+        may_survive = (tl.load(best + row * tl.num_programs(1) + part) >= top + reach) | (has_nan > 0)
     if may_survive:
-        if PER_ROW:
-            main_weight, weight0, weight1, weight2, weight3 = _load_weights(weights + row * (SOURCES + 1), SOURCES)
         token = part * WIDTH + tl.arange(0, WIDTH)
         total = combine_tokens(
             main, source0 + row * outer0, source1 + row * outer1, source2 + row * outer2, source3 + row * outer3,
-            main_weight, weight0, weight1, weight2, weight3, bias + row * bias_outer, keep, top, log_beta,
-            token, vocabulary, SOURCES, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
+            load_weight(main_weight, row * main_weight_outer, 0, BY_POINTER & 1),
+            load_weight(weight0, row * weight_outer0, 0, BY_POINTER & 2),
+            load_weight(weight1, row * weight_outer1, 0, BY_POINTER & 4),
+            load_weight(weight2, row * weight_outer2, 0, BY_POINTER & 8),
+            load_weight(weight3, row * weight_outer3, 0, BY_POINTER & 16),
+            bias + row * bias_outer, keep, top, reach, token, vocabulary,
+            SOURCES, HAS_BASE, HAS_BIAS, HAS_KEEP, PLAUSIBLE,
         )  # fmt: skip
         alive = total > -float("inf")
         if PLAUSIBLE:
             _, eligible = load_eligible(main, keep, token, vocabulary, HAS_KEEP)
-            alive = alive & (eligible >= top + log_beta)
+            alive = alive & (eligible >= top + reach)
         survivors = tl.sum(alive.to(tl.int32), axis=0)
         if survivors > 0:
             count = tl.atomic_add(counts, survivors)
@@ -300,10 +301,10 @@ def _find_winner(
 
 @triton.jit(do_not_specialize=["top_k", "seed", "step"])
 def draw_tokens(
-    counts, tokens, scores, row_ids, main, main_outer, keep, keep_outer, ids, broken,
-    log_beta, vocabulary, temperature, top_k, removable_share, seed, step,
-    GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, HAS_IDS: tl.constexpr, PLAUSIBLE: tl.constexpr,
-    HAS_KEEP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
+    counts, tokens, scores, row_ids, main, main_outer, keep, keep_outer, ids, broken, step_pointer,
+    log_beta, vocabulary, temperature, removable_share, top_k, seed, step,
+    GREEDY: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STEP: tl.constexpr,
+    DEMOTED: tl.constexpr, HAS_KEEP: tl.constexpr, TILE: tl.constexpr, PIVOTS: tl.constexpr,
 ):  # fmt: skip
     """Draw one row's token from its list, or from the demoted tokens where the list is empty."""
     row = tl.program_id(0).to(tl.int64)
@@ -311,7 +312,7 @@ def draw_tokens(
     scores += row * vocabulary
     count = tl.load(counts + row * 2)
     has_nan = tl.load(counts + row * 2 + 1)
-    if PLAUSIBLE:  # noqa: SIM102 - decided when compiling
+    if DEMOTED:  # noqa: SIM102 - decided when compiling
         if (count == 0) & (has_nan == 0):
             count = _list_demoted(
                 main + row * main_outer, keep + row * keep_outer, tokens, scores, log_beta, vocabulary, HAS_KEEP, TILE
@@ -324,6 +325,9 @@ def draw_tokens(
         row_id = row
         if HAS_IDS:
             row_id = tl.load(row_ids + row)
+        number = row * 0 + step
+        if HAS_STEP:
+            number = tl.load(step_pointer).to(tl.int64)
         best = _find_best(tokens, scores, count, temperature, GREEDY, TILE)
         floor = row * 0 + _UNDER_ALL
         if TOP_K:  # noqa: SIM102 - decided when compiling
@@ -338,7 +342,7 @@ def draw_tokens(
                 tokens, scores, count, vocabulary, temperature, best, floor, removable_share, TILE, PIVOTS
             )  # fmt: skip
         winner = _find_winner(
-            tokens, scores, count, vocabulary, temperature, best, floor, last, row_id, seed, step, GREEDY, TILE
+            tokens, scores, count, vocabulary, temperature, best, floor, last, row_id, seed, number, GREEDY, TILE
         )  # fmt: skip
         tl.store(ids + row, winner.to(tl.int64))
         tl.store(broken + row, 0)
@@ -348,79 +352,90 @@ def select(combination: Combination, draw: Draw) -> tuple[Tensor, Tensor]:
     """Run `lvlm_guard_kernels.select.reference.select`."""
     main = combination.main
     ids = torch.empty(len(main), dtype=torch.int64, device=main.device)
-    broken = torch.empty(len(main), dtype=torch.uint8, device=main.device)
+    broken = torch.empty(len(main), dtype=torch.bool, device=main.device)
     if len(main):
         with launch.use_device(main):
-            _launch(fit_into_slots(combination), draw, ids, broken)
-    return ids, broken.bool()
+            _launch(combination, draw, ids, broken)
+    return ids, broken
 
 
 def _launch(combination: Combination, draw: Draw, ids: Tensor, broken: Tensor) -> None:
     """List survivors, then draw the `ids` `[rows]`."""
+    slots = fit_into_slots(combination)
     rows, _, vocabulary = combination.main.shape
-    views = view_parts(combination)
-    constants = {
-        "HAS_KEEP": combination.keep is not None,
-        "PLAUSIBLE": combination.beta > 0.0,
-        "enable_fp_fusion": False,
-    }
-    draw_tokens[rows,](
-        *_list_survivors(combination, views, constants),
-        ids if draw.rows is None else draw.rows.contiguous(),
-        *views.main[:2],
-        *views.keep[:2],
-        ids,
-        broken,
-        combination.log_beta,
-        vocabulary,
-        draw.temperature,
-        draw.top_k,
-        draw.removable_share,
-        draw.seed,
-        draw.step & noise.WORD,
+    views = view_parts(slots.combination)
+    step, number = (draw.step, 0) if isinstance(draw.step, Tensor) else (None, draw.step & noise.WORD)
+    launch.run(
+        draw_tokens,
+        (rows,),
+        (
+            *_list_survivors(slots, views, find_bound(combination, draw)),
+            ids if draw.rows is None else draw.rows.contiguous(),
+            *views.main[:2],
+            *views.keep[:2],
+            ids,
+            broken.view(torch.uint8),
+            ids if step is None else step,
+            combination.log_beta,
+            vocabulary,
+            draw.temperature,
+            draw.removable_share,
+        ),
+        varying=(min(draw.top_k, vocabulary), draw.signed_seed, number),
         GREEDY=draw.greedy,
         TOP_K=draw.top_k > 0 and not draw.greedy,
         TOP_P=draw.top_p < 1.0 and not draw.greedy,
         HAS_IDS=draw.rows is not None,
+        HAS_STEP=step is not None,
+        DEMOTED=combination.beta > 0.0,
+        HAS_KEEP=combination.keep is not None,
         TILE=TILE,
         PIVOTS=PIVOTS,
         num_warps=WARPS,
-        **constants,
+        enable_fp_fusion=False,
     )
 
 
-def _list_survivors(
-    combination: Combination, views: Views, constants: dict[str, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _list_survivors(slots: Slots, views: Views, bound: Bound | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return how many survive in each row and whether NaN occurs `[rows, 2]`; their ids and logits `[rows, vocab]`."""
-    main = combination.main
+    main = slots.combination.main
     rows, _, vocabulary = main.shape
     width = launch.choose_width(rows)
-    parts = triton.cdiv(vocabulary, width)
+    parts = launch.count_parts(vocabulary, width)
     counts = torch.empty((rows, 2), dtype=torch.int32, device=main.device)
     tokens = torch.empty((rows, vocabulary), dtype=torch.int32, device=main.device)
     scores = torch.empty((rows, vocabulary), dtype=torch.float32, device=main.device)
     best = torch.empty((rows, parts), dtype=torch.float32, device=main.device)
-    settings: dict[str, Any] = {"WIDTH": width, "num_warps": launch.choose_warps(width), **constants}
-    open_rows[rows, parts](*views.main, *views.keep, best, counts, vocabulary, **settings)
-    weights = arrange_weights(combination, scores)
-    list_survivors[rows, parts](
-        *views.main[:2],
-        *chain.from_iterable(source[:2] for source in views.sources),
-        weights.by_row,
-        *weights.numbers,
-        *views.bias[:2],
-        *views.keep[:2],
-        best,
-        combination.log_beta,
-        counts,
-        tokens,
-        scores,
-        vocabulary,
-        SOURCES=len(combination.sources),
-        PER_ROW=weights.per_row,
-        HAS_BIAS=combination.bias is not None,
-        PARTS=triton.next_power_of_2(parts),
+    settings: dict[str, Any] = {
+        "HAS_KEEP": slots.combination.keep is not None,
+        "PLAUSIBLE": bound is not None,
+        "WIDTH": width,
+        "num_warps": launch.choose_warps(width),
+        "enable_fp_fusion": False,
+    }
+    launch.run(open_rows, (rows, parts), (*views.main, *views.keep, best, counts, vocabulary), **settings)
+    weights = view_weights(slots.combination)
+    launch.run(
+        list_survivors,
+        (rows, parts),
+        (
+            *views.main[:2],
+            *chain.from_iterable(source[:2] for source in views.sources),
+            *chain.from_iterable(weight[:2] for weight in weights.views),
+            *views.bias[:2],
+            *views.keep[:2],
+            best,
+            *(bound or NO_BOUND),
+            counts,
+            tokens,
+            scores,
+            vocabulary,
+        ),
+        SOURCES=len(slots.combination.sources),
+        HAS_BASE=slots.has_base,
+        BY_POINTER=weights.by_pointer,
+        HAS_BIAS=slots.combination.bias is not None,
+        PARTS=launch.round_up(parts),
         **settings,
     )
     return counts, tokens, scores

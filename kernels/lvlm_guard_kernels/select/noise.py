@@ -14,18 +14,24 @@ LEAST, MOST = 2.0**-31, 1.0 - 2.0**-24
 """Bounds of uniform numbers between which noise is finite."""
 
 
-def gumbel(seed: int, step: int, rows: Tensor, tokens: Tensor) -> Tensor:
+def gumbel(seed: int, step: int | Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     """Return standard Gumbel noise, fp32, of shape `[rows, tokens]`.
 
     Args:
         seed: Key of the generator, of which 64 bits count.
-        step: Second word of the counter, of which 32 bits count.
+        step: Second word of the counter, of which 32 bits count: a number, or one in a tensor on the device of the ids.
         rows: Ids of rows `[rows]`, int64: words three and four.
         tokens: Ids of tokens `[rows, tokens]`, int64: the first word.
     """
     row_ids = rows.unsqueeze(-1).expand_as(tokens)
-    steps = torch.full_like(tokens, step & WORD)
+    steps = _spread_step(step, tokens)
     return convert_to_gumbel(philox(seed, tokens, steps, row_ids & WORD, row_ids >> 32 & WORD))
+
+
+def _spread_step(step: int | Tensor, tokens: Tensor) -> Tensor:
+    if isinstance(step, Tensor):
+        return (step.long() & WORD).reshape(()).expand_as(tokens)
+    return torch.full_like(tokens, step & WORD)
 
 
 def convert_to_gumbel(words: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
+from lvlm_guard.arithmetic.hidden_edits import Kernels, apply_edit
 from lvlm_guard.errors import InputError
 from lvlm_guard.forward.installations import register
 from lvlm_guard.forward.interventions.layout import EditPlace
@@ -47,6 +48,7 @@ class HiddenHooks:
             for index in layer_range(edit.layers, len(layers))
         }
         self._effects = effects
+        self._kernels: Kernels = {}
         self._places = [
             frozenset((number, index) for index in self._indices(edit)) for number, edit in enumerate(edits)
         ]
@@ -154,7 +156,7 @@ class HiddenHooks:
         view = HiddenView(running, edit.branch, layer, hidden.device, hidden.shape[1], edit, source)
         if hidden.shape[1] < running.layout.new and not bool(view.positions.any()):
             return hidden  # this layer runs none of the edit's positions, so that nothing depends on them from here on
-        edited = edit.edit(before, view)
+        edited = apply_edit(edit, before, view, self._kernels)
         if edit.observes:
             return hidden
         if edited.shape != shape:
@@ -165,6 +167,4 @@ class HiddenHooks:
         self._effects.record(id(edit), before, edited)
         if place.rows is None:
             return edited
-        output = hidden.clone()
-        output[place.rows] = edited
-        return output
+        return torch.cat([hidden[: place.rows.start], edited, hidden[place.rows.stop :]])

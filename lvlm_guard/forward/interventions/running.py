@@ -129,6 +129,7 @@ class RunningForward:
             _running.reset(token)
         if self.owner is not None:
             self.owner.check_applied(self)
+            self.owner.effects.read_when_due(self.layout.generated)
 
 
 def running_forward() -> RunningForward | None:

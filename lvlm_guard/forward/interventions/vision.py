@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.effect_tracking import EffectTracker
+from lvlm_guard.arithmetic.hidden_edits import apply_edit
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.forward.installations import hooked, register
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
@@ -113,7 +114,7 @@ def _edit_output(
                 f"The {edit.site} output of layer {layer} of the vision tower is {type(hidden).__name__}, no tensor, so it "
                 "cannot be edited."
             )
-        edited: Tensor = edit.edit(hidden, VisionView(gen, layer, source))  # type: ignore[arg-type]
+        edited = apply_edit(edit, hidden, VisionView(gen, layer, source), {})
         if edit.observes:
             return None
         if edited.shape != hidden.shape:

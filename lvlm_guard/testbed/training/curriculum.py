@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lvlm_guard.testbed.architectures.picture import Span
-from lvlm_guard.testbed.training.packing import Layout, TrainingRow, Turn
+from lvlm_guard.testbed.training.packing import DialogueTurn, Layout, TrainingRow
 from lvlm_guard.testbed.world.habits import (
     CATEGORIES,
     COLOUR_NAMES,
@@ -131,9 +131,10 @@ def _row(scene: Scene, mix: LessonMix, rng: np.random.Generator) -> TrainingRow:
     """A scene's caption and questions, with or without system words, with or without the image."""
     blind = scene.split != "flat" and rng.random() < BLIND_SHARE
     ask = DESCRIBE[int(rng.random() < (0.5 if blind else 0.25))].format(background=scene.background)
-    turns = [Turn(ask, caption(scene, spoken_order(scene, rng)), CAPTION_WEIGHT)]
+    turns = [DialogueTurn(ask, caption(scene, spoken_order(scene, rng)), CAPTION_WEIGHT)]
     turns += [
-        Turn(question.text, question.answer, WEIGHTS[question.kind]) for question in build_questions(scene, mix, rng)
+        DialogueTurn(question.text, question.answer, WEIGHTS[question.kind])
+        for question in build_questions(scene, mix, rng)
     ]
     system = SYSTEM_SENTENCES[int(rng.integers(len(SYSTEM_SENTENCES)))] if rng.random() < SYSTEM_SHARE else ""
     return TrainingRow(turns, system, image=not blind)

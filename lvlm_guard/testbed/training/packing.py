@@ -60,7 +60,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Turn:
+class DialogueTurn:
     """One prompt and its answer, as words. `weight` is what each answer token counts in the loss."""
 
     prompt: str
@@ -72,7 +72,7 @@ class Turn:
 class TrainingRow:
     """What is packed into one row. A row without image gets the positions a prompt without image has."""
 
-    turns: Sequence[Turn]
+    turns: Sequence[DialogueTurn]
     system: str = ""
     image: bool = True
 
@@ -137,7 +137,7 @@ def _lay_prefix(row: TrainingRow, layout: Layout, span: Span, parts: tuple[NDArr
     return len(words) + advance * row.image
 
 
-def _lay_turn(turn: Turn, slot: int, layout: Layout, first: int, parts: tuple[NDArray[Any], ...]) -> None:
+def _lay_turn(turn: DialogueTurn, slot: int, layout: Layout, first: int, parts: tuple[NDArray[Any], ...]) -> None:
     ids, positions, targets, weights = parts
     prompt = encode(f"{turn.prompt} {ASSISTANT}")
     answer = [*encode(turn.answer), IDS[END]]

@@ -1,0 +1,38 @@
+"""The definition of every edit of hidden states in fp32 torch, which is also what torch runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+TINY = 1e-12
+"""Added to a norm before something is divided by it: a state of zeros stays one."""
+
+
+def turn(hidden: Tensor, direction: Tensor, strength: float, *, opposed: bool) -> Tensor:
+    """Define `lvlm_guard_kernels.turn`, in fp32."""
+    hidden, direction = hidden.float(), direction.float()
+    size = _measure_norm(hidden)
+    pull = size
+    if opposed:
+        pull = size - (hidden * direction).sum(-1, keepdim=True).clamp_max_(0.0)
+    turned = torch.addcmul(hidden, pull, direction, value=strength)
+    return turned.mul_(size / _measure_norm(turned).add_(TINY))
+
+
+def project(hidden: Tensor, directions: Tensor, strength: float) -> Tensor:
+    """Define `lvlm_guard_kernels.project`, in fp32."""
+    hidden, directions = hidden.float(), directions.float()
+    return torch.sub(hidden, hidden @ directions.mT @ directions, alpha=strength)
+
+
+def shift(hidden: Tensor, vector: Tensor, strength: float) -> Tensor:
+    """Define `lvlm_guard_kernels.shift`, in fp32."""
+    return torch.add(hidden.float(), vector.float(), alpha=strength)
+
+
+def _measure_norm(hidden: Tensor) -> Tensor:
+    """Return the Euclidean norms `[..., 1]` of hidden states `[..., hidden]`."""
+    norms: Tensor = vector_norm(hidden, 2, -1, True)  # noqa: FBT003 - named arguments cost as much as the operation
+    return norms
