@@ -177,7 +177,7 @@ def graph(kernel: Kernel, inputs: Inputs) -> float:
 def new_draws(kernel: Kernel, inputs: Inputs) -> float:
     """A draw whose step is a tensor, captured once: each replay draws what its step says, and two steps draw apart."""
     step = torch.zeros((), dtype=torch.int64, device=inputs.main.device)
-    settings = {"temperature": FLAT, "seed": 5}
+    settings: dict[str, Any] = {"temperature": FLAT, "seed": 5}
     kernel.run(inputs)
     select(Combination(inputs.main), step=step, **settings)
     torch.cuda.synchronize()
