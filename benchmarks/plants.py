@@ -38,15 +38,16 @@ from lvlm_guard.testbed.world.habits import CATEGORIES
 from lvlm_guard.testing.plants import KINDS, Plant, draw_plant, planted
 from lvlm_guard.testing.plants.training import Example
 
-SEEDS, SOUND, VARIANTS, ITEMS = 6, 60, 4, 2 * BATTERY
-"""Plants of each kind, sound cases, cases of each sound variant, and known items of a case."""
+SEEDS, SOUND, VARIANTS = range(1, 7), range(20, 80), range(4)
+"""Seeds of the plants of each kind, of sound cases, and of cases of each sound variant."""
+ITEMS = 2 * BATTERY
+"""Known items of a case."""
 PROFILE_ITEMS, STEPS = 624, 20
 PROFILE_SEED, SOUND_SEED, PLANT_SEED, TRAINING_SEED = 0, 1000, 2000, 9000
 HISTORY = (
-    "What was chosen after looking at cases: 48 items and logarithms of distances, after 24 items without them named something in 4 of 11 "
-    "sound cases; the fourth power at the output after `object_bias-0` was missed; the comparison of scores with logits after "
-    "`temperature-0` was missed. These two, and all sound cases, were run again; up to 16 other cases of seed 0, whose verdicts rest on "
-    "earlier components or exact checks, may be from before the change at the output."
+    "The plants of seed 0 and the first sound cases were looked at while this was made, and are not among these: 48 items and logarithms of "
+    "distances were chosen after 24 items without them named something in 4 of 11 sound cases, the fourth power at the output "
+    "after an object bias was missed, the comparison of scores with logits after a temperature was missed."
 )
 GOALS = {"class": 0.95, "location": 0.90, "none": 0.95}
 
@@ -66,9 +67,9 @@ class Case:
 
 def list_cases() -> list[Case]:
     """Return all cases, in turn."""
-    cases = [Case(kind, seed) for seed in range(SEEDS) for kind in KINDS]
-    sound = [Case("float32", seed) for seed in range(SOUND)]
-    sound += [Case(variant, seed) for seed in range(VARIANTS) for variant in ("bfloat16", "int8")]
+    cases = [Case(kind, seed) for seed in SEEDS for kind in KINDS]
+    sound = [Case("float32", seed) for seed in SOUND]
+    sound += [Case(variant, seed) for seed in VARIANTS for variant in ("bfloat16", "int8")]
     step = len(cases) / len(sound)
     ordered = [(at + 0.5, case) for at, case in enumerate(cases)] + [(at * step, case) for at, case in enumerate(sound)]
     return [case for _, case in sorted(ordered, key=lambda pair: pair[0])]
@@ -123,7 +124,7 @@ class Bench:
         """Make one verdict."""
         if case.kind in KINDS:
             plant = draw_plant(case.kind, case.seed, self.model, CATEGORIES)
-            items = draw_items(PLANT_SEED + KINDS.index(plant.kind) * SEEDS + case.seed, ITEMS)
+            items = draw_items(PLANT_SEED + KINDS.index(plant.kind) * len(SEEDS) + case.seed, ITEMS)
             examples = self.draw_examples(case.seed) if plant.kind == "prior" else []
             with planted(plant, self.model, self.processor, examples):
                 diagnosis = diagnose_model(self.model, self.processor, items, profile=profile)
@@ -208,13 +209,22 @@ def _list_versions() -> dict[str, str]:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
+def _tell_progress(figures: dict[str, Any]) -> list[str]:
+    made = sum(found["verdicts"] for found in figures["kinds"].values())
+    return (
+        []
+        if made == len(list_cases())
+        else [f"{made} of {len(list_cases())} verdicts were made; run it again to go on.", ""]
+    )
+
+
 def write_page(figures: dict[str, Any]) -> str:
     """Return the figures as Markdown."""
     lines = [
         "# Planted faults", "",
         (f"A verdict on {ITEMS} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
-        "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile and the thresholds saw none of these items."), "",
-        f"{sum(found['verdicts'] for found in figures['kinds'].values())} of {len(list_cases())} verdicts were made; run it again to go on.", "",
+        "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile saw none of these items."), "",
+        *_tell_progress(figures),
         HISTORY, "",
         "| | share | of | goal |", "|---|---|---|---|",
     ]  # fmt: skip
