@@ -68,8 +68,8 @@ class Case:
 def list_cases() -> list[Case]:
     """Return all cases, in turn."""
     cases = [Case(kind, seed) for seed in SEEDS for kind in KINDS]
-    sound = [Case("float32", seed) for seed in SOUND]
-    sound += [Case(variant, seed) for seed in VARIANTS for variant in ("bfloat16", "int8")]
+    sound = [Case(variant, seed) for seed in VARIANTS for variant in ("bfloat16", "int8")]
+    sound += [Case("float32", seed) for seed in SOUND]
     step = len(cases) / len(sound)
     ordered = [(at + 0.5, case) for at, case in enumerate(cases)] + [(at * step, case) for at, case in enumerate(sound)]
     return [case for _, case in sorted(ordered, key=lambda pair: pair[0])]

@@ -42,6 +42,7 @@ class Gated:
 
     name: ClassVar[str] = "gated"
     family: ClassVar[str] = "contrastive"
+    paper: ClassVar[str] = "none"
     cost: ClassVar[str] = "that of the gated strategies"
     neutral: ClassVar[dict[str, float]] = {"margin": 0.0}
 

@@ -119,6 +119,7 @@ def test_a_tensor_that_was_put_back_is_reordered_from_itself():
 def test_beams_copy_their_cache_once_a_step(name, stack, monkeypatch):
     model, inputs = tiny(name)
     settings = {"max_new_tokens": 7, "num_beams": 3, "do_sample": False, "num_return_sequences": 2}
+    Guard(model, stack=stack, executor="batched").generate(**inputs, **settings)  # tries rows of a batch, once
     moves, copies = [], []
     update = DynamicLayer.update
     monkeypatch.setattr(DynamicLayer, "update", lambda self, *args: copies.append(type(self)) or update(self, *args))

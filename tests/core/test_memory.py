@@ -59,12 +59,15 @@ def test_nothing_grows_with_the_number_of_generations(warm_up, times):
     model, inputs = tiny("llava")
     guards = make_guards(model)
     call_again_and_again(guards, inputs, warm_up)
-    objects, tensors = count_objects()
     resident = resident_bytes() if Path("/proc/self/statm").exists() else None
-    call_again_and_again(guards, inputs, times)
-    objects_after, tensors_after = count_objects()
-    assert tensors_after == tensors
-    assert objects_after - objects < 50, "a call leaves objects behind"
+    grown = []
+    for _ in range(2):  # what a first call imports stays; what every call leaves comes again
+        objects, tensors = count_objects()
+        call_again_and_again(guards, inputs, times)
+        objects_after, tensors_after = count_objects()
+        grown.append((tensors_after - tensors, objects_after - objects))
+    assert min(tensors for tensors, _ in grown) <= 0
+    assert min(objects for _, objects in grown) < 50, "a call leaves objects behind"
     if resident is not None and times >= 1000:
         assert resident_bytes() - resident < 16 * 2**20
 

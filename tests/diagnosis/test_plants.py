@@ -79,7 +79,7 @@ def diagnose(sound, items, profile):
 def test_a_diagnosis_names_what_was_planted(sound, known, profile, kind):
     plant = draw_plant(kind, SEED, sound[0], CATEGORIES)
     with planted(plant, *sound):
-        diagnosis = diagnose(sound, known[:24], profile)
+        diagnosis = diagnose(sound, known[:48], profile)
     culprit = diagnosis.culprit
     assert (culprit.stage, culprit.component, culprit.layer, culprit.head) == (
         plant.stage, plant.component, plant.layer, plant.head,

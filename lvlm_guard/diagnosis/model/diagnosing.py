@@ -13,12 +13,13 @@ from lvlm_guard.diagnosis.model.checks import Failure, find_odd_tokens, list_fai
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, check_items, deal
 from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
-from lvlm_guard.diagnosis.model.knockout import Gain, choose_candidates, choose_items, measure_gains
+from lvlm_guard.diagnosis.model.knockout import KnockoutGain, choose_candidates, choose_items, measure_gains
 from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, measure, measure_swap
 from lvlm_guard.diagnosis.model.profile import Profile, list_foreign
 from lvlm_guard.diagnosis.model.structure import Structure, inspect_structure
 from lvlm_guard.diagnosis.verdict import Diagnosis
 from lvlm_guard.errors import InputError, StrategyRefused
+from lvlm_guard.fitting import check_chat_template
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def diagnose_model(
     """
     check_items(items)
     _check_image_tokens(model)
+    check_chat_template(processor)
     structure, batteries = inspect_structure(model), _deal(items, profile)
     tokens = None if profile is None else profile.tokens
     odd = find_odd_tokens(model, processor, batteries[0])
@@ -118,7 +120,7 @@ class _Silencing:
     items: Sequence[KnownItem]
     track: Callable[..., Any]
 
-    def __call__(self, components: Sequence[Component] | None = None) -> list[Gain]:
+    def __call__(self, components: Sequence[Component] | None = None) -> list[KnockoutGain]:
         """Return what silencing these components does, or all that can be silenced."""
         candidates = choose_candidates(self.structure) if components is None else list(components)
         return measure_gains(self.model, self.processor, self.structure, self.items, candidates, self.track)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lvlm_guard.diagnosis.model.checks import Failure
 from lvlm_guard.diagnosis.model.components import Component
-from lvlm_guard.diagnosis.model.knockout import GAIN, Gain
+from lvlm_guard.diagnosis.model.knockout import GAIN, KnockoutGain
 from lvlm_guard.diagnosis.model.profile import Profile
 from lvlm_guard.diagnosis.verdict import Culprit, Diagnosis
 
@@ -62,7 +62,7 @@ class FurtherLooks:
         swap: Returns how far answers move under another item's picture; None where that cannot be measured.
     """
 
-    silence: Callable[..., list[Gain]]
+    silence: Callable[..., list[KnockoutGain]]
     swap: Callable[[], float | None]
 
 
@@ -71,7 +71,7 @@ class _Case:
     """A verdict with what was looked at further."""
 
     culprits: list[Culprit]
-    gains: Sequence[Gain] = ()
+    gains: Sequence[KnockoutGain] = ()
     swap: float | None = None
 
 

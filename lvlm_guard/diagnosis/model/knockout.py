@@ -27,7 +27,7 @@ Way = Literal["zeroed", "averaged"]
 
 
 @dataclass(frozen=True)
-class Gain:
+class KnockoutGain:
     """What silencing one component does.
 
     Args:
@@ -111,7 +111,7 @@ def measure_gains(
     items: Sequence[KnownItem],
     candidates: Sequence[Component],
     track: Track = iter,
-) -> list[Gain]:
+) -> list[KnockoutGain]:
     """Silence components one after the other; what helps most comes first. Empty where answers cannot be read."""
     encoded = encode(model, processor, items)
     recording = record(model, structure, encoded)
@@ -128,5 +128,5 @@ def measure_gains(
             way: answer(model, lens, structure.depth, encoded, Silence(component, way)).log_probability for way in ways
         }
         best = max(ways, key=lambda way: after[way])
-        gains.append(Gain(component, after[best] - plain, best))
+        gains.append(KnockoutGain(component, after[best] - plain, best))
     return sorted(gains, key=lambda gain: -gain.nats)

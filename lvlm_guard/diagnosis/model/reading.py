@@ -106,6 +106,7 @@ class LastLayer:
         return hidden
 
 
+@torch.no_grad()
 def find_lens(model: Any, last: Tensor, logits: Tensor) -> tuple[Lens | None, str]:
     """Return what reads the last layer as the model does, or why nothing does."""
     try:
