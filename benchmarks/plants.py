@@ -38,16 +38,17 @@ from lvlm_guard.testbed.world.habits import CATEGORIES
 from lvlm_guard.testing.plants import KINDS, Plant, draw_plant, planted
 from lvlm_guard.testing.plants.training import Example
 
-SEEDS, SOUND, VARIANTS = range(1, 7), range(20, 80), range(4)
+SEEDS, SOUND, VARIANTS = range(7, 13), range(80, 140), range(4, 8)
 """Seeds of the plants of each kind, of sound cases, and of cases of each sound variant."""
 ITEMS = 2 * BATTERY
 """Known items of a case."""
 PROFILE_ITEMS, STEPS = 624, 20
 PROFILE_SEED, SOUND_SEED, PLANT_SEED, TRAINING_SEED = 0, 1000, 2000, 9000
 HISTORY = (
-    "The plants of seed 0 and the first sound cases were looked at while this was made, and are not among these: 48 items and logarithms of "
-    "distances were chosen after 24 items without them named something in 4 of 11 sound cases, the fourth power at the output "
-    "after an object bias was missed, the comparison of scores with logits after a temperature was missed."
+    "The plants of seeds 0 to 6 and the first 80 sound cases were looked at while this was made, and are not among these: 48 items and "
+    "logarithms of distances were chosen after 24 items without them named something in 4 of 11 sound cases, the fourth power at the "
+    "output after an object bias was missed, the comparison of scores with logits after a temperature was missed, and the share that a "
+    "knock-out has to give back after 4 of 6 priors were blamed on a feed-forward block."
 )
 GOALS = {"class": 0.95, "location": 0.90, "none": 0.95}
 
@@ -263,7 +264,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", help="only cases of these kinds")
     parser.add_argument("--write", type=Path, help="folder for plants.md and plants.json")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (options.out, options.write)):
+        folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     cases = [case for case in list_cases() if not options.kinds or case.kind in options.kinds]
     make_verdicts(Bench(options.out), cases)

@@ -17,6 +17,8 @@ K = 3.0
 """Standard deviations of sound batteries, beyond their mean, from which on a component is abnormal."""
 FAR_BELOW = 0.5
 """Share of the profile's divergence under another item's picture, below which the picture has hardly a say."""
+GIVEN_BACK = 0.5
+"""Share of the lost log-probability that silencing a component gives back where it is to blame, rather than a prior."""
 DIGITS = 6
 """Significant digits of figures in the evidence."""
 
@@ -45,6 +47,14 @@ class Observed:
     def abnormal(self) -> list[Component]:
         """Components beyond `K`, the earliest first."""
         return [component for component, score in self.scores.items() if score > K]
+
+    @property
+    def loss(self) -> float:
+        """How much less likely true answers are than for the sound model, in nats; 0 where they are not, or nobody knows."""
+        usual = None if self.profile is None else self.profile.log_probability
+        if usual is None or self.log_probability is None:
+            return 0.0
+        return max(0.0, usual[0] - self.log_probability)
 
     @property
     def is_worse(self) -> bool:
@@ -117,7 +127,7 @@ def _judge_by_profile(observed: Observed, profile: Profile, looks: FurtherLooks)
     if swap is None or profile.swap is None or swap >= FAR_BELOW * profile.swap[0]:
         return _Case(culprits or [Culprit("unknown", "unknown", threshold=K)], swap=swap)
     gains = looks.silence(abnormal[:1]) if abnormal else []
-    if gains and gains[0].nats > GAIN:
+    if gains and gains[0].nats > max(GAIN, GIVEN_BACK * observed.loss):
         return _Case(culprits, gains, swap)
     prior = Culprit("prior", "prior", score=_round(swap), threshold=_round(FAR_BELOW * profile.swap[0]))
     return _Case([prior, *culprits], gains, swap)
