@@ -1,0 +1,47 @@
+"""One verdict from figures that are written out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from lvlm_guard.diagnosis.model.components import Component
+from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
+from lvlm_guard.diagnosis.model.knockout import KnockoutGain
+from lvlm_guard.diagnosis.verdict import ProfileFacts
+
+HEAD, MLP = Component("head", 2, 1), Component("mlp", 0)
+SOUND = SimpleNamespace(log_probability=(-0.2, 0.02), swap=(0.2, 0.02), facts=ProfileFacts("0" * 64, 624, 26))
+
+
+def decide(scores, log_probability=-0.5, swap=0.05, gain=0.0):
+    observed = Observed([], scores, log_probability, SOUND, 48, [])
+    looks = FurtherLooks(lambda components: [KnockoutGain(components[0], gain, "zero")], lambda: swap)
+    return judge(observed, looks).culprit
+
+
+def test_nothing_abnormal_and_nothing_worse_is_none():
+    assert decide({MLP: 1.0, HEAD: 2.9}, log_probability=-0.2).component == "none"
+
+
+def test_the_earliest_abnormal_component_is_named_where_the_picture_has_its_say():
+    culprit = decide({MLP: 1.0, HEAD: 8.0, Component("output"): 20.0}, swap=0.2)
+    assert (culprit.component, culprit.layer, culprit.head) == ("head", 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("gain", "component"),
+    [(0.2, "mlp"), (0.03, "prior"), (0.14, "prior"), (0.16, "mlp"), (-0.1, "prior")],
+)
+def test_a_component_is_guilty_of_answers_without_the_picture_where_it_gives_back_half_of_the_loss(gain, component):
+    assert decide({MLP: 8.0}, gain=gain).component == component
+
+
+def test_a_small_loss_still_takes_a_gain_that_sound_models_do_not_have():
+    assert decide({MLP: 8.0}, log_probability=-0.22, gain=0.015).component == "prior"
+    assert decide({MLP: 8.0}, log_probability=-0.22, gain=0.025).component == "mlp"
+
+
+def test_worse_answers_that_nothing_explains_are_unknown():
+    assert decide({MLP: 1.0}, swap=0.2).component == "unknown"
