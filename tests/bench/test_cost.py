@@ -56,6 +56,7 @@ def about(value):
     return pytest.approx(value)
 
 
+@pytest.mark.slow
 def test_times_are_those_the_calls_take(now):
     """The call ends a millisecond after its last token; the time per token holds it too."""
     slow = measure_costs({"plain": taking(now, 10, 2), "slow": taking(now, 30, 6)}, [BATCH], new_tokens=6)["slow"]
@@ -74,6 +75,7 @@ def test_plain_is_the_measure_of_itself(now):
     assert plain.first_ratio == plain.token_ratio == plain.call_ratio == Spread(1.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_ways_take_turns_and_the_first_moves_on(now):
     calls = []
     ways = {
@@ -100,6 +102,7 @@ def test_ways_take_turns_and_the_first_moves_on(now):
     assert {tokens for _, tokens in measured} == {4}
 
 
+@pytest.mark.slow
 def test_ratios_are_formed_within_a_round(now):
     """On a machine that slows down fourfold from round to round, twice the work stays twice the work."""
     slowness = iter([1, 1, 1, 1, 4, 4, 16, 16])
@@ -130,6 +133,7 @@ print(costs["hungry"].memory, costs["plain"].peak_bytes, costs["hungry"].peak_by
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_call_is_the_growth_of_the_resident_set():
     """In a process of its own: one that has freed as much before may allocate without growing."""
     done = subprocess.run(
@@ -144,6 +148,7 @@ def test_memory_of_a_call_is_the_growth_of_the_resident_set():
     assert int(plain) < 10 * MEGABYTE
 
 
+@pytest.mark.slow
 def test_where_no_peak_can_be_read_none_is_given(now, monkeypatch):
     monkeypatch.setattr(cost, "_reset_high_water", lambda: False)
     plain = measure_costs({"plain": taking(now, 1, 1)}, [BATCH])["plain"]

@@ -291,6 +291,7 @@ def test_greedy_answers_are_those_of_the_model_asked_by_hand(tmp_path, bundled):
             assert one.margin == pytest.approx(float(output.logits[0][0, yes] - output.logits[0][0, no]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_controls_do_on_the_bundled_model_what_they_are_there_for(tmp_path, bundled):
     """Two leave greedy's margins in their order, one cuts the tail of sampling, one leans on yes."""
     record = runner.run(scenes({}, count=15), *bundled, tmp_path, model_id="testbed", progress=False)

@@ -23,6 +23,7 @@ def lines(folder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs that die are forked")
+@pytest.mark.slow
 def test_killed_anywhere_and_taken_up_a_run_equals_one_that_was_not(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, tmp_path, str(KILLS)], capture_output=True, text=True, check=False, timeout=120

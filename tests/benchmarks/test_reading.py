@@ -52,6 +52,7 @@ def test_lines_are_counted_once_and_code_is_part_of_them(reading, tmp_path):
     assert sources.function_of(pytest.fixture.__code__) is None
 
 
+@pytest.mark.slow
 def test_the_page_has_every_table(reading, capsys):
     assert reading.main(["--functions"]) == 0
     page = capsys.readouterr().out

@@ -110,6 +110,7 @@ def test_overhead_can_keep_to_work_inside_the_layers(tmp_path):
     assert "twice the rows" not in done.stdout
 
 
+@pytest.mark.slow
 def test_overhead_writes_after_every_round(script, tmp_path, monkeypatch):
     overhead = script("overhead")
     judged = itertools.count()
@@ -365,6 +366,7 @@ def test_overhead_refuses_counts_that_cannot_be_timed(script, tmp_path, capsys):
     assert "at least" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_guard_with_nothing_to_do_costs_less_than_its_goals(tmp_path):
     done = run("inert.py", "--tiny", "--out", tmp_path)
     assert names(tmp_path) == ["inert.json", "inert.md"], done.stderr
@@ -378,6 +380,7 @@ def test_a_guard_with_nothing_to_do_costs_less_than_its_goals(tmp_path):
     assert {row["verdict"] for row in rows.values()} <= {"met", "missed"}
 
 
+@pytest.mark.slow
 def test_questions_on_looks_are_timed_beside_whole_prompts(tmp_path):
     done = run("shared_looks.py", "--tiny", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -387,6 +390,7 @@ def test_questions_on_looks_are_timed_beside_whole_prompts(tmp_path):
     assert all(row["seconds_p50"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_suites_are_timed_with_looks_and_without(tmp_path):
     done = run("suites_on_looks.py", "--tiny", "--out", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -130,6 +130,7 @@ def test_a_line_that_cannot_be_used(tmp_path, line, words):
     assert dataclasses.asdict(rejected)["line"] == 1
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_after_a_kill(source, tmp_path):
     out = tmp_path / "out"
     options = [str(source), "--model", "testbed", "--out", str(out), "--max-new-tokens", "4", "--device", "cpu"]

@@ -136,6 +136,7 @@ def test_cost_insists_on_an_executor_and_takes_a_picture(tmp_path):
     assert costs[1]["forwards"] == {"prefill": 2.0, "decode": 2.0}
 
 
+@pytest.mark.slow
 def test_cost_fits_80_columns():
     printed = run_command("bench", "cost", "--stack", "vdd", "--stack", "opera", "--tokens", 3, "--rounds", 1)
     assert max(map(len, printed.splitlines())) <= 80

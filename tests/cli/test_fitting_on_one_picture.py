@@ -102,6 +102,7 @@ def fit(kind, model, processor, demonstrations):
     return directions.mT @ directions
 
 
+@pytest.mark.slow
 def test_adhh_runs_a_prompt_in_one_row_for_all_heads(model_and_processor):
     model, processor = model_and_processor
     shapes = []

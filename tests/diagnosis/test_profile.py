@@ -32,7 +32,7 @@ def test_what_is_written_is_read_again(profile, file, sound):
         assert torch.equal(loaded.norms[component].centre, norm.centre)
         assert (loaded.norms[component].usual, loaded.norms[component].deviation) == (norm.usual, norm.deviation)
     assert (loaded.swap, loaded.log_probability, loaded.failures) == (profile.swap, profile.log_probability, ())
-    assert loaded.manifest["batteries"] == 10
+    assert loaded.manifest["batteries"] == 26
 
 
 def test_other_weights_of_the_same_sizes_are_compared_without_a_warning(file, sound):

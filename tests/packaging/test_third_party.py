@@ -53,6 +53,7 @@ def outside(tmp_path, wheels, environment, example):
     return python, home, work
 
 
+@pytest.mark.slow
 def test_an_outside_strategy_runs_from_wheels_alone(outside, quietly, example, checkout):
     python, home, work = outside
     seen = json.loads(quietly(python, "-I", "-c", JOURNEY, cwd=work).splitlines()[-1])

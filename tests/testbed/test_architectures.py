@@ -170,6 +170,7 @@ def test_its_branches_run_under_a_guard(folder: Path) -> None:
     assert max(abs(plain[key] - without[key]) for key in plain) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_card_names_the_architecture_and_the_machine(folder: Path) -> None:
     card.write_card(folder, 6)
     text = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")

@@ -118,6 +118,7 @@ def test_the_same_folder_resumes_and_its_json_has_the_same_figures(folder, score
     assert set(figures["cost"]["plain"]) == {"ms_per_token", "tokens", "forwards_per_token", "rows_per_forward"}
 
 
+@pytest.mark.slow
 def test_a_stack_that_changes_nothing_shows_no_difference(tmp_path):
     neutral = tmp_path / "neutral.toml"
     neutral.write_text('[[stack]]\nname = "icd"\nparams = {alpha = 0.0}\n')

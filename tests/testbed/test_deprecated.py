@@ -42,6 +42,7 @@ def test_every_public_name_of_a_moved_module_is_its_new_self(old, new):
         module.nothing  # noqa: B018 - reading it is what fails
 
 
+@pytest.mark.slow
 def test_training_starts_under_its_old_name_and_says_the_new_one():
     command = [sys.executable, "-m", "lvlm_guard.testbed.train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -189,6 +189,7 @@ def test_margins_are_the_logits_of_yes_and_no(bundled) -> None:
     assert found[items[0].id] != pytest.approx(error_sources.margins(answers["image-free"])[items[0].id], abs=0.1)
 
 
+@pytest.mark.slow
 def test_everything_is_measured_in_shares(bundled) -> None:
     model, processor = bundled
     suite = Scenes(count=9, seed=12)

@@ -51,6 +51,7 @@ def test_verify_prints_tables_and_a_line_for_an_issue(folder):
     assert " pass" in last
 
 
+@pytest.mark.slow
 def test_tables_fit_a_narrow_terminal(folder):
     lines = run_command("verify", "--model", folder, "--stack", "vcd", columns=60).splitlines()
     assert max(map(len, lines[:-3])) <= 60
@@ -80,6 +81,7 @@ def test_the_row_is_one_line_of_json_and_a_file_that_the_check_takes(folder, tmp
 
 
 @pytest.mark.parametrize("size", [(40, 20), (30, 30)])
+@pytest.mark.slow
 def test_pictures_of_the_user_are_shown_to_the_model(folder, tmp_path, size):
     from PIL import Image  # noqa: PLC0415 - one test needs it
 

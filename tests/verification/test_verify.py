@@ -131,6 +131,7 @@ class Forgetful(torch.nn.Module):
         return self.head(hidden) * (1.0 if self.whole else 1.05)
 
 
+@pytest.mark.slow
 def test_a_model_with_a_state_of_its_own_is_red(guard):
     guard.model.lm_head = Drifting(guard.model.lm_head)
     failed = failures(verify(guard, {"vcd": "vcd"}))
@@ -146,6 +147,7 @@ def test_a_model_whose_rows_depend_on_their_batch_is_red_and_the_stack_is_not_bl
     assert results(verification)["vsv", "rows"].status == "unproven"
 
 
+@pytest.mark.slow
 def test_a_model_that_differs_without_a_cache_is_red_and_recompute_keeps_one(guard, monkeypatch):
     head = guard.model.lm_head = Forgetful(guard.model.lm_head)
     forward = guard.model.model.forward
@@ -169,6 +171,7 @@ class HeavierLayers(mechanisms.EarlyLayers):
         return [dataclasses.replace(mix, weight=mix.weight * 1.004) for mix in super().terms(gen)]
 
 
+@pytest.mark.slow
 def test_a_contrast_that_is_a_little_off_is_red(guard, monkeypatch):
     assert verify_default(guard, monkeypatch, "noise").passed
     monkeypatch.setattr(mechanisms, "contrast", lambda main, branch: 2.502 * main - 1.502 * branch)
@@ -177,11 +180,13 @@ def test_a_contrast_that_is_a_little_off_is_red(guard, monkeypatch):
     assert "noise: recompute failed" in verification.summarize()
 
 
+@pytest.mark.slow
 def test_a_readout_that_is_a_little_off_is_red(guard, monkeypatch):
     monkeypatch.setattr(mechanisms, "EarlyLayers", HeavierLayers)
     assert failures(verify_default(guard, monkeypatch, "readouts")) == {("readouts", "recompute")}
 
 
+@pytest.mark.slow
 def test_hidden_edits_are_compared_with_hooks(guard, monkeypatch):
     monkeypatch.setattr(
         default_set,
@@ -208,6 +213,7 @@ class Forbidding(torch.nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_tokens_that_the_model_forbids_stay_out_of_the_comparison(guard, monkeypatch):
     guard.model.lm_head = Forbidding(guard.model.lm_head)
     verification = verify_default(guard, monkeypatch, "noise", "removal")
@@ -226,6 +232,7 @@ class Placeholding(torch.nn.Module):
         return torch.cat([logits[..., :100], logits.amax(-1, keepdim=True) + 1, logits[..., 101:]], dim=-1)
 
 
+@pytest.mark.slow
 def test_no_token_of_an_image_is_chosen(guard, monkeypatch):
     guard.model.lm_head = Placeholding(guard.model.lm_head)
     verification = verify_default(guard, monkeypatch, "attention", "noise")
@@ -233,6 +240,7 @@ def test_no_token_of_an_image_is_chosen(guard, monkeypatch):
     assert results(verification)["attention", "recompute"].status == "pass"
 
 
+@pytest.mark.slow
 def test_edits_of_the_tower_are_compared_with_hooks(guard, monkeypatch):
     monkeypatch.setattr(default_set.reference, "tower_layers", lambda model: [])
     assert failures(verify_default(guard, monkeypatch, "vision")) == {("vision", "recompute")}
@@ -247,6 +255,7 @@ def test_a_model_over_two_devices_is_verified_as_on_one(guard, monkeypatch):
     assert verification.model.device == devices.KIND
 
 
+@pytest.mark.slow
 def test_an_edit_that_should_change_nothing_and_does_is_red(guard, monkeypatch):
     monkeypatch.setattr(mechanisms, "unchanged", lambda scores, view: scores + 0.01 * scores.abs())
     assert failures(verify_default(guard, monkeypatch, "attention", "hidden")) == {
@@ -379,6 +388,7 @@ def test_a_guard_that_is_not_neutral_with_nothing_to_do_is_red(guard):
     assert failures(verification) == {("", "neutral"), ("vsv", "neutral")}
 
 
+@pytest.mark.slow
 def test_a_branch_that_reads_the_cache_of_main_is_red(guard, monkeypatch):
     feed = BranchRun.feed
 
@@ -409,6 +419,7 @@ def test_refusals_and_broken_logits_are_told_apart_from_crashes(guard, monkeypat
     assert results(verify(guard, {"it": [Breaking()]}))["it", "effect"].status == "failed"
 
 
+@pytest.mark.slow
 def test_time_is_seen(guard):
     found = results(verify(guard, {"slow": [Slow()], "quick": [saboteurs.Honest()]}))
     assert found["slow", "decode cost"].figure > 2 * found["quick", "decode cost"].figure
@@ -422,12 +433,14 @@ def test_what_cannot_be_asked_is_said_before_anything_runs(guard):
         verify(guard)
 
 
+@pytest.mark.slow
 def test_stacks_that_leave_one_token_are_measured_by_the_spread_of_plain_logits(guard):
     verification = verify(guard, {"strict": {"stack": [{"name": "vcd", "params": {"beta": 1.0}}]}})
     assert verification.passed, verification.summarize()
     assert results(verification)["strict", "rows"].figure < 1e-4
 
 
+@pytest.mark.slow
 def test_half_precision_has_a_wider_limit_and_the_same_effects(guard):
     guard.model.to(torch.bfloat16)
     verification = verify(guard, {"vcd": "vcd"})

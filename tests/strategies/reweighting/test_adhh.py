@@ -141,6 +141,7 @@ def test_the_finder_scores_heads_as_its_formula_says():
     assert (fitted.manifest["settings"]["real"], fitted.manifest["settings"]["hallucinated"]) == (4, 5)
 
 
+@pytest.mark.slow
 def test_the_finder_may_silence_few_heads_at_a_time():
     model, _ = tiny("llava")
     whole, parts = (
@@ -185,6 +186,7 @@ def test_the_list_ends_where_its_heads_together_break_correct_answers():
     assert _leave_out_joined(torch.tensor([7, 4, 5]), changes).tolist() == [7]
 
 
+@pytest.mark.slow
 def test_the_finder_refuses_the_heads_that_the_bundled_model_sees_with():
     model, processor = testbed.load()
     settings = fit_adhh(model, processor, build_demonstrations(8)).settings
