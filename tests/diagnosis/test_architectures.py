@@ -85,7 +85,7 @@ def test_without_a_profile_components_are_silenced_and_nothing_is_called_sound()
     layers = len(model.model.language_model.layers)
     heads = model.config.text_config.num_attention_heads
     assert len(diagnosis.evidence["knock_out"]) == layers * (heads + 1)
-    assert diagnosis.culprit.component != "none"
+    assert diagnosis.culprit.component == "unknown"
     assert any("without one" in reason for reason in diagnosis.partial)
     assert diagnosis.profile is None
 

@@ -43,5 +43,13 @@ def test_a_small_loss_still_takes_a_gain_that_sound_models_do_not_have():
     assert decide({MLP: 8.0}, log_probability=-0.22, gain=0.025).component == "mlp"
 
 
+def test_without_a_profile_a_knock_out_is_a_place_to_look_at_and_no_verdict():
+    gains = [KnockoutGain(HEAD, 0.9, "zeroed"), KnockoutGain(MLP, 0.01, "zeroed")]
+    diagnosis = judge(Observed([], {}, -0.5, None, 24, []), FurtherLooks(lambda: gains, lambda: None))
+    assert diagnosis.culprit.component == "unknown"
+    assert (diagnosis.runner_up.component, diagnosis.runner_up.layer, diagnosis.runner_up.head) == ("head", 2, 1)
+    assert list(diagnosis.evidence["knock_out"]) == ["head.2.1", "mlp.0"]
+
+
 def test_worse_answers_that_nothing_explains_are_unknown():
     assert decide({MLP: 1.0}, swap=0.2).component == "unknown"

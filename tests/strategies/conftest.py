@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-LONGEST = ("test_no_token_waits_for_the_device", "test_a_model_on_two_devices_says_the_same")
+LONGEST = (
+    "test_no_token_waits_for_the_device",
+    "test_a_model_on_two_devices_says_the_same",
+    "test_two_threads_get_their_own_answers",
+)
 SAMPLE = ("TestVCD", "TestPAI", "TestDoLa", "TestVSV", "TestRevise", "TestPatchEvidence")
 """One that adds a branch, one that edits attention, one that reads layers, one that edits states, one that revises, one that is fitted."""
 

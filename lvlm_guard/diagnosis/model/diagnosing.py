@@ -182,7 +182,8 @@ def _list_reasons(
     reasons += [f"{component}: the sound model fails this check too, so it says nothing." for component in excused]
     if profile is None:
         reasons.append(
-            "profile: without one, tower, projector, attention and output are not judged, and a prior is not told apart."
+            "profile: without one, only what fails an exact check is blamed. A component without which true answers are likelier is a "
+            "place to look at, for sound models have such components too."
         )
     else:
         unseen = [str(component) for component in profile.norms if component not in measured[0].moments]

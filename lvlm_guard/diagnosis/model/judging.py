@@ -103,15 +103,10 @@ def _blame_check(failure: Failure) -> Culprit:
 
 
 def _judge_by_silence(looks: FurtherLooks) -> _Case:
-    """Blame the component without which true answers are likelier; where there is none, nobody knows."""
+    """Blame nothing: sound models have components too without which some answers are likelier. The greatest gain comes next."""
     gains = looks.silence()
-    guilty = [gain.component.blame(_round(gain.nats), GAIN) for gain in gains if gain.nats > GAIN]
-    best = (
-        Culprit("unknown", "unknown", score=_round(gains[0].nats), threshold=GAIN)
-        if gains
-        else Culprit("unknown", "unknown")
-    )
-    return _Case(guilty or [best], gains)
+    suspects = [gain.component.blame(_round(gain.nats), GAIN) for gain in gains if gain.nats > GAIN]
+    return _Case([Culprit("unknown", "unknown"), *suspects], gains)
 
 
 def _judge_by_profile(observed: Observed, profile: Profile, looks: FurtherLooks) -> _Case:

@@ -20,7 +20,7 @@ from lvlm_guard.fitting import Track
 ITEMS = 16
 """Items on which components are silenced, captioned ones first."""
 GAIN = 0.02
-"""Gain in mean log-probability of true answers, in nats, from which on a component is guilty; sound models stay below .013."""
+"""Gain in mean log-probability of true answers, in nats, below which a component is not looked at further."""
 SHORTLIST = 128
 """How many components are silenced at most."""
 Way = Literal["zeroed", "averaged"]

@@ -37,7 +37,8 @@ def describe(diagnosis: Diagnosis) -> str:
     if diagnosis.level not in ("none", "unknown"):
         lines.append(f"Level: {diagnosis.level}. Stage: {culprit.stage}.")
     if diagnosis.runner_up is not None:
-        lines.append(f"Next: {_name(diagnosis.runner_up)}{_figures(diagnosis.runner_up)}.")
+        label = "Look next at" if diagnosis.profile is None else "Next"
+        lines.append(f"{label}: {_name(diagnosis.runner_up)}{_figures(diagnosis.runner_up)}.")
     return "\n".join([*lines, *(f"Not judged: {reason}" for reason in diagnosis.partial)])
 
 
