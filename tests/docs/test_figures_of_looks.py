@@ -41,3 +41,15 @@ def test_ratios_of_static_caches():
     for what, *shown in found:
         for variant, figure in zip(VARIANTS[what.partition(" (")[0]], shown, strict=True):
             assert (float(figure) if figure else None) == (round(ratios[variant], 2) if variant else None), variant
+
+
+def test_ratios_of_bench_runs():
+    ratios = {
+        (row["shape"], row["suite"]): row["ratio_p50"]
+        for row in read_rows("suites_on_looks")
+        if (row["stack"], row["way"]) == ("vcd", "--looks")
+    }
+    page = " ".join((ROOT / "docs/guides/looks.md").read_text(encoding="utf-8").split())
+    assert f"`vcd` takes {ratios['27m', 'pope']:.2f} of the time" in page
+    assert f"and {ratios['27m', 'scenes']:.2f} of it on `scenes`" in page
+    assert f"({ratios['bundled', 'scenes']:.2f} on `scenes`)" in page
