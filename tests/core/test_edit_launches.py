@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counted_operations import CountOperations
 from fitted import make_artefact
 from lvlm_guard_contrastive import VCD
 from lvlm_guard_kernels import dispatch, launch, record_paths
 from lvlm_guard_kernels.hidden import reference
 from lvlm_guard_steering import VSV, VTI, Nullu
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lvlm_guard.forward.interventions.hidden import HiddenHooks
 from lvlm_guard.testing import tiny
@@ -22,19 +23,6 @@ BEFORE = {"vsv": 11, "vti": 7, "nullu": 5, "vsv beside a branch": 13}
 """Operations of a layer when strategies still wrote them one by one, in fp32; bf16 needs two more."""
 MOST_LAUNCHES = 2
 SETTINGS = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "return_dict_in_generate": True, "output_logits": True}
-
-
-class CountOperations(TorchDispatchMode):
-    """Names of the operators that run; views and allocations are not among them."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not function.is_view and "empty" not in function.name():
-            self.names.append(function.name())
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(params=BEFORE)

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from counted_operations import CountOperations
 from lvlm_guard_kernels import KernelsUnavailable, project, shift, turn
 from lvlm_guard_kernels import hidden as hidden_edits
 from lvlm_guard_kernels.hidden import fused, reference
-from torch.utils._python_dispatch import TorchDispatchMode
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 
@@ -121,19 +121,6 @@ def test_nan_and_infinity_are_never_hidden(on_triton):
     ):
         assert got[0].isnan().any()
         torch.testing.assert_close(got, expected, equal_nan=True)
-
-
-class CountOperations(TorchDispatchMode):
-    """Names of the operators that run; views and allocations are not among them."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if not function.is_view and "empty" not in function.name():
-            self.names.append(function.name())
-        return function(*args, **(kwargs or {}))
 
 
 def test_an_edit_is_one_launch_and_nothing_else(monkeypatch):

@@ -80,7 +80,7 @@ def diagnose_model(
         NonFiniteLogits: The model returns NaN.
     """
     check_items(items)
-    _check_image_tokens(model)
+    _check_mode(model)
     check_chat_template(processor)
     structure, batteries = inspect_structure(model), _deal(items, profile)
     tokens = None if profile is None else profile.tokens
@@ -136,7 +136,7 @@ def _deal(items: Sequence[KnownItem], profile: Profile | None) -> list[list[Know
     return deal(items)
 
 
-def _check_image_tokens(model: Any) -> None:
+def _check_mode(model: Any) -> None:
     """Refuse a model in training mode, whose dropout would look like a fault."""
     if model.training:
         raise InputError("The model is in training mode, where dropout looks like a fault. Call model.eval() first.")
