@@ -8,8 +8,8 @@ from pretended_engine import PretendedEngine
 from served import draw_picture
 
 from lvlm_guard import Guard, Stack, StrategyRefused, loading
-from lvlm_guard.errors import InputError
 from lvlm_guard.engines.vllm.translation import describe_group, describe_model
+from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.requests import Request
 
