@@ -56,7 +56,7 @@ class GangScheduling(Scheduler):
         super().add_request(request)
         group = self.groups.add(request)
         if group is not None and group.is_complete:
-            needed, blocks = groups.blocks_at_most(group, self.block_size), self._total_blocks
+            needed, blocks = groups.blocks_at_most(group, self.block_size), self._blocks_in_all
             if needed > blocks:
                 self._failures[group.id] = NEVER_FITS.format(needed=needed, blocks=blocks)
 
@@ -121,7 +121,7 @@ class GangScheduling(Scheduler):
         if any(request.num_stale_output_tokens and not request.drop_stale_output for request in group):
             return False
         slots = self.max_num_running_reqs - len(self.running)
-        return group.size <= slots and groups.blocks_to_admit(group, self.block_size) <= self._free_blocks
+        return group.size <= slots and groups.blocks_to_admit(group, self.block_size) <= self._blocks_left
 
     def _reserve_prefill_lookahead(self, request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
         """Hold a member one token before its end while its group is not sampled."""
@@ -176,7 +176,7 @@ class GangScheduling(Scheduler):
 
     def _make_room(self, group: RequestGroup, needed: int) -> bool:
         """Preempt from the tail until that many blocks are free; groups that were chosen before are left alone."""
-        while self._free_blocks < needed:
+        while self._blocks_left < needed:
             candidates = [request for request in self.running if not self._is_stepping(request)]
             victims = groups.find_victims(candidates, self.groups, group)
             if not victims or not all(map(self._request_blocks_can_be_freed, victims)):
@@ -239,11 +239,11 @@ class GangScheduling(Scheduler):
             self._admitting = None
 
     @property
-    def _free_blocks(self) -> int:
+    def _blocks_left(self) -> int:
         return int(self.kv_cache_manager.block_pool.get_num_free_blocks())
 
     @property
-    def _total_blocks(self) -> int:
+    def _blocks_in_all(self) -> int:
         """Blocks of the cache, without the one that stands for nothing."""
         return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
 
