@@ -82,7 +82,8 @@ class PretendedEngine:
     @torch.no_grad()
     def _run(self, name: str) -> Tensor:
         _, ids, inputs = self._members[name]
-        return self._guard.model(input_ids=torch.tensor([ids]), **inputs).logits[0, -1]
+        logits: Tensor = self._guard.model(input_ids=torch.tensor([ids]), **inputs).logits
+        return logits[0, -1]
 
     def _open(self, place: Membership, name: str) -> LiveGroup:
         assert place.stack is not None

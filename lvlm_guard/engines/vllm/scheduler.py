@@ -36,6 +36,8 @@ class GangScheduling(Scheduler):
     made free before, from the tail and by whole groups, so that nothing preempts one member in the middle of a step.
     """
 
+    running: list[Any]
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         refuse_configuration(self.vllm_config)
@@ -46,6 +48,7 @@ class GangScheduling(Scheduler):
             )
         self.groups = GroupRegistry()
         self.group_preemptions = 0
+        self.wait_seconds = WAIT
         self._stepping: set[str] = set()
         self._admitting: RequestGroup | None = None
         self._made_room = False
@@ -76,8 +79,8 @@ class GangScheduling(Scheduler):
         if not self.groups:
             return outputs
         self._failures |= getattr(model_runner_output, "guard_failures", {})
-        for group in self.groups.overdue(WAIT):
-            self._failures.setdefault(group.id, INCOMPLETE.format(seconds=WAIT))
+        for group in self.groups.overdue(self.wait_seconds):
+            self._failures.setdefault(group.id, INCOMPLETE.format(seconds=self.wait_seconds))
         for name, reason in self._failures.items():
             self._report_failure(name, reason, outputs)
         self._failures = {}

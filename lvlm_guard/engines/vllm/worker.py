@@ -28,7 +28,10 @@ def _find_platform_worker() -> Any:
     return Worker
 
 
-class GuardedWorker(_find_platform_worker()):
+PLATFORM_WORKER: Any = _find_platform_worker()
+
+
+class GuardedWorker(PLATFORM_WORKER):
     """The platform's worker, with groups combined round its sampler."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +95,7 @@ class RunnerGuard:
         if isinstance(output, AsyncModelRunnerOutput):
             return FailingOutput(output, failures)
         if isinstance(output, ModelRunnerOutput):
-            output.guard_failures = failures  # type: ignore[attr-defined] # our scheduler reads it
+            output.guard_failures = failures  # our scheduler reads it
         return output
 
     @functools.cached_property
@@ -148,5 +151,5 @@ class FailingOutput(AsyncModelRunnerOutput):
     def get_output(self) -> ModelRunnerOutput:
         """Return the output, with the groups that failed."""
         output = self._output.get_output()
-        output.guard_failures = self._failures  # type: ignore[attr-defined] # our scheduler reads it
+        output.guard_failures = self._failures  # our scheduler reads it
         return output

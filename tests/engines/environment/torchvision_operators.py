@@ -23,7 +23,7 @@ class DefineBeforeImport:
         """Define what is missing; the import goes on by other finders."""
         if name != "torchvision" or self.libraries:
             return
-        import torch
+        import torch  # noqa: PLC0415 - slow to import, and not everywhere
 
         library = torch.library.Library("torchvision", "DEF")
         self.libraries = (library,)
