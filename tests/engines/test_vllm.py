@@ -103,8 +103,6 @@ PARAMETERS = {
     "repetition penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
     "min_tokens": ({"min_tokens": 20}, {"min_new_tokens": 20}),
     "bad_words": ({"bad_words": ["dog", "a"]}, "bad_words"),
-    "stop": ({"stop": ["dog", "cat", "tree"]}, {"stop_strings": ["dog", "cat", "tree"]}),
-    "prompts of tokens": ({}, {}),
 }
 
 
@@ -116,6 +114,26 @@ def test_parameters_work_on_what_the_stack_makes_of_the_logits(roomy, name, stac
     prompts = [make_prompt(index) for index in range(8)]
     outputs = roomy.generate(prompts, SamplingParams(temperature=0, max_tokens=24, **ours), stack=stack, use_tqdm=False)
     assert read_tokens(outputs) == expect(stack, 8, max_new_tokens=24, **theirs)
+
+
+@pytest.mark.parametrize("stack", ["vdd", "vcd", "icd", "vcd+vdd"])
+def test_stop_strings_end_the_answer_that_the_guard_gives(roomy, stack):
+    expected = expect(stack, 8, max_new_tokens=24)
+    decode = load_guard().processor.tokenizer.decode
+    stops = [decode(expected[0]).split()[2], decode(expected[1]).split()[0]]
+    parameters = SamplingParams(temperature=0, max_tokens=24, stop=stops)
+    outputs = roomy.generate([make_prompt(index) for index in range(8)], parameters, stack=stack, use_tqdm=False)
+    wanted = [cut_at_stop(tokens, stops, decode) for tokens in expected]
+    assert read_tokens(outputs) == wanted
+    assert wanted != expected
+    assert {output.outputs[0].stop_reason for output in outputs} & set(stops)
+    assert len(find_scheduler(roomy).requests) == 0
+
+
+def cut_at_stop(tokens, stops, decode):
+    """Return the tokens up to the first whose text holds a stop."""
+    ends = [end for end in range(1, len(tokens) + 1) if any(stop in decode(tokens[:end]) for stop in stops)]
+    return tokens[: ends[0]] if ends else tokens
 
 
 def find_words(words):

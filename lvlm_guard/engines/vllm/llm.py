@@ -10,6 +10,7 @@ from PIL import Image
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.inputs import EngineInput
 from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from lvlm_guard.engines.errors import EngineFailed
@@ -84,6 +85,25 @@ class GuardedLLM(LLM):
         with self._using(stack):
             return _check_outputs(super().chat(*args, **kwargs))
 
+    def render(self, prompt: Any) -> EngineInput:
+        """Return one prompt as the engine takes it, tokenized and its pictures processed."""
+        return self._preprocess_cmpl_one(prompt, _keep_one_start(self.get_tokenizer(), prompt))
+
+    def add(self, prompt: EngineInput, parameters: SamplingParams, stack: Any) -> str:
+        """Queue a rendered prompt with a stack of its own, for a caller that steps `llm_engine`; returns the request's id.
+
+        Raises:
+            Refused: The request cannot be guarded here.
+        """
+        name = str(next(self.request_counter))
+        self._queue(name, prompt, parameters, Stack.of(stack))
+        return name
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the engine runs on a CPU."""
+        return bool(current_platform.is_cpu())
+
     def guard_counts(self) -> dict[str, int]:
         """Return what happened to groups since the engine started: `groups`, `steps`, `alone`, which stays 0, and `failed`."""
         counts: dict[str, int] = self.collective_rpc("guard_counts")[0]
@@ -98,16 +118,24 @@ class GuardedLLM(LLM):
             raise ModeRefused(
                 "LoRA adapters and pooling have not been run with groups in vLLM: leave them out, or pass stack=None."
             )
-        main, *branches = self._builder.build(stack, prompt, params)
-        engine, tasks = self.llm_engine, self.llm_engine.get_supported_tasks()
+        params.output_kind = RequestOutputKind.FINAL_ONLY
+        return self._queue(str(next(self.request_counter)), prompt, params, stack)
+
+    def _queue(self, name: str, prompt: EngineInput, parameters: SamplingParams, stack: Stack) -> str:
+        """Queue main's request, then those of the branches, all of which were checked before; returns main's inner id."""
+        engine = self.llm_engine
+        if not len(stack):
+            return engine.add_request(name, prompt, parameters)
+        main, *branches = self._builder.build(stack, prompt, parameters)
+        tasks = engine.get_supported_tasks()
         requests = [
-            self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks, priority=priority)
+            self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks)
             for branch in branches
         ]
-        name = super()._add_request(main.prompt, main.parameters, None, priority)
+        own = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:
             engine.engine_core.add_request(request)
-        return name
+        return own
 
     @contextmanager
     def _using(self, stack: Any) -> Iterator[None]:
@@ -143,6 +171,12 @@ class GuardedLLM(LLM):
             return rendered
 
         self.renderer.process_for_engine = render_with_pictures
+
+
+def _keep_one_start(tokenizer: Any, prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options that keep the tokenizer from adding a start token where the text begins with it."""
+    start = getattr(tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if start and str(prompt.get("prompt", "")).startswith(start) else {}
 
 
 def _find_pictures(prompt: Mapping[str, Any]) -> list[Any]:

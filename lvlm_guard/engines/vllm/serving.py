@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -44,6 +43,7 @@ class VllmEngine:
         self._llm, self._stacks, self._limits = llm, dict(stacks), limits
         self.processor = cached_processor_from_config(llm.model_config)
         self._defaults = llm.get_default_sampling_params()
+        self._ends = _list_ends(llm)
         self._arrived: queue.SimpleQueue[OpenJob] = queue.SimpleQueue()
         self._rows: dict[str, AnswerRow] = {}  # by request of the engine
         self._lengths: dict[OpenJob, int] = {}
@@ -99,7 +99,9 @@ class VllmEngine:
         events: asyncio.Queue[JobEvent | ApiError] = asyncio.Queue()
         request = OpenJob(job, lambda event: pass_on(loop, events, event))
         if not self.is_alive:
-            raise ApiError(503, "The server is stopping. Ask again in a moment.", "stopping", headers={"Retry-After": "5"})
+            raise ApiError(
+                503, "The server is stopping. Ask again in a moment.", "stopping", headers={"Retry-After": "5"}
+            )
         self._arrived.put(request)
         try:
             while True:
@@ -186,7 +188,12 @@ class VllmEngine:
         drawn: dict[str, Any] = {"temperature": 0.0}
         if sampling is not None:
             seed = (sampling.seed + choice) % 2**63
-            drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed, "top_k": self._defaults.top_k}
+            drawn = {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": seed,
+                "top_k": self._defaults.top_k,
+            }
         return SamplingParams(max_tokens=limit, detokenize=False, output_kind=RequestOutputKind.DELTA, **drawn)
 
     def _accept(self, output: Any) -> None:
@@ -242,13 +249,13 @@ class VllmEngine:
         for request in requests:
             request.fail(ApiError(500, "The engine broke down. The server has to be started again.", "engine_failed"))
 
-    @property
-    def _ends(self) -> frozenset[int]:
-        """Ids that end an answer."""
-        config = self._llm.model_config.try_get_generation_config().get("eos_token_id")
-        own = self._llm.get_tokenizer().eos_token_id
-        return frozenset(config if isinstance(config, list) else [config if isinstance(config, int) else own])
-
     def _decode(self, ids: list[int]) -> str:
         texts: list[str] = self.processor.batch_decode([ids], skip_special_tokens=True)
         return texts[0]
+
+
+def _list_ends(llm: GuardedLLM) -> frozenset[int]:
+    """Return ids that end an answer."""
+    named = llm.model_config.try_get_generation_config().get("eos_token_id")
+    own = llm.get_tokenizer().eos_token_id
+    return frozenset(named if isinstance(named, list) else [named if isinstance(named, int) else own])
