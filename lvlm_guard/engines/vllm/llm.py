@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from lvlm_guard.engines.errors import EngineFailed
-from lvlm_guard.engines.vllm.group_requests import EngineLimits, GroupBuilder
+from lvlm_guard.engines.vllm.group_requests import EngineLimits, GroupBuilder, MemberRequest
 from lvlm_guard.engines.vllm.prompts import PICTURES, PromptReader
 from lvlm_guard.errors import InputError, ModeRefused, quote
 from lvlm_guard.guard import DEFAULT_STACK
@@ -98,6 +98,14 @@ class GuardedLLM(LLM):
         name = str(next(self.request_counter))
         self._queue(name, prompt, parameters, Stack.of(stack))
         return name
+
+    def build_group(self, prompt: Any, parameters: SamplingParams, stack: Any) -> list[MemberRequest]:
+        """Return the requests that a prompt becomes under a stack, main's first, without queueing them.
+
+        Raises:
+            Refused: The request cannot be guarded here.
+        """
+        return self._builder.build(Stack.of(stack), self.render(prompt), parameters)
 
     @property
     def runs_on_cpu(self) -> bool:
