@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import PERCENTILES, Results, machine
+from measuring import Results, machine, spread
 from tqdm import tqdm
 
 from lvlm_guard import Stack, testbed
@@ -121,12 +121,12 @@ def main() -> None:
         figures = {
             "plain_ms": plain, "guarded_ms": guarded, "guarded_to_plain": guarded / plain, "guarded_to_doubled": guarded / doubled,
         }  # fmt: skip
-        spread = {
-            f"{name}_p{share}": round(float(np.percentile(values, share)), 3)
+        columns = {
+            key: round(value, 3)
             for name, values in figures.items()
-            for share in PERCENTILES
+            for key, value in spread(name, values.tolist()).items()
         }
-        results.add(concurrency=count, **spread)
+        results.add(concurrency=count, **columns)
     contest.check()
     results.write()
     print(results.markdown())
