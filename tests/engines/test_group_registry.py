@@ -65,7 +65,7 @@ def test_a_group_without_a_member_is_not_ready():
     del group.members[1]
     assert not group.is_complete
     assert not groups.is_ready(group, frozenset(names(members)))
-    group.began -= 100
+    group.arrival -= 100
     assert registry.overdue(60) == [group]
     assert registry.overdue(200) == []
 

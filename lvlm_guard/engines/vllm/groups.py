@@ -68,14 +68,14 @@ class RequestGroup:
     Args:
         id: As its members say.
         size: Members when all are there.
-        began: When its first member came, on the clock of `time.monotonic`.
+        arrival: When its first member came, on the clock of `time.monotonic`.
         members: Those that are there, by index.
         is_torn: Whether a member was preempted while others may run.
     """
 
     id: str
     size: int
-    began: float = field(default_factory=time.monotonic)
+    arrival: float = field(default_factory=time.monotonic)
     members: dict[int, Any] = field(default_factory=dict)
     is_torn: bool = False
 
@@ -125,8 +125,8 @@ class GroupRegistry:
 
     def overdue(self, seconds: float) -> list[RequestGroup]:
         """Return groups that have waited longer than that for members."""
-        now = time.monotonic()
-        return [group for group in self.groups.values() if not group.is_complete and now - group.began > seconds]
+        latest = time.monotonic() - seconds
+        return [group for group in self.groups.values() if not group.is_complete and group.arrival < latest]
 
 
 def name_branch(group: str, index: int) -> str:

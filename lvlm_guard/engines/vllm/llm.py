@@ -25,7 +25,7 @@ SCHEDULERS = {
     True: "lvlm_guard.engines.vllm.scheduler.AsyncGangScheduler",
 }
 WORKER = "lvlm_guard.engines.vllm.worker.GuardedWorker"
-OWN = ("scheduler_cls", "worker_cls")
+RESERVED = ("scheduler_cls", "worker_cls")
 ERROR = "error"
 """Reason of an answer that ended with an error."""
 
@@ -50,9 +50,9 @@ class GuardedLLM(LLM):
     """
 
     def __init__(self, model: str, *, stack: Any = DEFAULT_STACK, **options: Any) -> None:
-        taken = [name for name in OWN if options.get(name) is not None]
-        if taken:
-            raise InputError(f"{taken[0]} is the guard's own in a GuardedLLM: leave it out.")
+        refused = [name for name in RESERVED if options.get(name) is not None]
+        if refused:
+            raise InputError(f"{refused[0]} is the guard's own in a GuardedLLM: leave it out.")
         if options.get("mm_processor_cache_gb"):
             raise InputError(
                 "mm_processor_cache_gb must be 0 in a GuardedLLM, which makes branches of processed images: leave it out."
@@ -60,8 +60,8 @@ class GuardedLLM(LLM):
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
         is_async = bool(options.setdefault("async_scheduling", False))
-        own = {"scheduler_cls": SCHEDULERS[is_async], "worker_cls": WORKER, "mm_processor_cache_gb": 0}
-        super().__init__(model, **{**options, **own})
+        classes = {"scheduler_cls": SCHEDULERS[is_async], "worker_cls": WORKER, "mm_processor_cache_gb": 0}
+        super().__init__(model, **{**options, **classes})
         self._keep_pictures()
         self._builder = self._make_builder()
 
@@ -140,10 +140,10 @@ class GuardedLLM(LLM):
             self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks)
             for branch in branches
         ]
-        own = engine.add_request(name, main.prompt, main.parameters)
+        inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:
             engine.engine_core.add_request(request)
-        return own
+        return inner_id
 
     @contextmanager
     def _using(self, stack: Any) -> Iterator[None]:

@@ -80,8 +80,8 @@ class GroupSampler:
         for name, place in members.items():
             by_group.setdefault(place.group, {})[place.index] = (name, place)
         combined, combinations = logits.float().clone(), {}
-        for group, found in by_group.items():
-            combinations[group] = self._try_group(group, found, combined, rows)
+        for group, named_places in by_group.items():
+            combinations[group] = self._try_group(group, named_places, combined, rows)
         self._write(combined, combinations)
         self._check_finite(logits, combined)
         return combined
@@ -100,25 +100,25 @@ class GroupSampler:
         self._live.pop(group, None)
 
     def _try_group(
-        self, group: str, found: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
+        self, group: str, named_places: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
     ) -> Any:
         """Return what the terms of one group add up to; strategies are foreign code, so their group fails, and no other."""
         try:
-            return self._combine_group(group, found, logits, rows)
+            return self._combine_group(group, named_places, logits, rows)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(group, describe_error(error))
             return None
 
     def _combine_group(
-        self, group: str, found: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
+        self, group: str, named_places: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
     ) -> Any:
         """Return what the terms of one group add up to, and note its rows."""
-        size = next(iter(found.values()))[1].size
-        if len(found) != size:
+        size = next(iter(named_places.values()))[1].size
+        if len(named_places) != size:
             self.counts.alone += 1
-            self._fail(group, ALONE.format(size=size, rows=len(found)))
+            self._fail(group, ALONE.format(size=size, rows=len(named_places)))
             return None
-        ordered = [found[index] for index in range(size)]
+        ordered = [named_places[index] for index in range(size)]
         live = self._live.get(group)
         if live is None:
             live = self._live[group] = self.open_group(ordered[0][1], ordered[0][0])
@@ -144,7 +144,7 @@ class GroupSampler:
 
     def _check_finite(self, raw: Tensor, combined: Tensor) -> None:
         """Let groups fail in which a row, raw or combined, has no finite best token; the device is waited for once."""
-        members = [(group, member) for group, found in self._sampled.items() for member in found]
+        members = [(group, member) for group, named_places in self._sampled.items() for member in named_places]
         if not members:
             return
         rows = [member.row for _, member in members]

@@ -196,10 +196,10 @@ class GangScheduling(Scheduler):
         return group is not None and group.id in self._stepping
 
     def _preempt(self, requests: Iterable[Request]) -> None:
-        now = time.monotonic()
+        timestamp = time.monotonic()
         for request in reversed(list(requests)):
             self.running.remove(request)
-            self._preempt_request(request, now)
+            self._preempt_request(request, timestamp)
             self._made_room = True
 
     def _runs_whole(self, group: RequestGroup) -> bool:

@@ -257,5 +257,5 @@ class VllmEngine:
 def _list_ends(llm: GuardedLLM) -> frozenset[int]:
     """Return ids that end an answer."""
     named = llm.model_config.try_get_generation_config().get("eos_token_id")
-    own = llm.get_tokenizer().eos_token_id
-    return frozenset(named if isinstance(named, list) else [named if isinstance(named, int) else own])
+    of_tokenizer = llm.get_tokenizer().eos_token_id
+    return frozenset(named if isinstance(named, list) else [named if isinstance(named, int) else of_tokenizer])

@@ -128,12 +128,12 @@ class RunnerGuard:
         """Return the places of the requests of this step that belong to groups."""
         requests = self._runner.requests
         names = self._runner.input_batch.req_ids
-        found = {name: read_membership(requests[name].sampling_params) for name in names if name in requests}
+        places = {name: read_membership(requests[name].sampling_params) for name in names if name in requests}
         for group, name in list(self._mains.items()):
             if name not in requests:
                 self.sampler.forget(group)
                 del self._mains[group]
-        return {name: place for name, place in found.items() if place is not None}
+        return {name: place for name, place in places.items() if place is not None}
 
     def _open_group(self, place: Membership, name: str) -> LiveGroup:
         assert place.stack is not None
