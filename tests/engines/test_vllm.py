@@ -98,6 +98,19 @@ def answer_mixed(llm, stacks, parameters):
     return read_tokens(llm.wait_for_completion(use_tqdm=False))
 
 
+def test_plain_requests_beside_and_after_groups_stay_plain(roomy):
+    plain = expect(None, 8, max_new_tokens=40, min_new_tokens=40)
+    short, long = (SamplingParams(temperature=0, max_tokens=length, min_tokens=length) for length in (8, 40))
+    for index in range(8):
+        with roomy._using(None if index % 2 else "vcd"):
+            roomy.enqueue(make_prompt(index), long if index % 2 else short, use_tqdm=False)
+    outputs = read_tokens(roomy.wait_for_completion(use_tqdm=False))
+    assert outputs[1::2] == plain[1::2]
+    assert outputs[::2] == [tokens[:8] for tokens in expect("vcd", 8, max_new_tokens=40, min_new_tokens=40)[::2]]
+    prompts = [make_prompt(index) for index in range(8)]
+    assert read_tokens(roomy.generate(prompts, long, stack=None, use_tqdm=False)) == plain
+
+
 PARAMETERS = {
     "greedy": ({}, {}),
     "repetition penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),

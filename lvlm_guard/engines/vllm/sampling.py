@@ -88,7 +88,8 @@ class GroupSampler:
 
     def share_tokens(self, tokens: Tensor) -> None:
         """Give the branches of each group main's token; `tokens` `[rows, 1]` are changed in place."""
-        for group, members in self._sampled.items():
+        sampled, self._sampled = self._sampled, {}
+        for group, members in sampled.items():
             chosen = tokens[members[0].row, 0].clone()
             for member in members[1:]:
                 tokens[member.row, 0] = chosen
