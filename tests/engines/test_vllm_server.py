@@ -32,7 +32,8 @@ def server():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
-        running = start_command("--engine", "vllm", "--engine-options", OPTIONS, "--stack", "vcd", "--stack", "vdd")
+        options = ("--engine", "vllm", "--engine-options", OPTIONS, "--stack", "vcd", "--stack", "vdd")
+        running = start_command(*options, seconds=600)
     yield running
     assert running.stop() == 0
 

@@ -89,13 +89,12 @@ class RunnerGuard:
 
     def attach_failures(self, output: Any) -> Any:
         """Return a runner's output that carries which groups failed in its step."""
-        if not self.sampler.failures:
+        if not self.sampler.failures or not isinstance(output, (AsyncModelRunnerOutput, ModelRunnerOutput)):
             return output
-        failures, self.sampler.failures = dict(self.sampler.failures), {}
+        failures, self.sampler.failures = self.sampler.failures, {}
         if isinstance(output, AsyncModelRunnerOutput):
             return FailingOutput(output, failures)
-        if isinstance(output, ModelRunnerOutput):
-            output.guard_failures = failures  # our scheduler reads it
+        output.guard_failures = failures  # our scheduler reads it
         return output
 
     @functools.cached_property
