@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -150,11 +150,9 @@ def hold_back(request: EngineRequest, computed: int, new: int) -> int:
     return min(new, max(end - 1 - computed, 0))
 
 
-def is_ready(group: RequestGroup, running: frozenset[str]) -> bool:
+def is_ready(group: RequestGroup, is_running: Callable[[Any], bool]) -> bool:
     """Whether the next step can sample all members of a group: all run, and each is one token from its end."""
-    return group.is_complete and all(
-        request.request_id in running and tokens_left(request) == 1 for request in group.members.values()
-    )
+    return group.is_complete and all(is_running(request) and tokens_left(request) == 1 for request in group)
 
 
 def next_blocks(group: RequestGroup, block_size: int) -> int:

@@ -158,24 +158,19 @@ class GangScheduling(Scheduler):
                 self._admitting = None
 
     def _choose_stepping_groups(self) -> None:
-        """Choose which groups are sampled in this step, put them first, and make room for them."""
+        """Choose which groups are sampled in this step, make room for them, and put them first."""
         self._stepping = set()
-        if self._admitting is not None and self._admitting.is_complete and self._runs_whole(self._admitting):
+        if self._admitting is not None and all(map(_is_running, self._admitting)):
             self._admitting = None
-        budget, needed, order = self.max_num_scheduled_tokens, 0, []
+        budget, needed = self.max_num_scheduled_tokens, 0
         for group in list(self.groups.groups.values()):
-            running = frozenset(request.request_id for request in self.running)
-            if group.size > budget or not groups.is_ready(group, running):
+            if group.size > budget or not groups.is_ready(group, _is_running):
                 continue
-            needed += (blocks := groups.next_blocks(group, self.block_size))
-            if not self._make_room(group, needed):
-                needed -= blocks
-                continue
-            self._stepping.add(group.id)
-            order += list(group)
-            budget -= group.size
-        chosen = {request.request_id for request in order}
-        self.running = order + [request for request in self.running if request.request_id not in chosen]
+            blocks = groups.next_blocks(group, self.block_size)
+            if self._make_room(group, needed + blocks):
+                self._stepping.add(group.id)
+                budget, needed = budget - group.size, needed + blocks
+        self.running.sort(key=lambda request: not self._is_stepping(request))
 
     def _make_room(self, group: RequestGroup, needed: int) -> bool:
         """Preempt from the tail until that many blocks are free; groups that were chosen before are left alone."""
@@ -201,9 +196,6 @@ class GangScheduling(Scheduler):
             self.running.remove(request)
             self._preempt_request(request, timestamp)
             self._made_room = True
-
-    def _runs_whole(self, group: RequestGroup) -> bool:
-        return all(request.status == RequestStatus.RUNNING for request in group)
 
     def _report_failure(self, name: str, reason: str, outputs: dict[int, EngineCoreOutputs]) -> None:
         """End a group, and let main's request end with an error in place of what this step gave it."""
@@ -249,6 +241,10 @@ class GangScheduling(Scheduler):
     def _blocks_in_all(self) -> int:
         """Blocks of the cache, without the one that stands for nothing."""
         return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
+
+
+def _is_running(request: Request) -> bool:
+    return bool(request.status == RequestStatus.RUNNING)
 
 
 class GangScheduler(GangScheduling):
