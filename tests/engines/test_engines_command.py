@@ -17,7 +17,7 @@ from lvlm_guard.engines.support import EngineRun, load_support, save_support
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import catalogue
 
-RUNS = ("vcd", "vdd", "icd", "m3id", "ritual")
+EFFECTS = {"vcd": 0.1, "vdd": 0.1, "icd": 0.1, "m3id": 0.05, "ritual": 0.02}
 
 
 def call(*arguments):
@@ -35,7 +35,7 @@ def test_every_run_was_equal_or_refused_with_a_reason():
     runs = load_support().engines["vllm"]
     assert {run.status for run in runs.values()} <= {"equal", "refused", "not run"}
     assert all(run.reason for run in runs.values() if run.status != "equal")
-    assert all(runs[name].status == "equal" and runs[name].effect > 0.1 for name in RUNS)
+    assert all(runs[name].status == "equal" and runs[name].effect > effect for name, effect in EFFECTS.items())
     assert all(run.delta < 1e-3 for run in runs.values())
 
 

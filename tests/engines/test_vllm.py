@@ -162,6 +162,15 @@ def test_the_effect_of_stacks_and_parameters_is_there(roomy):
         assert expect(stack, 8, max_new_tokens=24, repetition_penalty=1.4) != guarded
 
 
+@pytest.mark.parametrize("stack", ["dola", "deco", "sla", "deco+vcd"])
+def test_inner_layers_are_read_as_the_guard_reads_them(roomy, stack):
+    expected, plain = expect(stack, 8, max_new_tokens=24), expect(None, 8, max_new_tokens=24)
+    parameters = SamplingParams(temperature=0, max_tokens=24)
+    outputs = roomy.generate([make_prompt(index) for index in range(8)], parameters, stack=stack, use_tqdm=False)
+    assert read_tokens(outputs) == expected
+    assert expected != plain
+
+
 @pytest.mark.parametrize("stack", ["vdd", "vcd+vdd"])
 def test_sampled_tokens_have_the_combined_probabilities(roomy, stack):
     parameters = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=16, logprobs=1)
@@ -272,7 +281,7 @@ def test_what_would_be_wrong_is_refused_by_name_and_nothing_is_queued(roomy):
         (InputError, "more than the 200", {**greedy, "max_tokens": 190}, "vdd"),
         (StrategyRefused, "'sid' needs", greedy, "sid"),
         (StrategyRefused, "'pai' needs edits of attention", greedy, "pai"),
-        (StrategyRefused, "'dola' needs readouts", greedy, "dola"),
+        (StrategyRefused, "'vsv' needs prompts", greedy, "vsv"),
     ]
     for error, message, settings, stack in cases:
         with pytest.raises(error, match=message):

@@ -164,7 +164,8 @@ class GuardedLLM(LLM):
             batched_tokens=config.scheduler_config.max_num_batched_tokens,
             block_size=config.cache_config.block_size,
             blocks=None if blocks is None else blocks - 1,
-            on_cpu=current_platform.is_cpu(),
+            on_cpu=self.runs_on_cpu,
+            reads_layers=bool(config.model_config.enforce_eager),
         )
         return GroupBuilder(PromptReader(config.model_config.hf_config, processor), limits, self.get_tokenizer())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class GroupSampler:
 
     Args:
         open_group: Makes what is asked for terms, from the place of main's request and its id.
+        read_layers: Reads layer outputs at a row of the step, whose logits `[vocab]` are passed too.
 
     Attributes:
         counts: What happened so far.
@@ -62,10 +63,12 @@ class GroupSampler:
     """
 
     open_group: Callable[[Membership, str], LiveGroup]
+    read_layers: Callable[[int, Tensor, Collection[tuple[int, bool]]], Mapping[tuple[int, bool], Tensor]]
     counts: GuardCounts = field(default_factory=GuardCounts)
     failures: dict[str, str] = field(default_factory=dict)
     _live: dict[str, LiveGroup] = field(default_factory=dict)
     _sampled: dict[str, list[SampledMember]] = field(default_factory=dict)
+    _broken: dict[str, str] = field(default_factory=dict)
 
     def combine(self, logits: Tensor, members: Mapping[str, Membership], rows: Mapping[str, int]) -> Tensor:
         """Return logits `[rows, vocab]` in fp32 in which main's row of each group is the combined one.
@@ -96,9 +99,20 @@ class GroupSampler:
             self._live[group].note_token(chosen.long())
             self.counts.steps += 1
 
+    def open(self, place: Membership, name: str) -> LiveGroup | None:
+        """Open a group by main's place and id, once; None where it cannot be, and fails when it is sampled."""
+        if place.group not in self._live and place.group not in self._broken:
+            try:
+                self._live[place.group] = self.open_group(place, name)
+                self.counts.groups += 1
+            except Exception as error:  # noqa: BLE001 - strategies are foreign code
+                self._broken[place.group] = describe_error(error)
+        return self._live.get(place.group)
+
     def forget(self, group: str) -> None:
         """Forget a group that has ended."""
         self._live.pop(group, None)
+        self._broken.pop(group, None)
 
     def _try_group(
         self, group: str, named_places: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
@@ -120,12 +134,14 @@ class GroupSampler:
             self._fail(group, ALONE.format(size=size, rows=len(named_places)))
             return None
         ordered = [named_places[index] for index in range(size)]
-        live = self._live.get(group)
+        live = self.open(ordered[0][1], ordered[0][0])
         if live is None:
-            live = self._live[group] = self.open_group(ordered[0][1], ordered[0][0])
-            self.counts.groups += 1
+            self._fail(group, self._broken[group])
+            return None
         members = [SampledMember(rows[name], place) for name, place in ordered]
-        combination = live.combine_terms([logits[member.row] for member in members])
+        main = members[0].row
+        readouts = self.read_layers(main, logits[main], live.readouts) if live.readouts else {}
+        combination = live.combine_terms([logits[member.row] for member in members], readouts)
         self._sampled[group] = members
         return combination
 
