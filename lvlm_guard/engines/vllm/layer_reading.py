@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lvlm_guard.errors import ModelRefused
 
@@ -24,14 +24,15 @@ class LayerReader:
         ModelRefused: The decoder's layers, its final norm or its head cannot be found.
     """
 
-    def __init__(self, model: nn.Module, find_rows: Callable[[], Tensor]) -> None:
-        language: Any = model.get_language_model() if hasattr(model, "get_language_model") else model
-        decoder = getattr(language, "model", None)
-        self._layers, self._norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
-        if self._layers is None or self._norm is None or not hasattr(language, "compute_logits"):
+    def __init__(self, model: Any, find_rows: Callable[[], Tensor]) -> None:
+        language: Any = getattr(model, "get_language_model", lambda: model)()
+        decoder: Any = getattr(language, "model", None)
+        parts: list[Any] = [getattr(decoder, name, None) for name in ("layers", "norm")]
+        if None in parts or not hasattr(language, "compute_logits"):
             raise ModelRefused(
                 f"{type(language).__name__} shows no layers, final norm or head, so its layers cannot be read out."
             )
+        self._layers, self._norm = parts
         self._compute_logits: Callable[[Tensor], Tensor] = language.compute_logits
         self._find_rows = find_rows
         self._states: dict[int, Tensor] = {}
@@ -40,10 +41,7 @@ class LayerReader:
 
     def install(self) -> Callable[[], None]:
         """Put hooks on the layers; returns what takes them off."""
-        hooks = [
-            layer.register_forward_hook(self._keep(number))
-            for number, layer in enumerate(self._layers, 1)  # type: ignore[arg-type]
-        ]
+        hooks = [layer.register_forward_hook(self._keep(number)) for number, layer in enumerate(self._layers, 1)]
 
         def undo() -> None:
             for hook in hooks:
