@@ -118,7 +118,7 @@ def configuration(**changes):
         kv_transfer_config=None,
         use_v2_model_runner=False,
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
-        scheduler_config=SimpleNamespace(policy="fcfs", enable_chunked_prefill=True),
+        scheduler_config=SimpleNamespace(policy="fcfs", enable_chunked_prefill=True, async_scheduling=False),
     )
     for path, value in changes.items():
         owner, _, name = path.rpartition("__")
@@ -134,6 +134,7 @@ def configuration(**changes):
         ({"parallel_config__tensor_parallel_size": 2}, "tensor parallelism"),
         ({"parallel_config__data_parallel_size": 2}, "data parallelism"),
         ({"scheduler_config__policy": "priority"}, "priority scheduling"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling"),
         ({"scheduler_config__enable_chunked_prefill": False}, "prefill without chunks"),
         ({"kv_transfer_config": object()}, "transfer of the cache"),
         ({"use_v2_model_runner": True}, "Model Runner V2"),

@@ -20,10 +20,7 @@ from lvlm_guard.errors import InputError, ModeRefused, quote
 from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
 
-SCHEDULERS = {
-    False: "lvlm_guard.engines.vllm.scheduler.GangScheduler",
-    True: "lvlm_guard.engines.vllm.scheduler.AsyncGangScheduler",
-}
+SCHEDULER = "lvlm_guard.engines.vllm.scheduler.GangScheduler"
 WORKER = "lvlm_guard.engines.vllm.worker.GuardedWorker"
 RESERVED = ("scheduler_cls", "worker_cls")
 ERROR = "error"
@@ -59,9 +56,17 @@ class GuardedLLM(LLM):
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
-        is_async = bool(options.setdefault("async_scheduling", False))
-        classes = {"scheduler_cls": SCHEDULERS[is_async], "worker_cls": WORKER, "mm_processor_cache_gb": 0}
-        super().__init__(model, **{**options, **classes})
+        if options.get("async_scheduling"):
+            raise ModeRefused(
+                "Asynchronous scheduling has not been run with groups in vLLM: leave async_scheduling out."
+            )
+        settings = {
+            "scheduler_cls": SCHEDULER,
+            "worker_cls": WORKER,
+            "mm_processor_cache_gb": 0,
+            "async_scheduling": False,
+        }
+        super().__init__(model, **{**options, **settings})
         self._keep_pictures()
         self._builder = self._make_builder()
 

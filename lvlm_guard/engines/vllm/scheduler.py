@@ -1,6 +1,6 @@
-"""Schedulers of vLLM that admit, sample, preempt and end the requests of a group as one.
+"""The scheduler of vLLM that admits, samples, preempts and ends the requests of a group as one.
 
-They override private hooks of the scheduler of vLLM 0.32; the stress test of the groups is the contract with it.
+It overrides private hooks of the scheduler of vLLM 0.32; the stress test of the groups is the contract with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -28,8 +27,8 @@ INCOMPLETE = "Members of the group did not come within {seconds:.0f} seconds."
 PARTNER = "A branch of the group ended before its main request."
 
 
-class GangScheduling(Scheduler):
-    """What a scheduler needs to keep groups in step; a mixin before `Scheduler` or `AsyncScheduler`.
+class GangScheduler(Scheduler):
+    """The scheduler with groups kept in step.
 
     In every step either all members of a group are sampled, or none. Members run their prompts as any request does, but stop one
     token before the end until all have come there. Groups that can be sampled come first in a step, and the blocks they need are
@@ -245,11 +244,3 @@ class GangScheduling(Scheduler):
 
 def _is_running(request: Request) -> bool:
     return bool(request.status == RequestStatus.RUNNING)
-
-
-class GangScheduler(GangScheduling):
-    """The scheduler with groups."""
-
-
-class AsyncGangScheduler(GangScheduling, AsyncScheduler):
-    """The scheduler of asynchronous scheduling with groups."""
