@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class VllmEngine:
         self._ends = _list_ends(llm)
         self._arrived: queue.SimpleQueue[OpenJob] = queue.SimpleQueue()
         self._rows: dict[str, AnswerRow] = {}  # by request of the engine
-        self._lengths: dict[OpenJob, int] = {}
+        self._lengths: weakref.WeakKeyDictionary[OpenJob, int] = weakref.WeakKeyDictionary()
         self._is_stopping = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="lvlm-guard-vllm", daemon=True)
@@ -226,7 +227,7 @@ class VllmEngine:
         """End a request whose choices have all ended."""
         if request.rows and all(row.reason is not None for row in request.rows):
             generated = sum(len(row.text.ids) for row in request.rows)
-            request.complete(JobEnd(self._lengths.pop(request, 0), generated, 1))
+            request.complete(JobEnd(self._lengths[request], generated, 1))
 
     def _give_up_abandoned(self) -> None:
         """Abort what nobody waits for any more, and what is late."""
@@ -241,9 +242,7 @@ class VllmEngine:
 
     def _abort(self, names: list[str]) -> None:
         for name in names:
-            row = self._rows.pop(name)
-            if row.request.is_over:
-                self._lengths.pop(row.request, None)
+            del self._rows[name]
         if names:
             self._llm.llm_engine.abort_request(names)
 
