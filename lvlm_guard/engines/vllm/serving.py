@@ -150,7 +150,7 @@ class VllmEngine:
         try:
             self._queue_choices(request)
         except Exception as error:  # noqa: BLE001 - templates, processors and strategies are foreign code
-            if not isinstance(error, GuardError):
+            if not isinstance(error, (GuardError, ApiError)):
                 log_failure(error, stack=request.job.stack, rows=request.job.choices)
             self._leave(request)
             request.fail(error)
@@ -193,17 +193,23 @@ class VllmEngine:
         return {"prompt": text, "multi_modal_data": {"image": pictures}} if pictures else {"prompt": text}
 
     def _choose_parameters(self, job: ChatJob, choice: int, limit: int) -> SamplingParams:
-        sampling = job.sampling
+        """Return the parameters of one choice: the request's, and what else the checkpoint sets."""
+        defaults, sampling = self._defaults, job.sampling
         drawn: dict[str, Any] = {"temperature": 0.0}
         if sampling is not None:
-            seed = (sampling.seed + choice) % 2**63
             drawn = {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "seed": seed,
-                "top_k": self._defaults.top_k,
+                "seed": (sampling.seed + choice) % 2**63,
             }
-        return SamplingParams(max_tokens=limit, detokenize=False, output_kind=RequestOutputKind.DELTA, **drawn)
+            drawn |= {"top_k": defaults.top_k, "min_p": defaults.min_p}
+        return SamplingParams(
+            max_tokens=limit,
+            repetition_penalty=defaults.repetition_penalty,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            **drawn,
+        )
 
     def _accept(self, output: Any) -> None:
         """Pass on what a step gave to one choice."""
