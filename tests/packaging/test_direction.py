@@ -250,6 +250,7 @@ def test_everything_but_the_standard_library_is_declared():
         guests = (
             {"lmms_eval", "lm_eval"} if harness
             else {"fastapi", "starlette", "uvicorn", "prometheus_client"} if served
+            else {"vllm"} if within(module, "lvlm_guard.engines.vllm")
             else {"lvlm_guard.testing.devices": {"accelerate"}}.get(module, set())
         )  # fmt: skip
         known = one.package in ours or one.package in {*sys.stdlib_module_names, "tomllib", "triton", *guests}
