@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
@@ -29,3 +30,21 @@ Allow = Annotated[
         metavar="FUNCTION", help="A function that stacks may name, package.module:function; repeat for several."
     ),
 ]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SUITE",
+        help="Items to search on, with arguments; 'half' sets pictures of the suite aside.",
+        show_default="the suite's calibration split",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Most items, in whole pictures.")]
+SuiteData = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files; nothing is downloaded.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Most prompts at once.")]
+
+
+def split_words(text: str | None) -> list[str] | None:
+    """Return the words of a list with commas; None where there is none."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
