@@ -132,6 +132,21 @@ def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictu
             assert effect_on_logits(guard, batch, expected) > POWER
 
 
+@pytest.mark.parametrize("pictures", [3, pytest.param(4, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("stack", ["plain", "vcd", "vdd"])
+def test_a_look_may_be_longer_than_a_sliding_window(stack, pictures):
+    guard, inputs, length = build("gemma3", STRATEGIES[stack], pictures)
+    window = guard.model.config.text_config.sliding_window
+    for rests in RESTS.values():
+        expected, output = run_both(guard, inputs, length, rests)
+        assert torch.equal(output, expected)
+        if len(rests) == 1:
+            expected, output = run_both(guard, inputs, length, rests, **DETAILS)
+            assert error_between(output.logits, expected.logits) < TOLERANCE
+            assert output.sequences.shape[1] > window + 1
+    assert guard.report.prompts["main"] == "shared"
+
+
 @pytest.mark.parametrize("name", [*BOTH, "gemma3", pytest.param("internvl", marks=pytest.mark.slow)])
 def test_pictures_and_texts_are_answered_as_by_chat(name):
     model, _ = tiny(name)
