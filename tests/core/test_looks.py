@@ -12,6 +12,7 @@ from looks import (
     MAKES_POSITIONS,
     RESTS,
     SETTINGS,
+    STRATEGIES,
     TOLERANCE,
     build,
     continue_with,
@@ -86,23 +87,6 @@ def test_a_model_without_a_guarded_stack_can_look():
 
 
 ARCHITECTURES_OF_LOOKS = (*BOTH, "gemma3", "mllama", "idefics3", "internvl")
-STRATEGIES = {
-    "plain": None,
-    "vcd": "vcd",
-    "m3id": {"name": "m3id", "params": {"decay": 0.7}},
-    "vdd": "vdd",
-    "vaf": {"name": "vaf", "params": {"enhance": 4.0, "suppress": 0.2, "layers": [0, 2]}},
-    "deco": {"name": "deco", "params": {"alpha": 8.0, "top_p": 1.0}},
-    "dola": "dola",
-    "pai": {"name": "pai", "params": {"alpha": 2.0, "gamma": 3.0, "layers": [0, 2]}},
-    "memvr": {"name": "memvr", "params": {"ratio": 1.0, "threshold": 0.0, "layers": [0, 2]}},
-    "vsv": {"name": "vsv", "params": {"strength": 2.0}},
-    "sid": "sid",
-    "avisc": "avisc",
-    "sla": {"name": "sla", "params": {"gamma": 0.9}},
-    "pai+vcd+vaf": "pai+vcd+vaf",
-}
-"""Stacks strong enough to change the logits of tiny models."""
 POWER = 0.02
 WHOLE = {"memvr", "vsv"}
 NEED_SEVERAL_TOKENS = {"sid", "avisc", "memvr"}

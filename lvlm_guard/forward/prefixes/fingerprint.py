@@ -31,11 +31,11 @@ def describe_kind(model: Any) -> tuple[Hashable, ...]:
 def describe_state(model: nn.Module) -> tuple[Hashable, ...]:
     """Return what changes with anything that keys and values depend on, as far as a look at each weight tells."""
     weights = list(_list_weights(model))
-    counts = [(weight.data_ptr(), _count_changes(weight), weight.shape, weight.device) for weight in weights]
+    counts = [(weight.data_ptr(), count_changes(weight), weight.shape, weight.device) for weight in weights]
     return (*describe_kind(model), model.training, tuple(counts), _sample(weights), tuple(_list_adapters(model)))
 
 
-def _count_changes(weight: Tensor) -> int:
+def count_changes(weight: Tensor) -> int:
     """Return how often a tensor was changed in place, as torch counts it; of those made in inference mode it does not."""
     return 0 if weight.is_inference() else weight._version  # noqa: SLF001 - nothing public tells
 
