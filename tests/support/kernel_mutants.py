@@ -65,7 +65,9 @@ def list_mutants(room: str) -> Iterator[Mutant]:
     for function in _list_kernels(ast.parse(source)):
         for number, place in enumerate(_list_places(function)):
             line: int = place.lineno
-            yield Mutant(room, function.name, number, f"{type(place).__name__} in line {line}: {lines[line - 1].strip()}")
+            yield Mutant(
+                room, function.name, number, f"{type(place).__name__} in line {line}: {lines[line - 1].strip()}"
+            )
 
 
 def draw_mutants(room: str, each: int, seed: int = 0) -> list[Mutant]:
@@ -73,7 +75,7 @@ def draw_mutants(room: str, each: int, seed: int = 0) -> list[Mutant]:
     mutants: dict[str, list[Mutant]] = {}
     for mutant in list_mutants(room):
         mutants.setdefault(mutant.function, []).append(mutant)
-    draw = random.Random(seed)  # noqa: S311 - nothing secret
+    draw = random.Random(seed)
     return [one for group in mutants.values() for one in draw.sample(group, min(each, len(group)))]
 
 
