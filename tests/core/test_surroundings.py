@@ -15,7 +15,7 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, p
 from transformers.generation.streamers import BaseStreamer
 from versions import need
 
-from lvlm_guard import Guard, hookimpl
+from lvlm_guard import Guard, InputError, hookimpl
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import boost
 
@@ -262,6 +262,13 @@ def test_a_users_empty_cache_works(llava, answers):
     mine = DynamicCache(config=model.config.get_text_config())
     assert torch.equal(guard.generate(**inputs, **SETTINGS, past_key_values=mine), answers[1])
     assert mine.get_seq_length() == answers[1].shape[1] - 1
+
+
+def test_stop_strings_without_a_tokenizer_say_what_to_add(llava):
+    model, inputs = llava[:2]
+    for stack in (None, "vcd"):
+        with pytest.raises((InputError, ValueError), match="tokenizer"):
+            Guard(model, None, stack).generate(**inputs, stop_strings=["a"], max_new_tokens=2)
 
 
 def test_stop_strings_end_a_guarded_call(llava):
