@@ -13,6 +13,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lvlm_guard import ModelRefused
 from lvlm_guard.testing.zoo.building import TYPES, Specimen
 
+KEPT = "is kept before it is edited"
+"""Said where a vision tower keeps what its layers return before hooks see it, so that edits of it are refused."""
+
 
 def need(*model_types: str) -> None:
     """Skip the test where a model type is missing."""
@@ -48,7 +51,7 @@ def editing_towers() -> Iterator[None]:
     try:
         yield
     except ModelRefused as error:
-        if "is kept before it is edited" not in str(error):
+        if KEPT not in str(error):
             raise
         skip(f"a tower it keeps layers of: {error}")
 
