@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
+from transformers import GenerationMixin
 
 from lvlm_guard import Guard
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, placeholders, tiny
 
-MAKES_POSITIONS = int(transformers.__version__.split(".")[0]) >= 5
+MAKES_POSITIONS = hasattr(GenerationMixin, "_prepare_position_ids_for_generation")
 """Whether generate makes the positions of a prompt, so that models with rope deltas can look."""
 BOTH = ["llava", *(["qwen2_vl"] if MAKES_POSITIONS else [])]
 """Two architectures that can."""

@@ -58,13 +58,15 @@ def _template(image: str) -> str:
     return TEMPLATE.replace("IMAGE", image)
 
 
-def _picture_class(name: str) -> Any:
+def find_picture_class(name: str) -> Any:
     """Return the class that needs no torchvision; older versions of transformers have one class for both."""
     return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
 
 
 def _llava() -> Any:
-    pictures = _picture_class("CLIPImageProcessor")(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    pictures = find_picture_class("CLIPImageProcessor")(
+        size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}
+    )
     return transformers.LlavaProcessor(
         pictures, _tokenizer(image_token="<image>"), patch_size=6, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=_template("<image>"),
@@ -72,7 +74,7 @@ def _llava() -> Any:
 
 
 def _qwen2_vl() -> Any:
-    pictures = _picture_class("Qwen2VLImageProcessor")(
+    pictures = find_picture_class("Qwen2VLImageProcessor")(
         min_pixels=16**2, max_pixels=24**2, patch_size=4, merge_size=2, temporal_patch_size=2
     )
     tokenizer = _tokenizer(image_token="<image>", start_token="<start>", end_token="<end>")
@@ -80,19 +82,19 @@ def _qwen2_vl() -> Any:
 
 
 def _gemma3() -> Any:
-    pictures = _picture_class("Gemma3ImageProcessor")(size={"height": 20, "width": 20})
+    pictures = find_picture_class("Gemma3ImageProcessor")(size={"height": 20, "width": 20})
     tokenizer = _tokenizer(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>")
     return transformers.Gemma3Processor(pictures, tokenizer, image_seq_length=4, chat_template=_template("<boi>"))
 
 
 def _mllama() -> Any:
-    pictures = _picture_class("MllamaImageProcessor")(size={"height": 30, "width": 30}, max_image_tiles=1)
+    pictures = find_picture_class("MllamaImageProcessor")(size={"height": 30, "width": 30}, max_image_tiles=1)
     tokenizer = _tokenizer(image_token="<image>")
     return transformers.MllamaProcessor(pictures, tokenizer, chat_template=_template("<image>"))
 
 
 def _idefics3() -> Any:
-    pictures = _picture_class("Idefics3ImageProcessor")(
+    pictures = find_picture_class("Idefics3ImageProcessor")(
         size={"longest_edge": 16}, max_image_size={"longest_edge": 16}, do_image_splitting=False
     )
     tokenizer = _tokenizer(image_token="<image>", fake_image_token="<fence>", global_image_token="<start>")

@@ -49,7 +49,8 @@ def _describe_autocast(model: Any) -> tuple[str, torch.dtype] | None:
 
 def _name_forward(part: nn.Module) -> int:
     forward = vars(part).get("forward")
-    return 0 if forward is None or isinstance(forward, StandIn) else id(forward)
+    is_own = getattr(forward, "__self__", None) is part and getattr(forward, "__func__", None) is type(part).forward
+    return 0 if forward is None or is_own or isinstance(forward, StandIn) else id(forward)
 
 
 def _list_hooks(part: nn.Module) -> Iterator[int]:
