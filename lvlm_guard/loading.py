@@ -61,7 +61,7 @@ def load_config_values(name: str) -> dict[str, Any]:
     quieten()
     _check_name(name)
     try:
-        values, _ = PretrainedConfig.get_config_dict(_resolve(name))
+        values, _ = PretrainedConfig.get_config_dict(resolve(name))
     except MemoryError:
         raise
     except Exception as error:
@@ -81,7 +81,7 @@ def find_file(name: str, file: str) -> Path | None:
     from transformers.utils import cached_file  # noqa: PLC0415 - slow to import
 
     _check_name(name)
-    if is_folder(folder := Path(_resolve(name))):
+    if is_folder(folder := Path(resolve(name))):
         return folder / file if is_file(folder / file) else None
     lenient = {
         "_raise_exceptions_for_gated_repo": False,
@@ -95,7 +95,7 @@ def find_file(name: str, file: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _resolve(name: str) -> str:
+def resolve(name: str) -> str:
     """Return the folder of the bundled model, and any other name as it is."""
     from lvlm_guard.testbed.model import WEIGHTS  # noqa: PLC0415 - slow to import
 
@@ -121,7 +121,7 @@ def _read(reader: str, name: str, kind: str) -> Any:
     quieten()
     _check_name(name)
     try:
-        return getattr(transformers, reader).from_pretrained(_resolve(name))
+        return getattr(transformers, reader).from_pretrained(resolve(name))
     except MemoryError:
         raise
     except Exception as error:

@@ -24,9 +24,18 @@ def combine_terms(gen: Generation, terms: Mapping[str, Sequence[Term]]) -> Tenso
     try:
         return fusion.combine(gen, [term for values in terms.values() for term in values])
     except InputError:
-        for name, values in terms.items():
-            _blame(gen, name, values)
+        blame_misfit(gen, terms)
         raise
+
+
+def blame_misfit(gen: Generation, terms: Mapping[str, Sequence[Term]]) -> None:
+    """Raise for the first strategy whose terms alone cannot be added up.
+
+    Raises:
+        PluginRejected: Names the strategy.
+    """
+    for name, values in terms.items():
+        _blame(gen, name, values)
 
 
 def _blame(gen: Generation, name: str, terms: Sequence[Term]) -> None:

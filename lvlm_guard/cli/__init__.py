@@ -19,6 +19,7 @@ from lvlm_guard.cli import (
     demonstration,
     describing,
     diagnosing,
+    engines,
     fitting,
     planning,
     prospecting,
@@ -44,6 +45,7 @@ app.command("demo")(demonstration.demo)
 app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
+app.command("engines")(engines.engines)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.command("tune")(tuning.tune)

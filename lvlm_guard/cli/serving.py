@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lvlm_guard import loading
 from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, quote
 
 if TYPE_CHECKING:
+    from lvlm_guard.forward.executors.executor import ExecutorName
     from lvlm_guard.host.stack import Stack
+    from lvlm_guard.serving.running import ListeningPlace
+    from lvlm_guard.serving.settings import ServingLimits
 
+EngineName = Literal["transformers", "vllm"]
 PLAIN = "plain"
 KEY_VARIABLE = "LVLM_GUARD_API_KEY"
 
@@ -58,14 +65,17 @@ def serve(
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Size of one request.")] = 20,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300,
     drain: Annotated[float, typer.Option(min=0.1, help="Seconds that open requests get at the end.")] = 30,
+    engine: Annotated[
+        EngineName, typer.Option(help="What runs the model: transformers, or vLLM by groups of requests in step.")
+    ] = "transformers",
+    engine_options: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Further options of vllm.LLM, as a JSON object; for vLLM alone.")
+    ] = None,
 ) -> None:
     """Serve a guarded model as OpenAI's chat completions, with a page to try it at /."""
     _check_extra()
     loading.quieten()
-    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - slow to import
-    from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
-    from lvlm_guard.request.picture_sources import PictureSources  # noqa: PLC0415 - as above
-    from lvlm_guard.serving.running import ListeningPlace, run_server  # noqa: PLC0415 - as above
+    from lvlm_guard.serving.running import ListeningPlace  # noqa: PLC0415 - slow to import
     from lvlm_guard.serving.settings import ServingLimits  # noqa: PLC0415 - as above
 
     place = ListeningPlace(host, port, _collect_keys(api_key), open_to_all)
@@ -75,11 +85,90 @@ def serve(
         max_pixels=round(max_megapixels * 10**6), max_body=round(max_body_mib * 2**20), answer_seconds=deadline,
         drain_seconds=drain,
     )  # fmt: skip
-    loaded, processor = loading.load(model, device, dtype)
+    served = ServedModel(model, name or _name_model(model), device, dtype, remote_pictures)
+    if engine == "vllm":
+        _serve_vllm(served, stacks, place, limits, read_engine_options(engine_options))
+        return
+    if engine_options is not None:
+        raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
+    _serve_transformers(served, stacks, place, limits, executor)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model of a server, as the command line names it.
+
+    Args:
+        model: A folder, a hub id or `testbed`.
+        name: What clients call it.
+        device: Where it runs, None for the default.
+        dtype: In which dtype.
+        remote_pictures: Whether URLs of pictures are fetched.
+    """
+
+    model: str
+    name: str
+    device: str | None
+    dtype: str
+    remote_pictures: bool
+
+
+def _serve_transformers(
+    served: ServedModel,
+    stacks: Mapping[str, Stack],
+    place: ListeningPlace,
+    limits: ServingLimits,
+    executor: ExecutorName,
+) -> None:
+    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - slow to import
+    from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
+    from lvlm_guard.request.picture_sources import PictureSources  # noqa: PLC0415 - as above
+    from lvlm_guard.serving.running import run_server  # noqa: PLC0415 - as above
+
+    loaded, processor = loading.load(served.model, served.device, served.dtype)
     check_chat_template(processor)
     sources = PictureSources(local=False)
     guard = Guard(loaded, processor, None, executor=executor, without_image="plain", pictures=sources)
-    run_server(guard, name or _name_model(model), stacks, place, limits, remote_pictures=remote_pictures)
+    run_server(guard, served.name, stacks, place, limits, remote_pictures=served.remote_pictures)
+
+
+def _serve_vllm(
+    served: ServedModel,
+    stacks: Mapping[str, Stack],
+    place: ListeningPlace,
+    limits: ServingLimits,
+    options: Mapping[str, Any],
+) -> None:
+    if served.device is not None:
+        raise InputError("--device is chosen by vLLM's own installation: leave it out with --engine vllm.")
+    from lvlm_guard.engines.vllm import GuardedLLM  # noqa: PLC0415 - slow to import
+    from lvlm_guard.engines.vllm.serving import VllmEngine  # noqa: PLC0415 - as above
+    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above
+    from lvlm_guard.serving.running import run_engine  # noqa: PLC0415 - as above
+
+    images = {"limit_mm_per_prompt": {"image": limits.max_pictures}}
+    llm = GuardedLLM(loading.resolve(served.model), stack=None, **{"dtype": served.dtype, **images, **options})
+    started = VllmEngine(llm, stacks, limits)
+    check_chat_template(started.processor)
+    run_engine(
+        lambda: started, started.processor, served.name, next(iter(stacks)), place, limits,
+        remote_pictures=served.remote_pictures,
+    )  # fmt: skip
+
+
+def read_engine_options(text: str | None) -> dict[str, Any]:
+    """Return the options of an engine that the command line gives.
+
+    Raises:
+        InputError: The text is no JSON object.
+    """
+    try:
+        options = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise InputError(f"--engine-options is a JSON object, got {quote(text)}: {error}.") from None
+    if not isinstance(options, dict):
+        raise InputError(f"--engine-options is a JSON object, got {quote(text)}.")
+    return options
 
 
 def read_stacks(texts: list[str], allow: list[str] | None = None) -> dict[str, Stack]:

@@ -14,6 +14,7 @@ from lvlm_guard.host.stack import Stack
 from lvlm_guard.serving.answer_rows import LATE, OpenJob
 from lvlm_guard.serving.api_errors import ApiError
 from lvlm_guard.serving.engine import ChatJob, JobEnd, JobEvent
+from lvlm_guard.serving.event_passing import next_event, pass_on
 from lvlm_guard.serving.fair_queue import FairQueue
 from lvlm_guard.serving.guarded_batch import BatchRunner
 from lvlm_guard.serving.settings import ServingLimits
@@ -105,14 +106,14 @@ class HuggingFaceEngine:
         """Queue a request, and yield what the worker passes on."""
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[JobEvent | ApiError] = asyncio.Queue()
-        request = OpenJob(job, lambda event: _pass_on(loop, events, event))
+        request = OpenJob(job, lambda event: pass_on(loop, events, event))
         if not self._queue.put(request):
             raise ApiError(
                 503, "The server is stopping. Ask again in a moment.", "stopping", headers={"Retry-After": "5"}
             )
         try:
             while True:
-                event = await _next_event(events, job.deadline)
+                event = await next_event(events, job.deadline)
                 yield event
                 if isinstance(event, JobEnd):
                     return
@@ -172,22 +173,3 @@ def read_generation_config(model: Any) -> dict[str, Any]:
     """Return what a checkpoint's generation config sets apart from the defaults of transformers."""
     config = getattr(model, "generation_config", None)
     return {} if config is None else dict(config.to_diff_dict())
-
-
-def _pass_on(
-    loop: asyncio.AbstractEventLoop, events: asyncio.Queue[JobEvent | ApiError], event: JobEvent | ApiError
-) -> None:
-    """Pass an event from the worker to the loop; a loop that was closed has nobody who waits."""
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(events.put_nowait, event)
-
-
-async def _next_event(events: asyncio.Queue[JobEvent | ApiError], deadline: float) -> JobEvent:
-    """Return the next event; the worker ends requests that are late, and this those that it cannot interrupt."""
-    try:
-        event = await asyncio.wait_for(events.get(), max(deadline - time.monotonic(), 0) + 1)
-    except asyncio.TimeoutError:
-        raise ApiError(504, LATE, "deadline_exceeded") from None
-    if isinstance(event, ApiError):
-        raise event
-    return event

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -18,6 +19,7 @@ from lvlm_guard.serving.admission import KeyRing
 from lvlm_guard.serving.app import build_app
 from lvlm_guard.serving.chat_service import ChatService
 from lvlm_guard.serving.conversations import RequestReader
+from lvlm_guard.serving.engine import Engine
 from lvlm_guard.serving.hugging_face import HuggingFaceEngine
 from lvlm_guard.serving.remote_pictures import RemotePictures
 from lvlm_guard.serving.settings import ServingLimits
@@ -76,8 +78,37 @@ def run_server(
         limits: What is allowed.
         remote_pictures: Whether URLs of pictures are fetched from the open internet.
     """
+    run_engine(
+        lambda: HuggingFaceEngine(guard, stacks, limits), guard.processor, model, next(iter(stacks)), place, limits,
+        remote_pictures=remote_pictures,
+    )  # fmt: skip
+
+
+def run_engine(
+    start: Callable[[], Engine],
+    processor: Any,
+    model: str,
+    default: str,
+    place: ListeningPlace,
+    limits: ServingLimits,
+    *,
+    remote_pictures: bool = False,
+) -> None:
+    """Serve what an engine answers until the process is told to stop; open requests are answered first.
+
+    Args:
+        start: Starts the engine.
+        processor: The model's.
+        model: The name that clients call it by.
+        default: Name of the stack of requests that name none.
+        place: Where to listen.
+        limits: What is allowed.
+        remote_pictures: Whether URLs of pictures are fetched from the open internet.
+    """
     with structured_logs():
-        service = build_service(guard, model, stacks, place.keys, limits, remote_pictures=remote_pictures)
+        service = describe_service(
+            start(), processor, model, default, place.keys, limits, remote_pictures=remote_pictures
+        )
         server: uvicorn.Server
 
         def is_draining() -> bool:
@@ -105,8 +136,23 @@ def build_service(
 ) -> ChatService:
     """Return what answers requests, its worker running; see `run_server`."""
     engine = HuggingFaceEngine(guard, stacks, limits)
+    default = next(iter(stacks))
+    return describe_service(engine, guard.processor, model, default, keys, limits, remote_pictures=remote_pictures)
+
+
+def describe_service(
+    engine: Engine,
+    processor: Any,
+    model: str,
+    default: str,
+    keys: Sequence[str],
+    limits: ServingLimits,
+    *,
+    remote_pictures: bool = False,
+) -> ChatService:
+    """Return what passes requests on to an engine that runs; see `run_engine`."""
     fetch = RemotePictures(largest=limits.max_body).fetch if remote_pictures else None
-    reader = RequestReader(model, engine, next(iter(stacks)), limits, SpecialTexts(guard.processor), fetch)
+    reader = RequestReader(model, engine, default, limits, SpecialTexts(processor), fetch)
     return ChatService(reader, limits, KeyRing(keys))
 
 

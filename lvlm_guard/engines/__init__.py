@@ -1,0 +1,1 @@
+"""Guarded decoding inside serving engines."""

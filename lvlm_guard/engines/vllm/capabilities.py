@@ -1,0 +1,70 @@
+"""What a strategy may ask of groups of requests, and refusals that name the strategy and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from lvlm_guard.call.plan import Plan
+from lvlm_guard.errors import StrategyRefused
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.strategy.branches import Branch
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+
+LACKING_HOOKS: Mapping[str, str] = {
+    "search": "a decoding loop of its own",
+    "finish": "answers that are looked at once they are complete",
+    "observe": "a look at every step's combined logits",
+}
+"""Hooks that nobody calls in this engine, with what they are for."""
+LACKING_EDITS: Mapping[type, str] = {
+    AttentionEdit: "edits of attention",
+    AttentionCapture: "captures of attention",
+    HiddenEdit: "edits of hidden states",
+    Readout: "readouts of inner layers",
+}
+PROMPT_STATES = "prompts that are run for their hidden states"
+
+
+def refuse_hooks(strategies: StrategyCalls) -> None:
+    """Refuse strategies with active hooks that nobody calls here.
+
+    Raises:
+        StrategyRefused: Names the strategy and what is missing.
+    """
+    for hook, need in LACKING_HOOKS.items():
+        for name in strategies.active(hook):
+            raise lacking(name, need)
+
+
+def refuse_plan(plan: Plan) -> None:
+    """Refuse branches and edits that a group of requests cannot have.
+
+    Raises:
+        StrategyRefused: Names the strategy and what is missing.
+    """
+    for name, edits in plan.edits.items():
+        for edit in edits:
+            raise lacking(name, LACKING_EDITS[type(edit)])
+    for name, keys in plan.branch_keys.items():
+        for need in _find_needs(plan.branches[key] for key in keys):
+            raise lacking(name, need)
+
+
+def lacking(name: str, need: str) -> StrategyRefused:
+    """Return the refusal of a strategy that needs what the engine lacks."""
+    return StrategyRefused(
+        f"{name!r} needs {need}, which groups of requests in vLLM do not have: run it in the process, Guard(model, processor)."
+    )
+
+
+def _find_needs(branches: Iterable[Branch]) -> Iterable[str]:
+    """Yield what the branches need that a request of its own cannot be."""
+    for branch in branches:
+        if branch.features is not None:
+            yield "edits of image features"
+        if branch.image == "masked":
+            yield "images masked in attention"
+        if branch.inside:
+            yield "branches that differ inside the layers"
+        if branch.after_prefill is not None:
+            yield "branches made of main's prefill"

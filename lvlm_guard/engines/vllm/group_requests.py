@@ -1,0 +1,132 @@
+"""A guarded request as requests of vLLM: main's with the user's parameters, the branches' with what they share of them."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.inputs import EngineInput
+
+from lvlm_guard.engines.vllm import groups
+from lvlm_guard.engines.vllm.configuration import refuse_parameters
+from lvlm_guard.engines.vllm.groups import Membership, name_branch
+from lvlm_guard.engines.vllm.prompts import PromptReader, write_prompt
+from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group, describe_model
+from lvlm_guard.errors import InputError
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.host.stack import Stack
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What a group must fit into.
+
+    Args:
+        model_length: Longest prompt and answer.
+        sequences: Requests that run at once.
+        batched_tokens: Tokens of a step.
+        block_size: Tokens of a cache block.
+        blocks: Blocks of the cache, None where that is not known.
+        on_cpu: Whether the engine runs on a CPU.
+    """
+
+    model_length: int
+    sequences: int
+    batched_tokens: int
+    block_size: int
+    blocks: int | None
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class MemberRequest:
+    """One request of a group, by its id, rendered prompt and parameters."""
+
+    id: str
+    prompt: EngineInput
+    parameters: SamplingParams
+
+
+class GroupBuilder:
+    """Makes groups of requests.
+
+    Args:
+        reader: Reads rendered prompts.
+        limits: What a group must fit into.
+        tokenizer: The model's.
+    """
+
+    def __init__(self, reader: PromptReader, limits: EngineLimits, tokenizer: Any) -> None:
+        self._reader, self._limits = reader, limits
+        self._model = describe_model(reader.config, tokenizer)
+        self._strategies: dict[Stack, StrategyCalls] = {}
+
+    def build(self, stack: Stack, prompt: EngineInput, parameters: SamplingParams) -> list[MemberRequest]:
+        """Return main's request, whose id is empty, then those of the branches.
+
+        Raises:
+            Refused: The stack, the prompt or the parameters cannot be guarded here.
+            InputError: The group does not fit into the engine.
+        """
+        refuse_parameters(parameters, on_cpu=self._limits.on_cpu)
+        described = describe_group(self._reader.read_request(prompt), self._find_strategies(stack), self._model)
+        tokens = self._limit_tokens(described, parameters)
+        group, size = uuid.uuid4().hex, 1 + len(described.branches)
+        prompts = [write_prompt(member, prompt) for member in (described.main, *described.branches.values())]
+        main = _mark(parameters, tokens, Membership(group, 0, size, stack.to_dict()))
+        branches = [
+            MemberRequest(name_branch(group, index), each, _follow(tokens, Membership(group, index, size)))
+            for index, each in enumerate(prompts[1:], 1)
+        ]
+        return [MemberRequest("", prompts[0], main), *branches]
+
+    def _find_strategies(self, stack: Stack) -> StrategyCalls:
+        return StrategyCalls(stack.strategies)
+
+    def _limit_tokens(self, group: DescribedGroup, parameters: SamplingParams) -> int:
+        """Return how many tokens an answer may have.
+
+        Raises:
+            InputError: The group does not fit.
+        """
+        lengths = [len(member.ids) for member in (group.main, *group.branches.values())]
+        room = self._limits.model_length - max(lengths)
+        tokens = room if parameters.max_tokens is None else parameters.max_tokens
+        if tokens > room or room <= 0:
+            raise InputError(
+                f"The longest prompt of the group has {max(lengths)} tokens, which with {max(tokens, 1)} new ones is more than the "
+                f"{self._limits.model_length} of this engine: ask for fewer, or raise max_model_len."
+            )
+        self._check_fit(lengths, tokens)
+        return tokens
+
+    def _check_fit(self, lengths: list[int], tokens: int) -> None:
+        most = min(self._limits.sequences, self._limits.batched_tokens)
+        if len(lengths) > most:
+            raise InputError(
+                f"The group has {len(lengths)} members, and the engine runs {most} at once: raise max_num_seqs and "
+                "max_num_batched_tokens."
+            )
+        needed = sum(groups.count_blocks(length + tokens, self._limits.block_size) for length in lengths)
+        if self._limits.blocks is not None and needed > self._limits.blocks:
+            raise InputError(
+                f"The group needs {needed} cache blocks at its longest, and the cache has {self._limits.blocks}: ask for fewer tokens, "
+                "or give it more memory."
+            )
+
+
+def _mark(parameters: SamplingParams, tokens: int, place: Membership) -> SamplingParams:
+    """Return main's parameters with its place in the group."""
+    marked = parameters.clone()
+    marked.max_tokens = tokens
+    marked.extra_args = {**(parameters.extra_args or {}), **place.as_arguments()}
+    return marked
+
+
+def _follow(tokens: int, place: Membership) -> SamplingParams:
+    """Return the parameters of a branch, which takes main's tokens and ends with it."""
+    return SamplingParams(
+        temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=place.as_arguments()
+    )

@@ -1,0 +1,105 @@
+"""A group while it is decoded: its strategies, and what they keep from token to token."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.arithmetic import fusion
+from lvlm_guard.call.terms import blame_misfit
+from lvlm_guard.engines.vllm.translation import plan_group
+from lvlm_guard.errors import InputError
+from lvlm_guard.host.plugins import StrategyCalls
+from lvlm_guard.host.stack import Stack
+from lvlm_guard.strategy.forward import Forward
+from lvlm_guard.strategy.generation import Generation, Services
+from lvlm_guard.strategy.prompt import ModelInfo, Prompt
+
+
+class LiveGroup:
+    """The strategies of one group, asked for their terms at every token.
+
+    Args:
+        strategies: Those of the stack.
+        ids: Token ids of main's prompt.
+        placeholder: Id that stands for parts of an image in it, or None.
+        model: The model that answers.
+
+    Raises:
+        StrategyRefused: A strategy needs what a group of requests does not have.
+    """
+
+    def __init__(
+        self, strategies: StrategyCalls, ids: Sequence[int], placeholder: int | None, model: ModelInfo
+    ) -> None:
+        self._strategies = strategies
+        self._gen = _begin_generation(torch.tensor([list(ids)]), placeholder, model)
+        self.branches: tuple[Hashable, ...] = tuple(plan_group(strategies, self._gen).branches)
+        self._tokens: list[Tensor] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens chosen so far."""
+        return len(self._tokens)
+
+    def combine_terms(self, logits: Sequence[Tensor]) -> Any:
+        """Return what the terms of the next token add up to, for one kernel call; None where they leave main as it is.
+
+        Args:
+            logits: Raw logits `[vocab]` of main, then of each branch.
+
+        Raises:
+            PluginRejected: Terms of a strategy do not fit.
+        """
+        main, *branches = (row[None, None] for row in logits)
+        tokens = torch.stack(self._tokens)[None] if self._tokens else torch.empty(1, 0, dtype=torch.long)
+        of_branches = dict(zip(self.branches, branches, strict=True))
+        self._gen.forward = Forward(main, of_branches, self.length, tokens=tokens.to(main.device))
+        terms = self._strategies.call("terms", self._gen)
+        try:
+            return fusion.build_combination(self._gen, [term for values in terms.values() for term in values])
+        except InputError:
+            blame_misfit(self._gen, terms)
+            raise
+
+    def note_token(self, token: Tensor) -> None:
+        """Note the token, int64 of no dimension, that was chosen for main."""
+        self._tokens.append(token)
+
+
+class StackCache:
+    """Strategies by the stacks that requests name, each built once."""
+
+    def __init__(self) -> None:
+        self._built: dict[str, StrategyCalls] = {}
+
+    def find(self, stack: Mapping[str, Any]) -> StrategyCalls:
+        """Return the strategies of a stack in plain values."""
+        key = repr(stack)
+        if key not in self._built:
+            self._built[key] = StrategyCalls(Stack.of(dict(stack)).strategies)
+        return self._built[key]
+
+
+def _begin_generation(ids: Tensor, placeholder: int | None, model: ModelInfo) -> Generation:
+    """Return what travels through the hooks of one group; it knows the prompt, and no picture."""
+    image_mask = torch.zeros_like(ids, dtype=torch.bool) if placeholder is None else ids == placeholder
+    services = Services(measure=fusion.ForwardStatistics, find_finished=_none_has_ended)
+    prompt = Prompt(
+        inputs={"input_ids": ids},
+        ids=ids,
+        attention_mask=torch.ones_like(ids),
+        image_mask=image_mask,
+        has_image=bool(image_mask.any()),
+        image_token=placeholder,
+        pictures_missing="The engine runs prompts apart from the pictures that they were made of.",
+    )
+    return Generation(prompt, model, services=services)
+
+
+def _none_has_ended(generated: Tensor) -> Tensor:
+    """A group whose answer has ended is not sampled any more."""
+    return torch.zeros(len(generated), dtype=torch.bool, device=generated.device)

@@ -1,0 +1,155 @@
+"""The worker of vLLM whose sampler combines groups; it is the platform's own, with hooks on the instance of its sampler."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vllm.platforms import current_platform
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from lvlm_guard.engines.vllm.groups import Membership, read_membership
+from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
+from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
+from lvlm_guard.engines.vllm.translation import describe_model
+from lvlm_guard.request.fences import find_placeholder
+
+
+def _find_platform_worker() -> Any:
+    """Return the class of workers that vLLM would use here."""
+    if current_platform.is_cpu():
+        from vllm.v1.worker.cpu_worker import CPUWorker  # noqa: PLC0415 - of this platform alone
+
+        return CPUWorker
+    from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415 - as above
+
+    return Worker
+
+
+PLATFORM_WORKER: Any = _find_platform_worker()
+
+
+class GuardedWorker(PLATFORM_WORKER):
+    """The platform's worker, with groups combined round its sampler."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the model as the platform does, then put the hooks on the sampler."""
+        loaded = super().load_model(*args, **kwargs)
+        self._guard = RunnerGuard(self.model_runner)
+        self._undo_guard = self._guard.install()
+        return loaded
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run a step; what failed in its groups travels with the output."""
+        return self._guard.attach_failures(super().execute_model(scheduler_output))
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Sample a step; what failed in its groups travels with the output."""
+        return self._guard.attach_failures(super().sample_tokens(grammar_output))
+
+    def guard_counts(self) -> dict[str, int]:
+        """Return what happened round the sampler since the engine started."""
+        return self._guard.sampler.counts.as_dict()
+
+    def shutdown(self) -> None:
+        """Take the hooks off, and end as the platform's worker does."""
+        if hasattr(self, "_undo_guard"):
+            self._undo_guard()
+        super().shutdown()
+
+
+class RunnerGuard:
+    """Groups of one model runner.
+
+    Args:
+        runner: The model runner, V1, after its model was loaded.
+
+    Attributes:
+        sampler: What combines.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self.sampler = GroupSampler(self._open_group)
+        self._stacks = StackCache()
+        self._mains: dict[str, str] = {}  # requests of main, by group
+
+    def install(self) -> Callable[[], None]:
+        """Put hooks on the runner's sampler; returns what takes them off."""
+        before = self._runner.sampler.register_forward_pre_hook(self._combine, with_kwargs=True)
+        after = self._runner.sampler.register_forward_hook(self._share)
+
+        def undo() -> None:
+            before.remove()
+            after.remove()
+
+        return undo
+
+    def attach_failures(self, output: Any) -> Any:
+        """Return a runner's output that carries which groups failed in its step."""
+        if not self.sampler.failures:
+            return output
+        failures, self.sampler.failures = dict(self.sampler.failures), {}
+        if isinstance(output, AsyncModelRunnerOutput):
+            return FailingOutput(output, failures)
+        if isinstance(output, ModelRunnerOutput):
+            output.guard_failures = failures  # our scheduler reads it
+        return output
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        config = self._runner.model_config
+        return describe_model(config.hf_config, cached_tokenizer_from_config(config))
+
+    @functools.cached_property
+    def _placeholder(self) -> int | None:
+        return find_placeholder(self._runner.model_config.hf_config, None)
+
+    def _combine(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Replace the logits that the sampler gets, where a row is of a group."""
+        places = self._find_places()
+        if not places:
+            return None
+        names = self._runner.input_batch.req_ids
+        discarded = self._runner.discard_request_mask.np[: len(names)]
+        rows = find_sampled(names, discarded.tolist())
+        members = {name: place for name, place in places.items() if name in rows}
+        logits = kwargs["logits"] if "logits" in kwargs else args[0]
+        combined = self.sampler.combine(logits, members, rows)
+        return (args, {**kwargs, "logits": combined}) if "logits" in kwargs else ((combined, *args[1:]), kwargs)
+
+    def _share(self, _module: Any, _args: Any, output: Any) -> None:
+        """Give branches main's token."""
+        self.sampler.share_tokens(output.sampled_token_ids)
+
+    def _find_places(self) -> dict[str, Membership]:
+        """Return the places of the requests of this step that belong to groups."""
+        requests = self._runner.requests
+        names = self._runner.input_batch.req_ids
+        found = {name: read_membership(requests[name].sampling_params) for name in names if name in requests}
+        for group, name in list(self._mains.items()):
+            if name not in requests:
+                self.sampler.forget(group)
+                del self._mains[group]
+        return {name: place for name, place in found.items() if place is not None}
+
+    def _open_group(self, place: Membership, name: str) -> LiveGroup:
+        assert place.stack is not None
+        self._mains[place.group] = name
+        ids = self._runner.requests[name].prompt_token_ids
+        return LiveGroup(self._stacks.find(place.stack), ids, self._placeholder, self._model)
+
+
+class FailingOutput(AsyncModelRunnerOutput):
+    """Output of an asynchronous step in which groups failed."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, failures: dict[str, str]) -> None:
+        self._output, self._failures = output, failures
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Return the output, with the groups that failed."""
+        output = self._output.get_output()
+        output.guard_failures = self._failures  # our scheduler reads it
+        return output

@@ -1,0 +1,113 @@
+"""Engines of vLLM in this process, and what `Guard` answers to the same requests."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+from typing import Any
+
+from served import draw_picture
+
+from lvlm_guard import Guard, Stack, loading
+from lvlm_guard.testbed.model import WEIGHTS
+
+SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+QUESTIONS = (
+    "What is in the picture?", "Is there a dog in the picture?", "Describe the picture.", "Is there a boat in the picture?",
+)  # fmt: skip
+ROOMY = {"max_num_batched_tokens": 512, "max_num_seqs": 32}
+
+
+def start_engine(**options: Any) -> Any:
+    """Return a guarded engine round the bundled model, in fp32 and without compilation."""
+    os.environ.update(SETTINGS)
+    from lvlm_guard.engines.vllm import GuardedLLM  # noqa: PLC0415 - slow to import, and not everywhere
+
+    settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 200, "block_size": 32, **options}
+    return GuardedLLM(str(WEIGHTS), stack="vdd", **settings)
+
+
+def stop_engine(llm: Any) -> None:
+    """End an engine, so that the next one can start in the same process."""
+    from vllm.distributed import cleanup_dist_env_and_memory  # noqa: PLC0415 - slow to import, and not everywhere
+
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def find_scheduler(llm: Any) -> Any:
+    """Return the scheduler of an engine."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def find_sampler(llm: Any) -> Any:
+    """Return what combines groups in an engine."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard.sampler
+
+
+@functools.cache
+def load_guard() -> Guard:
+    """Return the guard of the bundled model."""
+    model, processor = loading.load("testbed", "cpu")
+    return Guard(model, processor)
+
+
+def write_text(question: str) -> str:
+    """Return a prompt as the model's template writes it."""
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    text: str = load_guard().processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return text
+
+
+def make_prompt(index: int) -> dict[str, Any]:
+    """Return request number `index` as vLLM takes it."""
+    return {"prompt": write_text(QUESTIONS[index % 4]), "multi_modal_data": {"image": draw_picture(index)}}
+
+
+@functools.cache
+def guard_answers(stack: str, count: int, settings: tuple[tuple[str, Any], ...]) -> list[list[int]]:
+    """Return the tokens that `Guard` answers the first requests with, in one batch; `stack` is the repr of one."""
+    guard, tokenizer = load_guard(), load_guard().processor.tokenizer
+    inputs = guard.inputs(
+        images=[draw_picture(index) for index in range(count)],
+        text=[write_text(QUESTIONS[i % 4]) for i in range(count)],
+    )
+    chosen = Stack.of(eval(stack))
+    output = guard.generate(
+        **inputs, stack=chosen, do_sample=False, tokenizer=tokenizer, **{name: _thaw(value) for name, value in settings}
+    )
+    return [_cut(row, tokenizer) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+
+
+def expect(stack: Any, count: int, **settings: Any) -> list[list[int]]:
+    """Return the tokens that `Guard` answers the first requests with."""
+    return guard_answers(repr(stack), count, tuple(sorted((name, _freeze(value)) for name, value in settings.items())))
+
+
+def read_tokens(outputs: list[Any]) -> list[list[int]]:
+    """Return the tokens of an engine's outputs."""
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def _cut(row: list[int], tokenizer: Any) -> list[int]:
+    """Leave out what stands behind the end of an answer."""
+    while row and row[-1] == tokenizer.pad_token_id:
+        row = row[:-1]
+    return row
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
+def _thaw(value: Any) -> Any:
+    return [_thaw(each) for each in value] if isinstance(value, tuple) else value
