@@ -140,9 +140,10 @@ class Collage:
 
     def remark(self, item: Item) -> str:
         """Return which thing of its picture is without its partner, in a few words; empty where the pair is whole."""
-        drawn = self.find(item.image or "")
-        lone = [name for name in sorted(drawn.present) if habits().partner[name] not in drawn.present]
-        return "" if drawn.pair_kept or not lone else f"{lone[0]} without its {habits().partner[lone[0]]}"
+        number = int((item.image or "").rsplit("-", 1)[1])
+        of = twins(self.split, number // 2, self.seed)
+        pair = next(contrast for contrast in of.contrasts if contrast.habit == "partner")
+        return "" if pair.keeper == number % 2 else f"{pair.subject} without its {habits().partner[pair.subject]}"
 
     def official(self, answers: Sequence[AnsweredItem], parser: str) -> Mapping[str, float | None]:  # noqa: ARG002 - no script
         """Return nothing: there is no other script than this one."""
