@@ -239,7 +239,7 @@ def test_a_package_that_lacks_a_picture_is_an_error(
 def test_absent_pictures_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"testbed build --world collage.*16 MB"):
         open_pictures("fluent", tmp_path)
-    with pytest.raises(InputError, match="no rendering named 'notto'.*Did you mean 'noto'"):
+    with pytest.raises(InputError, match=r"no rendering named 'notto'.*Did you mean 'noto'"):
         open_pictures("notto", tmp_path)
 
 
