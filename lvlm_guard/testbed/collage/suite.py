@@ -19,7 +19,7 @@ from lvlm_guard.testbed.collage.measures import collage_measures
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE, caption
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import read_mentions
-from lvlm_guard.testbed.collage.world.picture_parts import open_pictures
+from lvlm_guard.testbed.collage.world.picture_parts import BUILD, open_pictures
 from lvlm_guard.testbed.collage.world.pictures import Pictures
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
 from lvlm_guard.testbed.collage.world.scenes import Scene
@@ -58,7 +58,7 @@ class Collage:
     name: ClassVar[str] = "collage"
     title: ClassVar[str] = "Collages of pictures with names"
     levels: ClassVar[tuple[Level, ...]] = LEVELS
-    licence: ClassVar[str] = "pictures MIT and Apache-2.0, fetched by the build; scenes Apache-2.0, drawn on demand"
+    licence: ClassVar[str] = f"scenes Apache-2.0, drawn on demand; pictures MIT and Apache-2.0, fetched by `{BUILD}`"
     homepage: ClassVar[str] = ""
     required: ClassVar[tuple[Required, ...]] = ()
     parsers: ClassVar[tuple[str, ...]] = (PARSER,)
