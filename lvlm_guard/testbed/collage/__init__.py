@@ -1,0 +1,1 @@
+"""The second world: collages of real pictures with names, described by a language model that knew English before it saw any."""
