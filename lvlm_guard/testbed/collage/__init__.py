@@ -1,4 +1,4 @@
-"""A second world: pictures of real things, and a model of real parts that brings the priors of its language model along."""
+"""The second world: collages of real pictures with names, described by a language model that knew English before it saw any."""
 
 from __future__ import annotations
 
