@@ -62,15 +62,16 @@ def card(
     twins: Annotated[int, typer.Option(min=2, help="Twin scenes of each split.")] = TWINS,
     captions: Annotated[int, typer.Option(min=1, help="Captions of each split.")] = CAPTIONS,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The JSON file to write.", show_default="card.json in the folder")
+        Path | None,
+        typer.Option(metavar="FILE", help="The JSON file to write.", show_default="card.json in the folder"),
     ] = None,
 ) -> None:
     """Measure a built model: what it sees, what it says without seeing, what its captions invent."""
     _check_world(world)
     path = Path(model) / "card.json" if out is None else out
     from lvlm_guard.testbed.collage.card import measure_card  # noqa: PLC0415 - slow to import
-    from lvlm_guard.testbed.collage.world.pictures import RENDERINGS  # noqa: PLC0415 - as above
     from lvlm_guard.testbed.collage.world.picture_parts import open_pictures  # noqa: PLC0415 - as above
+    from lvlm_guard.testbed.collage.world.pictures import RENDERINGS  # noqa: PLC0415 - as above
     from lvlm_guard.testbed.files import check_destination, write_whole  # noqa: PLC0415 - as above
 
     check_destination(path, "card.json")

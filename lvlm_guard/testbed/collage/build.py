@@ -6,7 +6,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Order:
     out: Path
     train: bool = False
     parts: Path | None = None
-    plan: Plan = Plan()
+    plan: Plan = field(default_factory=Plan)
 
 
 def build(order: Order, announce: Announce = print) -> Path:
@@ -66,7 +66,9 @@ def build(order: Order, announce: Announce = print) -> Path:
         TestbedError: A part cannot be fetched or is not what it should be, there is no space, or the delta does not fit.
     """
     _check(order)
-    announce(f"The collage model is put together from {len(PARTS)} parts that others publish; what is missing is fetched:")
+    announce(
+        f"The collage model is put together from {len(PARTS)} parts that others publish; what is missing is fetched:"
+    )
     for part in PARTS:
         announce(f"  {part}")
     folder = ready_folder(order.parts)

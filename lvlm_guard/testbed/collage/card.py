@@ -104,7 +104,9 @@ class Reader:
         hidden = language(
             inputs_embeds=embedded,
             position_ids=rows.positions,
-            attention_mask=torch.zeros(rows.visible().shape).masked_fill(~rows.visible(), torch.finfo(torch.float32).min),
+            attention_mask=torch.zeros(rows.visible().shape).masked_fill(
+                ~rows.visible(), torch.finfo(torch.float32).min
+            ),
             use_cache=False,
         ).last_hidden_state
         logits: Tensor = self._model.lm_head(hidden[rows.targets >= 0]).float()
@@ -284,5 +286,3 @@ def measure_card(
         figures = measure_sheet(reader, sheet)
         card["splits"][split] = {**figures, "inventions": inventions(texts, scenes), "examples": texts[:5]}
     return card
-
-

