@@ -16,8 +16,7 @@ from lvlm_guard.testbed.collage.assembly import assemble
 from lvlm_guard.testbed.collage.delta import Delta, apply_delta, read_delta
 from lvlm_guard.testbed.collage.export import CONFIG, export
 from lvlm_guard.testbed.collage.folders import ready_folder
-from lvlm_guard.testbed.collage.licences import NAME as LICENCES
-from lvlm_guard.testbed.collage.licences import PARTS, licences
+from lvlm_guard.testbed.collage.licences import LICENCES_FILE, PARTS, licences
 from lvlm_guard.testbed.collage.model_parts import Packages, fetch_packages, opened
 from lvlm_guard.testbed.collage.parts import Announce
 from lvlm_guard.testbed.collage.training.train import CHECKPOINT, Plan, teach
@@ -91,7 +90,7 @@ def finish(packages: Packages, delta: Delta, manifest: Mapping[str, Any], out: P
     with opened(packages) as weights:
         model, processor = assemble(weights.language, weights.vision)
     apply_delta(model, delta)
-    texts = {LICENCES: licences(), MANIFEST: json.dumps(manifest, indent=2) + "\n"}
+    texts = {LICENCES_FILE: licences(), MANIFEST: json.dumps(manifest, indent=2) + "\n"}
     export(model, processor, out, texts)
 
 

@@ -8,7 +8,7 @@ from lvlm_guard.testbed.collage.model_parts import LANGUAGE, VISION
 from lvlm_guard.testbed.collage.parts import Part
 from lvlm_guard.testbed.collage.world.picture_parts import PICTURE_PARTS
 
-NAME = "LICENCES.md"
+LICENCES_FILE = "LICENCES.md"
 """The file beside a built model."""
 
 PARTS: Sequence[Part] = (LANGUAGE, VISION, *(source.part for source in PICTURE_PARTS.values()))

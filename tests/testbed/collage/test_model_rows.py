@@ -53,10 +53,19 @@ def test_a_packed_question_is_answered_as_if_it_were_asked_alone(tiny, blind):
 
 def test_an_answer_is_learnt_token_by_token_with_its_end(tiny):
     _, processor = tiny
-    rows = Packer(processor, 49).pack([[Turn("Is it?", "No", 0.5), Turn("What?", "Two", 1.0)], [Turn("Why?", "So", 1.0)]])
+    rows = Packer(processor, 49).pack(
+        [[Turn("Is it?", "No", 0.5), Turn("What?", "Two", 1.0)], [Turn("Why?", "So", 1.0)]]
+    )
     tokenizer, end = processor.tokenizer, processor.tokenizer.eos_token_id
     learnt, targets, weights = gather(rows)
-    expected = [*tokenizer("No")["input_ids"], end, *tokenizer("Two")["input_ids"], end, *tokenizer("So")["input_ids"], end]
+    expected = [
+        *tokenizer("No")["input_ids"],
+        end,
+        *tokenizer("Two")["input_ids"],
+        end,
+        *tokenizer("So")["input_ids"],
+        end,
+    ]
     assert targets.tolist() == expected
     assert weights.tolist() == [0.5] * 3 + [1.0] * 7
     assert (rows.targets[1, rows.blocks[1] < 0] == IGNORED).all()
