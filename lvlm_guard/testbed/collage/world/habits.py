@@ -66,7 +66,7 @@ def read_habits(stored: Mapping[str, Any]) -> Habits:
         colour=MappingProxyType(dict(stored["colour"])),
         number=MappingProxyType(dict(stored["number"])),
         size=MappingProxyType(dict(stored["size"])),
-        orders=tuple(Order(*order) for order in stored["orders"]),
+        orders=tuple(Order(first, second, side) for first, second, side, *_ in stored["orders"]),
     )
 
 

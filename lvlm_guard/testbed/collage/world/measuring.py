@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,11 +22,47 @@ TOGETHER = (
 COLOURED = ("The colour of the {name} is", "The {name} is painted", "Here is {one}. Its colour is")
 NUMBERED = ("In this picture there are {number}", "I can see {number}", "The photo shows {number}")
 SIZED = ("Here is {one}. It is very", "The {name} is very", "Compared with other things, {one} is")
-PLACED = ("The {name} is {side} the", "In this picture, the {name} is {side} the")
+PLACED = "The picture shows {one} and"
+PLACED_THEN = " {other}. The {name} is"
+"""Two things, and where the first is: the side is read next."""
 
 SYNONYMS_OF_SIZES = (("big", "large", "huge"), ("small", "little", "tiny"))
-SIDES = (("left", "to the left of", "to the right of"), ("above", "above", "below"))
-"""An axis by its first side, and how both of its sides are put."""
+SIDES = (" left", " right", " above", " below")
+"""The two sides of each axis, in the order of `lvlm_guard.testbed.collage.world.habits.AXES`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of a language model, in nats; things, colours, numbers and sizes in their usual order.
+
+    Args:
+        together: As `measure_together` returns first.
+        readiness: As it returns second.
+        colours: As `measure_colours` returns.
+        numbers: As `measure_numbers` returns.
+        sizes: As `measure_sizes` returns.
+        orders: As `measure_orders` returns, for each axis.
+    """
+
+    together: Scores
+    readiness: Scores
+    colours: Scores
+    numbers: Scores
+    sizes: Scores
+    orders: tuple[Scores, Scores]
+
+
+def measure_all(scorer: TextScorer) -> Measured:
+    """Measure everything."""
+    together, readiness = measure_together(scorer)
+    return Measured(
+        together,
+        readiness,
+        measure_colours(scorer),
+        measure_numbers(scorer),
+        measure_sizes(scorer),
+        measure_orders(scorer),
+    )
 
 
 def measure_together(scorer: TextScorer) -> tuple[Scores, Scores]:
@@ -68,18 +105,23 @@ def measure_numbers(scorer: TextScorer) -> Scores:
     return _centred(_mean(tables).T)
 
 
-def measure_order(scorer: TextScorer, before: str, after: str) -> Scores:
-    """Return how much more each thing (row) is expected before each other (column) than after it: antisymmetric."""
-    ends = [f" {thing.name}" for thing in THINGS]
-    tables = []
-    for text in PLACED:
-        first, second = (
-            np.stack([scorer.score(text.format(name=thing.name, side=side), ends) for thing in THINGS])
-            for side in (before, after)
-        )
-        tables.append(_centred(_without_diagonal(first - second)))
-    mean = _mean(tables)
-    return (mean - mean.T) / 2
+def measure_orders(scorer: TextScorer) -> tuple[Scores, Scores]:
+    """Return how much more each thing (row) is expected before each other (column) than after it, for each axis: antisymmetric.
+
+    Which of the two is named first does not matter: each is, once, and half of the difference counts.
+    """
+    rows = [_score_sides(scorer, thing) for thing in THINGS]
+    sides = np.stack(rows)
+    before, after = sides[..., 0::2], sides[..., 1::2]
+    preferred = before - after
+    left, above = (_without_diagonal(preferred[..., axis] - preferred[..., axis].T) / 2 for axis in range(2))
+    return left, above
+
+
+def _score_sides(scorer: TextScorer, thing: Thing) -> Scores:
+    """Return the log-probability of each side of a thing, `[things, sides]`, where it was named before each other."""
+    middles = [PLACED_THEN.format(other=other.one, name=thing.name) for other in THINGS]
+    return scorer.score_next(PLACED.format(one=thing.one), middles, SIDES)
 
 
 def _fill(text: str, thing: Thing) -> str:

@@ -52,10 +52,10 @@ def _crop(image: Image.Image) -> Image.Image:
 
 def draw_stand_ins() -> Pictures:
     """Return shapes that stand in for pictures where there are none: one for each thing, the same everywhere."""
-    return Pictures({name: _draw_shape(name) for name in NAMES})
+    return Pictures({name: draw_stand_in(name) for name in NAMES})
 
 
-def _draw_shape(name: str) -> Image.Image:
+def draw_stand_in(name: str) -> Image.Image:
     """Draw a polygon with a spot whose corners and colours follow from the name."""
     digest = hashlib.sha256(name.encode()).digest()
     image = Image.new("RGBA", (64, 64))

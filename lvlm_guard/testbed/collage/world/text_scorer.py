@@ -45,6 +45,17 @@ class TextScorer:
         after.update(self._run(seen.past_key_values, _longest([row[:-1] for row in rows if len(row) > 1])))
         return np.asarray([sum(float(after[row[:at]][row[at]]) for at in range(len(row))) for row in rows])
 
+    @torch.no_grad()
+    def score_next(self, text: str, middles: Sequence[str], words: Sequence[str]) -> Scores:
+        """Return the log-probability of the first token of each word after a text and each middle, `[middles, words]`."""
+        seen = self._model(
+            input_ids=torch.tensor([self._ids(text)]), past_key_values=copy.deepcopy(self._start), logits_to_keep=1
+        )
+        rows = [self._ids(middle) for middle in middles]
+        after = self._run(seen.past_key_values, rows)
+        firsts = [self._ids(word)[0] for word in words]
+        return np.asarray([after[row][firsts].tolist() for row in rows])
+
     def _run(self, cache: Any, beginnings: list[_Ids]) -> dict[_Ids, torch.Tensor]:
         """Return the log-probabilities after each beginning and each beginning of one; rows are padded on the right."""
         if not beginnings:
