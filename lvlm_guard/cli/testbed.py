@@ -1,4 +1,4 @@
-"""`lvlm-guard testbed`: look at the drawn scenes, train their model again."""
+"""`lvlm-guard testbed`: look at the drawn scenes, train their model again, build the second world's model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_guard import loading
+from lvlm_guard.cli import collage
 from lvlm_guard.cli.program import Command, Program
 from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError, nearest, quote
@@ -98,6 +99,10 @@ def run_training(
     count = train.usual_processes(device) if processes is None else processes
     train.run(train.TrainingPlan(out, seed, minutes, count, device, arch=arch))
     typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
+
+
+app.command("build")(collage.build)
+app.command("card")(collage.card)
 
 
 def _check_seed(seed: int) -> None:
