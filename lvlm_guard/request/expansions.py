@@ -196,10 +196,12 @@ def _leave_out_words(ids: Sequence[int], fences: Fences, *, behind: bool = False
     if list(inner) != tokens or not places:
         return None
     if behind:
-        place, rest = places[-1], texts[places[-1]].rpartition(word)[0].removesuffix(SPACE)
-        return "".join((*texts[:place], rest)), _has_words(tokens[:place], fences) or any(map(str.isalnum, rest))
-    place, rest = places[0], texts[places[0]].partition(word)[2]
-    return "".join((rest, *texts[place + 1 :])), _has_words(tokens[place + 1 :], fences) or any(map(str.isalnum, rest))
+        place, beside = places[-1], texts[places[-1]].rpartition(word)[0].removesuffix(SPACE)
+        return "".join((*texts[:place], beside)), _has_words(tokens[:place], fences) or any(map(str.isalnum, beside))
+    place, beside = places[0], texts[places[0]].partition(word)[2]
+    return "".join((beside, *texts[place + 1 :])), _has_words(tokens[place + 1 :], fences) or any(
+        map(str.isalnum, beside)
+    )
 
 
 def _has_words(ids: Sequence[int], fences: Fences) -> bool:
