@@ -196,11 +196,13 @@ def _leave_out_words(ids: Sequence[int], fences: Fences, *, behind: bool = False
     if list(inner) != tokens or not places:
         return None
     if behind:
-        place, beside = places[-1], texts[places[-1]].rpartition(word)[0].removesuffix(SPACE)
-        return "".join((*texts[:place], beside)), _has_words(tokens[:place], fences) or any(map(str.isalnum, beside))
-    place, beside = places[0], texts[places[0]].partition(word)[2]
-    return "".join((beside, *texts[place + 1 :])), _has_words(tokens[place + 1 :], fences) or any(
-        map(str.isalnum, beside)
+        place, remainder = places[-1], texts[places[-1]].rpartition(word)[0].removesuffix(SPACE)
+        return "".join((*texts[:place], remainder)), _has_words(tokens[:place], fences) or any(
+            map(str.isalnum, remainder)
+        )
+    place, remainder = places[0], texts[places[0]].partition(word)[2]
+    return "".join((remainder, *texts[place + 1 :])), _has_words(tokens[place + 1 :], fences) or any(
+        map(str.isalnum, remainder)
     )
 
 
