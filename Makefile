@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -78,10 +78,14 @@ QUICK := \
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(QUICK)
 
-# The suite on other versions of transformers, each in an environment of its own; TORCH=2.14.1 takes another torch.
-VERSIONS ?= 4.57.6 5.17.0 5.24.0
+# The suite on other versions of transformers, each in an environment of its own: estimated at a quarter of an hour for each on two quiet
+# cores, an hour for all of them. VERSIONS=5.0.0 runs one; TORCH=2.14.1 takes another torch.
+VERSIONS ?= 4.57.6 5.0.0 5.17.0 5.24.0
 TORCH ?= 2.13.0
-test-versions: $(VERSIONS:%=test-transformers-%)
+test-versions: announce-versions $(VERSIONS:%=test-transformers-%)
+
+announce-versions:
+	@echo "transformers $(VERSIONS), with torch $(TORCH): about a quarter of an hour each on two quiet cores"
 
 test-transformers-%:
 	test -x .venvs/$*-$(TORCH)/bin/python || $(PYTHON) -m venv .venvs/$*-$(TORCH)

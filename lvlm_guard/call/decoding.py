@@ -92,8 +92,12 @@ def _give_cache(prepared: PreparedCall) -> tuple[dict[str, Any], Cache | None]:
         return inputs, None
     cache = find_cache(inputs)
     if cache is None:
-        made = prepared.main.cache  # some versions of transformers leave it to the model
-        cache = prepare_cache(prepared.planned.call.generate, inputs, request.settings) if made is None else made
+        prepared_cache = prepared.main.cache  # some versions of transformers leave it to the model
+        cache = (
+            prepare_cache(prepared.planned.call.generate, inputs, request.settings)
+            if prepared_cache is None
+            else prepared_cache
+        )
         inputs[name_of_cache(prepared.main.kwargs)] = cache
     return inputs, cache
 

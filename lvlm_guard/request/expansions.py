@@ -89,11 +89,11 @@ def learn_expansions(processor: Any, placeholder: int | None, fences: Fences) ->
         return ()
     key = id(processor), placeholder
     with TOKENIZING:
-        known = _LEARNT.get(key)
-        if known is None or known[0]() is not processor:
+        entry = _LEARNT.get(key)
+        if entry is None or entry[0]() is not processor:
             reference = weakref.ref(processor, lambda _: _LEARNT.pop(key, None))
-            known = _LEARNT[key] = reference, _learn(processor, placeholder, fences)
-    return known[1]
+            entry = _LEARNT[key] = reference, _learn(processor, placeholder, fences)
+    return entry[1]
 
 
 def cut_before(tokens: Sequence[str], stop: int, text: str, first: int) -> Cut | None:
@@ -121,14 +121,14 @@ def _learn(processor: Any, placeholder: int, fences: Fences) -> tuple[Expansion,
     word = next((word for word in _list_words(processor, fences) if _probe(processor, word, placeholder)), None)
     if word is None:
         return ()
-    found = {
+    expansions = {
         expansion
         for options in ({}, *_list_switches(processor.image_processor))
         for size in SIZES
         if (ids := _probe(processor, word, placeholder, size, options)) is not None
         and (expansion := _read_expansion(ids, placeholder, fences)) is not None
     }
-    return tuple(sorted(found, key=lambda each: (-len(each.gaps), each.before, each.gaps, each.after)))
+    return tuple(sorted(expansions, key=lambda each: (-len(each.gaps), each.before, each.gaps, each.after)))
 
 
 def _list_words(processor: Any, fences: Fences) -> Iterator[str]:
@@ -189,14 +189,21 @@ def _leave_out_words(ids: Sequence[int], fences: Fences, *, behind: bool = False
 
     None where it begins or ends a prompt, or the words of the probe cannot be told from it.
     """
-    own = [token for token in ids if token not in fences.ends]
-    inner = ids[: len(own)] if behind else ids[len(ids) - len(own) :]
-    word = BEHIND if behind else BEFORE
-    text, words = fences.join(own), fences.join([token for token in own if token not in fences.marks])
-    if list(inner) != own or word not in text:
+    tokens = [token for token in ids if token not in fences.ends]
+    inner = ids[: len(tokens)] if behind else ids[len(ids) - len(tokens) :]
+    texts, word = [fences.join([token]) for token in tokens], BEHIND if behind else BEFORE
+    places = [place for place, token in enumerate(tokens) if token not in fences.marks and word in texts[place]]
+    if list(inner) != tokens or not places:
         return None
-    written, unnamed = (part[: part.rindex(word)] if behind else part[part.index(word) + 1 :] for part in (text, words))
-    return written.removesuffix(SPACE) if behind else written, any(map(str.isalnum, unnamed))
+    if behind:
+        place, remainder = places[-1], texts[places[-1]].rpartition(word)[0].removesuffix(SPACE)
+        return "".join((*texts[:place], remainder)), _has_words(tokens[:place], fences) or any(
+            map(str.isalnum, remainder)
+        )
+    place, remainder = places[0], texts[places[0]].partition(word)[2]
+    return "".join((remainder, *texts[place + 1 :])), _has_words(tokens[place + 1 :], fences) or any(
+        map(str.isalnum, remainder)
+    )
 
 
 def _has_words(ids: Sequence[int], fences: Fences) -> bool:

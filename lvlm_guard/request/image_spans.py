@@ -49,9 +49,11 @@ def find_images(
         one_image: Whether the prompt is known to hold one image, however many runs of placeholders it has.
     """
     reads = bool(fences.frames or expansions)
-    whole = [fences.join([token]) if reads and token not in placeholders else "" for token in ids]
-    groups, unclear = _group_runs(ids, whole, _find_runs(ids, placeholders), fences, expansions, one_image=one_image)
-    tokens, spans = list(whole), list[range]()
+    originals = [fences.join([token]) if reads and token not in placeholders else "" for token in ids]
+    groups, unclear = _group_runs(
+        ids, originals, _find_runs(ids, placeholders), fences, expansions, one_image=one_image
+    )
+    tokens, spans = list(originals), list[range]()
     for index, (span, expansion) in enumerate(groups):
         first = spans[-1].stop if spans else 0
         last = groups[index + 1][0].start if index + 1 < len(groups) else len(ids)
@@ -62,7 +64,7 @@ def find_images(
         frames = fences.frames if expansion is None else ((expansion.before, expansion.after),)
         spans.append(_take_frames(tokens, span, fenced, frames, range(first, last)))
     of_images = frozenset(itertools.chain(*spans))
-    changed = (index for index, text in enumerate(tokens) if text != whole[index])
+    changed = (index for index, text in enumerate(tokens) if text != originals[index])
     return PromptImages(spans, {index: tokens[index] for index in changed if index not in of_images}, unclear)
 
 
