@@ -1,7 +1,7 @@
 """Which strategy runs in vLLM: `python benchmarks/engine_support.py --out lvlm_guard/engines/support.json`.
 
 Every strategy at its defaults, on the bundled model in fp32 on a CPU: greedy answers of `Guard` on transformers, and of groups in vLLM,
-compared token for token. Needs vLLM: run it with the Python of `make test-vllm`.
+compared token for token, and by the log-probabilities of their tokens. Needs vLLM: run it with the Python of `make test-vllm`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import json
 import os
 import platform
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from lvlm_guard import Guard, Stack, testbed
@@ -25,8 +27,16 @@ from lvlm_guard.testbed.model import WEIGHTS
 from lvlm_guard.testbed.world.scenes import scenes
 
 NEW = 24
-QUESTION = "What is in the picture?"
+QUESTIONS = ("What is in the picture?", "Is there a dog in the picture?")
 LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens of an answer, and the log-probability of each."""
+
+    tokens: list[int]
+    logprobs: list[float]
 
 
 class Comparison:
@@ -48,29 +58,42 @@ class Comparison:
 
         model, processor = testbed.load()
         self._guard = Guard(model, processor)
-        self._pictures = [scene.picture for scene in scenes("counterfactual", count)]
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
-        self._text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        self._requests = []
+        for index, scene in enumerate(scenes("counterfactual", count)):
+            question = {"type": "text", "text": QUESTIONS[index % len(QUESTIONS)]}
+            message = {"role": "user", "content": [{"type": "image"}, question]}
+            text = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+            self._requests.append((scene.picture, text))
         self._llm = GuardedLLM(str(WEIGHTS), stack=None, dtype="float32", enforce_eager=True, max_model_len=256)
         self._plain = self.run_guard(Stack.of(None))
 
-    def run_guard(self, stack: Stack) -> list[list[int]]:
+    def run_guard(self, stack: Stack) -> list[Answer]:
         """Return the answers of `Guard`."""
         answers = []
-        for picture in self._pictures:
-            inputs = self._guard.inputs(images=picture, text=self._text)
-            output = self._guard.generate(**inputs, stack=stack, max_new_tokens=NEW, do_sample=False)
-            answers.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+        for picture, text in self._requests:
+            inputs = self._guard.inputs(images=picture, text=text)
+            settings: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+            settings |= {"return_dict_in_generate": True, "output_logits": True}
+            output = self._guard.generate(**inputs, stack=stack, **settings)
+            tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+            logprobs = torch.cat(output.logits).float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+            answers.append(Answer(tokens.tolist(), logprobs.tolist()))
         return answers
 
-    def run_vllm(self, stack: Stack) -> list[list[int]]:
+    def run_vllm(self, stack: Stack) -> list[Answer]:
         """Return the answers of groups."""
         from vllm import SamplingParams  # noqa: PLC0415 - slow to import
 
-        prompts = [{"prompt": self._text, "multi_modal_data": {"image": picture}} for picture in self._pictures]
-        parameters = SamplingParams(temperature=0, max_tokens=NEW)
-        outputs = self._llm.generate(prompts, parameters, stack=stack, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        prompts = [{"prompt": text, "multi_modal_data": {"image": picture}} for picture, text in self._requests]
+        parameters = SamplingParams(temperature=0, max_tokens=NEW, logprobs=0)
+        outputs = [output.outputs[0] for output in self._llm.generate(prompts, parameters, stack=stack, use_tqdm=False)]
+        return [
+            Answer(
+                list(output.token_ids),
+                [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)],
+            )
+            for output in outputs
+        ]
 
     def compare(self, name: str) -> dict[str, EngineRun]:
         """Return what one strategy did in each engine."""
@@ -79,30 +102,45 @@ class Comparison:
         except StackError as error:
             reason = EngineRun("not run", reason=f"It has no defaults: {str(error)[:LONGEST_REASON]}")
             return {"transformers": reason, "vllm": reason}
+        expected, own = self._try_guard(stack)
+        return {"transformers": own, "vllm": self._try_vllm(stack, expected)}
+
+    def _try_guard(self, stack: Stack) -> tuple[list[Answer] | None, EngineRun]:
         try:
             expected = self.run_guard(stack)
         except GuardError as error:
-            own = EngineRun("refused", reason=str(error)[:LONGEST_REASON])
-            return {"transformers": own, "vllm": self._try_vllm(stack, None)}
-        changed = count_unequal(expected, self._plain)
-        own = EngineRun("equal", len(expected), len(expected), changed)
-        return {"transformers": own, "vllm": self._try_vllm(stack, expected)}
+            return None, EngineRun("refused", reason=str(error)[:LONGEST_REASON])
+        return expected, self._describe(expected, expected)
 
-    def _try_vllm(self, stack: Stack, expected: list[list[int]] | None) -> EngineRun:
+    def _try_vllm(self, stack: Stack, expected: list[Answer] | None) -> EngineRun:
         try:
             answers = self.run_vllm(stack)
         except GuardError as error:
             return EngineRun("refused", reason=str(error)[:LONGEST_REASON])
         if expected is None:
             return EngineRun("not run", reason="There is no answer of transformers to compare with.")
-        unequal = count_unequal(answers, expected)
-        total, changed = len(answers), count_unequal(answers, self._plain)
-        return EngineRun("differs" if unequal else "equal", total - unequal, total, changed)
+        return self._describe(answers, expected)
+
+    def _describe(self, answers: list[Answer], expected: list[Answer]) -> EngineRun:
+        equal = sum(ours.tokens == theirs.tokens for ours, theirs in zip(answers, expected, strict=True))
+        return EngineRun(
+            "equal" if equal == len(answers) else "differs",
+            equal,
+            len(answers),
+            measure_distance(answers, expected),
+            measure_distance(answers, self._plain),
+        )
 
 
-def count_unequal(one: list[Any], other: list[Any]) -> int:
-    """Return how many answers differ."""
-    return sum(first != second for first, second in zip(one, other, strict=True))
+def measure_distance(answers: list[Answer], others: list[Answer]) -> float:
+    """Return the largest difference of the log-probability of a token, up to where answers part."""
+    distances = [0.0]
+    for ours, theirs in zip(answers, others, strict=True):
+        for index, (token, other) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)):
+            if token != other:
+                break
+            distances.append(abs(ours.logprobs[index] - theirs.logprobs[index]))
+    return round(max(distances), 6)
 
 
 def main() -> None:

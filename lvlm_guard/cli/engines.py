@@ -27,16 +27,17 @@ def engines(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
 def _print_table(table: SupportTable, console: Console) -> None:
     from lvlm_guard.cli.tables import show_table  # noqa: PLC0415 - slow to import
 
-    show_table(console, ("strategy", "engine", "answers", "why"), list(_list_rows(table)), running=("why",))
+    show_table(console, ("strategy", "engine", "answers", "effect", "why"), list(_list_rows(table)), running=("why",))
     console.print(", ".join(f"{name}: {value}" for name, value in table.setup.items()), soft_wrap=True)
 
 
-def _list_rows(table: SupportTable) -> Iterator[tuple[str, str, str, str]]:
+def _list_rows(table: SupportTable) -> Iterator[tuple[str, str, str, str, str]]:
     names = sorted({name for runs in table.engines.values() for name in runs})
     for name in names:
         for engine, runs in table.engines.items():
             if name in runs:
-                yield name, engine, describe_run(runs[name]), runs[name].reason
+                effect = f"{runs[name].effect:.2f}" if runs[name].answers else ""
+                yield name, engine, describe_run(runs[name]), effect, runs[name].reason
 
 
 def describe_run(run: EngineRun) -> str:

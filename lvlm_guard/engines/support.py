@@ -23,14 +23,16 @@ class EngineRun:
         status: `equal` where every answer was that of `Guard` on transformers, token for token; `differs` where one was not.
         equal: Answers that were equal.
         answers: Answers that were compared.
-        changed: Answers that the strategy made other ones than plain generation's, of those compared.
+        delta: Largest difference of the log-probability of a token from that of `Guard`, in nats.
+        effect: Largest difference from plain generation's; where it is 0, the strategy did nothing to these requests.
         reason: Why it was refused, failed, or was not run.
     """
 
     status: Status
     equal: int = 0
     answers: int = 0
-    changed: int = 0
+    delta: float = 0.0
+    effect: float = 0.0
     reason: str = ""
 
 

@@ -53,19 +53,18 @@ def test_a_place_survives_the_extra_arguments():
 
 def test_a_group_is_ready_when_every_member_runs_and_is_one_token_from_its_end():
     _, group, members = group_of(9, 9)
-    everybody = frozenset(names(members))
-    assert groups.is_ready(group, everybody)
-    assert not groups.is_ready(group, everybody - {"g1"})
+    assert groups.is_ready(group, lambda _: True)
+    assert not groups.is_ready(group, lambda request: request.request_id != "g1")
     members[1].num_computed_tokens = 8
-    assert not groups.is_ready(group, everybody)
+    assert not groups.is_ready(group, lambda _: True)
 
 
 def test_a_group_without_a_member_is_not_ready():
-    registry, group, members = group_of(9, 9)
+    registry, group, _ = group_of(9, 9)
     del group.members[1]
     assert not group.is_complete
-    assert not groups.is_ready(group, frozenset(names(members)))
-    group.began -= 100
+    assert not groups.is_ready(group, lambda _: True)
+    group.arrival -= 100
     assert registry.overdue(60) == [group]
     assert registry.overdue(200) == []
 
@@ -119,7 +118,7 @@ def configuration(**changes):
         kv_transfer_config=None,
         use_v2_model_runner=False,
         parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
-        scheduler_config=SimpleNamespace(policy="fcfs", enable_chunked_prefill=True),
+        scheduler_config=SimpleNamespace(policy="fcfs", enable_chunked_prefill=True, async_scheduling=False),
     )
     for path, value in changes.items():
         owner, _, name = path.rpartition("__")
@@ -135,6 +134,7 @@ def configuration(**changes):
         ({"parallel_config__tensor_parallel_size": 2}, "tensor parallelism"),
         ({"parallel_config__data_parallel_size": 2}, "data parallelism"),
         ({"scheduler_config__policy": "priority"}, "priority scheduling"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling"),
         ({"scheduler_config__enable_chunked_prefill": False}, "prefill without chunks"),
         ({"kv_transfer_config": object()}, "transfer of the cache"),
         ({"use_v2_model_runner": True}, "Model Runner V2"),

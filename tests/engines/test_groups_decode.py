@@ -79,6 +79,16 @@ def test_a_member_that_is_sampled_alone_ends_its_group_with_an_error(guard, requ
     assert answers[other] == answer(guard, requests[1], "vdd")[:1]
 
 
+def test_a_step_without_groups_leaves_its_tokens_alone(guard, requests):
+    engine = PretendedEngine(guard, END)
+    engine.add(requests[0], "vdd")
+    engine.run(2)
+    tokens = torch.tensor([[5], [6], [7]])
+    engine.sampler.share_tokens(tokens)
+    assert tokens.tolist() == [[5], [6], [7]]
+    assert engine.sampler.counts.steps == 2
+
+
 def test_logits_that_are_not_finite_end_their_group_alone(guard, requests):
     engine = PretendedEngine(guard, END)
     broken, sound = (engine.add(inputs, "vdd") for inputs in requests)

@@ -98,6 +98,19 @@ def answer_mixed(llm, stacks, parameters):
     return read_tokens(llm.wait_for_completion(use_tqdm=False))
 
 
+def test_plain_requests_beside_and_after_groups_stay_plain(roomy):
+    plain = expect(None, 8, max_new_tokens=40, min_new_tokens=40)
+    short, long = (SamplingParams(temperature=0, max_tokens=length, min_tokens=length) for length in (8, 40))
+    for index in range(8):
+        with roomy._using(None if index % 2 else "vcd"):
+            roomy.enqueue(make_prompt(index), long if index % 2 else short, use_tqdm=False)
+    outputs = read_tokens(roomy.wait_for_completion(use_tqdm=False))
+    assert outputs[1::2] == plain[1::2]
+    assert outputs[::2] == [tokens[:8] for tokens in expect("vcd", 8, max_new_tokens=40, min_new_tokens=40)[::2]]
+    prompts = [make_prompt(index) for index in range(8)]
+    assert read_tokens(roomy.generate(prompts, long, stack=None, use_tqdm=False)) == plain
+
+
 PARAMETERS = {
     "greedy": ({}, {}),
     "repetition penalty": ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
@@ -147,6 +160,15 @@ def test_the_effect_of_stacks_and_parameters_is_there(roomy):
         guarded = expect(stack, 8, max_new_tokens=24)
         assert guarded != plain
         assert expect(stack, 8, max_new_tokens=24, repetition_penalty=1.4) != guarded
+
+
+@pytest.mark.parametrize("stack", ["dola", "deco", "sla", "deco+vcd"])
+def test_inner_layers_are_read_as_the_guard_reads_them(roomy, stack):
+    expected, plain = expect(stack, 8, max_new_tokens=24), expect(None, 8, max_new_tokens=24)
+    parameters = SamplingParams(temperature=0, max_tokens=24)
+    outputs = roomy.generate([make_prompt(index) for index in range(8)], parameters, stack=stack, use_tqdm=False)
+    assert read_tokens(outputs) == expected
+    assert expected != plain
 
 
 @pytest.mark.parametrize("stack", ["vdd", "vcd+vdd"])
@@ -259,7 +281,7 @@ def test_what_would_be_wrong_is_refused_by_name_and_nothing_is_queued(roomy):
         (InputError, "more than the 200", {**greedy, "max_tokens": 190}, "vdd"),
         (StrategyRefused, "'sid' needs", greedy, "sid"),
         (StrategyRefused, "'pai' needs edits of attention", greedy, "pai"),
-        (StrategyRefused, "'dola' needs readouts", greedy, "dola"),
+        (StrategyRefused, "'vsv' needs prompts", greedy, "vsv"),
     ]
     for error, message, settings, stack in cases:
         with pytest.raises(error, match=message):
@@ -286,6 +308,7 @@ def test_text_alone_is_answered_under_a_stack_that_needs_no_image(roomy):
     [
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls"),
         ({"mm_processor_cache_gb": 1}, "mm_processor_cache_gb"),
+        ({"async_scheduling": True}, "Asynchronous scheduling"),
         ({"scheduling_policy": "priority"}, "priority scheduling"),
         ({"enable_chunked_prefill": False}, "prefill without chunks"),
     ],

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lvlm_guard.call.plan import Plan
+from lvlm_guard.call.plan import Edit, Plan
 from lvlm_guard.errors import StrategyRefused
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.strategy.branches import Branch
-from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, readout_layers
 
 LACKING_HOOKS: Mapping[str, str] = {
     "search": "a decoding loop of its own",
@@ -20,8 +20,9 @@ LACKING_EDITS: Mapping[type, str] = {
     AttentionEdit: "edits of attention",
     AttentionCapture: "captures of attention",
     HiddenEdit: "edits of hidden states",
-    Readout: "readouts of inner layers",
 }
+COMPILED = "readouts of inner layers, which a compiled model does not give (set enforce_eager=True)"
+EMBEDDINGS = "readouts of token embeddings"
 PROMPT_STATES = "prompts that are run for their hidden states"
 
 
@@ -36,15 +37,22 @@ def refuse_hooks(strategies: StrategyCalls) -> None:
             raise lacking(name, need)
 
 
-def refuse_plan(plan: Plan) -> None:
+def refuse_plan(plan: Plan, depth: int, *, reads_layers: bool) -> None:
     """Refuse branches and edits that a group of requests cannot have.
+
+    Args:
+        plan: What the strategies ask for.
+        depth: Layers of the decoder.
+        reads_layers: Whether the engine can read its inner layers.
 
     Raises:
         StrategyRefused: Names the strategy and what is missing.
     """
     for name, edits in plan.edits.items():
         for edit in edits:
-            raise lacking(name, LACKING_EDITS[type(edit)])
+            need = _find_lacking(edit, depth, reads_layers=reads_layers)
+            if need is not None:
+                raise lacking(name, need)
     for name, keys in plan.branch_keys.items():
         for need in _find_needs(plan.branches[key] for key in keys):
             raise lacking(name, need)
@@ -55,6 +63,15 @@ def lacking(name: str, need: str) -> StrategyRefused:
     return StrategyRefused(
         f"{name!r} needs {need}, which groups of requests in vLLM do not have: run it in the process, Guard(model, processor)."
     )
+
+
+def _find_lacking(edit: Edit, depth: int, *, reads_layers: bool) -> str | None:
+    """Return what an edit needs that the engine lacks; None where it lacks nothing."""
+    if not isinstance(edit, Readout):
+        return LACKING_EDITS[type(edit)]
+    if not reads_layers:
+        return COMPILED
+    return EMBEDDINGS if 0 in readout_layers(edit, depth) else None
 
 
 def _find_needs(branches: Iterable[Branch]) -> Iterable[str]:

@@ -41,6 +41,11 @@ ENGINE: tuple[RefusedSetting, ...] = (
         lambda config: config.parallel_config.tensor_parallel_size > 1,
     ),
     RefusedSetting(
+        "asynchronous scheduling",
+        "it has not been run with groups: leave async_scheduling out",
+        lambda config: bool(config.scheduler_config.async_scheduling),
+    ),
+    RefusedSetting(
         "data parallelism",
         "members of a group could go to different engines: set data_parallel_size=1",
         lambda config: config.parallel_config.data_parallel_size > 1,

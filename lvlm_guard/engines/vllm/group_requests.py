@@ -30,6 +30,7 @@ class EngineLimits:
         block_size: Tokens of a cache block.
         blocks: Blocks of the cache, None where that is not known.
         on_cpu: Whether the engine runs on a CPU.
+        reads_layers: Whether the model runs without compilation, so that its layers can be read.
     """
 
     model_length: int
@@ -38,6 +39,7 @@ class EngineLimits:
     block_size: int
     blocks: int | None
     on_cpu: bool
+    reads_layers: bool
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,6 @@ class GroupBuilder:
     def __init__(self, reader: PromptReader, limits: EngineLimits, tokenizer: Any) -> None:
         self._reader, self._limits = reader, limits
         self._model = describe_model(reader.config, tokenizer)
-        self._strategies: dict[Stack, StrategyCalls] = {}
 
     def build(self, stack: Stack, prompt: EngineInput, parameters: SamplingParams) -> list[MemberRequest]:
         """Return main's request, whose id is empty, then those of the branches.
@@ -71,7 +72,10 @@ class GroupBuilder:
             InputError: The group does not fit into the engine.
         """
         refuse_parameters(parameters, on_cpu=self._limits.on_cpu)
-        described = describe_group(self._reader.read_request(prompt), self._find_strategies(stack), self._model)
+        request = self._reader.read_request(prompt)
+        described = describe_group(
+            request, StrategyCalls(stack.strategies), self._model, reads_layers=self._limits.reads_layers
+        )
         tokens = self._limit_tokens(described, parameters)
         group, size = uuid.uuid4().hex, 1 + len(described.branches)
         prompts = [write_prompt(member, prompt) for member in (described.main, *described.branches.values())]
@@ -81,9 +85,6 @@ class GroupBuilder:
             for index, each in enumerate(prompts[1:], 1)
         ]
         return [MemberRequest("", prompts[0], main), *branches]
-
-    def _find_strategies(self, stack: Stack) -> StrategyCalls:
-        return StrategyCalls(stack.strategies)
 
     def _limit_tokens(self, group: DescribedGroup, parameters: SamplingParams) -> int:
         """Return how many tokens an answer may have.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,14 +68,14 @@ class RequestGroup:
     Args:
         id: As its members say.
         size: Members when all are there.
-        began: When its first member came, on the clock of `time.monotonic`.
+        arrival: When its first member came, on the clock of `time.monotonic`.
         members: Those that are there, by index.
         is_torn: Whether a member was preempted while others may run.
     """
 
     id: str
     size: int
-    began: float = field(default_factory=time.monotonic)
+    arrival: float = field(default_factory=time.monotonic)
     members: dict[int, Any] = field(default_factory=dict)
     is_torn: bool = False
 
@@ -125,8 +125,8 @@ class GroupRegistry:
 
     def overdue(self, seconds: float) -> list[RequestGroup]:
         """Return groups that have waited longer than that for members."""
-        now = time.monotonic()
-        return [group for group in self.groups.values() if not group.is_complete and now - group.began > seconds]
+        latest = time.monotonic() - seconds
+        return [group for group in self.groups.values() if not group.is_complete and group.arrival < latest]
 
 
 def name_branch(group: str, index: int) -> str:
@@ -150,11 +150,9 @@ def hold_back(request: EngineRequest, computed: int, new: int) -> int:
     return min(new, max(end - 1 - computed, 0))
 
 
-def is_ready(group: RequestGroup, running: frozenset[str]) -> bool:
+def is_ready(group: RequestGroup, is_running: Callable[[Any], bool]) -> bool:
     """Whether the next step can sample all members of a group: all run, and each is one token from its end."""
-    return group.is_complete and all(
-        request.request_id in running and tokens_left(request) == 1 for request in group.members.values()
-    )
+    return group.is_complete and all(is_running(request) and tokens_left(request) == 1 for request in group)
 
 
 def next_blocks(group: RequestGroup, block_size: int) -> int:

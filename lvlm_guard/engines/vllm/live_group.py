@@ -14,6 +14,7 @@ from lvlm_guard.engines.vllm.translation import plan_group
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt
@@ -28,6 +29,10 @@ class LiveGroup:
         placeholder: Id that stands for parts of an image in it, or None.
         model: The model that answers.
 
+    Attributes:
+        branches: Keys of the branches, in the order of the group's members.
+        readouts: Layer outputs of main to read, counted from 1, and whether the final norm comes first.
+
     Raises:
         StrategyRefused: A strategy needs what a group of requests does not have.
     """
@@ -37,7 +42,13 @@ class LiveGroup:
     ) -> None:
         self._strategies = strategies
         self._gen = _begin_generation(torch.tensor([list(ids)]), placeholder, model)
-        self.branches: tuple[Hashable, ...] = tuple(plan_group(strategies, self._gen).branches)
+        plan = plan_group(strategies, self._gen, reads_layers=True)
+        self.branches: tuple[Hashable, ...] = tuple(plan.branches)
+        self.readouts = frozenset(
+            (layer, readout.final_norm)
+            for readout in plan.edits_of(Readout)
+            for layer in readout_layers(readout, model.depth)
+        )
         self._tokens: list[Tensor] = []
 
     @property
@@ -45,11 +56,12 @@ class LiveGroup:
         """Tokens chosen so far."""
         return len(self._tokens)
 
-    def combine_terms(self, logits: Sequence[Tensor]) -> Any:
+    def combine_terms(self, logits: Sequence[Tensor], readouts: Mapping[tuple[int, bool], Tensor]) -> Any:
         """Return what the terms of the next token add up to, for one kernel call; None where they leave main as it is.
 
         Args:
             logits: Raw logits `[vocab]` of main, then of each branch.
+            readouts: Logits `[vocab]` of the layers of `readouts`.
 
         Raises:
             PluginRejected: Terms of a strategy do not fit.
@@ -57,7 +69,8 @@ class LiveGroup:
         main, *branches = (row[None, None] for row in logits)
         tokens = torch.stack(self._tokens)[None] if self._tokens else torch.empty(1, 0, dtype=torch.long)
         of_branches = dict(zip(self.branches, branches, strict=True))
-        self._gen.forward = Forward(main, of_branches, self.length, tokens=tokens.to(main.device))
+        of_layers = {layer: row[None, None] for layer, row in readouts.items()}
+        self._gen.forward = Forward(main, of_branches, self.length, readouts=of_layers, tokens=tokens.to(main.device))
         terms = self._strategies.call("terms", self._gen)
         try:
             return fusion.build_combination(self._gen, [term for values in terms.values() for term in values])

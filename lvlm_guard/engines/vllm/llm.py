@@ -20,12 +20,9 @@ from lvlm_guard.errors import InputError, ModeRefused, quote
 from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
 
-SCHEDULERS = {
-    False: "lvlm_guard.engines.vllm.scheduler.GangScheduler",
-    True: "lvlm_guard.engines.vllm.scheduler.AsyncGangScheduler",
-}
+SCHEDULER = "lvlm_guard.engines.vllm.scheduler.GangScheduler"
 WORKER = "lvlm_guard.engines.vllm.worker.GuardedWorker"
-OWN = ("scheduler_cls", "worker_cls")
+RESERVED = ("scheduler_cls", "worker_cls")
 ERROR = "error"
 """Reason of an answer that ended with an error."""
 
@@ -50,18 +47,26 @@ class GuardedLLM(LLM):
     """
 
     def __init__(self, model: str, *, stack: Any = DEFAULT_STACK, **options: Any) -> None:
-        taken = [name for name in OWN if options.get(name) is not None]
-        if taken:
-            raise InputError(f"{taken[0]} is the guard's own in a GuardedLLM: leave it out.")
+        refused = [name for name in RESERVED if options.get(name) is not None]
+        if refused:
+            raise InputError(f"{refused[0]} is the guard's own in a GuardedLLM: leave it out.")
         if options.get("mm_processor_cache_gb"):
             raise InputError(
                 "mm_processor_cache_gb must be 0 in a GuardedLLM, which makes branches of processed images: leave it out."
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
-        is_async = bool(options.setdefault("async_scheduling", False))
-        own = {"scheduler_cls": SCHEDULERS[is_async], "worker_cls": WORKER, "mm_processor_cache_gb": 0}
-        super().__init__(model, **{**options, **own})
+        if options.get("async_scheduling"):
+            raise ModeRefused(
+                "Asynchronous scheduling has not been run with groups in vLLM: leave async_scheduling out."
+            )
+        settings = {
+            "scheduler_cls": SCHEDULER,
+            "worker_cls": WORKER,
+            "mm_processor_cache_gb": 0,
+            "async_scheduling": False,
+        }
+        super().__init__(model, **{**options, **settings})
         self._keep_pictures()
         self._builder = self._make_builder()
 
@@ -140,10 +145,10 @@ class GuardedLLM(LLM):
             self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks)
             for branch in branches
         ]
-        own = engine.add_request(name, main.prompt, main.parameters)
+        inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:
             engine.engine_core.add_request(request)
-        return own
+        return inner_id
 
     @contextmanager
     def _using(self, stack: Any) -> Iterator[None]:
@@ -164,7 +169,8 @@ class GuardedLLM(LLM):
             batched_tokens=config.scheduler_config.max_num_batched_tokens,
             block_size=config.cache_config.block_size,
             blocks=None if blocks is None else blocks - 1,
-            on_cpu=current_platform.is_cpu(),
+            on_cpu=self.runs_on_cpu,
+            reads_layers=bool(config.model_config.enforce_eager),
         )
         return GroupBuilder(PromptReader(config.model_config.hf_config, processor), limits, self.get_tokenizer())
 

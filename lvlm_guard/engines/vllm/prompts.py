@@ -102,32 +102,32 @@ def move_places(
     moved, start = [], 0
     for place in places:
         span = list(before[place.offset : place.offset + place.length])
-        found = find_span(after, span, start)
-        if found is None:
+        offset = find_span(after, span, start)
+        if offset is None:
             raise StrategyRefused("A branch changes the prompt inside an image, which a request in vLLM cannot follow.")
-        moved.append(dataclasses.replace(place, offset=found))
-        start = found + place.length
+        moved.append(dataclasses.replace(place, offset=offset))
+        start = offset + place.length
     return moved
 
 
 def find_span(ids: Sequence[int], span: Sequence[int], start: int) -> int | None:
     """Return the first index from `start` on at which `span` stands in `ids`; None where it does not."""
-    wanted = list(span)
+    span_ids = list(span)
     return next(
         (
             index
-            for index in range(start, len(ids) - len(wanted) + 1)
-            if list(ids[index : index + len(wanted)]) == wanted
+            for index in range(start, len(ids) - len(span_ids) + 1)
+            if list(ids[index : index + len(span_ids)]) == span_ids
         ),
         None,
     )
 
 
 def _check_modalities(prompt: Mapping[str, Any]) -> None:
-    others = sorted(set(prompt["mm_kwargs"]) - {IMAGE})
-    if others:
+    modalities = sorted(set(prompt["mm_kwargs"]) - {IMAGE})
+    if modalities:
         raise ModeRefused(
-            f"A guarded request in vLLM may hold images, not {', '.join(others)}: leave them out, or stack='plain'."
+            f"A guarded request in vLLM may hold images, not {', '.join(modalities)}: leave them out, or stack='plain'."
         )
     if any(item is None for item in prompt["mm_kwargs"].get(IMAGE, ())):
         raise ModeRefused(
@@ -176,8 +176,8 @@ def _write_item(item: MultiModalKwargsItem, parts: Mapping[str, Tensor]) -> Mult
     return MultiModalKwargsItem(elements)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.to(other.dtype), other)
+def _equal(edited: Tensor, original: Tensor) -> bool:
+    return edited.shape == original.shape and torch.equal(edited.to(original.dtype), original)
 
 
 def _digest(item: MultiModalKwargsItem) -> str:

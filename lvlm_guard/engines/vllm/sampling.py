@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class GroupSampler:
 
     Args:
         open_group: Makes what is asked for terms, from the place of main's request and its id.
+        read_layers: Reads layer outputs at a row of the step, whose logits `[vocab]` are passed too.
 
     Attributes:
         counts: What happened so far.
@@ -62,10 +63,12 @@ class GroupSampler:
     """
 
     open_group: Callable[[Membership, str], LiveGroup]
+    read_layers: Callable[[int, Tensor, Collection[tuple[int, bool]]], Mapping[tuple[int, bool], Tensor]]
     counts: GuardCounts = field(default_factory=GuardCounts)
     failures: dict[str, str] = field(default_factory=dict)
     _live: dict[str, LiveGroup] = field(default_factory=dict)
     _sampled: dict[str, list[SampledMember]] = field(default_factory=dict)
+    _broken: dict[str, str] = field(default_factory=dict)
 
     def combine(self, logits: Tensor, members: Mapping[str, Membership], rows: Mapping[str, int]) -> Tensor:
         """Return logits `[rows, vocab]` in fp32 in which main's row of each group is the combined one.
@@ -80,51 +83,65 @@ class GroupSampler:
         for name, place in members.items():
             by_group.setdefault(place.group, {})[place.index] = (name, place)
         combined, combinations = logits.float().clone(), {}
-        for group, found in by_group.items():
-            combinations[group] = self._try_group(group, found, combined, rows)
+        for group, named_places in by_group.items():
+            combinations[group] = self._try_group(group, named_places, combined, rows)
         self._write(combined, combinations)
         self._check_finite(logits, combined)
         return combined
 
     def share_tokens(self, tokens: Tensor) -> None:
         """Give the branches of each group main's token; `tokens` `[rows, 1]` are changed in place."""
-        for group, members in self._sampled.items():
+        sampled, self._sampled = self._sampled, {}
+        for group, members in sampled.items():
             chosen = tokens[members[0].row, 0].clone()
             for member in members[1:]:
                 tokens[member.row, 0] = chosen
             self._live[group].note_token(chosen.long())
             self.counts.steps += 1
 
+    def open(self, place: Membership, name: str) -> LiveGroup | None:
+        """Open a group by main's place and id, once; None where it cannot be, and fails when it is sampled."""
+        if place.group not in self._live and place.group not in self._broken:
+            try:
+                self._live[place.group] = self.open_group(place, name)
+                self.counts.groups += 1
+            except Exception as error:  # noqa: BLE001 - strategies are foreign code
+                self._broken[place.group] = describe_error(error)
+        return self._live.get(place.group)
+
     def forget(self, group: str) -> None:
         """Forget a group that has ended."""
         self._live.pop(group, None)
+        self._broken.pop(group, None)
 
     def _try_group(
-        self, group: str, found: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
+        self, group: str, named_places: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
     ) -> Any:
         """Return what the terms of one group add up to; strategies are foreign code, so their group fails, and no other."""
         try:
-            return self._combine_group(group, found, logits, rows)
+            return self._combine_group(group, named_places, logits, rows)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(group, describe_error(error))
             return None
 
     def _combine_group(
-        self, group: str, found: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
+        self, group: str, named_places: Mapping[int, tuple[str, Membership]], logits: Tensor, rows: Mapping[str, int]
     ) -> Any:
         """Return what the terms of one group add up to, and note its rows."""
-        size = next(iter(found.values()))[1].size
-        if len(found) != size:
+        size = next(iter(named_places.values()))[1].size
+        if len(named_places) != size:
             self.counts.alone += 1
-            self._fail(group, ALONE.format(size=size, rows=len(found)))
+            self._fail(group, ALONE.format(size=size, rows=len(named_places)))
             return None
-        ordered = [found[index] for index in range(size)]
-        live = self._live.get(group)
+        ordered = [named_places[index] for index in range(size)]
+        live = self.open(ordered[0][1], ordered[0][0])
         if live is None:
-            live = self._live[group] = self.open_group(ordered[0][1], ordered[0][0])
-            self.counts.groups += 1
+            self._fail(group, self._broken[group])
+            return None
         members = [SampledMember(rows[name], place) for name, place in ordered]
-        combination = live.combine_terms([logits[member.row] for member in members])
+        main = members[0].row
+        readouts = self.read_layers(main, logits[main], live.readouts) if live.readouts else {}
+        combination = live.combine_terms([logits[member.row] for member in members], readouts)
         self._sampled[group] = members
         return combination
 
@@ -144,7 +161,7 @@ class GroupSampler:
 
     def _check_finite(self, raw: Tensor, combined: Tensor) -> None:
         """Let groups fail in which a row, raw or combined, has no finite best token; the device is waited for once."""
-        members = [(group, member) for group, found in self._sampled.items() for member in found]
+        members = [(group, member) for group, named_places in self._sampled.items() for member in named_places]
         if not members:
             return
         rows = [member.row for _, member in members]

@@ -1,6 +1,6 @@
-"""Schedulers of vLLM that admit, sample, preempt and end the requests of a group as one.
+"""The scheduler of vLLM that admits, samples, preempts and ends the requests of a group as one.
 
-They override private hooks of the scheduler of vLLM 0.32; the stress test of the groups is the contract with it.
+It overrides private hooks of the scheduler of vLLM 0.32; the stress test of the groups is the contract with it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -28,8 +27,8 @@ INCOMPLETE = "Members of the group did not come within {seconds:.0f} seconds."
 PARTNER = "A branch of the group ended before its main request."
 
 
-class GangScheduling(Scheduler):
-    """What a scheduler needs to keep groups in step; a mixin before `Scheduler` or `AsyncScheduler`.
+class GangScheduler(Scheduler):
+    """The scheduler with groups kept in step.
 
     In every step either all members of a group are sampled, or none. Members run their prompts as any request does, but stop one
     token before the end until all have come there. Groups that can be sampled come first in a step, and the blocks they need are
@@ -158,24 +157,19 @@ class GangScheduling(Scheduler):
                 self._admitting = None
 
     def _choose_stepping_groups(self) -> None:
-        """Choose which groups are sampled in this step, put them first, and make room for them."""
+        """Choose which groups are sampled in this step, make room for them, and put them first."""
         self._stepping = set()
-        if self._admitting is not None and self._admitting.is_complete and self._runs_whole(self._admitting):
+        if self._admitting is not None and all(map(_is_running, self._admitting)):
             self._admitting = None
-        budget, needed, order = self.max_num_scheduled_tokens, 0, []
+        budget, needed = self.max_num_scheduled_tokens, 0
         for group in list(self.groups.groups.values()):
-            running = frozenset(request.request_id for request in self.running)
-            if group.size > budget or not groups.is_ready(group, running):
+            if group.size > budget or not groups.is_ready(group, _is_running):
                 continue
-            needed += (blocks := groups.next_blocks(group, self.block_size))
-            if not self._make_room(group, needed):
-                needed -= blocks
-                continue
-            self._stepping.add(group.id)
-            order += list(group)
-            budget -= group.size
-        chosen = {request.request_id for request in order}
-        self.running = order + [request for request in self.running if request.request_id not in chosen]
+            blocks = groups.next_blocks(group, self.block_size)
+            if self._make_room(group, needed + blocks):
+                self._stepping.add(group.id)
+                budget, needed = budget - group.size, needed + blocks
+        self.running.sort(key=lambda request: not self._is_stepping(request))
 
     def _make_room(self, group: RequestGroup, needed: int) -> bool:
         """Preempt from the tail until that many blocks are free; groups that were chosen before are left alone."""
@@ -196,14 +190,11 @@ class GangScheduling(Scheduler):
         return group is not None and group.id in self._stepping
 
     def _preempt(self, requests: Iterable[Request]) -> None:
-        now = time.monotonic()
+        timestamp = time.monotonic()
         for request in reversed(list(requests)):
             self.running.remove(request)
-            self._preempt_request(request, now)
+            self._preempt_request(request, timestamp)
             self._made_room = True
-
-    def _runs_whole(self, group: RequestGroup) -> bool:
-        return all(request.status == RequestStatus.RUNNING for request in group)
 
     def _report_failure(self, name: str, reason: str, outputs: dict[int, EngineCoreOutputs]) -> None:
         """End a group, and let main's request end with an error in place of what this step gave it."""
@@ -251,9 +242,5 @@ class GangScheduling(Scheduler):
         return int(self.kv_cache_manager.block_pool.num_gpu_blocks) - 1
 
 
-class GangScheduler(GangScheduling):
-    """The scheduler with groups."""
-
-
-class AsyncGangScheduler(GangScheduling, AsyncScheduler):
-    """The scheduler of asynchronous scheduling with groups."""
+def _is_running(request: Request) -> bool:
+    return bool(request.status == RequestStatus.RUNNING)

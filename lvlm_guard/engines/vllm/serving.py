@@ -155,27 +155,35 @@ class VllmEngine:
             request.fail(error)
 
     def _queue_choices(self, request: OpenJob) -> None:
-        """Queue a request of the engine for each choice."""
+        """Queue a request of the engine for each choice.
+
+        Raises:
+            ApiError: Prompt and answer exceed the context.
+        """
         job = request.job
-        prompt = self._write_prompt(job.messages)
-        rendered = self._llm.render(prompt)
+        rendered = self._llm.render(self._write_prompt(job.messages))
         length = len(rendered["prompt_token_ids"])
-        room = self._llm.model_config.max_model_len - length
-        if room < (job.max_tokens or 1):
+        limit = self._limit_tokens(job, length)
+        self._lengths[request] = length
+        stack = self._stacks[job.stack] if job.has_pictures else Stack.of(None)
+        for choice in range(job.choices):
+            row = AnswerRow(request, choice, AnswerText(self._decode, job.stops), self._ends, limit)
+            request.rows.append(row)
+            name = self._llm.add(rendered, self._choose_parameters(job, choice, limit), stack)
+            self._rows[name] = row
+
+    def _limit_tokens(self, job: ChatJob, length: int) -> int:
+        """Return how many tokens an answer may have behind a prompt of some length."""
+        context = int(self._llm.model_config.max_model_len)
+        if context - length < (job.max_tokens or 1):
             raise ApiError(
                 400,
-                f"This model's maximum context length is {length + room} tokens. The prompt has {length}, pictures included, and the "
-                f"answer may have {job.max_tokens or 1}. Shorten one of them.",
+                f"This model's maximum context length is {context} tokens. The prompt has {length}, pictures included, and the answer "
+                f"may have {job.max_tokens or 1}. Shorten one of them.",
                 "context_length_exceeded",
                 param="messages",
             )
-        self._lengths[request] = length
-        for choice in range(job.choices):
-            limit = min(job.max_tokens or self._limits.max_tokens, room)
-            row = AnswerRow(request, choice, AnswerText(self._decode, job.stops), self._ends, limit)
-            request.rows.append(row)
-            stack = self._stacks[job.stack] if job.has_pictures else Stack.of(None)
-            self._rows[self._llm.add(rendered, self._choose_parameters(job, choice, limit), stack)] = row
+        return min(job.max_tokens or self._limits.max_tokens, context - length)
 
     def _write_prompt(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
         text = str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
@@ -257,5 +265,5 @@ class VllmEngine:
 def _list_ends(llm: GuardedLLM) -> frozenset[int]:
     """Return ids that end an answer."""
     named = llm.model_config.try_get_generation_config().get("eos_token_id")
-    own = llm.get_tokenizer().eos_token_id
-    return frozenset(named if isinstance(named, list) else [named if isinstance(named, int) else own])
+    of_tokenizer = llm.get_tokenizer().eos_token_id
+    return frozenset(named if isinstance(named, list) else [named if isinstance(named, int) else of_tokenizer])

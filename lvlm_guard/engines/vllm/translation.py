@@ -50,13 +50,16 @@ class DescribedGroup:
     branches: Mapping[Hashable, GroupMember]
 
 
-def describe_group(request: Request, strategies: StrategyCalls, model: ModelInfo) -> DescribedGroup:
+def describe_group(
+    request: Request, strategies: StrategyCalls, model: ModelInfo, *, reads_layers: bool = False
+) -> DescribedGroup:
     """Ask the strategies what they want done, and return it as prompts of one group.
 
     Args:
         request: The user's, with one row.
         strategies: Those of the stack.
         model: The model that answers.
+        reads_layers: Whether the engine can read its inner layers.
 
     Raises:
         StrategyRefused: A strategy needs what a group of requests does not have, or cannot work on this request.
@@ -66,12 +69,12 @@ def describe_group(request: Request, strategies: StrategyCalls, model: ModelInfo
     gen = create_generation(request)
     gen.model = model
     edited = _edit_main(request, strategies, gen)
-    plan = plan_group(strategies, gen)
+    plan = plan_group(strategies, gen, reads_layers=reads_layers)
     branches = {key: _build_member(branch, edited) for key, branch in plan.branches.items()}
     return DescribedGroup(_as_member(edited.inputs), branches)
 
 
-def plan_group(strategies: StrategyCalls, gen: Generation) -> Plan:
+def plan_group(strategies: StrategyCalls, gen: Generation, *, reads_layers: bool) -> Plan:
     """Return the branches of a group; strategies prepare their state in `gen`.
 
     Raises:
@@ -84,7 +87,7 @@ def plan_group(strategies: StrategyCalls, gen: Generation) -> Plan:
         plan = build_plan(call)
     except _PromptRunRefused as refusal:
         raise lacking(_name_strategy(refusal), PROMPT_STATES) from None
-    refuse_plan(plan)
+    refuse_plan(plan, gen.model.depth, reads_layers=reads_layers)
     return plan
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from lvlm_guard.engines.vllm.groups import Membership, read_membership
+from lvlm_guard.engines.vllm.layer_reading import LayerReader
 from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
 from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
 from lvlm_guard.engines.vllm.translation import describe_model
+from lvlm_guard.errors import ModelRefused
 from lvlm_guard.request.fences import find_placeholder
 
 
@@ -72,7 +75,8 @@ class RunnerGuard:
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
-        self.sampler = GroupSampler(self._open_group)
+        self.sampler = GroupSampler(self._open_group, self._read_layers)
+        self._reader, self._unread = self._find_reader()
         self._stacks = StackCache()
         self._mains: dict[str, str] = {}  # requests of main, by group
 
@@ -80,23 +84,34 @@ class RunnerGuard:
         """Put hooks on the runner's sampler; returns what takes them off."""
         before = self._runner.sampler.register_forward_pre_hook(self._combine, with_kwargs=True)
         after = self._runner.sampler.register_forward_hook(self._share)
+        opening = self._runner.model.register_forward_pre_hook(self._prepare_step)
+        undo_reading = (lambda: None) if self._reader is None else self._reader.install()
 
         def undo() -> None:
-            before.remove()
-            after.remove()
+            for hook in (before, after, opening):
+                hook.remove()
+            undo_reading()
 
         return undo
 
     def attach_failures(self, output: Any) -> Any:
         """Return a runner's output that carries which groups failed in its step."""
-        if not self.sampler.failures:
+        if not self.sampler.failures or not isinstance(output, (AsyncModelRunnerOutput, ModelRunnerOutput)):
             return output
-        failures, self.sampler.failures = dict(self.sampler.failures), {}
+        failures, self.sampler.failures = self.sampler.failures, {}
         if isinstance(output, AsyncModelRunnerOutput):
             return FailingOutput(output, failures)
-        if isinstance(output, ModelRunnerOutput):
-            output.guard_failures = failures  # our scheduler reads it
+        output.guard_failures = failures  # our scheduler reads it
         return output
+
+    def _find_reader(self) -> tuple[LayerReader | None, str]:
+        """Return what reads layers, or why there is nothing."""
+        if not self._runner.model_config.enforce_eager:
+            return None, "Inner layers are read without compilation alone: set enforce_eager=True."
+        try:
+            return LayerReader(self._runner.model, self._find_rows), ""
+        except ModelRefused as refusal:
+            return None, str(refusal)
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -106,6 +121,32 @@ class RunnerGuard:
     @functools.cached_property
     def _placeholder(self) -> int | None:
         return find_placeholder(self._runner.model_config.hf_config, None)
+
+    def _prepare_step(self, _module: Any, _args: Any) -> None:
+        """Open the groups whose main request is in the step, and say which layers they read."""
+        if self._reader is None:
+            return
+        mains = [(name, place) for name, place in self._find_places().items() if place.index == 0]
+        opened = [self.sampler.open(place, name) for name, place in mains]
+        self._reader.wanted = {layer for group in opened if group is not None for layer, _ in group.readouts}
+
+    def _find_rows(self) -> Tensor:
+        """Return the index of the last position of each request of the step."""
+        count = len(self._runner.input_batch.req_ids)
+        return self._runner.query_start_loc.gpu[1 : count + 1].long() - 1
+
+    def _read_layers(
+        self, row: int, logits: Tensor, readouts: Collection[tuple[int, bool]]
+    ) -> dict[tuple[int, bool], Tensor]:
+        """Return logits `[vocab]` of layers at a row, by (layer, whether normed)."""
+        if self._reader is None:
+            raise ModelRefused(self._unread)
+        read: dict[tuple[int, bool], Tensor] = {}
+        for normed in {normed for _, normed in readouts}:
+            layers = sorted(layer for layer, is_normed in readouts if is_normed == normed)
+            of_layers = self._reader.read(row, layers, logits, final_norm=normed)
+            read |= {(layer, normed): values for layer, values in zip(layers, of_layers, strict=True)}
+        return read
 
     def _combine(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the logits that the sampler gets, where a row is of a group."""
@@ -128,12 +169,12 @@ class RunnerGuard:
         """Return the places of the requests of this step that belong to groups."""
         requests = self._runner.requests
         names = self._runner.input_batch.req_ids
-        found = {name: read_membership(requests[name].sampling_params) for name in names if name in requests}
+        places = {name: read_membership(requests[name].sampling_params) for name in names if name in requests}
         for group, name in list(self._mains.items()):
             if name not in requests:
                 self.sampler.forget(group)
                 del self._mains[group]
-        return {name: place for name, place in found.items() if place is not None}
+        return {name: place for name, place in places.items() if place is not None}
 
     def _open_group(self, place: Membership, name: str) -> LiveGroup:
         assert place.stack is not None

@@ -1,0 +1,91 @@
+"""Next-token logits of inner layers at the rows that a step samples; for models that run without compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lvlm_guard.errors import ModelRefused
+
+TOLERANCE = 1e-3
+
+
+class LayerReader:
+    """Keeps what decoder layers put out at the last position of each request, and reads it as the model reads its last layer.
+
+    Args:
+        model: The model of a runner, V1.
+        find_rows: Returns the index of the last position of each request of the step, int64 `[requests]`.
+
+    Raises:
+        ModelRefused: The decoder's layers, its final norm or its head cannot be found.
+    """
+
+    def __init__(self, model: Any, find_rows: Callable[[], Tensor]) -> None:
+        language: Any = getattr(model, "get_language_model", lambda: model)()
+        decoder: Any = getattr(language, "model", None)
+        parts: list[Any] = [getattr(decoder, name, None) for name in ("layers", "norm")]
+        if None in parts or not hasattr(language, "compute_logits"):
+            raise ModelRefused(
+                f"{type(language).__name__} shows no layers, final norm or head, so its layers cannot be read out."
+            )
+        self._layers, self._norm = parts
+        self._compute_logits: Callable[[Tensor], Tensor] = language.compute_logits
+        self._find_rows = find_rows
+        self._states: dict[int, Tensor] = {}
+        self._is_checked = False
+        self.wanted: Collection[int] = ()
+
+    def install(self) -> Callable[[], None]:
+        """Put hooks on the layers; returns what takes them off."""
+        hooks = [layer.register_forward_hook(self._keep(number)) for number, layer in enumerate(self._layers, 1)]
+
+        def undo() -> None:
+            for hook in hooks:
+                hook.remove()
+
+        return undo
+
+    def read(self, row: int, layers: Sequence[int], logits: Tensor, *, final_norm: bool) -> Tensor:
+        """Return logits `[layers, vocab]` of some layers at the row of a request, as the last forward left them.
+
+        Args:
+            row: Index of the request in the step.
+            layers: Their outputs, counted from 1.
+            logits: The model's own at that row `[vocab]`, by which the way of reading is checked once.
+            final_norm: Whether the final norm comes first.
+
+        Raises:
+            ModelRefused: The last layer, read this way, differs from the logits, or a layer did not run.
+        """
+        depth = len(self._layers)
+        missing = {*layers, depth} - self._states.keys()
+        if missing:
+            raise ModelRefused(f"Layers {sorted(missing)} gave no output that can be read: set enforce_eager=True.")
+        if not self._is_checked:
+            self._check(self._states[depth][row], logits)
+        states = torch.stack([self._states[layer][row] for layer in layers])
+        return self._compute_logits(self._norm(states) if final_norm else states)
+
+    def _check(self, last: Tensor, logits: Tensor) -> None:
+        read = self._compute_logits(self._norm(last[None]))[0].float()
+        error = float((read - logits.float()).abs().max() / logits.float().abs().max())
+        if not error <= TOLERANCE * (1 if last.dtype == torch.float32 else 30):
+            raise ModelRefused(
+                f"Reading the last layer through norm and head differs from the logits by {error:.3g} of their size, so inner layers "
+                "cannot be read out."
+            )
+        self._is_checked = True
+
+    def _keep(self, number: int) -> Callable[..., None]:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            if self.wanted and (number in self.wanted or number == len(self._layers)):
+                hidden, residual = output if isinstance(output, tuple) else (output, None)
+                rows = self._find_rows()
+                states = hidden.index_select(0, rows)
+                self._states[number] = states if residual is None else states + residual.index_select(0, rows)
+
+        return keep
