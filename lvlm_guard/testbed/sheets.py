@@ -61,10 +61,10 @@ def check_split(world: str, split: str | None) -> str:
     Raises:
         InputError: The world has no such split.
     """
-    known = _WORLDS[world].splits
-    if split is not None and split not in known:
-        raise InputError(f"no split named {quote(split)}.{nearest(split, known)}")
-    return known[0] if split is None else split
+    names = _WORLDS[world].splits
+    if split is not None and split not in names:
+        raise InputError(f"no split named {quote(split)}.{nearest(split, names)}")
+    return names[0] if split is None else split
 
 
 def draw_png(world: str, split: str, seed: int, count: int | None) -> bytes:

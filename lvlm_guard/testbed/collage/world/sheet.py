@@ -8,8 +8,8 @@ from PIL import Image
 
 from lvlm_guard.testbed.collage.world.captions import caption
 from lvlm_guard.testbed.collage.world.picture_parts import open_pictures
-from lvlm_guard.testbed.collage.world.pictures import Pictures
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import RENDERING, scene
 from lvlm_guard.testbed.world.sheet import TILE, Tile, draw_tiles
 
@@ -28,9 +28,9 @@ def draw_sheet(split: str, count: int, seed: int = 0, folder: Path | None = None
     """
     drawn = [scene(split, index, seed) for index in range(count)]
     pictures = open_pictures(RENDERING[split], folder)
-    return draw_tiles([_tile(one, pictures) for one in drawn])
+    return draw_tiles([_tile(collage, pictures) for collage in drawn])
 
 
-def _tile(drawn: Scene, pictures: Pictures) -> Tile:
+def _tile(drawn: CollageScene, pictures: ThingPictures) -> Tile:
     picture = drawn.draw(pictures).resize((TILE, TILE), Image.Resampling.BICUBIC)
     return Tile(picture, drawn.name, (caption(drawn),))

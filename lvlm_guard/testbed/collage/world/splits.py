@@ -9,7 +9,7 @@ import numpy as np
 
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.testbed.collage.world.free import compose_free
-from lvlm_guard.testbed.collage.world.scenes import EVIDENCE, Evidence, Scene
+from lvlm_guard.testbed.collage.world.scenes import EVIDENCE, CollageScene, PictureWeakness
 from lvlm_guard.testbed.collage.world.twins import Twins, compose_twins
 
 SPLITS: Mapping[str, int] = MappingProxyType({"train": 1, "calibration": 2, "iid": 3, "shift": 4})
@@ -24,7 +24,7 @@ RENDERING: Mapping[str, str] = MappingProxyType(
 """By which rendering the scenes of a split are drawn."""
 
 
-def scene(split: str, index: int, seed: int = 0, evidence: Evidence = EVIDENCE) -> Scene:
+def scene(split: str, index: int, seed: int = 0, evidence: PictureWeakness = EVIDENCE) -> CollageScene:
     """Return scene number `index` of a split, whatever other scenes were made before it.
 
     Raises:
@@ -36,7 +36,7 @@ def scene(split: str, index: int, seed: int = 0, evidence: Evidence = EVIDENCE) 
     return twins(split, index // 2, seed, evidence).scenes[index % 2]
 
 
-def twins(split: str, number: int, seed: int = 0, evidence: Evidence = EVIDENCE) -> Twins:
+def twins(split: str, number: int, seed: int = 0, evidence: PictureWeakness = EVIDENCE) -> Twins:
     """Return the two scenes `2 * number` and `2 * number + 1` of a split that comes in twins.
 
     Raises:
