@@ -40,6 +40,16 @@ def test_the_facts_of_a_scene_are_the_same_on_every_machine() -> None:
     assert hashlib.sha256(repr(facts).encode()).hexdigest()[:12] == "693e91fbf7eb"
 
 
+def test_flat_scenes_have_no_habits() -> None:
+    groups = [group for index in range(1500) for group in scene("flat", index).groups]
+    coloured = [group.colour == habits().colour[group.name] for group in groups if group.colour]
+    sized = [group.size == habits().size[group.name] for group in groups if group.size]
+    assert abs(np.mean(coloured) - 1 / len(COLOURS)) < 0.03
+    assert abs(np.mean(sized) - 0.5) < 0.04
+    scenes = [scene("flat", index).present for index in range(1500)]
+    assert np.mean([any(habits().partner[name] in present for name in present) for present in scenes]) < 0.01
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_copies_lie_in_their_quarter_and_none_over_another(split: str) -> None:
     for index in range(120):
@@ -133,9 +143,10 @@ def test_scenes_that_there_are_not_are_refused(split: str, index: int, seed: int
         scene(split, index, seed)
 
 
-def test_the_training_has_no_twins() -> None:
+@pytest.mark.parametrize("split", ["train", "flat"])
+def test_the_training_has_no_twins(split: str) -> None:
     with pytest.raises(InputError, match="one by one"):
-        twins("train", 0)
+        twins(split, 0)
 
 
 @pytest.mark.collage

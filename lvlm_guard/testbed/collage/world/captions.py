@@ -24,7 +24,12 @@ _LISTS = (
 
 def caption(scene: CollageScene) -> str:
     """Return the true caption in the wording that is measured: everything that is there, with all that is known of it."""
-    return _LISTS[0].format(_listed([phrase(group) for group in spoken_order(scene, None)]))
+    return describe_groups(spoken_order(scene, None))
+
+
+def describe_groups(groups: Sequence[ThingGroup]) -> str:
+    """Return a caption of groups in their order, in the wording that is measured."""
+    return _LISTS[0].format(_listed([phrase(group) for group in groups]))
 
 
 def write_caption(scene: CollageScene, rng: np.random.Generator) -> str:

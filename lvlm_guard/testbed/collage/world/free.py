@@ -41,6 +41,8 @@ class Lean:
 
 
 LEAN = Lean()
+FLAT = Lean(partner=0.0, colour=1 / len(COLOURS), number=1 / len(NUMBERS), size=0.5, order=0.5)
+"""No lean at all: every value as often as chance has it."""
 _HOW_MANY = (0.12, 0.28, 0.32, 0.28)
 """Chances of one to four things."""
 
