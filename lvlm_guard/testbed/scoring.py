@@ -9,7 +9,7 @@ from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.scoring.habits import count_half
 from lvlm_guard.bench.scoring.intervals import Statistic, mean_share, yes_no_counts
 from lvlm_guard.bench.scoring.measures import Counts
-from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption, parse_word, parse_yes_no
+from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption, parse_yes_no
 from lvlm_guard.deprecation import moved_names
 from lvlm_guard.testbed.reading import WorldReading
 from lvlm_guard.testbed.world.reading import DRAWN
@@ -25,7 +25,7 @@ def is_right(answer: AnsweredItem, world: WorldReading = DRAWN) -> bool:
     """Whether a short answer says what is true."""
     truth, kind = answer.item.truth, answer.item.kind
     if kind in world.answers:
-        return parse_word(answer.text, world.answers[kind]) == truth
+        return world.read_word(kind, answer.text) == truth
     return parse_yes_no(answer.text) == (truth == "yes")
 
 
@@ -45,7 +45,7 @@ class ColourCounts:
 def caption_colours(answer: AnsweredItem, world: WorldReading = DRAWN) -> ColourCounts:
     """Count the colours of a caption; objects that are not there have no true colour and are left out."""
     coloured = world.coloured(answer.item, answer.text)
-    return ColourCounts(len(coloured), sum(said != true for said, true in coloured))
+    return ColourCounts(len(coloured), sum(spoken_colour != true for spoken_colour, true in coloured))
 
 
 def has_kind(kind: str, answer: AnsweredItem) -> bool:
@@ -195,10 +195,10 @@ def count_miscoloured_by_habit(answer: AnsweredItem, world: WorldReading = DRAWN
     """Return (in a wrong colour, named with a colour) of the objects in their typical colour, then of the others."""
     true = world.colours(answer.item)
     counts = [0.0] * 4
-    for said, name in world.mentions(answer.text):
-        if said is not None and name in true:
+    for spoken_colour, name in world.mentions(answer.text):
+        if spoken_colour is not None and name in true:
             at = 0 if true[name] == world.typical_colour[name] else 2
-            counts[at] += said != true[name]
+            counts[at] += spoken_colour != true[name]
             counts[at + 1] += 1
     return tuple(counts)
 
