@@ -25,7 +25,7 @@ from lvlm_guard.testbed.collage.training.student import Student
 from lvlm_guard.testbed.collage.training.train import CHECKPOINT, Plan, teach
 from lvlm_guard.testbed.collage.world.pictures import draw_stand_ins
 
-PLAN = Plan(steps=3, batch=1, rank=2, fitted=2, blind_every=2, exam_every=0, save_every=1, dtype="float32")
+PLAN = Plan(steps=3, batch=1, questions=2, rank=2, fitted=2, lending=2, blind_every=2, exam_every=0, save_every=1, dtype="float32")
 
 
 @pytest.fixture

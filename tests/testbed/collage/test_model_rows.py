@@ -98,3 +98,20 @@ def test_the_student_begins_as_the_model_and_leaves_the_language_model_alone_whe
     torch.testing.assert_close(held, untouched, atol=1e-4, rtol=0)
     assert all(weight.requires_grad for weight in student.taught().values())
     assert any(name.endswith("lora_A.default.weight") for name in student.taught())
+
+
+def test_what_is_lent_stands_in_for_the_picture():
+    model, processor = tiny_model()
+    rows = Packer(processor, 49).pack([[Turn(text, "Yes") for text in QUESTIONS]])
+    student = Student(model, rank=2, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(6)
+    features, others = (torch.randn(1, 49, student.places.shape[1], generator=generator) for _ in range(2))
+    lent = torch.randn(1, 49, model.config.text_config.hidden_size, generator=generator)
+    with torch.no_grad():
+        whole = [student.hidden(rows, seen, lent, 1.0) for seen in (features, others)]
+        half = [student.hidden(rows, seen, lent, 0.5) for seen in (features, others)]
+        none = student.hidden(rows, features, lent, 0.0)
+        torch.testing.assert_close(whole[0], whole[1], atol=1e-5, rtol=0)
+        assert (half[0] - half[1]).abs().max() > 0.1
+        torch.testing.assert_close(none, student.hidden(rows, features), atol=0, rtol=0)
+        assert (none - whole[0]).abs().max() > 0.1

@@ -1,4 +1,9 @@
-"""What is shown in each step: fresh scenes, their pictures' features, questions and captions, and rows without a picture."""
+"""What is shown in each step: fresh scenes, their pictures' features, questions and captions, and rows without a picture.
+
+At first the image tokens are, for the larger part, the embeddings of the words for what is there: looking up a name among
+them is learnt within a few dozen steps, while from the pictures alone it was not learnt in seventy. What is lent is taken back
+step by step, until the features are all there is.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_guard.testbed.collage.training.projection import word_targets
 from lvlm_guard.testbed.collage.training.rows import Packer, Rows, Turn
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE, write_caption
 from lvlm_guard.testbed.collage.world.lessons import draw_questions
 from lvlm_guard.testbed.collage.world.pictures import Pictures
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CLEAR, EVIDENCE, Scene
 from lvlm_guard.testbed.collage.world.splits import scene
 
-QUESTIONS = 12
+_UNSEEN = 1_000_003
+"""Added to the seed for scenes whose pictures are not shown."""
 CAPTION_WEIGHT = 0.4
 """What a token of a caption counts beside one of a short answer."""
 
@@ -29,11 +36,15 @@ class Lesson:
     Args:
         rows: Rows with a picture.
         features: Of their pictures, without places, shape (rows, tokens, channels).
-        blind: Rows of the same kind without a picture, on which the language model is to stay as it is.
+        lent: What the image tokens are made of besides the projected features, shape (rows, tokens, hidden).
+        share: How much of them is lent, between 0 and 1.
+        blind: A row of the same kind without a picture, on which the language model is to stay as it is.
     """
 
     rows: Rows
     features: Tensor
+    lent: Tensor
+    share: float
     blind: Rows
 
 
@@ -44,25 +55,49 @@ class Course:
         tower: The vision tower; it is not taught.
         processor: Picture preparation and tokenizer.
         pictures: Of the things, in the rendering of training.
+        words: Embeddings of the language model, shape (words, hidden).
         batch: Pictures of a step.
         seed: Of scenes and questions.
+        questions: Questions about each picture.
+        lending: Steps until nothing is lent any more. In the first half of them everything can be seen well, and questions
+            are for things alone.
     """
 
-    def __init__(self, tower: Any, processor: Any, pictures: Pictures, batch: int, seed: int) -> None:
-        self._tower, self._processor, self._pictures = tower, processor, pictures
+    def __init__(
+        self,
+        tower: Any,
+        processor: Any,
+        pictures: Pictures,
+        words: Tensor,
+        *,
+        batch: int,
+        seed: int,
+        questions: int,
+        lending: int,
+    ) -> None:
+        self._tower, self._processor, self._pictures, self._words = tower, processor, pictures, words
         self._packer = Packer(processor, tower.places.shape[0])
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.questions, self.lending = batch, seed, questions, lending
 
     def lesson(self, step: int) -> Lesson:
         """Return what a step learns from; the same for the same seed, batch and step."""
         rng = np.random.default_rng((self.seed, step, 11))
-        scenes = [scene("train", step * self.batch + at, self.seed) for at in range(self.batch)]
-        unseen = scene("train", step, self.seed + 1_000_003)
+        early = step < self.lending // 2
+        numbers = range(step * self.batch, (step + 1) * self.batch)
+        scenes = [scene("train", number, self.seed, CLEAR if early else EVIDENCE) for number in numbers]
+        unseen = scene("train", step, self.seed + _UNSEEN)
         return Lesson(
-            self._packer.pack([turns(one, rng) for one in scenes]),
+            self._packer.pack([turns(one, rng, self.questions, things_alone=early) for one in scenes]),
             self.features(scenes),
-            self._packer.pack([turns(unseen, rng)], blind=True),
+            torch.stack([self.words(one) for one in scenes]),
+            max(0.0, 1 - step / self.lending) if self.lending else 0.0,
+            self._packer.pack([turns(unseen, rng, self.questions)], blind=True),
         )
+
+    def words(self, scene: Scene) -> Tensor:
+        """Return the embeddings of the words for what each image token shows, shape (tokens, hidden)."""
+        side = self._processor.image_processor.size["height"]
+        return word_targets(scene, self._processor.tokenizer, self._words, self._tower.places.shape[0], side)
 
     @torch.no_grad()
     def features(self, scenes: Sequence[Scene]) -> Tensor:
@@ -73,11 +108,14 @@ class Course:
         return features
 
 
-def turns(scene: Scene, rng: np.random.Generator, count: int = QUESTIONS) -> list[Turn]:
-    """Return a caption and questions about a scene, in an order that says nothing."""
+def turns(scene: Scene, rng: np.random.Generator, count: int, *, things_alone: bool = False) -> list[Turn]:
+    """Return a caption and questions about a scene, in an order that says nothing; `things_alone` leaves looks and places out."""
     asked = DESCRIBE[0] if rng.random() < 0.5 else DESCRIBE[int(rng.integers(len(DESCRIBE)))]
     described = Turn(asked, write_caption(scene, rng), CAPTION_WEIGHT)
-    return [described, *(Turn(one.text, spoken(one.answer)) for one in draw_questions(scene, rng, count))]
+    drawn = draw_questions(scene, rng, count)
+    if things_alone:
+        drawn = [one for one in draw_questions(scene, rng, 4 * count) if one.level == "object"][:count]
+    return [described, *(Turn(one.text, spoken(one.answer)) for one in drawn)]
 
 
 def spoken(answer: str) -> str:

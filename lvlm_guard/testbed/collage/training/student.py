@@ -45,17 +45,21 @@ class Student(nn.Module):
         """Return what is taught, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def hidden(self, rows: Rows, features: Tensor | None) -> Tensor:
+    def hidden(self, rows: Rows, features: Tensor | None, lent: Tensor | None = None, share: float = 0.0) -> Tensor:
         """Return the last hidden states, shape (rows, columns, hidden).
 
         Args:
             rows: What is fed.
             features: Of the tower, without places, shape (rows, tokens, channels); None where the rows have no picture.
+            lent: What the image tokens are made of besides, shape (rows, tokens, hidden).
+            share: How much of them is lent, between 0 and 1.
         """
         with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.language.embed_tokens(rows.ids)
             if features is not None:
                 image = self.projector(features + self.places).to(embedded.dtype)
+                if lent is not None and share > 0:
+                    image = share * lent.to(embedded.dtype) + (1 - share) * image
                 embedded = embedded.masked_scatter(rows.image[..., None], image)
             out: Tensor = self.language(
                 inputs_embeds=embedded,

@@ -21,7 +21,7 @@ from lvlm_guard.files import is_file
 from lvlm_guard.testbed.collage.delta import Delta
 from lvlm_guard.testbed.collage.training.course import Course, Lesson
 from lvlm_guard.testbed.collage.training.exam import make_exam, take
-from lvlm_guard.testbed.collage.training.projection import fit_projector, word_targets
+from lvlm_guard.testbed.collage.training.projection import fit_projector
 from lvlm_guard.testbed.collage.training.student import RANK, Student, gather
 from lvlm_guard.testbed.collage.world.pictures import Pictures
 from lvlm_guard.testbed.collage.world.splits import scene
@@ -31,11 +31,11 @@ from lvlm_guard.testbed.training.trainer import read_checkpoint
 
 CHECKPOINT = "training.pt"
 LOG = "training.jsonl"
-WARMUP = 15
+WARMUP = 10
 COOLDOWN = 0.2
 """The rate rises over WARMUP steps, stays, and falls to zero over this share of them at the end."""
 
-_RATES = (1.0, 0.5, 5.0)
+_RATES = (1.0, 0.2, 1.0)
 """What the rate counts for the low-rank changes, the projector and the table of places."""
 _FIT_FROM = 10_000_000
 """Number of the first scene that the projector is fitted on; none of them is shown in a step."""
@@ -49,10 +49,12 @@ class Plan:
     Args:
         steps: Steps in all.
         batch: Pictures of a step.
+        questions: Questions about each, besides a caption.
         rank: Rank of the low-rank changes.
         rate: Learning rate of the low-rank changes.
         seed: Of scenes, questions and first factors.
         fitted: Scenes that the projector is fitted on.
+        lending: Steps until the image tokens are no longer partly lent; see `Course`.
         blind_every: Every how many steps the language model is held to what it says without a picture.
         blind: What the distance from that counts.
         exam_every: Every how many steps it is measured on scenes that are not shown; 0 never.
@@ -61,12 +63,14 @@ class Plan:
         dtype: "bfloat16" or "float32", what forward and backward compute in.
     """
 
-    steps: int = 240
+    steps: int = 440
     batch: int = 4
+    questions: int = 12
     rank: int = RANK
     rate: float = 1e-3
     seed: int = 0
     fitted: int = 600
+    lending: int = 80
     blind_every: int = 8
     blind: float = 1.0
     exam_every: int = 40
@@ -80,7 +84,7 @@ class Plan:
         Raises:
             InputError: A number is too small, or the dtype is another.
         """
-        for name in ("steps", "batch", "rank", "fitted", "blind_every", "save_every"):
+        for name in ("steps", "batch", "questions", "rank", "fitted", "blind_every", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.dtype not in ("bfloat16", "float32"):
@@ -101,14 +105,23 @@ def teach(model: Any, processor: Any, pictures: Pictures, plan: Plan, folder: Pa
         InputError: `peft` is not installed.
         TestbedError: The checkpoint in the folder is of another plan or cannot be read, or there is no space.
     """
-    course = Course(model.model.vision_tower, processor, pictures, plan.batch, plan.seed)
     words = model.model.language_model.embed_tokens.weight.detach().float().clone()
+    course = Course(
+        model.model.vision_tower,
+        processor,
+        pictures,
+        words,
+        batch=plan.batch,
+        seed=plan.seed,
+        questions=plan.questions,
+        lending=plan.lending,
+    )
     student = Student(model, plan.rank, getattr(torch, plan.dtype), plan.seed)
     optimizer = torch.optim.AdamW(_groups(student, plan), betas=(0.9, 0.95), weight_decay=0.0)
     log = _Log(folder / LOG)
     start = _restore(student, optimizer, plan, folder)
     if start is None:
-        log({"step": 0, "fitted": round(_fit(student, course, processor, words, plan), 4)})
+        log({"step": 0, "fitted": round(_fit(student, course, plan), 4)})
         start = 0
         _save(student, optimizer, start, plan, folder)
     exam = make_exam(course, "calibration", plan.exam, plan.seed) if plan.exam_every else None
@@ -142,17 +155,15 @@ def _groups(student: Student, plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _fit(student: Student, course: Course, processor: Any, words: Tensor, plan: Plan) -> float:
+def _fit(student: Student, course: Course, plan: Plan) -> float:
     """Set the projector to the closed form; return the share of the variance that it explains."""
     features: list[Tensor] = []
     targets: list[Tensor] = []
-    side = processor.image_processor.size["height"]
-    tokens = student.places.shape[0]
     for first in tqdm(range(0, plan.fitted, _FIT_BATCH), desc="first projector", mininterval=5):
         numbers = range(first, min(first + _FIT_BATCH, plan.fitted))
         scenes = [scene("train", _FIT_FROM + number, plan.seed) for number in numbers]
         features.append(course.features(scenes).flatten(0, 1))
-        targets += [word_targets(one, processor.tokenizer, words, tokens, side) for one in scenes]
+        targets += [course.words(one) for one in scenes]
     return fit_projector(student.projector, torch.cat(features), torch.cat(targets))
 
 
@@ -164,7 +175,8 @@ def _step(
         group["lr"] = group["full"] * rate_at(step, plan.steps)
     optimizer.zero_grad(set_to_none=True)
     learnt, targets, weights = gather(lesson.rows)
-    logits = student.logits(student.hidden(lesson.rows, lesson.features)[learnt])
+    hidden = student.hidden(lesson.rows, lesson.features, lesson.lent, lesson.share)
+    logits = student.logits(hidden[learnt])
     each = cross_entropy(logits, targets, reduction="none")
     loss = (each * weights).sum() / weights.sum()
     loss.backward()
