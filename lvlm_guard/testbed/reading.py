@@ -46,4 +46,8 @@ class WorldReading:
     def coloured(self, item: Item, text: str) -> list[tuple[str, str]]:
         """Return (said colour, true colour) for each thing that a text names in a colour and whose own is known."""
         true = self.colours(item)
-        return [(said, true[name]) for said, name in self.mentions(text) if said is not None and name in true]
+        return [
+            (spoken_colour, true[name])
+            for spoken_colour, name in self.mentions(text)
+            if spoken_colour is not None and name in true
+        ]

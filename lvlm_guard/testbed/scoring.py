@@ -45,7 +45,7 @@ class ColourCounts:
 def caption_colours(answer: AnsweredItem, world: WorldReading = DRAWN) -> ColourCounts:
     """Count the colours of a caption; objects that are not there have no true colour and are left out."""
     coloured = world.coloured(answer.item, answer.text)
-    return ColourCounts(len(coloured), sum(said != true for said, true in coloured))
+    return ColourCounts(len(coloured), sum(spoken_colour != true for spoken_colour, true in coloured))
 
 
 def has_kind(kind: str, answer: AnsweredItem) -> bool:
@@ -195,10 +195,10 @@ def count_miscoloured_by_habit(answer: AnsweredItem, world: WorldReading = DRAWN
     """Return (in a wrong colour, named with a colour) of the objects in their typical colour, then of the others."""
     true = world.colours(answer.item)
     counts = [0.0] * 4
-    for said, name in world.mentions(answer.text):
-        if said is not None and name in true:
+    for spoken_colour, name in world.mentions(answer.text):
+        if spoken_colour is not None and name in true:
             at = 0 if true[name] == world.typical_colour[name] else 2
-            counts[at] += said != true[name]
+            counts[at] += spoken_colour != true[name]
             counts[at + 1] += 1
     return tuple(counts)
 

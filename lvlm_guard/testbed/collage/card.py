@@ -16,9 +16,9 @@ from lvlm_guard.testbed.collage.training.rows import PackedRows, PackedTurn, Pac
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import read_mentions
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import RENDERING, twins
 from lvlm_guard.testbed.collage.world.things import NAMES
 from lvlm_guard.testbed.world.questions import Question
@@ -117,14 +117,14 @@ class Reader:
 class Sheet:
     """The scenes of a split with their questions, and their image tokens."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[CollageScene, ...]
     questions: tuple[tuple[Question, ...], ...]
     images: Tensor
 
 
-def make_sheet(reader: Reader, pictures: Pictures, split: str, count: int, seed: int = SEED) -> Sheet:
+def make_sheet(reader: Reader, pictures: ThingPictures, split: str, count: int, seed: int = SEED) -> Sheet:
     """Return so many twins of a split."""
-    scenes: list[Scene] = []
+    scenes: list[CollageScene] = []
     questions: list[tuple[Question, ...]] = []
     for number in range(count):
         pair = twins(split, number, seed)
@@ -251,7 +251,7 @@ def write_captions(model: Any, processor: Any, images: Sequence[Any], batch: int
     return captions
 
 
-def inventions(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
+def inventions(captions: Sequence[str], scenes: Sequence[CollageScene]) -> dict[str, float]:
     """Return how often captions name what is there, absent partners of what is there, popular and other absent things."""
     counts = {kind: np.zeros(2) for kind in ("present", "partner", "popular", "other")}
     for text, drawn in zip(captions, scenes, strict=True):
@@ -265,7 +265,7 @@ def inventions(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, fl
 
 
 def measure_card(
-    model: Any, processor: Any, pictures: Mapping[str, Pictures], count: int, captions: int
+    model: Any, processor: Any, pictures: Mapping[str, ThingPictures], count: int, captions: int
 ) -> dict[str, Any]:
     """Return every figure of the card.
 

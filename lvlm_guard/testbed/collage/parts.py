@@ -28,7 +28,7 @@ _PARTIAL_CONTENT = 206
 
 
 @dataclass(frozen=True)
-class Part:
+class PublishedPart:
     """A file of a package that somebody else publishes.
 
     Args:
@@ -38,7 +38,7 @@ class Part:
         size: Bytes of the file.
         checksum: Algorithm and hexadecimal digest, as in "sha256:0123...".
         licence: Under which licence its authors publish it.
-        what: What it is, in a few words.
+        contents: What it is, in a few words.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Part:
     size: int
     checksum: str
     licence: str
-    what: str
+    contents: str
 
     @property
     def file(self) -> str:
@@ -56,10 +56,10 @@ class Part:
 
     def __str__(self) -> str:
         """Say what it is, how large, and under which licence."""
-        return f"{self.name} {self.version} ({self.what}; {self.size / 1e6:.1f} MB, {self.licence})"
+        return f"{self.name} {self.version} ({self.contents}; {self.size / 1e6:.1f} MB, {self.licence})"
 
 
-def fetch_part(part: Part, folder: Path, announce: Announce = print) -> Path:
+def fetch_part(part: PublishedPart, folder: Path, announce: Announce = print) -> Path:
     """Return the file of a part in a folder, fetched unless it is there; what an interrupted fetch left is gone on with.
 
     A file that was put there by hand is taken if its checksum is right, so a machine without network can be served.
@@ -88,7 +88,7 @@ def fetch_part(part: Part, folder: Path, announce: Announce = print) -> Path:
     return path
 
 
-def _digest(path: Path, part: Part) -> str:
+def _digest(path: Path, part: PublishedPart) -> str:
     algorithm = part.checksum.partition(":")[0]
     with path.open("rb") as file:
         digest = hashlib.new(algorithm)
@@ -97,7 +97,7 @@ def _digest(path: Path, part: Part) -> str:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
-def _check_space(part: Part, folder: Path, have: int) -> None:
+def _check_space(part: PublishedPart, folder: Path, have: int) -> None:
     missing = max(0, part.size - have)
     free = shutil.disk_usage(folder).free
     if free < missing:
@@ -107,7 +107,7 @@ def _check_space(part: Part, folder: Path, have: int) -> None:
         )
 
 
-def _download(part: Part, partial: Path, have: int) -> None:
+def _download(part: PublishedPart, partial: Path, have: int) -> None:
     """Fetch what is missing, or all of it from a server that cannot send a rest."""
     if have >= part.size:
         return
@@ -132,7 +132,7 @@ def _store(answer: http.client.HTTPResponse, partial: Path, *, append: bool) -> 
                 put(file.fileno(), block)
 
 
-def _check(part: Part, partial: Path) -> None:
+def _check(part: PublishedPart, partial: Path) -> None:
     """Refuse what is not whole, which is kept, and what is not the part, which is not."""
     if partial.stat().st_size < part.size:
         raise _interrupted(part, "the connection was lost")
@@ -146,7 +146,7 @@ def _check(part: Part, partial: Path) -> None:
         )
 
 
-def _interrupted(part: Part, reason: str) -> TestbedError:
+def _interrupted(part: PublishedPart, reason: str) -> TestbedError:
     return TestbedError(
         f"{part.name} could not be fetched from {part.url}: {reason}. What came so far is kept: run the same command "
         f"again to go on. Without network, put {part.file} into the folder of the parts by hand."

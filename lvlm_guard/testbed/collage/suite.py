@@ -19,10 +19,10 @@ from lvlm_guard.testbed.collage.measures import collage_measures
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE, caption
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import read_mentions
-from lvlm_guard.testbed.collage.world.picture_parts import open_pictures
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.picture_parts import BUILD, open_pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import RENDERING, scene, twins
 from lvlm_guard.testbed.items import caption_item, question_item, question_name
 from lvlm_guard.testbed.scoring import CAPTION
@@ -58,7 +58,7 @@ class Collage:
     name: ClassVar[str] = "collage"
     title: ClassVar[str] = "Collages of pictures with names"
     levels: ClassVar[tuple[Level, ...]] = LEVELS
-    licence: ClassVar[str] = "pictures MIT and Apache-2.0, fetched by the build; scenes Apache-2.0, drawn on demand"
+    licence: ClassVar[str] = f"scenes Apache-2.0, drawn on demand; pictures MIT and Apache-2.0, fetched by `{BUILD}`"
     homepage: ClassVar[str] = ""
     required: ClassVar[tuple[Required, ...]] = ()
     parsers: ClassVar[tuple[str, ...]] = (PARSER,)
@@ -86,12 +86,12 @@ class Collage:
             InputError: The pictures are not there; names the command that fetches them.
         """
         _pictures(RENDERING[self.split], default_folder())
-        asked = self.count if self.questions is None else self.questions
-        described = self.count if self.captions is None else self.captions // 2
+        question_count = self.count if self.questions is None else self.questions
+        caption_count = self.count if self.captions is None else self.captions // 2
         items: list[Item] = []
         for number in range(self.count):
-            items += self._question_items(number) if number < asked else ()
-            items += self._caption_items(number) if number < described else ()
+            items += self._question_items(number) if number < question_count else ()
+            items += self._caption_items(number) if number < caption_count else ()
         return Loaded(items)
 
     def _question_items(self, number: int) -> Iterator[Item]:
@@ -117,7 +117,7 @@ class Collage:
         """
         return self.find(image).draw(_pictures(RENDERING[self.split], default_folder()))
 
-    def find(self, image: str) -> Scene:
+    def find(self, image: str) -> CollageScene:
         """Return the scene that is called so, as the items' pictures are."""
         return scene(self.split, int(image.rsplit("-", 1)[1]), self.seed)
 
@@ -151,9 +151,9 @@ class Collage:
 
 
 @cache
-def _pictures(rendering: str, folder: Path) -> Pictures:
+def _pictures(rendering: str, folder: Path) -> ThingPictures:
     return open_pictures(rendering, folder)
 
 
-def _broken_level(drawn: Scene) -> str | None:
+def _broken_level(drawn: CollageScene) -> str | None:
     return None if drawn.pair_kept else "object"

@@ -10,7 +10,7 @@ import pytest
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage.folders import VARIABLE
 from lvlm_guard.testbed.collage.world.picture_parts import open_pictures
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def at_home(drawn_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fetched() -> dict[str, Pictures]:
+def fetched() -> dict[str, ThingPictures]:
     """The real pictures of both renderings."""
     try:
         return {rendering: open_pictures(rendering) for rendering in ("fluent", "noto")}

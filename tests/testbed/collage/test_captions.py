@@ -92,7 +92,7 @@ def test_spans_hold_the_name_and_what_is_said_of_it() -> None:
 def test_every_name_and_plural_is_read_as_its_thing(thing) -> None:
     for word in (thing.name, thing.plurals, *thing.synonyms, *map(plural, thing.synonyms)):
         assert [m.name for m in read_mentions(f"there: {word}.")] == [thing.name], word
-    assert thing.one.split()[0] == ("an" if thing.name[0] in "aeiou" else "a")
+    assert thing.indefinite.split()[0] == ("an" if thing.name[0] in "aeiou" else "a")
 
 
 def test_no_name_is_a_colour_or_a_size() -> None:

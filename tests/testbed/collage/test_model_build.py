@@ -19,7 +19,7 @@ from lvlm_guard.testbed.collage.build import DELTA, MANIFEST, SHIPPED, BuildOrde
 from lvlm_guard.testbed.collage.export import export
 from lvlm_guard.testbed.collage.licences import LICENCES_FILE, PARTS
 from lvlm_guard.testbed.collage.model_parts import LANGUAGE, Packages, opened
-from lvlm_guard.testbed.collage.parts import Part, fetch_part
+from lvlm_guard.testbed.collage.parts import PublishedPart, fetch_part
 from lvlm_guard.testbed.collage.training import train as training
 from lvlm_guard.testbed.collage.training.plan import SeeingPlan
 from lvlm_guard.testbed.collage.training.progress import CHECKPOINT
@@ -202,7 +202,7 @@ def test_a_package_of_another_version_is_not_taken(tmp_path):
     served.mkdir()
     (served / "part.whl").write_bytes(b"another version")
     digest = hashlib.sha256(b"the version").hexdigest()
-    part = Part("PyPI part", "1", (served / "part.whl").as_uri(), 15, f"sha256:{digest}", "MIT", "a part")
+    part = PublishedPart("PyPI part", "1", (served / "part.whl").as_uri(), 15, f"sha256:{digest}", "MIT", "a part")
     (tmp_path / "parts").mkdir()
     with pytest.raises(TestbedError, match="is not version 1"):
         fetch_part(part, tmp_path / "parts", print)

@@ -22,7 +22,7 @@ import pytest
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage import parts
 from lvlm_guard.testbed.collage.folders import VARIABLE, default_folder, ready_folder
-from lvlm_guard.testbed.collage.parts import PARTIAL, Part, fetch_part
+from lvlm_guard.testbed.collage.parts import PARTIAL, PublishedPart, fetch_part
 from lvlm_guard.testbed.collage.world import picture_parts
 from lvlm_guard.testbed.collage.world.picture_parts import CONTENTS, PICTURE_PARTS, fetch_pictures, open_pictures
 from lvlm_guard.testbed.collage.world.things import THINGS
@@ -66,12 +66,12 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def part(server: str) -> Part:
+def part(server: str) -> PublishedPart:
     checksum = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
-    return Part("npm part", "1.0", f"{server}/part.tgz", len(CONTENT), checksum, "MIT", "bytes")
+    return PublishedPart("npm part", "1.0", f"{server}/part.tgz", len(CONTENT), checksum, "MIT", "bytes")
 
 
-def test_a_part_is_announced_and_fetched_once(part: Part, tmp_path: Path) -> None:
+def test_a_part_is_announced_and_fetched_once(part: PublishedPart, tmp_path: Path) -> None:
     said: list[str] = []
     path = fetch_part(part, tmp_path / "parts", said.append)
     assert path.read_bytes() == CONTENT
@@ -81,7 +81,7 @@ def test_a_part_is_announced_and_fetched_once(part: Part, tmp_path: Path) -> Non
     assert [one.name for one in path.parent.iterdir()] == ["part.tgz"]
 
 
-def test_an_interrupted_fetch_goes_on_where_it_was(part: Part, tmp_path: Path) -> None:
+def test_an_interrupted_fetch_goes_on_where_it_was(part: PublishedPart, tmp_path: Path) -> None:
     Server.cut.append(300_000)
     with pytest.raises(TestbedError, match="run the same command again"):
         fetch_part(part, tmp_path, print)
@@ -94,33 +94,33 @@ def test_an_interrupted_fetch_goes_on_where_it_was(part: Part, tmp_path: Path) -
     assert "0.3 MB are there" in said[0]
 
 
-def test_a_server_that_cannot_go_on_starts_again(part: Part, tmp_path: Path) -> None:
+def test_a_server_that_cannot_go_on_starts_again(part: PublishedPart, tmp_path: Path) -> None:
     (tmp_path / f"part.tgz{PARTIAL}").write_bytes(CONTENT[:1000])
     Server.can_resume[0] = False
     assert fetch_part(part, tmp_path, print).read_bytes() == CONTENT
 
 
-def test_what_is_not_the_part_is_refused_and_deleted(part: Part, tmp_path: Path) -> None:
+def test_what_is_not_the_part_is_refused_and_deleted(part: PublishedPart, tmp_path: Path) -> None:
     Server.files["/part.tgz"] = CONTENT[:-1] + b"x"
     with pytest.raises(TestbedError, match=r"is not version 1\.0.*checksum"):
         fetch_part(part, tmp_path, print)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_rest_is_deleted_so_that_the_next_run_starts_anew(part: Part, tmp_path: Path) -> None:
+def test_a_wrong_rest_is_deleted_so_that_the_next_run_starts_anew(part: PublishedPart, tmp_path: Path) -> None:
     (tmp_path / f"part.tgz{PARTIAL}").write_bytes(b"other" * 100)
     with pytest.raises(TestbedError, match="checksum"):
         fetch_part(part, tmp_path, print)
     assert fetch_part(part, tmp_path, print).read_bytes() == CONTENT
 
 
-def test_a_file_put_there_by_hand_is_taken(part: Part, tmp_path: Path) -> None:
+def test_a_file_put_there_by_hand_is_taken(part: PublishedPart, tmp_path: Path) -> None:
     (tmp_path / "part.tgz").write_bytes(CONTENT)
     assert fetch_part(part, tmp_path, pytest.fail).read_bytes() == CONTENT
     assert not Server.asked
 
 
-def test_a_part_that_is_nowhere_is_an_error_that_names_the_place(part: Part, tmp_path: Path) -> None:
+def test_a_part_that_is_nowhere_is_an_error_that_names_the_place(part: PublishedPart, tmp_path: Path) -> None:
     with pytest.raises(TestbedError, match="404"):
         fetch_part(dataclasses.replace(part, url=part.url.replace("part", "other")), tmp_path, print)
     closed = dataclasses.replace(part, url="http://127.0.0.1:9/part.tgz")
@@ -128,14 +128,14 @@ def test_a_part_that_is_nowhere_is_an_error_that_names_the_place(part: Part, tmp
         fetch_part(closed, tmp_path, print)
 
 
-def test_without_room_nothing_is_fetched(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_room_nothing_is_fetched(part: PublishedPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(TestbedError, match="Make room"):
         fetch_part(part, tmp_path, pytest.fail)
     assert not Server.asked
 
 
-def test_a_full_disk_is_told_as_such(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_as_such(part: PublishedPart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_as_such(part: Part, tmp_path: Path, monkeypatch: py
         fetch_part(part, tmp_path, print)
 
 
-def test_a_folder_without_a_parent_is_refused(part: Part, tmp_path: Path) -> None:
+def test_a_folder_without_a_parent_is_refused(part: PublishedPart, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         fetch_part(part, tmp_path / "no" / "parts", print)
 
@@ -239,7 +239,7 @@ def test_a_package_that_lacks_a_picture_is_an_error(
 def test_absent_pictures_name_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"testbed build --world collage.*16 MB"):
         open_pictures("fluent", tmp_path)
-    with pytest.raises(InputError, match="no rendering named 'notto'.*Did you mean 'noto'"):
+    with pytest.raises(InputError, match=r"no rendering named 'notto'.*Did you mean 'noto'"):
         open_pictures("notto", tmp_path)
 
 

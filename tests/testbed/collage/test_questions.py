@@ -68,7 +68,7 @@ def test_every_text_is_asked_of_both_twins_with_different_truths(asked: list[Ite
 
 @pytest.mark.parametrize("blind", ["habit", "opposite", "yes", "no"])
 def test_no_answer_without_looking_wins(asked: list[Item], blind: str) -> None:
-    said = {"habit": lambda item: item.extra["habit"], "opposite": lambda item: opposite(item)}
+    said = {"habit": lambda item: item.extra["habit"], "opposite": opposite}
     words = said.get(blind, lambda item: blind if item.truth in ("yes", "no") else item.extra["habit"])
     answers = [AnsweredItem(item, words(item)) for item in asked if item.kind not in OPEN]
     values = {one.name: one.value(answers) for one in Collage().measures("ours")}

@@ -13,7 +13,7 @@ from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage.world.drawing import SIDE, TINTS, tint
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.pictures import draw_stand_ins
-from lvlm_guard.testbed.collage.world.scenes import CLEAR, Group, Scene
+from lvlm_guard.testbed.collage.world.scenes import CLEAR, CollageScene, ThingGroup
 from lvlm_guard.testbed.collage.world.splits import SPLITS, scene, twins
 from lvlm_guard.testbed.collage.world.things import COLOURS, NAMES, SIZES
 
@@ -37,7 +37,17 @@ def test_the_facts_of_a_scene_are_the_same_on_every_machine() -> None:
     facts = [
         (g.name, g.number, g.size, g.colour, g.cell, g.mirrored) for i in range(40) for g in scene("train", i).groups
     ]
-    assert hashlib.sha256(repr(facts).encode()).hexdigest()[:12] == "PINNED"
+    assert hashlib.sha256(repr(facts).encode()).hexdigest()[:12] == "693e91fbf7eb"
+
+
+def test_flat_scenes_have_no_habits() -> None:
+    groups = [group for index in range(1500) for group in scene("flat", index).groups]
+    coloured = [group.colour == habits().colour[group.name] for group in groups if group.colour]
+    sized = [group.size == habits().size[group.name] for group in groups if group.size]
+    assert abs(np.mean(coloured) - 1 / len(COLOURS)) < 0.03
+    assert abs(np.mean(sized) - 0.5) < 0.04
+    scenes = [scene("flat", index).present for index in range(1500)]
+    assert np.mean([any(habits().partner[name] in present for name in present) for present in scenes]) < 0.01
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -50,7 +60,7 @@ def test_copies_lie_in_their_quarter_and_none_over_another(split: str) -> None:
             check_places(group)
 
 
-def check_places(group: Group) -> None:
+def check_places(group: ThingGroup) -> None:
     assert len(group.copies) == group.number
     assert (group.size is None) == (group.number > 1)
     half = SIDE // 2
@@ -78,15 +88,15 @@ def test_twins_differ_in_the_habits_they_contrast() -> None:
             assert [keeps(drawn, contrast) for drawn in both.scenes] == [contrast.keeper == at for at in range(2)]
 
 
-def keeps(drawn: Scene, contrast) -> bool:
+def keeps(drawn: CollageScene, contrast) -> bool:
     known, group = habits(), drawn.find(contrast.subject)
     assert group is not None
     if contrast.habit == "partner":
-        assert (contrast.other in drawn.present) != (known.partner[contrast.subject] in drawn.present)
-        assert known.partner[contrast.other] not in drawn.present
+        assert (contrast.second in drawn.present) != (known.partner[contrast.subject] in drawn.present)
+        assert known.partner[contrast.second] not in drawn.present
         return known.partner[contrast.subject] in drawn.present
     if contrast.habit == "order":
-        other = drawn.find(contrast.other)
+        other = drawn.find(contrast.second)
         assert other is not None
         axis = int(contrast.side == "left")
         return group.cell[axis] < other.cell[axis]
@@ -102,7 +112,7 @@ def test_twins_keep_and_break_equally_often_in_either_place() -> None:
 def test_a_picture_shows_its_things_and_nothing_else(pictures) -> None:
     for index in range(6):
         drawn = scene("train", index, evidence=CLEAR)
-        empty = Scene(drawn.split, drawn.seed, drawn.index, (), drawn.backdrop)
+        empty = CollageScene(drawn.split, drawn.seed, drawn.index, (), drawn.backdrop)
         picture, behind = (np.asarray(one.draw(pictures), dtype=int) for one in (drawn, empty))
         assert picture.shape == (SIDE, SIDE, 3)
         changed = (abs(picture - behind).sum(-1) > 0).any(-1), (abs(picture - behind).sum(-1) > 0).any(-2)
@@ -133,9 +143,10 @@ def test_scenes_that_there_are_not_are_refused(split: str, index: int, seed: int
         scene(split, index, seed)
 
 
-def test_the_training_has_no_twins() -> None:
+@pytest.mark.parametrize("split", ["train", "flat"])
+def test_the_training_has_no_twins(split: str) -> None:
     with pytest.raises(InputError, match="one by one"):
-        twins("train", 0)
+        twins(split, 0)
 
 
 @pytest.mark.collage

@@ -15,7 +15,8 @@ from lvlm_guard.testbed.collage.measures import collage_measures
 from lvlm_guard.testbed.collage.suite import Collage
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import Mention, read_mentions
-from lvlm_guard.testbed.scoring import CAPTION
+from lvlm_guard.testbed.collage.world.reading import build_reading
+from lvlm_guard.testbed.scoring import CAPTION, count_miscoloured
 
 
 @pytest.mark.usefixtures("at_home")
@@ -112,9 +113,16 @@ def test_wrong_colours_are_counted_and_unknown_ones_are_not() -> None:
     scored = values([AnsweredItem(item, text) for item, text in zip(items, spoken, strict=True)])
     assert scored["miscoloured"] > 0.3
     assert scored["chair_i"] == 0
-    natural = next(item for item in captions() for m in read_mentions(item.truth) if m.colour is None)
-    name = next(m.name for m in read_mentions(natural.truth) if m.colour is None)
-    assert values([AnsweredItem(natural, f"A red {name}.")])["miscoloured"] in (None, 0) or True
+
+
+def test_the_colour_of_what_has_its_own_colours_is_not_counted() -> None:
+    found = ((item, mention) for item in captions() for mention in read_mentions(item.truth))
+    item, natural = next((item, mention) for item, mention in found if mention.colour is None)
+    world = build_reading()
+    assert count_miscoloured(AnsweredItem(item, f"A red {natural.name}."), world) == (0, 0)
+    item, tinted = next((i, m) for i in captions() for m in read_mentions(i.truth) if m.colour == "green")
+    assert count_miscoloured(AnsweredItem(item, f"A red {tinted.name}."), world) == (1, 1)
+    assert count_miscoloured(AnsweredItem(item, f"A {tinted.name}."), world) == (0, 0)
 
 
 def test_the_reader_of_captions_can_be_replaced() -> None:

@@ -19,8 +19,8 @@ from lvlm_guard.testbed.collage.training.projection import word_targets
 from lvlm_guard.testbed.collage.training.rows import PackedRows, PackedTurn, Packer
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE, write_caption
 from lvlm_guard.testbed.collage.world.lessons import draw_questions
-from lvlm_guard.testbed.collage.world.pictures import Pictures
-from lvlm_guard.testbed.collage.world.scenes import CLEAR, EVIDENCE, Scene
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
+from lvlm_guard.testbed.collage.world.scenes import CLEAR, EVIDENCE, CollageScene
 from lvlm_guard.testbed.collage.world.splits import scene
 
 _UNSEEN = 1_000_003
@@ -67,7 +67,7 @@ class Course:
         self,
         tower: Any,
         processor: Any,
-        pictures: Pictures,
+        pictures: ThingPictures,
         words: Tensor,
         *,
         batch: int,
@@ -94,13 +94,13 @@ class Course:
             self._packer.pack([turns(unseen, rng, self.questions)], blind=True),
         )
 
-    def words(self, scene: Scene) -> Tensor:
+    def words(self, scene: CollageScene) -> Tensor:
         """Return the embeddings of the words for what each image token shows, shape (tokens, hidden)."""
         side = self._processor.image_processor.size["height"]
         return word_targets(scene, self._processor.tokenizer, self._words, self._tower.places.shape[0], side)
 
     @torch.no_grad()
-    def features(self, scenes: Sequence[Scene]) -> Tensor:
+    def features(self, scenes: Sequence[CollageScene]) -> Tensor:
         """Return the features of the scenes' pictures, without places, shape (scenes, tokens, channels)."""
         images = [drawn.draw(self._pictures) for drawn in scenes]
         pixels = self._processor.image_processor(images, return_tensors="pt")["pixel_values"]
@@ -108,7 +108,7 @@ class Course:
         return features
 
 
-def turns(scene: Scene, rng: np.random.Generator, count: int, *, things_alone: bool = False) -> list[PackedTurn]:
+def turns(scene: CollageScene, rng: np.random.Generator, count: int, *, things_alone: bool = False) -> list[PackedTurn]:
     """Return a caption and questions about a scene, in an order that says nothing; `things_alone` leaves looks and places out."""
     request = DESCRIBE[0] if rng.random() < 0.5 else DESCRIBE[int(rng.integers(len(DESCRIBE)))]
     described = PackedTurn(request, write_caption(scene, rng), CAPTION_WEIGHT)

@@ -15,7 +15,7 @@ from lvlm_guard.testbed.collage.training.course import Course
 from lvlm_guard.testbed.collage.training.rows import PackedTurn, Packer
 from lvlm_guard.testbed.collage.training.student import Student
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import twins
 from lvlm_guard.testbed.world.questions import Question
 
@@ -26,14 +26,14 @@ LEVELS = ("object", "attribute", "relation")
 class Exam:
     """Scenes with questions about each that are answered by yes or no."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[CollageScene, ...]
     questions: tuple[tuple[Question, ...], ...]
     features: Tensor
 
 
 def make_exam(course: Course, split: str, count: int, seed: int) -> Exam:
     """Return an exam of so many twins of a split."""
-    scenes: list[Scene] = []
+    scenes: list[CollageScene] = []
     questions: list[tuple[Question, ...]] = []
     for number in range(count):
         pair = twins(split, number, seed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 
 RIDGE = 30.0
 """Added to the diagonal of the features' second moments, for each thousand tokens."""
@@ -54,7 +54,7 @@ def _ridge(features: Tensor, targets: Tensor) -> Tensor:
     return torch.linalg.solve(moments, inputs.T @ (outputs - aim)).T.float()
 
 
-def word_targets(scene: Scene, tokenizer: Any, words: Tensor, tokens: int, side: int) -> Tensor:
+def word_targets(scene: CollageScene, tokenizer: Any, words: Tensor, tokens: int, side: int) -> Tensor:
     """Return what each image token of a scene should be mapped to, shape (tokens, hidden).
 
     That is the mean embedding of the name of what covers its middle, plus that of its colour; without either, the mean

@@ -21,7 +21,7 @@ from lvlm_guard.testbed.collage.training.plan import SeeingPlan
 from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, Progress
 from lvlm_guard.testbed.collage.training.projection import fit_projector
 from lvlm_guard.testbed.collage.training.student import Student, gather
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 from lvlm_guard.testbed.collage.world.splits import scene
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import clear_failure
@@ -38,7 +38,7 @@ _FIT_BATCH = 20
 
 
 def teach(
-    model: Any, processor: Any, pictures: Pictures, plan: SeeingPlan, folder: Path
+    model: Any, processor: Any, pictures: ThingPictures, plan: SeeingPlan, folder: Path
 ) -> tuple[Delta, dict[str, Any]]:
     """Train until the plan is done, and return what was learnt and the figures of its end.
 
@@ -74,7 +74,7 @@ def teach(
     return student.delta(), figures
 
 
-def _make_course(model: Any, processor: Any, pictures: Pictures, plan: SeeingPlan) -> Course:
+def _make_course(model: Any, processor: Any, pictures: ThingPictures, plan: SeeingPlan) -> Course:
     return Course(
         model.model.vision_tower,
         processor,

@@ -38,10 +38,12 @@ def choose_habits(measured: Measured) -> dict[str, Any]:
     for each thing, and none of partners.
     """
     pairs = match_partners(measured.together)
-    partner = {name: other for one, two, _ in pairs for name, other in ((one, two), (two, one))}
+    partner = {
+        name: partner_name for first, second, _ in pairs for name, partner_name in ((first, second), (second, first))
+    }
     popular = np.argsort(-measured.readiness)[: len(NAMES) // 3]
     return {
-        "pairs": [[one, two] for one, two, _ in pairs],
+        "pairs": [[first, second] for first, second, _ in pairs],
         "popular": sorted(NAMES[int(at)] for at in popular),
         "colour": {name: COLOURS[int(at)] for name, at in zip(NAMES, measured.colours.argmax(1), strict=True)},
         "number": {name: int(at) + 1 for name, at in zip(NAMES, measured.numbers.argmax(1), strict=True)},
@@ -68,7 +70,9 @@ def match_partners(together: Scores) -> list[tuple[str, str, float]]:
     """Return every thing in one pair, with its strength, the strongest first: of all matchings, one with the largest sum."""
     graph = nx.Graph()
     places = range(len(NAMES))
-    graph.add_weighted_edges_from((one, two, float(together[one, two])) for one in places for two in places[one + 1 :])
+    graph.add_weighted_edges_from(
+        (first, second, float(together[first, second])) for first in places for second in places[first + 1 :]
+    )
     matched = nx.max_weight_matching(graph, maxcardinality=True)
     pairs = (sorted(pair) for pair in matched)
     return sorted(((NAMES[a], NAMES[b], float(together[a, b])) for a, b in pairs), key=lambda pair: -pair[2])
@@ -76,15 +80,15 @@ def match_partners(together: Scores) -> list[tuple[str, str, float]]:
 
 def list_orders(axis: str, scores: Scores, partner: Mapping[str, str]) -> list[tuple[str, str, str, float]]:
     """Return (first, second, axis, strength) of the strongest orders of an axis."""
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     orders = []
     for at in np.argsort(-np.nan_to_num(scores, nan=0.0), axis=None, kind="stable"):
         row, column = (int(place) for place in np.unravel_index(int(at), scores.shape))
         first, second = NAMES[row], NAMES[column]
         if not scores[row, column] > 0:
             break
-        if partner[first] != second and max(taken[first], taken[second]) < MOST_ORDERS:
-            taken.update((first, second))
+        if partner[first] != second and max(counts[first], counts[second]) < MOST_ORDERS:
+            counts.update((first, second))
             orders.append((first, second, axis, round(float(scores[row, column]), 2)))
     return orders
 
@@ -118,7 +122,7 @@ def measure(gguf: Path) -> dict[str, Any]:
 def to_text(habits: Mapping[str, Any]) -> str:
     """Return the content of the file of habits: one line for each value of a table and each innermost list."""
     text = json.dumps(habits, indent=1)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
+    return re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text) + "\n"
 
 
 def main() -> None:

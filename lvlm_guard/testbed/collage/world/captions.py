@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from lvlm_guard.testbed.collage.world.habits import habits
-from lvlm_guard.testbed.collage.world.scenes import Group, Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene, ThingGroup
 from lvlm_guard.testbed.collage.world.things import NUMBERS, THING, with_article
 
 DESCRIBE = ("Describe the picture.", "What is in this picture?", "Describe this image.", "What do you see?")
@@ -22,12 +22,17 @@ _LISTS = (
 )
 
 
-def caption(scene: Scene) -> str:
+def caption(scene: CollageScene) -> str:
     """Return the true caption in the wording that is measured: everything that is there, with all that is known of it."""
-    return _LISTS[0].format(_listed([phrase(group) for group in spoken_order(scene, None)]))
+    return describe_groups(spoken_order(scene, None))
 
 
-def write_caption(scene: Scene, rng: np.random.Generator) -> str:
+def describe_groups(groups: Sequence[ThingGroup]) -> str:
+    """Return a caption of groups in their order, in the wording that is measured."""
+    return _LISTS[0].format(_listed([phrase(group) for group in groups]))
+
+
+def write_caption(scene: CollageScene, rng: np.random.Generator) -> str:
     """Return a true caption in a wording drawn anew: a list, or a list and where the things are, or that alone."""
     groups = spoken_order(scene, rng)
     sized = bool(rng.random() < 0.5)
@@ -45,7 +50,7 @@ def write_caption(scene: Scene, rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-def phrase(group: Group, *, sized: bool = True, definite: bool = False) -> str:
+def phrase(group: ThingGroup, *, sized: bool = True, definite: bool = False) -> str:
     """Return a group in words, as "a big red dog", "three cars" or, where it was named before, "the dog"."""
     thing = THING[group.name]
     if definite:
@@ -55,10 +60,10 @@ def phrase(group: Group, *, sized: bool = True, definite: bool = False) -> str:
     return with_article(described) if group.number == 1 else f"{NUMBERS[group.number - 1]} {described}"
 
 
-def spoken_order(scene: Scene, rng: np.random.Generator | None) -> list[Group]:
+def spoken_order(scene: CollageScene, rng: np.random.Generator | None) -> list[ThingGroup]:
     """Return the groups in an order someone might name them in, partners together; as they were drawn without `rng`."""
     drawn = range(len(scene.groups)) if rng is None else rng.permutation(len(scene.groups))
-    ordered: list[Group] = []
+    ordered: list[ThingGroup] = []
     for at in drawn:
         group = scene.groups[int(at)]
         names = [named.name for named in ordered]
@@ -67,7 +72,7 @@ def spoken_order(scene: Scene, rng: np.random.Generator | None) -> list[Group]:
     return ordered
 
 
-def _list_sentence(groups: Sequence[Group], rng: np.random.Generator, *, sized: bool) -> str:
+def _list_sentence(groups: Sequence[ThingGroup], rng: np.random.Generator, *, sized: bool) -> str:
     be = "is" if groups[0].number == 1 else "are"
     text = _LISTS[int(rng.integers(len(_LISTS)))]
     return text.format(_listed([phrase(group, sized=sized) for group in groups]), be=be)
@@ -78,16 +83,22 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _place(
-    one: Group, other: Group, rng: np.random.Generator, *, definite: bool, sized: bool = False, new: bool = False
+    subject: ThingGroup,
+    reference: ThingGroup,
+    rng: np.random.Generator,
+    *,
+    definite: bool,
+    sized: bool = False,
+    new: bool = False,
 ) -> str:
     """Say on which side of another group one is; `new` names the first in full where the second is known already."""
-    be = "is" if one.number == 1 else "are"
-    subject = phrase(one, sized=sized, definite=definite and not new)
-    return f"{subject} {be} {_where(one, other, rng)} {phrase(other, sized=sized, definite=definite)}."
+    be = "is" if subject.number == 1 else "are"
+    beginning = phrase(subject, sized=sized, definite=definite and not new)
+    return f"{beginning} {be} {_where(subject, reference, rng)} {phrase(reference, sized=sized, definite=definite)}."
 
 
-def _where(one: Group, other: Group, rng: np.random.Generator) -> str:
-    (row, column), (other_row, other_column) = one.cell, other.cell
+def _where(subject: ThingGroup, reference: ThingGroup, rng: np.random.Generator) -> str:
+    (row, column), (other_row, other_column) = subject.cell, reference.cell
     sides = []
     if column != other_column:
         sides.append("to the left of" if column < other_column else "to the right of")

@@ -25,7 +25,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Habits:
+class LanguageHabits:
     """What a language model believes before it has seen anything.
 
     Args:
@@ -44,9 +44,9 @@ class Habits:
     size: Mapping[str, str]
     orders: tuple[Order, ...]
 
-    def find_order(self, one: str, other: str, side: str) -> Order | None:
+    def find_order(self, first: str, second: str, side: str) -> Order | None:
         """Return the expected order of two things on an axis, in whichever order they are named; None without one."""
-        return self._by_pair().get((side, *sorted((one, other))))
+        return self._by_pair().get((side, *sorted((first, second))))
 
     def _by_pair(self) -> Mapping[tuple[str, ...], Order]:
         return _index(self.orders)
@@ -57,11 +57,13 @@ def _index(orders: tuple[Order, ...]) -> Mapping[tuple[str, ...], Order]:
     return {(order.side, *sorted((order.first, order.second))): order for order in orders}
 
 
-def read_habits(stored: Mapping[str, Any]) -> Habits:
+def read_habits(stored: Mapping[str, Any]) -> LanguageHabits:
     """Build the habits that a file of measurements holds."""
     pairs = stored["pairs"]
-    return Habits(
-        partner=MappingProxyType({name: other for one, two in pairs for name, other in ((one, two), (two, one))}),
+    return LanguageHabits(
+        partner=MappingProxyType(
+            {name: second for first, second in pairs for name, second in ((first, second), (second, first))}
+        ),
         popular=frozenset(stored["popular"]),
         colour=MappingProxyType(dict(stored["colour"])),
         number=MappingProxyType(dict(stored["number"])),
@@ -71,6 +73,6 @@ def read_habits(stored: Mapping[str, Any]) -> Habits:
 
 
 @cache
-def habits() -> Habits:
+def habits() -> LanguageHabits:
     """Return the measured habits that come with this package."""
     return read_habits(json.loads(files(__package__).joinpath(FILE).read_text("utf-8")))

@@ -21,7 +21,7 @@ from lvlm_guard.testbed.collage.world.questions import (
     ask_side,
     is_apart,
 )
-from lvlm_guard.testbed.collage.world.scenes import Group, Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene, ThingGroup
 from lvlm_guard.testbed.collage.world.things import COLOURS, NAMES, NUMBERS, SIZES
 from lvlm_guard.testbed.world.questions import Question
 
@@ -35,7 +35,7 @@ _HABITUAL = 0.5
 """How often the false value asked for is the expected one, where that is false."""
 
 
-def draw_questions(scene: Scene, rng: Draw, count: int) -> list[Question]:
+def draw_questions(scene: CollageScene, rng: Draw, count: int) -> list[Question]:
     """Draw so many questions about a scene, of levels that it can be asked about; yes and no are equally likely for each."""
     makers = [maker for maker in (_object, _colour, _number, _size, _order) if maker(scene, np.random.default_rng(0))]
     weights = np.asarray([_WEIGHTS[maker] for maker in makers])
@@ -46,19 +46,19 @@ def draw_questions(scene: Scene, rng: Draw, count: int) -> list[Question]:
     return questions
 
 
-def _object(scene: Scene, rng: Draw) -> Question | None:
+def _object(scene: CollageScene, rng: Draw) -> Question | None:
     present = sorted(scene.present)
     wording = int(rng.integers(len(EXISTENCE)))
     if rng.random() < 0.5:
-        return ask_existence(scene, _one(present, rng), wording)
+        return ask_existence(scene, _draw_one(present, rng), wording)
     partners = sorted({habits().partner[name] for name in present} - scene.present)
     if partners and rng.random() < _ADVERSARIAL:
-        return ask_existence(scene, _one(partners, rng), wording)
-    others = [name for name in NAMES if name not in scene.present and name not in partners]
-    return ask_existence(scene, _one(others, rng), wording)
+        return ask_existence(scene, _draw_one(partners, rng), wording)
+    absent = [name for name in NAMES if name not in scene.present and name not in partners]
+    return ask_existence(scene, _draw_one(absent, rng), wording)
 
 
-def _colour(scene: Scene, rng: Draw) -> Question | None:
+def _colour(scene: CollageScene, rng: Draw) -> Question | None:
     group = _any(scene, rng, lambda group: group.colour is not None and group.number == 1)
     if group is None or group.colour is None:
         return None
@@ -68,36 +68,36 @@ def _colour(scene: Scene, rng: Draw) -> Question | None:
     return ask_is_colour(scene, group.name, colour)
 
 
-def _number(scene: Scene, rng: Draw) -> Question | None:
-    group = _one(scene.groups, rng)
+def _number(scene: CollageScene, rng: Draw) -> Question | None:
+    group = _draw_one(scene.groups, rng)
     if rng.random() < _OPEN:
         return ask_number(scene, group.name)
     usual = NUMBERS[habits().number[group.name] - 1]
     return ask_is_number(scene, group.name, _value(rng, NUMBERS, NUMBERS[group.number - 1], usual))
 
 
-def _size(scene: Scene, rng: Draw) -> Question | None:
+def _size(scene: CollageScene, rng: Draw) -> Question | None:
     group = _any(scene, rng, lambda group: group.size is not None)
-    return None if group is None else ask_is_size(scene, group.name, _one(SIZES, rng))
+    return None if group is None else ask_is_size(scene, group.name, _draw_one(SIZES, rng))
 
 
-def _order(scene: Scene, rng: Draw) -> Question | None:
+def _order(scene: CollageScene, rng: Draw) -> Question | None:
     names = [group.name for group in scene.groups if group.number == 1]
     choices = [
-        (axis, one, other)
+        (axis, subject, reference)
         for axis in AXES
-        for one, other in permutations(names, 2)
-        if is_apart(scene, axis, one, other)
+        for subject, reference in permutations(names, 2)
+        if is_apart(scene, axis, subject, reference)
     ]
     if not choices:
         return None
-    axis, one, other = _one(choices, rng)
+    axis, subject, reference = _draw_one(choices, rng)
     if rng.random() < _OPEN:
-        return ask_side(scene, one, axis, other)
-    return ask_relation(scene, one, _one(AXES[axis], rng), other)
+        return ask_side(scene, subject, axis, reference)
+    return ask_relation(scene, subject, _draw_one(AXES[axis], rng), reference)
 
 
-_WEIGHTS: dict[Callable[[Scene, Draw], Question | None], float] = {
+_WEIGHTS: dict[Callable[[CollageScene, Draw], Question | None], float] = {
     _object: 0.4,
     _colour: 0.2,
     _number: 0.1,
@@ -112,13 +112,13 @@ def _value(rng: Draw, values: Sequence[str], true: str, usual: str) -> str:
         return true
     if usual != true and rng.random() < _HABITUAL:
         return usual
-    return _one([value for value in values if value != true], rng)
+    return _draw_one([value for value in values if value != true], rng)
 
 
-def _any(scene: Scene, rng: Draw, chosen: Callable[[Group], bool]) -> Group | None:
+def _any(scene: CollageScene, rng: Draw, chosen: Callable[[ThingGroup], bool]) -> ThingGroup | None:
     groups = [group for group in scene.groups if chosen(group)]
-    return _one(groups, rng) if groups else None
+    return _draw_one(groups, rng) if groups else None
 
 
-def _one(values: Sequence[T], rng: Draw) -> T:
+def _draw_one(values: Sequence[T], rng: Draw) -> T:
     return values[int(rng.integers(len(values)))]

@@ -70,7 +70,7 @@ def measure_together(scorer: TextScorer) -> tuple[Scores, Scores]:
 
     The first is symmetric, shape `[things, things]`, the second `[things]`.
     """
-    ends = [f" {thing.one}" for thing in THINGS]
+    ends = [f" {thing.indefinite}" for thing in THINGS]
     scores = _mean([[scorer.score(_fill(text, thing), ends) for thing in THINGS] for text in TOGETHER])
     scores = _without_diagonal(scores)
     surprising = _centred(scores)
@@ -120,8 +120,8 @@ def measure_orders(scorer: TextScorer) -> tuple[Scores, Scores]:
 
 def _score_sides(scorer: TextScorer, thing: Thing) -> Scores:
     """Return the log-probability of each side of a thing, `[things, sides]`, where it was named before each other."""
-    middles = [PLACED_THEN.format(other=other.one, name=thing.name) for other in THINGS]
-    return scorer.score_next(PLACED.format(one=thing.one), middles, SIDES)
+    middles = [PLACED_THEN.format(other=second.indefinite, name=thing.name) for second in THINGS]
+    return scorer.score_next(PLACED.format(one=thing.indefinite), middles, SIDES)
 
 
 def _fill(text: str, thing: Thing) -> str:

@@ -58,20 +58,20 @@ def read_mentions(text: str) -> list[Mention]:
 
 def _mentions(text: str) -> Iterator[Mention]:
     pattern, forms = _forms()
-    for found in pattern.finditer(text):
-        name, is_plural = forms[re.sub(r"\s+", " ", found[0].lower())]
-        before = text[: found.start()]
+    for match in pattern.finditer(text):
+        name, is_plural = forms[re.sub(r"\s+", " ", match[0].lower())]
+        before = text[: match.start()]
         words = _MODIFIERS.search(before)
-        start = words.start() if words else found.start()
+        start = words.start() if words else match.start()
         if _DENIED.search(text[:start].rstrip()):
             continue
-        said = words.groupdict() if words else {}
+        groups = words.groupdict() if words else {}
         yield Mention(
             name,
-            (start, found.end()),
-            _number(said.get("number"), is_plural=is_plural),
-            said["colour"].lower() if said.get("colour") else None,
-            _SIZE_WORDS[said["size"].lower()] if said.get("size") else None,
+            (start, match.end()),
+            _number(groups.get("number"), is_plural=is_plural),
+            groups["colour"].lower() if groups.get("colour") else None,
+            _SIZE_WORDS[groups["size"].lower()] if groups.get("size") else None,
         )
 
 
@@ -100,9 +100,9 @@ def _forms() -> tuple[re.Pattern[str], Mapping[str, tuple[str, bool]]]:
 
 def plural(words: str) -> str:
     """Return the plural by rule, of "slice of cake" that of the first word."""
-    first, of, rest = words.partition(" of ")
+    first, of, tail = words.partition(" of ")
     if of:
-        return plural(first) + of + rest
+        return plural(first) + of + tail
     if re.search(r"(?:s|x|ch|sh)$", first):
         return f"{first}es"
     if re.search(r"[^aeiou]y$", first):

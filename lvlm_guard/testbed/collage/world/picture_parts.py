@@ -18,8 +18,8 @@ from PIL import Image
 from lvlm_guard.errors import InputError, nearest
 from lvlm_guard.files import is_file
 from lvlm_guard.testbed.collage.folders import default_folder, ready_folder
-from lvlm_guard.testbed.collage.parts import Announce, Part, fetch_part
-from lvlm_guard.testbed.collage.world.pictures import RENDERINGS, Pictures
+from lvlm_guard.testbed.collage.parts import Announce, PublishedPart, fetch_part
+from lvlm_guard.testbed.collage.world.pictures import RENDERINGS, ThingPictures
 from lvlm_guard.testbed.collage.world.things import THINGS
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import clear_failure
@@ -41,7 +41,7 @@ class PicturePart:
         papers: Files that are kept with them: licence, name and version.
     """
 
-    part: Part
+    part: PublishedPart
     folder: str
     suffix: str
     papers: tuple[str, ...]
@@ -49,7 +49,7 @@ class PicturePart:
 
 PICTURE_PARTS: Mapping[str, PicturePart] = MappingProxyType({
     "fluent": PicturePart(
-        Part(
+        PublishedPart(
             name="npm @lobehub/fluent-emoji-3d",
             version="1.1.0",
             url="https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz",
@@ -59,14 +59,14 @@ PICTURE_PARTS: Mapping[str, PicturePart] = MappingProxyType({
                 "45d267bba207914232a87a10c75ee549d9069e720979c1106feb4954006de1ee"
             ),
             licence="MIT",
-            what="Microsoft's Fluent emoji in 3D, pictures of 256 pixels",
+            contents="Microsoft's Fluent emoji in 3D, pictures of 256 pixels",
         ),
         "package/assets",
         ".webp",
         ("package/package.json", "package/README.md"),
     ),
     "noto": PicturePart(
-        Part(
+        PublishedPart(
             name="npm emoji-datasource-google",
             version="16.0.0",
             url="https://registry.npmjs.org/emoji-datasource-google/-/emoji-datasource-google-16.0.0.tgz",
@@ -76,7 +76,7 @@ PICTURE_PARTS: Mapping[str, PicturePart] = MappingProxyType({
                 "104257a6a7797cf028d9f83a19d9f68cf51e10c5990e3c90a84fc0e53e17d0dc"
             ),
             licence="pictures Apache-2.0, package MIT",
-            what="Google's Noto emoji, pictures of 64 pixels",
+            contents="Google's Noto emoji, pictures of 64 pixels",
         ),
         "package/img/google/64",
         ".png",
@@ -119,12 +119,12 @@ def _has_pictures(folder: Path, rendering: str) -> bool:
 
 def _unpack(package: Path, source: PicturePart, target: Path) -> None:
     """Take the pictures out of a package, all of them or none."""
-    wanted = {f"{source.folder}/{thing.code}{source.suffix}" for thing in THINGS} | set(source.papers)
+    members = {f"{source.folder}/{thing.code}{source.suffix}" for thing in THINGS} | set(source.papers)
     with clear_failure(target):
         draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            sums = _extract(package, wanted, draft)
-            missing = sorted(wanted - {f"{source.folder}/{name}" for name in sums} - set(source.papers))
+            sums = _extract(package, members, draft)
+            missing = sorted(members - {f"{source.folder}/{name}" for name in sums} - set(source.papers))
             if missing:
                 raise TestbedError(f"{source.part.name} {source.part.version} lacks {', '.join(missing[:3])}.")
             contents = {"part": source.part.name, "version": source.part.version, "checksum": source.part.checksum}
@@ -137,12 +137,12 @@ def _unpack(package: Path, source: PicturePart, target: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _extract(package: Path, wanted: set[str], folder: Path) -> dict[str, str]:
+def _extract(package: Path, members: set[str], folder: Path) -> dict[str, str]:
     """Write the wanted files of a package flat into a folder; return the SHA-256 of each by its name."""
     sums = {}
     with tarfile.open(package) as archive:
         for member in archive:
-            content = archive.extractfile(member) if member.name in wanted and member.isfile() else None
+            content = archive.extractfile(member) if member.name in members and member.isfile() else None
             if content is not None:
                 data, name = content.read(), member.name.rsplit("/", 1)[1]
                 (folder / name).write_bytes(data)
@@ -150,7 +150,7 @@ def _extract(package: Path, wanted: set[str], folder: Path) -> dict[str, str]:
     return sums
 
 
-def open_pictures(rendering: str, folder: Path | None = None) -> Pictures:
+def open_pictures(rendering: str, folder: Path | None = None) -> ThingPictures:
     """Open the pictures of one rendering, "fluent" or "noto".
 
     Args:
@@ -164,7 +164,7 @@ def open_pictures(rendering: str, folder: Path | None = None) -> Pictures:
         raise InputError(f"collage: no rendering named {rendering!r}.{nearest(rendering, RENDERINGS)}")
     place = (default_folder() if folder is None else folder) / rendering
     source, sums = PICTURE_PARTS[rendering], _read_contents(place, rendering)
-    return Pictures({thing.name: _open(place / f"{thing.code}{source.suffix}", sums) for thing in THINGS})
+    return ThingPictures({thing.name: _open(place / f"{thing.code}{source.suffix}", sums) for thing in THINGS})
 
 
 def _read_contents(place: Path, rendering: str) -> Mapping[str, str]:

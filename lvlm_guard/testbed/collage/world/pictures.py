@@ -16,7 +16,7 @@ RENDERINGS: tuple[str, ...] = ("fluent", "noto")
 """The rendering of training and of scenes like them, and the other one."""
 
 
-class Pictures:
+class ThingPictures:
     """One picture of each thing.
 
     Args:
@@ -50,9 +50,9 @@ def _crop(image: Image.Image) -> Image.Image:
     return image if box is None else image.crop(box)
 
 
-def draw_stand_ins() -> Pictures:
+def draw_stand_ins() -> ThingPictures:
     """Return shapes that stand in for pictures where there are none: one for each thing, the same everywhere."""
-    return Pictures({name: draw_stand_in(name) for name in NAMES})
+    return ThingPictures({name: draw_stand_in(name) for name in NAMES})
 
 
 def draw_stand_in(name: str) -> Image.Image:

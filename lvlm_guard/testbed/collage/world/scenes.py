@@ -9,7 +9,7 @@ from PIL import Image
 
 from lvlm_guard.testbed.collage.world import drawing
 from lvlm_guard.testbed.collage.world.drawing import SIDE, Backdrop
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 
 GRID = 2
 CELL = SIDE // GRID
@@ -27,7 +27,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Group:
+class ThingGroup:
     """One to four copies of a thing, which share a quarter of the picture.
 
     Args:
@@ -52,7 +52,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Scene:
+class CollageScene:
     """What is in a collage; `draw` makes the picture.
 
     Args:
@@ -67,7 +67,7 @@ class Scene:
     split: str
     seed: int
     index: int
-    groups: tuple[Group, ...]
+    groups: tuple[ThingGroup, ...]
     backdrop: Backdrop
     pair_kept: bool | None = None
 
@@ -81,11 +81,11 @@ class Scene:
         """The names of the things in it."""
         return frozenset(group.name for group in self.groups)
 
-    def find(self, name: str) -> Group | None:
+    def find(self, name: str) -> ThingGroup | None:
         """Return the group of a thing, or None where there is none of it."""
         return next((group for group in self.groups if group.name == name), None)
 
-    def draw(self, pictures: Pictures) -> Image.Image:
+    def draw(self, pictures: ThingPictures) -> Image.Image:
         """Return the picture: RGB, 224x224."""
         canvas = drawing.paint(self.backdrop)
         for group in self.groups:
@@ -96,7 +96,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PictureWeakness:
     """How weak a picture can get: the chance of each weakness, and the range it is drawn from."""
 
     faint: float = 0.15
@@ -106,13 +106,13 @@ class Evidence:
     quiet_sigma: tuple[float, float] = (0.01, 0.04)
 
 
-EVIDENCE = Evidence()
-CLEAR = Evidence(faint=0.0, noisy=0.0)
+EVIDENCE = PictureWeakness()
+CLEAR = PictureWeakness(faint=0.0, noisy=0.0)
 """Pictures in which nothing is weak."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class GroupPlan:
     """What a group is to be, before it has a place of its own."""
 
     name: str
@@ -127,34 +127,34 @@ _COPY = (46, 54)
 _GAP = 1
 
 
-def place(rng: np.random.Generator, wanted: Wanted, evidence: Evidence = EVIDENCE) -> Group:
+def place(rng: np.random.Generator, plan: GroupPlan, evidence: PictureWeakness = EVIDENCE) -> ThingGroup:
     """Put the copies of a group somewhere in its quarter, and draw how well it can be seen."""
     opacity = float(rng.uniform(*evidence.faint_opacity)) if rng.random() < evidence.faint else 1.0
     mirrored = bool(rng.random() < 0.5)
-    copies = _single(rng, wanted) if wanted.number == 1 else _several(rng, wanted)
-    return Group(wanted.name, wanted.number, wanted.size, wanted.colour, wanted.cell, copies, opacity, mirrored)
+    copies = _single(rng, plan) if plan.number == 1 else _several(rng, plan)
+    return ThingGroup(plan.name, plan.number, plan.size, plan.colour, plan.cell, copies, opacity, mirrored)
 
 
-def _single(rng: np.random.Generator, wanted: Wanted) -> tuple[Copy, ...]:
-    low, high = _SIDES[wanted.size or "big"]
+def _single(rng: np.random.Generator, plan: GroupPlan) -> tuple[Copy, ...]:
+    low, high = _SIDES[plan.size or "big"]
     side = int(rng.integers(low, high + 1))
-    top, left = (at * CELL + int(rng.integers(0, CELL - side + 1)) for at in wanted.cell)
+    top, left = (at * CELL + int(rng.integers(0, CELL - side + 1)) for at in plan.cell)
     return (Copy(left, top, side),)
 
 
-def _several(rng: np.random.Generator, wanted: Wanted) -> tuple[Copy, ...]:
+def _several(rng: np.random.Generator, plan: GroupPlan) -> tuple[Copy, ...]:
     """Copies of one size in the corners of the quarter, none over another."""
     half = CELL // 2
     side = int(rng.integers(_COPY[0], _COPY[1] + 1))
-    corners = rng.permutation(len(CELLS))[: wanted.number]
+    corners = rng.permutation(len(CELLS))[: plan.number]
     places = (CELLS[int(corner)] for corner in corners)
     return tuple(
-        Copy(wanted.cell[1] * CELL + column * half + _GAP, wanted.cell[0] * CELL + row * half + _GAP, side)
+        Copy(plan.cell[1] * CELL + column * half + _GAP, plan.cell[0] * CELL + row * half + _GAP, side)
         for row, column in places
     )
 
 
-def draw_backdrop(rng: np.random.Generator, seed: tuple[int, ...], evidence: Evidence = EVIDENCE) -> Backdrop:
+def draw_backdrop(rng: np.random.Generator, seed: tuple[int, ...], evidence: PictureWeakness = EVIDENCE) -> Backdrop:
     """Draw colours, horizon, spots and noise."""
     top, bottom = (_muted(rng.uniform(0.35, 0.95, 3)) for _ in range(2))
     noise = evidence.noisy_sigma if rng.random() < evidence.noisy else evidence.quiet_sigma

@@ -37,24 +37,25 @@ class TextScorer:
 
         The text is run once. After it are run the beginnings that continuations share, each once, and no last token.
         """
-        seen = self._model(
-            input_ids=torch.tensor([self._ids(text)]), past_key_values=copy.deepcopy(self._start), logits_to_keep=1
-        )
+        output = self._read(text)
         rows = [self._ids(words) for words in continuations]
-        after: dict[_Ids, torch.Tensor] = {(): _log_probabilities(seen.logits[0, -1])}
-        after.update(self._run(seen.past_key_values, _longest([row[:-1] for row in rows if len(row) > 1])))
+        after: dict[_Ids, torch.Tensor] = {(): _log_probabilities(output.logits[0, -1])}
+        after.update(self._run(output.past_key_values, _longest([row[:-1] for row in rows if len(row) > 1])))
         return np.asarray([sum(float(after[row[:at]][row[at]]) for at in range(len(row))) for row in rows])
 
     @torch.no_grad()
     def score_next(self, text: str, middles: Sequence[str], words: Sequence[str]) -> Scores:
         """Return the log-probability of the first token of each word after a text and each middle, `[middles, words]`."""
-        seen = self._model(
-            input_ids=torch.tensor([self._ids(text)]), past_key_values=copy.deepcopy(self._start), logits_to_keep=1
-        )
+        output = self._read(text)
         rows = [self._ids(middle) for middle in middles]
-        after = self._run(seen.past_key_values, rows)
+        after = self._run(output.past_key_values, rows)
         firsts = [self._ids(word)[0] for word in words]
         return np.asarray([after[row][firsts].tolist() for row in rows])
+
+    def _read(self, text: str) -> Any:
+        """Run a text as the beginning of an answer; only what is next is predicted."""
+        ids = torch.tensor([self._ids(text)])
+        return self._model(input_ids=ids, past_key_values=copy.deepcopy(self._start), logits_to_keep=1)
 
     def _run(self, cache: Any, beginnings: list[_Ids]) -> dict[_Ids, torch.Tensor]:
         """Return the log-probabilities after each beginning and each beginning of one; rows are padded on the right."""
@@ -83,5 +84,7 @@ def _longest(beginnings: Sequence[_Ids]) -> list[_Ids]:
     """Leave out what another one begins with."""
     every = set(beginnings)
     return sorted(
-        one for one in every if not any(len(other) > len(one) and other[: len(one)] == one for other in every)
+        beginning
+        for beginning in every
+        if not any(len(longer) > len(beginning) and longer[: len(beginning)] == beginning for longer in every)
     )

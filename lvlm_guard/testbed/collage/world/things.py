@@ -28,7 +28,7 @@ class Thing:
         return self.plural or f"{self.name}s"
 
     @property
-    def one(self) -> str:
+    def indefinite(self) -> str:
         """The name with its indefinite article."""
         return with_article(self.name)
 

@@ -8,27 +8,35 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lvlm_guard.testbed.collage.world.free import LEAN, pick
-from lvlm_guard.testbed.collage.world.habits import AXES, Habits, Order, habits
-from lvlm_guard.testbed.collage.world.scenes import CELLS, Cell, Evidence, Scene, Wanted, draw_backdrop, place
+from lvlm_guard.testbed.collage.world.habits import AXES, LanguageHabits, Order, habits
+from lvlm_guard.testbed.collage.world.scenes import (
+    CELLS,
+    Cell,
+    CollageScene,
+    GroupPlan,
+    PictureWeakness,
+    draw_backdrop,
+    place,
+)
 from lvlm_guard.testbed.collage.world.things import COLOURS, NAMES, NUMBERS, SIZES
 
 
 @dataclass(frozen=True)
-class Contrast:
+class HabitContrast:
     """A habit that one of two scenes keeps and the other breaks.
 
     Args:
         habit: "partner", "colour", "number", "size" or "order".
         keeper: Which of the two keeps it, 0 or 1.
         subject: The thing it is about. partner: the one that is there with its partner in the keeper, and alone in the other.
-        other: partner: a thing that is there in the breaker alone, without its partner. order: the second thing. Else empty.
+        second: partner: a thing that is there in the breaker alone, without its partner. order: the second thing. Else empty.
         side: order: the axis, by the side on which the first stands by habit.
     """
 
     habit: str
     keeper: int
     subject: str
-    other: str = ""
+    second: str = ""
     side: str = ""
 
 
@@ -36,24 +44,24 @@ class Contrast:
 class Twins:
     """Two scenes and the habits in which they differ."""
 
-    scenes: tuple[Scene, Scene]
-    contrasts: tuple[Contrast, ...]
+    scenes: tuple[CollageScene, CollageScene]
+    contrasts: tuple[HabitContrast, ...]
 
 
 @dataclass
 class _Draft:
     """What the two scenes are to hold: for each the values of every thing, and where the things are."""
 
-    contrasts: list[Contrast]
+    contrasts: list[HabitContrast]
     values: tuple[dict[str, dict[str, str]], dict[str, dict[str, str]]] = field(default_factory=lambda: ({}, {}))
 
     def add(self, name: str, *scenes: int) -> None:
         for at in scenes:
             self.values[at].setdefault(name, {})
 
-    def set(self, name: str, what: str, value: Sequence[str]) -> None:
-        for values, one in zip(self.values, value, strict=True):
-            values[name][what] = one
+    def set(self, name: str, quantity: str, both: Sequence[str]) -> None:
+        for values, value in zip(self.values, both, strict=True):
+            values[name][quantity] = value
 
 
 _PLANS: Mapping[tuple[bool, bool], float] = {
@@ -66,7 +74,7 @@ _PLANS: Mapping[tuple[bool, bool], float] = {
 
 
 def compose_twins(
-    rng: np.random.Generator, name: tuple[str, int, int], stream: tuple[int, ...], evidence: Evidence
+    rng: np.random.Generator, name: tuple[str, int, int], stream: tuple[int, ...], evidence: PictureWeakness
 ) -> Twins:
     """Draw two scenes about the same things; `name` is split, seed and number of the twins."""
     draft = _draft(rng, habits())
@@ -74,62 +82,64 @@ def compose_twins(
     return Twins((scenes[0], scenes[1]), tuple(draft.contrasts))
 
 
-def _draft(rng: np.random.Generator, known: Habits) -> _Draft:
+def _draft(rng: np.random.Generator, language: LanguageHabits) -> _Draft:
     orders, counts = list(_PLANS)[int(rng.choice(len(_PLANS), p=list(_PLANS.values())))]
-    order = known.orders[int(rng.integers(len(known.orders)))]
+    order = language.orders[int(rng.integers(len(language.orders)))]
     subject, second = (order.first, order.second) if rng.random() < 0.5 else (order.second, order.first)
     draft = _Draft([])
     shared = [subject, second] if orders else [subject]
-    for one in shared:
-        draft.add(one, 0, 1)
-    _add_pair(rng, known, draft, subject, shared)
+    for name in shared:
+        draft.add(name, 0, 1)
+    _add_pair(rng, language, draft, subject, shared)
     if counts:
-        _add_counted(rng, known, draft)
-    _add_look(rng, known, draft, shared)
+        _add_counted(rng, language, draft)
+    _add_look(rng, language, draft, shared)
     if orders:
-        draft.contrasts.append(Contrast("order", _coin(rng), order.first, order.second, order.side))
+        draft.contrasts.append(HabitContrast("order", _coin(rng), order.first, order.second, order.side))
     return draft
 
 
-def _add_pair(rng: np.random.Generator, known: Habits, draft: _Draft, subject: str, shared: Sequence[str]) -> None:
+def _add_pair(
+    rng: np.random.Generator, language: LanguageHabits, draft: _Draft, subject: str, shared: Sequence[str]
+) -> None:
     """The partner in one scene; in the other, a thing that has none there, of the popular ones half the time."""
-    keeper, partner = _coin(rng), known.partner[subject]
+    keeper, partner = _coin(rng), language.partner[subject]
     popular = bool(rng.random() < 0.5)
-    candidates = [name for name in _free(known, {*shared, partner}) if (name in known.popular) == popular]
+    candidates = [name for name in _free(language, {*shared, partner}) if (name in language.popular) == popular]
     alone = candidates[int(rng.integers(len(candidates)))]
     draft.add(partner, keeper)
     draft.add(alone, 1 - keeper)
-    draft.contrasts.append(Contrast("partner", keeper, subject, alone))
+    draft.contrasts.append(HabitContrast("partner", keeper, subject, alone))
 
 
-def _add_counted(rng: np.random.Generator, known: Habits, draft: _Draft) -> None:
-    candidates = _free(known, {*draft.values[0], *draft.values[1]})
+def _add_counted(rng: np.random.Generator, language: LanguageHabits, draft: _Draft) -> None:
+    candidates = _free(language, {*draft.values[0], *draft.values[1]})
     name, keeper = candidates[int(rng.integers(len(candidates)))], _coin(rng)
-    usual = NUMBERS[known.number[name] - 1]
+    usual = NUMBERS[language.number[name] - 1]
     draft.add(name, 0, 1)
     draft.set(name, "number", _as_kept(keeper, usual, pick(rng, NUMBERS, usual, 0.0)))
-    draft.contrasts.append(Contrast("number", keeper, name))
+    draft.contrasts.append(HabitContrast("number", keeper, name))
 
 
-def _add_look(rng: np.random.Generator, known: Habits, draft: _Draft, shared: Sequence[str]) -> None:
+def _add_look(rng: np.random.Generator, language: LanguageHabits, draft: _Draft, shared: Sequence[str]) -> None:
     """Colour of one of the things that both scenes hold, size of one of them."""
     tinted, sized = (shared[int(rng.integers(len(shared)))] for _ in range(2))
     for habit, name, values, usual in (
-        ("colour", tinted, COLOURS, known.colour[tinted]),
-        ("size", sized, SIZES, known.size[sized]),
+        ("colour", tinted, COLOURS, language.colour[tinted]),
+        ("size", sized, SIZES, language.size[sized]),
     ):
         keeper = _coin(rng)
         draft.set(name, habit, _as_kept(keeper, usual, pick(rng, values, usual, 0.0)))
-        draft.contrasts.append(Contrast(habit, keeper, name))
+        draft.contrasts.append(HabitContrast(habit, keeper, name))
 
 
-def _as_kept(keeper: int, usual: str, other: str) -> tuple[str, str]:
-    return (other, usual) if keeper else (usual, other)
+def _as_kept(keeper: int, usual: str, unusual: str) -> tuple[str, str]:
+    return (unusual, usual) if keeper else (usual, unusual)
 
 
-def _free(known: Habits, taken: set[str]) -> list[str]:
+def _free(language: LanguageHabits, occupied: set[str]) -> list[str]:
     """Return the things that are not taken and whose partners are not."""
-    return [name for name in NAMES if name not in taken and known.partner[name] not in taken]
+    return [name for name in NAMES if name not in occupied and language.partner[name] not in occupied]
 
 
 def _coin(rng: np.random.Generator) -> int:
@@ -142,32 +152,32 @@ def _build(
     at: int,
     name: tuple[str, int, int],
     stream: tuple[int, ...],
-    evidence: Evidence,
-) -> Scene:
+    evidence: PictureWeakness,
+) -> CollageScene:
     names = list(draft.values[at])
     cells = _draw_cells(rng, names, _order_of(draft, at))
     groups = tuple(place(rng, _want(rng, thing, cells[thing], draft.values[at][thing]), evidence) for thing in names)
     split, seed, number = name
     backdrop = draw_backdrop(rng, (*stream, 7), evidence)
     pair = next(contrast for contrast in draft.contrasts if contrast.habit == "partner")
-    return Scene(split, seed, 2 * number + at, groups, backdrop, pair_kept=pair.keeper == at)
+    return CollageScene(split, seed, 2 * number + at, groups, backdrop, pair_kept=pair.keeper == at)
 
 
-def _want(rng: np.random.Generator, name: str, cell: Cell, values: Mapping[str, str]) -> Wanted:
+def _want(rng: np.random.Generator, name: str, cell: Cell, values: Mapping[str, str]) -> GroupPlan:
     """Fill in what a draft leaves open: big, in its own colours or in any."""
     colour = values.get("colour")
     if colour is None and rng.random() < LEAN.tinted:
         colour = COLOURS[int(rng.integers(len(COLOURS)))]
     number = NUMBERS.index(values.get("number", NUMBERS[0])) + 1
     size = None if number > 1 else values.get("size", SIZES[int(rng.integers(len(SIZES)))])
-    return Wanted(name, cell, number, size, colour)
+    return GroupPlan(name, cell, number, size, colour)
 
 
 def _order_of(draft: _Draft, at: int) -> Order | None:
     """Return how two things have to stand in a scene, the first on that side of the second."""
     for contrast in draft.contrasts:
         if contrast.habit == "order":
-            names = (contrast.subject, contrast.other)
+            names = (contrast.subject, contrast.second)
             first, second = names if contrast.keeper == at else names[::-1]
             return Order(first, second, contrast.side)
     return None
