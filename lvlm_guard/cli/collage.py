@@ -47,11 +47,11 @@ def build(
         raise InputError("--steps and --seed say how to train. Add --train, or leave them out.")
     loading.quieten()
     from lvlm_guard.testbed.collage import build as building  # noqa: PLC0415 - slow to import
-    from lvlm_guard.testbed.collage.training.train import Plan  # noqa: PLC0415 - as above
+    from lvlm_guard.testbed.collage.training.plan import SeeingPlan  # noqa: PLC0415 - as above
 
     chosen: dict[str, Any] = {"steps": steps, "seed": seed}
-    plan = Plan(**{name: value for name, value in chosen.items() if value is not None})
-    building.build(building.Order(out, train, parts, plan), typer.echo)
+    plan = SeeingPlan(**{name: value for name, value in chosen.items() if value is not None})
+    building.build(building.BuildOrder(out, train, parts, plan), typer.echo)
     typer.echo(f"{out}: built. Try it: lvlm-guard verify --model {out}")
 
 

@@ -19,7 +19,9 @@ from lvlm_guard.testbed.collage.folders import ready_folder
 from lvlm_guard.testbed.collage.licences import LICENCES_FILE, PARTS, licences
 from lvlm_guard.testbed.collage.model_parts import Packages, fetch_packages, opened
 from lvlm_guard.testbed.collage.parts import Announce
-from lvlm_guard.testbed.collage.training.train import CHECKPOINT, Plan, teach
+from lvlm_guard.testbed.collage.training.plan import SeeingPlan
+from lvlm_guard.testbed.collage.training.progress import CHECKPOINT
+from lvlm_guard.testbed.collage.training.train import teach
 from lvlm_guard.testbed.collage.world.picture_parts import fetch_pictures, open_pictures
 from lvlm_guard.testbed.collage.world.splits import RENDERING
 from lvlm_guard.testbed.errors import TestbedError
@@ -35,7 +37,7 @@ _ROOM = 400_000_000
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildOrder:
     """What to build.
 
     Args:
@@ -48,10 +50,10 @@ class Order:
     out: Path
     train: bool = False
     parts: Path | None = None
-    plan: Plan = field(default_factory=Plan)
+    plan: SeeingPlan = field(default_factory=SeeingPlan)
 
 
-def build(order: Order, announce: Announce = print) -> Path:
+def build(order: BuildOrder, announce: Announce = print) -> Path:
     """Build the model in a folder, which is complete afterwards or has no config.
 
     What is fetched is announced first. Stopped half-way, the same order goes on: parts that are there are not fetched again,
@@ -94,7 +96,7 @@ def finish(packages: Packages, delta: Delta, manifest: Mapping[str, Any], out: P
     export(model, processor, out, texts)
 
 
-def _check(order: Order) -> None:
+def _check(order: BuildOrder) -> None:
     """Refuse what cannot end well before anything is fetched."""
     check_folder(order.out, "the folder of the model")
     if exists(order.out / CONFIG):
@@ -141,7 +143,7 @@ def checksums() -> dict[str, str]:
     return {f"{part.name} {part.version}": part.checksum for part in PARTS}
 
 
-def _learn(order: Order, packages: Packages, folder: Path, announce: Announce) -> tuple[Delta, dict[str, Any]]:
+def _learn(order: BuildOrder, packages: Packages, folder: Path, announce: Announce) -> tuple[Delta, dict[str, Any]]:
     """Train in the folder of the model, and leave the delta there as well."""
     with opened(packages) as weights:
         model, processor = assemble(weights.language, weights.vision)
@@ -154,7 +156,7 @@ def _learn(order: Order, packages: Packages, folder: Path, announce: Announce) -
     return delta, manifest
 
 
-def describe(plan: Plan, figures: Mapping[str, Any], delta: Delta) -> dict[str, Any]:
+def describe(plan: SeeingPlan, figures: Mapping[str, Any], delta: Delta) -> dict[str, Any]:
     """Return what a delta was made of and with."""
     return {
         "parts": checksums(),

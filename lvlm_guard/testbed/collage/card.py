@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lvlm_guard.bench.scoring.margins import Tokens
 from lvlm_guard.bench.scoring.scores import auc
-from lvlm_guard.testbed.collage.training.rows import Packer, Rows, Turn
+from lvlm_guard.testbed.collage.training.rows import PackedRows, PackedTurn, Packer
 from lvlm_guard.testbed.collage.world.captions import DESCRIBE
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import read_mentions
-from lvlm_guard.testbed.collage.world.pictures import Pictures
+from lvlm_guard.testbed.collage.world.pictures import ThingPictures
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import RENDERING, twins
 from lvlm_guard.testbed.collage.world.things import NAMES
 from lvlm_guard.testbed.world.questions import Question
@@ -34,7 +34,7 @@ _RESAMPLES = 300
 
 
 @dataclass(frozen=True)
-class Reply:
+class CardReply:
     """A model's answer to a question.
 
     Args:
@@ -81,7 +81,7 @@ class Reader:
         return tokens
 
     @torch.no_grad()
-    def read(self, questions: Sequence[Question], cluster: int, image: Tensor | None) -> list[Reply]:
+    def read(self, questions: Sequence[Question], cluster: int, image: Tensor | None) -> list[CardReply]:
         """Return the replies to questions about one picture.
 
         Args:
@@ -89,14 +89,14 @@ class Reader:
             cluster: Put into the replies.
             image: Its tokens, shape (tokens, hidden); None is no picture at all.
         """
-        rows = self._packer.pack([[Turn(one.text, "") for one in questions]], blind=image is None)
+        rows = self._packer.pack([[PackedTurn(question.text, "") for question in questions]], blind=image is None)
         logits = self._logits(rows, image)
         yes, no = (logits[:, list(ids)].logsumexp(-1) for ids in (self._words.yes, self._words.no))
         best = self._processor.tokenizer.batch_decode(logits.argmax(-1)[:, None])
         each = zip(questions, (yes - no).tolist(), best, strict=True)
-        return [Reply(question, cluster, margin, word.strip().lower()) for question, margin, word in each]
+        return [CardReply(question, cluster, margin, word.strip().lower()) for question, margin, word in each]
 
-    def _logits(self, rows: Rows, image: Tensor | None) -> Tensor:
+    def _logits(self, rows: PackedRows, image: Tensor | None) -> Tensor:
         language = self._model.model.language_model
         embedded = language.embed_tokens(rows.ids)
         if image is not None:
@@ -117,50 +117,50 @@ class Reader:
 class Sheet:
     """The scenes of a split with their questions, and their image tokens."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[CollageScene, ...]
     questions: tuple[tuple[Question, ...], ...]
     images: Tensor
 
 
-def make_sheet(reader: Reader, pictures: Pictures, split: str, count: int, seed: int = SEED) -> Sheet:
+def make_sheet(reader: Reader, pictures: ThingPictures, split: str, count: int, seed: int = SEED) -> Sheet:
     """Return so many twins of a split."""
-    scenes: list[Scene] = []
+    scenes: list[CollageScene] = []
     questions: list[tuple[Question, ...]] = []
     for number in range(count):
         pair = twins(split, number, seed)
-        asked = balanced_questions(pair)
+        posed = balanced_questions(pair)
         scenes += pair.scenes
-        questions += [tuple(question for one, question in asked if one == scene) for scene in pair.scenes]
-    images = torch.cat([reader.features([one.draw(pictures)]) for one in scenes])
+        questions += [tuple(question for drawn, question in posed if drawn == scene) for scene in pair.scenes]
+    images = torch.cat([reader.features([drawn.draw(pictures)]) for drawn in scenes])
     return Sheet(tuple(scenes), tuple(questions), images)
 
 
-def answer(reader: Reader, sheet: Sheet, view: str) -> list[Reply]:
+def answer(reader: Reader, sheet: Sheet, view: str) -> list[CardReply]:
     """Return the replies to all questions of a sheet, in order, by one of `VIEWS`."""
     images = {"own": sheet.images, "other": sheet.images.roll(2, 0), "zeroed": torch.zeros_like(sheet.images)}.get(view)
-    replies: list[Reply] = []
+    replies: list[CardReply] = []
     for at, questions in enumerate(sheet.questions):
         replies += reader.read(questions, at // 2, None if images is None else images[at])
     return replies
 
 
-Statistic = Callable[[Sequence[Reply]], float]
+Statistic = Callable[[Sequence[CardReply]], float]
 
 
-def accuracy(replies: Sequence[Reply]) -> float:
+def accuracy(replies: Sequence[CardReply]) -> float:
     """Return the share of right replies; nan where there is none."""
     return sum(reply.right for reply in replies) / len(replies) if replies else float("nan")
 
 
-def separation(replies: Sequence[Reply]) -> float:
+def separation(replies: Sequence[CardReply]) -> float:
     """Return the AUC of the margins of replies to yes/no questions."""
-    asked = [reply for reply in replies if reply.question.answer in ("yes", "no")]
-    return auc([reply.margin for reply in asked], [reply.question.answer == "yes" for reply in asked])
+    posed = [reply for reply in replies if reply.question.answer in ("yes", "no")]
+    return auc([reply.margin for reply in posed], [reply.question.answer == "yes" for reply in posed])
 
 
-def with_interval(replies: Sequence[Reply], statistic: Statistic) -> dict[str, float]:
+def with_interval(replies: Sequence[CardReply], statistic: Statistic) -> dict[str, float]:
     """Return a figure with its 95 % interval, by drawing twins with replacement, and the number of replies."""
-    clusters: dict[int, list[Reply]] = {}
+    clusters: dict[int, list[CardReply]] = {}
     for reply in replies:
         clusters.setdefault(reply.cluster, []).append(reply)
     groups, rng = list(clusters.values()), np.random.default_rng(0)
@@ -173,22 +173,22 @@ def with_interval(replies: Sequence[Reply], statistic: Statistic) -> dict[str, f
     return {name: round(value, 4) for name, value in values.items()} | {"n": len(replies)}
 
 
-def measure_level(replies: Sequence[Reply]) -> dict[str, Any]:
+def measure_level(replies: Sequence[CardReply]) -> dict[str, Any]:
     """Return AUC and accuracy of the replies of a level: all, where habit tells the truth, and where it does not."""
     habitual = [reply for reply in replies if reply.question.habit is not None]
-    kept = [reply for reply in habitual if reply.question.habit == reply.question.answer]
-    broken = [reply for reply in habitual if reply.question.habit != reply.question.answer]
+    habit_true = [reply for reply in habitual if reply.question.habit == reply.question.answer]
+    habit_false = [reply for reply in habitual if reply.question.habit != reply.question.answer]
     return {
         "auc": with_interval(replies, separation),
         "accuracy": with_interval(replies, accuracy),
-        "habit_true": with_interval(kept, accuracy),
-        "habit_false": with_interval(broken, accuracy),
+        "habit_true": with_interval(habit_true, accuracy),
+        "habit_false": with_interval(habit_false, accuracy),
     }
 
 
-def agreement(own: Sequence[Reply], other: Sequence[Reply]) -> dict[str, float]:
+def agreement(replies: Sequence[CardReply], view_replies: Sequence[CardReply]) -> dict[str, float]:
     """Return how often wrong and right yes/no replies are what another view says to the same question, and habit says."""
-    pairs = [(a, b) for a, b in zip(own, other, strict=True) if a.question.answer in ("yes", "no")]
+    pairs = [(a, b) for a, b in zip(replies, view_replies, strict=True) if a.question.answer in ("yes", "no")]
     shares: dict[str, float] = {}
     for side, right in (("wrong", False), ("right", True)):
         chosen = [(a, b) for a, b in pairs if a.right == right]
@@ -225,12 +225,12 @@ def measure_sheet(reader: Reader, sheet: Sheet) -> dict[str, Any]:
     }
 
 
-def _of_level(replies: Sequence[Reply], level: str) -> list[Reply]:
+def _of_level(replies: Sequence[CardReply], level: str) -> list[CardReply]:
     return [reply for reply in replies if reply.question.level == level]
 
 
-def _by_kind(replies: Sequence[Reply]) -> Mapping[str, list[Reply]]:
-    kinds: dict[str, list[Reply]] = {}
+def _by_kind(replies: Sequence[CardReply]) -> Mapping[str, list[CardReply]]:
+    kinds: dict[str, list[CardReply]] = {}
     for reply in replies:
         kinds.setdefault(reply.question.kind, []).append(reply)
     return kinds
@@ -243,29 +243,29 @@ def write_captions(model: Any, processor: Any, images: Sequence[Any], batch: int
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     captions: list[str] = []
     for first in range(0, len(images), batch):
-        shown = list(images[first : first + batch])
-        inputs = processor(images=shown, text=[prompt] * len(shown), padding=True, return_tensors="pt")
+        batch_images = list(images[first : first + batch])
+        inputs = processor(images=batch_images, text=[prompt] * len(batch_images), padding=True, return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
         captions += [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
     return captions
 
 
-def inventions(captions: Sequence[str], scenes: Sequence[Scene]) -> dict[str, float]:
+def inventions(captions: Sequence[str], scenes: Sequence[CollageScene]) -> dict[str, float]:
     """Return how often captions name what is there, absent partners of what is there, popular and other absent things."""
     counts = {kind: np.zeros(2) for kind in ("present", "partner", "popular", "other")}
-    for text, one in zip(captions, scenes, strict=True):
+    for text, drawn in zip(captions, scenes, strict=True):
         named = {mention.name for mention in read_mentions(text)}
-        partners = {habits().partner[name] for name in one.present}
+        partners = {habits().partner[name] for name in drawn.present}
         for name in NAMES:
             kind = "popular" if name in habits().popular else "other"
             kind = "partner" if name in partners else kind
-            counts["present" if name in one.present else kind] += (name in named, 1)
+            counts["present" if name in drawn.present else kind] += (name in named, 1)
     return {kind: round(float(hits / max(1, chances)), 4) for kind, (hits, chances) in counts.items()}
 
 
 def measure_card(
-    model: Any, processor: Any, pictures: Mapping[str, Pictures], count: int, captions: int
+    model: Any, processor: Any, pictures: Mapping[str, ThingPictures], count: int, captions: int
 ) -> dict[str, Any]:
     """Return every figure of the card.
 
@@ -279,10 +279,10 @@ def measure_card(
     reader = Reader(model, processor)
     card: dict[str, Any] = {"seed": SEED, "twins": count, "captions": captions, "splits": {}}
     for split in SPLITS:
-        shown = pictures[RENDERING[split]]
-        sheet = make_sheet(reader, shown, split, count)
+        cut_outs = pictures[RENDERING[split]]
+        sheet = make_sheet(reader, cut_outs, split, count)
         scenes = sheet.scenes[:captions]
-        texts = write_captions(model, processor, [one.draw(shown) for one in scenes])
+        texts = write_captions(model, processor, [drawn.draw(cut_outs) for drawn in scenes])
         figures = measure_sheet(reader, sheet)
         card["splits"][split] = {**figures, "inventions": inventions(texts, scenes), "examples": texts[:5]}
     return card

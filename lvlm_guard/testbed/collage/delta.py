@@ -95,7 +95,7 @@ def apply_delta(model: Any, delta: Delta) -> None:
         ) from problem
 
 
-def _alike(value: Tensor, other: Tensor) -> Tensor:
-    if value.shape != other.shape:
-        raise ValueError(f"shape {tuple(value.shape)} where {tuple(other.shape)} was expected")
+def _alike(value: Tensor, target: Tensor) -> Tensor:
+    if value.shape != target.shape:
+        raise ValueError(f"shape {tuple(value.shape)} where {tuple(target.shape)} was expected")
     return value

@@ -70,7 +70,7 @@ def _published(name: str) -> str:
 def _describe(model: Any) -> dict[str, Any]:
     """Return the config, with the base of the rotary embedding where version 4 looks for it as well."""
     config: dict[str, Any] = model.config.to_dict()
-    config.update(architectures=[type(model).__name__], dtype="float16")
+    config.update(architectures=[type(model).__name__], dtype="float32")  # in memory; files hold halves
     rope = config["text_config"].get("rope_parameters") or {}
     if "rope_theta" in rope:
         config["text_config"]["rope_theta"] = rope["rope_theta"]

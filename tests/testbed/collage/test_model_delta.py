@@ -8,7 +8,7 @@ from collage_stand_ins import tiny_model
 
 from lvlm_guard.testbed import TestbedError
 from lvlm_guard.testbed.collage.delta import Delta, apply_delta, read_delta
-from lvlm_guard.testbed.collage.training.rows import Packer, Turn
+from lvlm_guard.testbed.collage.training.rows import PackedTurn, Packer
 from lvlm_guard.testbed.collage.training.student import Student
 
 
@@ -27,7 +27,9 @@ def test_merged_weights_answer_as_the_student_does(tmp_path):
     student, processor = taught_student()
     student.delta().write(tmp_path / "delta.safetensors")
     model, _ = tiny_model()
-    rows = Packer(processor, 49).pack([[Turn("Is there a dog?", "Yes"), Turn("Describe the picture.", "A dog.")]])
+    rows = Packer(processor, 49).pack(
+        [[PackedTurn("Is there a dog?", "Yes"), PackedTurn("Describe the picture.", "A dog.")]]
+    )
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         features = model.model.vision_tower.features(pixels)

@@ -8,7 +8,7 @@ from collage_stand_ins import tiny_model
 from PIL import Image
 
 from lvlm_guard.testbed.collage.card import Reader
-from lvlm_guard.testbed.collage.training.rows import IGNORED, Packer, Turn
+from lvlm_guard.testbed.collage.training.rows import IGNORED, PackedTurn, Packer
 from lvlm_guard.testbed.collage.training.student import Student, gather
 
 QUESTIONS = ("Is there a dog?", "What colour is the bus?", "How many bees are there in the picture?")
@@ -40,7 +40,7 @@ def test_a_packed_question_is_answered_as_if_it_were_asked_alone(tiny, blind):
     reader, packer = Reader(model, processor), Packer(processor, 49)
     tokens = reader.features(shown)
     for at, image in enumerate(shown):
-        rows = packer.pack([[Turn(text, "") for text in QUESTIONS]], blind=blind)
+        rows = packer.pack([[PackedTurn(text, "") for text in QUESTIONS]], blind=blind)
         with torch.no_grad():
             packed = reader._logits(rows, None if blind else tokens[at])
         alone = torch.stack([ask_alone(model, processor, text, None if blind else image) for text in QUESTIONS])
@@ -54,7 +54,7 @@ def test_a_packed_question_is_answered_as_if_it_were_asked_alone(tiny, blind):
 def test_an_answer_is_learnt_token_by_token_with_its_end(tiny):
     _, processor = tiny
     rows = Packer(processor, 49).pack(
-        [[Turn("Is it?", "No", 0.5), Turn("What?", "Two", 1.0)], [Turn("Why?", "So", 1.0)]]
+        [[PackedTurn("Is it?", "No", 0.5), PackedTurn("What?", "Two", 1.0)], [PackedTurn("Why?", "So", 1.0)]]
     )
     tokenizer, end = processor.tokenizer, processor.tokenizer.eos_token_id
     learnt, targets, weights = gather(rows)
@@ -76,8 +76,8 @@ def test_an_answer_is_learnt_token_by_token_with_its_end(tiny):
 def test_the_student_begins_as_the_model_and_leaves_the_language_model_alone_where_it_is_held():
     model, processor = tiny_model()
     packer = Packer(processor, 49)
-    rows = packer.pack([[Turn(text, "Yes") for text in QUESTIONS]])
-    blind = packer.pack([[Turn(text, "Yes") for text in QUESTIONS]], blind=True)
+    rows = packer.pack([[PackedTurn(text, "Yes") for text in QUESTIONS]])
+    blind = packer.pack([[PackedTurn(text, "Yes") for text in QUESTIONS]], blind=True)
     reader = Reader(model, processor)
     tokens = reader.features(pictures(1))
     with torch.no_grad():
@@ -98,3 +98,20 @@ def test_the_student_begins_as_the_model_and_leaves_the_language_model_alone_whe
     torch.testing.assert_close(held, untouched, atol=1e-4, rtol=0)
     assert all(weight.requires_grad for weight in student.taught().values())
     assert any(name.endswith("lora_A.default.weight") for name in student.taught())
+
+
+def test_what_is_lent_stands_in_for_the_picture():
+    model, processor = tiny_model()
+    rows = Packer(processor, 49).pack([[PackedTurn(text, "Yes") for text in QUESTIONS]])
+    student = Student(model, rank=2, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(6)
+    features, others = (torch.randn(1, 49, student.places.shape[1], generator=generator) for _ in range(2))
+    lent = torch.randn(1, 49, model.config.text_config.hidden_size, generator=generator)
+    with torch.no_grad():
+        whole = [student.hidden(rows, seen, lent, 1.0) for seen in (features, others)]
+        half = [student.hidden(rows, seen, lent, 0.5) for seen in (features, others)]
+        none = student.hidden(rows, features, lent, 0.0)
+        torch.testing.assert_close(whole[0], whole[1], atol=1e-5, rtol=0)
+        assert (half[0] - half[1]).abs().max() > 0.1
+        torch.testing.assert_close(none, student.hidden(rows, features), atol=0, rtol=0)
+        assert (none - whole[0]).abs().max() > 0.1

@@ -12,10 +12,10 @@ from torch import Tensor
 from lvlm_guard.bench.scoring.margins import Tokens
 from lvlm_guard.bench.scoring.scores import auc
 from lvlm_guard.testbed.collage.training.course import Course
-from lvlm_guard.testbed.collage.training.rows import Packer, Turn
+from lvlm_guard.testbed.collage.training.rows import PackedTurn, Packer
 from lvlm_guard.testbed.collage.training.student import Student
 from lvlm_guard.testbed.collage.world.questions import balanced_questions
-from lvlm_guard.testbed.collage.world.scenes import Scene
+from lvlm_guard.testbed.collage.world.scenes import CollageScene
 from lvlm_guard.testbed.collage.world.splits import twins
 from lvlm_guard.testbed.world.questions import Question
 
@@ -26,20 +26,20 @@ LEVELS = ("object", "attribute", "relation")
 class Exam:
     """Scenes with questions about each that are answered by yes or no."""
 
-    scenes: tuple[Scene, ...]
+    scenes: tuple[CollageScene, ...]
     questions: tuple[tuple[Question, ...], ...]
     features: Tensor
 
 
 def make_exam(course: Course, split: str, count: int, seed: int) -> Exam:
     """Return an exam of so many twins of a split."""
-    scenes: list[Scene] = []
+    scenes: list[CollageScene] = []
     questions: list[tuple[Question, ...]] = []
     for number in range(count):
         pair = twins(split, number, seed)
-        asked = [(one, question) for one, question in balanced_questions(pair) if question.answer in ("yes", "no")]
+        posed = [(drawn, question) for drawn, question in balanced_questions(pair) if question.answer in ("yes", "no")]
         scenes += pair.scenes
-        questions += [tuple(question for one, question in asked if one == scene) for scene in pair.scenes]
+        questions += [tuple(question for drawn, question in posed if drawn == scene) for scene in pair.scenes]
     return Exam(tuple(scenes), tuple(questions), course.features(scenes))
 
 
@@ -62,15 +62,21 @@ def summarise(margins: Sequence[float], questions: Sequence[Question]) -> dict[s
     """Return the figures of `take` from a margin for each question."""
     figures = {}
     for level in LEVELS:
-        pairs = [(margin, one) for margin, one in zip(margins, questions, strict=True) if one.level == level]
+        pairs = [
+            (margin, question) for margin, question in zip(margins, questions, strict=True) if question.level == level
+        ]
         if pairs:
-            truths = [one.answer == "yes" for _, one in pairs]
+            truths = [question.answer == "yes" for _, question in pairs]
             figures[f"{level} auc"] = auc([margin for margin, _ in pairs], truths)
             right = [(margin > 0) == truth for (margin, _), truth in zip(pairs, truths, strict=True)]
             figures[f"{level} accuracy"] = sum(right) / len(right)
-            for kept in (True, False):
-                chosen = [hit for hit, (_, one) in zip(right, pairs, strict=True) if (one.habit == one.answer) == kept]
-                figures[f"{level} {'kept' if kept else 'broken'}"] = sum(chosen) / max(1, len(chosen))
+            for habitual in (True, False):
+                chosen = [
+                    hit
+                    for hit, (_, question) in zip(right, pairs, strict=True)
+                    if (question.habit == question.answer) == habitual
+                ]
+                figures[f"{level} {'kept' if habitual else 'broken'}"] = sum(chosen) / max(1, len(chosen))
     figures["says yes"] = sum(margin > 0 for margin in margins) / len(margins)
     return {name: round(value, 4) for name, value in figures.items()}
 
@@ -84,7 +90,7 @@ def measure_margins(student: Student, processor: Any, exam: Exam, *, picture: st
     features = exam.features.roll(2, 0) if picture == "other" else exam.features
     margins: list[float] = []
     for at, questions in enumerate(exam.questions):
-        rows = packer.pack([[Turn(one.text, "") for one in questions]], blind=picture == "none")
+        rows = packer.pack([[PackedTurn(question.text, "") for question in questions]], blind=picture == "none")
         hidden = student.hidden(rows, None if picture == "none" else features[at : at + 1])
         logits = student.logits(hidden[rows.targets >= 0])
         yes, no = (logits[:, list(ids)].logsumexp(-1) for ids in (words.yes, words.no))

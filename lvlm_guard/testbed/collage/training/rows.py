@@ -17,7 +17,7 @@ PADDING = -1
 
 
 @dataclass(frozen=True)
-class Turn:
+class PackedTurn:
     """One prompt and its answer; `weight` is what each token of the answer counts in the loss."""
 
     prompt: str
@@ -26,7 +26,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Block:
+class PackedBlock:
     """A turn as token ids: what is fed, and what should come out after each, or `IGNORED`."""
 
     ids: list[int]
@@ -35,7 +35,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """A batch of rows, each of shape (rows, columns).
 
     Args:
@@ -58,9 +58,9 @@ class Rows:
         """Return which keys a query sees: bool, shape (rows, 1, columns, columns); padding sees itself alone."""
         query, key = self.blocks[:, :, None], self.blocks[:, None, :]
         columns = torch.arange(self.ids.shape[1])
-        seen = (key == 0) | (key == query)
+        shared = (key == 0) | (key == query)
         causal = columns[:, None] >= columns[None, :]
-        return ((seen & causal & (key != PADDING)) | torch.eye(len(columns), dtype=torch.bool))[:, None]
+        return ((shared & causal & (key != PADDING)) | torch.eye(len(columns), dtype=torch.bool))[:, None]
 
 
 class Packer:
@@ -73,20 +73,20 @@ class Packer:
 
     def __init__(self, processor: Any, tokens: int) -> None:
         self._tokenizer = processor.tokenizer
-        whole = self._write(processor, [{"type": "image"}, {"type": "text", "text": "QUESTION"}])
-        head, tail = whole.split(IMAGE)
-        self._after, self._asked = tail.split("QUESTION")
+        template = self._write(processor, [{"type": "image"}, {"type": "text", "text": "QUESTION"}])
+        head, tail = template.split(IMAGE)
+        self._after, self._opening = tail.split("QUESTION")
         self._image = self._ids(head) + [processor.image_token_id] * tokens
         self._blind = self._ids(head)
         self._token = processor.image_token_id
 
-    def pack(self, turns: Sequence[Sequence[Turn]], *, blind: bool = False) -> Rows:
+    def pack(self, turns: Sequence[Sequence[PackedTurn]], *, blind: bool = False) -> PackedRows:
         """Lay out one row of turns for each picture; `blind` leaves the picture out."""
         prefix = self._blind if blind else self._image
         rows = [[self.block(turn, blind=blind) for turn in row] for row in turns]
         width = max(len(prefix) + sum(len(block.ids) for block in row) for row in rows)
         ids = torch.full((len(rows), width), self._tokenizer.pad_token_id)
-        laid = Rows(
+        laid = PackedRows(
             ids,
             torch.zeros_like(ids),
             torch.full_like(ids, PADDING),
@@ -99,12 +99,12 @@ class Packer:
         laid.image.copy_(laid.ids == self._token)
         return laid
 
-    def block(self, turn: Turn, *, blind: bool = False) -> Block:
+    def block(self, turn: PackedTurn, *, blind: bool = False) -> PackedBlock:
         """Return a turn as token ids; without a picture its text begins at once."""
         after = self._after.removeprefix("\n") if blind else self._after
-        asked = self._ids(after + turn.prompt + self._asked)
+        prompt = self._ids(after + turn.prompt + self._opening)
         answer = [*self._ids(turn.answer), self._tokenizer.eos_token_id]
-        return Block(asked + answer[:-1], [IGNORED] * (len(asked) - 1) + answer, turn.weight)
+        return PackedBlock(prompt + answer[:-1], [IGNORED] * (len(prompt) - 1) + answer, turn.weight)
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -115,7 +115,7 @@ class Packer:
         return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
-def _lay(rows: Rows, at: int, prefix: list[int], blocks: Sequence[Block]) -> None:
+def _lay(rows: PackedRows, at: int, prefix: list[int], blocks: Sequence[PackedBlock]) -> None:
     start = len(prefix)
     rows.ids[at, :start] = torch.tensor(prefix)
     rows.positions[at, :start] = torch.arange(start)

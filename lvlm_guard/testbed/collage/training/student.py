@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage.delta import LAYERS, Delta
-from lvlm_guard.testbed.collage.training.rows import Rows
+from lvlm_guard.testbed.collage.training.rows import PackedRows
 
 RANK = 16
 SCALE = 2.0
@@ -45,17 +45,29 @@ class Student(nn.Module):
         """Return what is taught, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
-    def hidden(self, rows: Rows, features: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Set what is taught to values by the same names."""
+        for name, weight in self.taught().items():
+            weight.copy_(values[name])
+
+    def hidden(
+        self, rows: PackedRows, features: Tensor | None, loan: Tensor | None = None, share: float = 0.0
+    ) -> Tensor:
         """Return the last hidden states, shape (rows, columns, hidden).
 
         Args:
             rows: What is fed.
             features: Of the tower, without places, shape (rows, tokens, channels); None where the rows have no picture.
+            loan: What the image tokens are made of besides, shape (rows, tokens, hidden).
+            share: How much of them is lent, between 0 and 1.
         """
         with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
             embedded = self.language.embed_tokens(rows.ids)
             if features is not None:
                 image = self.projector(features + self.places).to(embedded.dtype)
+                if loan is not None and share > 0:
+                    image = share * loan.to(embedded.dtype) + (1 - share) * image
                 embedded = embedded.masked_scatter(rows.image[..., None], image)
             out: Tensor = self.language(
                 inputs_embeds=embedded,
@@ -69,7 +81,7 @@ class Student(nn.Module):
         """Return logits in fp32 of hidden states of shape (positions, hidden)."""
         return nn.functional.linear(hidden.to(self.dtype), self.head).float()
 
-    def untaught(self, rows: Rows) -> Tensor:
+    def untaught(self, rows: PackedRows) -> Tensor:
         """Return the last hidden states of the language model as it was, of rows without a picture."""
         with torch.no_grad(), _switched_off(self._tuners.values()):
             return self.hidden(rows, None)
@@ -123,7 +135,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
-def gather(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def gather(rows: PackedRows) -> tuple[Tensor, Tensor, Tensor]:
     """Return where something is learnt, what, and what it counts: bool (rows, columns), ids and weights (positions)."""
     learnt = rows.targets >= 0
     return learnt, rows.targets[learnt], rows.weights[learnt]
