@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,6 +33,10 @@ def generate_batch(
     allow: Allow = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 128,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each with the model.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Workers are actors of Ray: local, auto, or the address of a cluster."),
+    ] = None,
     write: Annotated[
         FormatName | None,
         typer.Option(metavar="FORMAT", help="jsonl, or parquet beside it.", show_default="as FILE"),
@@ -44,40 +49,46 @@ def generate_batch(
     from lvlm_guard.bulk import inputs, parquet  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.answerers import GuardSource  # noqa: PLC0415 - as above
     from lvlm_guard.bulk.ledger import ANSWERS, AnswerLedger  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
         parquet.import_pyarrow()
+    if ray is not None:
+        import_ray()
     lines, digest = reader.measure()
     described = stacks.Stack.of(stack, allow=allow or ()).to_dict()
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     manifest = {"format": 1, "input": digest, "model": model, "dtype": dtype, **described, **settings}
     source = GuardSource(model, device, dtype, stack, tuple(allow or ()), described, executor, settings)
     with AnswerLedger(out, manifest) as ledger:
-        outcome = _run(reader, lines, ledger, source, workers)
+        outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
         if writes_parquet:
             parquet.write_answers(out / ANSWERS, out / "answers.parquet")
     _tell(outcome, out)
 
 
-def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, source: GuardSource, workers: int) -> BulkOutcome:
+def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool]) -> BulkOutcome:
     """Answer, with a bar that says how much time is left."""
     from tqdm import tqdm  # noqa: PLC0415 - only for this
 
     from lvlm_guard.bulk.answering import answer_units  # noqa: PLC0415 - slow to import
 
     with (
-        closing(_open_pool(source, workers)) as pool,
+        closing(open_pool()) as pool,
         tqdm(total=lines, initial=len(ledger.finished), unit="line", smoothing=0.05) as bar,
     ):
         return answer_units(pool, reader, ledger, bar.update)
 
 
-def _open_pool(source: GuardSource, workers: int) -> WorkerPool:
+def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool:
     from lvlm_guard.bulk.pools import OwnProcess  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.processes import ProcessPool  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.ray_actors import RayPool  # noqa: PLC0415 - as above
 
+    if ray is not None:
+        return RayPool(source, workers, ray, None if source.device is None else float(source.device != "cpu"))
     return OwnProcess(source.build(0, 1)) if workers == 1 else ProcessPool(source, workers)
 
 

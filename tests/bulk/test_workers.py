@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from bulk_stand_in import StandIn
+from bulk_stand_in import StandIn, read_files, write_units
 
 from lvlm_guard import InputError
 from lvlm_guard.bulk.answerers import choose_device
@@ -24,24 +24,11 @@ SUPPORT = Path(__file__).parents[1] / "support"
 WAIT_SECONDS = 120
 
 
-def write_units(path, count, corrupt=()):
-    lines = [
-        "{torn" if number in corrupt else json.dumps({"id": f"u{number}", "image": "a.png", "questions": ["a", "b"]})
-        for number in range(1, count + 1)
-    ]
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
-
-
 def run_job(source, units, folder, workers=2):
     """Answer units by processes, or here where there is one worker."""
     pool = OwnProcess(source.build(0, 1)) if workers == 1 else ProcessPool(source, workers)
     with AnswerLedger(folder, {"format": 1}) as ledger, closing(pool):
         return answer_units(pool, LineReader(units), ledger)
-
-
-def read_files(folder):
-    return (folder / "answers.jsonl").read_bytes(), (folder / "rejected.jsonl").read_bytes()
 
 
 def test_ten_thousand_units_with_two_kills_equal_an_uninterrupted_run(tmp_path, monkeypatch):

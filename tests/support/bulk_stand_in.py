@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,3 +58,18 @@ class StandIn:
         with path.open("ab") as file:
             file.write(b".")
         return path.stat().st_size
+
+
+def write_units(path: Path, count: int, corrupt: Sequence[int] = ()) -> Path:
+    """Write units with two questions each; the lines at `corrupt` cannot be read."""
+    lines = [
+        "{torn" if number in corrupt else json.dumps({"id": f"u{number}", "image": "a.png", "questions": ["a", "b"]})
+        for number in range(1, count + 1)
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def read_files(folder: Path) -> tuple[bytes, bytes]:
+    """Return the answers of a job, and what it left out."""
+    return (folder / "answers.jsonl").read_bytes(), (folder / "rejected.jsonl").read_bytes()
