@@ -72,6 +72,27 @@ def load_config_values(name: str) -> dict[str, Any]:
     return values
 
 
+def measure_weights(config: Any, dtype: str) -> int:
+    """Return the bytes of all weights and buffers of a model by its config alone; none of them is made.
+
+    Args:
+        config: Of a vision-language model.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        InputError: transformers cannot build a vision-language model of it.
+    """
+    import torch  # noqa: PLC0415 - slow to import
+    from transformers import AutoModelForImageTextToText  # noqa: PLC0415 - as above
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(f"No model of kind {config.model_type} can be built: {_summarise(error)}") from error
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
 def find_file(name: str, file: str) -> Path | None:
     """Return a file of a model, fetched from the hub where `name` is an id; None where it has no such file.
 

@@ -58,6 +58,11 @@ def serve(
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Size of one request.")] = 20,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300,
     drain: Annotated[float, typer.Option(min=0.1, help="Seconds that open requests get at the end.")] = 30,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Serve by replicas of Ray: local, auto, or the address of a cluster."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="How many, with --ray.")] = 1,
 ) -> None:
     """Serve a guarded model as OpenAI's chat completions, with a page to try it at /."""
     _check_extra()
@@ -75,6 +80,16 @@ def serve(
         max_pixels=round(max_megapixels * 10**6), max_body=round(max_body_mib * 2**20), answer_seconds=deadline,
         drain_seconds=drain,
     )  # fmt: skip
+    if replicas > 1 and ray is None:
+        raise InputError("--replicas are those of Ray: add --ray local, or the address of a cluster.")
+    if ray is not None:
+        from lvlm_guard.serving.ray_serve import ReplicaSource, run_replicas  # noqa: PLC0415 - slow to import
+
+        source = ReplicaSource(
+            model, device, dtype, executor, name or _name_model(model), stacks, place.keys, limits, remote_pictures
+        )
+        run_replicas(source, host, port, replicas, ray)
+        return
     loaded, processor = loading.load(model, device, dtype)
     check_chat_template(processor)
     sources = PictureSources(local=False)
