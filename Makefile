@@ -44,6 +44,16 @@ test-serve: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu and not harness' tests/serving
 	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD)
 
+# Workers and replicas of Ray, some of them killed, in an environment of its own.
+RAY := .venvs/ray
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	touch $@
+
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -m ray tests/bulk tests/serving
+
 # Every mechanism on every model type that transformers maps image and text to text, compared with the committed table: about ten
 # minutes on two cores.
 test-architectures: $(STAMP)

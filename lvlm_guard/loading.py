@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,32 +15,90 @@ from lvlm_guard.files import exists, is_file, is_folder
 BUNDLED = "testbed"
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+QuantizationName = Literal["8bit", "4bit"]
 LONGEST_REASON = 400
 
 
-def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Placement:
+    """How the weights of a checkpoint lie on devices; by default on one of them, as they are.
+
+    Args:
+        device_map: How transformers spreads them over several devices, and the CPU where those are full.
+        quantization: Bits of a weight, by bitsandbytes.
+
+    Raises:
+        InputError: A package that it takes is not installed.
+    """
+
+    device_map: DeviceMapName | None = None
+    quantization: QuantizationName | None = None
+
+    def __post_init__(self) -> None:
+        needs = {"accelerate": self.device_map or self.quantization, "bitsandbytes": self.quantization}
+        for package, choice in needs.items():
+            if choice is not None and importlib.util.find_spec(package) is None:
+                raise InputError(f"{choice} needs {package}: pip install {package}.")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all weights are on one device, as they are."""
+        return self.device_map is None and self.quantization is None
+
+    def build_arguments(self) -> dict[str, Any]:
+        """Return what `from_pretrained` takes for it."""
+        from transformers import BitsAndBytesConfig  # noqa: PLC0415 - slow to import
+
+        if self.is_plain:
+            return {}
+        arguments: dict[str, Any] = {"device_map": self.device_map or "auto"}
+        if self.quantization is not None:
+            arguments["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantization}": True})
+        return arguments
+
+
+ON_ONE_DEVICE = Placement()
+
+
+def load(
+    name: str, device: str | None = None, dtype: str = "auto", placement: Placement = ON_ONE_DEVICE
+) -> tuple[Any, Any]:
     """Load a model and its processor; `testbed` is the bundled one.
 
     Args:
         name: A local folder, a hub id, or `testbed`.
         device: What torch calls the device; None is the GPU if there is one, else the CPU.
         dtype: A key of `DTYPES`; `auto` keeps that of the checkpoint. The bundled model keeps its own.
+        placement: Over which devices, and in how many bits; not together with a device, nor for the bundled model.
 
     Raises:
-        InputError: The folder or id cannot be loaded as a vision-language model, the dtype is unknown, or this machine
-            has no such device.
+        InputError: The folder or id cannot be loaded as a vision-language model, the dtype is unknown, this machine has no
+            such device, or it cannot be placed so.
     """
     quieten()
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {quote(dtype)}.{nearest(dtype, DTYPES)}")
     _check_name(name)
+    _check_placement(name, device, placement)
     place = _choose_device(device)
     _check_dtype(place, dtype)
     if name == BUNDLED:
         from lvlm_guard import testbed  # noqa: PLC0415 - slow to import
 
         return testbed.load(place)
-    return _load_pretrained(name, place, dtype)
+    return _load_pretrained(name, place, dtype, placement)
+
+
+def _check_placement(name: str, device: str | None, placement: Placement) -> None:
+    if placement.is_plain:
+        return
+    if name == BUNDLED:
+        raise InputError("The bundled model is small: it lies on one device, and is not quantised. Choose --device.")
+    if device is not None:
+        raise InputError(
+            f"The device {quote(device)} and a device map or quantisation both say where weights lie. Leave out one."
+        )
 
 
 def load_config(name: str) -> Any:
@@ -189,7 +249,7 @@ def _check_dtype(device: str, dtype: str) -> None:
         raise InputError(f"{device} cannot compute in {dtype}: {_summarise(error)} Choose float32.") from error
 
 
-def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+def _load_pretrained(name: str, device: str, dtype: str, placement: Placement) -> tuple[Any, Any]:
     import torch  # noqa: PLC0415 - slow to import
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - as above
 
@@ -197,7 +257,9 @@ def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        model, details = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, output_loading_info=True)
+        model, details = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=kind, output_loading_info=True, **placement.build_arguments()
+        )
         processor = AutoProcessor.from_pretrained(name)
     except MemoryError:
         raise
@@ -207,7 +269,7 @@ def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
         raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
     _check_processor(name, processor, model.config)
-    return model.to(device).eval(), processor
+    return (model.to(device) if placement.is_plain else model).eval(), processor
 
 
 def _check_name(name: str) -> None:

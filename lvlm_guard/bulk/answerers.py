@@ -9,11 +9,14 @@ from typing import Any
 
 from PIL import Image
 
+from lvlm_guard import loading
 from lvlm_guard.bulk.pools import Answerer
 from lvlm_guard.bulk.units import BulkUnit
 from lvlm_guard.errors import InputError
+from lvlm_guard.fitting import check_chat_template
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.loading import Placement
 from lvlm_guard.request.picture_loading import read_picture
 from lvlm_guard.request.picture_sources import decode
 
@@ -26,6 +29,7 @@ class GuardSource:
         model: As `lvlm_guard.loading.load` takes it.
         device: As above; without one, workers take turns with the GPUs of the machine.
         dtype: As above.
+        placement: As above.
         stack: A name, several joined by a plus, or a file.
         allow: Functions that the stack may name.
         described: What the stack was when the job began; a file that has changed since is refused.
@@ -36,26 +40,33 @@ class GuardSource:
     model: str
     device: str | None
     dtype: str
+    placement: Placement
     stack: str
     allow: tuple[str, ...]
     described: Mapping[str, Any]
     executor: Any
     settings: Mapping[str, Any]
 
+    def describe(self) -> dict[str, Any]:
+        """Return what decides the answers, as plain values."""
+        bits = {} if self.placement.quantization is None else {"quantization": self.placement.quantization}
+        return {"model": self.model, "dtype": self.dtype, **bits, **self.described, **self.settings}
+
     def build(self, worker: int, workers: int) -> Answerer:
         """Load the model, and return what answers with it."""
-        from lvlm_guard import loading  # noqa: PLC0415 - slow to import
-        from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above
-
         strategies = Stack.of(self.stack, allow=self.allow)
         if strategies.to_dict() != self.described:
             raise InputError(
                 f"The stack {self.stack} has changed since the job began. Begin it again in another folder."
             )
         share_cores(workers)
-        model, processor = loading.load(self.model, choose_device(self.device, worker, workers), self.dtype)
+        model, processor = self._load(worker, workers)
         check_chat_template(processor)
         return GuardAnswerer(Guard(model, processor, strategies, executor=self.executor), self.settings)
+
+    def _load(self, worker: int, workers: int) -> tuple[Any, Any]:
+        device = choose_device(self.device, worker, workers) if self.placement.is_plain else self.device
+        return loading.load(self.model, device, self.dtype, self.placement)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model, Stack
+from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization, Stack
 from lvlm_guard.cli.tables import count_of
+from lvlm_guard.errors import InputError
+from lvlm_guard.loading import Placement
 
 if TYPE_CHECKING:
     from lvlm_guard.bulk.answerers import GuardSource
@@ -43,30 +45,40 @@ def generate_batch(
     ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    quantize: Quantization = None,
     executor: Executor = "auto",
 ) -> None:
     """Answer the questions of a file about its pictures: every line once, however often this is interrupted."""
     from lvlm_guard.bulk import inputs, parquet  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.answerers import GuardSource  # noqa: PLC0415 - as above
     from lvlm_guard.bulk.ledger import ANSWERS, AnswerLedger  # noqa: PLC0415 - as above
-    from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
+    placement = Placement(device_map, quantize)
+    _check_workers(workers, ray, placement)
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
         parquet.import_pyarrow()
-    if ray is not None:
-        import_ray()
     lines, digest = reader.measure()
     described = stacks.Stack.of(stack, allow=allow or ()).to_dict()
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    manifest = {"format": 1, "input": digest, "model": model, "dtype": dtype, **described, **settings}
-    source = GuardSource(model, device, dtype, stack, tuple(allow or ()), described, executor, settings)
-    with AnswerLedger(out, manifest) as ledger:
+    source = GuardSource(model, device, dtype, placement, stack, tuple(allow or ()), described, executor, settings)
+    with AnswerLedger(out, {"format": 1, "input": digest, **source.describe()}) as ledger:
         outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
         if writes_parquet:
             parquet.write_answers(out / ANSWERS, out / "answers.parquet")
     _tell(outcome, out)
+
+
+def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
+    """Refuse what cannot work before anything is read."""
+    from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - slow to import
+
+    if ray is not None:
+        import_ray()
+    elif workers > 1 and not placement.is_plain:
+        raise InputError("--device-map and --quantize use all devices for one model. Use one worker, or --ray local.")
 
 
 def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool]) -> BulkOutcome:

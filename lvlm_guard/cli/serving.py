@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model
+from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization
 from lvlm_guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def serve(
     allow: Allow = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    quantize: Quantization = None,
     executor: Executor = "auto",
     remote_pictures: Annotated[
         bool, typer.Option("--remote-pictures", help="Fetch pictures from URLs on the open internet.")
@@ -75,6 +77,7 @@ def serve(
 
     place = ListeningPlace(host, port, _collect_keys(api_key), open_to_all)
     stacks = read_stacks(stack or [DEFAULT_STACK], allow)
+    placement = loading.Placement(device_map, quantize)
     limits = ServingLimits(
         max_batch=max_batch, queue=queue, max_tokens=max_tokens, max_pictures=max_pictures,
         max_pixels=round(max_megapixels * 10**6), max_body=round(max_body_mib * 2**20), answer_seconds=deadline,
@@ -86,11 +89,20 @@ def serve(
         from lvlm_guard.serving.ray_serve import ReplicaSource, run_replicas  # noqa: PLC0415 - slow to import
 
         source = ReplicaSource(
-            model, device, dtype, executor, name or _name_model(model), stacks, place.keys, limits, remote_pictures
+            model,
+            device,
+            dtype,
+            placement,
+            executor,
+            name or _name_model(model),
+            stacks,
+            place.keys,
+            limits,
+            remote_pictures,
         )
         run_replicas(source, host, port, replicas, ray)
         return
-    loaded, processor = loading.load(model, device, dtype)
+    loaded, processor = loading.load(model, device, dtype, placement)
     check_chat_template(processor)
     sources = PictureSources(local=False)
     guard = Guard(loaded, processor, None, executor=executor, without_image="plain", pictures=sources)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from lvlm_guard.bulk.ray_actors import LOCAL, connect
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.loading import Placement
 from lvlm_guard.serving.settings import ServingLimits
 from lvlm_guard.serving.structured_logs import log_event, structured_logs
 
@@ -30,6 +31,7 @@ class ReplicaSource:
         model: As `lvlm_guard.loading.load` takes it; it must be there on every machine.
         device: As above.
         dtype: As above.
+        placement: As above.
         executor: Of the guard.
         name: What clients call the model.
         stacks: What requests may choose, by name; the first is the default.
@@ -41,6 +43,7 @@ class ReplicaSource:
     model: str
     device: str | None
     dtype: str
+    placement: Placement
     executor: Any
     name: str
     stacks: Mapping[str, Stack]
@@ -57,7 +60,7 @@ class ReplicaSource:
         from lvlm_guard.serving.app import build_app  # noqa: PLC0415 - as above
         from lvlm_guard.serving.running import build_service  # noqa: PLC0415 - as above
 
-        model, processor = loading.load(self.model, self.device, self.dtype)
+        model, processor = loading.load(self.model, self.device, self.dtype, self.placement)
         check_chat_template(processor)
         sources = PictureSources(local=False)
         guard = Guard(model, processor, None, executor=self.executor, without_image="plain", pictures=sources)

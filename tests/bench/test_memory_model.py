@@ -29,6 +29,7 @@ class HeldCaches(transformers.LogitsProcessor):
         self.sizes = []
 
     def __call__(self, input_ids, scores):
+        gc.collect()
         storages = {}
         for layer in (entry for entry in gc.get_objects() if isinstance(entry, DynamicLayer)):
             for tensor in (layer.keys, layer.values) if layer.is_initialized else ():
@@ -49,7 +50,7 @@ def measure_caches(model, inputs, stack, executor, tokens):
 
 @pytest.mark.parametrize("executor", ["batched", "sequential"])
 @pytest.mark.parametrize("stack", CONTRASTS)
-@pytest.mark.parametrize("tokens", [1, 3, 70])
+@pytest.mark.parametrize("tokens", [1, 2, 70])
 def test_caches_are_those_of_a_call(stack, executor, tokens):
     model, inputs = tiny("llava", 2)
     images = int((inputs["input_ids"][0] == model.config.image_token_id).sum())
