@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 ray = pytest.importorskip("ray", reason="Ray is not installed: make test-ray")
 
 REQUESTS, CLIENTS, TRIES = 60, 4, 20
+START_SECONDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def replicas():
         port = free.getsockname()[1]
     code = "from lvlm_guard.cli import main; main()"
     options = ["--model", "testbed", "--device", "cpu", "--stack", "vcd", "--ray", "local", "--replicas", "2"]
-    running = ServerProcess([sys.executable, "-c", code, "serve", *options, "--port", str(port)])
+    running = ServerProcess([sys.executable, "-c", code, "serve", *options, "--port", str(port)], START_SECONDS)
     yield running
     assert running.stop() == 0
 

@@ -24,9 +24,10 @@ class ServerProcess:
 
     Args:
         command: What starts it, with its log on standard error.
+        seconds: In which it has to listen.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], seconds: float = START_SECONDS) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
@@ -34,7 +35,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         try:
-            self.port = self._ports.get(timeout=START_SECONDS)
+            self.port = self._ports.get(timeout=seconds)
         except queue.Empty:
             self.process.kill()
             raise AssertionError("\n".join(self.lines)) from None
