@@ -23,29 +23,34 @@ CONTRASTS = ("plain", "m3id", "vcd", "vcd+m3id")
 
 
 class HeldCaches(transformers.LogitsProcessor):
-    """Counts the bytes of all caches that are held when a token is drawn."""
+    """Counts the bytes of all caches that are held when the last token is drawn."""
 
-    def __init__(self):
-        self.sizes = []
+    def __init__(self, tokens):
+        self.rest, self.size = tokens, 0
 
     def __call__(self, input_ids, scores):
-        gc.collect()
-        storages = {}
-        for layer in (entry for entry in gc.get_objects() if isinstance(entry, DynamicLayer)):
-            for tensor in (layer.keys, layer.values) if layer.is_initialized else ():
-                storage = tensor.untyped_storage()
-                storages[storage.data_ptr()] = storage.nbytes()
-        self.sizes.append(sum(storages.values()))
+        self.rest -= 1
+        if not self.rest:
+            self.size = count_cache_bytes()
         return scores
 
 
+def count_cache_bytes():
+    gc.collect()  # caches that were joined stay in circles until then
+    storages = {}
+    for layer in (entry for entry in gc.get_objects() if isinstance(entry, DynamicLayer)):
+        for tensor in (layer.keys, layer.values) if layer.is_initialized else ():
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
 def measure_caches(model, inputs, stack, executor, tokens):
-    gc.collect()
-    held = HeldCaches()
+    held = HeldCaches(tokens)
     guard = Guard(model, None, stack, executor=executor)
     settings = {"do_sample": False, "logits_processor": transformers.LogitsProcessorList([held])}
     guard.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
-    return held.sizes[-1], guard.report.executor
+    return held.size, guard.report.executor
 
 
 @pytest.mark.parametrize("executor", ["batched", "sequential"])

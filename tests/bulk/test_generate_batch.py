@@ -159,6 +159,42 @@ def test_the_command_goes_on_after_a_kill(source, tmp_path):
     assert "line 2:" in result.output
 
 
+@pytest.mark.slow
+def test_two_processes_with_the_model_answer_as_one(source, tmp_path):
+    for workers in ("1", "2"):
+        options = ["--model", "testbed", "--max-new-tokens", "4", "--device", "cpu", "--workers", workers]
+        code = "from lvlm_guard.cli import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", code, "generate-batch", str(source), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / workers)], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+    for name in ("answers.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert len(read_answers(tmp_path / "2")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "package", "extra"),
+    [
+        ("a.jsonl", ["--ray", "local"], "ray", "lvlm-guard[ray]"),
+        ("a.jsonl", ["--write", "parquet"], "pyarrow", "lvlm-guard[parquet]"),
+        ("a.parquet", [], "pyarrow", "lvlm-guard[parquet]"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch, capsys, tmp_path, name, options, package, extra
+):
+    (tmp_path / name).write_bytes(b"")
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    asked = (tmp_path / name, "--model", "testbed", "--out", tmp_path / "out", *options)
+    message = run_refused(monkeypatch, capsys, "generate-batch", *asked)
+    assert package in message
+    assert extra in message
+
+
 def test_what_is_refused_at_once(monkeypatch, capsys, tmp_path):
     for name, words in (("a.csv", ".jsonl"), ("a.jsonl", "no such file")):
         options = (tmp_path / name, "--model", "testbed", "--out", tmp_path / "out")
