@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,6 +72,16 @@ $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operato
 
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
+
+# Workers and replicas of Ray, some of them killed, in an environment of its own.
+RAY := .venvs/ray
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	touch $@
+
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -m ray tests/bulk tests/serving
 
 # Every mechanism on every model type that transformers maps image and text to text, compared with the committed table: about ten
 # minutes on two cores.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from lvlm_guard.loading import DtypeName
+from lvlm_guard.loading import DeviceMapName, DtypeName, QuantizationName
 
 DEFAULT_STACK = "vcd"
 ExecutorName = Literal["auto", "batched", "sequential"]
@@ -23,6 +23,14 @@ Device = Annotated[
     typer.Option(metavar="DEVICE", help="cpu, cuda or cuda:N.", show_default="cuda if there, else cpu"),
 ]
 Dtype = Annotated[DtypeName, typer.Option(metavar="DTYPE", help=f"{', '.join(get_args(DtypeName))}.")]
+DeviceMap = Annotated[
+    DeviceMapName | None,
+    typer.Option(metavar="MAP", help=f"Spread the model over devices: {', '.join(get_args(DeviceMapName))}."),
+]
+Quantization = Annotated[
+    QuantizationName | None,
+    typer.Option("--quantize", metavar="BITS", help=f"{' or '.join(get_args(QuantizationName))}, by bitsandbytes."),
+]
 Executor = Annotated[ExecutorName, typer.Option(metavar="EXECUTOR", help=f"{', '.join(get_args(ExecutorName))}.")]
 Allow = Annotated[
     list[str] | None,
