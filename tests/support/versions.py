@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 import transformers
@@ -56,6 +57,6 @@ def editing_towers() -> Iterator[None]:
         skip(f"a tower it keeps layers of: {error}")
 
 
-def skip(reason: str) -> None:
+def skip(reason: str) -> NoReturn:
     """Skip the test, because this transformers has or does something."""
     pytest.skip(f"transformers {transformers.__version__} has {reason}")
