@@ -13,7 +13,7 @@ from PIL import Image
 from toy_processor import toy_processor
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
-from versions import need
+from versions import need, need_threads
 
 from lvlm_guard import Guard, InputError, hookimpl
 from lvlm_guard.testing import tiny
@@ -51,6 +51,7 @@ def test_many_threads_on_one_model_each_get_their_own_answer(llava, answers):
     model, inputs = llava
     other = Guard(model, None, [Against("blind")])
     expected = [*answers, other.generate(**inputs, **SETTINGS)]
+    need_threads(model)
     guard = Guard(model, None, [Against("noised")])
     calls = [model.generate, guard.generate, other.generate]
     wrong = []

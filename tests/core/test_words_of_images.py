@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from saved_models import PROCESSORS, find_picture_class
+from saved_models import PROCESSORS, make_picture_processor
 from tokenizers import Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -43,14 +43,14 @@ def tokenizer(**names):
 
 
 def gemma3(**names):
-    pictures = find_picture_class("Gemma3ImageProcessor")(size={"height": 20, "width": 20})
+    pictures = make_picture_processor("Gemma3ImageProcessor", size={"height": 20, "width": 20})
     words = tokenizer(boi_token="<boi>", eoi_token="<eoi>")
     return transformers.Gemma3Processor(pictures, words, image_seq_length=4, **names)
 
 
 def idefics3():
-    pictures = find_picture_class("Idefics3ImageProcessor")(
-        size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
+    pictures = make_picture_processor(
+        "Idefics3ImageProcessor", size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
     )
     return transformers.Idefics3Processor(pictures, tokenizer(fake_image_token="<fake>"), image_seq_len=4)
 
