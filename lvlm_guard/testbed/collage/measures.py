@@ -61,8 +61,8 @@ def _count_mistaken(reader: Reader, attribute: str, answer: AnsweredItem, world:
     del world  # it reads names and colours alone
     true = {mention.name: getattr(mention, attribute) for mention in reader(answer.item.truth)}
     pairs = [(getattr(mention, attribute), true.get(mention.name)) for mention in reader(answer.text)]
-    compared = [(value, own) for value, own in pairs if value is not None and own is not None]
-    return float(sum(value != own for value, own in compared)), float(len(compared))
+    compared = [(value, expected) for value, expected in pairs if value is not None and expected is not None]
+    return float(sum(value != expected for value, expected in compared)), float(len(compared))
 
 
 def _is_of(kinds: tuple[str, ...], answer: AnsweredItem) -> bool:

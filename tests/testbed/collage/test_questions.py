@@ -30,7 +30,7 @@ HEADLINES = ("habit_balanced", *(f"habit_balanced_{level}" for level in LEVELS))
 @pytest.fixture(scope="module", params=SPLITS)
 def asked(request: pytest.FixtureRequest) -> list[Item]:
     items = []
-    suite = Collage(request.param, count=150)
+    suite = Collage(request.param, count=60)
     for number in range(suite.count):
         items += list(suite._question_items(number))
     return items
