@@ -58,14 +58,14 @@ def language():
 def run(language, reader):
     hidden = torch.randn(8, HIDDEN, generator=torch.Generator().manual_seed(1))
     logits = language.compute_logits(language.model(hidden))[ROWS]
-    assert reader.wanted is not None
+    assert reader.layers_to_keep is not None
     return logits
 
 
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_states_are_read_through_norm_and_head(language, final_norm):
     reader = LayerReader(language, lambda: ROWS)
-    reader.wanted = {1, 2}
+    reader.layers_to_keep = {1, 2}
     undo = reader.install()
     logits = run(language, reader)
     for row in range(len(ROWS)):
@@ -78,9 +78,19 @@ def test_states_are_read_through_norm_and_head(language, final_norm):
     assert not any(layer._forward_hooks for layer in language.model.layers)
 
 
+def test_embeddings_are_read_as_the_input_of_the_first_layer(language):
+    reader = LayerReader(language, lambda: ROWS)
+    reader.layers_to_keep = {0}
+    reader.install()
+    logits = run(language, reader)
+    embedded = torch.randn(8, HIDDEN, generator=torch.Generator().manual_seed(1))
+    read = reader.read(1, [0], logits[1], final_norm=True)
+    assert torch.allclose(read, language.head(language.model.norm(embedded[ROWS[1]]))[None], atol=1e-6)
+
+
 def test_a_head_that_is_not_the_models_is_refused(language):
     reader = LayerReader(language, lambda: ROWS)
-    reader.wanted = {1}
+    reader.layers_to_keep = {1}
     reader.install()
     logits = run(language, reader)
     with pytest.raises(ModelRefused, match="differs from the logits"):

@@ -8,7 +8,7 @@ from lvlm_guard.call.plan import Edit, Plan
 from lvlm_guard.errors import StrategyRefused
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.strategy.branches import Branch
-from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout, readout_layers
+from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
 
 LACKING_HOOKS: Mapping[str, str] = {
     "search": "a decoding loop of its own",
@@ -22,7 +22,7 @@ LACKING_EDITS: Mapping[type, str] = {
     HiddenEdit: "edits of hidden states",
 }
 COMPILED = "readouts of inner layers, which a compiled model does not give (set enforce_eager=True)"
-EMBEDDINGS = "readouts of token embeddings"
+
 PROMPT_STATES = "prompts that are run for their hidden states"
 
 
@@ -37,12 +37,11 @@ def refuse_hooks(strategies: StrategyCalls) -> None:
             raise lacking(name, need)
 
 
-def refuse_plan(plan: Plan, depth: int, *, reads_layers: bool) -> None:
+def refuse_plan(plan: Plan, *, reads_layers: bool) -> None:
     """Refuse branches and edits that a group of requests cannot have.
 
     Args:
         plan: What the strategies ask for.
-        depth: Layers of the decoder.
         reads_layers: Whether the engine can read its inner layers.
 
     Raises:
@@ -50,7 +49,7 @@ def refuse_plan(plan: Plan, depth: int, *, reads_layers: bool) -> None:
     """
     for name, edits in plan.edits.items():
         for edit in edits:
-            need = _find_lacking(edit, depth, reads_layers=reads_layers)
+            need = _find_lacking(edit, reads_layers=reads_layers)
             if need is not None:
                 raise lacking(name, need)
     for name, keys in plan.branch_keys.items():
@@ -65,13 +64,11 @@ def lacking(name: str, need: str) -> StrategyRefused:
     )
 
 
-def _find_lacking(edit: Edit, depth: int, *, reads_layers: bool) -> str | None:
+def _find_lacking(edit: Edit, *, reads_layers: bool) -> str | None:
     """Return what an edit needs that the engine lacks; None where it lacks nothing."""
     if not isinstance(edit, Readout):
         return LACKING_EDITS[type(edit)]
-    if not reads_layers:
-        return COMPILED
-    return EMBEDDINGS if 0 in readout_layers(edit, depth) else None
+    return None if reads_layers else COMPILED
 
 
 def _find_needs(branches: Iterable[Branch]) -> Iterable[str]:

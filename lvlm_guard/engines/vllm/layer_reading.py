@@ -20,6 +20,9 @@ class LayerReader:
         model: The model of a runner, V1.
         find_rows: Returns the index of the last position of each request of the step, int64 `[requests]`.
 
+    Attributes:
+        layers_to_keep: Outputs to keep in the next forward, counted from 1, 0 for the embeddings; the last is kept with them.
+
     Raises:
         ModelRefused: The decoder's layers, its final norm or its head cannot be found.
     """
@@ -37,11 +40,12 @@ class LayerReader:
         self._find_rows = find_rows
         self._states: dict[int, Tensor] = {}
         self._is_checked = False
-        self.wanted: Collection[int] = ()
+        self.layers_to_keep: Collection[int] = ()
 
     def install(self) -> Callable[[], None]:
         """Put hooks on the layers; returns what takes them off."""
         hooks = [layer.register_forward_hook(self._keep(number)) for number, layer in enumerate(self._layers, 1)]
+        hooks.append(self._layers[0].register_forward_pre_hook(self._keep_embeddings, with_kwargs=True))
 
         def undo() -> None:
             for hook in hooks:
@@ -54,7 +58,7 @@ class LayerReader:
 
         Args:
             row: Index of the request in the step.
-            layers: Their outputs, counted from 1.
+            layers: Their outputs, counted from 1; 0 is the embeddings.
             logits: The model's own at that row `[vocab]`, by which the way of reading is checked once.
             final_norm: Whether the final norm comes first.
 
@@ -80,9 +84,16 @@ class LayerReader:
             )
         self._is_checked = True
 
+    def _keep_embeddings(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what the first layer gets: the first input of it that holds floats."""
+        if 0 in self.layers_to_keep:
+            inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            hidden = next(value for value in inputs if value.is_floating_point())
+            self._states[0] = hidden.index_select(0, self._find_rows())
+
     def _keep(self, number: int) -> Callable[..., None]:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            if self.wanted and (number in self.wanted or number == len(self._layers)):
+            if self.layers_to_keep and (number in self.layers_to_keep or number == len(self._layers)):
                 hidden, residual = output if isinstance(output, tuple) else (output, None)
                 rows = self._find_rows()
                 states = hidden.index_select(0, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ class VllmEngine:
         self._ends = _list_ends(llm)
         self._arrived: queue.SimpleQueue[OpenJob] = queue.SimpleQueue()
         self._rows: dict[str, AnswerRow] = {}  # by request of the engine
-        self._lengths: dict[OpenJob, int] = {}
+        self._lengths: weakref.WeakKeyDictionary[OpenJob, int] = weakref.WeakKeyDictionary()
         self._is_stopping = False
         self._broken: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="lvlm-guard-vllm", daemon=True)
@@ -149,7 +150,7 @@ class VllmEngine:
         try:
             self._queue_choices(request)
         except Exception as error:  # noqa: BLE001 - templates, processors and strategies are foreign code
-            if not isinstance(error, GuardError):
+            if not isinstance(error, (GuardError, ApiError)):
                 log_failure(error, stack=request.job.stack, rows=request.job.choices)
             self._leave(request)
             request.fail(error)
@@ -192,17 +193,23 @@ class VllmEngine:
         return {"prompt": text, "multi_modal_data": {"image": pictures}} if pictures else {"prompt": text}
 
     def _choose_parameters(self, job: ChatJob, choice: int, limit: int) -> SamplingParams:
-        sampling = job.sampling
+        """Return the parameters of one choice: the request's, and what else the checkpoint sets."""
+        defaults, sampling = self._defaults, job.sampling
         drawn: dict[str, Any] = {"temperature": 0.0}
         if sampling is not None:
-            seed = (sampling.seed + choice) % 2**63
             drawn = {
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "seed": seed,
-                "top_k": self._defaults.top_k,
+                "seed": (sampling.seed + choice) % 2**63,
             }
-        return SamplingParams(max_tokens=limit, detokenize=False, output_kind=RequestOutputKind.DELTA, **drawn)
+            drawn |= {"top_k": defaults.top_k, "min_p": defaults.min_p}
+        return SamplingParams(
+            max_tokens=limit,
+            repetition_penalty=defaults.repetition_penalty,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            **drawn,
+        )
 
     def _accept(self, output: Any) -> None:
         """Pass on what a step gave to one choice."""
@@ -226,7 +233,7 @@ class VllmEngine:
         """End a request whose choices have all ended."""
         if request.rows and all(row.reason is not None for row in request.rows):
             generated = sum(len(row.text.ids) for row in request.rows)
-            request.complete(JobEnd(self._lengths.pop(request, 0), generated, 1))
+            request.complete(JobEnd(self._lengths[request], generated, 1))
 
     def _give_up_abandoned(self) -> None:
         """Abort what nobody waits for any more, and what is late."""
@@ -241,9 +248,7 @@ class VllmEngine:
 
     def _abort(self, names: list[str]) -> None:
         for name in names:
-            row = self._rows.pop(name)
-            if row.request.is_over:
-                self._lengths.pop(row.request, None)
+            del self._rows[name]
         if names:
             self._llm.llm_engine.abort_request(names)
 

@@ -87,7 +87,7 @@ def plan_group(strategies: StrategyCalls, gen: Generation, *, reads_layers: bool
         plan = build_plan(call)
     except _PromptRunRefused as refusal:
         raise lacking(_name_strategy(refusal), PROMPT_STATES) from None
-    refuse_plan(plan, gen.model.depth, reads_layers=reads_layers)
+    refuse_plan(plan, reads_layers=reads_layers)
     return plan
 
 

@@ -128,7 +128,7 @@ class RunnerGuard:
             return
         mains = [(name, place) for name, place in self._find_places().items() if place.index == 0]
         opened = [self.sampler.open(place, name) for name, place in mains]
-        self._reader.wanted = {layer for group in opened if group is not None for layer, _ in group.readouts}
+        self._reader.layers_to_keep = {layer for group in opened if group is not None for layer, _ in group.readouts}
 
     def _find_rows(self) -> Tensor:
         """Return the index of the last position of each request of the step."""
