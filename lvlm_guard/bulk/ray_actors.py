@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lvlm_guard.bulk.pools import AnswererSource, Answers, Broken, Death, Event, Failure, Loaded, answer_unit
@@ -35,6 +36,7 @@ def connect(address: str) -> Any:
         InputError: Ray is not installed, or cannot be reached.
     """
     ray = import_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here reports to nobody
     try:
         ray.init(address=address, include_dashboard=False if address == LOCAL else None, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
