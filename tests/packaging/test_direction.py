@@ -244,13 +244,19 @@ def test_everything_but_the_standard_library_is_declared():
     named_otherwise = {"PIL": "pillow", "yaml": "pyyaml", "typing_extensions": "typing-extensions"}
     ours = {"lvlm_guard", "lvlm_guard_kernels", *PLUGINS}
 
+    extras = {
+        "lvlm_guard.testing.devices": {"accelerate"},
+        "lvlm_guard.bulk.parquet": {"pyarrow"},
+        "lvlm_guard.bulk.ray_actors": {"ray"},
+    }
+
     def forbidden(module, one):
         harness = module.startswith("lvlm_guard.harness.")
         served = within(module, "lvlm_guard.serving") or module == "lvlm_guard.cli.serving"
         guests = (
             {"lmms_eval", "lm_eval"} if harness
-            else {"fastapi", "starlette", "uvicorn", "prometheus_client"} if served
-            else {"lvlm_guard.testing.devices": {"accelerate"}}.get(module, set())
+            else {"fastapi", "starlette", "uvicorn", "prometheus_client", "ray"} if served
+            else extras.get(module, set())
         )  # fmt: skip
         known = one.package in ours or one.package in {*sys.stdlib_module_names, "tomllib", "triton", *guests}
         return not known and named_otherwise.get(one.package, one.package) not in declared
