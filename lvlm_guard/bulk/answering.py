@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from lvlm_guard.bulk.ledger import AnswerLedger
-from lvlm_guard.bulk.pools import Answers, Broken, Death, Event, Failure, WorkerPool
+from lvlm_guard.bulk.pools import UnitAnswers, UnitFailure, WorkerBroken, WorkerDeath, WorkerEvent, WorkerPool
 from lvlm_guard.bulk.units import BulkUnit, RejectedLine
 from lvlm_guard.errors import InputError
 
@@ -104,11 +104,11 @@ class _Dispatch:
             self._upcoming.extend(islice(waiting, 1))
         return bool(self._upcoming)
 
-    def _handle(self, worker: int, event: Event) -> None:
-        if isinstance(event, Broken):
+    def _handle(self, worker: int, event: WorkerEvent) -> None:
+        if isinstance(event, WorkerBroken):
             raise event.error
         unit = self._tasks.pop(worker, None)
-        if isinstance(event, Death):
+        if isinstance(event, WorkerDeath):
             self._replace(worker, unit, event)
             return
         self._false_starts[worker] = 0
@@ -116,7 +116,7 @@ class _Dispatch:
         if unit is not None:
             self._keep(unit, event)
 
-    def _replace(self, worker: int, unit: BulkUnit | None, death: Death) -> None:
+    def _replace(self, worker: int, unit: BulkUnit | None, death: WorkerDeath) -> None:
         """Start another worker, and give the unit of the dead one out again unless it is what kills them."""
         if unit is not None:
             self._deaths[unit.id] += 1
@@ -131,7 +131,7 @@ class _Dispatch:
         self._outcome.replaced += 1
         self._pool.replace(worker)
 
-    def _count_false_start(self, worker: int, death: Death) -> None:
+    def _count_false_start(self, worker: int, death: WorkerDeath) -> None:
         self._false_starts[worker] += 1
         if self._false_starts[worker] == MOST_DEATHS:
             raise InputError(
@@ -139,10 +139,10 @@ class _Dispatch:
                 f"If the memory is too small for {self._pool.size} of them, use fewer --workers."
             )
 
-    def _keep(self, unit: BulkUnit, event: Event) -> None:
-        if isinstance(event, Failure):
+    def _keep(self, unit: BulkUnit, event: WorkerEvent) -> None:
+        if isinstance(event, UnitFailure):
             self._reject(RejectedLine(unit.line, event.reason))
-        elif isinstance(event, Answers):
+        elif isinstance(event, UnitAnswers):
             pairs = [{"question": q, "answer": a} for q, a in zip(unit.questions, event.texts, strict=True)]
             self._ledger.add({"id": unit.id, "line": unit.line, "answers": pairs})
             self._outcome.answered += 1

@@ -20,39 +20,39 @@ class AnswererSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Loaded:
+class WorkerReady:
     """A worker can take units."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class UnitAnswers:
     """A worker answered its unit."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Failure:
+class UnitFailure:
     """A worker could not answer its unit, and goes on."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Broken:
+class WorkerBroken:
     """A worker cannot begin, and no other could either: what it raised."""
 
     error: Exception
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerDeath:
     """A worker is gone, and its unit with it."""
 
     cause: str
 
 
-Event = Loaded | Answers | Failure | Broken | Death
+WorkerEvent = WorkerReady | UnitAnswers | UnitFailure | WorkerBroken | WorkerDeath
 
 
 class WorkerPool(Protocol):
@@ -63,7 +63,7 @@ class WorkerPool(Protocol):
     def submit(self, worker: int, unit: BulkUnit) -> None:
         """Give a unit to a free worker."""
 
-    def wait(self) -> list[tuple[int, Event]]:
+    def wait(self) -> list[tuple[int, WorkerEvent]]:
         """Wait until something happens to a worker that is loading or at work."""
 
     def replace(self, worker: int) -> None:
@@ -73,18 +73,18 @@ class WorkerPool(Protocol):
         """End all workers, whatever they do."""
 
 
-def answer_unit(answerer: Answerer, unit: BulkUnit) -> Answers | Failure:
+def answer_unit(answerer: Answerer, unit: BulkUnit) -> UnitAnswers | UnitFailure:
     """Return the answers to a unit, or why there are none.
 
     Raises:
         MemoryError: The machine is too small.
     """
     try:
-        return Answers(tuple(answerer(unit)))
+        return UnitAnswers(tuple(answerer(unit)))
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - pictures, models and strategies are foreign; the other units go on
-        return Failure(RejectedLine.of_error(unit.line, error).reason)
+        return UnitFailure(RejectedLine.of_error(unit.line, error).reason)
 
 
 class OwnProcess:
@@ -98,13 +98,13 @@ class OwnProcess:
 
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
-        self._events: list[tuple[int, Event]] = [(0, Loaded())]
+        self._events: list[tuple[int, WorkerEvent]] = [(0, WorkerReady())]
 
     def submit(self, worker: int, unit: BulkUnit) -> None:
         """Answer the unit at once."""
         self._events.append((worker, answer_unit(self._answerer, unit)))
 
-    def wait(self) -> list[tuple[int, Event]]:
+    def wait(self) -> list[tuple[int, WorkerEvent]]:
         """Return what has happened since the last call."""
         events, self._events = self._events, []
         return events

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from lvlm_guard.bulk.pools import AnswererSource, Broken, Death, Event, Loaded, answer_unit
+from lvlm_guard.bulk.pools import AnswererSource, WorkerBroken, WorkerDeath, WorkerEvent, WorkerReady, answer_unit
 from lvlm_guard.bulk.units import BulkUnit
 from lvlm_guard.errors import GuardError, InputError, describe_error
 
@@ -55,7 +55,7 @@ class ProcessPool:
         except OSError:
             return
 
-    def wait(self) -> list[tuple[int, Event]]:
+    def wait(self) -> list[tuple[int, WorkerEvent]]:
         """Wait until a worker says something or dies."""
         handles: dict[Connection | int, int] = {}
         for number, worker in enumerate(self._workers):
@@ -63,16 +63,16 @@ class ProcessPool:
         ready = {handles[handle] for handle in wait(list(handles))}  # type: ignore[index]
         return [(number, self._read(self._workers[number])) for number in sorted(ready)]
 
-    def _read(self, worker: _Worker) -> Event:
+    def _read(self, worker: _Worker) -> WorkerEvent:
         """Return what a worker said last, or that it is gone: what it said before it died counts."""
         try:
             if worker.pipe.poll():
-                event: Event = worker.pipe.recv()
+                event: WorkerEvent = worker.pipe.recv()
                 return event
         except (EOFError, OSError):
             worker.process.join(END_SECONDS)
         _end(worker.process)
-        return Death(_describe_end(worker.process.exitcode))
+        return WorkerDeath(_describe_end(worker.process.exitcode))
 
     def replace(self, worker: int) -> None:
         """Start another process with the number of a dead one."""
@@ -110,13 +110,13 @@ def _work(pipe: Connection, source: AnswererSource, worker: int, workers: int) -
     try:
         answerer = source.build(worker, workers)
     except GuardError as error:
-        pipe.send(Broken(error))
+        pipe.send(WorkerBroken(error))
         return
     except Exception as error:  # noqa: BLE001 - models are foreign, and none of the workers could load this one
-        pipe.send(Broken(InputError(f"The workers cannot begin: {describe_error(error)}")))
+        pipe.send(WorkerBroken(InputError(f"The workers cannot begin: {describe_error(error)}")))
         return
     try:
-        pipe.send(Loaded())
+        pipe.send(WorkerReady())
         while True:
             pipe.send(answer_unit(answerer, pipe.recv()))
     except (EOFError, OSError):

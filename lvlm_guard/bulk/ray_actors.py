@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from lvlm_guard.bulk.pools import AnswererSource, Answers, Broken, Death, Event, Failure, Loaded, answer_unit
+from lvlm_guard.bulk.pools import (
+    AnswererSource,
+    UnitAnswers,
+    UnitFailure,
+    WorkerBroken,
+    WorkerDeath,
+    WorkerEvent,
+    WorkerReady,
+    answer_unit,
+)
 from lvlm_guard.bulk.units import BulkUnit
 from lvlm_guard.errors import GuardError, InputError, describe_error, quote, shorten
 
@@ -35,6 +45,7 @@ def connect(address: str) -> Any:
         InputError: Ray is not installed, or cannot be reached.
     """
     ray = import_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here reports to nobody
     try:
         ray.init(address=address, include_dashboard=False if address == LOCAL else None, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -72,15 +83,15 @@ class RayPool:
         """Send a unit to an actor."""
         self._pending[self._actors[worker].answer.remote(unit)] = worker
 
-    def wait(self) -> list[tuple[int, Event]]:
+    def wait(self) -> list[tuple[int, WorkerEvent]]:
         """Wait until an actor returns or is gone."""
         (reference, *_), _ = self._ray.wait(list(self._pending), num_returns=1)
         worker = self._pending.pop(reference)
         try:
-            event: Event = self._ray.get(reference)
+            event: WorkerEvent = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
             self._ray.kill(self._actors[worker])  # where it only went out of reach, it must not come back
-            event = Death(shorten(describe_error(error).split("\n")[0], LONGEST_CAUSE))
+            event = WorkerDeath(shorten(describe_error(error).split("\n")[0], LONGEST_CAUSE))
         return [(worker, event)]
 
     def replace(self, worker: int) -> None:
@@ -98,14 +109,14 @@ class RayPool:
 class AnsweringActor:
     """What answers units in a process of Ray."""
 
-    def prepare(self, source: AnswererSource, worker: int, workers: int) -> Loaded | Broken:
+    def prepare(self, source: AnswererSource, worker: int, workers: int) -> WorkerReady | WorkerBroken:
         """Load the model."""
         try:
             self._answerer = source.build(worker, workers)
         except GuardError as error:
-            return Broken(error)
-        return Loaded()
+            return WorkerBroken(error)
+        return WorkerReady()
 
-    def answer(self, unit: BulkUnit) -> Answers | Failure:
+    def answer(self, unit: BulkUnit) -> UnitAnswers | UnitFailure:
         """Answer a unit."""
         return answer_unit(self._answerer, unit)

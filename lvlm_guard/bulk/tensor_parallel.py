@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed
 
-from lvlm_guard.bulk.pools import Answerer, Answers, Failure, OwnProcess
+from lvlm_guard.bulk.pools import Answerer, OwnProcess, UnitAnswers, UnitFailure
 from lvlm_guard.bulk.units import BulkUnit, RejectedLine
 from lvlm_guard.errors import GuardError, InputError
 from lvlm_guard.host.plugins import StrategyCalls
@@ -84,11 +84,11 @@ def follow(answerer: Answerer) -> None:
         _answer_alike(answerer, unit)
 
 
-def _answer_alike(answerer: Answerer, unit: BulkUnit) -> Answers | Failure:
+def _answer_alike(answerer: Answerer, unit: BulkUnit) -> UnitAnswers | UnitFailure:
     try:
-        return Answers(tuple(answerer(unit)))
+        return UnitAnswers(tuple(answerer(unit)))
     except GuardError as error:
-        return Failure(RejectedLine.of_error(unit.line, error).reason)
+        return UnitFailure(RejectedLine.of_error(unit.line, error).reason)
 
 
 def _broadcast(unit: BulkUnit | None) -> BulkUnit | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 
 from lvlm_guard.bulk.ray_actors import LOCAL, connect
-from lvlm_guard.errors import InputError
+from lvlm_guard.errors import InputError, describe_error, shorten
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.loading import Placement
 from lvlm_guard.serving.settings import ServingLimits
@@ -19,6 +20,7 @@ from lvlm_guard.serving.structured_logs import log_event, structured_logs
 
 NAME = "lvlm-guard"
 HEALTH_SECONDS = 5.0
+LONGEST_REASON = 300
 MORE_CALLS = 16
 """Calls of a replica beside its open requests: health, page, metrics, and clients that are told to come back."""
 
@@ -134,8 +136,9 @@ def run_replicas(source: ReplicaSource, host: str, port: int, replicas: int, add
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     with structured_logs():
         try:
-            serve.start(http_options={"host": host, "port": port})
-            _run(serve, bind_replicas(serve, source, replicas, gpus))
+            with _explained(ray):
+                serve.start(http_options={"host": host, "port": port})
+                serve.run(bind_replicas(serve, source, replicas, gpus), name=NAME, route_prefix="/")
             log_event("listening", host=host, port=port, model=source.name, replicas=replicas)
             stop.wait()
         finally:
@@ -146,10 +149,13 @@ def run_replicas(source: ReplicaSource, host: str, port: int, replicas: int, add
             log_event("stopped")
 
 
-def _run(serve: Any, application: Any) -> None:
+@contextmanager
+def _explained(ray: Any) -> Iterator[None]:
+    """Raise what Ray raises while it starts as an error that names the way out."""
     try:
-        serve.run(application, name=NAME, route_prefix="/")
-    except RuntimeError as error:
+        yield
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
+        reason = shorten(describe_error(error).split("\n")[0], LONGEST_REASON)
         raise InputError(
-            f"Ray could not start the replicas: {error}. Its logs have the reason; try without --ray."
+            f"Ray could not start the replicas ({reason}). Its logs say more; try without --ray."
         ) from error

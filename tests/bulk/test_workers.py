@@ -16,7 +16,7 @@ from lvlm_guard import InputError
 from lvlm_guard.bulk.answerers import choose_device
 from lvlm_guard.bulk.answering import MOST_DEATHS, answer_units
 from lvlm_guard.bulk.ledger import AnswerLedger
-from lvlm_guard.bulk.pools import Answers, Loaded, OwnProcess
+from lvlm_guard.bulk.pools import OwnProcess, UnitAnswers, WorkerReady
 from lvlm_guard.bulk.processes import ProcessPool
 from lvlm_guard.bulk.units import LineReader
 
@@ -117,7 +117,7 @@ class Backwards:
 
     def __init__(self):
         self.tasks = {}
-        self.events = [(worker, Loaded()) for worker in range(self.size)]
+        self.events = [(worker, WorkerReady()) for worker in range(self.size)]
 
     def submit(self, worker, unit):
         self.tasks[worker] = unit
@@ -126,7 +126,7 @@ class Backwards:
         events, self.events = self.events, []
         if not events:
             worker = max(self.tasks, key=lambda number: self.tasks[number].line)
-            events = [(worker, Answers(tuple(self.tasks.pop(worker).questions)))]
+            events = [(worker, UnitAnswers(tuple(self.tasks.pop(worker).questions)))]
         return events
 
 

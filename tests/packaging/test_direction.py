@@ -238,10 +238,12 @@ def target(one: Import, modules: dict[str, Path]) -> str | None:
 
 
 GUESTS = {
+    "lvlm_guard.bulk.parquet": {"pyarrow"},
+    "lvlm_guard.bulk.ray_actors": {"ray"},
     "lvlm_guard.cli.serving": {"fastapi", "starlette", "uvicorn", "prometheus_client"},
     "lvlm_guard.engines.vllm": {"vllm"},
     "lvlm_guard.harness": {"lmms_eval", "lm_eval"},
-    "lvlm_guard.serving": {"fastapi", "starlette", "uvicorn", "prometheus_client"},
+    "lvlm_guard.serving": {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "lvlm_guard.testbed.collage": {"gguf", "networkx", "peft"},
     "lvlm_guard.testing.devices": {"accelerate"},
 }

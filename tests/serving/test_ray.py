@@ -30,7 +30,10 @@ def replicas():
         port = free.getsockname()[1]
     code = "from lvlm_guard.cli import main; main()"
     options = ["--model", "testbed", "--device", "cpu", "--stack", "vcd", "--ray", "local", "--replicas", "2"]
-    running = ServerProcess([sys.executable, "-c", code, "serve", *options, "--port", str(port)], START_SECONDS)
+    with pytest.MonkeyPatch.context() as patch:
+        for check in ("READY", "HEALTH"):  # a busy machine takes longer to start a proxy than Ray waits
+            patch.setenv(f"RAY_SERVE_PROXY_{check}_CHECK_TIMEOUT_S", "120")
+        running = ServerProcess([sys.executable, "-c", code, "serve", *options, "--port", str(port)], START_SECONDS)
     yield running
     assert running.stop() == 0
 

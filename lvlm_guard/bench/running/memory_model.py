@@ -85,8 +85,8 @@ def predict_memory(
     """
     rows = (MAIN, *branches)
     contexts = [math.ceil(branch.image * shape.image_tokens) + prompt + branch.text for branch in rows]
-    held = [_count_positions(context, tokens - 1, grows=bool(branches)) for context in contexts]
-    positions = len(rows) * max(held) if batched and tokens > 1 else sum(held)
+    row_positions = [_count_positions(context, tokens - 1, grows=bool(branches)) for context in contexts]
+    positions = len(rows) * max(row_positions) if batched and tokens > 1 else sum(row_positions)
     forward_rows = len(rows) if batched else 1
     return Memory(
         executor=("batched" if batched else "sequential") if branches else "none",
