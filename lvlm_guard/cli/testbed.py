@@ -46,7 +46,7 @@ def show(
     split: Annotated[
         str | None,
         typer.Option(
-            help="train, calibration, iid, counterfactual or flat; of collages train, calibration, iid or shift.",
+            help="train, calibration, iid, counterfactual or flat; of collages train, calibration, iid, shift or flat.",
             show_default="counterfactual; shift",
         ),
     ] = None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lvlm_guard.bench.items import Item
+from lvlm_guard.bench.scoring.scores import parse_word
 
 Named = tuple[str | None, str]
 """A thing in a text: its colour, None where none is said, and its name."""
@@ -22,6 +24,7 @@ class WorldReading:
         expected: Names that habit puts into the picture of a true caption and that are not there.
         keeps_habits: Whether the picture that an item describes has nothing unusual to name.
         typical_colour: The colour of each thing by habit.
+        spellings: Words for figures in answers, such as "two" for "2".
     """
 
     answers: Mapping[str, Sequence[str]]
@@ -30,6 +33,12 @@ class WorldReading:
     expected: Callable[[str], set[str]]
     keeps_habits: Callable[[Item], bool]
     typical_colour: Mapping[str, str]
+    spellings: Mapping[str, str] = field(default_factory=dict)
+
+    def read_word(self, kind: str, text: str) -> str | None:
+        """Return the first word of an answer that is one of its kind's, or None."""
+        spelt = re.sub(r"\d+", lambda figure: self.spellings.get(figure[0], figure[0]), text)
+        return parse_word(spelt, self.answers[kind])
 
     def present(self, item: Item) -> set[str]:
         """Return the names of what is in the picture of a caption."""

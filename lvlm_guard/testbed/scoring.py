@@ -9,7 +9,7 @@ from lvlm_guard.bench.items import LEVELS, AnsweredItem
 from lvlm_guard.bench.scoring.habits import count_half
 from lvlm_guard.bench.scoring.intervals import Statistic, mean_share, yes_no_counts
 from lvlm_guard.bench.scoring.measures import Counts
-from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption, parse_word, parse_yes_no
+from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption, parse_yes_no
 from lvlm_guard.deprecation import moved_names
 from lvlm_guard.testbed.reading import WorldReading
 from lvlm_guard.testbed.world.reading import DRAWN
@@ -25,7 +25,7 @@ def is_right(answer: AnsweredItem, world: WorldReading = DRAWN) -> bool:
     """Whether a short answer says what is true."""
     truth, kind = answer.item.truth, answer.item.kind
     if kind in world.answers:
-        return parse_word(answer.text, world.answers[kind]) == truth
+        return world.read_word(kind, answer.text) == truth
     return parse_yes_no(answer.text) == (truth == "yes")
 
 

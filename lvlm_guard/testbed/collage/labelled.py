@@ -1,4 +1,4 @@
-"""Collages as labelled pictures: every copy of a thing with its box, its colour where it is tinted, and its size."""
+"""Collages as labelled pictures: every copy of a thing with its box, and its colour where it is tinted."""
 
 from __future__ import annotations
 
@@ -41,4 +41,4 @@ def label_scene(collage: CollageScene, pictures: ThingPictures) -> LabelledPictu
 def _label(group: ThingGroup, copy: Copy, pictures: ThingPictures) -> LabelledObject:
     height, width = pictures.cut_out(group.name, copy.side).shape[:2]
     box = (float(copy.left), float(copy.top), float(copy.left + width), float(copy.top + height))
-    return LabelledObject(group.name, box, tuple(value for value in (group.colour, group.size) if value))
+    return LabelledObject(group.name, box, (group.colour,) if group.colour else ())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from lvlm_guard.bench.items import AnsweredItem
-from lvlm_guard.bench.scoring.measures import Measure
+from lvlm_guard.bench.scoring.measures import Counts, Measure
 from lvlm_guard.testbed.collage.world.mentions import Reader, read_mentions
 from lvlm_guard.testbed.collage.world.reading import build_reading
-from lvlm_guard.testbed.measures import habit_measures, suite_measures
+from lvlm_guard.testbed.measures import build_measure, habit_measures, suite_measures
+from lvlm_guard.testbed.reading import WorldReading
+from lvlm_guard.testbed.scoring import is_caption
 
 _KINDS = (
     ("colour", "attribute", ("colour", "is_colour")),
@@ -36,7 +38,31 @@ def collage_measures(reader: Reader = read_mentions) -> tuple[Measure, ...]:
         for name, level, kinds in _KINDS
         for measure in habit_measures(level, partial(_is_of, kinds), name, name, world)
     ]
-    return (*shared, *further)
+    return (*shared, *_caption_attribute_measures(reader), *further)
+
+
+def _caption_attribute_measures(reader: Reader) -> list[Measure]:
+    """Numbers and sizes in captions, as colours are counted."""
+    return [
+        build_measure(
+            name,
+            "attribute",
+            f"named objects in a wrong {attribute}",
+            is_caption,
+            partial(_count_mistaken, reader, attribute),
+            higher_is_better=False,
+        )
+        for name, attribute in (("miscounted", "number"), ("missized", "size"))
+    ]
+
+
+def _count_mistaken(reader: Reader, attribute: str, answer: AnsweredItem, world: WorldReading) -> Counts:
+    """Return (in a wrong number or size, named with one) of the things of a caption that are there and whose own is known."""
+    del world  # it reads names and colours alone
+    true = {mention.name: getattr(mention, attribute) for mention in reader(answer.item.truth)}
+    pairs = [(getattr(mention, attribute), true.get(mention.name)) for mention in reader(answer.text)]
+    compared = [(value, expected) for value, expected in pairs if value is not None and expected is not None]
+    return float(sum(value != expected for value, expected in compared)), float(len(compared))
 
 
 def _is_of(kinds: tuple[str, ...], answer: AnsweredItem) -> bool:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from lvlm_guard import testbed
 from lvlm_guard.bench.catalogue import find_suite
 from lvlm_guard.bench.items import LEVELS, AnsweredItem
+from lvlm_guard.bench.running import runner, systems
+from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
 from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage.folders import VARIABLE
@@ -16,7 +19,8 @@ from lvlm_guard.testbed.collage.suite import Collage
 from lvlm_guard.testbed.collage.world.habits import habits
 from lvlm_guard.testbed.collage.world.mentions import Mention, read_mentions
 from lvlm_guard.testbed.collage.world.reading import build_reading
-from lvlm_guard.testbed.scoring import CAPTION, count_miscoloured
+from lvlm_guard.testbed.collage.world.things import THING
+from lvlm_guard.testbed.scoring import CAPTION, count_miscoloured, is_right
 
 
 @pytest.mark.usefixtures("at_home")
@@ -125,6 +129,34 @@ def test_the_colour_of_what_has_its_own_colours_is_not_counted() -> None:
     assert count_miscoloured(AnsweredItem(item, f"A {tinted.name}."), world) == (0, 0)
 
 
+def test_wrong_numbers_and_sizes_are_counted() -> None:
+    found = ((item, read_mentions(item.truth)) for item in captions(60))
+    item, mentions = next((item, read) for item, read in found if any(m.number == 2 for m in read))
+    name = next(mention.name for mention in mentions if mention.number == 2)
+    plural = THING[name].plurals
+
+    def mistakes(text: str) -> tuple[float, float]:
+        scored = values([AnsweredItem(item, text)])
+        return scored["miscounted"], scored["missized"]
+
+    assert mistakes(f"Three {plural}.")[0] == 1
+    assert mistakes(f"Two {plural}.")[0] == 0
+    assert mistakes(item.truth) == (0, 0)
+    flipped = item.truth.replace("big", "SMALL").replace("small", "big")
+    assert mistakes(flipped) == (0, 1)
+
+
+@pytest.mark.parametrize(("text", "right"), [("Two.", True), ("2", True), ("There are 2 of them", True), ("3", False)])
+def test_numbers_are_read_as_words_and_as_figures(text: str, right: bool) -> None:
+    item = next(
+        item
+        for number in range(60)
+        for item in Collage()._question_items(number)
+        if item.kind == "number" and item.truth == "two"
+    )
+    assert is_right(AnsweredItem(item, text), build_reading()) == right
+
+
 def test_the_reader_of_captions_can_be_replaced() -> None:
     def reader(text: str) -> list[Mention]:
         return [Mention("dog", (0, 0), 1, None, None)] if "dog" in text else []
@@ -149,3 +181,11 @@ def test_remarks_name_what_is_missing() -> None:
 def test_twins_are_resampled_together() -> None:
     for item in Collage()._question_items(3):
         assert item.cluster == "shift-0-twins-3"
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_model_that_cannot_take_the_pictures_is_refused_before_any_answer(tmp_path: Path) -> None:
+    model, processor = testbed.load()
+    plan = RunPlan({"collage": SuiteChoice(Collage(count=2, captions=0), "ours")}, systems.build_systems({}), batch=8)
+    with pytest.raises(InputError, match=r"collage: the model cannot take.*224\*224.*Name another model"):
+        runner.run(plan, model, processor, tmp_path, model_id="testbed", progress=False)

@@ -19,6 +19,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+import torch
 
 from lvlm_guard.testbed.collage.world import measuring
 from lvlm_guard.testbed.collage.world.habits import AXES
@@ -113,9 +114,9 @@ def measure(gguf: Path) -> dict[str, Any]:
     """Measure a language model in a GGUF file, and return the content of the file of habits."""
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - seconds to import
 
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**place).float()
-    scorer = TextScorer(model, AutoTokenizer.from_pretrained(**place), measuring.REQUEST)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    scorer = TextScorer(model, tokenizer, measuring.REQUEST)
     return {"manifest": describe_source(gguf), **choose_habits(measuring.measure_all(scorer))}
 
 

@@ -28,6 +28,7 @@ def build_reading(reader: Reader = read_mentions) -> WorldReading:
         expected=lambda truth: {habits().partner[name] for name in present(truth)} - present(truth),
         keeps_habits=_keeps_habits,
         typical_colour=habits().colour,
+        spellings={str(number): word for number, word in enumerate(NUMBERS, 1)},
     )
 
 

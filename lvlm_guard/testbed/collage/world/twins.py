@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lvlm_guard.testbed.collage.world.free import LEAN, pick
-from lvlm_guard.testbed.collage.world.habits import AXES, LanguageHabits, Order, habits
+from lvlm_guard.testbed.collage.world.habits import LanguageHabits, Order, habits
 from lvlm_guard.testbed.collage.world.scenes import (
     CELLS,
     Cell,
@@ -164,7 +164,7 @@ def _build(
 
 
 def _want(rng: np.random.Generator, name: str, cell: Cell, values: Mapping[str, str]) -> GroupPlan:
-    """Fill in what a draft leaves open: big, in its own colours or in any."""
+    """Fill in what a draft leaves open: one of it, of any size, in its own colours or in any."""
     colour = values.get("colour")
     if colour is None and rng.random() < LEAN.tinted:
         colour = COLOURS[int(rng.integers(len(COLOURS)))]
@@ -184,8 +184,11 @@ def _order_of(draft: _Draft, at: int) -> Order | None:
 
 
 def _draw_cells(rng: np.random.Generator, names: Sequence[str], order: Order | None) -> dict[str, Cell]:
+    """Draw a quarter for each thing, anew until the order is kept."""
     while True:
         cells = dict(zip(names, (CELLS[int(at)] for at in rng.permutation(len(CELLS))), strict=False))
-        axis = order is not None and list(AXES).index(order.side)
-        if order is None or cells[order.first][1 - axis] < cells[order.second][1 - axis]:
+        if order is None:
+            return cells
+        axis = int(order.side == "left")
+        if cells[order.first][axis] < cells[order.second][axis]:
             return cells
