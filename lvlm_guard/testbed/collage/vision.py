@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, relu6
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -127,7 +127,7 @@ class Lite0Model(PreTrainedModel):
         tokens: Tensor = relu6(self.head(maps)).flatten(2).transpose(1, 2)
         return tokens
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Pixels (batch, 3, side, side) to tokens (batch, tokens, channels); hidden states are always given.
 
         Raises:
@@ -138,7 +138,9 @@ class Lite0Model(PreTrainedModel):
             raise ValueError(f"Lite0Model takes pictures of {side} x {side} pixels, got {tuple(pixel_values.shape)}.")
         features = self.features(pixel_values.to(self.places.dtype))
         placed = features + self.places
-        return BaseModelOutput(last_hidden_state=placed, hidden_states=(features, placed))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=placed, pooler_output=placed.mean(1), hidden_states=(features, placed)
+        )
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):

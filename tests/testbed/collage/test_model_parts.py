@@ -92,7 +92,9 @@ def test_a_guard_works_on_a_built_model(built):
     model, processor = built
     picture = Image.effect_noise((256, 256), 80).convert("RGB")
     guard = Guard(model, processor, stack="vcd")
-    inputs = guard.inputs(images=[picture], text=["Is there a dog in the picture?"])
+    content = [{"type": "image"}, {"type": "text", "text": "Is there a dog in the picture?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = guard.inputs(images=[picture], text=[prompt])
     guard.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert guard.report.executor == "batched"
     assert guard.report.strategies[0].had_effect

@@ -30,7 +30,7 @@ class SeeingPlan:
         dtype: "bfloat16" or "float32", what forward and backward compute in.
     """
 
-    steps: int = 440
+    steps: int = 400
     batch: int = 4
     questions: int = 12
     rank: int = RANK
