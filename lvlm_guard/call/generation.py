@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic import fusion
+from lvlm_guard.errors import InputError
 from lvlm_guard.forward import PreparedDecode
 from lvlm_guard.forward.endings import Endings
 from lvlm_guard.request.requests import Request
@@ -67,10 +68,18 @@ def describe_main(
 
 
 def build_endings(settings: Any, request: Request) -> Endings:
-    """Return what tells which rows have ended under the resolved settings of generate."""
-    tokenizer = request.settings.get("tokenizer")
+    """Return what tells which rows have ended under the resolved settings of generate.
+
+    Raises:
+        InputError: There are stop strings and no tokenizer.
+    """
+    tokenizer, stop_strings = request.settings.get("tokenizer"), request.setting("stop_strings")
+    if stop_strings and tokenizer is None:
+        raise InputError(
+            "stop_strings are looked for in text, which needs the tokenizer: add tokenizer=processor.tokenizer."
+        )
     has_criteria = bool(request.settings.get("stopping_criteria"))
-    return Endings(settings, request.setting("stop_strings"), tokenizer, has_criteria=has_criteria)
+    return Endings(settings, stop_strings, tokenizer, has_criteria=has_criteria)
 
 
 def describe_endings(gen: Generation, main: PreparedDecode, request: Request) -> None:

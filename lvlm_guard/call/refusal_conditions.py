@@ -150,7 +150,10 @@ def edits_absent_image(subject: EditedAttention) -> bool:
 
 def cannot_roll_back(subject: PreparedMain) -> bool:
     """Whether drafts may be rejected while the cache cannot forget."""
-    return first_setting(subject.request, DRAFTS) is not None and not caches.can_roll_back(subject.main.cache)
+    main = subject.main
+    return first_setting(subject.request, DRAFTS) is not None and not caches.can_roll_back(
+        main.cache, main.module.config
+    )
 
 
 def overflows(subject: PreparedBranch) -> bool:

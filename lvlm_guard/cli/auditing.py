@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lvlm_guard import loading
+from lvlm_guard.cli.options import Limit, SuiteData
 from lvlm_guard.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def audit(
         Path | None,
         typer.Option(metavar="DIR", help="A run of this suite, to say which of the model's errors are explained."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items, in whole pictures.")] = None,
+    data: SuiteData = None,
+    limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Say how far rules get that never look, which questions give their answers away, and what errors that explains."""

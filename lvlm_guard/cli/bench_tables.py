@@ -41,7 +41,7 @@ def _paragraph(suite: Mapping[str, Any]) -> Iterator[str]:
     for need in suite["required"]:
         yield f"  needs      {need['path']}{' (optional)' if need['optional'] else ''}: {need['what']}, from {need['source']}"
     if not suite["required"]:
-        yield "  needs      nothing"
+        yield "  needs      nothing in the data folder"
 
 
 def show(results: Results, console: Console, judged: Mapping[str, SuiteVerdicts] | None = None) -> None:

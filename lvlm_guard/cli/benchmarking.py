@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lvlm_guard import loading
 from lvlm_guard.cli import auditing, costing
-from lvlm_guard.cli.options import ONE_STACK, Allow, Device, Dtype, Model
+from lvlm_guard.cli.options import ONE_STACK, Allow, Batch, Device, Dtype, Limit, Model, SuiteData
 from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import GuardWarning
 
@@ -95,10 +95,8 @@ def run(
     ] = None,
     allow: Allow = None,
     model: Model = loading.BUNDLED,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items of a suite, in whole pictures.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files; nothing is downloaded.")
-    ] = None,
+    limit: Limit = None,
+    data: SuiteData = None,
     parser: Annotated[
         str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="each suite's first")
     ] = None,
@@ -109,7 +107,7 @@ def run(
         bool, typer.Option("--sample", help="Let the stacks sample instead of answering greedily.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is sampled.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 16,
+    batch: Batch = 16,
     missing_pictures: Annotated[
         str,
         typer.Option(

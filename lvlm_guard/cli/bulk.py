@@ -2,75 +2,137 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lvlm_guard import loading
-from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model, Stack
+from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization, Stack
 from lvlm_guard.cli.tables import count_of
+from lvlm_guard.errors import InputError
+from lvlm_guard.loading import Placement
 
 if TYPE_CHECKING:
+    from lvlm_guard.bulk.answerers import GuardSource
     from lvlm_guard.bulk.answering import BulkOutcome
+    from lvlm_guard.bulk.inputs import UnitReader
+    from lvlm_guard.bulk.ledger import AnswerLedger
+    from lvlm_guard.bulk.pools import WorkerPool
     from lvlm_guard.host.stack import Stack as StackOfStrategies
 
 LISTED = 5
+FormatName = Literal["jsonl", "parquet"]
 
 
 def generate_batch(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl file, a line for each picture.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .jsonl or .parquet file, a line or row for each picture.")
+    ],
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the answers; an unfinished one is gone on with.")],
     stack: Stack = DEFAULT_STACK,
     allow: Allow = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer.")] = 128,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the model.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Workers are actors of Ray: local, auto, or the address of a cluster."),
+    ] = None,
+    write: Annotated[
+        FormatName | None,
+        typer.Option(metavar="FORMAT", help="jsonl, or parquet beside it.", show_default="as FILE"),
+    ] = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    quantize: Quantization = None,
+    tp: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes of torchrun that share out the model's matrices.")
+    ] = 1,
     executor: Executor = "auto",
 ) -> None:
     """Answer the questions of a file about its pictures: every line once, however often this is interrupted."""
-    from lvlm_guard.bulk.ledger import AnswerLedger  # noqa: PLC0415 - slow to import
-    from lvlm_guard.bulk.units import UnitReader  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk import inputs, parquet  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bulk.answerers import GuardSource  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.ledger import ANSWERS, AnswerLedger  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
-    reader = UnitReader(file)
+    placement = Placement(device_map, quantize, tp)
+    _check_workers(workers, ray, placement)
+    reader = inputs.open_units(file)
+    if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
+        parquet.import_pyarrow()
     lines, digest = reader.measure()
     strategies = stacks.Stack.of(stack, allow=allow or ())
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
-    manifest = {"format": 1, "input": digest, "model": model, "dtype": dtype, **strategies.to_dict(), **settings}
-    with AnswerLedger(out, manifest) as ledger:
-        outcome = _run(reader, lines, ledger, (model, device, dtype), strategies, executor, settings)
+    functions, described = tuple(allow or ()), strategies.to_dict()
+    source = GuardSource(model, device, dtype, placement, stack, functions, described, executor, settings)
+    if tp > 1 and _follow(source, strategies):
+        return
+    with AnswerLedger(out, {"format": 1, "input": digest, **source.describe()}) as ledger:
+        outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
+        if writes_parquet:
+            parquet.write_answers(out / ANSWERS, out / "answers.parquet")
     _tell(outcome, out)
 
 
-def _run(
-    reader: Any,
-    lines: int,
-    ledger: Any,
-    source: tuple[str, str | None, str],
-    strategies: StackOfStrategies,
-    executor: Any,
-    settings: dict[str, Any],
-) -> BulkOutcome:
-    """Load the model and answer, with a bar that says how much time is left."""
+def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
+    """Refuse what cannot work before anything is read."""
+    from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - slow to import
+
+    if ray is not None:
+        import_ray()
+    elif workers > 1 and placement.processes == 1 and not placement.is_plain:
+        raise InputError("A model that is spread or quantised uses all devices. Use one worker, or --ray local.")
+    if placement.processes > 1 and (workers > 1 or ray is not None):
+        raise InputError("--tp shares one model among processes, so it goes with neither --workers nor --ray.")
+
+
+def _follow(source: GuardSource, strategies: StackOfStrategies) -> bool:
+    """Answer beside the first of the processes that share a model; return whether this is another than the first."""
+    from lvlm_guard.bulk import tensor_parallel  # noqa: PLC0415 - slow to import
+
+    tensor_parallel.check_stack(strategies)
+    rank = tensor_parallel.read_rank(source.placement.processes)
+    if rank:
+        tensor_parallel.follow(source.build(0, 1))
+    return bool(rank)
+
+
+def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool]) -> BulkOutcome:
+    """Answer, with a bar that says how much time is left."""
     from tqdm import tqdm  # noqa: PLC0415 - only for this
 
     from lvlm_guard.bulk.answering import answer_units  # noqa: PLC0415 - slow to import
-    from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above
-    from lvlm_guard.guard import Guard  # noqa: PLC0415 - as above
 
-    loaded, processor = loading.load(*source)
-    check_chat_template(processor)
-    guard = Guard(loaded, processor, strategies, executor=executor)
-    with tqdm(total=lines, unit="line", smoothing=0.05) as bar:
-        return answer_units(guard, reader, ledger, settings, bar.update)
+    with (
+        closing(open_pool()) as pool,
+        tqdm(total=lines, initial=len(ledger.finished), unit="line", smoothing=0.05) as bar,
+    ):
+        return answer_units(pool, reader, ledger, bar.update)
+
+
+def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool:
+    from lvlm_guard.bulk.pools import OwnProcess  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bulk.processes import ProcessPool  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.ray_actors import RayPool  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.tensor_parallel import LeadingProcess  # noqa: PLC0415 - as above
+
+    if source.placement.processes > 1:
+        return LeadingProcess(source.build(0, 1))
+    if ray is not None:
+        return RayPool(source, workers, ray, None if source.device is None else float(source.device != "cpu"))
+    return OwnProcess(source.build(0, 1)) if workers == 1 else ProcessPool(source, workers)
 
 
 def _tell(outcome: BulkOutcome, out: Path) -> None:
     """Print what was done; exit with 1 where lines were left out."""
     before = f", {outcome.before} before" if outcome.before else ""
     typer.echo(f"{out}: {count_of(outcome.answered, 'unit', 'units')} answered{before}")
+    if outcome.replaced:
+        typer.echo(f"{count_of(outcome.replaced, 'worker', 'workers')} died and were replaced", err=True)
     if not outcome.rejected:
         return
     typer.echo(f"{count_of(len(outcome.rejected), 'line', 'lines')} left out, see {out / 'rejected.jsonl'}:", err=True)

@@ -10,10 +10,12 @@ from rich.console import Console
 from lvlm_guard.bench.running.branch_lengths import Uncounted
 from lvlm_guard.bench.running.cost import Cost
 from lvlm_guard.bench.running.cost_model import BranchLength, Prediction
+from lvlm_guard.bench.running.memory_model import RESERVE, Memory, Room
 from lvlm_guard.cli.tables import count_of, show_table
 
 TIMES = ("first ms", "ratio", "token ms", "ratio", "answer ms", "ratio")
 WORK = ("tokens/s", "prefills", "forwards a token", "rows", "MiB")
+PARTS = ("weights", "caches", "logits", "activations", "total", "largest batch")
 MEBIBYTE = 2**20
 WHOLE = 100
 """From here on numbers are shown without decimals."""
@@ -79,6 +81,39 @@ def _explain(work: Work) -> Iterator[str]:
     for uncounted in work.uncounted:
         cost = f" (its cost: {uncounted.cost})" if uncounted.cost else ""
         yield f"Not counted: {', '.join(uncounted.hooks)} of {uncounted.strategy}{cost}."
+
+
+def show_memories(memories: Sequence[Memory], room: Room | None, console: Console, *, is_estimate: bool) -> None:
+    """Print a table of memory in MiB, a row for each way to decode, and whether it fits into a device."""
+    rows = [
+        (
+            "plain" if memory.executor == "none" else memory.executor,
+            *(_number(size / MEBIBYTE) for size in (memory.weights, memory.caches, memory.logits, memory.activations)),
+            _number(memory.total / MEBIBYTE),
+            "" if room is None else str(memory.largest_batch(room.usable)),
+        )
+        for memory in memories
+    ]
+    console.print("Memory in MiB, by arithmetic", highlight=False, markup=False)
+    show_table(console, ("decoding", *PARTS), rows, figures=PARTS)
+    for line in _explain_memories(memories, room, is_estimate=is_estimate):
+        console.print(line, highlight=False, markup=False)
+
+
+def _explain_memories(memories: Sequence[Memory], room: Room | None, *, is_estimate: bool) -> Iterator[str]:
+    kinds = (
+        "Caches are exact; weights, logits and activations are"
+        if is_estimate
+        else "Weights and caches are exact; logits and activations are"
+    )
+    yield f"{kinds} estimates. Attention is taken to keep no matrix of all positions, as sdpa and flash do; eager does."
+    if room is None:
+        return
+    share = f"{room.size / 1e9:g} GB less {RESERVE:.0%} for the device itself"
+    for memory in memories:
+        name = "plain" if memory.executor == "none" else memory.executor
+        verdict = "fits" if memory.total <= room.usable else "does not fit"
+        yield f"{name}: a batch of {memory.batch} {verdict} into {share}; the largest that fits is {memory.largest_batch(room.usable)}."
 
 
 def show_costs(costs: Mapping[str, Cost], title: str, console: Console) -> None:

@@ -43,7 +43,7 @@ def fit(
     data: Annotated[
         str,
         typer.Option(
-            help="A JSONL file, or 'testbed' for the bundled scenes; of labelled pictures also COCO's instances or a folder."
+            help="A JSONL file, 'testbed' for the bundled scenes, or 'collage'; of labelled pictures also COCO's instances or a folder."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
@@ -156,12 +156,13 @@ class LabelOptions:
 
 def _read(data: str, count: int | None, seed: int) -> tuple[list[Demonstration], str, int]:
     """Return demonstrations, the name of the data they are from, and how many they are."""
-    if data == loading.BUNDLED:
-        from lvlm_guard.testbed.demonstrations import SPLIT, build_demonstrations  # noqa: PLC0415 - as above
-
-        built = build_demonstrations(count or DEMONSTRATIONS, seed)
-        return built, f"testbed {SPLIT}, seed {seed}", len(built)
     from lvlm_guard.fitting import read_demonstrations  # noqa: PLC0415 - as above
+    from lvlm_guard.testbed.fit_data import FIT_DATA  # noqa: PLC0415 - as above
+
+    if data in FIT_DATA:
+        world = FIT_DATA[data]
+        built = world.demonstrate(count or DEMONSTRATIONS, seed)
+        return built, f"{data} {world.demonstrations}, seed {seed}", len(built)
 
     demonstrations = read_demonstrations(Path(data))
     _check_count(count, len(demonstrations), "demonstration", data)
@@ -171,20 +172,18 @@ def _read(data: str, count: int | None, seed: int) -> tuple[list[Demonstration],
 def _read_pictures(data: str, count: int | None, seed: int, choice: LabelOptions) -> tuple[LabelledPictures, str, int]:
     """Return labelled pictures, the name of the data they are from, and how many they are."""
     from lvlm_guard.fitting import LabelledPictures, read_labelled, read_synonyms  # noqa: PLC0415 - as above
-    from lvlm_guard.testbed import labelled  # noqa: PLC0415 - as above
+    from lvlm_guard.testbed.fit_data import FIT_DATA  # noqa: PLC0415 - as above
 
-    if data == loading.BUNDLED:
-        pictures, split = (
-            labelled.label_scenes(labelled.SPLIT, count or PICTURES, seed),
-            f"testbed {labelled.SPLIT}, seed {seed}",
-        )
+    if data in FIT_DATA:
+        world = FIT_DATA[data]
+        pictures, split = world.label(world.pictures, count or PICTURES, seed), f"{data} {world.pictures}, seed {seed}"
     else:
         pictures, split = read_labelled(Path(data), choice.images, count), Path(data).name
         _check_count(count, len(pictures), "picture", data)
-    calibration = choice.calibration or (loading.BUNDLED if data == loading.BUNDLED else None)
+    calibration = choice.calibration or (data if data in FIT_DATA else None)
     judging = []
-    if calibration == loading.BUNDLED:
-        judging = labelled.label_scenes(labelled.CALIBRATION, CALIBRATION, seed)
+    if judged := FIT_DATA.get(calibration or ""):
+        judging = judged.label(judged.calibration, CALIBRATION, seed)
     elif calibration is not None:
         judging = read_labelled(Path(calibration), choice.images)
     spellings = read_synonyms(choice.synonyms) if choice.synonyms else {}

@@ -14,19 +14,22 @@ from rich.text import Text
 
 from lvlm_guard.cli.tables import show_table
 from lvlm_guard.host import plugins
+from lvlm_guard.host.presets import PRESETS
 
 ARXIV_NUMBER = re.compile(r"\b\d{4}\.\d{4,5}\b")
 SIGNS = {"min": "≥", "above": ">", "max": "≤", "below": "<"}
 
 
 def print_list(strategies: Iterable[Mapping[str, Any]], console: Console) -> None:
-    """Print one table for each distribution, then the plugins that could not be loaded."""
+    """Print one table for each distribution, then the plugins that could not be loaded and the presets."""
     by_origin = sorted(strategies, key=_format_origin)
     for origin, rows in itertools.groupby(by_origin, _format_origin):
         cells = [(row["name"], row["family"], row["summary"]) for row in rows]
         show_table(console, ("name", "family", "effect"), cells, title=f"Strategies of {origin}", running=("effect",))
     for broken in plugins.catalogue().broken:
         console.print(Text(f"Not loaded: {broken.entry_point} of {broken.distribution}: {broken.reason}", "yellow"))
+    stacks = [(name, " + ".join(preset.strategies), preset.summary) for name, preset in PRESETS.items()]
+    show_table(console, ("name", "strategies", "runs"), stacks, title="Stacks at published settings", running=("runs",))
     console.print("Describe one with its parameters: lvlm-guard strategies NAME")
 
 

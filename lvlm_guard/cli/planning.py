@@ -1,4 +1,4 @@
-"""`lvlm-guard plan`: what guarding should cost on a machine, by arithmetic on sizes; no weights are loaded."""
+"""`lvlm-guard plan`: what guarding should cost and hold on a machine, by arithmetic on sizes; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lvlm_guard.errors import InputError, ProcessorNeeded, nearest
 
 if TYPE_CHECKING:
     from lvlm_guard.bench.running.cost_model import BranchLength, Prediction, Target
+    from lvlm_guard.bench.running.memory_model import Memory, Room
     from lvlm_guard.bench.running.shapes import Shape
     from lvlm_guard.host.stack import Stack
 
@@ -42,29 +43,37 @@ def plan(
     ] = None,
     bandwidth: Annotated[float | None, typer.Option(help="Memory bandwidth of another machine in GB/s.")] = None,
     tflops: Annotated[float | None, typer.Option(help="Its operations per second in 10^12.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a device, such as 80GB: whether it is enough.")
+    ] = None,
     dtype: options.Dtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Predict what guarding costs from sizes alone: time to the first token, per token and per answer.
+    """Predict what guarding costs and holds from sizes alone: time to the first token, per token and per answer, and memory.
 
-    Every figure is a floor: the time in which a machine could read the bytes and do the operations. No model is run.
+    Every time is a floor: in which a machine could read the bytes and do the operations. No model is run.
     """
-    from lvlm_guard.bench.running import branch_lengths  # noqa: PLC0415 - slow to import
+    from lvlm_guard.bench.running import branch_lengths, memory_model  # noqa: PLC0415 - slow to import
     from lvlm_guard.cli import cost_tables  # noqa: PLC0415 - as above
     from lvlm_guard.host.stack import Stack  # noqa: PLC0415 - as above
 
+    room = None if gpu is None else memory_model.Room.parse(gpu)
     targets = _choose_targets(hardware or [], bandwidth, tflops)
     strategies = Stack.of(stack)
     shape, config = _read_shape(model, image_tokens, dtype)
     branches = _read_branches(strategies, shape, config, model, prompt)
     predictions = _predict(shape, targets, branches, batch, prompt, tokens)
+    weights = memory_model.estimate_weights(shape) if config is None else _measure_weights(config, shape)
+    memories = _predict_memories(shape, weights, branches, batch, prompt, tokens)
     work = cost_tables.Work(
         model, stack, batch, prompt, shape.image_tokens, tokens, branches, branch_lengths.list_uncounted(strategies)
     )
     if as_json:
-        typer.echo(json.dumps(_describe(work, predictions, shape.value_bytes), indent=2))
+        figures = {**_describe(work, predictions, shape.value_bytes), "memory": _describe_memories(memories, room)}
+        typer.echo(json.dumps(figures, indent=2))
         return
     cost_tables.show_predictions(work, predictions, Console())
+    cost_tables.show_memories(memories, room, Console(), is_estimate=config is None)
 
 
 def _choose_targets(names: list[str], bandwidth: float | None, tflops: float | None) -> list[Target]:
@@ -123,13 +132,44 @@ def _predict(
     """Predict plain generate on every machine, then the branches in one batch and one after another."""
     from lvlm_guard.bench.running.cost_model import predict  # noqa: PLC0415 - slow to import
 
-    ways: list[tuple[tuple[BranchLength, ...], bool]] = [((), True)]
-    ways += [(branches, True), (branches, False)] if branches else []
     return [
         predict(shape, target, extra, batch, prompt=prompt, generated=tokens / 2, batched=batched, padded=True)
         for target in targets
-        for extra, batched in ways
+        for extra, batched in _list_ways(branches)
     ]
+
+
+def _list_ways(branches: tuple[BranchLength, ...]) -> list[tuple[tuple[BranchLength, ...], bool]]:
+    """Return branches and whether they are rows of one batch: none, all in one, one after another."""
+    return [((), True), *([(branches, True), (branches, False)] if branches else [])]
+
+
+def _measure_weights(config: Any, shape: Shape) -> int:
+    names = {size: name for name, size in reversed(VALUE_BYTES.items())}
+    return loading.measure_weights(config, names[shape.value_bytes])
+
+
+def _predict_memories(
+    shape: Shape, weights: int, branches: tuple[BranchLength, ...], batch: int, prompt: int, tokens: int
+) -> list[Memory]:
+    """Add up plain generate, then the branches in one batch and one after another."""
+    from lvlm_guard.bench.running.memory_model import predict_memory  # noqa: PLC0415 - slow to import
+
+    return [
+        predict_memory(shape, weights, extra, batch, prompt=prompt, tokens=tokens, batched=batched)
+        for extra, batched in _list_ways(branches)
+    ]
+
+
+def _describe_memories(memories: list[Memory], room: Room | None) -> list[dict[str, Any]]:
+    figures = []
+    for memory in memories:
+        entry = {**dataclasses.asdict(memory), "total": memory.total}
+        if room is not None:
+            largest = memory.largest_batch(room.usable)
+            entry |= {"room": room.usable, "fits": memory.total <= room.usable, "largest_batch": largest}
+        figures.append(entry)
+    return figures
 
 
 def _describe(work: Any, predictions: list[Prediction], value_bytes: int) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import Allow, Device, Dtype, Model
+from lvlm_guard.cli.options import Allow, Batch, Calibration, Device, Dtype, Limit, Model, SuiteData, split_words
 from lvlm_guard.cli.program import Program
 from lvlm_guard.cli.questions import check_picture, check_question
-from lvlm_guard.cli.tuning import Calibration, split_words
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import check_name, is_folder
 
@@ -51,9 +50,9 @@ def measure(
         Path | None,
         typer.Option(metavar="DIR", help="Keep answers there; the same command goes on.", show_default="FILE.answers"),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Most items, in whole pictures.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 32,
+    limit: Limit = None,
+    data: SuiteData = None,
+    batch: Batch = 32,
     allow: Allow = None,
     device: Device = None,
     dtype: Dtype = "auto",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, Dtype, Executor, Model
+from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization
 from lvlm_guard.errors import InputError, quote
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def serve(
     allow: Allow = None,
     device: Device = None,
     dtype: Dtype = "auto",
+    device_map: DeviceMap = None,
+    quantize: Quantization = None,
     executor: Executor = "auto",
     remote_pictures: Annotated[
         bool, typer.Option("--remote-pictures", help="Fetch pictures from URLs on the open internet.")
@@ -71,6 +73,11 @@ def serve(
     engine_options: Annotated[
         str | None, typer.Option(metavar="JSON", help="Further options of vllm.LLM, as a JSON object; for vLLM alone.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Serve by replicas of Ray: local, auto, or the address of a cluster."),
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="How many, with --ray.")] = 1,
 ) -> None:
     """Serve a guarded model as OpenAI's chat completions, with a page to try it at /."""
     _check_extra()
@@ -80,18 +87,20 @@ def serve(
 
     place = ListeningPlace(host, port, _collect_keys(api_key), open_to_all)
     stacks = read_stacks(stack or [DEFAULT_STACK], allow)
+    placement = loading.Placement(device_map, quantize)
     limits = ServingLimits(
         max_batch=max_batch, queue=queue, max_tokens=max_tokens, max_pictures=max_pictures,
         max_pixels=round(max_megapixels * 10**6), max_body=round(max_body_mib * 2**20), answer_seconds=deadline,
         drain_seconds=drain,
     )  # fmt: skip
-    served = ServedModel(model, name or _name_model(model), device, dtype, remote_pictures)
+    served = ServedModel(model, name or _name_model(model), device, dtype, placement, remote_pictures)
+    _check_way(engine, engine_options, ray, replicas)
     if engine == "vllm":
         _serve_vllm(served, stacks, place, limits, read_engine_options(engine_options))
-        return
-    if engine_options is not None:
-        raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
-    _serve_transformers(served, stacks, place, limits, executor)
+    elif ray is not None:
+        _serve_replicas(served, stacks, place, limits, executor, replicas, ray)
+    else:
+        _serve_transformers(served, stacks, place, limits, executor)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class ServedModel:
         name: What clients call it.
         device: Where it runs, None for the default.
         dtype: In which dtype.
+        placement: How it is spread and quantised.
         remote_pictures: Whether URLs of pictures are fetched.
     """
 
@@ -110,7 +120,38 @@ class ServedModel:
     name: str
     device: str | None
     dtype: str
+    placement: loading.Placement
     remote_pictures: bool
+
+
+def _check_way(engine: EngineName, options: str | None, ray: str | None, replicas: int) -> None:
+    """Refuse options of one way to serve beside another."""
+    if options is not None and engine != "vllm":
+        raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
+    if replicas > 1 and ray is None:
+        raise InputError("--replicas are those of Ray: add --ray local, or the address of a cluster.")
+    if ray is not None and engine == "vllm":
+        raise InputError(
+            "--ray serves models of transformers; it has not been run with --engine vllm. Leave one of them out."
+        )
+
+
+def _serve_replicas(
+    served: ServedModel,
+    stacks: Mapping[str, Stack],
+    place: ListeningPlace,
+    limits: ServingLimits,
+    executor: ExecutorName,
+    replicas: int,
+    address: str,
+) -> None:
+    from lvlm_guard.serving.ray_serve import ReplicaSource, run_replicas  # noqa: PLC0415 - slow to import
+
+    source = ReplicaSource(
+        served.model, served.device, served.dtype, served.placement, executor, served.name, stacks, place.keys, limits,
+        served.remote_pictures,
+    )  # fmt: skip
+    run_replicas(source, place.host, place.port, replicas, address)
 
 
 def _serve_transformers(
@@ -125,7 +166,7 @@ def _serve_transformers(
     from lvlm_guard.request.picture_sources import PictureSources  # noqa: PLC0415 - as above
     from lvlm_guard.serving.running import run_server  # noqa: PLC0415 - as above
 
-    loaded, processor = loading.load(served.model, served.device, served.dtype)
+    loaded, processor = loading.load(served.model, served.device, served.dtype, served.placement)
     check_chat_template(processor)
     sources = PictureSources(local=False)
     guard = Guard(loaded, processor, None, executor=executor, without_image="plain", pictures=sources)
@@ -139,8 +180,10 @@ def _serve_vllm(
     limits: ServingLimits,
     options: Mapping[str, Any],
 ) -> None:
-    if served.device is not None:
-        raise InputError("--device is chosen by vLLM's own installation: leave it out with --engine vllm.")
+    if served.device is not None or not served.placement.is_plain:
+        raise InputError(
+            "vLLM places models itself: leave --device, --device-map and --quantize out with --engine vllm; --engine-options has its own."
+        )
     from lvlm_guard.engines.vllm import GuardedLLM  # noqa: PLC0415 - slow to import
     from lvlm_guard.engines.vllm.serving import VllmEngine  # noqa: PLC0415 - as above
     from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above

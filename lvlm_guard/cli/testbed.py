@@ -1,4 +1,4 @@
-"""`lvlm-guard testbed`: look at the drawn scenes, train their model again."""
+"""`lvlm-guard testbed`: look at the drawn scenes, train their model again, build the second world's model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from lvlm_guard import loading
+from lvlm_guard.cli import collage
 from lvlm_guard.cli.program import Command, Program
 from lvlm_guard.cli.tables import count_of
-from lvlm_guard.errors import InputError, nearest, quote
+from lvlm_guard.errors import InputError, quote
 
 MOST_SCENES = 200
 SHEET = Path("sheet.png")
@@ -42,7 +43,13 @@ def group() -> None:
 
 @app.command("show")
 def show(
-    split: Annotated[str, typer.Option(help="train, calibration, iid, counterfactual or flat.")] = "counterfactual",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="train, calibration, iid, counterfactual or flat; of collages train, calibration, iid, shift or flat.",
+            show_default="counterfactual; shift",
+        ),
+    ] = None,
     count: Annotated[int, typer.Option(help=f"How many scenes, 1 to {MOST_SCENES}.")] = 24,
     seed: Annotated[int, typer.Option(help="The same seed draws the same scenes.")] = 0,
     out: Annotated[
@@ -52,14 +59,14 @@ def show(
         Path | None,
         typer.Option("--one", metavar="FILE", help="Write one scene as the model sees it, a PNG, instead of a sheet."),
     ] = None,
+    world: Annotated[str, typer.Option(help="scenes or collage, whose pictures have to be fetched.")] = "scenes",
 ) -> None:
     """Draw scenes of a split on one sheet, enlarged, each over its true caption; or one scene as the model sees it."""
     loading.quieten()
-    from lvlm_guard.testbed import files  # noqa: PLC0415 - only when it is asked for
-    from lvlm_guard.testbed.world import scenes, sheet  # noqa: PLC0415 - only when it is asked for
+    from lvlm_guard.testbed import files, sheets  # noqa: PLC0415 - only when it is asked for
 
-    if split not in scenes.SPLITS:
-        raise InputError(f"no split named {quote(split)}.{nearest(split, scenes.SPLITS)}")
+    sheets.check_world(world)
+    split = sheets.check_split(world, split)
     if not 1 <= count <= MOST_SCENES:
         raise InputError(f"count must be from 1 to {MOST_SCENES}, got {count}.")
     _check_seed(seed)
@@ -70,9 +77,8 @@ def show(
         option = "--out" if scene is None else "--one"
         raise InputError(f"{option} is a PNG, but got {quote(str(path))}. Name it {path.stem or 'scene'}.png.")
     files.check_destination(path, SHEET.name if scene is None else "scene.png")
-    drawn = scenes.scenes(split, count if scene is None else 1, seed)
-    files.write_whole(path, sheet.png(sheet.draw_sheet(drawn) if scene is None else drawn[0].picture))
-    typer.echo(f"{path}: {count_of(len(drawn), 'scene')} of {split}, seed {seed}")
+    files.write_whole(path, sheets.draw_png(world, split, seed, count if scene is None else None))
+    typer.echo(f"{path}: {count_of(count if scene is None else 1, 'scene')} of {split}, seed {seed}")
 
 
 @app.command("train", cls=Timed)
@@ -98,6 +104,10 @@ def run_training(
     count = train.usual_processes(device) if processes is None else processes
     train.run(train.TrainingPlan(out, seed, minutes, count, device, arch=arch))
     typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
+
+
+app.command("build")(collage.build)
+app.command("card")(collage.card)
 
 
 def _check_seed(seed: int) -> None:

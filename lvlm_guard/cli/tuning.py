@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lvlm_guard import loading
-from lvlm_guard.cli.options import Allow, Device, Dtype, Model
+from lvlm_guard.cli.options import Allow, Batch, Calibration, Device, Dtype, Model, SuiteData, split_words
 
 if TYPE_CHECKING:
     from lvlm_guard.tuning.results_page import SearchOutcome
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
 NOTHING_BEATS = 1
 """The exit code where no stack beat the controls."""
 
-Calibration = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SUITE",
-        help="Items to search on, with arguments; 'half' sets pictures of the suite aside.",
-        show_default="the suite's calibration split",
-    ),
-]
 Levels = Annotated[
     str | None, typer.Option(metavar="LEVELS", help="Levels that count, with commas between.", show_default="all")
 ]
@@ -66,11 +58,11 @@ def tune(
         bool, typer.Option("--singles/--no-singles", help="Judge each strategy alone too, at its published values.")
     ] = True,
     limit: Annotated[int | None, typer.Option(min=1, help="Most items of either part, in whole pictures.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with the suites' files.")] = None,
+    data: SuiteData = None,
     parser: Annotated[
         str | None, typer.Option(metavar="PARSER", help="How answers are read.", show_default="the suite's first")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Most prompts at once.")] = 32,
+    batch: Batch = 32,
     looks: Annotated[
         bool, typer.Option("--looks", help="Run what questions about one picture begin with once.")
     ] = False,
@@ -111,11 +103,6 @@ def tune(
     subject = TunedModel(loaded, processor, model, batch, looks, data, seed)
     outcome = tune.tune(tuning, subject, out, track=_track, command=_command())
     _report(outcome, out)
-
-
-def split_words(text: str | None) -> list[str] | None:
-    """Return the words of a list with commas; None where there is none."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _track(numbers: Iterable[int]) -> Iterable[int]:

@@ -113,6 +113,11 @@ def capture_decode(
     return captured[0]
 
 
+def prepare_cache(generate: Callable[..., Any], inputs: Mapping[str, Any], settings: Mapping[str, Any]) -> Cache | None:
+    """Return an empty cache that generate makes where it is asked to, and would leave to the model; None where it makes none."""
+    return capture_decode(generate, inputs, {**settings, "cache_implementation": "dynamic_full"}).cache
+
+
 @contextmanager
 def static_length_kept(module: Any) -> Iterator[None]:
     """Keep how long a module remembers its static caches to be: main's are not to grow with those of its branches."""

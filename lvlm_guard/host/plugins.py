@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lvlm_guard.errors import PluginError, PluginRejected, nearest, quote
 from lvlm_guard.host.discovery import Broken, describe_broken, distribution_of, load_each
+from lvlm_guard.host.presets import PRESETS
 from lvlm_guard.strategy.hookspecs import PROJECT, Discovery, Strategy, hook_names
 from lvlm_guard.strategy.names import strategy_name
 
@@ -183,9 +184,9 @@ def _check_statements(name: str, strategy: type) -> None:
             raise PluginRejected(
                 f"{name}.{attribute}: must be text in the class, {attribute} = '...', got {quote(value)}."
             )
-    if not re.fullmatch(r"[\w.@-]+", name) or name == PLAIN:
+    if not re.fullmatch(r"[\w.@-]+", name) or name in (PLAIN, *PRESETS):
         raise PluginRejected(
-            f"A strategy's name has letters, digits and _ - . @, and is not {PLAIN!r}, got {quote(name)}."
+            f"A strategy's name has letters, digits and _ - . @, and is not that of a stack ({', '.join((PLAIN, *PRESETS))}), got {quote(name)}."
         )
     observes = getattr(strategy, "observes", False)
     if not isinstance(observes, bool):

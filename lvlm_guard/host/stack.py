@@ -13,6 +13,7 @@ from pydantic import ValidationError as PydanticError
 from lvlm_guard.errors import InputError, PluginError, StackError, nearest, quote
 from lvlm_guard.host.parameters import build, check_values, problems, validated
 from lvlm_guard.host.plugins import PLAIN, catalogue, check_strategy
+from lvlm_guard.host.presets import PRESETS
 from lvlm_guard.host.stack_files import is_stack_file, read_file
 from lvlm_guard.strategy.names import strategy_name
 from lvlm_guard.strategy.user_functions import AllowedName
@@ -33,9 +34,9 @@ class _Source:
 class Stack:
     """Strategies in the order of their calls; empty is plain generate.
 
-    Build one with `Stack.of`, which takes a stack, a strategy, a name, names joined by `+`, `"plain"`, the path of a
-    `.toml`, `.yaml` or `.yml` file, a mapping `{"stack": [...]}`, or a list of strategies, names and mappings
-    `{"name": ..., "params": {...}}`.
+    Build one with `Stack.of`, which takes a stack, a strategy, a name, names joined by `+`, `"plain"`, a preset (`"light"`,
+    `"balanced"` or `"thorough"`), the path of a `.toml`, `.yaml` or `.yml` file, a mapping `{"stack": [...]}`, or a list of
+    strategies, names and mappings `{"name": ..., "params": {...}}`.
     """
 
     strategies: tuple[object, ...] = ()
@@ -169,11 +170,24 @@ def _split_names(text: str) -> Sequence[str]:
     names = [part.strip() for part in text.split(JOINT)]
     if names == [PLAIN]:
         return ()
+    if names[0] in PRESETS and len(names) == 1:
+        return PRESETS[names[0]].strategies
     if "" in names:
         raise StackError(f"stack: {quote(text)} leaves out a name. Write one, or join several: 'vcd+pai'.")
     if PLAIN in names:
         raise StackError(f"stack: {quote(text)}: {PLAIN!r} is the stack without strategies and stands alone.")
+    _refuse_presets(names, "stack")
     return names
+
+
+def _refuse_presets(names: Sequence[str], path: str) -> None:
+    """Refuse presets among other entries, and say what to write in their place."""
+    for name in names:
+        if name in PRESETS:
+            instead = JOINT.join(PRESETS[name].strategies)
+            raise StackError(
+                f"{path}: {name!r} is a whole stack and stands alone; to add to it, write {instead!r} instead."
+            )
 
 
 def _build_entry(entry: Any, path: str, source: _Source) -> object:
@@ -207,6 +221,7 @@ def _from_mapping(entry: Mapping[str, Any], path: str, source: _Source) -> objec
 def _build_named(name: str, parameters: Mapping[str, Any], path: str, source: _Source) -> object:
     if JOINT in name:
         raise StackError(f"{path}: {quote(name)} names several strategies; in a list each is an entry of its own.")
+    _refuse_presets([name], path)
     strategy = catalogue().find(name)
     names = [parameter.name for parameter in dataclasses.fields(strategy)]
     for parameter in parameters:

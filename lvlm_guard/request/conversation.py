@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ProcessorNeeded, describe_error, quote
 from lvlm_guard.outputs import sequences
 from lvlm_guard.protocols import Config, Model, Processor
+from lvlm_guard.request.expansions import TOKENIZING
 from lvlm_guard.request.messages import Conversation, content_item, read_messages
 from lvlm_guard.request.picture_loading import PictureReader
 from lvlm_guard.request.picture_sources import LOCAL_ONLY, PictureSources
@@ -26,8 +26,6 @@ BATCH_OF_ARRAYS = 4
 IMAGE_OPTIONS = ("images_kwargs", "common_kwargs")
 TEXT_OPTIONS = ("text_kwargs", "common_kwargs")
 """Options of a processor that hold options for pictures, and for text; one of the same name beside them comes first."""
-_TOKENIZING = threading.Lock()
-"""Held while a tokenizer pads on the left for us; tokenizers are not made to be shared by threads."""
 
 
 def prepare_inputs(
@@ -136,7 +134,7 @@ class PictureProcess:
 
     def _process_padded_left(self, images: Any) -> Any:
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        with _TOKENIZING:
+        with TOKENIZING:
             side = getattr(tokenizer, "padding_side", None)
             tokenizer.padding_side = "left"
             try:

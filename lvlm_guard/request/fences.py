@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ class Fences:
         opening: Those of them that begin an image, or a label of it.
         closing: Those of them that end one.
         special: Ids that no text is tokenised into, whatever they are for; empty without a tokenizer.
-        frames: What the processor writes before and behind the placeholders of a whole image, where it keeps that as a text.
+        frames: What the processor writes before and behind the placeholders of a whole image, where it keeps that as a text; the
+            tokens of each joined.
+        ends: Ids that begin, end and pad a prompt, and the one of unknown words.
         tokenizer: The tokenizer, or None.
     """
 
@@ -43,8 +45,24 @@ class Fences:
     opening: frozenset[int] = frozenset()
     closing: frozenset[int] = frozenset()
     special: frozenset[int] = frozenset()
-    frames: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    frames: tuple[tuple[str, str], ...] = ()
+    ends: frozenset[int] = frozenset()
     tokenizer: Any = None
+
+    @property
+    def marks(self) -> frozenset[int]:
+        """Every id that is no word of a text."""
+        return self.named | self.special | self.ends
+
+    def join(self, ids: Sequence[int]) -> str:
+        """Return tokens as the vocabulary writes them, joined into one text; empty without a vocabulary."""
+        if not hasattr(self.tokenizer, "convert_ids_to_tokens"):
+            return ""
+        return "".join(str(self.tokenizer.convert_ids_to_tokens(token)) for token in ids)
+
+    def find_token(self, text: str) -> int | None:
+        """Return the token that the vocabulary writes like this; None where it has none."""
+        return next(_read_word(text, self.tokenizer), None)
 
     def is_blank(self, token: int) -> bool:
         """Whether a token is white space."""
@@ -79,6 +97,7 @@ def find_fences(config: Any, processor: Any = None) -> Fences:
         frozenset(token for name, token in of_images if CLOSING.search(name)),
         _find_special(tokenizer),
         tuple(_read_frames(processor, tokenizer, find_placeholder(config, processor))),
+        _find_ends(tokenizer),
         tokenizer,
     )
 
@@ -132,25 +151,26 @@ def _read_word(word: str, tokenizer: Any) -> Iterator[int]:
 def _find_special(tokenizer: Any) -> frozenset[int]:
     """Return the tokens that were added to a tokenizer's vocabulary, without those that begin, end and pad a prompt."""
     added = getattr(tokenizer, "added_tokens_decoder", None)
-    ends = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
-    return frozenset(added) - ends if isinstance(added, dict) else frozenset()
+    return frozenset(added) - _find_ends(tokenizer) if isinstance(added, dict) else frozenset()
 
 
-def _read_frames(
-    processor: Any, tokenizer: Any, placeholder: int | None
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Yield what stands before and behind the placeholders in texts of a whole image that a processor keeps."""
-    word = (
-        tokenizer.convert_ids_to_tokens(placeholder)
-        if hasattr(tokenizer, "convert_ids_to_tokens") and placeholder
-        else None
-    )
-    if not isinstance(word, str):
+def _find_ends(tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that begin, end and pad a prompt, and the one of unknown words."""
+    ends = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk"))
+    return frozenset(token for token in ends if isinstance(token, int))
+
+
+def _read_frames(processor: Any, tokenizer: Any, placeholder: int | None) -> Iterator[tuple[str, str]]:
+    """Yield what stands before and behind the placeholders in texts of a whole image that a processor keeps, tokens joined."""
+    if not hasattr(tokenizer, "convert_ids_to_tokens") or not placeholder:
         return
+    word = str(tokenizer.convert_ids_to_tokens(placeholder))
     for text in getattr(processor, "__dict__", {}).values():
         if not isinstance(text, str) or text.count(word) < 2:  # noqa: PLR2004 - a placeholder by itself is no whole image
             continue
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         places = [index for index, token in enumerate(ids) if token == placeholder]
         if places:
-            yield tuple(ids[: places[0]]), tuple(ids[places[-1] + 1 :])
+            parts = ids[: places[0]], ids[places[-1] + 1 :]
+            before, after = ("".join(map(str, map(tokenizer.convert_ids_to_tokens, part))) for part in parts)
+            yield before, after

@@ -11,8 +11,9 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModeRefused, StrategyRefused
 from lvlm_guard.protocols import Config
+from lvlm_guard.request.expansions import learn_expansions
 from lvlm_guard.request.fences import find_fences
-from lvlm_guard.request.image_spans import find_image_spans, merge_touching
+from lvlm_guard.request.image_spans import PromptImages, find_images, merge_touching
 from lvlm_guard.request.requests import Request
 from lvlm_guard.request.video_spans import join_frames
 from lvlm_guard.strategy.branches import Branch, Exchange, Insert, Replace
@@ -46,8 +47,10 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
             "processor's full output, generate(**inputs)."
         )
     spans = find_spans(request)
+    shared: list[dict[int, int]] = [{} for _ in spans]
     if branch.drops_image:
         _check_spans(request, branch, spans)
+        shared = _find_shared(request, branch)
     aligned = {"input_ids": request.input_ids, "attention_mask": request.attention_mask}
     if request.text_name == "input_ids":
         aligned |= {name: inputs[name] for name in PER_TOKEN if name in inputs}
@@ -55,7 +58,7 @@ def edit_tokens(request: Request, branch: Branch, inputs: Mapping[str, Any]) -> 
     for row in range(request.input_ids.shape[0]):
         real = request.attention_mask[row].bool()
         ids = _exchange(request.input_ids[row][real], branch, spans[row])
-        edited = _edit_row(ids.tolist(), request, branch, spans[row], row)
+        edited = _share_tokens(_edit_row(ids.tolist(), request, branch, spans[row], row), shared[row])
         for name, values in aligned.items():
             before = ids if name == "input_ids" else values[row][real]
             rows[name].append(_apply_edit(before, edited, name))
@@ -91,14 +94,20 @@ def find_spans_of(request: Request, placeholder: int | None, count: int | None =
         count: How many there are in the batch, where that is known: one in each row have no text between their parts, and parts
             that touch are one where there are more of them.
     """
+    rows = [images.spans for images in _find_images(request, placeholder, count)]
+    return rows if count is None or sum(map(len, rows)) <= count else [merge_touching(row) for row in rows]
+
+
+def _find_images(request: Request, placeholder: int | None, count: int | None = None) -> list[PromptImages]:
+    """Return where images, or videos, stand in each prompt without its padding; the arguments are those of `find_spans_of`."""
     fences = find_fences(request.config, request.processor)
+    expansions = learn_expansions(request.processor, placeholder, fences) if placeholder == request.placeholder else ()
     ids = request.input_ids
     if request.places is not None and placeholder == request.placeholder:
         ids, placeholder = ids.masked_fill(request.places != 0, IMAGE), IMAGE
-    prompts = [row[mask] for row, mask in zip(ids, request.attention_mask.bool(), strict=True)]
-    one_image = count == len(prompts) and all(placeholder in row.tolist() for row in prompts)
-    rows = [find_image_spans(row.tolist(), {placeholder}, fences, one_image=one_image) for row in prompts]
-    return rows if count is None or sum(map(len, rows)) <= count else [merge_touching(row) for row in rows]
+    prompts = [row[mask].tolist() for row, mask in zip(ids, request.attention_mask.bool(), strict=True)]
+    one_image = count == len(prompts) and all(placeholder in row for row in prompts)
+    return [find_images(row, {placeholder}, fences, expansions, one_image=one_image) for row in prompts]
 
 
 def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> None:
@@ -116,6 +125,35 @@ def _check_spans(request: Request, branch: Branch, spans: list[list[range]]) -> 
             f"Branch {branch.key!r} drops images, but their placeholders stand in {places} places of the prompts, and nothing tells "
             f"text between two images from what was written for one.{hint}"
         )
+
+
+def _find_shared(request: Request, branch: Branch) -> list[dict[int, int]]:
+    """Return the user's part of tokens that hold some of what was written for an image too, by their index in each prompt.
+
+    Raises:
+        StrategyRefused: It is no token, or words that the processor writes for images stand in a prompt in another way.
+    """
+    fences, images = (
+        find_fences(request.config, request.processor),
+        _find_images(request, request.placeholder, request.image_count),
+    )
+    if any(each.unclear for each in images):
+        raise StrategyRefused(
+            f"Branch {branch.key!r} drops images, and a prompt holds words that {type(request.processor).__name__} writes for an "
+            "image, but not as it writes them, so nothing tells them from the user's: pass on what the processor makes."
+        )
+    rows = [{index: fences.find_token(text) for index, text in each.shared.items()} for each in images]
+    if any(token is None for row in rows for token in row.values()):
+        raise StrategyRefused(
+            f"Branch {branch.key!r} drops images, but a token of the prompt holds some of the user's text and some of what was "
+            "written for an image, and the user's part of it is no token: put a space or a line between the image and the text."
+        )
+    return [{index: token for index, token in row.items() if token is not None} for row in rows]
+
+
+def _share_tokens(edited: EditedRow, shared: Mapping[int, int]) -> EditedRow:
+    """Return an edited prompt with the user's part in place of tokens that hold some of an image too."""
+    return [(position, shared.get(position) if new is None else new) for position, new in edited]
 
 
 def count_placeholders(request: Request, *, of_videos: bool = False) -> list[list[int]]:

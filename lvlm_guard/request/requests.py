@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.generation import utils as generation
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.processing_utils import TextKwargs
+from transformers.processing_utils import ImagesKwargs, TextKwargs
 
 from lvlm_guard import anatomy
 from lvlm_guard.cache_names import CACHE_NAMES
@@ -32,6 +32,8 @@ FRAMES = len(("videos", "frames", "channels", "height", "width"))
 """Axes of pixels that have an entry for each video, or for each tile of a row."""
 OPTIONS_OF_TEXT = frozenset({*TextKwargs.__annotations__, "text_kwargs"})
 """Options of processors that are about text."""
+OPTIONS_OF_PICTURES = frozenset(ImagesKwargs.__annotations__)
+"""Options that every processor of pictures may have."""
 SETTINGS = (
     frozenset(DEFAULT_SETTINGS)
     | frozenset(inspect.signature(GenerationMixin.generate).parameters)

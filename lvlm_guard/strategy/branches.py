@@ -103,7 +103,7 @@ class Branch:
             of pictures recovered from `[..., 3, height, width]` pixels. Or a tuple with an edit for each of
             `gen.prompt.pictures`.
         features: Edit of the projected image features `[tokens, hidden]` of one image, same shape back.
-        image: `kept`, `removed` (placeholders and pixels dropped), or `masked` (attention to image tokens is zero).
+        image: `kept`, `removed` (pixels, placeholders and what the processor wrote round them dropped), or `masked` (attention to image tokens is zero).
         tokens: Token ids inserted into the prompt, put in place of its images, or exchanged in it.
         seed: Seed of the generators handed to the edits.
         inside: The inputs stay as they are: the branch differs by attention or hidden edits whose `branch` is its key.

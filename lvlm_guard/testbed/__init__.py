@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lvlm_guard.testbed.collage import Lite0Model as Lite0Model
 from lvlm_guard.testbed.errors import TestbedError as TestbedError
 from lvlm_guard.testbed.model import load as load
 from lvlm_guard.testbed.world.scenes import Scene as Scene

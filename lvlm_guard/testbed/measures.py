@@ -20,6 +20,7 @@ from lvlm_guard.bench.scoring.intervals import (
     yes_ratio,
 )
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
+from lvlm_guard.testbed.reading import WorldReading
 from lvlm_guard.testbed.scoring import (
     BALANCED,
     Choice,
@@ -51,6 +52,7 @@ from lvlm_guard.testbed.scoring import (
     keeps_habits,
 )
 from lvlm_guard.testbed.world.questions import NEGATIVES
+from lvlm_guard.testbed.world.reading import DRAWN
 
 Design = Literal["balanced", "one_sided"]
 
@@ -71,6 +73,7 @@ def build_measure(
     statistic: Statistic = share,
     *,
     higher_is_better: bool | None = True,
+    world: WorldReading = DRAWN,
 ) -> Measure:
     """Build a measure over single answers.
 
@@ -82,16 +85,19 @@ def build_measure(
         count: What one answer counts for.
         statistic: Maps summed counts to the score.
         higher_is_better: None where neither is.
+        world: How the answers are read.
     """
 
     def counted(answer: AnsweredItem) -> Counts | None:
-        return count(answer) if chosen(answer) else None
+        return count(answer, world) if chosen(answer) else None
 
     binary = count in (count_right, count_spoilt, count_unread)
     return Measure(name, level, title, each(counted), statistic, higher_is_better, binary=binary)
 
 
-def habit_measures(level: str, chosen: Choice, name: str = "", title: str = "") -> list[Measure]:
+def habit_measures(
+    level: str, chosen: Choice, name: str = "", title: str = "", world: WorldReading = DRAWN
+) -> list[Measure]:
     """Build habit-balanced accuracy and its two halves.
 
     Args:
@@ -99,6 +105,7 @@ def habit_measures(level: str, chosen: Choice, name: str = "", title: str = "") 
         chosen: Which answers count, of those that habit answers.
         name: Ends their names.
         title: Ends their titles.
+        world: How the answers are read.
     """
     count = count_by_level if level == "all" else count_by_habit
     return [
@@ -109,6 +116,7 @@ def habit_measures(level: str, chosen: Choice, name: str = "", title: str = "") 
             partial(_is_asked, begins, chosen),
             count,
             statistic,
+            world=world,
         )
         for begins, statistic, words in habits.STATISTICS
     ]
@@ -121,7 +129,7 @@ def _is_asked(measure: str, chosen: Choice, answer: AnsweredItem) -> bool:
     return measure == habits.NAMES[0] or measure == habits.NAMES[1 if is_habitual(answer) else 2]
 
 
-def suite_measures(design: Design = "balanced") -> tuple[Measure, ...]:
+def suite_measures(design: Design = "balanced", world: WorldReading = DRAWN) -> tuple[Measure, ...]:
     """Return every measure of a design of the suite, its headline first: habit-balanced accuracy over all levels.
 
     The headline of the one-sided design is balanced accuracy for objects, and its measures say that they are no ground for claims.
@@ -129,24 +137,24 @@ def suite_measures(design: Design = "balanced") -> tuple[Measure, ...]:
     if design == "one_sided":
         every = (
             *_object_measures(),
-            *_caption_measures(_describes_level),
-            *_attribute_measures(_describes_level),
-            *_relation_measures(),
+            *_caption_measures(_describes_level, world),
+            *_attribute_measures(_describes_level, world),
+            *_relation_measures(world),
             *_overall_measures(),
         )
         return tuple(replace(measure, title=f"{measure.title} ({NO_CLAIM})") for measure in every)
-    by_level = {level: habit_measures(level, partial(has_level, level), level) for level in LEVELS}
+    by_level = {level: habit_measures(level, partial(has_level, level), level, world=world) for level in LEVELS}
     return (
-        *habit_measures("all", has_habit),
+        *habit_measures("all", has_habit, world=world),
         *by_level["object"],
         *_object_measures(),
-        *_caption_measures(_describes_any),
-        *_caption_habit_measures(),
+        *_caption_measures(_describes_any, world),
+        *_caption_habit_measures(world),
         *by_level["attribute"],
-        *_attribute_measures(_describes_any),
-        *_colour_habit_measures(),
+        *_attribute_measures(_describes_any, world),
+        *_colour_habit_measures(world),
         *by_level["relation"],
-        *_relation_measures(),
+        *_relation_measures(world),
         *_overall_measures(),
     )
 
@@ -181,74 +189,70 @@ def _object_measures() -> list[Measure]:
     ]
 
 
-def _caption_measures(described: _Describes) -> list[Measure]:
+def _caption_measures(described: _Describes, world: WorldReading) -> list[Measure]:
     chosen = described("object")
+    build = partial(build_measure, world=world)
     return [
-        build_measure(
-            "chair_i", "object", "named objects that are absent", chosen, count_absent, higher_is_better=False
-        ),
-        build_measure(
-            "chair_s", "object", "captions with an absent object", chosen, count_spoilt, higher_is_better=False
-        ),
-        build_measure("recall", "object", "present objects that are named", chosen, count_named),
-        build_measure("length", "object", "words and marks of a caption", chosen, count_words, higher_is_better=None),
+        build("chair_i", "object", "named objects that are absent", chosen, count_absent, higher_is_better=False),
+        build("chair_s", "object", "captions with an absent object", chosen, count_spoilt, higher_is_better=False),
+        build("recall", "object", "present objects that are named", chosen, count_named),
+        build("length", "object", "words and marks of a caption", chosen, count_words, higher_is_better=None),
     ]
 
 
-def _caption_habit_measures() -> list[Measure]:
+def _caption_habit_measures(world: WorldReading) -> list[Measure]:
     """Inventions by whether habit expects them, recall by whether habit puts the object there, and both by kind of scene."""
+    build = partial(build_measure, world=world)
     return [
-        build_measure(
+        build(
             "chair_expected", "object", "named objects that are absent and habitual partners of present ones",
             is_caption, count_expected, higher_is_better=False,
         ),
-        build_measure(
+        build(
             "chair_unexpected", "object", "named objects that are absent, others",
             is_caption, count_unexpected, higher_is_better=False,
         ),
-        build_measure(
+        build(
             "recall_habit_true", "object", "present objects that are named, whole pairs at home",
             is_caption, count_named_by_habit, _FIRST,
         ),
-        build_measure(
+        build(
             "recall_habit_breaking", "object", "present objects that are named, lone ones and intruders",
             is_caption, count_named_by_habit, _SECOND,
         ),
-        build_measure(
+        build(
             "habit_balanced_recall", "object", "mean of the recall of both",
             is_caption, count_named_by_habit, mean_share,
         ),
-        *(measure for kind, chosen in _SCENES.items() for measure in _measures_of_scenes(kind, chosen)),
+        *(measure for kind, keeping in _SCENES.items() for measure in _measures_of_scenes(kind, keeping, world)),
     ]  # fmt: skip
 
 
-def _breaks_habits(answer: AnsweredItem) -> bool:
-    return is_caption(answer) and not keeps_habits(answer)
-
-
-def _keeps_habits(answer: AnsweredItem) -> bool:
-    return is_caption(answer) and keeps_habits(answer)
-
-
-_SCENES: Mapping[str, Choice] = {"keeping": _keeps_habits, "breaking": _breaks_habits}
+_SCENES: Mapping[str, bool] = {"keeping": True, "breaking": False}
 """Scenes that keep the habits a caption speaks of, and scenes that break one."""
 
 
-def _measures_of_scenes(kind: str, chosen: Choice) -> list[Measure]:
+def _measures_of_scenes(kind: str, keeping: bool, world: WorldReading) -> list[Measure]:
+    build = partial(build_measure, world=world)
+
+    def chosen(answer: AnsweredItem) -> bool:
+        return is_caption(answer) and keeps_habits(answer, world) == keeping
+
     return [
-        build_measure(
+        build(
             f"chair_i_{kind}", "object", f"named objects that are absent, in scenes {kind} habits",
             chosen, count_absent, higher_is_better=False,
         ),
-        build_measure(
+        build(
             f"recall_{kind}", "object", f"present objects that are named, in scenes {kind} habits", chosen, count_named
         ),
     ]  # fmt: skip
 
 
-def _colour_habit_measures() -> list[Measure]:
+def _colour_habit_measures(world: WorldReading) -> list[Measure]:
+    build = partial(build_measure, world=world)
     return [
-        build_measure(
+        build(
             f"miscoloured_habit_{half}", "attribute", f"named objects in a wrong colour, {words} in their typical one",
             is_caption, count_miscoloured_by_habit, statistic, higher_is_better=False,
         )
@@ -256,11 +260,12 @@ def _colour_habit_measures() -> list[Measure]:
     ]  # fmt: skip
 
 
-def _attribute_measures(described: _Describes) -> list[Measure]:
+def _attribute_measures(described: _Describes, world: WorldReading) -> list[Measure]:
+    build = partial(build_measure, world=world)
     return [
-        build_measure("accuracy_attribute", "attribute", "accuracy", partial(has_level, "attribute"), count_right),
+        build("accuracy_attribute", "attribute", "accuracy", partial(has_level, "attribute"), count_right),
         *_yes_no_measures("attribute"),
-        build_measure(
+        build(
             "miscoloured",
             "attribute",
             "named objects in a wrong colour",
@@ -271,11 +276,12 @@ def _attribute_measures(described: _Describes) -> list[Measure]:
     ]
 
 
-def _relation_measures() -> list[Measure]:
+def _relation_measures(world: WorldReading) -> list[Measure]:
+    build = partial(build_measure, world=world)
     return [
-        build_measure("accuracy_relation", "relation", "accuracy, left or right", asks_sideways, count_right),
+        build("accuracy_relation", "relation", "accuracy, left or right", asks_sideways, count_right),
         *_yes_no_measures("relation"),
-        build_measure(
+        build(
             "accuracy_vertical",
             "relation",
             "accuracy, above or below (no habit)",

@@ -15,6 +15,7 @@ from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.deprecation import renamed_fields
 from lvlm_guard.errors import InputError, nearest
+from lvlm_guard.testbed.items import caption_item, question_item, question_name
 from lvlm_guard.testbed.measures import Design, suite_measures
 from lvlm_guard.testbed.scoring import CAPTION
 from lvlm_guard.testbed.world.counterbalance import counterbalance, pair_scenes
@@ -121,7 +122,8 @@ class Scenes:
             )
         balanced = counterbalance(drawn, self._draw_further(len(drawn)))
         return (
-            [(drawn_scene, _name(question), question) for drawn_scene, question in questions] for questions in balanced
+            [(drawn_scene, question_name(question), question) for drawn_scene, question in questions]
+            for questions in balanced
         )
 
     def _draw_further(self, start: int) -> Iterator[Scene]:
@@ -176,36 +178,13 @@ class Scenes:
         return {}
 
 
-def _name(question: Question) -> str:
-    """Name a question within its scene by its words."""
-    return "-".join(question.text.split()[:-1])
-
-
 def _question_item(drawn: Scene, name: str, question: Question) -> Item:
-    level: dict[str, Level] = {name: name for name in LEVELS}
-    return Item(
-        id=f"{drawn.name}/{name}",
-        image=drawn.name,
-        prompt=question.text,
-        truth=question.answer,
-        level=level[question.level],
-        kind=question.kind,
-        max_new_tokens=SHORT_TOKENS,
-        extra={"negative": question.negative, "habit": question.habit, "broken": _broken_level(drawn)},
-    )
+    return question_item(drawn.name, name, question, broken=_broken_level(drawn), longest=SHORT_TOKENS)
 
 
 def _caption_item(drawn: Scene) -> Item:
-    return Item(
-        id=f"{drawn.name}/{CAPTION}",
-        image=drawn.name,
-        prompt=DESCRIBE[0],
-        truth=caption(drawn),
-        level="object",
-        kind=CAPTION,
-        max_new_tokens=CAPTION_TOKENS,
-        extra={"negative": None, "habit": None, "broken": _broken_level(drawn)},
-    )
+    truth, broken = caption(drawn), _broken_level(drawn)
+    return caption_item(drawn.name, DESCRIBE[0], truth, broken=broken, longest=CAPTION_TOKENS)
 
 
 def _broken_level(drawn: Scene) -> str | None:

@@ -10,6 +10,7 @@ import pytest
 import quick_run
 from command_line import run_command, run_refused
 from PIL import Image
+from suites_of_files import OF_FILES
 
 from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.items import Item
@@ -230,7 +231,7 @@ def test_the_commands_print_it(record, data, monkeypatch, capsys, tmp_path):
     assert "1 of 10 differ" in refused
 
 
-@pytest.mark.parametrize("name", [name for name in catalogue().names if name != "scenes"])
+@pytest.mark.parametrize("name", OF_FILES)
 def test_every_suite_of_files_says_where_its_pictures_are(name, tmp_path):
     suite = catalogue().find(name).suite()
     image = next(item.image for item in suite.load(Path(__file__).parent / "data" / name).items if item.image)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import quick_run
 from PIL import Image
+from suites_of_files import OF_FILES
 
 from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.reporting.page import facts, render
@@ -17,7 +18,6 @@ from lvlm_guard.cli.bench_tables import notes
 from lvlm_guard.errors import InputError
 
 DATA = Path(__file__).parent / "data"
-READ = tuple(name for name in catalogue().names if name != "scenes")
 FOLDERS = {
     "pope": "val2014", "chair": "val2014", "sugarcrepe": "val2017", "amber": "image", "reefknot": "VG_100K",
     "hallusionbench": "hallusion_bench", "mme": "",
@@ -58,7 +58,7 @@ SPOILS = {
 }
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 @pytest.mark.parametrize("kind", SPOILS)
 def test_pictures_that_cannot_be_used_are_found_before_the_run_and_named(name, kind, tmp_path):
     paths = with_pictures(name, tmp_path / "data")

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from suites_of_files import OF_FILES
 
 from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.suites.files import BadRow, check_picture_name
 from lvlm_guard.errors import InputError
 
 DATA = Path(__file__).parent / "data"
-READ = tuple(name for name in catalogue().names if name != "scenes")
 FILES = [
     (name, path.relative_to(DATA / name).as_posix())
-    for name in READ
+    for name in OF_FILES
     for path in sorted((DATA / name).rglob("*"))
     if path.is_file() and (name, path.name) not in (("reefknot", "VQA.jsonl"), ("pope", "aokvqa_pope_seem_random.json"))
 ]
@@ -71,7 +71,7 @@ def test_a_folder_where_a_file_is_due_is_named(name, file, copy):
     assert "is a folder, and should be a file" in end_of(name, folder)
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_a_file_where_the_data_folder_is_due_is_named(name, tmp_path):
     (tmp_path / "data").write_text("{}")
     with pytest.raises(InputError, match="data is a file, not a folder that holds"):
@@ -117,7 +117,7 @@ OUTSIDE = (
 PICTURE_KEYS = {"image", "filename", "image_id", "file_name"}
 
 
-@pytest.mark.parametrize("name", [name for name in READ if name != "mme"])
+@pytest.mark.parametrize("name", [name for name in OF_FILES if name != "mme"])
 @pytest.mark.parametrize("picture", OUTSIDE)
 def test_a_row_whose_picture_leaves_the_data_folder_is_not_used(name, picture, copy):
     """The pictures of MME are named by the files themselves."""
@@ -142,7 +142,7 @@ def test_names_that_leave_the_folder_are_refused_wherever_they_come_from(picture
     with pytest.raises(BadRow, match="no name of a picture inside"):
         check_picture_name(picture)
     (tmp_path / "secret.jpg").write_bytes(b"")
-    for name in READ:
+    for name in OF_FILES:
         with pytest.raises(InputError, match=r"is no name of a picture inside the data folder"):
             catalogue().find(name).suite().picture(tmp_path / "data", picture)
 
@@ -155,7 +155,7 @@ def test_odd_names_inside_the_folder_are_fine(picture, tmp_path):
     assert catalogue().find("pope").suite().picture(tmp_path, picture).size == (3, 2)
 
 
-@pytest.mark.parametrize("name", [name for name in READ if name not in ("mme", "reefknot")])
+@pytest.mark.parametrize("name", [name for name in OF_FILES if name not in ("mme", "reefknot")])
 def test_ids_that_occur_twice_are_problems_and_the_first_counts(name, copy):
     """The rows of MME and Reefknot have no ids: their lines are."""
     folder = copy(name)

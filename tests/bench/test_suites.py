@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from suites_of_files import OF_FILES
 
 from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.items import LEVELS, AnsweredItem
@@ -18,7 +19,6 @@ from lvlm_guard.bench.suite import Suite
 from lvlm_guard.errors import GuardError, InputError
 
 DATA = Path(__file__).parent / "data"
-READ = tuple(name for name in catalogue().names if name != "scenes")
 ANSWERS = ("Yes", "No", "", "A. on", "(1)", "A man, two dogs and a bus.\nNo", "不", "\0", "no " * 50)
 FUZZED = 210
 
@@ -27,7 +27,7 @@ def suite(name):
     return catalogue().find(name).suite
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_a_suite_satisfies_the_protocol(name):
     one = suite(name)()
     assert isinstance(one, Suite)
@@ -44,14 +44,14 @@ def test_a_suite_satisfies_the_protocol(name):
         assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_equal_arguments_make_equal_suites_that_cannot_change(name):
     assert suite(name)() == suite(name)()
     with pytest.raises(AttributeError):
         suite(name)().part = "all"
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 @pytest.mark.parametrize("data", ["nowhere", None])
 def test_a_missing_file_is_named_with_its_source_and_layout(name, data, tmp_path):
     one = suite(name)()
@@ -64,7 +64,7 @@ def test_a_missing_file_is_named_with_its_source_and_layout(name, data, tmp_path
     assert asked[0].layout in message
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_an_unknown_parser_is_refused(name):
     one = suite(name)()
     one.load(DATA / name)
@@ -120,7 +120,7 @@ FOLDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", OF_FILES)
 def test_a_picture_is_found_and_a_missing_or_broken_one_named(name, tmp_path):
     one = suite(name)()
     image = next(item.image for item in one.load(DATA / name).items if item.image)
@@ -191,7 +191,7 @@ def test_broken_files_give_items_or_an_error_of_the_library(tmp_path):
     draw = random.Random(20)
     outcomes = Counter()
     for at in range(FUZZED):
-        name = READ[at % len(READ)]
+        name = OF_FILES[at % len(OF_FILES)]
         folder = tmp_path / str(at)
         shutil.copytree(DATA / name, folder)
         path = draw.choice(sorted(file for file in folder.rglob("*") if file.is_file()))

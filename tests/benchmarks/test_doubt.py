@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from doubt import JudgedWord, bound, check_reliability, compare, compute_auroc, conclude, cover, main
+from doubt import conclude, main
+from doubt_maps import cover
+from doubt_words import JudgedWord, bound, check_reliability, compare, compute_auroc
 from PIL import Image
 
 from lvlm_guard.diagnosis.answer.occlusion import cut_side

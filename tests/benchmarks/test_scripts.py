@@ -82,6 +82,7 @@ def overhead(tmp_path_factory):
     return json.loads((out / "overhead.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_overhead_compares_every_way_to_generate_at_both_batch_sizes(overhead):
     rows, about = overhead[0]["rows"], overhead[0]["about"]
     assert {(row["batch"], row["variant"]) for row in rows} == {
@@ -128,6 +129,7 @@ def test_overhead_writes_after_every_round(script, tmp_path, monkeypatch):
     assert {row["rounds"] for row in rows} == {1}
 
 
+@pytest.mark.slow
 def test_overhead_prints_its_goals_beside_the_result(overhead):
     page, printed = overhead
     goals = {(row["batch"], row["variant"]): row["goal"] for row in page["rows"] if row["goal"]}
@@ -187,6 +189,7 @@ def test_kernels_part_times_each_provider_of_each_kernel_at_each_size(kernels):
     }
 
 
+@pytest.mark.slow
 def test_kernels_part_holds_results_to_float64_and_shows_how_far_the_published_chains_are(kernels):
     rows = kernels
     ours = [row["largest_error"] for row in rows if row["provider"] == "torch"]

@@ -14,9 +14,11 @@ from served import draw_picture
 from typer.testing import CliRunner
 
 from lvlm_guard import Guard, InputError, loading
+from lvlm_guard.bulk.answerers import GuardAnswerer
 from lvlm_guard.bulk.answering import answer_units
 from lvlm_guard.bulk.ledger import AnswerLedger
-from lvlm_guard.bulk.units import BulkUnit, RejectedLine, UnitReader
+from lvlm_guard.bulk.pools import OwnProcess
+from lvlm_guard.bulk.units import BulkUnit, LineReader, RejectedLine
 from lvlm_guard.cli import app
 
 MANIFEST = {"format": 1, "input": "a"}
@@ -50,9 +52,13 @@ def read_answers(folder):
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def answer_here(guard, source, ledger):
+    return answer_units(OwnProcess(GuardAnswerer(guard, SETTINGS)), LineReader(source), ledger)
+
+
 def test_answers_are_the_guards_and_bad_lines_are_left_out(guard, source, tmp_path):
     with AnswerLedger(tmp_path / "out", MANIFEST) as ledger:
-        outcome = answer_units(guard, UnitReader(source), ledger, SETTINGS)
+        outcome = answer_here(guard, source, ledger)
     assert (outcome.answered, outcome.before) == (6, 0)
     assert [entry.line for entry in outcome.rejected] == [2, 4, 6]
     assert "line 1" in outcome.rejected[1].reason
@@ -70,7 +76,7 @@ def test_answers_are_the_guards_and_bad_lines_are_left_out(guard, source, tmp_pa
 def test_a_job_that_was_cut_off_goes_on_where_it_was(guard, source, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with AnswerLedger(whole, MANIFEST) as ledger:
-        answer_units(guard, UnitReader(source), ledger, SETTINGS)
+        answer_here(guard, source, ledger)
     content = (whole / "answers.jsonl").read_bytes()
     for cut in (0, 1, len(content) // 3, len(content) // 2, len(content) - 1, len(content)):
         parts.mkdir(exist_ok=True)
@@ -78,7 +84,7 @@ def test_a_job_that_was_cut_off_goes_on_where_it_was(guard, source, tmp_path):
         (parts / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
         with AnswerLedger(parts, MANIFEST) as ledger:
             known = len(ledger.finished)
-            outcome = answer_units(guard, UnitReader(source), ledger, SETTINGS)
+            outcome = answer_here(guard, source, ledger)
         assert (outcome.before, outcome.answered) == (known, 6 - known)
         assert known == content[:cut].count(b"\n")
         assert (parts / "answers.jsonl").read_bytes() == content
@@ -87,7 +93,7 @@ def test_a_job_that_was_cut_off_goes_on_where_it_was(guard, source, tmp_path):
 def test_a_unit_at_which_the_model_raises_is_left_out(guard, source, tmp_path):
     draw_picture(1).resize((48, 48)).save(tmp_path / "1.png")
     with AnswerLedger(tmp_path / "out", MANIFEST) as ledger:
-        outcome = answer_units(guard, UnitReader(source), ledger, SETTINGS)
+        outcome = answer_here(guard, source, ledger)
     assert outcome.answered == 5
     assert any("48*48" in entry.reason for entry in outcome.rejected)
 
@@ -123,7 +129,7 @@ def test_a_folder_of_another_job_or_process_is_refused(tmp_path):
 def test_a_line_that_cannot_be_used(tmp_path, line, words):
     path = tmp_path / "input.jsonl"
     path.write_bytes(line.encode("latin-1") + b'\n{"image": "a.png", "question": "a"}\n')
-    rejected, unit = UnitReader(path)
+    rejected, unit = LineReader(path)
     assert isinstance(rejected, RejectedLine)
     assert words in rejected.reason
     assert unit == BulkUnit(2, "line 2", tmp_path / "a.png", ("a",))
@@ -151,6 +157,42 @@ def test_the_command_goes_on_after_a_kill(source, tmp_path):
     assert answers.read_bytes().startswith(begun[: begun.rfind(b"\n") + 1])
     assert [entry["id"] for entry in read_answers(out)] == [f"u{index}" for index in range(6)]
     assert "line 2:" in result.output
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_model_answer_as_one(source, tmp_path):
+    for workers in ("1", "2"):
+        options = ["--model", "testbed", "--max-new-tokens", "4", "--device", "cpu", "--workers", workers]
+        code = "from lvlm_guard.cli import main; main()"
+        command = [sys.executable, "-W", "ignore", "-c", code, "generate-batch", str(source), *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*command, "--out", str(tmp_path / workers)], env=environment, capture_output=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+    for name in ("answers.jsonl", "rejected.jsonl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert len(read_answers(tmp_path / "2")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "package", "extra"),
+    [
+        ("a.jsonl", ["--ray", "local"], "ray", "lvlm-guard[ray]"),
+        ("a.jsonl", ["--write", "parquet"], "pyarrow", "lvlm-guard[parquet]"),
+        ("a.parquet", [], "pyarrow", "lvlm-guard[parquet]"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch, capsys, tmp_path, name, options, package, extra
+):
+    (tmp_path / name).write_bytes(b"")
+    for module in (package, "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    asked = (tmp_path / name, "--model", "testbed", "--out", tmp_path / "out", *options)
+    message = run_refused(monkeypatch, capsys, "generate-batch", *asked)
+    assert package in message
+    assert extra in message
 
 
 def test_what_is_refused_at_once(monkeypatch, capsys, tmp_path):

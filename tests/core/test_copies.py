@@ -11,6 +11,7 @@ import torch
 from gold import SUPPRESSED, Against
 from mechanisms import MECHANISMS
 from transformers import DynamicCache, StoppingCriteria
+from versions import editing_towers
 
 from lvlm_guard import Guard, ModeRefused
 from lvlm_guard.testing import tiny
@@ -93,7 +94,8 @@ def describe(architecture):
 def test_a_copy_made_during_a_call_is_a_plain_model(fresh, mechanism, make):
     architecture = "qwen2_vl" if make in (pickled, saved) else "llava"  # this llava cannot be pickled once it ran
     model, inputs = tiny(architecture)
-    _, twin = run_during(Guard(model, None, MECHANISMS[mechanism]), inputs, lambda: make(model))
+    with editing_towers():
+        _, twin = run_during(Guard(model, None, MECHANISMS[mechanism]), inputs, lambda: make(model))
     wanted, wanted_logits = fresh[architecture]
     assert traces(twin) == wanted
     assert torch.equal(logits(twin, inputs), wanted_logits)
@@ -138,7 +140,8 @@ def test_a_copy_made_inside_a_forward_is_a_plain_model_there_too(fresh, mechanis
             answers[0] = logits(twin, inputs)
 
     handle = model.get_decoder().register_forward_pre_hook(copy_and_run)
-    Guard(model, None, MECHANISMS[mechanism]).generate(**inputs, max_new_tokens=2, do_sample=False)
+    with editing_towers():
+        Guard(model, None, MECHANISMS[mechanism]).generate(**inputs, max_new_tokens=2, do_sample=False)
     handle.remove()
     assert torch.equal(answers[0], fresh["llava"][1])
 

@@ -12,6 +12,7 @@ from looks import (
     MAKES_POSITIONS,
     RESTS,
     SETTINGS,
+    STRATEGIES,
     TOLERANCE,
     build,
     continue_with,
@@ -86,23 +87,6 @@ def test_a_model_without_a_guarded_stack_can_look():
 
 
 ARCHITECTURES_OF_LOOKS = (*BOTH, "gemma3", "mllama", "idefics3", "internvl")
-STRATEGIES = {
-    "plain": None,
-    "vcd": "vcd",
-    "m3id": {"name": "m3id", "params": {"decay": 0.7}},
-    "vdd": "vdd",
-    "vaf": {"name": "vaf", "params": {"enhance": 4.0, "suppress": 0.2, "layers": [0, 2]}},
-    "deco": {"name": "deco", "params": {"alpha": 8.0, "top_p": 1.0}},
-    "dola": "dola",
-    "pai": {"name": "pai", "params": {"alpha": 2.0, "gamma": 3.0, "layers": [0, 2]}},
-    "memvr": {"name": "memvr", "params": {"ratio": 1.0, "threshold": 0.0, "layers": [0, 2]}},
-    "vsv": {"name": "vsv", "params": {"strength": 2.0}},
-    "sid": "sid",
-    "avisc": "avisc",
-    "sla": {"name": "sla", "params": {"gamma": 0.9}},
-    "pai+vcd+vaf": "pai+vcd+vaf",
-}
-"""Stacks strong enough to change the logits of tiny models."""
 POWER = 0.02
 WHOLE = {"memvr", "vsv"}
 NEED_SEVERAL_TOKENS = {"sid", "avisc", "memvr"}
@@ -130,6 +114,21 @@ def test_every_strategy_answers_on_a_look_as_on_whole_prompts(name, stack, pictu
         batch = continue_with(inputs, length, rests)
         if stack != "plain" and kind == "one":
             assert effect_on_logits(guard, batch, expected) > POWER
+
+
+@pytest.mark.parametrize("pictures", [3, pytest.param(4, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("stack", ["plain", "vcd", "vdd"])
+def test_a_look_may_be_longer_than_a_sliding_window(stack, pictures):
+    guard, inputs, length = build("gemma3", STRATEGIES[stack], pictures)
+    window = guard.model.config.text_config.sliding_window
+    for rests in RESTS.values():
+        expected, output = run_both(guard, inputs, length, rests)
+        assert torch.equal(output, expected)
+        if len(rests) == 1:
+            expected, output = run_both(guard, inputs, length, rests, **DETAILS)
+            assert error_between(output.logits, expected.logits) < TOLERANCE
+            assert output.sequences.shape[1] > window + 1
+    assert guard.report.prompts["main"] == "shared"
 
 
 @pytest.mark.parametrize("name", [*BOTH, "gemma3", pytest.param("internvl", marks=pytest.mark.slow)])

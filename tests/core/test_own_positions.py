@@ -176,9 +176,9 @@ class WrappedCache(transformers.LlavaForConditionalGeneration):
     """Wraps the cache it gets, and answers with the wrapper."""
 
     def forward(self, *args, **kwargs):
-        inner = getattr(kwargs[CACHE], "self_attention_cache", kwargs[CACHE])
-        output = super().forward(*args, **{**kwargs, CACHE: inner})
-        output[CACHE] = EncoderDecoderCache(inner, DynamicCache())
+        cache = kwargs.get(CACHE)  # some versions leave it to the model
+        output = super().forward(*args, **{**kwargs, CACHE: getattr(cache, "self_attention_cache", cache)})
+        output[CACHE] = EncoderDecoderCache(output[CACHE], DynamicCache())
         return output
 
     forward.__signature__ = FORWARD
@@ -208,13 +208,14 @@ class CopiedCache(transformers.LlavaForConditionalGeneration):
 
     def forward(self, *args, **kwargs):
         output = super().forward(*args, **kwargs)
+        self.layers_of_cache = output[CACHE].layers
         setattr(output, CACHE, None)
         return output
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, **kwargs):
         kwargs_next = super()._update_model_kwargs_for_generation(outputs, dict(model_kwargs), **kwargs)
         copied = DynamicCache()
-        copied.layers = model_kwargs[CACHE].layers
+        copied.layers = self.layers_of_cache
         kwargs_next[CACHE] = copied
         return kwargs_next
 

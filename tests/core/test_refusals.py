@@ -115,7 +115,7 @@ def filled_cache():
 
 
 def cannot_roll_back(monkeypatch):
-    monkeypatch.setattr(caches, "can_roll_back", lambda _: False)
+    monkeypatch.setattr(caches, "can_roll_back", lambda *_: False)
     call(prompt_lookup_num_tokens=2)
 
 

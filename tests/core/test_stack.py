@@ -2,17 +2,22 @@
 
 import json
 import os
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 from lvlm_guard_augmentation import Revise
 from lvlm_guard_contrastive import M3ID, VCD
 
-from lvlm_guard import InputError, Stack, StackError
+from lvlm_guard import Guard, InputError, Stack, StackError, testbed
 from lvlm_guard.bench.running.systems import read_stacks
 from lvlm_guard.harness.settings import read_stack
+from lvlm_guard.host.presets import PRESETS
+from lvlm_guard.host.stack import name_stack
 from lvlm_guard.strategy.user_functions import call_user_function
+from lvlm_guard.testbed.world.scenes import scenes
 
 TOML = '[[stack]]\nname = "vcd"\nparams = {alpha = 0.5}\n\n[[stack]]\nname = "m3id"\n'
 YAML = "stack:\n  - name: vcd\n    params: {alpha: 0.5}\n  - m3id\n"
@@ -266,3 +271,35 @@ def test_templates_have_one_place_and_no_other_brace(text):
     for name, parameter in (("revise", "question"), ("evidence", "sentence")):
         with pytest.raises(StackError, match=parameter):
             Stack.of({"name": name, "params": {parameter: text}})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_its_strategies_at_published_values_by_any_road(name, tmp_path):
+    stack = Stack.of("+".join(PRESETS[name].strategies))
+    assert Stack.of(name) == stack == Stack.of({"stack": name})
+    assert len(stack) == len(PRESETS[name].strategies)
+    assert name_stack(name) == name
+
+
+@pytest.mark.parametrize("value", ["thorough+vsv", "vsv+thorough", ["thorough"], [{"name": "thorough"}]], ids=str)
+def test_a_preset_stands_alone(value):
+    with pytest.raises(StackError, match=r"whole stack.*write 'vcd\+pai\+revise'"):
+        Stack.of(value)
+
+
+def test_no_strategy_may_be_called_like_a_preset():
+    @dataclass(frozen=True)
+    class Light:
+        name: ClassVar[str] = "light"
+
+    with pytest.raises(StackError, match="light"):
+        Stack.of([Light()])
+
+
+def test_the_thorough_preset_runs_on_the_bundled_model():
+    model, processor = testbed.load()
+    guard = Guard(model, processor, "thorough")
+    picture = scenes("counterfactual", 1)[0].picture
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "describe this image ."}]
+    guard.chat([{"role": "user", "content": content}], max_new_tokens=12, do_sample=False)
+    assert {one.name for one in guard.report.strategies if one.had_effect} >= {"vcd", "pai"}

@@ -13,9 +13,9 @@ from PIL import Image
 from toy_processor import toy_processor
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
-from versions import need
+from versions import need, need_threads
 
-from lvlm_guard import Guard, hookimpl
+from lvlm_guard import Guard, InputError, hookimpl
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.tiny import boost
 
@@ -51,6 +51,7 @@ def test_many_threads_on_one_model_each_get_their_own_answer(llava, answers):
     model, inputs = llava
     other = Guard(model, None, [Against("blind")])
     expected = [*answers, other.generate(**inputs, **SETTINGS)]
+    need_threads(model)
     guard = Guard(model, None, [Against("noised")])
     calls = [model.generate, guard.generate, other.generate]
     wrong = []
@@ -262,6 +263,13 @@ def test_a_users_empty_cache_works(llava, answers):
     mine = DynamicCache(config=model.config.get_text_config())
     assert torch.equal(guard.generate(**inputs, **SETTINGS, past_key_values=mine), answers[1])
     assert mine.get_seq_length() == answers[1].shape[1] - 1
+
+
+def test_stop_strings_without_a_tokenizer_say_what_to_add(llava):
+    model, inputs = llava[:2]
+    for stack in (None, "vcd"):
+        with pytest.raises((InputError, ValueError), match="tokenizer"):
+            Guard(model, None, stack).generate(**inputs, stop_strings=["a"], max_new_tokens=2)
 
 
 def test_stop_strings_end_a_guarded_call(llava):

@@ -10,8 +10,8 @@ from typing import Any
 
 from fuzzing import Attempt, Surface
 from PIL import Image
+from suites_of_files import OF_FILES
 
-from lvlm_guard.bench.catalogue import catalogue
 from lvlm_guard.bench.items import AnsweredItem
 from lvlm_guard.bench.running import runner
 from lvlm_guard.bench.running.choosing import choose_suites
@@ -19,7 +19,6 @@ from lvlm_guard.bench.running.manifest import RunPlan
 from lvlm_guard.bench.suites.files import check_picture_name
 
 DATA = Path(__file__).resolve().parents[1] / "bench" / "data"
-NAMES = tuple(name for name in catalogue().names if name != "scenes")
 FOLDERS = ("val2014", "val2017", "image", "VG_100K", "hallusion_bench", "")
 ANSWERS = ("Yes", "no", "", "A. on", "(1)", "A man, two dogs.\nNo", "不", "\0", "no " * 50)
 VALUES = (None, True, -7, 1.5, 10**400, float("nan"), "", " ", "../x.jpg", "/etc/passwd", "C:\\x", "a\0b", "\ud800", "雪.jpg", "x" * 300,
@@ -144,7 +143,7 @@ def use(spec: str, folder: Path, missing_pictures: str, limit: int | None, chanc
 
 
 def draw(chance: random.Random, folder: Path) -> Attempt:
-    name = chance.choice(NAMES)
+    name = chance.choice(OF_FILES)
     copy = shutil.copytree(DATA / name, folder / "data")
     if chance.random() < 0.6:
         add_pictures(chance, copy)

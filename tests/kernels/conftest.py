@@ -12,10 +12,31 @@ import torch
 import triton.language as tl
 from lvlm_guard_kernels import record_paths
 from triton.runtime import JITFunction
+from triton.runtime.interpreter import InterpretedFunction
 
 if isinstance(tl.max, JITFunction):  # another test module has imported Triton, for compiling
     for module in (tl.standard, tl.random, tl):
         importlib.reload(module)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def functions_find_the_language_as_the_launch_left_it():
+    """Keep the interpreter from swapping all names of the language again at every call of a function inside a kernel.
+
+    The launch has swapped them, and what it does not swap for a function's module is swapped at its first call for good. That work is
+    half of the time of a kernel.
+    """
+    swapping, seen = InterpretedFunction.__call__, set()
+
+    def call(function, *args, **kwargs):
+        if function.fn.__module__ in seen:
+            return function.rewrite()(*args, **kwargs)
+        seen.add(function.fn.__module__)
+        return swapping(function, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__call__", call)
+        yield
 
 
 @contextmanager

@@ -237,22 +237,32 @@ def target(one: Import, modules: dict[str, Path]) -> str | None:
     return inner if inner in modules else one.module if one.module in modules else None
 
 
+GUESTS = {
+    "lvlm_guard.bulk.parquet": {"pyarrow"},
+    "lvlm_guard.bulk.ray_actors": {"ray"},
+    "lvlm_guard.cli.serving": {"fastapi", "starlette", "uvicorn", "prometheus_client"},
+    "lvlm_guard.engines.vllm": {"vllm"},
+    "lvlm_guard.harness": {"lmms_eval", "lm_eval"},
+    "lvlm_guard.serving": {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
+    "lvlm_guard.testbed.collage": {"gguf", "networkx", "peft"},
+    "lvlm_guard.testing.devices": {"accelerate"},
+}
+"""What extras bring, by the module or room that may import it."""
+
+
 def test_everything_but_the_standard_library_is_declared():
-    """What transformers itself requires counts as declared."""
+    """What torch and transformers themselves require counts as declared."""
     lines = [line for line in requires("lvlm-guard") or () if "extra ==" not in line]
-    declared = {re.match(r"[\w.-]+", line).group().lower() for line in lines} | {"safetensors", "tokenizers"}
+    declared = {re.match(r"[\w.-]+", line).group().lower() for line in lines} | {
+        "safetensors",
+        "tokenizers",
+        "networkx",
+    }
     named_otherwise = {"PIL": "pillow", "yaml": "pyyaml", "typing_extensions": "typing-extensions"}
     ours = {"lvlm_guard", "lvlm_guard_kernels", *PLUGINS}
 
     def forbidden(module, one):
-        harness = module.startswith("lvlm_guard.harness.")
-        served = within(module, "lvlm_guard.serving") or module == "lvlm_guard.cli.serving"
-        guests = (
-            {"lmms_eval", "lm_eval"} if harness
-            else {"fastapi", "starlette", "uvicorn", "prometheus_client"} if served
-            else {"vllm"} if within(module, "lvlm_guard.engines.vllm")
-            else {"lvlm_guard.testing.devices": {"accelerate"}}.get(module, set())
-        )  # fmt: skip
+        guests = {name for place, names in GUESTS.items() if within(module, place) for name in names}
         known = one.package in ours or one.package in {*sys.stdlib_module_names, "tomllib", "triton", *guests}
         return not known and named_otherwise.get(one.package, one.package) not in declared
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from importlib.util import find_spec
 
 import httpx
 import pytest
@@ -58,6 +59,11 @@ def test_told_to_stop_it_answers_what_is_open_and_ends(running):
         (["--host", "0.0.0.0"], "--api-key"),
         (["--stack", "vdc"], "vdc"),
         (["--stack", "vcd", "--stack", "vcd"], "NAME="),
+        (["--replicas", "2"], "--ray"),
+        (
+            ["--quantize", "8bit", "--device-map", "auto"],
+            "bundled model" if find_spec("bitsandbytes") else "bitsandbytes",
+        ),
     ],
 )
 def test_what_is_refused_before_a_model_is_loaded(monkeypatch, capsys, options, words):

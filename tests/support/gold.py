@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import transformers
 from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from lvlm_guard import Branch, Contrast, Generation, Guard, Insert, Plausible, Term, hookimpl
 from lvlm_guard.testing import ARCHITECTURES, Oracle, Recorder, tiny
@@ -21,6 +22,7 @@ TOLERANCE = 1e-4
 WEIGHT = 1.5
 Executor = Literal["auto", "batched", "sequential"]
 OLD = int(transformers.__version__.split(".")[0]) < 5
+ROLLS_BACK = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
 CORE = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "gemma3")
 IMAGE_INPUTS = ("pixel_values", "image_sizes", "image_grid_thw", "pixel_attention_mask")
 
@@ -118,7 +120,7 @@ class Case:
 
     def refuses(self, mode: str) -> bool:
         """Older versions cannot roll sliding windows back, so assisted modes are refused there."""
-        return OLD and self.architecture == "gemma3" and mode in {"prompt lookup", "assistant"}
+        return not ROLLS_BACK and self.architecture == "gemma3" and mode in {"prompt lookup", "assistant"}
 
     def compare(
         self, seen: list[tuple[Tensor, Tensor]], *, beams: bool, ends: int | None = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
+from transformers import GenerationMixin
 
 from lvlm_guard import Guard
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, placeholders, tiny
 
-MAKES_POSITIONS = int(transformers.__version__.split(".")[0]) >= 5
+MAKES_POSITIONS = hasattr(GenerationMixin, "_prepare_position_ids_for_generation")
 """Whether generate makes the positions of a prompt, so that models with rope deltas can look."""
 BOTH = ["llava", *(["qwen2_vl"] if MAKES_POSITIONS else [])]
 """Two architectures that can."""
@@ -24,6 +24,23 @@ RESTS = {
 """What stands behind the picture."""
 IMAGES_IN_ROWS = ("idefics3", "mllama")
 """Whose pixels have an axis for the images of a row."""
+STRATEGIES: dict[str, Any] = {
+    "plain": None,
+    "vcd": "vcd",
+    "m3id": {"name": "m3id", "params": {"decay": 0.7}},
+    "vdd": "vdd",
+    "vaf": {"name": "vaf", "params": {"enhance": 4.0, "suppress": 0.2, "layers": [0, 2]}},
+    "deco": {"name": "deco", "params": {"alpha": 8.0, "top_p": 1.0}},
+    "dola": "dola",
+    "pai": {"name": "pai", "params": {"alpha": 2.0, "gamma": 3.0, "layers": [0, 2]}},
+    "memvr": {"name": "memvr", "params": {"ratio": 1.0, "threshold": 0.0, "layers": [0, 2]}},
+    "vsv": {"name": "vsv", "params": {"strength": 2.0}},
+    "sid": "sid",
+    "avisc": "avisc",
+    "sla": {"name": "sla", "params": {"gamma": 0.9}},
+    "pai+vcd+vaf": "pai+vcd+vaf",
+}
+"""Stacks strong enough to change the logits of tiny models."""
 SETTINGS = {"max_new_tokens": 4, "do_sample": False}
 DETAILS = {"output_logits": True, "return_dict_in_generate": True}
 TOLERANCE = 2e-5

@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from versions import skip
 
 from lvlm_guard.testbed.architectures.processing import PictureProcessor
 from lvlm_guard.testing.tiny import IMAGE_TOKEN, VISION_END, VISION_START, VOCABULARY, tiny
@@ -58,13 +59,19 @@ def _template(image: str) -> str:
     return TEMPLATE.replace("IMAGE", image)
 
 
-def _picture_class(name: str) -> Any:
-    """Return the class that needs no torchvision; older versions of transformers have one class for both."""
-    return getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+def make_picture_processor(name: str, **settings: Any) -> Any:
+    """Return a processor of pictures that needs no torchvision; older versions of transformers have one class for both."""
+    made_by = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+    try:
+        return made_by(**settings)
+    except ImportError:
+        skip(f"no {name} without torchvision")
 
 
 def _llava() -> Any:
-    pictures = _picture_class("CLIPImageProcessor")(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    pictures = make_picture_processor(
+        "CLIPImageProcessor", size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}
+    )
     return transformers.LlavaProcessor(
         pictures, _tokenizer(image_token="<image>"), patch_size=6, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=_template("<image>"),
@@ -72,28 +79,31 @@ def _llava() -> Any:
 
 
 def _qwen2_vl() -> Any:
-    pictures = _picture_class("Qwen2VLImageProcessor")(
-        min_pixels=16**2, max_pixels=24**2, patch_size=4, merge_size=2, temporal_patch_size=2
+    pictures = make_picture_processor(
+        "Qwen2VLImageProcessor", min_pixels=16**2, max_pixels=24**2, patch_size=4, merge_size=2, temporal_patch_size=2
     )
     tokenizer = _tokenizer(image_token="<image>", start_token="<start>", end_token="<end>")
     return PictureProcessor(pictures, tokenizer, _template("<start><image><end>"), "<image>")
 
 
 def _gemma3() -> Any:
-    pictures = _picture_class("Gemma3ImageProcessor")(size={"height": 20, "width": 20})
+    pictures = make_picture_processor("Gemma3ImageProcessor", size={"height": 20, "width": 20})
     tokenizer = _tokenizer(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>")
     return transformers.Gemma3Processor(pictures, tokenizer, image_seq_length=4, chat_template=_template("<boi>"))
 
 
 def _mllama() -> Any:
-    pictures = _picture_class("MllamaImageProcessor")(size={"height": 30, "width": 30}, max_image_tiles=1)
+    pictures = make_picture_processor("MllamaImageProcessor", size={"height": 30, "width": 30}, max_image_tiles=1)
     tokenizer = _tokenizer(image_token="<image>")
     return transformers.MllamaProcessor(pictures, tokenizer, chat_template=_template("<image>"))
 
 
 def _idefics3() -> Any:
-    pictures = _picture_class("Idefics3ImageProcessor")(
-        size={"longest_edge": 16}, max_image_size={"longest_edge": 16}, do_image_splitting=False
+    pictures = make_picture_processor(
+        "Idefics3ImageProcessor",
+        size={"longest_edge": 16},
+        max_image_size={"longest_edge": 16},
+        do_image_splitting=False,
     )
     tokenizer = _tokenizer(image_token="<image>", fake_image_token="<fence>", global_image_token="<start>")
     return transformers.Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=_template("<image>"))

@@ -135,17 +135,28 @@ def _answer_suite(
         if waiting:
             prompts = builder.build(batch)
             if not warm:
-                _warm_up(job, prompts)
+                _warm_up(job, builder.name, prompts)
                 warm = True
             for answerer in waiting:
                 answerer.answer(batch, prompts, builder)
         bar.update(len(batch.items) * len(waiting))
 
 
-def _warm_up(job: _Job, prompts: Sequence[Any]) -> None:
-    """Make the first call of the process, whose set-up time would be charged to whichever system goes first."""
+def _warm_up(job: _Job, suite: str, prompts: Sequence[Any]) -> None:
+    """Make the first call of the process, whose set-up time would be charged to whichever system goes first.
+
+    Raises:
+        InputError: The model cannot take the pictures or prompts of the suite.
+    """
     guard = Guard(job.model, job.processor, [])
-    guard.generate(**guard.inputs(messages=prompts[:1]), **DECODING[GREEDY], max_new_tokens=2)
+    try:
+        guard.generate(**guard.inputs(messages=prompts[:1]), **DECODING[GREEDY], max_new_tokens=2)
+    except GuardError:
+        raise
+    except ValueError as problem:
+        raise InputError(
+            f"{suite}: the model cannot take what this suite asks it, even without a strategy: {problem} Name another model."
+        ) from problem
 
 
 class _Answerer:

@@ -6,8 +6,11 @@ import dataclasses
 from collections.abc import Hashable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from lvlm_guard.arithmetic.effects import format_key
 from lvlm_guard.call.plan import Edit, Plan
+from lvlm_guard.forward.prefixes import count_changes
 from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.dependence import branch_depends_on_end, edit_depends_on_end, edits_prompt
 
@@ -42,5 +45,27 @@ def describe_kind(plan: Plan, key: Hashable) -> tuple[Any, ...]:
 
 
 def _compare(value: Any) -> tuple[Any, ...]:
-    values = (getattr(value, each.name) for each in dataclasses.fields(value))
-    return (type(value), *(callable(each) or each for each in values))
+    return (type(value), *(_compare_field(getattr(value, each.name)) for each in dataclasses.fields(value)))
+
+
+def _compare_field(value: Any) -> Any:
+    """Return what tells a value from another: of functions nothing, of tensors which one it is, of values their fields."""
+    if callable(value):
+        return True
+    if isinstance(value, Tensor):
+        return _Unchanged(value)
+    return _compare(value) if dataclasses.is_dataclass(value) else value
+
+
+class _Unchanged:
+    """A tensor that equals views of the same numbers alone, as long as nothing is written into them; it keeps their memory."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        self._writes = count_changes(tensor)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unchanged) and (self._place, self._writes) == (other._place, other._writes)
+
+    __hash__ = object.__hash__

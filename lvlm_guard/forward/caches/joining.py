@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
-from lvlm_guard.protocols import Cache, CacheLayer
+from lvlm_guard.protocols import Cache, CacheLayer, Config
 
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -54,8 +54,9 @@ def layers_of(cache: Cache | None) -> Sequence[Any]:
     return getattr(cache, "layers", None) or ()
 
 
-def can_roll_back(cache: Cache | None) -> bool:
-    """Whether rejected candidates can be taken back out of every layer."""
+def can_roll_back(cache: Cache | None, config: Config) -> bool:
+    """Whether rejected candidates can be taken back out of every layer of a cache, or of the one that a model of this config makes."""
+    cache = DynamicCache(config=config.get_text_config(decoder=True)) if cache is None else cache
     windows = [layer for layer in layers_of(cache) if isinstance(layer, DynamicSlidingWindowLayer)]
     return all(hasattr(layer, "activate_past_recording") for layer in windows)
 

@@ -31,11 +31,11 @@ def describe_kind(model: Any) -> tuple[Hashable, ...]:
 def describe_state(model: nn.Module) -> tuple[Hashable, ...]:
     """Return what changes with anything that keys and values depend on, as far as a look at each weight tells."""
     weights = list(_list_weights(model))
-    counts = [(weight.data_ptr(), _count_changes(weight), weight.shape, weight.device) for weight in weights]
+    counts = [(weight.data_ptr(), count_changes(weight), weight.shape, weight.device) for weight in weights]
     return (*describe_kind(model), model.training, tuple(counts), _sample(weights), tuple(_list_adapters(model)))
 
 
-def _count_changes(weight: Tensor) -> int:
+def count_changes(weight: Tensor) -> int:
     """Return how often a tensor was changed in place, as torch counts it; of those made in inference mode it does not."""
     return 0 if weight.is_inference() else weight._version  # noqa: SLF001 - nothing public tells
 
@@ -49,7 +49,8 @@ def _describe_autocast(model: Any) -> tuple[str, torch.dtype] | None:
 
 def _name_forward(part: nn.Module) -> int:
     forward = vars(part).get("forward")
-    return 0 if forward is None or isinstance(forward, StandIn) else id(forward)
+    is_own = getattr(forward, "__self__", None) is part and getattr(forward, "__func__", None) is type(part).forward
+    return 0 if forward is None or is_own or isinstance(forward, StandIn) else id(forward)
 
 
 def _list_hooks(part: nn.Module) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from math import ceil
 
@@ -22,23 +23,53 @@ LINE = 17
 PAPER, INK, FAINT = (250, 250, 248), (28, 28, 30), (110, 110, 115)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A picture of `TILE` pixels a side, and what is written under it.
+
+    Args:
+        picture: RGB.
+        name: Written faintly.
+        lines: Texts, each wrapped to the width of the picture.
+    """
+
+    picture: Image.Image
+    name: str
+    lines: Sequence[str]
+
+
 def draw_sheet(scenes: Sequence[Scene]) -> Image.Image:
     """All scenes in rows of six, four times their size; the same scenes give the same pixels.
 
     Raises:
         InputError: There is no scene to draw.
     """
-    if not scenes:
+    return draw_tiles([_tile(scene) for scene in scenes])
+
+
+def _tile(scene: Scene) -> Tile:
+    picture = scene.picture.resize((TILE, TILE), Image.Resampling.NEAREST)
+    broken = () if scene.broken is None else (f"({oddity(scene.broken)})",)
+    return Tile(picture, scene.name, (caption(scene), *broken))
+
+
+def draw_tiles(tiles: Sequence[Tile]) -> Image.Image:
+    """Return all tiles in rows of six.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not tiles:
         raise InputError("a sheet needs at least one scene.")
     pen = _pen(Image.new("RGB", (1, 1)))
-    notes = [_note(scene, pen) for scene in scenes]
-    columns = min(COLUMNS, len(scenes))
+    notes = [[tile.name, *(line for text in tile.lines for line in _wrapped(text, pen))] for tile in tiles]
+    columns = min(COLUMNS, len(tiles))
     height = TILE + GAP + LINE * max(len(lines) for lines in notes) + GAP
-    size = (GAP + columns * (TILE + GAP), GAP + ceil(len(scenes) / columns) * height)
+    size = (GAP + columns * (TILE + GAP), GAP + ceil(len(tiles) / columns) * height)
     sheet = Image.new("RGB", size, PAPER)
-    for number, (scene, lines) in enumerate(zip(scenes, notes, strict=True)):
+    for number, (tile, lines) in enumerate(zip(tiles, notes, strict=True)):
         row, column = divmod(number, columns)
-        _place(sheet, scene, lines, (GAP + column * (TILE + GAP), GAP + row * height))
+        _place(sheet, tile.picture, lines, (GAP + column * (TILE + GAP), GAP + row * height))
     return sheet
 
 
@@ -48,20 +79,12 @@ def _pen(sheet: Image.Image) -> ImageDraw.ImageDraw:
     return pen
 
 
-def _place(sheet: Image.Image, scene: Scene, lines: Sequence[str], corner: tuple[int, int]) -> None:
+def _place(sheet: Image.Image, picture: Image.Image, lines: Sequence[str], corner: tuple[int, int]) -> None:
     left, top = corner
-    sheet.paste(scene.picture.resize((TILE, TILE), Image.Resampling.NEAREST), corner)
+    sheet.paste(picture, corner)
     pen = _pen(sheet)
     for number, line in enumerate(lines):
         pen.text((left, top + TILE + GAP // 2 + LINE * number), line, fill=INK if number else FAINT)
-
-
-def _note(scene: Scene, pen: ImageDraw.ImageDraw) -> list[str]:
-    """The scene's name, its true caption, and the habit it breaks."""
-    lines = [scene.name, *_wrapped(caption(scene), pen)]
-    if scene.broken is not None:
-        lines += _wrapped(f"({oddity(scene.broken)})", pen)
-    return lines
 
 
 def oddity(broken: BrokenHabit) -> str:

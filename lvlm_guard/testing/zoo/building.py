@@ -153,7 +153,8 @@ class Specimen:
         if "image_grid_thw" in self.accepted:
             return {"pixel_values": (PATCHES, self._patch_width()), "image_grid_thw": GRID}
         sizes = {"image_sizes": [[16, 16]]} if "image_sizes" in self.accepted else {}
-        return {"pixel_values": PICTURE, **sizes}
+        beside_videos = "pixel_values" not in self.accepted and "pixel_values_images" in self.accepted
+        return {"pixel_values_images" if beside_videos else "pixel_values": PICTURE, **sizes}
 
     def _video_layout(self) -> Mapping[str, Any]:
         if self.recipe.videos is not None:

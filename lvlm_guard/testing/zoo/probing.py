@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from lvlm_guard.testing.recompute import Recorder
 from lvlm_guard.testing.zoo import mechanisms, prompts, reference
 from lvlm_guard.testing.zoo.building import Specimen
 from lvlm_guard.testing.zoo.cells import MechanismCell, Status
+from lvlm_guard.testing.zoo.seen_steps import SeenStep, find_longest, list_beams, list_greedy
 from lvlm_guard.testing.zoo.shrinking import SPECIAL
 
 NO_TOKENS = torch.zeros(1, 0, dtype=torch.long)
@@ -36,21 +37,6 @@ LONGEST_ERROR = 300
 SUPPRESSED = list(SPECIAL)
 Row = Mapping[str, Tensor]
 ByHand = Callable[[Specimen, Row], Row]
-
-
-@dataclass(frozen=True)
-class SeenStep:
-    """What generate's loop saw.
-
-    Args:
-        row: Index of the prompt.
-        prefix: Generated tokens so far.
-        scores: Logits, or with beams log-probabilities, `[vocab]`.
-    """
-
-    row: int
-    prefix: tuple[int, ...]
-    scores: Tensor
 
 
 class TypeProbe:
@@ -109,7 +95,7 @@ class TypeProbe:
             self._check_plain(inputs, arguments)
             raise RawError(_describe(error)) from error
         executor = f"{guard.report.executor}: {guard.report.reason}"
-        return (_beam_steps(recorder, output, beams) if beams > 1 else _greedy_steps(output)), executor
+        return (list_beams(recorder, output, beams) if beams > 1 else list_greedy(output)), executor
 
     def _check_plain(self, inputs: Row, arguments: Mapping[str, Any]) -> None:
         """Run the call unguarded.
@@ -142,7 +128,7 @@ class TypeProbe:
     ) -> MechanismCell:
         """Compare every step with the formula over plain runs of the variants of its prompt."""
         rows = max(step.row for step in steps) + 1
-        kind = self.reference_kind(variants, rows, [_longest(steps, row) for row in range(rows)])
+        kind = self.reference_kind(variants, rows, [find_longest(steps, row) for row in range(rows)])
         delta, effect = 0.0, 0.0
         for step in sorted(steps, key=lambda step: -len(step.prefix)):  # the longest says what all shorter ones need
             raw = [self.plain(hand, step.row, step.prefix, kind) for hand in variants]
@@ -252,11 +238,6 @@ def join_cells(cells: Sequence[MechanismCell]) -> MechanismCell:
     worst = max(cells, key=lambda cell: WORSE.index(cell.status))
     delta, effect = max(cell.delta or 0.0 for cell in cells), min(cell.effect or 0.0 for cell in cells)
     return replace(worst, delta=delta, effect=effect)
-
-
-def _longest(steps: Sequence[SeenStep], row: int) -> tuple[int, ...]:
-    """Return the longest prefix that was seen of a row."""
-    return max((step.prefix for step in steps if step.row == row), key=len, default=())
 
 
 def _edited_layers(probe: TypeProbe) -> list[Any]:
@@ -411,37 +392,6 @@ def probe_type(name: str, chosen: Sequence[str] = tuple(MECHANISMS)) -> dict[str
     """
     probe = TypeProbe(Specimen(name))
     return {mechanism: probe.cell(mechanism) for mechanism in chosen}
-
-
-def _greedy_steps(output: Any) -> list[SeenStep]:
-    generated = output.sequences[:, -len(output.logits) :]
-    return [
-        SeenStep(row, tuple(generated[row, :step].tolist()), logits[row].float())
-        for step, logits in enumerate(output.logits)
-        for row in range(logits.shape[0])
-    ]
-
-
-def _beam_steps(recorder: Recorder, output: Any, beams: int) -> list[SeenStep]:
-    if not recorder.seen:  # this generate drops logits processors, so the beams that it returns have to do
-        return _returned_beam_steps(output, beams)
-    start = recorder.seen[0][0].shape[1]
-    return [
-        SeenStep(row // beams, tuple(ids[row, start:].tolist()), scores[row].float())
-        for ids, scores in recorder.seen
-        for row in range(ids.shape[0])
-    ]
-
-
-def _returned_beam_steps(output: Any, beams: int) -> list[SeenStep]:
-    """Return what was seen on the way of every beam that generate returned."""
-    generated = output.sequences[:, -len(output.scores) :]
-    return [
-        SeenStep(int(source) // beams, tuple(tokens[:step].tolist()), output.scores[step][source].float())
-        for tokens, sources in zip(generated, output.beam_indices.tolist(), strict=True)
-        for step, source in enumerate(sources)
-        if source >= 0
-    ]
 
 
 def _distance(left: Tensor, right: Tensor) -> float:

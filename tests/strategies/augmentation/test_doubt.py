@@ -16,6 +16,7 @@ from lvlm_guard_augmentation.answer_words import find_ends, split_words
 from lvlm_guard_augmentation.claims import Wording
 from lvlm_guard_augmentation.doubt import Doubt, doubt_entropy, doubt_margin
 from lvlm_guard_augmentation.word_claims import find_word_claims
+from versions import need_threads
 
 from lvlm_guard import Guard, InputError, ProcessorNeeded
 from lvlm_guard.strategy.answer_words import NO, YES, subtract_logits
@@ -266,6 +267,7 @@ def test_it_needs_a_tokenizer():
 def test_threads_have_their_own_doubts():
     guard, inputs = make_guard(ask=True, reader=read_each_second)
     guard.generate(**inputs, **PLAIN)
+    need_threads(guard.model)
     expected, results = guard.report.results["doubt"], []
 
     def run():

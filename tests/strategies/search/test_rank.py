@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from against_twin import ARCHITECTURES
-from gold import OLD, SUPPRESSED
+from gold import OLD, ROLLS_BACK, SUPPRESSED
 from lvlm_guard_kernels.select.noise import gumbel
 from lvlm_guard_search import Rank
 from PIL import Image
@@ -72,7 +72,7 @@ def naive_rank(model, inputs, picture, tokenizer, limit):
     return answer, len(scores)
 
 
-@pytest.mark.parametrize("architecture", ["llava", "qwen2_vl"] if OLD else ARCHITECTURES)  # as above
+@pytest.mark.parametrize("architecture", ARCHITECTURES if ROLLS_BACK else ["llava", "qwen2_vl"])  # as above
 def test_rank_is_its_twin(architecture):
     shown = draw_pictures()
     model, _, got = run_rank(RANK, shown, PROMPTS, architecture=architecture)
@@ -134,7 +134,7 @@ def test_rank_needs_pictures():
         Guard(model, TinyProcessor("llava"), [RANK]).generate(**inputs, max_new_tokens=2)
 
 
-REWINDING = ("llava", "qwen2_vl") if OLD else ARCHITECTURES  # sliding windows cannot forget there
+REWINDING = ARCHITECTURES if ROLLS_BACK else ("llava", "qwen2_vl")  # sliding windows cannot forget there
 
 
 class TestRank(SequenceContract):

@@ -1,0 +1,106 @@
+"""Writing a built model as a folder that transformers 4 and 5 both read, and that is complete or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lvlm_guard.testbed.files import clear_failure, write_whole
+
+CONFIG = "config.json"
+"""Written last: a folder without it is no model."""
+
+PUBLISHED = (
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+)
+"""Prefixes of weights in memory, and in published checkpoints of LLaVA."""
+
+
+def export(model: Any, processor: Any, folder: Path, texts: Mapping[str, str]) -> None:
+    """Write weights in half precision, configs, tokenizer, picture preparation and some texts into a folder that is there.
+
+    Everything is written beside its place and moved there once all of it is whole, the config last.
+
+    Raises:
+        TestbedError: It could not be written; what was in the folder before is still there.
+    """
+    with clear_failure(folder):
+        draft = Path(tempfile.mkdtemp(dir=folder, prefix=".export."))
+        try:
+            _export(model, processor, draft, texts)
+            names = sorted((file.name for file in draft.iterdir()), key=lambda name: (name == CONFIG, name))
+            for name in names:
+                (draft / name).replace(folder / name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _export(model: Any, processor: Any, draft: Path, texts: Mapping[str, str]) -> None:
+    weights = {_published(name): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    write_whole(draft / "model.safetensors", save(_halved(weights), metadata={"format": "pt"}))
+    model.generation_config.save_pretrained(draft)
+    processor.save_pretrained(draft)
+    _split_processor(draft, processor)
+    for name, text in texts.items():
+        write_whole(draft / name, text.encode("utf-8"))
+    _write(draft / CONFIG, _describe(model))
+
+
+def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().half().contiguous() for name, value in weights.items()}
+
+
+def _published(name: str) -> str:
+    for inner, published in PUBLISHED:
+        if name.startswith(inner):
+            return published + name.removeprefix(inner)
+    raise ValueError(f"export: no published name for weight {name!r}.")
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    """Return the config, with the base of the rotary embedding where version 4 looks for it as well."""
+    config: dict[str, Any] = model.config.to_dict()
+    config.update(architectures=[type(model).__name__], dtype="float32")  # in memory; files hold halves
+    rope = config["text_config"].get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        config["text_config"]["rope_theta"] = rope["rope_theta"]
+    return config
+
+
+def _split_processor(draft: Path, processor: Any) -> None:
+    """Write the picture preparation and the special tokens where version 4 looks for them."""
+    shared = _read(draft / "processor_config.json")
+    pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
+    pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
+    _write(draft / "preprocessor_config.json", pictures)
+    _write(draft / "processor_config.json", shared)
+    tokenizer = _read(draft / "tokenizer_config.json")
+    special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
+    tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
+    _write(draft / "tokenizer_config.json", tokenizer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n"
+    write_whole(path, text.encode("utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise TypeError(f"export: cannot write {value!r} to JSON.")
