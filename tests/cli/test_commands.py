@@ -22,6 +22,7 @@ from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import EXECUTORS
 from lvlm_guard.host import plugins
 from lvlm_guard.host.plugins import Broken, Catalogue, Offer, catalogue
+from lvlm_guard.host.presets import PRESETS
 from lvlm_guard.testbed.world.scenes import scenes
 
 KEYS = {
@@ -110,7 +111,9 @@ def test_the_table_fits_80_columns_uncut():
     lines = run("strategies").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line for line in lines if "…" in line] == []
-    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    presets = next(number for number, line in enumerate(lines) if "Stacks at published settings" in line)
+    assert [name for name in PRESETS if name not in "".join(lines[presets:])] == []
+    cells = [line.strip("│").split("│") for line in lines[:presets] if line.startswith("│")]
     assert [first.strip() for first, *_ in cells if first.strip()] == NAMES
     effects = unwrapped(" ".join(row[-1] for row in cells))
     assert [offer.name for offer in catalogue() if unwrapped(offer.describe()["summary"]) not in effects] == []

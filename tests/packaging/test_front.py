@@ -59,7 +59,7 @@ def test_the_matrix_covers_the_supported_versions(matrix, read):
         version: [] if version == pinned else [version] for version in versions
     }
     assert others == [version for version in versions if version != pinned]
-    assert f"the suite runs at {', '.join(versions[:-1])} and {versions[-1]}" in read("README.md")
+    assert f"the suite is for {', '.join(versions[:-1])} and {versions[-1]}" in read("README.md")
     assert f">={matrix['python'][0]}" == metadata("lvlm-guard")["Requires-Python"]
 
 

@@ -63,7 +63,8 @@ def across(inputs, prefix):
 
 def noised(inputs):
     pixels, share = inputs["pixel_values"], signal_share(STEP)
-    noise = torch.randn(pixels.shape, generator=generator_for(pixels, SEED))
+    content = pixels[0] if pixels.ndim > 2 else pixels  # Qwen's patches of one image, or the first of a batch
+    noise = torch.randn(pixels.shape, generator=generator_for(content, SEED))
     return {**inputs, "pixel_values": math.sqrt(share) * pixels + math.sqrt(1 - share) * noise}
 
 

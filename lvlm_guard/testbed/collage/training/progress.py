@@ -20,7 +20,7 @@ from lvlm_guard.testbed.training.trainer import read_checkpoint
 CHECKPOINT = "training.pt"
 
 
-class Progress:
+class TrainingProgress:
     """The state of a training beside its student.
 
     Args:

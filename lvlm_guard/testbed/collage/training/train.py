@@ -18,7 +18,7 @@ from lvlm_guard.testbed.collage.delta import Delta
 from lvlm_guard.testbed.collage.training.course import Course, SeeingLesson
 from lvlm_guard.testbed.collage.training.exam import make_exam, take
 from lvlm_guard.testbed.collage.training.plan import SeeingPlan
-from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, Progress
+from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, TrainingProgress
 from lvlm_guard.testbed.collage.training.projection import fit_projector
 from lvlm_guard.testbed.collage.training.student import Student, gather
 from lvlm_guard.testbed.collage.world.pictures import ThingPictures
@@ -56,7 +56,7 @@ def teach(
     course = _make_course(model, processor, pictures, plan)
     student = Student(model, plan.rank, getattr(torch, plan.dtype), plan.seed)
     optimizer = torch.optim.AdamW(_groups(student, plan), betas=(0.9, 0.95), weight_decay=0.0)
-    progress, log = Progress(folder / CHECKPOINT, student, optimizer, plan), _Log(folder / LOG)
+    progress, log = TrainingProgress(folder / CHECKPOINT, student, optimizer, plan), _Log(folder / LOG)
     if not progress.restore():
         log({"step": 0, "fitted": round(_fit(student, course, plan), 4)})
         progress.save(0)

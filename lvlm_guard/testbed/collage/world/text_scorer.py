@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from lvlm_guard.cache_names import find_cache, name_of_cache
 
 Scores = NDArray[np.float64]
 _Ids = tuple[int, ...]
@@ -29,7 +32,7 @@ class TextScorer:
         messages = [{"role": "user", "content": request}]
         start = self._ids(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         with torch.no_grad():
-            self._start = self._model(input_ids=torch.tensor([start]), use_cache=True).past_key_values
+            self._start = find_cache(self._model(input_ids=torch.tensor([start]), use_cache=True))
 
     @torch.no_grad()
     def score(self, text: str, continuations: Sequence[str]) -> Scores:
@@ -40,7 +43,7 @@ class TextScorer:
         output = self._read(text)
         rows = [self._ids(words) for words in continuations]
         after: dict[_Ids, torch.Tensor] = {(): _log_probabilities(output.logits[0, -1])}
-        after.update(self._run(output.past_key_values, _longest([row[:-1] for row in rows if len(row) > 1])))
+        after.update(self._run(find_cache(output), _longest([row[:-1] for row in rows if len(row) > 1])))
         return np.asarray([sum(float(after[row[:at]][row[at]]) for at in range(len(row))) for row in rows])
 
     @torch.no_grad()
@@ -48,14 +51,14 @@ class TextScorer:
         """Return the log-probability of the first token of each word after a text and each middle, `[middles, words]`."""
         output = self._read(text)
         rows = [self._ids(middle) for middle in middles]
-        after = self._run(output.past_key_values, rows)
+        after = self._run(find_cache(output), rows)
         firsts = [self._ids(word)[0] for word in words]
         return np.asarray([after[row][firsts].tolist() for row in rows])
 
     def _read(self, text: str) -> Any:
         """Run a text as the beginning of an answer; only what is next is predicted."""
         ids = torch.tensor([self._ids(text)])
-        return self._model(input_ids=ids, past_key_values=copy.deepcopy(self._start), logits_to_keep=1)
+        return self._forward(ids, copy.deepcopy(self._start), logits_to_keep=1)
 
     def _run(self, cache: Any, beginnings: list[_Ids]) -> dict[_Ids, torch.Tensor]:
         """Return the log-probabilities after each beginning and each beginning of one; rows are padded on the right."""
@@ -65,12 +68,16 @@ class TextScorer:
         ids = torch.tensor([[*row, *[0] * (widest - len(row))] for row in beginnings])
         cache.batch_repeat_interleave(len(beginnings))
         mask = torch.ones(len(beginnings), length + widest, dtype=torch.long)
-        logits = self._model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        logits = self._forward(ids, cache, attention_mask=mask).logits
         return {
             row[: at + 1]: _log_probabilities(logits[number, at])
             for number, row in enumerate(beginnings)
             for at in range(len(row))
         }
+
+    def _forward(self, ids: torch.Tensor, cache: Any, **settings: Any) -> Any:
+        name = name_of_cache(inspect.signature(self._model.forward).parameters)
+        return self._model(input_ids=ids, **{name: cache}, **settings)
 
     def _ids(self, text: str) -> _Ids:
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
