@@ -63,7 +63,9 @@ def across(inputs, prefix):
 
 def noised(inputs):
     pixels, share = inputs["pixel_values"], signal_share(STEP)
-    content = pixels[0] if pixels.ndim > 2 else pixels  # Qwen's patches of one image, or the first of a batch
+    content = (
+        pixels[0] if pixels.ndim > 2 else pixels.reshape(len(pixels), 3, 2, -1)
+    )  # Qwen's: channels and frames apart
     noise = torch.randn(pixels.shape, generator=generator_for(content, SEED))
     return {**inputs, "pixel_values": math.sqrt(share) * pixels + math.sqrt(1 - share) * noise}
 
