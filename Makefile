@@ -44,7 +44,7 @@ test-serve: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu and not harness' tests/serving
 	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD)
 
-# Workers and replicas of Ray, some of them killed, in an environment of its own.
+# Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 RAY := .venvs/ray
 $(RAY)/.installed: pyproject.toml constraints.txt
 	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
