@@ -59,7 +59,7 @@ test-serve: $(STAMP)
 
 # Groups of requests in a real vLLM on a CPU, in an environment of its own. Its torchvision does not fit a CPU build of torch: the operators
 # that it misses are defined when it is imported. TORCH_WHEELS is where pip finds torch for CPUs. 52 tests took 19 minutes on two cores
-# that five times as many processes shared, besides the installation.
+# under five times their load, besides the installation.
 VLLM := .venvs/vllm
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py
@@ -74,7 +74,7 @@ $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operato
 test-vllm: $(VLLM)/.installed
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
 
-# Workers and replicas of Ray, some of them killed, in an environment of its own.
+# Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 RAY := .venvs/ray
 $(RAY)/.installed: pyproject.toml constraints.txt
 	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
