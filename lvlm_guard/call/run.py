@@ -34,7 +34,8 @@ def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None
         NonFiniteLogits: The model or a branch produced NaN.
     """
     adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
-    with inside_call(), adapters:
+    with inside_call(), adapters, contextlib.ExitStack() as end:
+        end.callback(call.gen.services.withdraw)
         state = describe_state(call.model) if call.may_ask else None
         planned = plan_call(call)
         if share is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -99,7 +100,6 @@ class GuardedDecode:
         self._executor_name: ExecutorName = executor
         self._scope = scope or BatchScope()
         self._interventions = interventions
-        self._late = late or {}
         self._cache = main_cache
         self._former_cache: Cache | None = None
         self._passed_over = False
@@ -107,10 +107,13 @@ class GuardedDecode:
         self._ids_name = model_inputs.name_of_ids(main.module)
         self._history = TokenHistory(main, cached=self._cached)
         self._layouts = DecodeLayouts(main, gen, self._history, interventions)
+        prepare_late = functools.partial(
+            _prepare_late, gen, self._history, late or {}
+        )  # a method would keep caches in a cycle
         self._sequential = SequentialExecutor(
-            main, branches, self._history, self._layouts, self._prepare_late, cached=self._cached
+            main, branches, self._history, self._layouts, prepare_late, cached=self._cached
         )
-        has_branches = bool(branches or self._late)
+        has_branches = bool(branches or late)
         self.choice = choose_by_name(self._sequential, executor, branches=has_branches, cached=self._cached)
         self._is_prefilled = False
         self.compiles_forward = compiles_by_itself(main)
@@ -262,11 +265,6 @@ class GuardedDecode:
             for cache in (self._cache, *(branch.cache for branch in self._sequential.branches.values())):
                 self._undo.callback(caches.grow_in_place(cache))
 
-    def _prepare_late(self, logits: Tensor) -> dict[Hashable, PreparedDecode]:
-        """Prepare the branches that are built from main's prefill."""
-        self._gen.forward = Forward(logits[:, -1:], {}, 0, tokens=self._history.tokens)
-        return {key: prepare() for key, prepare in self._late.items()}
-
     def _continues_prompt(self, inputs: Inputs) -> bool:
         """Whether ids begin with main's prompt; without a cache nothing else tells main's calls."""
         ids, prompt = inputs.get(self._ids_name), self.main.input_ids
@@ -292,3 +290,11 @@ class GuardedDecode:
         }
         if self._gen.forward is not None:
             self._gen.forward = self._gen.forward.select(index)
+
+
+def _prepare_late(
+    gen: Generation, history: TokenHistory, late: Mapping[Hashable, Callable[[], PreparedDecode]], logits: Tensor
+) -> dict[Hashable, PreparedDecode]:
+    """Prepare the branches that are built from main's prefill."""
+    gen.forward = Forward(logits[:, -1:], {}, 0, tokens=history.tokens)
+    return {key: prepare() for key, prepare in late.items()}

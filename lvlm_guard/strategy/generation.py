@@ -40,6 +40,10 @@ class Services:
     ask: Callable[..., Any] | None = None
     find_finished: Callable[[Tensor], Tensor] | None = None
 
+    def withdraw(self) -> None:
+        """End all of them with the call, whose caches they would keep in a cycle with what strategies see."""
+        self.measure = self.run_prompt = self.ask = self.find_finished = None
+
 
 @dataclass
 class Generation:

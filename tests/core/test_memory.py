@@ -14,6 +14,7 @@ from gold import SUPPRESSED, Against
 from mechanisms import MECHANISMS
 from PIL import Image
 from toy_processor import toy_processor
+from transformers import DynamicCache
 
 from lvlm_guard import Guard, NoEffectWarning
 from lvlm_guard.testing import tiny
@@ -119,3 +120,37 @@ def test_a_model_that_nobody_holds_is_freed(use, mechanism):
     del model, guard
     gc.collect()
     assert [reference() for reference in seen] == [None] * 3
+
+
+@pytest.fixture
+def uncollected():
+    """Leave cycles of references where they are."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("executor", ["batched", "sequential"])
+@pytest.mark.parametrize(
+    ("stack", "settings"),
+    [("vcd", {}), ("vcd+pai", {}), ("vdd+dola", {"num_beams": 2}), ("avisc", {}), ("memvr", {}), ("opera", {})],
+    ids=str,
+)
+def test_caches_go_with_the_call_and_wait_for_no_collection(stack, settings, executor, monkeypatch):
+    model, inputs = tiny("llava")
+    guard = Guard(model, None, stack, executor="auto" if stack in ("memvr", "opera") else executor)
+    made, begin = weakref.WeakSet(), DynamicCache.__init__
+
+    def note(cache, *args, **kwargs):
+        begin(cache, *args, **kwargs)
+        made.add(cache)
+        counts.append(len(made))
+
+    counts = []
+    monkeypatch.setattr(DynamicCache, "__init__", note)
+    guard.generate(**inputs, **SETTINGS, **settings)
+    assert max(counts) > 1
+    assert [cache.get_seq_length() for cache in made] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,7 +36,7 @@ class LongCache:
         limit = anatomy.maximum_length(module.config)
         self._distance = max(min(UNKNOWN if limit is None else limit, FARTHEST) - room, 0)
         self._alias = copy.copy(self.cache)  # with the same layers
-        self._alias.get_seq_length = self._tell_length
+        self._alias.get_seq_length = functools.partial(_tell_length, self.cache, self._distance)
 
     @contextmanager
     def in_layers(self) -> Iterator[None]:
@@ -44,9 +45,6 @@ class LongCache:
             for layer in self._layers:
                 register(layer, self, self._replace, before=True, with_kwargs=True)
             yield
-
-    def _tell_length(self, *args: Any, **kwargs: Any) -> int:
-        return self._distance + int(self.cache.get_seq_length(*args, **kwargs))
 
     def _replace(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not any(value is self.cache for value in (*args, *kwargs.values())):
@@ -58,3 +56,7 @@ class LongCache:
 
     def _exchange(self, value: Any) -> Any:
         return self._alias if value is self.cache else value
+
+
+def _tell_length(cache: DynamicCache, distance: int, *args: Any, **kwargs: Any) -> int:
+    return distance + int(cache.get_seq_length(*args, **kwargs))
