@@ -1,12 +1,7 @@
-"""Processes that share a model answer as one process does, and what was not compared is refused."""
+"""A model that is spread by a device map answers as on one device, and contradictions are refused."""
 
 import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
-from contextlib import suppress
 
 import pytest
 from command_line import run_refused
@@ -15,8 +10,6 @@ from typer.testing import CliRunner
 
 from lvlm_guard import testbed
 from lvlm_guard.cli import app
-
-SECONDS = 800
 
 
 @pytest.fixture
@@ -41,36 +34,9 @@ def options(tmp_path):
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 60)
-def test_two_processes_answer_as_one(options, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    alone = CliRunner().invoke(app, ["generate-batch", *options, "--out", str(one)])
-    assert alone.exit_code == 1, alone.output
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--no-python"]
-    program = [sys.executable, "-W", "ignore", "-c", "from lvlm_guard.cli import main; main()"]
-    run_group([sys.executable, *launcher, *program, "generate-batch", *options, "--out", str(two), "--tp", "2"])
-    for name in ("answers.jsonl", "rejected.jsonl"):
-        assert (two / name).read_bytes() == (one / name).read_bytes()
-    assert (two / "answers.jsonl").read_bytes().count(b"\n") == 2
-
-
-def run_group(command):
-    """Run a command whose own processes end with it, also where it takes too long."""
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
-    try:
-        process.wait(SECONDS)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--tp", "2"], "torchrun --nproc-per-node 2"),
-        (["--tp", "2", "--stack", "pai"], "pai uses attention"),
-        (["--tp", "2", "--workers", "2"], "--workers"),
         (["--device-map", "auto", "--device", "cpu"], "Leave out one"),
         (["--device-map", "auto", "--model", "testbed"], "bundled model"),
         (["--device-map", "auto", "--workers", "2"], "one worker"),
