@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lvlm_guard.bench.scoring.intervals import FEWEST
 from lvlm_guard.bench.scoring.margins import Tokens
 from lvlm_guard.bench.scoring.scores import auc
 from lvlm_guard.testbed.collage.training.rows import PackedRows, PackedTurn, Packer
@@ -158,19 +159,27 @@ def separation(replies: Sequence[CardReply]) -> float:
     return auc([reply.margin for reply in posed], [reply.question.answer == "yes" for reply in posed])
 
 
-def with_interval(replies: Sequence[CardReply], statistic: Statistic) -> dict[str, float]:
-    """Return a figure with its 95 % interval, by drawing twins with replacement, and the number of replies."""
+def measure_lean(replies: Sequence[CardReply]) -> float:
+    """Return the share of yes among the replies to yes/no questions."""
+    posed = [reply.margin > 0 for reply in replies if reply.question.answer in ("yes", "no")]
+    return sum(posed) / len(posed)
+
+
+def with_interval(replies: Sequence[CardReply], statistic: Statistic) -> dict[str, float | None]:
+    """Return a figure with its 95 % interval, by drawing twins with replacement, and the number of replies; None for few twins."""
     clusters: dict[int, list[CardReply]] = {}
     for reply in replies:
         clusters.setdefault(reply.cluster, []).append(reply)
     groups, rng = list(clusters.values()), np.random.default_rng(0)
+    value = round(statistic(replies), 4)
+    if len(groups) < FEWEST:
+        return {"value": value, "low": None, "high": None, "n": len(replies)}
     drawn = []
     for _ in range(_RESAMPLES):
         chosen = rng.integers(len(groups), size=len(groups))
         drawn.append(statistic([reply for at in chosen for reply in groups[int(at)]]))
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    values = {"value": statistic(replies), "low": float(low), "high": float(high)}
-    return {name: round(value, 4) for name, value in values.items()} | {"n": len(replies)}
+    return {"value": value, "low": round(float(low), 4), "high": round(float(high), 4), "n": len(replies)}
 
 
 def measure_level(replies: Sequence[CardReply]) -> dict[str, Any]:
@@ -218,7 +227,7 @@ def measure_sheet(reader: Reader, sheet: Sheet) -> dict[str, Any]:
             }
             for view in VIEWS[1:]
         },
-        "says_yes": round(sum(reply.margin > 0 for reply in replies["own"]) / len(replies["own"]), 4),
+        "says_yes": round(measure_lean(replies["own"]), 4),
         "agreement": {
             level: agreement(_of_level(replies["own"], level), _of_level(replies["none"], level)) for level in LEVELS
         },
