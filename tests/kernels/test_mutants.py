@@ -1,4 +1,4 @@
-"""Kernels with one operator changed fail the tests of their folder: about a quarter of an hour, with the slow tests."""
+"""Kernels with one operator changed fail the tests of their folder: about eight minutes, with the slow tests."""
 
 import os
 import subprocess
@@ -16,10 +16,8 @@ TESTS = {
 }
 EACH = 2
 FAILED = 1
-"""What pytest returns where a test failed; a changed loop may never end."""
+"""What pytest returns where a test failed. A changed loop may never end, and a changed address may crash, which gives a negative number."""
 MINUTES = 4
-EQUIVALENT: set[tuple[str, str, int]] = set()
-"""Changes that change no result, by folder, function and place."""
 MUTANTS = [one for room in TESTS for one in draw_mutants(room, EACH)]
 
 
@@ -42,5 +40,4 @@ def run_tests(folder: Path, room: str) -> tuple[int, str]:
 def test_a_changed_kernel_fails(mutant: Mutant, tmp_path: Path):
     mutant.write(tmp_path)
     code, output = run_tests(tmp_path, mutant.room)
-    is_equivalent = (mutant.room, mutant.function, mutant.place) in EQUIVALENT
-    assert code == (0 if is_equivalent else FAILED), f"{mutant.says}\n{output}"
+    assert code == FAILED or code < 0, f"{mutant.says}\n{output}"
