@@ -88,14 +88,18 @@ class Shifts:
         yield HiddenEdit("residual", Shift(self.table[1]), (0, 2))
 
 
-def test_an_edit_by_a_tensor_is_shared_until_the_tensor_is_written_into():
+@pytest.mark.parametrize("inference", [False, True], ids=["counted", "of inference mode"])
+def test_an_edit_by_a_tensor_is_shared_until_the_tensor_is_written_into(inference):
     plain, inputs, length = build("llava", None)
-    batch, table = continue_with(inputs, length, RESTS["one"]), torch.randn(2, 32)
+    batch = continue_with(inputs, length, RESTS["one"])
+    with torch.inference_mode(inference):
+        table = torch.randn(2, 32)
     guard = plain.using([Shifts(table)])
     with guard.looking(inputs) as look:
         first = look.generate(**batch, max_new_tokens=1, do_sample=False, **DETAILS)
-        assert guard.report.prompts == {"main": "shared"}
-        table.neg_()
+        assert (guard.report.prompts == {"main": "shared"}) is not inference
+        with torch.inference_mode(inference):
+            table.neg_()
         second = look.generate(**batch, max_new_tokens=1, do_sample=False, **DETAILS)
     expected = guard.generate(**batch, max_new_tokens=1, do_sample=False, **DETAILS)
     assert (

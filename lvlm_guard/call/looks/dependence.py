@@ -58,7 +58,10 @@ def _compare_field(value: Any) -> Any:
 
 
 class _Unchanged:
-    """A tensor that equals views of the same numbers alone, as long as nothing is written into them; it keeps their memory."""
+    """A tensor that equals views of the same numbers alone, as long as nothing is written into them; it keeps their memory.
+
+    Writes into a tensor of inference mode are not counted, so it equals nothing.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -66,6 +69,8 @@ class _Unchanged:
         self._writes = count_changes(tensor)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unchanged) and (self._place, self._writes) == (other._place, other._writes)
+        if not isinstance(other, _Unchanged) or self._tensor.is_inference():
+            return False
+        return (self._place, self._writes) == (other._place, other._writes)
 
     __hash__ = object.__hash__

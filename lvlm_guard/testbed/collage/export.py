@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lvlm_guard.testbed.files import clear_failure, write_whole
+from lvlm_guard.testbed.model_files import read_json, write_json
 
 CONFIG = "config.json"
 """Written last: a folder without it is no model."""
@@ -53,7 +52,7 @@ def _export(model: Any, processor: Any, draft: Path, texts: Mapping[str, str]) -
     _split_processor(draft, processor)
     for name, text in texts.items():
         write_whole(draft / name, text.encode("utf-8"))
-    _write(draft / CONFIG, _describe(model))
+    write_json(draft / CONFIG, _describe(model))
 
 
 def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,28 +78,12 @@ def _describe(model: Any) -> dict[str, Any]:
 
 def _split_processor(draft: Path, processor: Any) -> None:
     """Write the picture preparation and the special tokens where version 4 looks for them."""
-    shared = _read(draft / "processor_config.json")
+    shared = read_json(draft / "processor_config.json")
     pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
     pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
-    _write(draft / "preprocessor_config.json", pictures)
-    _write(draft / "processor_config.json", shared)
-    tokenizer = _read(draft / "tokenizer_config.json")
+    write_json(draft / "preprocessor_config.json", pictures)
+    write_json(draft / "processor_config.json", shared)
+    tokenizer = read_json(draft / "tokenizer_config.json")
     special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
     tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
-    _write(draft / "tokenizer_config.json", tokenizer)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n"
-    write_whole(path, text.encode("utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    raise TypeError(f"export: cannot write {value!r} to JSON.")
+    write_json(draft / "tokenizer_config.json", tokenizer)

@@ -5,17 +5,16 @@ What `save_pretrained` of version 5 writes, version 4 loads with a fresh, untrai
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.files import clear_failure, write_whole
+from lvlm_guard.testbed.model_files import read_json, write_json
 
 
 def export(architecture: Architecture, model: Any, folder: Path) -> None:
@@ -39,7 +38,7 @@ def _export(architecture: Architecture, model: Any, folder: Path) -> None:
     config = model.config.to_dict()
     config.update(architectures=[architecture.model.__name__], dtype="float16")
     _rename_sections(config["text_config"])
-    _write(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     model.generation_config.save_pretrained(folder)
     _export_processor(architecture, folder)
 
@@ -67,28 +66,12 @@ def _published(name: str, architecture: Architecture) -> str:
 def _export_processor(architecture: Architecture, folder: Path) -> None:
     processor = architecture.build_processor()
     processor.save_pretrained(folder)
-    tokenizer = _read(folder / "tokenizer_config.json")
+    tokenizer = read_json(folder / "tokenizer_config.json")
     special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
     tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
-    _write(folder / "tokenizer_config.json", tokenizer)
-    shared = _read(folder / "processor_config.json")
+    write_json(folder / "tokenizer_config.json", tokenizer)
+    shared = read_json(folder / "processor_config.json")
     pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
     pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
-    _write(folder / "preprocessor_config.json", pictures)
-    _write(folder / "processor_config.json", shared)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True, default=_plain) + "\n"
-    write_whole(path, text.encode("utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    raise TypeError(f"export: cannot write {value!r} to JSON.")
+    write_json(folder / "preprocessor_config.json", pictures)
+    write_json(folder / "processor_config.json", shared)
