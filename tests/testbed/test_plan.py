@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lvlm_guard.testbed import TestbedError, files
 from lvlm_guard.testbed.architectures import ARCHITECTURES
 from lvlm_guard.testbed.architectures.llava import LLAVA, build_config
 from lvlm_guard.testbed.model import FILES, load
-from lvlm_guard.testbed.training import train
+from lvlm_guard.testbed.training import precision, train
 from lvlm_guard.testbed.training.train import TrainingPlan, begin, logged_minutes, run
 from lvlm_guard.testbed.training.trainer import checkpoint_path
 
@@ -36,6 +37,7 @@ def plan(out: Path, **changed) -> TrainingPlan:
         "speaking_steps": 2,
         "tower_batch": 2,
         "speaking_batch": 2,
+        "dtype": "float32",
     }
     return TrainingPlan(out, **{**settings, **changed})
 
@@ -117,6 +119,7 @@ def test_an_interrupted_whole_training_ends_with_the_same_weights(tmp_path: Path
         ({"minutes": LLAVA.minutes * 2}, "tower_steps 2, now 4; speaking_steps 2, now 4"),
         ({"processes": 2}, "processes 1, now 2"),
         ({"compiled": True}, "compiled False, now True"),
+        ({"dtype": "bfloat16"}, "dtype float32, now bfloat16"),
     ],
 )
 def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path: Path, changed: dict, words: str) -> None:
@@ -124,6 +127,46 @@ def test_a_folder_goes_on_only_with_what_it_was_begun_with(tmp_path: Path, chang
     begin(plan(tmp_path))
     with pytest.raises(InputError, match=f"holds a training begun with {words}.*name another folder"):
         begin(plan(tmp_path, **changed))
+
+
+def test_a_training_goes_on_in_the_dtype_it_was_begun_with(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(train, "faster_dtype", lambda device: "bfloat16")
+    assert begin(plan(tmp_path, dtype=None)).dtype == "bfloat16"
+    monkeypatch.setattr(train, "faster_dtype", lambda device: "float32")
+    assert begin(plan(tmp_path, dtype=None)).dtype == "bfloat16"
+    assert begin(plan(tmp_path / "other", dtype=None)).dtype == "float32"
+
+
+def test_a_training_that_noted_no_dtype_was_in_bfloat16(tmp_path: Path) -> None:
+    begin(plan(tmp_path))
+    noted = tmp_path / "training" / "plan.json"
+    content = json.loads(noted.read_text())
+    del content["dtype"]
+    noted.write_text(json.dumps(content))
+    assert begin(plan(tmp_path, dtype=None)).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("slow", "chosen"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("neither", "bfloat16")]
+)
+def test_a_machine_that_is_slow_in_bfloat16_trains_in_float32(monkeypatch, slow: str, chosen: str) -> None:
+    monkeypatch.setattr(precision, "_seconds", lambda dtype: 100.0 if str(dtype) == f"torch.{slow}" else 1.0)
+    assert precision.faster_dtype() == chosen
+    assert precision.faster_dtype("cuda") == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_both_stages_compute_in_the_dtype_that_was_asked_for(tmp_path: Path, monkeypatch, dtype: str) -> None:
+    seen = set()
+
+    def note(self, *arguments: Any, **named: Any) -> None:
+        seen.add((named["dtype"], named["enabled"]))
+        return entered(self, *arguments, **named)
+
+    entered = torch.autocast.__init__
+    monkeypatch.setattr(torch.autocast, "__init__", note)
+    run(plan(tmp_path, dtype=dtype))
+    assert seen == {(getattr(torch, dtype), dtype == "bfloat16")}
 
 
 def test_another_device_is_another_training(tmp_path: Path, monkeypatch) -> None:

@@ -41,8 +41,17 @@ class LanguageStage(nn.Module):
     rate = 1.3e-3
     decay = 0.05
 
-    def __init__(self, architecture: Architecture, model: Any, batch: int, seed: int, steps: int) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        model: Any,
+        batch: int,
+        seed: int,
+        steps: int,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.architecture = architecture
         self.model = model
         self.place = nn.Linear(model.config.text_config.hidden_size, 2 * ACROSS)
@@ -71,7 +80,7 @@ class LanguageStage(nn.Module):
         rows = lesson_rows(batch, progress, np.random.default_rng((self.seed, number, 7)))
         device = self.place.weight.device
         packed = pack(rows, self.layout, self.architecture.span).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             image = self.image(pixel_batch(batch).to(device))
             logits = packed_logits(self.model, image, packed, self.layout, self.architecture.span).float()
             places = self.place(image).float()

@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import check_folder, clear_failure, write_whole
 from lvlm_guard.testbed.training.export import export
 from lvlm_guard.testbed.training.language_stage import LanguageStage
+from lvlm_guard.testbed.training.precision import check_dtype, faster_dtype
 from lvlm_guard.testbed.training.trainer import TrainingRun, checkpoint_path, read_checkpoint, train
 from lvlm_guard.testbed.training.vision_stage import VisionStage
 
@@ -49,7 +50,9 @@ class TrainingPlan:
     """A whole training. Batches are counted over all processes together.
 
     `minutes` is the length on two CPU cores, by default what the full step counts take there; another scales them.
-    `device` is "cpu", "cuda" or "cuda:N"; on a GPU there is one process. `arch` is a name of `ARCHITECTURES`.
+    `device` is "cpu", "cuda" or "cuda:N"; on a GPU there is one process. `arch` is a name of `ARCHITECTURES`. `dtype` is what
+    forwards and backwards compute in, "bfloat16" or "float32"; by default the faster one, and that of the checkpoints where
+    there are some.
     """
 
     out: Path
@@ -63,9 +66,11 @@ class TrainingPlan:
     speaking_steps: int = 4200
     speaking_batch: int = 32
     arch: str = LLAVA.name
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained with."""
+        check_dtype(self.dtype)
         if self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}.")
         full = find_architecture(self.arch).minutes
@@ -96,6 +101,7 @@ class TrainingPlan:
             "processes": self.processes,
             "device": _device(self.device).type,
             "compiled": self.compiled,
+            "dtype": self.dtype,
         }
 
 
@@ -121,29 +127,31 @@ def run(plan: TrainingPlan) -> None:
         InputError: The folder cannot be used, or was begun with another plan.
         TestbedError: A checkpoint cannot be read, or something could not be written.
     """
-    begin(plan)
+    plan = begin(plan)
     with _orderly():
         _run(plan)
 
 
-def begin(plan: TrainingPlan) -> None:
-    """Make the folder for the checkpoints, or make sure that those in it can be gone on with."""
+def begin(plan: TrainingPlan) -> TrainingPlan:
+    """Make the folder for the checkpoints, or make sure that those in it can be gone on with; return the plan with its dtype."""
     check_folder(plan.out, "--out")
     folder = plan.out / "training"
     with clear_failure(folder):
         folder.mkdir(parents=True, exist_ok=True)
     noted = folder / PLAN
     if is_file(noted):
-        _check_same(plan, noted)
+        plan = _check_same(plan, noted)
     else:
+        plan = replace(plan, dtype=plan.dtype or faster_dtype(plan.device))
         write_whole(noted, (json.dumps(plan.fingerprint, indent=2) + "\n").encode("utf-8"))
     for stage in STAGES:
         path = checkpoint_path(folder, stage)
         if is_file(path):
             read_checkpoint(path)
+    return plan
 
 
-def _check_same(plan: TrainingPlan, noted: Path) -> None:
+def _check_same(plan: TrainingPlan, noted: Path) -> TrainingPlan:
     try:
         before = dict(json.loads(noted.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as problem:
@@ -151,8 +159,9 @@ def _check_same(plan: TrainingPlan, noted: Path) -> None:
             f"{noted} cannot be read ({type(problem).__name__}). Delete it to go on with the checkpoints beside it, or "
             "name another folder."
         ) from problem
+    before = {"arch": LLAVA.name, "dtype": "bfloat16", **before}  # the first trainings noted neither
+    plan = replace(plan, dtype=plan.dtype or before["dtype"])
     fingerprint = plan.fingerprint
-    before.setdefault("arch", LLAVA.name)  # the first trainings did not note it
     differences = [
         f"{name} {before.get(name)}, now {value}" for name, value in fingerprint.items() if before.get(name) != value
     ]
@@ -161,6 +170,7 @@ def _check_same(plan: TrainingPlan, noted: Path) -> None:
             f"{plan.out} holds a training begun with {'; '.join(differences)}. Go on with what it was begun with, or name "
             "another folder."
         )
+    return plan
 
 
 @contextmanager
@@ -225,10 +235,11 @@ def _train_stages(rank: int, plan: TrainingPlan) -> None:
     for part in parts if plan.compiled else ():
         part.compile()
     folder = plan.out / "training"
-    vision = VisionStage(architecture, model, plan.tower_batch // plan.processes, plan.seed)
+    dtype = getattr(torch, plan.dtype or faster_dtype(plan.device))
+    vision = VisionStage(architecture, model, plan.tower_batch // plan.processes, plan.seed, dtype)
     train(vision.to(plan.device), TrainingRun(folder, plan.scaled(plan.tower_steps), rank, plan.processes))
     steps = plan.scaled(plan.speaking_steps)
-    language = LanguageStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps)
+    language = LanguageStage(architecture, model, plan.speaking_batch // plan.processes, plan.seed, steps, dtype)
     train(language.to(plan.device), TrainingRun(folder, steps, rank, plan.processes))
     if rank == 0:
         finish(model, plan)

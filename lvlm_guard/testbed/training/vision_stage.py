@@ -96,8 +96,11 @@ class VisionStage(nn.Module):
     rate = 1e-3
     decay = 0.05
 
-    def __init__(self, architecture: Architecture, model: Any, batch: int, seed: int) -> None:
+    def __init__(
+        self, architecture: Architecture, model: Any, batch: int, seed: int, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.tower = architecture.tower(model)
         self.readout = CellReadout(architecture.width(model.config), architecture.place[0])
         self._encode = architecture.vision_encoder(model)
@@ -113,7 +116,7 @@ class VisionStage(nn.Module):
         batch = scenes("flat", self.batch, self.seed, (step * ranks + rank) * self.batch)
         device = self.readout.place.weight.device
         truth = labels(batch).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             features = self._encode(pixel_batch(batch).to(device))
         return self.readout(features.float(), truth), {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lvlm_guard.testbed.collage.model_parts import LANGUAGE, Packages, opened
 from lvlm_guard.testbed.collage.parts import PublishedPart, fetch_part
 from lvlm_guard.testbed.collage.training import train as training
 from lvlm_guard.testbed.collage.training.plan import SeeingPlan
-from lvlm_guard.testbed.collage.training.progress import CHECKPOINT
+from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, settle_dtype
 from lvlm_guard.testbed.collage.training.student import Student
 from lvlm_guard.testbed.collage.training.train import teach
 from lvlm_guard.testbed.collage.world.pictures import draw_stand_ins
@@ -195,6 +196,12 @@ def test_a_checkpoint_of_another_plan_or_a_torn_one_is_refused(tmp_path):
     (tmp_path / CHECKPOINT).write_bytes(content[: len(content) // 2])
     with pytest.raises(TestbedError, match="cannot be read as a checkpoint"):
         teach(*tiny_model(), draw_stand_ins(), PLAN, tmp_path)
+
+
+def test_a_training_goes_on_in_the_dtype_of_its_checkpoint(tmp_path):
+    teach(*tiny_model(), draw_stand_ins(), PLAN, tmp_path)
+    assert settle_dtype(replace(PLAN, dtype=None), tmp_path / CHECKPOINT).dtype == PLAN.dtype
+    assert settle_dtype(replace(PLAN, dtype=None), tmp_path / "none").dtype in ("bfloat16", "float32")
 
 
 def test_a_package_of_another_version_is_not_taken(tmp_path):

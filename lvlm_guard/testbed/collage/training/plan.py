@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.collage.training.student import RANK
+from lvlm_guard.testbed.training.precision import check_dtype
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class SeeingPlan:
         exam: Twins that it is measured on.
         save_every: Every how many steps a checkpoint is written.
         averaged: The mean of the weights of so many checkpoints, the last ones, is what was learnt.
-        dtype: "bfloat16" or "float32", what forward and backward compute in.
+        dtype: "bfloat16" or "float32", what forward and backward compute in; None for the faster one, or that of the
+            checkpoint that is resumed.
     """
 
     steps: int = 400
@@ -44,7 +46,7 @@ class SeeingPlan:
     exam: int = 8
     save_every: int = 20
     averaged: int = 4
-    dtype: str = "bfloat16"
+    dtype: str | None = None
 
     def saves(self, step: int) -> bool:
         """Return whether a checkpoint is written after this many steps."""
@@ -59,5 +61,4 @@ class SeeingPlan:
         for name in ("steps", "batch", "questions", "rank", "fitted", "blind_every", "save_every", "averaged"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise InputError(f"dtype must be bfloat16 or float32, got {self.dtype!r}.")
+        check_dtype(self.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -15,9 +15,22 @@ from lvlm_guard.testbed.collage.training.plan import SeeingPlan
 from lvlm_guard.testbed.collage.training.student import Student
 from lvlm_guard.testbed.errors import TestbedError
 from lvlm_guard.testbed.files import write_whole
+from lvlm_guard.testbed.training.precision import faster_dtype
 from lvlm_guard.testbed.training.trainer import read_checkpoint
 
 CHECKPOINT = "training.pt"
+
+
+def settle_dtype(plan: SeeingPlan, checkpoint: Path) -> SeeingPlan:
+    """Return the plan with a dtype: its own, else that of the checkpoint, else the faster one here.
+
+    Raises:
+        TestbedError: The checkpoint cannot be read.
+    """
+    if plan.dtype is not None:
+        return plan
+    begun = read_checkpoint(checkpoint).get("plan", {}) if is_file(checkpoint) else {}
+    return replace(plan, dtype=begun.get("dtype") or faster_dtype())
 
 
 class TrainingProgress:

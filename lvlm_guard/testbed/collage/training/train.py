@@ -18,7 +18,7 @@ from lvlm_guard.testbed.collage.delta import Delta
 from lvlm_guard.testbed.collage.training.course import Course, SeeingLesson
 from lvlm_guard.testbed.collage.training.exam import make_exam, take
 from lvlm_guard.testbed.collage.training.plan import SeeingPlan
-from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, TrainingProgress
+from lvlm_guard.testbed.collage.training.progress import CHECKPOINT, TrainingProgress, settle_dtype
 from lvlm_guard.testbed.collage.training.projection import fit_projector
 from lvlm_guard.testbed.collage.training.student import Student, gather
 from lvlm_guard.testbed.collage.world.pictures import ThingPictures
@@ -53,8 +53,9 @@ def teach(
         InputError: `peft` is not installed.
         TestbedError: The checkpoint in the folder is of another plan or cannot be read, or there is no space.
     """
+    plan = settle_dtype(plan, folder / CHECKPOINT)
     course = _make_course(model, processor, pictures, plan)
-    student = Student(model, plan.rank, getattr(torch, plan.dtype), plan.seed)
+    student = Student(model, plan.rank, getattr(torch, str(plan.dtype)), plan.seed)
     optimizer = torch.optim.AdamW(_groups(student, plan), betas=(0.9, 0.95), weight_decay=0.0)
     progress, log = TrainingProgress(folder / CHECKPOINT, student, optimizer, plan), _Log(folder / LOG)
     if not progress.restore():
