@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lvlm_guard.errors import InputError, nearest, quote, shorten
+from lvlm_guard.dtype_speed import times_slower
+from lvlm_guard.errors import GuardWarning, InputError, nearest, quote, shorten
 from lvlm_guard.files import exists, is_file, is_folder
+from lvlm_guard.user_warnings import warn_user
 
 # torch and transformers take seconds to import, so they are imported where they are used: help and completion need neither.
 
@@ -18,6 +20,8 @@ DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
 DeviceMapName = Literal["auto", "balanced", "balanced_low_0", "sequential"]
 QuantizationName = Literal["8bit", "4bit"]
 LONGEST_REASON = 400
+_MUCH_SLOWER = 3.0
+"""From how many times longer a CPU takes in a model's dtype than in float32 that is said."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +273,25 @@ def _load_pretrained(name: str, device: str, dtype: str, placement: Placement) -
         raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
     _check_processor(name, processor, model.config)
-    return (model.to(device) if placement.is_plain else model).eval(), processor
+    model = (model.to(device) if placement.is_plain else model).eval()
+    _warn_of_slow_dtype(model)
+    return model, processor
+
+
+def _warn_of_slow_dtype(model: Any) -> None:
+    """Warn where a model lies on a CPU in a dtype that the CPU has no instructions for."""
+    import torch  # noqa: PLC0415 - slow to import
+
+    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
+        return
+    factor = times_slower(model.dtype)
+    if factor > _MUCH_SLOWER:
+        name = str(model.dtype).removeprefix("torch.")
+        warn_user(
+            f"This CPU multiplies about {factor:.0f} times slower in {name}, the model's dtype, than in float32. Load it with "
+            "dtype float32 (--dtype float32) where twice the memory is there.",
+            GuardWarning,
+        )
 
 
 def _check_name(name: str) -> None:

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import lvlm_guard
 from lvlm_guard import loading, testbed
 from lvlm_guard.cli import app, listing, main
-from lvlm_guard.errors import InputError
+from lvlm_guard.dtype_speed import times_slower
+from lvlm_guard.errors import GuardWarning, InputError
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.guard import EXECUTORS
 from lvlm_guard.host import plugins
@@ -315,3 +316,22 @@ def test_the_command_is_installed():
         check=True,
     )
     assert "strategies" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slower", "warned"),
+    [("bfloat16", 107.0, True), ("float16", 107.0, True), ("bfloat16", 0.6, False), ("float32", 107.0, False)],
+)
+def test_a_dtype_that_the_cpu_is_slow_in_is_said(tmp_path, monkeypatch, recwarn, dtype, slower, warned):
+    model, processor = testbed.load("cpu")
+    model.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "times_slower", lambda dtype: slower)
+    assert loading.load(str(tmp_path), "cpu")[0].dtype == getattr(torch, dtype)
+    said = [str(entry.message) for entry in recwarn if entry.category is GuardWarning]
+    words = f"This CPU multiplies about 107 times slower in {dtype}, the model's dtype, than in float32. Load it with"
+    assert [text[: len(words)] for text in said] == [words] * warned
+
+
+def test_how_much_slower_a_dtype_is_comes_from_products_in_it():
+    assert all(0 < times_slower(dtype) < torch.inf for dtype in (torch.float32, torch.bfloat16, torch.float16))

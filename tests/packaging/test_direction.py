@@ -39,7 +39,17 @@ PUBLIC = {
     "lvlm_guard.fields": fields.__all__,
     "lvlm_guard.fitting": fitting.__all__,
 }
-BASE = ("anatomy", "cache_names", "deprecation", "errors", "files", "outputs", "protocols", "user_warnings")
+BASE = (
+    "anatomy",
+    "cache_names",
+    "deprecation",
+    "dtype_speed",
+    "errors",
+    "files",
+    "outputs",
+    "protocols",
+    "user_warnings",
+)
 FLOORS = (("guard",), ("call",), ("forward", "request"), ("arithmetic", "fields", "host"), ("strategy",), BASE)
 
 

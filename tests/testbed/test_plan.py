@@ -146,11 +146,9 @@ def test_a_training_that_noted_no_dtype_was_in_bfloat16(tmp_path: Path) -> None:
     assert begin(plan(tmp_path, dtype=None)).dtype == "bfloat16"
 
 
-@pytest.mark.parametrize(
-    ("slow", "chosen"), [("bfloat16", "float32"), ("float32", "bfloat16"), ("neither", "bfloat16")]
-)
-def test_a_machine_that_is_slow_in_bfloat16_trains_in_float32(monkeypatch, slow: str, chosen: str) -> None:
-    monkeypatch.setattr(precision, "_seconds", lambda dtype: 100.0 if str(dtype) == f"torch.{slow}" else 1.0)
+@pytest.mark.parametrize(("slower", "chosen"), [(100.0, "float32"), (0.5, "bfloat16"), (1.2, "bfloat16")])
+def test_a_machine_that_is_slow_in_bfloat16_trains_in_float32(monkeypatch, slower: float, chosen: str) -> None:
+    monkeypatch.setattr(precision, "times_slower", lambda dtype: slower)
     assert precision.faster_dtype() == chosen
     assert precision.faster_dtype("cuda") == "bfloat16"
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 
+from lvlm_guard.dtype_speed import times_slower
 from lvlm_guard.errors import InputError
 
 DTYPES = ("bfloat16", "float32")
-_SIDE = 192
-"""Of the matrices that are multiplied to find out: 14 million operations, a tenth of a second at worst."""
 _SLOWER = 1.5
 """How much longer bfloat16 may take: it also halves what is read from memory, which a small product does not show."""
 
@@ -26,21 +23,6 @@ def check_dtype(name: str | None) -> None:
 
 
 def faster_dtype(device: str = "cpu") -> str:
-    """Return "bfloat16" where it is about as fast as float32 or faster, else "float32".
-
-    A CPU without instructions for bfloat16 multiplies in it a hundred times slower than in float32. Found by multiplying,
-    since no name of a CPU says it.
-    """
-    if device.startswith("cuda"):
-        return "bfloat16"
-    return "bfloat16" if _seconds(torch.bfloat16) <= _SLOWER * _seconds(torch.float32) else "float32"
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    factor = torch.ones(_SIDE, _SIDE, dtype=dtype)
-    taken = []
-    for _ in range(4):
-        started = time.perf_counter()
-        factor @ factor
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    """Return "bfloat16" on a GPU and on a CPU that is about as fast in it as in float32, or faster; else "float32"."""
+    fast = device.startswith("cuda") or times_slower(torch.bfloat16) <= _SLOWER
+    return "bfloat16" if fast else "float32"

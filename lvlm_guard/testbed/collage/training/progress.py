@@ -29,8 +29,8 @@ def settle_dtype(plan: SeeingPlan, checkpoint: Path) -> SeeingPlan:
     """
     if plan.dtype is not None:
         return plan
-    begun = read_checkpoint(checkpoint).get("plan", {}) if is_file(checkpoint) else {}
-    return replace(plan, dtype=begun.get("dtype") or faster_dtype())
+    noted = read_checkpoint(checkpoint).get("plan", {}) if is_file(checkpoint) else {}
+    return replace(plan, dtype=noted.get("dtype") or faster_dtype())
 
 
 class TrainingProgress:
