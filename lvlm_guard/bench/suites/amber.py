@@ -13,8 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
@@ -37,7 +35,7 @@ from lvlm_guard.bench.suites.files import (
     read_rows,
     read_text,
 )
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.bench.suites.yes_no import (
     TRUTHS,
     YES_NO_TOKENS,
@@ -76,12 +74,11 @@ _HOLDERS: Mapping[str, Sequence[Sequence[str]]] = {
 }
 """Which files hold a part, its own first; each is called query_{name}.json."""
 _LEVEL_NAMES: Mapping[Level, str] = {"object": "existence", "attribute": "attribute", "relation": "relation"}
-_PICTURES = PictureFiles("amber", IMAGES, ("image", "images", "data/image", ""))
 _REMEMBERED = 2**13
 
 
 @dataclass(frozen=True)
-class Amber:
+class Amber(PicturesInFolders):
     """AMBER. Scores of descriptions end in `_ours`: they need no tagger, and are not the official ones.
 
     The official ones come from its own script: `export` writes what it reads, `import_scores` reads what it prints. Answers to
@@ -106,6 +103,7 @@ class Amber:
     levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
     licence: ClassVar[str] = "Apache-2.0"
     homepage: ClassVar[str] = "https://github.com/junyangwang0410/AMBER"
+    pictures: ClassVar[PictureFiles] = PictureFiles("amber", IMAGES, ("image", "images", "data/image", ""))
     required: ClassVar[tuple[Required, ...]] = (ANNOTATIONS, QUERIES, RELATION, SAFE_WORDS, IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours", "official", "lmms_eval", "vlmevalkit")
     _words: ClassVar[_Words | None] = None
@@ -174,18 +172,6 @@ class Amber:
         if self.part not in ("all", GENERATIVE):
             return {}
         return {need.path: find_file(self.name, data, need, "data") for need in (RELATION, SAFE_WORDS)}
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from image, images, data/image or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return F1 of "no" over all questions first, then the rest, the levels, the types, habits, descriptions last.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Measure, each
@@ -24,7 +23,7 @@ from lvlm_guard.bench.scoring.scores import CaptionCounts, count_caption
 from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
 from lvlm_guard.bench.suites.files import BadRow, FileRow, find_file, parse_json, read_document, read_text, records
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.errors import InputError
 
 _REMEMBERED = 2**13
@@ -61,11 +60,10 @@ _IMAGES = Required(
     source="cocodataset.org, 2014 validation images",
     layout="val2014/COCO_val2014_000000000042.jpg",
 )
-_PICTURES = PictureFiles("chair", _IMAGES, ("val2014", "images/val2014", "images", ""))
 
 
 @dataclass(frozen=True)
-class Chair:
+class Chair(PicturesInFolders):
     """CHAIR over images of COCO's 2014 validation set. `measures` and `official` need the `load` of the same object.
 
     `truth` of an item is {parser: classes in the image}: annotated instances, and what the same reading of the five reference
@@ -92,6 +90,7 @@ class Chair:
     levels: ClassVar[tuple[Level, ...]] = ("object",)
     licence: ClassVar[str] = "BSD-2-Clause; images and annotations under the terms of COCO"
     homepage: ClassVar[str] = "https://github.com/LisaAnne/Hallucination"
+    pictures: ClassVar[PictureFiles] = PictureFiles("chair", _IMAGES, ("val2014", "images/val2014", "images", ""))
     required: ClassVar[tuple[Required, ...]] = (_SYNONYMS, _INSTANCES, _CAPTIONS, _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours", "official")
     _vocabulary: ClassVar[Vocabulary | None] = None
@@ -149,18 +148,6 @@ class Chair:
     def scoring_files(self, data: Path | None) -> Mapping[str, Path]:
         """Return the file that captions are scored by, besides the items."""
         return {_SYNONYMS.path: find_file(self.name, data, _SYNONYMS, "data", "annotations")}
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return CHAIRi first, then CHAIRs, recall of the objects present, objects named and words per caption.

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named
@@ -19,7 +17,7 @@ from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites import hallusionbench_causes
 from lvlm_guard.bench.suites.arguments import at_least, is_switch, is_text
 from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, check_picture_name, find_file, read_rows
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.bench.suites.yes_no import Part, of_kind, select_yes_no, yes_no_measures
 
 KINDS = ("VD", "VS")
@@ -38,11 +36,10 @@ _IMAGES = Required(
     source="the download named on the page of the repository",
     layout="hallusion_bench/VD/illusion/0_0.png",
 )
-_PICTURES = PictureFiles("hallusionbench", _IMAGES, ("", "hallusion_bench", "images"))
 
 
 @dataclass(frozen=True)
-class HallusionBench:
+class HallusionBench(PicturesInFolders):
     """HallusionBench read by rule: aAcc per question, qAcc per question over all its figures, fAcc per figure, causes of failure.
 
     The file names no level: questions on videos and maps (the order of events, where places lie) count as relations, all
@@ -63,6 +60,7 @@ class HallusionBench:
     levels: ClassVar[tuple[Level, ...]] = ("attribute", "relation")
     licence: ClassVar[str] = "BSD-3-Clause"
     homepage: ClassVar[str] = "https://github.com/tianyi-lab/HallusionBench"
+    pictures: ClassVar[PictureFiles] = PictureFiles("hallusionbench", _IMAGES, ("", "hallusion_bench", "images"))
     required: ClassVar[tuple[Required, ...]] = (_ROWS, _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours", "vlmevalkit", "lmms_eval")
 
@@ -104,18 +102,6 @@ class HallusionBench:
                 },
             )
         ]
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from hallusion_bench, images or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy per question (aAcc) first, then per question group and figure, then the rest.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.intervals import Statistic, Totals
@@ -22,7 +21,7 @@ from lvlm_guard.bench.suite import Loaded, Problem, Required
 from lvlm_guard.bench.suites.arguments import is_text
 from lvlm_guard.bench.suites.files import FileRow, Read, build_items, join, missing, read_bytes
 from lvlm_guard.bench.suites.mme_habits import add_habits
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.bench.suites.yes_no import (
     TRUTHS,
     YES_NO_TOKENS,
@@ -59,11 +58,10 @@ _IMAGES = Required(
     layout="existence/000000006040.jpg beside the questions, or existence/images/000000006040.jpg",
 )
 _FOLDERS = ("", "MME_Benchmark", "MME_Benchmark_release_version", "MME_Benchmark_release_version/MME_Benchmark")
-_PICTURES = PictureFiles("mme", _IMAGES, _FOLDERS)
 
 
 @dataclass(frozen=True)
-class Mme:
+class Mme(PicturesInFolders):
     """The hallucination subset of MME: two questions a picture, one to be affirmed and one to be denied.
 
     A score is accuracy plus acc+ (the share of pictures with both answers right), each times 100: at most 200 a task and
@@ -80,6 +78,7 @@ class Mme:
     levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
     licence: ClassVar[str] = "research only"
     homepage: ClassVar[str] = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
+    pictures: ClassVar[PictureFiles] = PictureFiles("mme", _IMAGES, _FOLDERS)
     required: ClassVar[tuple[Required, ...]] = (_QUESTIONS, _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("official", *COMMON)
 
@@ -125,18 +124,6 @@ class Mme:
             return build_items(_read(path, kind), _QUESTIONS, item)
         except InputError as error:
             return Loaded((), (Problem(f"{kind}/{path.name}", 0, str(error)),))
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from the folder of its task."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return the summed score (0 to 800), the score of each task (0 to 200), then what all yes/no suites have."""

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -77,6 +78,28 @@ class PictureFiles:
         return InputError(
             f"{self.suite}: the picture {quote(name)} cannot be read: {fault}. It comes from {self.need.source}."
         )
+
+
+class PicturesInFolders:
+    """What a suite whose pictures lie in folders says about them; a suite of this kind states `pictures`."""
+
+    pictures: ClassVar[PictureFiles]
+
+    def picture(self, data: Path | None, image: str) -> Image.Image:
+        """Return a picture as RGB, from the first of the suite's folders that has it.
+
+        Raises:
+            InputError: There is none, or it cannot be read.
+        """
+        return self.pictures.load(data, image)
+
+    def picture_fault(self, data: Path | None, image: str) -> str | None:
+        """Return why the picture cannot be used; None where it can."""
+        return self.pictures.fault(data, image)
+
+    def picture_file(self, data: Path | None, image: str) -> Path | None:
+        """Return the file of the picture; None where there is none."""
+        return self.pictures.file(data, image)
 
 
 def _decoding_fault(path: Path) -> str | None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Measure
 from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_pope
@@ -20,7 +18,7 @@ from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import is_text, one_of
 from lvlm_guard.bench.suites.files import FileRow, build_items, join, missing, read_rows
 from lvlm_guard.bench.suites.habits import ObjectHabits, add_habit
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.bench.suites.yes_no import (
     TRUTHS,
     YES_NO_TOKENS,
@@ -50,11 +48,10 @@ _IMAGES = Required(
     layout="val2014/COCO_val2014_000000310196.jpg",
 )
 _OBJECT = re.compile(r"(?:is|are) there (?:an?|any|some) (.+?) in the (?:image|picture|photo)", re.IGNORECASE)
-_PICTURES = PictureFiles("pope", _IMAGES, ("val2014", "images/val2014", "images", ""))
 
 
 @dataclass(frozen=True)
-class Pope:
+class Pope(PicturesInFolders):
     """POPE in its three file shapes: JSON Lines named .json (coco), JSON arrays (aokvqa, gqa), and .jsonl copies.
 
     The prompt is the file's. Copies differ in length (3000 official rows a kind; 2910 random ones in those of LLaVA), so
@@ -76,6 +73,7 @@ class Pope:
     levels: ClassVar[tuple[Level, ...]] = ("object",)
     licence: ClassVar[str] = "MIT; images under the terms of COCO, A-OKVQA and GQA"
     homepage: ClassVar[str] = "https://github.com/RUCAIBox/POPE"
+    pictures: ClassVar[PictureFiles] = PictureFiles("pope", _IMAGES, ("val2014", "images/val2014", "images", ""))
     required: ClassVar[tuple[Required, ...]] = (_QUESTIONS, _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("official", *COMMON)
 
@@ -128,18 +126,6 @@ class Pope:
             ]
 
         return build_items(read_rows(path), _QUESTIONS, item)
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from val2014, images/val2014, images or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy first; every measure over all kinds, then for each, those by habit last."""

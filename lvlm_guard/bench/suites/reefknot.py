@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from lvlm_guard.bench.files import write_whole
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
@@ -22,7 +20,7 @@ from lvlm_guard.bench.scoring.parsers import COMMON, Parser, named, official_ree
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.arguments import one_of
 from lvlm_guard.bench.suites.files import BadRow, FileRow, build_items, check_picture_name, find_file, join, read_rows
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.bench.suites.yes_no import TRUTHS, YES_NO_TOKENS, Part, right, select_yes_no, yes_no_measures
 
 LETTERS = ("A", "B", "C", "D")
@@ -50,11 +48,10 @@ _IMAGES = Required(
     source="Visual Genome: homes.cs.washington.edu/~ranjay/visualgenome",
     layout="VG_100K/1592267.jpg or VG_100K_2/1592267.jpg",
 )
-_PICTURES = PictureFiles("reefknot", _IMAGES, ("VG_100K", "VG_100K_2", "images", ""))
 
 
 @dataclass(frozen=True)
-class Reefknot:
+class Reefknot(PicturesInFolders):
     """Reefknot: yes/no questions in pairs and choices of four. Free answers (VQA) are not scored: `export` writes them.
 
     Args:
@@ -68,6 +65,7 @@ class Reefknot:
     levels: ClassVar[tuple[Level, ...]] = ("relation",)
     licence: ClassVar[str] = "none given; images CC-BY-4.0 (Visual Genome)"
     homepage: ClassVar[str] = "https://github.com/JackChen-seu/Reefknot"
+    pictures: ClassVar[PictureFiles] = PictureFiles("reefknot", _IMAGES, ("VG_100K", "VG_100K_2", "images", ""))
     required: ClassVar[tuple[Required, ...]] = (*_ROWS.values(), _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours", "official", "lmms_eval", "vlmevalkit")
 
@@ -79,18 +77,6 @@ class Reefknot:
         """Read the files of the part that is wanted, from the data folder or Dataset in it."""
         places = {task: find_file(self.name, data, _ROWS[task], "Dataset") for task in _PARTS[self.part]}
         return join(build_items(read_rows(path), _ROWS[task], _maker(task)) for task, path in places.items())
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from VG_100K, VG_100K_2, images or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return accuracy over both tasks first, then yes/no, pairs, choices.

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from PIL import Image
-
 from lvlm_guard.bench.items import AnsweredItem, Item, Level
 from lvlm_guard.bench.scoring.measures import Counts, Group, Measure, each
 from lvlm_guard.bench.scoring.parsers import unknown_parser
 from lvlm_guard.bench.suite import Loaded, Required
 from lvlm_guard.bench.suites.files import BadRow, FileRow, Read, build_items, join, missing, read_document
-from lvlm_guard.bench.suites.pictures import PictureFiles
+from lvlm_guard.bench.suites.pictures import PictureFiles, PicturesInFolders
 from lvlm_guard.errors import InputError
 from lvlm_guard.files import exists
 
@@ -49,11 +47,10 @@ _IMAGES = Required(
     source="cocodataset.org, 2017 validation images",
     layout="val2017/000000085329.jpg",
 )
-_PICTURES = PictureFiles("sugarcrepe", _IMAGES, ("val2017", "images/val2017", "images", ""))
 
 
 @dataclass(frozen=True)
-class SugarCrepe:
+class SugarCrepe(PicturesInFolders):
     """SugarCrepe as a choice between two captions, each row in both orders: a row is right when both answers are.
 
     Answering by position alone is right in one order and wrong in the other, so it earns no row and half the answers.
@@ -64,6 +61,7 @@ class SugarCrepe:
     levels: ClassVar[tuple[Level, ...]] = ("object", "attribute", "relation")
     licence: ClassVar[str] = "MIT; images under the terms of COCO"
     homepage: ClassVar[str] = "https://github.com/RAIVNLab/sugar-crepe"
+    pictures: ClassVar[PictureFiles] = PictureFiles("sugarcrepe", _IMAGES, ("val2017", "images/val2017", "images", ""))
     required: ClassVar[tuple[Required, ...]] = (_ROWS, _IMAGES)
     parsers: ClassVar[tuple[str, ...]] = ("ours",)
 
@@ -75,18 +73,6 @@ class SugarCrepe:
         if not there:
             raise missing(self.name, data, _ROWS)
         return join(build_items(_read(path), _ROWS, _maker(kind)) for kind, path in there.items())
-
-    def picture(self, data: Path | None, image: str) -> Image.Image:
-        """Return the picture, from val2017, images/val2017, images or the data folder itself."""
-        return _PICTURES.load(data, image)
-
-    def picture_fault(self, data: Path | None, image: str) -> str | None:
-        """Return why the picture cannot be used; None where it can."""
-        return _PICTURES.fault(data, image)
-
-    def picture_file(self, data: Path | None, image: str) -> Path | None:
-        """Return the file of the picture; None where there is none."""
-        return _PICTURES.file(data, image)
 
     def measures(self, parser: str) -> Sequence[Measure]:
         """Return rows right in both orders first, over all, by level and by kind.

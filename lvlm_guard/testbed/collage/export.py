@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lvlm_guard.testbed.files import clear_failure, write_whole
-from lvlm_guard.testbed.model_files import read_json, write_json
+from lvlm_guard.testbed.model_files import rename_published, split_processor, write_json
 
 CONFIG = "config.json"
 """Written last: a folder without it is no model."""
@@ -45,11 +45,15 @@ def export(model: Any, processor: Any, folder: Path, texts: Mapping[str, str]) -
 
 
 def _export(model: Any, processor: Any, draft: Path, texts: Mapping[str, str]) -> None:
-    weights = {_published(name): value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        rename_published(name, PUBLISHED): value
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     write_whole(draft / "model.safetensors", save(_halved(weights), metadata={"format": "pt"}))
     model.generation_config.save_pretrained(draft)
     processor.save_pretrained(draft)
-    _split_processor(draft, processor)
+    split_processor(draft, processor)
     for name, text in texts.items():
         write_whole(draft / name, text.encode("utf-8"))
     write_json(draft / CONFIG, _describe(model))
@@ -57,13 +61,6 @@ def _export(model: Any, processor: Any, draft: Path, texts: Mapping[str, str]) -
 
 def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().half().contiguous() for name, value in weights.items()}
-
-
-def _published(name: str) -> str:
-    for inner, published in PUBLISHED:
-        if name.startswith(inner):
-            return published + name.removeprefix(inner)
-    raise ValueError(f"export: no published name for weight {name!r}.")
 
 
 def _describe(model: Any) -> dict[str, Any]:
@@ -74,16 +71,3 @@ def _describe(model: Any) -> dict[str, Any]:
     if "rope_theta" in rope:
         config["text_config"]["rope_theta"] = rope["rope_theta"]
     return config
-
-
-def _split_processor(draft: Path, processor: Any) -> None:
-    """Write the picture preparation and the special tokens where version 4 looks for them."""
-    shared = read_json(draft / "processor_config.json")
-    pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
-    pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
-    write_json(draft / "preprocessor_config.json", pictures)
-    write_json(draft / "processor_config.json", shared)
-    tokenizer = read_json(draft / "tokenizer_config.json")
-    special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
-    tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
-    write_json(draft / "tokenizer_config.json", tokenizer)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lvlm_guard.testbed.architectures.architecture import Architecture
 from lvlm_guard.testbed.files import clear_failure, write_whole
-from lvlm_guard.testbed.model_files import read_json, write_json
+from lvlm_guard.testbed.model_files import rename_published, split_processor, write_json
 
 
 def export(architecture: Architecture, model: Any, folder: Path) -> None:
@@ -33,14 +33,19 @@ def export(architecture: Architecture, model: Any, folder: Path) -> None:
 
 
 def _export(architecture: Architecture, model: Any, folder: Path) -> None:
-    weights = {_published(name, architecture): value.half().contiguous() for name, value in _weights(model).items()}
+    weights = {
+        rename_published(name, architecture.published): value.half().contiguous()
+        for name, value in _weights(model).items()
+    }
     write_whole(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     config = model.config.to_dict()
     config.update(architectures=[architecture.model.__name__], dtype="float16")
     _rename_sections(config["text_config"])
     write_json(folder / "config.json", config)
     model.generation_config.save_pretrained(folder)
-    _export_processor(architecture, folder)
+    processor = architecture.build_processor()
+    processor.save_pretrained(folder)
+    split_processor(folder, processor)
 
 
 def _rename_sections(text: dict[str, Any]) -> None:
@@ -54,24 +59,3 @@ def _rename_sections(text: dict[str, Any]) -> None:
 
 def _weights(model: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in model.state_dict().items() if value.dtype.is_floating_point}
-
-
-def _published(name: str, architecture: Architecture) -> str:
-    for inner, published in architecture.published:
-        if name.startswith(inner):
-            return published + name.removeprefix(inner)
-    raise ValueError(f"export: no published name for weight {name!r}.")
-
-
-def _export_processor(architecture: Architecture, folder: Path) -> None:
-    processor = architecture.build_processor()
-    processor.save_pretrained(folder)
-    tokenizer = read_json(folder / "tokenizer_config.json")
-    special = tokenizer.pop("extra_special_tokens", None) or tokenizer["additional_special_tokens"]
-    tokenizer.update(tokenizer_class="PreTrainedTokenizerFast", additional_special_tokens=special)
-    write_json(folder / "tokenizer_config.json", tokenizer)
-    shared = read_json(folder / "processor_config.json")
-    pictures = shared.pop("image_processor", None) or processor.image_processor.to_dict()
-    pictures["image_processor_type"] = type(processor.image_processor).__name__.removesuffix("Pil")
-    write_json(folder / "preprocessor_config.json", pictures)
-    write_json(folder / "processor_config.json", shared)
