@@ -79,7 +79,7 @@ class LoadedServer:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.port = next(json.loads(line)["port"] for line in self.process.stderr if '"listening"' in line)
-        self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+        self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL, text=True)
 
     @property
     def url(self) -> str:
@@ -320,7 +320,7 @@ def describe(name: str, outcome: Outcome) -> dict[str, Any]:
 
 def write_figure(figure: float | None, places: int) -> str:
     """Return a figure of the table; a dash where there is none."""
-    return "–" if figure is None else f"{figure:.{places}f}"
+    return "-" if figure is None else f"{figure:.{places}f}"
 
 
 def write_table(figures: list[dict[str, Any]], settings: str) -> str:
