@@ -42,7 +42,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Fill a folder beside its place, add the manifest, and move it there; return the manifest.
+    """Fill a folder beside its place, add the manifest, and move it there; return the manifest. What JSON lacks is kept as text.
 
     Args:
         folder: Where it goes; an export that is there is replaced once the new one is whole.
@@ -57,7 +57,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Mapping[str, Any]]) -> Map
         try:
             draft.chmod(0o755)  # a temporary folder is made for its owner alone
             manifest = fill(draft)
-            write_whole(draft / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+            write_whole(draft / MANIFEST, (json.dumps(manifest, indent=2, default=str) + "\n").encode())
             _move(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
