@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ import httpx
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lvlm_guard.testbed.model import WEIGHTS
+
 STACKS = ("plain", "vcd", "vcd+pai")
 PLACES, ROWS = 64, 8
 KINDS = ("whole", "streamed", "sampled", "several", "text", "malformed", "leaving")
@@ -33,6 +36,7 @@ SHARES = (40, 25, 10, 5, 10, 5, 5)
 QUESTIONS = ("what is in the picture ?", "what is left of the tree ?", "where is the kite and what colour is it ?")
 ATTEMPTS = 3
 """Of each request that is told to wait."""
+SECONDS_TO_START = 300
 CLIENTS = 4
 """Keys under which requests come."""
 
@@ -64,6 +68,8 @@ class Outcome:
 class LoadedServer:
     """The server as a process."""
 
+    name = "testbed"
+
     def __init__(self) -> None:
         keys = [option for client in range(CLIENTS) for option in ("--api-key", f"client-{client}")]
         stacks = [option for stack in STACKS for option in ("--stack", stack)]
@@ -73,7 +79,7 @@ class LoadedServer:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.port = next(json.loads(line)["port"] for line in self.process.stderr if '"listening"' in line)
-        self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+        self.drain = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL, text=True)
 
     @property
     def url(self) -> str:
@@ -92,6 +98,32 @@ class LoadedServer:
         status = self.process.wait(120)
         self.drain.wait(10)
         return status
+
+
+class TransformersServer(LoadedServer):
+    """`transformers serve` with the same model, as a process; it has no batches of requests that do not ask for them."""
+
+    name = str(WEIGHTS)
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        code = "from transformers.cli.transformers import main; main()"
+        place = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", "--dtype", "float32"]
+        command = [sys.executable, "-c", code, "serve", str(WEIGHTS), *place]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+        self.drain = subprocess.Popen(["true"], text=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        for _ in range(SECONDS_TO_START):
+            time.sleep(1)
+            try:
+                httpx.get(f"{self.url}/health")
+            except httpx.HTTPError:
+                continue
+            return
+        raise TimeoutError(f"transformers serve did not start within {SECONDS_TO_START} seconds.")
 
 
 def draw_uri(seed: int) -> str:
@@ -120,14 +152,14 @@ class LoadRequest:
         return json.dumps(self.body, sort_keys=True)
 
 
-def draw_request(source: random.Random, stacks: Sequence[str], kinds: Sequence[str] = KINDS) -> LoadRequest:
-    """Return a request of the mix."""
+def draw_request(source: random.Random, models: Sequence[str], kinds: Sequence[str] = KINDS) -> LoadRequest:
+    """Return a request of the mix to one of some models."""
     kind = source.choices(kinds, [SHARES[KINDS.index(name)] for name in kinds])[0]
     content: list[dict[str, Any]] = [{"type": "text", "text": source.choice(QUESTIONS)}]
     if kind != "text":
         content.insert(0, {"type": "image_url", "image_url": {"url": source.choice(URIS)}})
     body: dict[str, Any] = {
-        "model": f"testbed:{source.choice(stacks)}",
+        "model": source.choice(models),
         "messages": [{"role": "user", "content": content}],
         "max_tokens": source.choice((4, 8, 16)),
     }
@@ -207,7 +239,13 @@ async def read_stream(response: httpx.Response, outcome: Outcome, started: float
     return json.dumps([text]), tokens
 
 
-async def measure_capacity(server: LoadedServer, stack: str, seconds: float, answers: dict[str, str]) -> Outcome:
+async def measure_capacity(
+    server: LoadedServer,
+    model: str,
+    seconds: float,
+    answers: dict[str, str],
+    kinds: Sequence[str] = ("whole", "streamed"),
+) -> Outcome:
     """Keep enough requests open to fill every batch, and return how they went."""
     source, outcome = random.Random(1), Outcome()
     until = time.monotonic() + seconds
@@ -215,7 +253,7 @@ async def measure_capacity(server: LoadedServer, stack: str, seconds: float, ans
 
         async def keep_asking() -> None:
             while time.monotonic() < until:
-                await send(client, draw_request(source, [stack], ["whole", "streamed"]), outcome, answers)
+                await send(client, draw_request(source, [model], kinds), outcome, answers)
 
         await run_phase(server, outcome, [keep_asking() for _ in range(2 * ROWS)])
     return outcome
@@ -224,12 +262,13 @@ async def measure_capacity(server: LoadedServer, stack: str, seconds: float, ans
 async def overload(server: LoadedServer, rate: float, seconds: float, answers: dict[str, str]) -> Outcome:
     """Send the mix at a fixed rate, whatever the server does, and wait for all of it."""
     source, outcome = random.Random(2), Outcome()
+    models = [f"{server.name}:{stack}" for stack in STACKS]
     async with open_client(server) as client:
 
         async def send_all() -> None:
             until, tasks = time.monotonic() + seconds, []
             while time.monotonic() < until:
-                tasks.append(asyncio.ensure_future(send(client, draw_request(source, STACKS), outcome, answers)))
+                tasks.append(asyncio.ensure_future(send(client, draw_request(source, models), outcome, answers)))
                 if not outcome.memory_before and until - time.monotonic() < seconds / 2:
                     outcome.memory_before = server.memory
                 await asyncio.sleep(source.expovariate(rate))
@@ -267,7 +306,9 @@ def read_open(server: LoadedServer) -> float:
 def describe(name: str, outcome: Outcome) -> dict[str, Any]:
     """Return the figures of one phase."""
     quantiles = {f"p{share}": float(np.percentile(outcome.seconds, share)) for share in (50, 95, 99)}
-    first = {f"first_p{share}": float(np.percentile(outcome.first, share)) for share in (50, 95)}
+    first = {
+        f"first_p{share}": float(np.percentile(outcome.first, share)) if outcome.first else None for share in (50, 95)
+    }
     answered = outcome.statuses["200"]
     return {
         "phase": name, "seconds": outcome.duration, "answers": answered, "answers_per_second": answered / outcome.duration,
@@ -277,13 +318,18 @@ def describe(name: str, outcome: Outcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def write_figure(figure: float | None, places: int) -> str:
+    """Return a figure of the table; a dash where there is none."""
+    return "-" if figure is None else f"{figure:.{places}f}"
+
+
 def write_table(figures: list[dict[str, Any]], settings: str) -> str:
     """Return the figures as a Markdown page."""
     columns = ("answers_per_second", "tokens_per_second", "p50", "p95", "p99", "first_p50", "first_p95", "memory_mib")
     head = "| phase | answers | answers/s | tokens/s | p50 s | p95 s | p99 s | first text p50 s | p95 s | memory MiB | turned away |"
     rows = [
         f"| {entry['phase']} | {entry['answers']} | "
-        + " | ".join(f"{entry[column]:.{0 if column == 'memory_mib' else 2}f}" for column in columns)
+        + " | ".join(write_figure(entry[column], 0 if column == "memory_mib" else 2) for column in columns)
         + f" | {entry['statuses'].get('turned away', 0)} |"
         for entry in figures
     ]
@@ -294,6 +340,18 @@ def write_table(figures: list[dict[str, Any]], settings: str) -> str:
     return "\n".join([f"# A server under load\n\n{settings}\n", head, "|---" * 11 + "|", *rows, "", end, ""])
 
 
+def measure_transformers(seconds: float) -> dict[str, Any]:
+    """Return the figures of `transformers serve` on whole answers of the same requests; its streams do not count tokens."""
+    server = TransformersServer()
+    try:
+        for warms_up in (3.0, seconds):
+            outcome = asyncio.run(measure_capacity(server, server.name, warms_up, {}, ["whole"]))
+    finally:
+        server.stop()
+    figures = describe(f"transformers serve, {2 * ROWS} open, whole answers", outcome)
+    return figures | {"wrong": [], "wrong_of_transformers": figures["wrong"]}
+
+
 def main() -> None:
     """Run all phases on one server, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -301,20 +359,25 @@ def main() -> None:
     parser.add_argument(
         "--capacity-seconds", type=float, default=30.0, help="of each phase that measures a stack alone"
     )
+    parser.add_argument(
+        "--transformers", action="store_true", help="measure transformers serve beside it, with the same model"
+    )
     parser.add_argument("--out", type=Path, default=None, help="without a suffix; .md and .json are written")
     arguments = parser.parse_args()
     server, answers, figures = LoadedServer(), dict[str, str](), []
-    asyncio.run(measure_capacity(server, "plain", 3, answers))  # warms up
+    asyncio.run(measure_capacity(server, "testbed:plain", 3, answers))  # warms up
     for stack in STACKS:
-        outcome = asyncio.run(measure_capacity(server, stack, arguments.capacity_seconds, answers))
+        outcome = asyncio.run(measure_capacity(server, f"testbed:{stack}", arguments.capacity_seconds, answers))
         figures.append(describe(f"{stack}, {2 * ROWS} open", outcome))
     rate = 2 / float(np.mean([1 / entry["answers_per_second"] for entry in figures]))
     outcome = asyncio.run(overload(server, rate, 60 * arguments.minutes, answers))
     figures.append(describe(f"mixed, {rate:.1f} requests/s", outcome))
     figures[-1]["left_open"] = read_open(server)
     status = server.stop()
+    if arguments.transformers:
+        figures.insert(len(STACKS), measure_transformers(arguments.capacity_seconds))
     settings = (
-        f"`python benchmarks/serve_load.py --minutes {arguments.minutes:g} --capacity-seconds {arguments.capacity_seconds:g}` on "
+        f"`python benchmarks/serve_load.py --minutes {arguments.minutes:g} --capacity-seconds {arguments.capacity_seconds:g}{' --transformers' * arguments.transformers}` on "
         f"{os.cpu_count()} cores, the bundled model, batches of {ROWS} rows, {PLACES} places, answers of 4 to 16 tokens. The mixed "
         f"load arrives at twice the capacity, for all stacks alike; clients come back {ATTEMPTS - 1} times after a 429, and times "
         "of answers count from the first attempt. The server had no machine of its own: other work kept the load average at "

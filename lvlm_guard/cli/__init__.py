@@ -20,6 +20,7 @@ from lvlm_guard.cli import (
     describing,
     diagnosing,
     engines,
+    exporting,
     fitting,
     planning,
     prospecting,
@@ -46,6 +47,7 @@ app.command("fit")(fitting.fit)
 app.command("plan")(planning.plan)
 app.command("models")(architectures.models)
 app.command("engines")(engines.engines)
+app.command("export")(exporting.export)
 app.command("doctor")(prospecting.doctor)
 app.command("verify")(verifying.verify)
 app.command("tune")(tuning.tune)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lvlm_guard.serving.answer_text import AnswerText, UnstableText
-from lvlm_guard.serving.api_errors import ApiError, describe_failure
-from lvlm_guard.serving.engine import ChatJob, ChoiceEnd, EndReason, JobEnd, JobEvent, TextPiece
+from lvlm_guard.serving.api_errors import ApiError, describe_failure, describe_lateness
+from lvlm_guard.serving.engine import ChatJob, ChoiceEnd, Emit, EndReason, JobEnd, TextPiece
 
 CHANGED = "The answer came out differently when it was repeated without its neighbours, so it is not sent. Ask again."
-LATE = "The answer was not finished in time. Ask for fewer tokens, or later."
 
 
 @dataclass(eq=False)
@@ -26,7 +25,7 @@ class OpenJob:
     """
 
     job: ChatJob
-    emit: Callable[[JobEvent | ApiError], None]
+    emit: Emit
     rows: list[AnswerRow] = field(default_factory=list)
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -89,7 +88,7 @@ class AnswerRow:
     def accept(self, token: int) -> None:
         """Take the next token, pass on what is final of the text, and close the answer where it ends."""
         if self.request.is_late:
-            self.request.fail(ApiError(504, LATE, "deadline_exceeded"))
+            self.request.fail(describe_lateness())
         if not self.is_open:
             return
         self._position += 1

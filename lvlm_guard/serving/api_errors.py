@@ -50,6 +50,17 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
+def describe_lateness() -> ApiError:
+    """Return what a client is told whose request was not answered by its deadline."""
+    return ApiError(504, "The answer was not finished in time. Ask for fewer tokens, or later.", "deadline_exceeded")
+
+
+def describe_stopping() -> ApiError:
+    """Return what a client is told whose request came when the engine took no more."""
+    message = "The server is stopping. Ask again in a moment."
+    return ApiError(503, message, "stopping", headers={"Retry-After": "5"})
+
+
 def describe_failure(error: BaseException) -> ApiError:
     """Return what a client is told about an error that its request met in the engine."""
     if isinstance(error, ApiError):

@@ -1,10 +1,17 @@
-"""What a server asks of an engine. Whoever answers these calls, batches as it likes, and never lets requests meet."""
+"""What a server asks of an engine, and how it follows a request there.
+
+Whoever answers these calls, batches as it likes, and never lets requests meet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from lvlm_guard.serving.api_errors import ApiError, describe_lateness
 
 EndReason = Literal["stop", "length"]
 
@@ -90,6 +97,16 @@ class JobEnd:
 
 JobEvent = TextPiece | ChoiceEnd | JobEnd
 
+Emit = Callable[[JobEvent | ApiError], None]
+"""Passes an event, or the error that ends a request, to whoever asked; may be called from any thread."""
+
+
+class OpenRequest(Protocol):
+    """A request that an engine's worker has."""
+
+    def give_up(self) -> None:
+        """Say that nobody waits for it any more."""
+
 
 class Engine(Protocol):
     """Answers requests with one model."""
@@ -134,3 +151,42 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Answer what waits, then end; returns when that is done."""
+
+
+async def follow_events(job: ChatJob, hand_over: Callable[[Emit], OpenRequest]) -> AsyncGenerator[JobEvent, None]:
+    """Hand a request to the worker of an engine, and yield what it passes on, to the `JobEnd`; closing gives the request up.
+
+    Args:
+        job: The request.
+        hand_over: Gives it to the worker, which emits its events from a thread of its own.
+
+    Raises:
+        ApiError: The worker did not take it, ended it with an error, or was silent for a second after its deadline.
+    """
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[JobEvent | ApiError] = asyncio.Queue()
+
+    def emit(event: JobEvent | ApiError) -> None:
+        if not loop.is_closed():  # a loop that was closed has nobody who waits
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+    request = hand_over(emit)
+    try:
+        while True:
+            event = await _next_event(events, job.deadline)
+            yield event
+            if isinstance(event, JobEnd):
+                return
+    finally:
+        request.give_up()
+
+
+async def _next_event(events: asyncio.Queue[JobEvent | ApiError], deadline: float) -> JobEvent:
+    """Return the next event; the worker ends requests that are late, and this those that it cannot interrupt."""
+    try:
+        event = await asyncio.wait_for(events.get(), max(deadline - time.monotonic(), 0) + 1)
+    except asyncio.TimeoutError:
+        raise describe_lateness() from None
+    if isinstance(event, ApiError):
+        raise event
+    return event

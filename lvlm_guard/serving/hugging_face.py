@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Hashable, Mapping
@@ -11,10 +10,9 @@ from typing import Any
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.plugins import is_marked
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.serving.answer_rows import LATE, OpenJob
-from lvlm_guard.serving.api_errors import ApiError
-from lvlm_guard.serving.engine import ChatJob, JobEnd, JobEvent
-from lvlm_guard.serving.event_passing import next_event, pass_on
+from lvlm_guard.serving.answer_rows import OpenJob
+from lvlm_guard.serving.api_errors import ApiError, describe_lateness, describe_stopping
+from lvlm_guard.serving.engine import ChatJob, Emit, JobEvent, follow_events
 from lvlm_guard.serving.fair_queue import FairQueue
 from lvlm_guard.serving.guarded_batch import BatchRunner
 from lvlm_guard.serving.settings import ServingLimits
@@ -102,23 +100,16 @@ class HuggingFaceEngine:
                 "sampling_refused",
             )
 
-    async def answer(self, job: ChatJob) -> AsyncGenerator[JobEvent, None]:
+    def answer(self, job: ChatJob) -> AsyncGenerator[JobEvent, None]:
         """Queue a request, and yield what the worker passes on."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[JobEvent | ApiError] = asyncio.Queue()
-        request = OpenJob(job, lambda event: pass_on(loop, events, event))
-        if not self._queue.put(request):
-            raise ApiError(
-                503, "The server is stopping. Ask again in a moment.", "stopping", headers={"Retry-After": "5"}
-            )
-        try:
-            while True:
-                event = await next_event(events, job.deadline)
-                yield event
-                if isinstance(event, JobEnd):
-                    return
-        finally:
-            request.give_up()
+
+        def hand_over(emit: Emit) -> OpenJob:
+            request = OpenJob(job, emit)
+            if not self._queue.put(request):
+                raise describe_stopping()
+            return request
+
+        return follow_events(job, hand_over)
 
     def stop(self) -> None:
         """Answer what waits, then end the worker; after `drain_seconds` it is left to die with the process."""
@@ -153,7 +144,7 @@ class HuggingFaceEngine:
         """Answer requests in one batch; where that fails, each alone, so that the one at fault fails alone."""
         for request in requests:
             if request.is_late:
-                request.fail(ApiError(504, LATE, "deadline_exceeded"))
+                request.fail(describe_lateness())
         waiting = [request for request in requests if not request.is_over]
         if not waiting:
             return

@@ -18,7 +18,7 @@ from lvlm_guard import fields, fitting
 CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = (CHECKOUT, CHECKOUT / "kernels", CHECKOUT / "plugins")
 OUTER_ROOMS = (
-    "bench", "bulk", "cli", "diagnosis", "engines", "fitting", "harness", "loading", "serving", "testbed", "testing",
+    "bench", "bulk", "cli", "diagnosis", "engines", "export", "fitting", "harness", "loading", "serving", "testbed", "testing",
     "tuning", "verification",
 )  # fmt: skip
 KNOWS_TRANSFORMERS = (
@@ -252,6 +252,7 @@ GUESTS = {
     "lvlm_guard.bulk.ray_actors": {"ray"},
     "lvlm_guard.cli.serving": {"fastapi", "starlette", "uvicorn", "prometheus_client"},
     "lvlm_guard.engines.vllm": {"vllm"},
+    "lvlm_guard.export": {"gguf"},
     "lvlm_guard.harness": {"lmms_eval", "lm_eval"},
     "lvlm_guard.serving": {"fastapi", "prometheus_client", "ray", "starlette", "uvicorn"},
     "lvlm_guard.testbed.collage": {"gguf", "networkx", "peft"},

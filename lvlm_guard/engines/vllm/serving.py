@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import weakref
@@ -16,11 +15,10 @@ from vllm.transformers_utils.processor import cached_processor_from_config
 from lvlm_guard.engines.vllm.llm import ERROR, GuardedLLM
 from lvlm_guard.errors import GuardError
 from lvlm_guard.host.stack import Stack
-from lvlm_guard.serving.answer_rows import LATE, AnswerRow, OpenJob
+from lvlm_guard.serving.answer_rows import AnswerRow, OpenJob
 from lvlm_guard.serving.answer_text import AnswerText
-from lvlm_guard.serving.api_errors import ApiError
-from lvlm_guard.serving.engine import ChatJob, JobEnd, JobEvent
-from lvlm_guard.serving.event_passing import next_event, pass_on
+from lvlm_guard.serving.api_errors import ApiError, describe_lateness, describe_stopping
+from lvlm_guard.serving.engine import ChatJob, Emit, JobEnd, JobEvent, follow_events
 from lvlm_guard.serving.settings import ServingLimits
 from lvlm_guard.serving.structured_logs import log_failure
 
@@ -94,24 +92,17 @@ class VllmEngine:
                 "sampling_refused",
             )
 
-    async def answer(self, job: ChatJob) -> AsyncGenerator[JobEvent, None]:
+    def answer(self, job: ChatJob) -> AsyncGenerator[JobEvent, None]:
         """Hand a request to the worker, and yield what it passes on."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[JobEvent | ApiError] = asyncio.Queue()
-        request = OpenJob(job, lambda event: pass_on(loop, events, event))
-        if not self.is_alive:
-            raise ApiError(
-                503, "The server is stopping. Ask again in a moment.", "stopping", headers={"Retry-After": "5"}
-            )
-        self._arrived.put(request)
-        try:
-            while True:
-                event = await next_event(events, job.deadline)
-                yield event
-                if isinstance(event, JobEnd):
-                    return
-        finally:
-            request.give_up()
+
+        def hand_over(emit: Emit) -> OpenJob:
+            if not self.is_alive:
+                raise describe_stopping()
+            request = OpenJob(job, emit)
+            self._arrived.put(request)
+            return request
+
+        return follow_events(job, hand_over)
 
     def stop(self) -> None:
         """Answer what is open, then end the worker; after `drain_seconds` it is left to die with the process."""
@@ -145,7 +136,7 @@ class VllmEngine:
         if request.is_over:
             return
         if request.is_late:
-            request.fail(ApiError(504, LATE, "deadline_exceeded"))
+            request.fail(describe_lateness())
             return
         try:
             self._queue_choices(request)
@@ -239,7 +230,7 @@ class VllmEngine:
         """Abort what nobody waits for any more, and what is late."""
         for row in self._rows.values():
             if row.request.is_late:
-                row.request.fail(ApiError(504, LATE, "deadline_exceeded"))
+                row.request.fail(describe_lateness())
         self._abort([name for name, row in self._rows.items() if row.request.is_over])
 
     def _leave(self, request: OpenJob) -> None:
