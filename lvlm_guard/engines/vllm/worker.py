@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -12,12 +12,16 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from lvlm_guard.engines.vllm.groups import Membership, read_membership
+from lvlm_guard.engines.vllm.layer_editing import LayerEditor, PlannedEdit
 from lvlm_guard.engines.vllm.layer_reading import LayerReader
 from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
 from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
 from lvlm_guard.engines.vllm.translation import describe_model
-from lvlm_guard.errors import ModelRefused
+from lvlm_guard.errors import ModelRefused, describe_error
 from lvlm_guard.request.fences import find_placeholder
+from lvlm_guard.strategy.prompt import PromptStates
+
+BEFORE_MAIN = "A branch that is edited inside the layers ran before main, by whose prompt the edits are planned."
 
 
 def _find_platform_worker() -> Any:
@@ -46,6 +50,7 @@ class GuardedWorker(PLATFORM_WORKER):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step; what failed in its groups travels with the output."""
+        self._guard.forget(getattr(scheduler_output, "guard_ended", ()))
         return self._guard.attach_failures(super().execute_model(scheduler_output))
 
     def sample_tokens(self, grammar_output: Any) -> Any:
@@ -77,6 +82,8 @@ class RunnerGuard:
         self._runner = runner
         self.sampler = GroupSampler(self._open_group, self._read_layers)
         self._reader, self._unread = self._find_reader()
+        self._editor = None if self._reader is None else LayerEditor(runner.model, self._break_group)
+        self._states: dict[str, dict[str, PromptStates]] = {}  # of prompts that were run for groups, by name
         self._stacks = StackCache()
         self._mains: dict[str, str] = {}  # requests of main, by group
 
@@ -85,14 +92,22 @@ class RunnerGuard:
         before = self._runner.sampler.register_forward_pre_hook(self._combine, with_kwargs=True)
         after = self._runner.sampler.register_forward_hook(self._share)
         opening = self._runner.model.register_forward_pre_hook(self._prepare_step)
-        undo_reading = (lambda: None) if self._reader is None else self._reader.install()
+        closing = self._runner.model.register_forward_hook(self._finish_step)
+        of_layers = [part.install() for part in (self._editor, self._reader) if part is not None]
 
         def undo() -> None:
-            for hook in (before, after, opening):
+            for hook in (before, after, opening, closing):
                 hook.remove()
-            undo_reading()
+            for undo_part in of_layers:
+                undo_part()
 
         return undo
+
+    def forget(self, groups: Iterable[str]) -> None:
+        """Forget groups that ended in the scheduler."""
+        for group in groups:
+            self._states.pop(group, None)
+            self.sampler.forget(group)
 
     def attach_failures(self, output: Any) -> Any:
         """Return a runner's output that carries which groups failed in its step."""
@@ -123,12 +138,36 @@ class RunnerGuard:
         return find_placeholder(self._runner.model_config.hf_config, None)
 
     def _prepare_step(self, _module: Any, _args: Any) -> None:
-        """Open the groups whose main request is in the step, and say which layers they read."""
-        if self._reader is None:
+        """Open the groups whose main request is in the step, and say which layers are read and edited."""
+        if self._reader is None or self._editor is None:
             return
-        mains = [(name, place) for name, place in self._find_places().items() if place.index == 0]
+        places = self._find_places()
+        mains = [(name, place) for name, place in places.items() if place.index == 0 and place.probe is None]
         opened = [self.sampler.open(place, name) for name, place in mains]
-        self._reader.layers_to_keep = {layer for group in opened if group is not None for layer, _ in group.readouts}
+        read = {layer for group in opened if group is not None for layer, _ in group.readouts}
+        is_probed = any(place.probe is not None for place in places.values())
+        self._reader.layers_to_keep = read | set(range(1, self._reader.depth + 1)) if is_probed else read
+        edited = {name: place for name, place in places.items() if place.is_edited}
+        self._editor.plan([edit for name, place in edited.items() for edit in self._plan_edits(name, place)])
+
+    def _finish_step(self, _module: Any, _args: Any, _output: Any) -> None:
+        if self._editor is not None:
+            self._editor.check()
+
+    def _plan_edits(self, name: str, place: Membership) -> list[PlannedEdit]:
+        """Return the edits of one member at its rows of the step."""
+        group = self.sampler.find(place.group)
+        if group is None:
+            self.sampler.break_group(place.group, BEFORE_MAIN)
+            return []
+        index = self._runner.input_batch.req_ids.index(name)
+        rows = slice(*self._runner.query_start_loc.np[index : index + 2].tolist())
+        start = int(self._runner.input_batch.num_computed_tokens_cpu[index])
+        prompt = group.find_prompt(place.index, self._runner.requests[name].prompt_token_ids)
+        return group.plan_edits(place, prompt, rows, start, self._runner.device)
+
+    def _break_group(self, group: str, error: Exception) -> None:
+        self.sampler.break_group(group, describe_error(error))
 
     def _find_rows(self) -> Tensor:
         """Return the index of the last position of each request of the step."""
@@ -156,10 +195,25 @@ class RunnerGuard:
         names = self._runner.input_batch.req_ids
         discarded = self._runner.discard_request_mask.np[: len(names)]
         rows = find_sampled(names, discarded.tolist())
-        members = {name: place for name, place in places.items() if name in rows}
+        sampled = {name: place for name, place in places.items() if name in rows}
         logits = kwargs["logits"] if "logits" in kwargs else args[0]
+        members = {name: place for name, place in sampled.items() if place.probe is None}
+        for name in sampled.keys() - members.keys():
+            self._keep_states(sampled[name], rows[name], logits)
         combined = self.sampler.combine(logits, members, rows)
         return (args, {**kwargs, "logits": combined}) if "logits" in kwargs else ((combined, *args[1:]), kwargs)
+
+    def _keep_states(self, place: Membership, row: int, logits: Tensor) -> None:
+        """Keep what a prompt that was run for a group left at its last position."""
+        assert self._reader is not None
+        assert place.probe is not None
+        try:
+            hidden = self._reader.read_states(row, logits[row])
+        except ModelRefused as refusal:
+            self.sampler.break_group(place.group, describe_error(refusal))
+            return
+        states = PromptStates(hidden[None].float(), logits[row, None].float().clone())
+        self._states.setdefault(place.group, {})[place.probe] = states
 
     def _share(self, _module: Any, _args: Any, output: Any) -> None:
         """Give branches main's token."""
@@ -180,7 +234,14 @@ class RunnerGuard:
         assert place.stack is not None
         self._mains[place.group] = name
         ids = self._runner.requests[name].prompt_token_ids
-        return LiveGroup(self._stacks.find(place.stack), ids, self._placeholder, self._model)
+        return LiveGroup(
+            self._stacks.find(place.stack),
+            ids,
+            self._placeholder,
+            self._model,
+            states=self._states.pop(place.group, {}),
+            outline=place.plan,
+        )
 
 
 class FailingOutput(AsyncModelRunnerOutput):
