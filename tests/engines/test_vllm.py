@@ -22,6 +22,7 @@ if find_spec("vllm") is not None:
     from vllm import SamplingParams
     from vllm_engine import (
         ROOMY,
+        answer_mixed,
         expect,
         find_sampler,
         find_scheduler,
@@ -88,14 +89,6 @@ def test_groups_of_all_stacks_under_stress_answer_as_the_guard_does(name):
         assert len(scheduler.groups) == len(scheduler.requests) == 0
     finally:
         stop_engine(llm)
-
-
-def answer_mixed(llm, stacks, parameters):
-    """Queue requests with stacks of their own, then run them together."""
-    for index, stack in enumerate(stacks):
-        with llm._using(stack):
-            llm.enqueue(make_prompt(index), parameters, use_tqdm=False)
-    return read_tokens(llm.wait_for_completion(use_tqdm=False))
 
 
 def test_plain_requests_beside_and_after_groups_stay_plain(roomy):
@@ -281,7 +274,7 @@ def test_what_would_be_wrong_is_refused_by_name_and_nothing_is_queued(roomy):
         (InputError, "more than the 200", {**greedy, "max_tokens": 190}, "vdd"),
         (StrategyRefused, "'sid' needs", greedy, "sid"),
         (StrategyRefused, "'pai' needs edits of attention", greedy, "pai"),
-        (StrategyRefused, "'vsv' needs prompts", greedy, "vsv"),
+        (StrategyRefused, "'memvr' needs edits of hidden states by a function", greedy, "memvr"),
     ]
     for error, message, settings, stack in cases:
         with pytest.raises(error, match=message):

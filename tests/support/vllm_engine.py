@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from served import draw_picture
 
 from lvlm_guard import Guard, Stack, loading
+from lvlm_guard.fitting.artefact import fit
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.model import WEIGHTS
 
 SETTINGS = {
@@ -49,9 +56,14 @@ def find_scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def find_runner_guard(llm: Any) -> Any:
+    """Return what hooks groups into the runner of an engine."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard
+
+
 def find_sampler(llm: Any) -> Any:
     """Return what combines groups in an engine."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard.sampler
+    return find_runner_guard(llm).sampler
 
 
 @functools.cache
@@ -59,6 +71,25 @@ def load_guard() -> Guard:
     """Return the guard of the bundled model."""
     model, processor = loading.load("testbed", "cpu")
     return Guard(model, processor)
+
+
+@functools.cache
+def fit_stack(kind: str, **params: Any) -> list[dict[str, Any]]:
+    """Return a stack of one strategy whose artefact is fitted on the bundled model, once for a process."""
+    folder = Path(tempfile.mkdtemp(prefix="lvlm-guard-fitted-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    guard = load_guard()
+    path = folder / f"{kind}.safetensors"
+    fit(kind, guard.model, guard.processor, build_demonstrations(8)).save(path)
+    return [{"name": kind, "params": {"artefact": str(path), **params}}]
+
+
+def answer_mixed(llm: Any, stacks: Sequence[Any], parameters: Any) -> list[list[int]]:
+    """Queue requests with stacks of their own, then run them together; return their tokens."""
+    for index, stack in enumerate(stacks):
+        with llm._using(stack):
+            llm.enqueue(make_prompt(index), parameters, use_tqdm=False)
+    return read_tokens(llm.wait_for_completion(use_tqdm=False))
 
 
 def write_text(question: str) -> str:
