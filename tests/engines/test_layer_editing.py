@@ -206,10 +206,19 @@ def test_positions_are_those_of_the_whole_prompt_in_pieces_of_every_length(ids):
     for positions, when in itertools.product(
         ("all", "image", "after_image", "predicting"), ("prefill", "decode", "both")
     ):
-        edit = HiddenEdit("mlp", OPERATIONS["shift"], positions=positions, when=when)
         expected = whole.edited("main", positions, when)[0]
         for start, stop in itertools.combinations(range(len(ids) + generated + 1), 2):
-            assert torch.equal(prompt.select(edit, start, stop), expected[start:stop]), (positions, when, start, stop)
+            assert torch.equal(prompt.select(positions, when, start, stop), expected[start:stop]), (
+                positions,
+                when,
+                start,
+                stop,
+            )
+    for keys in ("image", "before_image", "after_image", "generated", "all"):
+        expected = whole.positions("main", keys)[0]
+        assert all(torch.equal(prompt.find_keys(keys, stop), expected[:stop]) for stop in range(len(expected) + 1)), (
+            keys
+        )
     expected = whole.positions("main", "image")[0]
     assert torch.equal(prompt.find_image(1, len(ids) + 2), expected[1 : len(ids) + 2])
     assert not MemberPrompt(ids, None).find_image(0, len(ids)).any()

@@ -273,7 +273,7 @@ def test_what_would_be_wrong_is_refused_by_name_and_nothing_is_queued(roomy):
         (ModeRefused, "n above 1", {"temperature": 1.0, "max_tokens": 8, "n": 2}, "vdd"),
         (InputError, "more than the 200", {**greedy, "max_tokens": 190}, "vdd"),
         (StrategyRefused, "'sid' needs", greedy, "sid"),
-        (StrategyRefused, "'pai' needs edits of attention", greedy, "pai"),
+        (StrategyRefused, "'avisc' needs captures of attention", greedy, "avisc"),
         (StrategyRefused, "'memvr' needs edits of hidden states by a function", greedy, "memvr"),
     ]
     for error, message, settings, stack in cases:

@@ -47,7 +47,9 @@ def find_stack(name):
     ]
 
 
-STACKS = ("vsv", "nullu", "vti", "vsv+nullu", "vsv+vdd", "nullu+dola", "contrarian", "vdd", "plain")
+STACKS = (
+    "vsv", "nullu", "vti", "pai", "vaf", "vsv+nullu", "vsv+vdd", "pai+vaf", "nullu+dola", "contrarian", "vdd", "plain",
+)  # fmt: skip
 UNDER_STRESS = {
     "small budget": {"max_num_batched_tokens": 96, "max_num_seqs": 16, "enable_prefix_caching": False},
     "few blocks, prefix cache": {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 20},
@@ -119,7 +121,7 @@ def test_an_aborted_request_takes_its_probes_along(roomy):
 
 def test_an_edit_that_fails_ends_its_group_alone(roomy, monkeypatch):
     guard = find_runner_guard(roomy)
-    apply, failed = guard._editor._apply, []
+    apply, failed = guard._layers._hidden._apply, []
 
     def fail_first_group(planned, states, layer):
         failed.append(planned.group)
@@ -127,7 +129,7 @@ def test_an_edit_that_fails_ends_its_group_alone(roomy, monkeypatch):
             raise ValueError("no turn today")
         return apply(planned, states, layer)
 
-    monkeypatch.setattr(guard._editor, "_apply", fail_first_group)
+    monkeypatch.setattr(guard._layers._hidden, "_apply", fail_first_group)
     prompts = [make_prompt(index) for index in range(3)]
     with pytest.raises(EngineFailed, match=r"1 of 3 requests .*no turn today") as caught:
         roomy.generate(prompts, SamplingParams(temperature=0, max_tokens=NEW), stack="vsv", use_tqdm=False)

@@ -17,13 +17,11 @@ LACKING_HOOKS: Mapping[str, str] = {
     "observe": "a look at every step's combined logits",
 }
 """Hooks that nobody calls in this engine, with what they are for."""
-LACKING_EDITS: Mapping[type, str] = {
-    AttentionEdit: "edits of attention",
-    AttentionCapture: "captures of attention",
-}
+CAPTURES = "captures of attention"
 COMPILED = "readouts of inner layers, which a compiled model does not give (set enforce_eager=True)"
-COMPILED_EDITS = "edits of hidden states, which a compiled model passes by (set enforce_eager=True)"
+COMPILED_EDITS = "edits inside the layers, which a compiled model passes by (set enforce_eager=True)"
 FUNCTIONS = "edits of hidden states by a function, which looks at a prompt as a whole,"
+ATTENTION_FUNCTIONS = "edits of attention by a function, which looks at a prompt as a whole,"
 VISION = "edits of the vision tower"
 
 PROMPT_STATES = (
@@ -71,18 +69,16 @@ def lacking(name: str, need: str) -> StrategyRefused:
 
 def _find_lacking(edit: Edit, *, reads_layers: bool) -> str | None:
     """Return what an edit needs that the engine lacks; None where it lacks nothing."""
-    if isinstance(edit, HiddenEdit):
-        return _find_lacking_of_hidden(edit, reads_layers=reads_layers)
-    if not isinstance(edit, Readout):
-        return LACKING_EDITS[type(edit)]
-    return None if reads_layers else COMPILED
-
-
-def _find_lacking_of_hidden(edit: HiddenEdit, *, reads_layers: bool) -> str | None:
-    if edit.tower == "vision":
+    if isinstance(edit, Readout):
+        return None if reads_layers else COMPILED
+    if isinstance(edit, AttentionCapture):
+        return CAPTURES
+    if isinstance(edit, HiddenEdit) and edit.tower == "vision":
         return VISION
-    if not isinstance(edit.edit, (Turn, Project, Shift)):
+    if isinstance(edit, HiddenEdit) and not isinstance(edit.edit, (Turn, Project, Shift)):
         return FUNCTIONS
+    if isinstance(edit, AttentionEdit) and callable(edit.operation):
+        return ATTENTION_FUNCTIONS
     return None if reads_layers else COMPILED_EDITS
 
 

@@ -45,7 +45,7 @@ class Membership:
         plan: Outline of what the strategies planned when the group was made; of main alone.
         probes: Prompts that are run for their states before the group is.
         probe: The name of such a prompt; None of a member.
-        is_edited: Whether hidden states of this member are edited.
+        is_edited: Whether hidden states or attention of this member are edited.
     """
 
     group: str

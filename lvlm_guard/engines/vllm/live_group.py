@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lvlm_guard.arithmetic import fusion
 from lvlm_guard.arithmetic.hidden_edits import Kernels
 from lvlm_guard.call.plan import outline_plan
 from lvlm_guard.call.terms import blame_misfit
+from lvlm_guard.engines.vllm.attention_rows import PlacedEdit
 from lvlm_guard.engines.vllm.groups import Membership
 from lvlm_guard.engines.vllm.layer_editing import PlannedEdit
 from lvlm_guard.engines.vllm.member_view import MemberPrompt
@@ -22,11 +23,12 @@ from lvlm_guard.errors import InputError, StrategyRefused
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.strategy.branches import MAIN
-from lvlm_guard.strategy.edits import HiddenEdit, Readout, readout_layers
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit, Readout, readout_layers
 from lvlm_guard.strategy.forward import Forward
 from lvlm_guard.strategy.generation import Generation, Services
 from lvlm_guard.strategy.prompt import ModelInfo, Prompt, PromptStates
 
+EditKind = TypeVar("EditKind", HiddenEdit, AttentionEdit)
 OTHER_PLAN = (
     "What the stack plans depends on states of prompts, which requests in vLLM cannot follow: they are made before the prompts have "
     "run. Run it in the process, Guard(model, processor)."
@@ -76,21 +78,21 @@ class LiveGroup:
             for readout in plan.edits_of(Readout)
             for layer in readout_layers(readout, model.depth)
         )
-        self._hidden_edits = plan.edits_of(HiddenEdit)
+        self._plan = plan
         self._placeholder = placeholder
         self._prompts: dict[int, MemberPrompt] = {}
         self._tokens: list[Tensor] = []
-
-    def find_edits(self, index: int) -> list[HiddenEdit]:
-        """Return the edits of the hidden states of a member, in the order of the stack; 0 is main."""
-        key = MAIN if index == 0 else self.branches[index - 1]
-        return [edit for edit in self._hidden_edits if edit.branch == key]
 
     def find_prompt(self, index: int, ids: Sequence[int]) -> MemberPrompt:
         """Return the prompt of a member, whose token ids are looked at once."""
         if index not in self._prompts:
             self._prompts[index] = MemberPrompt(torch.tensor(list(ids)), self._placeholder)
         return self._prompts[index]
+
+    def _find_edits(self, index: int, kind: type[EditKind]) -> list[EditKind]:
+        """Return the edits of a kind in a member, in the order of the stack; 0 is main."""
+        key = MAIN if index == 0 else self.branches[index - 1]
+        return [edit for edit in self._plan.edits_of(kind) if edit.branch == key]
 
     def plan_edits(
         self, place: Membership, prompt: MemberPrompt, rows: slice, start: int, device: torch.device
@@ -106,11 +108,25 @@ class LiveGroup:
         """
         stop = start + rows.stop - rows.start
         image = prompt.find_image(start, stop)[None].to(device)
-        selected = [(edit, prompt.select(edit, start, stop)) for edit in self.find_edits(place.index)]
+        edits = self._find_edits(place.index, HiddenEdit)
+        selected = [(edit, prompt.select(edit.positions, edit.when, start, stop)) for edit in edits]
         return [
             PlannedEdit(place.group, edit, self.gen, self.kernels, rows, applies[None].to(device), image)
             for edit, applies in selected
             if bool(applies.any())
+        ]
+
+    def plan_attention(
+        self, place: Membership, prompt: MemberPrompt, rows: slice, start: int, device: torch.device
+    ) -> list[PlacedEdit]:
+        """Return the attention edits of a member that apply in a step; as `plan_edits`."""
+        stop = start + rows.stop - rows.start
+        edits = self._find_edits(place.index, AttentionEdit)
+        selected = [(edit, prompt.select(edit.queries, edit.when, start, stop)) for edit in edits]
+        return [
+            PlacedEdit(edit, queries.to(device), prompt.find_keys(edit.keys, stop).to(device))
+            for edit, queries in selected
+            if bool(queries.any())
         ]
 
     @property

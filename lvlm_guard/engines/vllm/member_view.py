@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.errors import StrategyRefused
-from lvlm_guard.strategy.edits import HiddenEdit
 from lvlm_guard.strategy.generation import Generation
 
 
@@ -31,14 +30,34 @@ class MemberPrompt:
         kept = self._image[start:stop]
         return torch.cat([kept, kept.new_zeros(stop - start - len(kept))])
 
-    def select(self, edit: HiddenEdit, start: int, stop: int) -> Tensor:
-        """Return where an edit applies, bool `[stop - start]`; the prompt's last position predicts, as every later one does."""
+    def select(self, name: str, when: str, start: int, stop: int) -> Tensor:
+        """Return which positions of a piece are in a set, bool `[stop - start]`.
+
+        Args:
+            name: The set, as edits of hidden states and queries of attention edits name it. The prompt's last position predicts, as
+                every later one does.
+            when: `prefill`, `decode` or `both`.
+            start: First position of the piece.
+            stop: The one behind its last.
+        """
         positions = torch.arange(start, stop)
-        applies = self._select_set(edit.positions, positions)
-        if edit.when == "both":
+        applies = self._select_set(name, positions)
+        if when == "both":
             return applies
         generated = positions >= len(self.ids)
-        return applies & (generated if edit.when == "decode" else ~generated)
+        return applies & (generated if when == "decode" else ~generated)
+
+    def find_keys(self, name: str, stop: int) -> Tensor:
+        """Return a key set of attention edits among the positions up to `stop`, bool `[stop]`."""
+        positions = torch.arange(stop)
+        if name == "all":
+            return torch.ones(stop, dtype=torch.bool)
+        if name == "generated":
+            return positions >= len(self.ids)
+        if name == "before_image":
+            image = self._image.nonzero()
+            return positions < (int(image[0]) if len(image) else 0)
+        return self.find_image(0, stop) if name == "image" else positions >= self._behind_image
 
     def _select_set(self, name: str, positions: Tensor) -> Tensor:
         if name == "image":

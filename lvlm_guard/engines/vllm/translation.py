@@ -21,7 +21,7 @@ from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.branch_inputs import build_branch_inputs, describe_edit, edit_request
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch
-from lvlm_guard.strategy.edits import HiddenEdit
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.prompt import ModelInfo, PromptStates
 
@@ -47,7 +47,7 @@ class DescribedGroup:
         main: Main's, after the strategies' edits of it.
         branches: Those of the branches, by key, in the order of the plan.
         probes: Prompts that are run once before, for the states that strategies asked for, by name.
-        edited: Whose hidden states are edited: `"main"`, or the key of a branch.
+        edited: Whose hidden states or attention are edited: `"main"`, or the key of a branch.
         plan: Outline of the plan.
     """
 
@@ -84,7 +84,8 @@ def describe_group(
         main,
         {key: _build_member(branch, edited) for key, branch in plan.branches.items()},
         {name: main if branch is None else _build_member(branch, edited) for name, branch in states.asked.items()},
-        frozenset(edit.branch for edit in plan.edits_of(HiddenEdit)),
+        frozenset(edit.branch for edit in plan.edits_of(HiddenEdit))
+        | frozenset(edit.branch for edit in plan.edits_of(AttentionEdit)),
         outline_plan(plan),
     )
 

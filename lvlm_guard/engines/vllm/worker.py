@@ -12,16 +12,13 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from lvlm_guard.engines.vllm.groups import Membership, read_membership
-from lvlm_guard.engines.vllm.layer_editing import LayerEditor, PlannedEdit
-from lvlm_guard.engines.vllm.layer_reading import LayerReader
+from lvlm_guard.engines.vllm.inner_layers import InnerLayers
 from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
 from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
 from lvlm_guard.engines.vllm.translation import describe_model
 from lvlm_guard.errors import ModelRefused, describe_error
 from lvlm_guard.request.fences import find_placeholder
 from lvlm_guard.strategy.prompt import PromptStates
-
-BEFORE_MAIN = "A branch that is edited inside the layers ran before main, by whose prompt the edits are planned."
 
 
 def _find_platform_worker() -> Any:
@@ -81,8 +78,7 @@ class RunnerGuard:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self.sampler = GroupSampler(self._open_group, self._read_layers)
-        self._reader, self._unread = self._find_reader()
-        self._editor = None if self._reader is None else LayerEditor(runner.model, self._break_group)
+        self._layers, self._unread = self._find_layers()
         self._states: dict[str, dict[str, PromptStates]] = {}  # of prompts that were run for groups, by name
         self._stacks = StackCache()
         self._mains: dict[str, str] = {}  # requests of main, by group
@@ -93,13 +89,12 @@ class RunnerGuard:
         after = self._runner.sampler.register_forward_hook(self._share)
         opening = self._runner.model.register_forward_pre_hook(self._prepare_step)
         closing = self._runner.model.register_forward_hook(self._finish_step)
-        of_layers = [part.install() for part in (self._editor, self._reader) if part is not None]
+        undo_layers = (lambda: None) if self._layers is None else self._layers.install()
 
         def undo() -> None:
             for hook in (before, after, opening, closing):
                 hook.remove()
-            for undo_part in of_layers:
-                undo_part()
+            undo_layers()
 
         return undo
 
@@ -119,12 +114,12 @@ class RunnerGuard:
         output.guard_failures = failures  # our scheduler reads it
         return output
 
-    def _find_reader(self) -> tuple[LayerReader | None, str]:
-        """Return what reads layers, or why there is nothing."""
+    def _find_layers(self) -> tuple[InnerLayers | None, str]:
+        """Return what reads and edits inside the layers, or why there is nothing."""
         if not self._runner.model_config.enforce_eager:
             return None, "Inner layers are read without compilation alone: set enforce_eager=True."
         try:
-            return LayerReader(self._runner.model, self._find_rows), ""
+            return InnerLayers(self._runner, self.sampler), ""
         except ModelRefused as refusal:
             return None, str(refusal)
 
@@ -138,54 +133,26 @@ class RunnerGuard:
         return find_placeholder(self._runner.model_config.hf_config, None)
 
     def _prepare_step(self, _module: Any, _args: Any) -> None:
-        """Open the groups whose main request is in the step, and say which layers are read and edited."""
-        if self._reader is None or self._editor is None:
+        """Open the groups whose main request is in the step, and say what is read and edited inside the layers."""
+        if self._layers is None:
             return
         places = self._find_places()
-        mains = [(name, place) for name, place in places.items() if place.index == 0 and place.probe is None]
-        opened = [self.sampler.open(place, name) for name, place in mains]
-        read = {layer for group in opened if group is not None for layer, _ in group.readouts}
-        is_probed = any(place.probe is not None for place in places.values())
-        self._reader.layers_to_keep = read | set(range(1, self._reader.depth + 1)) if is_probed else read
-        edited = {name: place for name, place in places.items() if place.is_edited}
-        self._editor.plan([edit for name, place in edited.items() for edit in self._plan_edits(name, place)])
+        for name, place in places.items():
+            if place.index == 0 and place.probe is None:
+                self.sampler.open(place, name)
+        self._layers.prepare(places)
 
     def _finish_step(self, _module: Any, _args: Any, _output: Any) -> None:
-        if self._editor is not None:
-            self._editor.check()
-
-    def _plan_edits(self, name: str, place: Membership) -> list[PlannedEdit]:
-        """Return the edits of one member at its rows of the step."""
-        group = self.sampler.find(place.group)
-        if group is None:
-            self.sampler.break_group(place.group, BEFORE_MAIN)
-            return []
-        index = self._runner.input_batch.req_ids.index(name)
-        rows = slice(*self._runner.query_start_loc.np[index : index + 2].tolist())
-        start = int(self._runner.input_batch.num_computed_tokens_cpu[index])
-        prompt = group.find_prompt(place.index, self._runner.requests[name].prompt_token_ids)
-        return group.plan_edits(place, prompt, rows, start, self._runner.device)
-
-    def _break_group(self, group: str, error: Exception) -> None:
-        self.sampler.break_group(group, describe_error(error))
-
-    def _find_rows(self) -> Tensor:
-        """Return the index of the last position of each request of the step."""
-        count = len(self._runner.input_batch.req_ids)
-        return self._runner.query_start_loc.gpu[1 : count + 1].long() - 1
+        if self._layers is not None:
+            self._layers.finish()
 
     def _read_layers(
         self, row: int, logits: Tensor, readouts: Collection[tuple[int, bool]]
     ) -> dict[tuple[int, bool], Tensor]:
         """Return logits `[vocab]` of layers at a row, by (layer, whether normed)."""
-        if self._reader is None:
+        if self._layers is None:
             raise ModelRefused(self._unread)
-        read: dict[tuple[int, bool], Tensor] = {}
-        for normed in {normed for _, normed in readouts}:
-            layers = sorted(layer for layer, is_normed in readouts if is_normed == normed)
-            of_layers = self._reader.read(row, layers, logits, final_norm=normed)
-            read |= {(layer, normed): values for layer, values in zip(layers, of_layers, strict=True)}
-        return read
+        return self._layers.read(row, logits, readouts)
 
     def _combine(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the logits that the sampler gets, where a row is of a group."""
@@ -205,10 +172,12 @@ class RunnerGuard:
 
     def _keep_states(self, place: Membership, row: int, logits: Tensor) -> None:
         """Keep what a prompt that was run for a group left at its last position."""
-        assert self._reader is not None
         assert place.probe is not None
+        if self._layers is None:
+            self.sampler.break_group(place.group, self._unread)
+            return
         try:
-            hidden = self._reader.read_states(row, logits[row])
+            hidden = self._layers.read_states(row, logits[row])
         except ModelRefused as refusal:
             self.sampler.break_group(place.group, describe_error(refusal))
             return
