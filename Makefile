@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-vllm-many test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,7 +72,12 @@ $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operato
 	touch $@
 
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m "vllm and not slow" tests/engines
+
+# Two hundred prompts under six stacks and seven kinds of parameters, in four engines under stress.
+VLLM_PROMPTS ?= 200
+test-vllm-many: $(VLLM)/.installed
+	VLLM_PROMPTS=$(VLLM_PROMPTS) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -s -m "vllm and slow" tests/engines
 
 # Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 RAY := .venvs/ray

@@ -21,6 +21,7 @@ from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
 
 SCHEDULER = "lvlm_guard.engines.vllm.scheduler.GangScheduler"
+ASYNC_SCHEDULER = "lvlm_guard.engines.vllm.async_scheduler.AsyncGangScheduler"
 WORKER = "lvlm_guard.engines.vllm.worker.GuardedWorker"
 RESERVED = ("scheduler_cls", "worker_cls")
 ERROR = "error"
@@ -56,15 +57,14 @@ class GuardedLLM(LLM):
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
-        if options.get("async_scheduling"):
-            raise ModeRefused(
-                "Asynchronous scheduling has not been run with groups in vLLM: leave async_scheduling out."
-            )
+        is_asynchronous = bool(options.get("async_scheduling"))
+        if is_asynchronous and self.runs_on_cpu:
+            raise ModeRefused("Asynchronous scheduling is off in vLLM on a CPU: leave async_scheduling out.")
         settings = {
-            "scheduler_cls": SCHEDULER,
+            "scheduler_cls": ASYNC_SCHEDULER if is_asynchronous else SCHEDULER,
             "worker_cls": WORKER,
             "mm_processor_cache_gb": 0,
-            "async_scheduling": False,
+            "async_scheduling": is_asynchronous,
         }
         super().__init__(model, **{**options, **settings})
         self._keep_pictures()

@@ -36,10 +36,11 @@ class GangScheduler(Scheduler):
     """
 
     running: list[Any]
+    is_asynchronous = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_configuration(self.vllm_config)
+        refuse_configuration(self.vllm_config, is_asynchronous=self.is_asynchronous)
         if len(self.kv_cache_config.kv_cache_groups) > 1:
             raise ModelRefused(
                 "Groups of requests in vLLM run on models whose layers share one kind of cache; this one has "

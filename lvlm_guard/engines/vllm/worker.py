@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from lvlm_guard.engines.vllm.configuration import refuse_configuration
 from lvlm_guard.engines.vllm.groups import Membership, read_membership
 from lvlm_guard.engines.vllm.inner_layers import InnerLayers
 from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
@@ -39,7 +40,13 @@ class GuardedWorker(PLATFORM_WORKER):
     """The platform's worker, with groups combined round its sampler."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Load the model as the platform does, then put the hooks on the sampler."""
+        """Load the model as the platform does, then put the hooks on the sampler.
+
+        Raises:
+            ModeRefused: The engine is configured in a way that groups would be wrong in; before anything is loaded.
+        """
+        asynchronous = bool(self.vllm_config.scheduler_config.async_scheduling)
+        refuse_configuration(self.vllm_config, is_asynchronous=asynchronous)
         loaded = super().load_model(*args, **kwargs)
         self._guard = RunnerGuard(self.model_runner)
         self._undo_guard = self._guard.install()
