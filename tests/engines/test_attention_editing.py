@@ -162,6 +162,16 @@ def test_a_cache_that_gives_other_attention_is_refused_and_nothing_is_replaced(c
     assert message in str(failures["one"])
 
 
+def test_attention_that_a_forward_does_not_come_to_is_refused():
+    decoder, failures = Decoder(write_cache("keys in one half")), {}
+    editor = AttentionEditor(decoder, failures.setdefault)
+    editor.install()
+    editor.plan([PlannedAttention("one", [place()], slice(2, 5), POSITIONS, BLOCKS, BLOCK)])
+    decoder.layers[0].attn.forward(draw(6, HEADS * SIZE))
+    editor.check()
+    assert "did not run the attention of layer 0" in str(failures["one"])
+
+
 def test_a_layer_without_attention_is_refused():
     class Bare(nn.Module):
         def __init__(self):

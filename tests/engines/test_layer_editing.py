@@ -154,12 +154,18 @@ def test_layers_that_scale_what_a_block_returns_are_refused_where_blocks_are_edi
     assert "Layer 1, FusedLayer, is off the sum of its blocks" in str(failures["one"])
 
 
-def test_blocks_that_hooks_do_not_see_are_refused():
-    _decoder, editor, failures = build()
+@pytest.mark.parametrize("site", ["mlp", "attention", "residual", "embedding"])
+def test_edits_that_a_forward_does_not_come_to_are_refused(site):
+    decoder, editor, failures = build()
     editor.install()
-    editor.plan([plan(HiddenEdit("mlp", OPERATIONS["turn"]))])
+    editor.plan([plan(HiddenEdit(site, OPERATIONS["turn"], (1, 2)))])
     editor.check()
-    assert "did not run" in str(failures["one"])
+    assert f"did not run the {site} of layer" in str(failures["one"])
+    failures.clear()
+    editor.plan([plan(HiddenEdit(site, OPERATIONS["turn"], (1, 2)))])
+    decoder(draw())
+    editor.check()
+    assert failures == {}
 
 
 @pytest.mark.parametrize(

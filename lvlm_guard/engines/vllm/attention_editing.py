@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.engines.vllm.attention_rows import AttentionRows, PlacedEdit
 from lvlm_guard.engines.vllm.cache_reading import LAYOUTS
-from lvlm_guard.engines.vllm.layer_editing import find_language_model
+from lvlm_guard.engines.vllm.layer_editing import NOT_REACHED, find_language_model
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.strategy.edits import layer_range
 
@@ -62,6 +62,7 @@ class AttentionEditor:
         self._attention = [_find_attention(layer) for layer in layers]
         self._fail = fail
         self._planned: Mapping[int, Sequence[PlannedAttention]] = {}
+        self._reached: set[int] = set()
         self._layout = ""
 
     def install(self) -> Callable[[], None]:
@@ -87,7 +88,15 @@ class AttentionEditor:
                     planned.group, edits, planned.rows, planned.positions, planned.blocks, planned.block_size
                 )
                 by_layer.setdefault(layer, []).append(own)
-        self._planned = by_layer
+        self._planned, self._reached = by_layer, set()
+
+    def check(self) -> None:
+        """Let groups fail whose edits the forward did not come to; nothing is edited until the next is planned."""
+        missed = [(layer, planned) for layer, work in self._planned.items() for planned in work]
+        for layer, planned in missed:
+            if layer not in self._reached:
+                self._fail(planned.group, ModelRefused(NOT_REACHED.format(site="attention", layer=layer)))
+        self._planned = {}
 
     def _sort_edits(self, planned: PlannedAttention) -> dict[int, list[PlacedEdit]]:
         """Return the edits by layer; none where one of them cannot be applied."""
@@ -114,6 +123,7 @@ class AttentionEditor:
             work = self._planned.get(layer)
             if not work:
                 return None
+            self._reached.add(layer)
             edited = output.clone()
             query, rows = args[0].view(-1, module.num_heads, module.head_size), edited.view(len(output), -1)
             for planned in work:

@@ -63,7 +63,7 @@ class InnerLayers:
     def finish(self) -> None:
         """Look at what the forward did, and edit nothing until the next is prepared."""
         self._hidden.check()
-        self._attention.plan(())
+        self._attention.check()
 
     def read(self, row: int, logits: Tensor, readouts: Collection[tuple[int, bool]]) -> dict[tuple[int, bool], Tensor]:
         """Return logits `[vocab]` of layers at a row of the step, by (layer, whether normed).

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.arithmetic.hidden_edits import Kernels, apply_edit
-from lvlm_guard.engines.vllm.layer_sums import LayerSums
+from lvlm_guard.engines.vllm.layer_sums import BLOCKS, LayerSums
 from lvlm_guard.engines.vllm.member_view import MemberView, find_state
 from lvlm_guard.errors import InputError, ModelRefused
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 from lvlm_guard.strategy.generation import Generation
 
+NOT_REACHED = (
+    "A step of the engine did not run the {site} of layer {layer} where hooks see it, so it cannot be edited in vLLM."
+)
 Place = tuple[int, str]
 """Index of a layer, and a site in it."""
 
@@ -59,13 +62,14 @@ class LayerEditor:
         self._layers = anatomy.decoder_layers(find_language_model(model))
         self._fail = fail
         self._planned: Mapping[Place, Sequence[PlannedEdit]] = {}
+        self._reached: set[Place] = set()
         self._sums = LayerSums(self._layers)
 
     def install(self) -> Callable[[], None]:
         """Put hooks on the layers and their blocks; returns what takes them off."""
         hooks = [self._layers[0].register_forward_pre_hook(self._edit_embeddings, with_kwargs=True)]
         for index, layer in enumerate(self._layers):
-            for site in ("attention", "mlp", "residual"):
+            for site in (*BLOCKS, "residual"):
                 part = layer if site == "residual" else anatomy.find_part(layer, site)
                 if part is not None:
                     hooks.append(part.register_forward_hook(self._edit_output((index, site))))
@@ -87,17 +91,24 @@ class LayerEditor:
         for planned in edits:
             for place in self._find_places(planned):
                 by_place.setdefault(place, []).append(planned)
-        self._planned = by_place
-        self._sums.watch({index for index, site in by_place if site in ("attention", "mlp")})
+        self._planned, self._reached = by_place, set()
+        self._sums.watch({index for index, site in by_place if site in BLOCKS})
 
     def check(self) -> None:
-        """Let groups fail whose edits lie in layers that do not add their blocks to the residual stream, after a forward."""
+        """Let groups fail whose edits the forward did not come to, or not in a layer that adds its blocks to the residual stream."""
         refused = self._sums.check()
-        for (index, site), edits in self._planned.items():
-            if index in refused and site in ("attention", "mlp"):
-                for planned in edits:
-                    self._fail(planned.group, refused[index])
+        for place, edits in self._planned.items():
+            error = self._find_fault(place, refused)
+            for planned in edits if error is not None else ():
+                self._fail(planned.group, error)
         self._planned = {}
+
+    def _find_fault(self, place: Place, refused: Mapping[int, ModelRefused]) -> Any:
+        """Return why edits at a place are worth nothing, None where they apply."""
+        layer, site = place
+        if place not in self._reached:
+            return ModelRefused(NOT_REACHED.format(site=site, layer=layer))
+        return refused.get(layer) if site in BLOCKS else None
 
     def _find_places(self, planned: PlannedEdit) -> list[Place]:
         """Return where an edit applies; nowhere where it cannot, and its group fails."""
@@ -118,6 +129,7 @@ class LayerEditor:
         planned = self._planned.get((0, "embedding"))
         if not planned:
             return None
+        self._reached.add((0, "embedding"))
         named: dict[Any, Any] = dict(enumerate(args))
         named.update(kwargs)
         name = next(name for name, value in named.items() if isinstance(value, Tensor) and value.is_floating_point())
@@ -129,6 +141,7 @@ class LayerEditor:
             planned = self._planned.get(place)
             if not planned:
                 return None
+            self._reached.add(place)
             if place[1] == "residual" and isinstance(output, tuple) and len(output) == 2:  # noqa: PLR2004 - hidden, residual
                 stream = self._edit(output[0] + output[1], planned, place[0])
                 return stream, torch.zeros_like(output[1])
