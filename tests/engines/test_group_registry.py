@@ -22,11 +22,15 @@ class FakeRequest:
     num_output_placeholders: int = 0
     num_prompt_tokens: int = 10
     max_tokens: int = 6
+    finished: bool = False
     sampling_params: SimpleNamespace = field(init=False)
 
     def __post_init__(self):
         arguments = None if self.place is None else self.place.as_arguments()
         self.sampling_params = SimpleNamespace(extra_args=arguments)
+
+    def is_finished(self):
+        return self.finished
 
 
 def group_of(*computed, name="g"):
@@ -45,7 +49,8 @@ def names(requests):
 
 
 def test_a_place_survives_the_extra_arguments():
-    place = Membership("g", 0, 3, {"stack": [{"name": "vcd", "params": {}}]})
+    stack = {"stack": [{"name": "vcd", "params": {}}]}
+    place = Membership("g", 0, 3, stack, plan="x", probes=2, probe="main", is_edited=True)
     assert groups.read_membership(SimpleNamespace(extra_args={"other": 1, **place.as_arguments()})) == place
     assert groups.read_membership(SimpleNamespace(extra_args=None)) is None
     assert groups.read_membership(SimpleNamespace(extra_args={"other": 1})) is None
@@ -107,8 +112,26 @@ def test_a_forgotten_group_leaves_nothing_behind():
     assert registry.find("g1") is None
 
 
+def test_a_group_waits_for_its_probes_and_they_are_found_alone():
+    registry = GroupRegistry()
+    members = [FakeRequest(f"g{index}", Membership("g", index, 2, probes=1)) for index in (0, 1)]
+    probe = FakeRequest("p", Membership("g", 0, 2, probes=1, probe="main"))
+    group = registry.add(members[0])
+    registry.add(members[1])
+    assert not group.is_complete
+    assert registry.add(probe) is group
+    assert group.is_complete
+    assert not group.is_probed
+    assert registry.find("p") is None
+    assert list(group) == members
+    probe.finished = True
+    assert group.is_probed
+
+
 def test_ids_of_branches_are_told_from_those_of_users():
     assert groups.is_branch(groups.name_branch("g", 1))
+    assert groups.is_branch(groups.name_probe("g", 1))
+    assert groups.name_branch("g", 1) != groups.name_probe("g", 1)
     assert not groups.is_branch("7-1a2b3c4d")
 
 
@@ -134,16 +157,22 @@ def configuration(**changes):
         ({"parallel_config__tensor_parallel_size": 2}, "tensor parallelism"),
         ({"parallel_config__data_parallel_size": 2}, "data parallelism"),
         ({"scheduler_config__policy": "priority"}, "priority scheduling"),
-        ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling is on"),
         ({"scheduler_config__enable_chunked_prefill": False}, "prefill without chunks"),
         ({"kv_transfer_config": object()}, "transfer of the cache"),
         ({"use_v2_model_runner": True}, "Model Runner V2"),
     ],
 )
 def test_engines_in_which_groups_would_be_wrong_are_refused(change, name):
-    refuse_configuration(configuration())
+    refuse_configuration(configuration(), is_asynchronous=False)
     with pytest.raises(ModeRefused, match=name):
-        refuse_configuration(configuration(**change))
+        refuse_configuration(configuration(**change), is_asynchronous=False)
+
+
+def test_a_scheduler_made_for_asynchronous_scheduling_is_refused_without_it():
+    refuse_configuration(configuration(scheduler_config__async_scheduling=True), is_asynchronous=True)
+    with pytest.raises(ModeRefused, match="asynchronous scheduling is off"):
+        refuse_configuration(configuration(), is_asynchronous=True)
 
 
 def parameters(**changes):

@@ -106,5 +106,5 @@ def test_layers_that_gave_nothing_are_refused(language):
 
 
 def test_a_model_without_layers_in_their_place_is_refused():
-    with pytest.raises(ModelRefused, match="shows no layers"):
+    with pytest.raises(ModelRefused, match="shows no decoder layers"):
         LayerReader(nn.Linear(2, 2), lambda: ROWS)

@@ -18,13 +18,16 @@ pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here: make test-vllm"),
 ]
 if find_spec("vllm") is not None:
-    import torch
     from vllm import SamplingParams
     from vllm_engine import (
         ROOMY,
+        answer_mixed,
+        cut_at_stop,
         expect,
         find_sampler,
         find_scheduler,
+        find_words,
+        follow_answer,
         load_guard,
         make_prompt,
         read_tokens,
@@ -90,14 +93,6 @@ def test_groups_of_all_stacks_under_stress_answer_as_the_guard_does(name):
         stop_engine(llm)
 
 
-def answer_mixed(llm, stacks, parameters):
-    """Queue requests with stacks of their own, then run them together."""
-    for index, stack in enumerate(stacks):
-        with llm._using(stack):
-            llm.enqueue(make_prompt(index), parameters, use_tqdm=False)
-    return read_tokens(llm.wait_for_completion(use_tqdm=False))
-
-
 def test_plain_requests_beside_and_after_groups_stay_plain(roomy):
     plain = expect(None, 8, max_new_tokens=40, min_new_tokens=40)
     short, long = (SamplingParams(temperature=0, max_tokens=length, min_tokens=length) for length in (8, 40))
@@ -143,17 +138,6 @@ def test_stop_strings_end_the_answer_that_the_guard_gives(roomy, stack):
     assert len(find_scheduler(roomy).requests) == 0
 
 
-def cut_at_stop(tokens, stops, decode):
-    """Return the tokens up to the first whose text holds a stop."""
-    ends = [end for end in range(1, len(tokens) + 1) if any(stop in decode(tokens[:end]) for stop in stops)]
-    return tokens[: ends[0]] if ends else tokens
-
-
-def find_words(words):
-    tokenizer = load_guard().processor.tokenizer
-    return [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-
-
 def test_the_effect_of_stacks_and_parameters_is_there(roomy):
     plain = expect(None, 8, max_new_tokens=24)
     for stack in ("vdd", "vcd", "vcd+vdd"):
@@ -175,34 +159,7 @@ def test_inner_layers_are_read_as_the_guard_reads_them(roomy, stack):
 def test_sampled_tokens_have_the_combined_probabilities(roomy, stack):
     parameters = SamplingParams(temperature=0.8, top_p=0.9, max_tokens=16, logprobs=1)
     outputs = roomy.generate([make_prompt(index) for index in range(4)], parameters, stack=stack, use_tqdm=False)
-    for index, output in enumerate(outputs):
-        answer = output.outputs[0]
-        logits = combined_logits(index, list(answer.token_ids), stack)
-        wanted = logits.log_softmax(-1)
-        given = torch.tensor([answer.logprobs[step][token].logprob for step, token in enumerate(answer.token_ids)])
-        chosen = wanted.gather(-1, torch.tensor(answer.token_ids)[:, None])[:, 0]
-        assert (given - chosen).abs().max() < 1e-3
-        ranked = (logits / 0.8).softmax(-1).sort(dim=-1, descending=True)
-        before = ranked.values.cumsum(-1) - ranked.values
-        inside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, ranked.indices, before < 0.9 + 1e-4)
-        assert inside.gather(-1, torch.tensor(answer.token_ids)[:, None]).all()
-
-
-def combined_logits(index, tokens, stack):
-    """Return the combined logits `[tokens, vocab]` that `Guard` gives along an answer that was sampled elsewhere."""
-    guard, prompt = load_guard(), make_prompt(index)
-    inputs = guard.inputs(images=prompt["multi_modal_data"]["image"], text=prompt["prompt"])
-    start = inputs["input_ids"].shape[1]
-
-    def follow(_, ids):
-        return [tokens[ids.shape[-1] - start]]
-
-    output = guard.generate(
-        **inputs, stack=stack, max_new_tokens=len(tokens), do_sample=False, prefix_allowed_tokens_fn=follow,
-        return_dict_in_generate=True, output_logits=True,
-    )  # fmt: skip
-    assert output.sequences[0, start:].tolist() == tokens
-    return torch.cat(list(output.logits)).float()
+    assert all(follow_answer(index, stack, output) for index, output in enumerate(outputs))
 
 
 def test_conversations_are_answered_as_the_guard_answers_them(roomy):
@@ -280,8 +237,8 @@ def test_what_would_be_wrong_is_refused_by_name_and_nothing_is_queued(roomy):
         (ModeRefused, "n above 1", {"temperature": 1.0, "max_tokens": 8, "n": 2}, "vdd"),
         (InputError, "more than the 200", {**greedy, "max_tokens": 190}, "vdd"),
         (StrategyRefused, "'sid' needs", greedy, "sid"),
-        (StrategyRefused, "'pai' needs edits of attention", greedy, "pai"),
-        (StrategyRefused, "'vsv' needs prompts", greedy, "vsv"),
+        (StrategyRefused, "'avisc' needs captures of attention", greedy, "avisc"),
+        (StrategyRefused, "'memvr' needs edits of hidden states by a function", greedy, "memvr"),
     ]
     for error, message, settings, stack in cases:
         with pytest.raises(error, match=message):
@@ -316,3 +273,11 @@ def test_text_alone_is_answered_under_a_stack_that_needs_no_image(roomy):
 def test_engines_that_groups_cannot_run_in_are_refused(options, name):
     with pytest.raises((InputError, ModeRefused), match=name):
         start_engine(**ROOMY, **options)
+
+
+def test_the_second_model_runner_is_refused_before_anything_is_loaded(monkeypatch):
+    from vllm import envs  # noqa: PLC0415 - not everywhere
+
+    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", True, raising=False)
+    with pytest.raises(ModeRefused, match=r"Model Runner V2 is refused.*VLLM_USE_V2_MODEL_RUNNER=0"):
+        start_engine(**ROOMY)

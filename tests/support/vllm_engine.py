@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from served import draw_picture
+from torch import Tensor
 
 from lvlm_guard import Guard, Stack, loading
+from lvlm_guard.fitting.artefact import fit
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.model import WEIGHTS
 
 SETTINGS = {
@@ -49,9 +58,14 @@ def find_scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def find_runner_guard(llm: Any) -> Any:
+    """Return what hooks groups into the runner of an engine."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard
+
+
 def find_sampler(llm: Any) -> Any:
     """Return what combines groups in an engine."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard.sampler
+    return find_runner_guard(llm).sampler
 
 
 @functools.cache
@@ -59,6 +73,25 @@ def load_guard() -> Guard:
     """Return the guard of the bundled model."""
     model, processor = loading.load("testbed", "cpu")
     return Guard(model, processor)
+
+
+@functools.cache
+def fit_stack(kind: str, **params: Any) -> list[dict[str, Any]]:
+    """Return a stack of one strategy whose artefact is fitted on the bundled model, once for a process."""
+    folder = Path(tempfile.mkdtemp(prefix="lvlm-guard-fitted-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    guard = load_guard()
+    path = folder / f"{kind}.safetensors"
+    fit(kind, guard.model, guard.processor, build_demonstrations(8)).save(path)
+    return [{"name": kind, "params": {"artefact": str(path), **params}}]
+
+
+def answer_mixed(llm: Any, stacks: Sequence[Any], parameters: Any) -> list[list[int]]:
+    """Queue requests with stacks of their own, then run them together; return their tokens."""
+    for index, stack in enumerate(stacks):
+        with llm._using(stack):
+            llm.enqueue(make_prompt(index), parameters, use_tqdm=False)
+    return read_tokens(llm.wait_for_completion(use_tqdm=False))
 
 
 def write_text(question: str) -> str:
@@ -74,12 +107,12 @@ def make_prompt(index: int) -> dict[str, Any]:
 
 
 @functools.cache
-def guard_answers(stack: str, count: int, settings: tuple[tuple[str, Any], ...]) -> list[list[int]]:
-    """Return the tokens that `Guard` answers the first requests with, in one batch; `stack` is the repr of one."""
+def guard_answers(stack: str, indices: tuple[int, ...], settings: tuple[tuple[str, Any], ...]) -> list[list[int]]:
+    """Return the tokens that `Guard` answers some requests with, in one batch; `stack` is the repr of one."""
     guard, tokenizer = load_guard(), load_guard().processor.tokenizer
     inputs = guard.inputs(
-        images=[draw_picture(index) for index in range(count)],
-        text=[write_text(QUESTIONS[i % 4]) for i in range(count)],
+        images=[draw_picture(index) for index in indices],
+        text=[write_text(QUESTIONS[index % 4]) for index in indices],
     )
     chosen = Stack.of(eval(stack))
     output = guard.generate(
@@ -90,7 +123,57 @@ def guard_answers(stack: str, count: int, settings: tuple[tuple[str, Any], ...])
 
 def expect(stack: Any, count: int, **settings: Any) -> list[list[int]]:
     """Return the tokens that `Guard` answers the first requests with."""
-    return guard_answers(repr(stack), count, tuple(sorted((name, _freeze(value)) for name, value in settings.items())))
+    frozen = tuple(sorted((name, _freeze(value)) for name, value in settings.items()))
+    return guard_answers(repr(stack), tuple(range(count)), frozen)
+
+
+def expect_at(stack: Any, indices: Sequence[int], **settings: Any) -> list[list[int]]:
+    """Return the tokens that `Guard` answers some requests with, in batches of eight."""
+    batches = [tuple(indices[start : start + 8]) for start in range(0, len(indices), 8)]
+    frozen = tuple(sorted((name, _freeze(value)) for name, value in settings.items()))
+    return [tokens for batch in batches for tokens in guard_answers(repr(stack), batch, frozen)]
+
+
+def follow_answer(index: int, stack: Any, output: Any, temperature: float = 0.8, top_p: float = 0.9) -> bool:
+    """Whether a sampled answer has the log-probabilities that `Guard` gives its tokens, all of them inside the nucleus."""
+    answer = output.outputs[0]
+    tokens = torch.tensor(list(answer.token_ids))
+    logits = combined_logits(index, tokens.tolist(), stack)
+    given = torch.tensor([answer.logprobs[step][token].logprob for step, token in enumerate(tokens.tolist())])
+    chosen = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    ranked = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+    before = ranked.values.cumsum(-1) - ranked.values
+    inside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, ranked.indices, before < top_p + 1e-4)
+    return bool((given - chosen).abs().max() < 1e-3) and bool(inside.gather(-1, tokens[:, None]).all())
+
+
+def combined_logits(index: int, tokens: list[int], stack: Any) -> Tensor:
+    """Return the combined logits `[tokens, vocab]` that `Guard` gives along an answer that was sampled elsewhere."""
+    guard, prompt = load_guard(), make_prompt(index)
+    inputs = guard.inputs(images=prompt["multi_modal_data"]["image"], text=prompt["prompt"])
+    start = inputs["input_ids"].shape[1]
+
+    def follow(_: Any, ids: Tensor) -> list[int]:
+        return [tokens[ids.shape[-1] - start]]
+
+    output = guard.generate(
+        **inputs, stack=stack, max_new_tokens=len(tokens), do_sample=False, prefix_allowed_tokens_fn=follow,
+        return_dict_in_generate=True, output_logits=True,
+    )  # fmt: skip
+    assert output.sequences[0, start:].tolist() == tokens
+    return torch.cat(list(output.logits)).float()
+
+
+def cut_at_stop(tokens: list[int], stops: Sequence[str], decode: Callable[[list[int]], str]) -> list[int]:
+    """Return the tokens up to the first whose text holds a stop."""
+    ends = [end for end in range(1, len(tokens) + 1) if any(stop in decode(tokens[:end]) for stop in stops)]
+    return tokens[: ends[0]] if ends else tokens
+
+
+def find_words(words: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of words, as `Guard` takes bad words."""
+    tokenizer = load_guard().processor.tokenizer
+    return [tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
 
 
 def read_tokens(outputs: list[Any]) -> list[list[int]]:

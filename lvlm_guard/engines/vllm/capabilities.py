@@ -9,6 +9,7 @@ from lvlm_guard.errors import StrategyRefused
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.strategy.branches import Branch
 from lvlm_guard.strategy.edits import AttentionCapture, AttentionEdit, HiddenEdit, Readout
+from lvlm_guard.strategy.hidden_operations import Project, Shift, Turn
 
 LACKING_HOOKS: Mapping[str, str] = {
     "search": "a decoding loop of its own",
@@ -16,14 +17,16 @@ LACKING_HOOKS: Mapping[str, str] = {
     "observe": "a look at every step's combined logits",
 }
 """Hooks that nobody calls in this engine, with what they are for."""
-LACKING_EDITS: Mapping[type, str] = {
-    AttentionEdit: "edits of attention",
-    AttentionCapture: "captures of attention",
-    HiddenEdit: "edits of hidden states",
-}
+CAPTURES = "captures of attention"
 COMPILED = "readouts of inner layers, which a compiled model does not give (set enforce_eager=True)"
+COMPILED_EDITS = "edits inside the layers, which a compiled model passes by (set enforce_eager=True)"
+FUNCTIONS = "edits of hidden states by a function, which looks at a prompt as a whole,"
+ATTENTION_FUNCTIONS = "edits of attention by a function, which looks at a prompt as a whole,"
+VISION = "edits of the vision tower"
 
-PROMPT_STATES = "prompts that are run for their hidden states"
+PROMPT_STATES = (
+    "prompts that are run for their hidden states, which a compiled model does not give (set enforce_eager=True)"
+)
 
 
 def refuse_hooks(strategies: StrategyCalls) -> None:
@@ -42,7 +45,7 @@ def refuse_plan(plan: Plan, *, reads_layers: bool) -> None:
 
     Args:
         plan: What the strategies ask for.
-        reads_layers: Whether the engine can read its inner layers.
+        reads_layers: Whether the engine can read and edit its inner layers.
 
     Raises:
         StrategyRefused: Names the strategy and what is missing.
@@ -66,9 +69,17 @@ def lacking(name: str, need: str) -> StrategyRefused:
 
 def _find_lacking(edit: Edit, *, reads_layers: bool) -> str | None:
     """Return what an edit needs that the engine lacks; None where it lacks nothing."""
-    if not isinstance(edit, Readout):
-        return LACKING_EDITS[type(edit)]
-    return None if reads_layers else COMPILED
+    if isinstance(edit, Readout):
+        return None if reads_layers else COMPILED
+    if isinstance(edit, AttentionCapture):
+        return CAPTURES
+    if isinstance(edit, HiddenEdit) and edit.tower == "vision":
+        return VISION
+    if isinstance(edit, HiddenEdit) and not isinstance(edit.edit, (Turn, Project, Shift)):
+        return FUNCTIONS
+    if isinstance(edit, AttentionEdit) and callable(edit.operation):
+        return ATTENTION_FUNCTIONS
+    return None if reads_layers else COMPILED_EDITS
 
 
 def _find_needs(branches: Iterable[Branch]) -> Iterable[str]:
@@ -78,7 +89,5 @@ def _find_needs(branches: Iterable[Branch]) -> Iterable[str]:
             yield "edits of image features"
         if branch.image == "masked":
             yield "images masked in attention"
-        if branch.inside:
-            yield "branches that differ inside the layers"
         if branch.after_prefill is not None:
             yield "branches made of main's prefill"

@@ -41,11 +41,6 @@ ENGINE: tuple[RefusedSetting, ...] = (
         lambda config: config.parallel_config.tensor_parallel_size > 1,
     ),
     RefusedSetting(
-        "asynchronous scheduling",
-        "it has not been run with groups: leave async_scheduling out",
-        lambda config: bool(config.scheduler_config.async_scheduling),
-    ),
-    RefusedSetting(
         "data parallelism",
         "members of a group could go to different engines: set data_parallel_size=1",
         lambda config: config.parallel_config.data_parallel_size > 1,
@@ -86,13 +81,23 @@ REQUEST: tuple[RefusedSetting, ...] = (
 )
 
 
-def refuse_configuration(config: Any) -> None:
+def refuse_configuration(config: Any, *, is_asynchronous: bool) -> None:
     """Refuse an engine under whose settings groups would be wrong.
+
+    Args:
+        config: The engine's.
+        is_asynchronous: Whether its scheduler is made for asynchronous scheduling.
 
     Raises:
         ModeRefused: Names the setting and the fix.
     """
     _refuse(ENGINE, config, "in vLLM")
+    if bool(config.scheduler_config.async_scheduling) != is_asynchronous:
+        found = "off" if is_asynchronous else "on"
+        raise ModeRefused(
+            f"asynchronous scheduling is {found} in this engine, and its scheduler of groups is made for the other way: pass "
+            "async_scheduling to GuardedLLM, and not on a CPU, where vLLM switches it off."
+        )
 
 
 def refuse_parameters(parameters: Any, *, on_cpu: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,13 @@ from vllm.inputs import EngineInput
 
 from lvlm_guard.engines.vllm import groups
 from lvlm_guard.engines.vllm.configuration import refuse_parameters
-from lvlm_guard.engines.vllm.groups import Membership, name_branch
+from lvlm_guard.engines.vllm.groups import Membership, name_branch, name_probe
 from lvlm_guard.engines.vllm.prompts import PromptReader, write_prompt
 from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group, describe_model
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.strategy.branches import MAIN
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class EngineLimits:
         block_size: Tokens of a cache block.
         blocks: Blocks of the cache, None where that is not known.
         on_cpu: Whether the engine runs on a CPU.
-        reads_layers: Whether the model runs without compilation, so that its layers can be read.
+        reads_layers: Whether the model runs without compilation, so that its layers can be read and edited.
     """
 
     model_length: int
@@ -65,7 +67,7 @@ class GroupBuilder:
         self._model = describe_model(reader.config, tokenizer)
 
     def build(self, stack: Stack, prompt: EngineInput, parameters: SamplingParams) -> list[MemberRequest]:
-        """Return main's request, whose id is empty, then those of the branches.
+        """Return main's request, whose id is empty, then those of the branches, then those of prompts that are run for their states.
 
         Raises:
             Refused: The stack, the prompt or the parameters cannot be guarded here.
@@ -77,14 +79,20 @@ class GroupBuilder:
             request, StrategyCalls(stack.strategies), self._model, reads_layers=self._limits.reads_layers
         )
         tokens = self._limit_tokens(described, parameters)
-        group, size = uuid.uuid4().hex, 1 + len(described.branches)
-        prompts = [write_prompt(member, prompt) for member in (described.main, *described.branches.values())]
-        main = _mark(parameters, tokens, Membership(group, 0, size, stack.to_dict()))
-        branches = [
-            MemberRequest(name_branch(group, index), each, _follow(tokens, Membership(group, index, size)))
-            for index, each in enumerate(prompts[1:], 1)
-        ]
-        return [MemberRequest("", prompts[0], main), *branches]
+        group, size, probes = uuid.uuid4().hex, 1 + len(described.branches), len(described.probes)
+        requests = []
+        for index, (key, member) in enumerate([(MAIN, described.main), *described.branches.items()]):
+            place = Membership(group, index, size, probes=probes, is_edited=key in described.edited)
+            own = write_prompt(member, prompt, f"{group}-{index}" if place.is_edited else None)
+            if index == 0:
+                place = dataclasses.replace(place, stack=stack.to_dict(), plan=described.plan)
+                requests.append(MemberRequest("", own, _mark(parameters, tokens, place)))
+            else:
+                requests.append(MemberRequest(name_branch(group, index), own, _follow(tokens, place)))
+        for index, (name, member) in enumerate(described.probes.items()):
+            place = Membership(group, index, size, probes=probes, probe=name)
+            requests.append(MemberRequest(name_probe(group, index), write_prompt(member, prompt), _follow(1, place)))
+        return requests
 
     def _limit_tokens(self, group: DescribedGroup, parameters: SamplingParams) -> int:
         """Return how many tokens an answer may have.

@@ -39,26 +39,33 @@ class Membership:
 
     Args:
         group: Id of the group.
-        index: 0 for main, then the branches in the order of the plan.
+        index: 0 for main, then the branches in the order of the plan; of a probe, its number among the probes.
         size: Members of the group.
         stack: The stack as plain values; of main alone.
+        plan: Outline of what the strategies planned when the group was made; of main alone.
+        probes: Prompts that are run for their states before the group is.
+        probe: The name of such a prompt; None of a member.
+        is_edited: Whether hidden states or attention of this member are edited.
     """
 
     group: str
     index: int
     size: int
     stack: Mapping[str, Any] | None = None
+    plan: str | None = None
+    probes: int = 0
+    probe: str | None = None
+    is_edited: bool = False
 
     def as_arguments(self) -> dict[str, Any]:
         """Return extra arguments that say the same."""
-        note = {"group": self.group, "index": self.index, "size": self.size}
-        return {NOTE: note if self.stack is None else {**note, "stack": dict(self.stack)}}
+        return {NOTE: {name: value for name, value in vars(self).items() if value is not None}}
 
 
 def read_membership(sampling_params: Any) -> Membership | None:
     """Return where a request with these parameters belongs; None where it stands alone."""
     note = (getattr(sampling_params, "extra_args", None) or {}).get(NOTE)
-    return None if note is None else Membership(note["group"], note["index"], note["size"], note.get("stack"))
+    return None if note is None else Membership(**note)
 
 
 @dataclass(eq=False)
@@ -68,15 +75,19 @@ class RequestGroup:
     Args:
         id: As its members say.
         size: Members when all are there.
+        probes_in_all: Prompts that are run for their states before the members are.
         arrival: When its first member came, on the clock of `time.monotonic`.
         members: Those that are there, by index.
+        probes: Likewise.
         is_torn: Whether a member was preempted while others may run.
     """
 
     id: str
     size: int
+    probes_in_all: int = 0
     arrival: float = field(default_factory=time.monotonic)
     members: dict[int, Any] = field(default_factory=dict)
+    probes: dict[int, Any] = field(default_factory=dict)
     is_torn: bool = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -84,8 +95,13 @@ class RequestGroup:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all members are there."""
-        return len(self.members) == self.size
+        """Whether all members and probes are there."""
+        return len(self.members) == self.size and len(self.probes) == self.probes_in_all
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether all probes have run."""
+        return self.is_complete and all(probe.is_finished() for probe in self.probes.values())
 
     @property
     def main(self) -> Any:
@@ -104,11 +120,14 @@ class GroupRegistry:
         return len(self.groups)
 
     def add(self, request: Any) -> RequestGroup | None:
-        """Note a request that came; None where it stands alone."""
+        """Note a request that came; None where it stands alone. Probes are noted with their group, and found alone."""
         place = read_membership(request.sampling_params)
         if place is None:
             return None
-        group = self.groups.setdefault(place.group, RequestGroup(place.group, place.size))
+        group = self.groups.setdefault(place.group, RequestGroup(place.group, place.size, place.probes))
+        if place.probe is not None:
+            group.probes[place.index] = request
+            return group
         group.members[place.index] = request
         self._by_request[request.request_id] = group
         return group
@@ -134,8 +153,13 @@ def name_branch(group: str, index: int) -> str:
     return f"{BRANCH}-{group}-{index}"
 
 
+def name_probe(group: str, index: int) -> str:
+    """Return the id of a probe's request."""
+    return f"{BRANCH}-{group}-probe-{index}"
+
+
 def is_branch(request_id: str) -> bool:
-    """Whether an id is that of a branch's request."""
+    """Whether an id is that of a branch's request, or of a probe's: nobody waits for what it gets."""
     return request_id.startswith(BRANCH)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
 
 TOLERANCE = 1e-3
@@ -21,6 +22,7 @@ class LayerReader:
         find_rows: Returns the index of the last position of each request of the step, int64 `[requests]`.
 
     Attributes:
+        depth: How many layers there are.
         layers_to_keep: Outputs to keep in the next forward, counted from 1, 0 for the embeddings; the last is kept with them.
 
     Raises:
@@ -29,14 +31,16 @@ class LayerReader:
 
     def __init__(self, model: Any, find_rows: Callable[[], Tensor]) -> None:
         language: Any = getattr(model, "get_language_model", lambda: model)()
-        decoder: Any = getattr(language, "model", None)
-        parts: list[Any] = [getattr(decoder, name, None) for name in ("layers", "norm")]
-        if None in parts or not hasattr(language, "compute_logits"):
+        self._layers = anatomy.decoder_layers(language)
+        norm: Any = getattr(anatomy.decoder(language), "norm", None)
+        head: Any = next((part for part in (language, model) if hasattr(part, "compute_logits")), None)
+        if norm is None or head is None:
             raise ModelRefused(
-                f"{type(language).__name__} shows no layers, final norm or head, so its layers cannot be read out."
+                f"{type(language).__name__} shows no final norm or no head, so its layers cannot be read out."
             )
-        self._layers, self._norm = parts
-        self._compute_logits: Callable[[Tensor], Tensor] = language.compute_logits
+        self._norm = norm
+        self.depth = len(self._layers)
+        self._compute_logits: Callable[[Tensor], Tensor] = head.compute_logits
         self._find_rows = find_rows
         self._states: dict[int, Tensor] = {}
         self._is_checked = False
@@ -65,14 +69,32 @@ class LayerReader:
         Raises:
             ModelRefused: The last layer, read this way, differs from the logits, or a layer did not run.
         """
+        self._require(row, layers, logits)
+        states = torch.stack([self._states[layer][row] for layer in layers])
+        return self._compute_logits(self._norm(states) if final_norm else states)
+
+    def read_states(self, row: int, logits: Tensor) -> Tensor:
+        """Return what each layer put out at the row of a request `[layers, hidden]`, as the last forward left it.
+
+        Args:
+            row: Index of the request in the step.
+            logits: As for `read`.
+
+        Raises:
+            ModelRefused: As `read`.
+        """
+        layers = range(1, len(self._layers) + 1)
+        self._require(row, layers, logits)
+        return torch.stack([self._states[layer][row] for layer in layers])
+
+    def _require(self, row: int, layers: Iterable[int], logits: Tensor) -> None:
+        """Check that layers were kept, and once that the last one, read as the model reads it, gives the logits."""
         depth = len(self._layers)
         missing = {*layers, depth} - self._states.keys()
         if missing:
             raise ModelRefused(f"Layers {sorted(missing)} gave no output that can be read: set enforce_eager=True.")
         if not self._is_checked:
             self._check(self._states[depth][row], logits)
-        states = torch.stack([self._states[layer][row] for layer in layers])
-        return self._compute_logits(self._norm(states) if final_norm else states)
 
     def _check(self, last: Tensor, logits: Tensor) -> None:
         read = self._compute_logits(self._norm(last[None]))[0].float()
@@ -89,14 +111,19 @@ class LayerReader:
         if 0 in self.layers_to_keep:
             inputs = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             hidden = next(value for value in inputs if value.is_floating_point())
-            self._states[0] = hidden.index_select(0, self._find_rows())
+            self._states[0] = _pick(hidden, self._find_rows())
 
     def _keep(self, number: int) -> Callable[..., None]:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             if self.layers_to_keep and (number in self.layers_to_keep or number == len(self._layers)):
                 hidden, residual = output if isinstance(output, tuple) else (output, None)
                 rows = self._find_rows()
-                states = hidden.index_select(0, rows)
-                self._states[number] = states if residual is None else states + residual.index_select(0, rows)
+                states = _pick(hidden, rows)
+                self._states[number] = states if residual is None else states + _pick(residual, rows)
 
         return keep
+
+
+def _pick(states: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of hidden states `[tokens, hidden]`, or `[1, tokens, hidden]`."""
+    return states.reshape(-1, states.shape[-1]).index_select(0, rows)

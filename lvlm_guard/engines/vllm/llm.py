@@ -21,6 +21,7 @@ from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
 
 SCHEDULER = "lvlm_guard.engines.vllm.scheduler.GangScheduler"
+ASYNC_SCHEDULER = "lvlm_guard.engines.vllm.async_scheduler.AsyncGangScheduler"
 WORKER = "lvlm_guard.engines.vllm.worker.GuardedWorker"
 RESERVED = ("scheduler_cls", "worker_cls")
 ERROR = "error"
@@ -56,15 +57,14 @@ class GuardedLLM(LLM):
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
-        if options.get("async_scheduling"):
-            raise ModeRefused(
-                "Asynchronous scheduling has not been run with groups in vLLM: leave async_scheduling out."
-            )
+        is_asynchronous = bool(options.get("async_scheduling"))
+        if is_asynchronous and self.runs_on_cpu:
+            raise ModeRefused("Asynchronous scheduling is off in vLLM on a CPU: leave async_scheduling out.")
         settings = {
-            "scheduler_cls": SCHEDULER,
+            "scheduler_cls": ASYNC_SCHEDULER if is_asynchronous else SCHEDULER,
             "worker_cls": WORKER,
             "mm_processor_cache_gb": 0,
-            "async_scheduling": False,
+            "async_scheduling": is_asynchronous,
         }
         super().__init__(model, **{**options, **settings})
         self._keep_pictures()
@@ -135,15 +135,14 @@ class GuardedLLM(LLM):
         return self._queue(str(next(self.request_counter)), prompt, params, stack)
 
     def _queue(self, name: str, prompt: EngineInput, parameters: SamplingParams, stack: Stack) -> str:
-        """Queue main's request, then those of the branches, all of which were checked before; returns main's inner id."""
+        """Queue main's request, then those that belong to it, all of which were checked before; returns main's inner id."""
         engine = self.llm_engine
         if not len(stack):
             return engine.add_request(name, prompt, parameters)
-        main, *branches = self._builder.build(stack, prompt, parameters)
+        main, *others = self._builder.build(stack, prompt, parameters)
         tasks = engine.get_supported_tasks()
         requests = [
-            self.input_processor.process_inputs(branch.id, branch.prompt, branch.parameters, tasks)
-            for branch in branches
+            self.input_processor.process_inputs(other.id, other.prompt, other.parameters, tasks) for other in others
         ]
         inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:

@@ -62,17 +62,20 @@ class PromptReader:
         return Pictures(tuple(pictures), lambda edited: image_processor(images=list(edited), return_tensors="pt"))
 
 
-def write_prompt(member: GroupMember, prompt: EngineInput) -> EngineInput:
+def write_prompt(member: GroupMember, prompt: EngineInput, own_salt: str | None = None) -> EngineInput:
     """Return a member of a group as a rendered prompt.
 
     Args:
         member: The member.
         prompt: The user's prompt, whose images it has, edited or not, or none.
+        own_salt: What keeps the member's cache apart from that of all other requests; None where it may be shared.
 
     Raises:
         StrategyRefused: The member's prompt and images do not fit together.
     """
     salt = prompt.get("cache_salt")
+    if own_salt is not None:
+        salt = own_salt if salt is None else f"{salt}-{own_salt}"
     if len(member.ids) <= 1:
         raise InputError(
             "A guarded request in vLLM needs prompts of two tokens or more, for main and for every branch."

@@ -109,6 +109,15 @@ class GroupSampler:
                 self._broken[place.group] = describe_error(error)
         return self._live.get(place.group)
 
+    def find(self, group: str) -> LiveGroup | None:
+        """Return a group that is open; None of another."""
+        return self._live.get(group)
+
+    def break_group(self, group: str, reason: str) -> None:
+        """Let a group fail when it is sampled; the first reason counts."""
+        self._live.pop(group, None)
+        self._broken.setdefault(group, reason)
+
     def forget(self, group: str) -> None:
         """Forget a group that has ended."""
         self._live.pop(group, None)

@@ -36,10 +36,11 @@ class GangScheduler(Scheduler):
     """
 
     running: list[Any]
+    is_asynchronous = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        refuse_configuration(self.vllm_config)
+        refuse_configuration(self.vllm_config, is_asynchronous=self.is_asynchronous)
         if len(self.kv_cache_config.kv_cache_groups) > 1:
             raise ModelRefused(
                 "Groups of requests in vLLM run on models whose layers share one kind of cache; this one has "
@@ -52,6 +53,7 @@ class GangScheduler(Scheduler):
         self._admitting: RequestGroup | None = None
         self._made_room = False
         self._failures: dict[str, str] = {}
+        self._ended: list[str] = []
 
     def add_request(self, request: Request) -> None:
         """Queue a request, and note its group."""
@@ -68,7 +70,9 @@ class GangScheduler(Scheduler):
         if self.groups:
             self._preempt_torn_groups()
             self._choose_stepping_groups()
-        return super().schedule(*args, **kwargs)
+        output = super().schedule(*args, **kwargs)
+        output.guard_ended, self._ended = self._ended, []  # our worker reads it
+        return output
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -96,7 +100,7 @@ class GangScheduler(Scheduler):
         )
         for name in list(names):
             if (group := self.groups.find(name)) is not None:
-                names |= {member.request_id for member in group}
+                names |= {request.request_id for request in (*group, *group.probes.values())}
                 self._forget(group)
         return super().finish_requests(names, finished_status)
 
@@ -116,7 +120,7 @@ class GangScheduler(Scheduler):
 
     def _may_admit(self, group: RequestGroup) -> bool:
         waiting = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        if not group.is_complete or group.id in self._failures:
+        if not group.is_probed or group.id in self._failures:
             return False
         if any(request.status not in waiting for request in group):
             return False
@@ -201,7 +205,8 @@ class GangScheduler(Scheduler):
         group = self.groups.groups.get(name)
         if group is None:
             return
-        self.finish_requests([request.request_id for request in group], RequestStatus.FINISHED_ERROR)
+        requests = (*group, *group.probes.values())
+        self.finish_requests([request.request_id for request in requests], RequestStatus.FINISHED_ERROR)
         self._forget(group)
         if (main := group.main) is not None:
             failed = EngineCoreOutput(main.request_id, [], finish_reason=FinishReason.ERROR, stop_reason=reason)
@@ -228,6 +233,7 @@ class GangScheduler(Scheduler):
 
     def _forget(self, group: RequestGroup) -> None:
         self.groups.remove(group)
+        self._ended.append(group.id)
         self._stepping.discard(group.id)
         if group is self._admitting:
             self._admitting = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,17 @@ from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.call.generation import create_generation, describe_request
-from lvlm_guard.call.plan import Plan, build_plan, collect_values
+from lvlm_guard.call.plan import Plan, build_plan, collect_values, outline_plan
 from lvlm_guard.call.refusals import BRANCH
 from lvlm_guard.call.rules import RequestedBranch, refuse
 from lvlm_guard.engines.vllm.capabilities import PROMPT_STATES, lacking, refuse_hooks, refuse_plan
+from lvlm_guard.engines.vllm.prompt_probes import StandInStates
 from lvlm_guard.errors import StrategyRefused
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.request.branch_inputs import build_branch_inputs, describe_edit, edit_request
 from lvlm_guard.request.requests import Request
 from lvlm_guard.strategy.branches import Branch
+from lvlm_guard.strategy.edits import AttentionEdit, HiddenEdit
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.prompt import ModelInfo, PromptStates
 
@@ -44,10 +46,16 @@ class DescribedGroup:
     Args:
         main: Main's, after the strategies' edits of it.
         branches: Those of the branches, by key, in the order of the plan.
+        probes: Prompts that are run once before, for the states that strategies asked for, by name.
+        edited: Whose hidden states or attention are edited: `"main"`, or the key of a branch.
+        plan: Outline of the plan.
     """
 
     main: GroupMember
     branches: Mapping[Hashable, GroupMember]
+    probes: Mapping[str, GroupMember]
+    edited: frozenset[Hashable]
+    plan: str
 
 
 def describe_group(
@@ -59,7 +67,7 @@ def describe_group(
         request: The user's, with one row.
         strategies: Those of the stack.
         model: The model that answers.
-        reads_layers: Whether the engine can read its inner layers.
+        reads_layers: Whether the engine can read and edit its inner layers.
 
     Raises:
         StrategyRefused: A strategy needs what a group of requests does not have, or cannot work on this request.
@@ -69,25 +77,40 @@ def describe_group(
     gen = create_generation(request)
     gen.model = model
     edited = _edit_main(request, strategies, gen)
-    plan = plan_group(strategies, gen, reads_layers=reads_layers)
-    branches = {key: _build_member(branch, edited) for key, branch in plan.branches.items()}
-    return DescribedGroup(_as_member(edited.inputs), branches)
+    states = StandInStates(model)
+    plan = plan_group(strategies, gen, states if reads_layers else None)
+    main = _as_member(edited.inputs)
+    return DescribedGroup(
+        main,
+        {key: _build_member(branch, edited) for key, branch in plan.branches.items()},
+        {name: main if branch is None else _build_member(branch, edited) for name, branch in states.asked.items()},
+        frozenset(edit.branch for edit in plan.edits_of(HiddenEdit))
+        | frozenset(edit.branch for edit in plan.edits_of(AttentionEdit)),
+        outline_plan(plan),
+    )
 
 
-def plan_group(strategies: StrategyCalls, gen: Generation, *, reads_layers: bool) -> Plan:
-    """Return the branches of a group; strategies prepare their state in `gen`.
+def plan_group(
+    strategies: StrategyCalls, gen: Generation, run_prompt: Callable[[Branch | None], PromptStates] | None
+) -> Plan:
+    """Return the plan of a group; strategies prepare their state in `gen`.
+
+    Args:
+        strategies: Those of the stack.
+        gen: What travels through their hooks.
+        run_prompt: Returns the states of a prompt; None where the engine can neither read nor edit its inner layers.
 
     Raises:
         StrategyRefused: A strategy needs what a group of requests does not have.
     """
-    gen.services.run_prompt = _refuse_to_run
+    gen.services.run_prompt = run_prompt or _refuse_to_run
     try:
         call = functools.partial(strategies.call, gen=gen)
         call("start")
         plan = build_plan(call)
     except _PromptRunRefused as refusal:
         raise lacking(_name_strategy(refusal), PROMPT_STATES) from None
-    refuse_plan(plan, reads_layers=reads_layers)
+    refuse_plan(plan, reads_layers=run_prompt is not None)
     return plan
 
 
@@ -130,7 +153,7 @@ class _PromptRunRefused(StrategyRefused):
 
 
 def _refuse_to_run(_branch: Branch | None) -> PromptStates:
-    raise _PromptRunRefused(f"Groups of requests in vLLM have no {PROMPT_STATES}.")
+    raise _PromptRunRefused(f"A compiled model in vLLM has no {PROMPT_STATES}.")
 
 
 def _name_strategy(refusal: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,13 +11,15 @@ from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
+from lvlm_guard.engines.vllm.configuration import refuse_configuration
 from lvlm_guard.engines.vllm.groups import Membership, read_membership
-from lvlm_guard.engines.vllm.layer_reading import LayerReader
+from lvlm_guard.engines.vllm.inner_layers import InnerLayers
 from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
 from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
 from lvlm_guard.engines.vllm.translation import describe_model
-from lvlm_guard.errors import ModelRefused
+from lvlm_guard.errors import ModelRefused, describe_error
 from lvlm_guard.request.fences import find_placeholder
+from lvlm_guard.strategy.prompt import PromptStates
 
 
 def _find_platform_worker() -> Any:
@@ -38,7 +40,13 @@ class GuardedWorker(PLATFORM_WORKER):
     """The platform's worker, with groups combined round its sampler."""
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
-        """Load the model as the platform does, then put the hooks on the sampler."""
+        """Load the model as the platform does, then put the hooks on the sampler.
+
+        Raises:
+            ModeRefused: The engine is configured in a way that groups would be wrong in; before anything is loaded.
+        """
+        asynchronous = bool(self.vllm_config.scheduler_config.async_scheduling)
+        refuse_configuration(self.vllm_config, is_asynchronous=asynchronous)
         loaded = super().load_model(*args, **kwargs)
         self._guard = RunnerGuard(self.model_runner)
         self._undo_guard = self._guard.install()
@@ -46,6 +54,7 @@ class GuardedWorker(PLATFORM_WORKER):
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step; what failed in its groups travels with the output."""
+        self._guard.forget(getattr(scheduler_output, "guard_ended", ()))
         return self._guard.attach_failures(super().execute_model(scheduler_output))
 
     def sample_tokens(self, grammar_output: Any) -> Any:
@@ -76,7 +85,8 @@ class RunnerGuard:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self.sampler = GroupSampler(self._open_group, self._read_layers)
-        self._reader, self._unread = self._find_reader()
+        self._layers, self._unread = self._find_layers()
+        self._states: dict[str, dict[str, PromptStates]] = {}  # of prompts that were run for groups, by name
         self._stacks = StackCache()
         self._mains: dict[str, str] = {}  # requests of main, by group
 
@@ -85,14 +95,21 @@ class RunnerGuard:
         before = self._runner.sampler.register_forward_pre_hook(self._combine, with_kwargs=True)
         after = self._runner.sampler.register_forward_hook(self._share)
         opening = self._runner.model.register_forward_pre_hook(self._prepare_step)
-        undo_reading = (lambda: None) if self._reader is None else self._reader.install()
+        closing = self._runner.model.register_forward_hook(self._finish_step)
+        undo_layers = (lambda: None) if self._layers is None else self._layers.install()
 
         def undo() -> None:
-            for hook in (before, after, opening):
+            for hook in (before, after, opening, closing):
                 hook.remove()
-            undo_reading()
+            undo_layers()
 
         return undo
+
+    def forget(self, groups: Iterable[str]) -> None:
+        """Forget groups that ended in the scheduler."""
+        for group in groups:
+            self._states.pop(group, None)
+            self.sampler.forget(group)
 
     def attach_failures(self, output: Any) -> Any:
         """Return a runner's output that carries which groups failed in its step."""
@@ -104,12 +121,12 @@ class RunnerGuard:
         output.guard_failures = failures  # our scheduler reads it
         return output
 
-    def _find_reader(self) -> tuple[LayerReader | None, str]:
-        """Return what reads layers, or why there is nothing."""
+    def _find_layers(self) -> tuple[InnerLayers | None, str]:
+        """Return what reads and edits inside the layers, or why there is nothing."""
         if not self._runner.model_config.enforce_eager:
             return None, "Inner layers are read without compilation alone: set enforce_eager=True."
         try:
-            return LayerReader(self._runner.model, self._find_rows), ""
+            return InnerLayers(self._runner, self.sampler), ""
         except ModelRefused as refusal:
             return None, str(refusal)
 
@@ -123,30 +140,26 @@ class RunnerGuard:
         return find_placeholder(self._runner.model_config.hf_config, None)
 
     def _prepare_step(self, _module: Any, _args: Any) -> None:
-        """Open the groups whose main request is in the step, and say which layers they read."""
-        if self._reader is None:
+        """Open the groups whose main request is in the step, and say what is read and edited inside the layers."""
+        if self._layers is None:
             return
-        mains = [(name, place) for name, place in self._find_places().items() if place.index == 0]
-        opened = [self.sampler.open(place, name) for name, place in mains]
-        self._reader.layers_to_keep = {layer for group in opened if group is not None for layer, _ in group.readouts}
+        places = self._find_places()
+        for name, place in places.items():
+            if place.index == 0 and place.probe is None:
+                self.sampler.open(place, name)
+        self._layers.prepare(places)
 
-    def _find_rows(self) -> Tensor:
-        """Return the index of the last position of each request of the step."""
-        count = len(self._runner.input_batch.req_ids)
-        return self._runner.query_start_loc.gpu[1 : count + 1].long() - 1
+    def _finish_step(self, _module: Any, _args: Any, _output: Any) -> None:
+        if self._layers is not None:
+            self._layers.finish()
 
     def _read_layers(
         self, row: int, logits: Tensor, readouts: Collection[tuple[int, bool]]
     ) -> dict[tuple[int, bool], Tensor]:
         """Return logits `[vocab]` of layers at a row, by (layer, whether normed)."""
-        if self._reader is None:
+        if self._layers is None:
             raise ModelRefused(self._unread)
-        read: dict[tuple[int, bool], Tensor] = {}
-        for normed in {normed for _, normed in readouts}:
-            layers = sorted(layer for layer, is_normed in readouts if is_normed == normed)
-            of_layers = self._reader.read(row, layers, logits, final_norm=normed)
-            read |= {(layer, normed): values for layer, values in zip(layers, of_layers, strict=True)}
-        return read
+        return self._layers.read(row, logits, readouts)
 
     def _combine(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Replace the logits that the sampler gets, where a row is of a group."""
@@ -156,10 +169,27 @@ class RunnerGuard:
         names = self._runner.input_batch.req_ids
         discarded = self._runner.discard_request_mask.np[: len(names)]
         rows = find_sampled(names, discarded.tolist())
-        members = {name: place for name, place in places.items() if name in rows}
+        sampled = {name: place for name, place in places.items() if name in rows}
         logits = kwargs["logits"] if "logits" in kwargs else args[0]
+        members = {name: place for name, place in sampled.items() if place.probe is None}
+        for name in sampled.keys() - members.keys():
+            self._keep_states(sampled[name], rows[name], logits)
         combined = self.sampler.combine(logits, members, rows)
         return (args, {**kwargs, "logits": combined}) if "logits" in kwargs else ((combined, *args[1:]), kwargs)
+
+    def _keep_states(self, place: Membership, row: int, logits: Tensor) -> None:
+        """Keep what a prompt that was run for a group left at its last position."""
+        assert place.probe is not None
+        if self._layers is None:
+            self.sampler.break_group(place.group, self._unread)
+            return
+        try:
+            hidden = self._layers.read_states(row, logits[row])
+        except ModelRefused as refusal:
+            self.sampler.break_group(place.group, describe_error(refusal))
+            return
+        states = PromptStates(hidden[None].float(), logits[row, None].float().clone())
+        self._states.setdefault(place.group, {})[place.probe] = states
 
     def _share(self, _module: Any, _args: Any, output: Any) -> None:
         """Give branches main's token."""
@@ -180,7 +210,14 @@ class RunnerGuard:
         assert place.stack is not None
         self._mains[place.group] = name
         ids = self._runner.requests[name].prompt_token_ids
-        return LiveGroup(self._stacks.find(place.stack), ids, self._placeholder, self._model)
+        return LiveGroup(
+            self._stacks.find(place.stack),
+            ids,
+            self._placeholder,
+            self._model,
+            states=self._states.pop(place.group, {}),
+            outline=place.plan,
+        )
 
 
 class FailingOutput(AsyncModelRunnerOutput):

@@ -181,7 +181,7 @@ def _edit_stage(
             continue
         keys = call.keys(branch, edit.keys)
         view = AttentionView(call.running, branch, call.layer, keys.device, call.count, where[:, start:], keys)
-        edited = _operate(edit, tensor, view)
+        edited = operate(edit, tensor, view)
         if edit.observes:
             continue
         if edited.shape != tensor.shape:
@@ -205,7 +205,8 @@ def _applies(edit: AttentionEdit, where: Tensor, start: int, tensor: Tensor) -> 
     return queries & heads[None, :, None, None]
 
 
-def _operate(edit: AttentionEdit, tensor: Tensor, view: AttentionView) -> Tensor:
+def operate(edit: AttentionEdit, tensor: Tensor, view: AttentionView) -> Tensor:
+    """Return what an edit's operation makes of scores, probabilities or outputs, before its queries and heads are chosen."""
     if callable(edit.operation):
         return edit.operation(tensor, view)
     if edit.operation == "gate_heads":
