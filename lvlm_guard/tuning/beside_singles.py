@@ -54,7 +54,9 @@ class Standing:
 
 def place(singles: Iterable[Single]) -> Standing:
     """Return how the tuned stack stands beside single strategies, by differences that Holm's correction leaves."""
-    beaten, alike, better = [], [], []
+    beaten: list[str] = []
+    alike: list[str] = []
+    better: list[str] = []
     for single in singles:
         if not single.leads:
             continue
