@@ -205,7 +205,7 @@ class Judge:
         """Return the tuned stack minus each single strategy that is within the budget, by strategy and measure."""
         answers = read_reply(store.read(self.folder / self.label), tuned, self.split.name).answers
         rivals = [single.name for single in singles if not single.refusal and is_affordable(single, self.budget)]
-        tests = {}
+        tests: dict[tuple[str, str], Significance] = {}
         for name in rivals:
             reply = read_reply(record, name, self.split.name)
             for part, measure in self.objectives.parts.items():
