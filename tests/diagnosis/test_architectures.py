@@ -43,6 +43,7 @@ def test_a_sound_model_passes_what_is_measured(architecture):
     assert fingerprint(model) == before
     assert max(measured.sums.values(), default=0.0) < 1.0
     assert max(measured.leaks.values(), default=0.0) < 1e-6
+    assert not any({**measured.biases, **measured.text_biases}.values())
     assert measured.logits is None or measured.logits < 1.0
     assert not measured.pixels
     reasons = " ".join((*structure.missing, *measured.missing))
