@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ DIMENSIONS = 4
 def noted_biases(
     attentions: Mapping[int, nn.Module], window: int, biases: MutableMapping[int, Tensor]
 ) -> Iterator[None]:
-    """Keep what masks add to the scores of each key, whenever attention runs.
+    """Keep what masks add to the scores of each key, whenever attention runs in this thread.
 
     Args:
         attentions: Modules by layer.
@@ -27,8 +28,10 @@ def noted_biases(
         biases: Receives by layer the greatest size of what is added, over heads and queries `[rows, keys]`, in nats.
     """
 
+    thread = threading.get_ident()
+
     def note(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = find_mask(args, kwargs)
+        mask = find_mask(args, kwargs) if threading.get_ident() == thread else None
         if mask is not None:
             biases[layer] = measure_bias(mask, window)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -72,12 +73,15 @@ def run_prefill(model: Any, encoded: Encoded, *strategies: Any) -> None:
 
 @contextmanager
 def _recorded_input(part: nn.Module | None, inputs: list[Tensor]) -> Iterator[None]:
-    """Keep the first floating-point tensor that a module is given, each time it runs."""
+    """Keep the first floating-point tensor that a module is given, each time it runs in this thread."""
     if part is None:
         yield
         return
+    thread = threading.get_ident()
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         inputs.extend([value.detach().clone() for value in values if value.is_floating_point()][:1])
 
