@@ -66,8 +66,20 @@ class Case:
         return f"{self.kind}-{self.seed}"
 
 
-def list_cases() -> list[Case]:
-    """Return all cases, in turn."""
+def list_cases(kinds: Sequence[str] | None = None, seeds: Sequence[int] | None = None) -> list[Case]:
+    """Return all cases, in turn.
+
+    Args:
+        kinds: Only these kinds.
+        seeds: Seeds of every case, in place of those that the page stands on.
+    """
+    if seeds is not None:
+        chosen = kinds or (*KINDS, "float32", "bfloat16", "int8")
+        return [Case(kind, seed) for seed in seeds for kind in chosen]
+    return [case for case in _list_all() if not kinds or case.kind in kinds]
+
+
+def _list_all() -> list[Case]:
     cases = [Case(kind, seed) for seed in SEEDS for kind in KINDS]
     sound = [Case(variant, seed) for seed in VARIANTS for variant in ("bfloat16", "int8")]
     sound += [Case("float32", seed) for seed in SOUND]
@@ -82,15 +94,17 @@ def draw_items(seed: int, count: int) -> list[KnownItem]:
 
 
 class Bench:
-    """The bundled model, its profile, and the cases.
+    """A model, its profile, and the cases.
 
     Args:
         out: Where verdicts are kept.
+        folder: The model, made as the bundled one was; None is the bundled one.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, folder: Path | None = None) -> None:
         self.out = out
-        self.model, self.processor = testbed.load("cpu")
+        self.name = "testbed" if folder is None else folder.name
+        self.model, self.processor = testbed.load("cpu") if folder is None else testbed.load("cpu", folder=folder)
         self.variants = {"float32": self.model}
 
     def find_profile(self) -> Profile:
@@ -112,7 +126,7 @@ class Bench:
             swaps += [swap] if number < SWAPPED else []
         failures = list_failures(structure, measured, find_odd_tokens(self.model, self.processor, batteries[0]))
         manifest = {
-            "model": "testbed",
+            "model": self.name,
             **describe_model(self.model),
             "split": f"scenes calibration, seed {PROFILE_SEED}",
             "items_hash": hash_items(items),
@@ -161,9 +175,9 @@ def _quantise(model: Any) -> None:
                 part.weight.copy_((part.weight / scale).round() * scale)
 
 
-def read_cases(out: Path) -> Iterator[tuple[Plant | None, str, Diagnosis]]:
+def read_cases(out: Path, cases: Sequence[Case]) -> Iterator[tuple[Plant | None, str, Diagnosis]]:
     """Return what there is: the plant or None, the kind, and the verdict."""
-    for case in list_cases():
+    for case in cases:
         if (file := out / f"{case.name}.json").exists():
             kept = json.loads(file.read_text(encoding="utf-8"))
             plant = None if kept["plant"] is None else Plant(**kept["plant"])
@@ -176,11 +190,12 @@ def is_located(plant: Plant, diagnosis: Diagnosis) -> bool:
     return (culprit.component, culprit.layer, culprit.head) == (plant.component, plant.layer, plant.head)
 
 
-def summarise(out: Path) -> dict[str, Any]:
-    """Return the figures of all verdicts that there are."""
+def summarise(out: Path, cases: Sequence[Case] | None = None) -> dict[str, Any]:
+    """Return the figures of all verdicts that there are, of all cases or of some."""
+    cases = list_cases() if cases is None else cases
     kinds: dict[str, Counter[str]] = {}
     matrix: dict[str, Counter[str]] = {}
-    for plant, kind, diagnosis in read_cases(out):
+    for plant, kind, diagnosis in read_cases(out, cases):
         found, stage = kinds.setdefault(kind, Counter()), diagnosis.culprit.stage
         expected = "none" if plant is None else plant.stage
         matrix.setdefault(expected, Counter())[stage] += 1
@@ -196,7 +211,15 @@ def summarise(out: Path) -> dict[str, Any]:
         "none bfloat16": _share(kinds, "class", ("bfloat16",)),
         "none int8": _share(kinds, "class", ("int8",)),
     }
-    return {"k": K, "shares": shares, "goals": GOALS, "kinds": kinds, "matrix": matrix, "versions": _list_versions()}
+    return {
+        "k": K,
+        "cases": len(cases),
+        "shares": shares,
+        "goals": GOALS,
+        "kinds": kinds,
+        "matrix": matrix,
+        "versions": _list_versions(),
+    }
 
 
 def _share(kinds: dict[str, Counter[str]], name: str, among: Sequence[str]) -> list[float | int | None]:
@@ -214,28 +237,37 @@ def _tell_progress(figures: dict[str, Any]) -> list[str]:
     made = sum(found["verdicts"] for found in figures["kinds"].values())
     return (
         []
-        if made == len(list_cases())
-        else [f"{made} of {len(list_cases())} verdicts were made; run it again to go on.", ""]
+        if made == figures["cases"]
+        else [f"{made} of {figures['cases']} verdicts were made; run it again to go on.", ""]
     )
 
 
-def write_page(figures: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
+def write_page(figures: dict[str, Any], subject: str = "the bundled model", history: str = HISTORY) -> str:
+    """Return the figures as Markdown.
+
+    Args:
+        figures: Of `summarise`.
+        subject: The model, in words.
+        history: Which seeds were looked at before, in words.
+    """
     lines = [
         "# Planted faults", "",
-        (f"A verdict on {ITEMS} held-out known items of the bundled model; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
+        (f"A verdict on {ITEMS} held-out known items of {subject}; profile of {PROFILE_ITEMS} others, k = {K:g}. Planted by "
         "`lvlm_guard.testing.plants`, run by `benchmarks/plants.py`. The profile saw none of these items."), "",
         *_tell_progress(figures),
-        HISTORY, "",
+        history, "",
         "| | share | of | goal |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, (share, total) in figures["shares"].items():
+        if not total:
+            continue
         lines.append(
             f"| {name} | {'-' if share is None else f'{share:.3f}'} | {total} | {figures['goals'].get(name, '')} |"
         )
     lines += ["", "## By kind", "", "| kind | verdicts | class | location | otherwise |", "|---|---|---|---|---|"]
     for kind in (*KINDS, "float32", "bfloat16", "int8"):
-        found = figures["kinds"].get(kind, {})
+        if not (found := figures["kinds"].get(kind)):
+            continue
         wrong = ", ".join(f"{key} x{count}" for key, count in sorted(found.items()) if key.startswith("said"))
         lines.append(
             f"| {kind} | {found.get('verdicts', 0)} | {found.get('class', 0)} | {found.get('location', 0)} | {wrong} |"
@@ -262,17 +294,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the verdicts")
     parser.add_argument("--kinds", nargs="*", help="only cases of these kinds")
-    parser.add_argument("--write", type=Path, help="folder for plants.md and plants.json")
+    parser.add_argument("--seeds", nargs=2, type=int, metavar=("FROM", "TO"), help="other seeds, TO excluded")
+    parser.add_argument("--model", type=Path, help="a model made as the bundled one was")
+    parser.add_argument("--write", type=Path, help="folder for the page and its figures")
+    parser.add_argument("--name", default="plants", help="what these are called there")
+    parser.add_argument("--history", default=HISTORY, help="what the page says of the seeds")
     options = parser.parse_args()
     for folder in filter(None, (options.out, options.write)):
         folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    cases = [case for case in list_cases() if not options.kinds or case.kind in options.kinds]
-    make_verdicts(Bench(options.out), cases)
+    cases = list_cases(options.kinds, None if options.seeds is None else range(*options.seeds))
+    bench = Bench(options.out, options.model)
+    make_verdicts(bench, cases)
     if options.write:
-        figures = summarise(options.out)
-        write_whole(options.write / "plants.json", (json.dumps(figures, indent=1) + "\n").encode())
-        write_whole(options.write / "plants.md", write_page(figures).encode())
+        figures = summarise(options.out, cases)
+        subject = "the bundled model" if options.model is None else f"`{bench.name}`"
+        write_whole(options.write / f"{options.name}.json", (json.dumps(figures, indent=1) + "\n").encode())
+        write_whole(options.write / f"{options.name}.md", write_page(figures, subject, options.history).encode())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lvlm_guard.errors import InputError, quote
@@ -75,6 +75,20 @@ def write_whole(path: Path, content: bytes | memoryview, put: Callable[[int, byt
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file piece by piece, as `write_whole` does, so that no more than a piece of it is held.
+
+    Raises:
+        InputError: It could not be written; `path` is as it was.
+    """
+
+    def put_all(handle: int, _: bytes | memoryview) -> None:
+        for piece in pieces:
+            put(handle, piece)
+
+    write_whole(path, b"", put_all)
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

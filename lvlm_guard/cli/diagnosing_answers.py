@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lvlm_guard import loading
+from lvlm_guard.cli.answer_reports import AnswerReports, QuestionedAnswer
 from lvlm_guard.cli.options import Allow, Device, Dtype, Stack
 from lvlm_guard.cli.questions import check_picture, check_placeholder, check_question, readable_model_errors
 from lvlm_guard.errors import InputError, quote
@@ -24,21 +23,6 @@ if TYPE_CHECKING:
 DEMO_SCENES = 6
 DEMO_PROMPT = "describe this image ."
 ADVICE = " Try another picture or --prompt."
-
-
-@dataclass(frozen=True)
-class QuestionedAnswer:
-    """One answer to diagnose.
-
-    Args:
-        pictures: Paths, or PIL pictures.
-        prompt: The question.
-        answer: The answer; None is the model's own.
-    """
-
-    pictures: tuple[Any, ...]
-    prompt: str
-    answer: str | None = None
 
 
 def answer(
@@ -90,13 +74,13 @@ def answer(
 ) -> None:
     """Say for every word of an answer how doubtful it is, with causes in words and a report to look at.
 
-    DIR gets a page that needs no network, the same figures as JSON and CSV, and an index where there are several answers. No part
-    of the model is blamed by one picture: `lvlm-guard diagnose model` does that, and --model-diagnosis takes its result.
+    DIR gets a page that needs no network, the same figures as JSON and CSV, and an index where there are several answers. Stopped
+    among several, the same command goes on where it was. No part of the model is blamed by one picture: `lvlm-guard diagnose model` does that, and --model-diagnosis takes its result.
     """
     questions = _read_questions(demo, model, prompt, image or [], answer_text, answers)
     from lvlm_guard.diagnosis.report.files import prepare_folder  # noqa: PLC0415 - slow to import
 
-    settings = {
+    settings: dict[str, Any] = {
         "artefact": evidence,
         "model_diagnosis": model_diagnosis,
         "threshold": threshold,
@@ -109,13 +93,13 @@ def answer(
     for question in questions:
         check_placeholder(question.prompt, guard.processor)
     typer.echo(describe_cost(len(questions), max_new_tokens, cells if maps else 0), err=True)
+    settings |= {"max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
+    reports = AnswerReports(guard, questions, out, settings, (evidence, model_diagnosis))
     with readable_model_errors(ADVICE):
-        diagnoses = _diagnose(
-            guard, questions, out, {**settings, "max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
-        )
-    for diagnosis in diagnoses:
-        _show(diagnosis)
-    typer.echo(f"{out / ('index.html' if len(diagnoses) > 1 else 'answer.html')}")
+        kept = reports.write(_show)
+    if kept:
+        typer.echo(f"{kept} of {len(questions)} reports were there already.", err=True)
+    typer.echo(f"{out / ('index.html' if len(questions) > 1 else 'answer.html')}")
 
 
 def _read_questions(
@@ -227,34 +211,6 @@ def describe_cost(answers: int, tokens: int, cells: int) -> str:
     if cells:
         each.append(f"one prefill for the logit lens, and {cells * cells + 1} pictures for occlusion")
     return f"Runs for {'the answer' if answers == 1 else f'each of {answers} answers'}: {'; '.join(each)}."
-
-
-def _diagnose(
-    guard: Guard, questions: Sequence[QuestionedAnswer], out: Path, settings: dict[str, Any]
-) -> list[AnswerDiagnosis]:
-    """Diagnose one answer after the other, and write each report as soon as it is there."""
-    from lvlm_guard.diagnosis.answer.diagnosing import diagnose_answer  # noqa: PLC0415 - slow to import
-    from lvlm_guard.diagnosis.report.writing import write_index, write_report  # noqa: PLC0415 - as above
-
-    diagnoses = []
-    for number, question in enumerate(questions):
-        with _progress(number, len(questions)) as watch:
-            diagnosis = diagnose_answer(
-                guard, list(question.pictures), question.prompt, answer=question.answer, watch=watch, **settings
-            )
-        write_report(diagnosis, out, number, len(questions))
-        diagnoses.append(diagnosis)
-    write_index(diagnoses, out)
-    return diagnoses
-
-
-@contextmanager
-def _progress(number: int, count: int) -> Iterator[Any]:
-    """Show what runs next on stderr."""
-    from rich.console import Console  # noqa: PLC0415 - only for this
-
-    with Console(stderr=True).status("") as status:
-        yield lambda stage: status.update(f"answer {number + 1} of {count}: {stage}")
 
 
 def _show(diagnosis: AnswerDiagnosis) -> None:

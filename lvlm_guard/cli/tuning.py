@@ -119,7 +119,7 @@ def _command() -> str:
 def _report(outcome: SearchOutcome, out: Path) -> None:
     """Say what came of it; leave with a code of its own where nothing beat the controls."""
     from lvlm_guard.tuning.results_page import NOTHING_BEATS as SENTENCE  # noqa: PLC0415 - slow to import
-    from lvlm_guard.tuning.results_page import describe_stack  # noqa: PLC0415 - as above
+    from lvlm_guard.tuning.results_page import describe_stack, list_standing  # noqa: PLC0415 - as above
     from lvlm_guard.tuning.tune import PAGE  # noqa: PLC0415 - as above
 
     page = out.parent / PAGE
@@ -127,3 +127,5 @@ def _report(outcome: SearchOutcome, out: Path) -> None:
         typer.echo(f"{SENTENCE} No stack file was written. The whole search: {page}")
         raise typer.Exit(NOTHING_BEATS)
     typer.echo(f"{out}: {describe_stack(outcome.recommended)}. The whole search: {page}")
+    for line in list_standing(outcome):
+        typer.echo(line)

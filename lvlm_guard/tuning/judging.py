@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lvlm_guard.bench.reporting import export, page, results
@@ -21,7 +21,7 @@ from lvlm_guard.host.stack import Stack
 from lvlm_guard.tuning.answering import StackReply, TunedModel
 from lvlm_guard.tuning.costs import AnswerCost, CostModel
 from lvlm_guard.tuning.objectives import Gain, Objectives
-from lvlm_guard.tuning.searching import price
+from lvlm_guard.tuning.searching import ROUNDING, price
 from lvlm_guard.tuning.splits import Split
 
 TUNED = "tuned"
@@ -65,8 +65,10 @@ class Single:
         name: The strategy.
         gain: Over plain generate; None where it refused.
         cost: In forward-equivalents; None where it refused.
-        leads: The tuned stack minus this one, by measure, Holm's correction over the strategies; none without a tuned stack.
-        refusal: Why it could not answer; empty where it could.
+        leads: The tuned stack minus this one, by measure, Holm's correction over strategies and measures; none without a tuned stack,
+            and none of what is over budget.
+        refusal: Why it was not run or could not answer; empty where it did.
+        fault: Why it is no choice at the same cost limit; empty where it is one.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Single:
     cost: AnswerCost | None
     leads: Mapping[str, Significance]
     refusal: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Judge:
         budget: Most forward-equivalents of an answer.
         without: Controls that are switched off.
         label: Folder of the run with the stacks and the controls.
+        steps: Decode steps of a plain answer, the mean, for what is known to be over budget before it runs.
     """
 
     folder: Path
@@ -99,6 +103,7 @@ class Judge:
     budget: float
     without: tuple[str, ...] = ()
     label: str = "held_out"
+    steps: float = 0.0
 
     def judge(self, stacks: Mapping[str, Stack], *, progress: bool = True) -> list[Finalist]:
         """Put stacks and every control to the held-out items, and write the run's figures and page.
@@ -155,52 +160,66 @@ class Judge:
         plain = read_reply(record, GREEDY, self.split.name)
         gain = self.objectives.compare(plain.answers, reply.answers)
         cost = price(stack, reply, plain, self.costs.sketch(stack))
-        fault = ""
-        if cost.answer > self.budget:
-            fault = f"it costs {cost.answer:.2f} forwards, more than {self.budget:g}"
-        elif gain.loses_recall:
-            fault = f"its captions name less of what is there: {gain.recall:+.3f}"
-        return Finalist(name, stack, about, gain, cost, fault)
+        return Finalist(name, stack, about, gain, cost, self._find_fault(gain, cost))
 
-    def compare_singles(self, names: Mapping[str, Stack], tuned: str | None, *, progress: bool = True) -> list[Single]:
-        """Put single strategies to the held-out items, and compare the tuned stack with each.
+    def _find_fault(self, gain: Gain, cost: AnswerCost) -> str:
+        """Return why something is no choice, whatever its verdicts; empty where it may be one."""
+        if cost.answer > self.budget + ROUNDING:
+            return f"it costs {cost.answer:.2f} forwards, more than {self.budget:g}"
+        return f"its captions name less of what is there: {gain.recall:+.3f}" if gain.loses_recall else ""
+
+    def compare_singles(self, names: Mapping[str, Stack], tuned: str = "", *, progress: bool = True) -> list[Single]:
+        """Put single strategies to the held-out items at the same cost limit, and compare the tuned stack with each.
+
+        What the cost model knows to be over budget is not run.
 
         Args:
             names: Each strategy alone at its published values, by name.
-            tuned: The tuned stack in the held-out run; None where there is none.
+            tuned: The tuned stack in the held-out run; empty where there is none.
             progress: Whether to show a bar in a terminal.
         """
-        without = tuple(name for name in CONTROLS if name != GREEDY)
-        record = self._run("singles", names, without, progress=progress)
-        plain = read_reply(record, GREEDY, self.split.name)
-        replies = {name: read_reply(record, name, self.split.name) for name in names}
-        leads = self._find_leads(replies, tuned)
-        return [
-            Single(name, None, None, {}, reply.refusal)
-            if reply.refusal
-            else Single(
-                name,
-                self.objectives.compare(plain.answers, reply.answers),
-                price(names[name], reply, plain, self.costs.sketch(names[name])),
-                leads.get(name, {}),
+        least = {name: self.costs.sketch(stack).predict(self.steps) for name, stack in names.items()}
+        singles = {
+            name: Single(
+                name, None, None, {}, f"{cost:.2f} forwards by the cost model, more than {self.budget:g}; not run"
             )
-            for name, reply in replies.items()
-        ]
+            for name, cost in least.items()
+            if cost > self.budget + ROUNDING
+        }
+        affordable = {name: stack for name, stack in names.items() if name not in singles}
+        without = tuple(name for name in CONTROLS if name != GREEDY)
+        record = self._run("singles", affordable, without, progress=progress)
+        singles |= {name: self._measure_single(record, name, stack) for name, stack in affordable.items()}
+        leads = self._find_leads(record, singles.values(), tuned) if tuned else {}
+        return [replace(singles[name], leads=leads.get(name, {})) for name in names]
 
-    def _find_leads(self, replies: Mapping[str, StackReply], tuned: str | None) -> dict[str, dict[str, Significance]]:
-        if tuned is None:
-            return {}
+    def _measure_single(self, record: Record, name: str, stack: Stack) -> Single:
+        reply, plain = (read_reply(record, system, self.split.name) for system in (name, GREEDY))
+        if reply.refusal:
+            return Single(name, None, None, {}, reply.refusal)
+        gain = self.objectives.compare(plain.answers, reply.answers)
+        cost = price(stack, reply, plain, self.costs.sketch(stack))
+        return Single(name, gain, cost, {}, fault=self._find_fault(gain, cost))
+
+    def _find_leads(self, record: Record, singles: Iterable[Single], tuned: str) -> dict[str, dict[str, Significance]]:
+        """Return the tuned stack minus each single strategy that is within the budget, by strategy and measure."""
         answers = read_reply(store.read(self.folder / self.label), tuned, self.split.name).answers
-        leads: dict[str, dict[str, Significance]] = {name: {} for name in replies}
-        for part, measure in self.objectives.parts.items():
-            tests = {
-                name: test
-                for name, reply in replies.items()
-                if not reply.refusal and (test := compare_measure(measure, reply.answers, answers)) is not None
-            }
-            for name, test in correct_p_values(tests).items():
-                leads[name][part] = test
+        rivals = [single.name for single in singles if not single.refusal and is_affordable(single, self.budget)]
+        tests: dict[tuple[str, str], Significance] = {}
+        for name in rivals:
+            reply = read_reply(record, name, self.split.name)
+            for part, measure in self.objectives.parts.items():
+                test = compare_measure(measure, reply.answers, answers)
+                tests |= {} if test is None else {(name, part): test}
+        leads: dict[str, dict[str, Significance]] = {name: {} for name in rivals}
+        for (name, part), test in correct_p_values(tests).items():
+            leads[name][part] = test
         return leads
+
+
+def is_affordable(single: Single, budget: float) -> bool:
+    """Whether a strategy alone costs no more than the budget."""
+    return single.cost is not None and single.cost.answer <= budget + ROUNDING
 
 
 def read_reply(record: Record, system: str, suite: str) -> StackReply:

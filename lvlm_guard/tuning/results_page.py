@@ -10,6 +10,7 @@ from typing import Any
 from lvlm_guard.bench.reporting.results import to_plain
 from lvlm_guard.bench.reporting.sentences import format_p
 from lvlm_guard.bench.scoring.intervals import Interval, format_interval
+from lvlm_guard.tuning.beside_singles import WARNING, place
 from lvlm_guard.tuning.candidates import describe_entries
 from lvlm_guard.tuning.costs import AnswerCost
 from lvlm_guard.tuning.judging import Finalist, Single
@@ -54,6 +55,11 @@ class SearchOutcome:
     left_out: Mapping[str, str]
     recommended: Finalist | None
 
+    @property
+    def compared(self) -> str:
+        """The finalist that single strategies were compared with: the one that is written, else the first; empty where there is none."""
+        return choose_compared(self.finalists)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return {
@@ -67,10 +73,16 @@ class SearchOutcome:
             "trials": to_plain(self.records),
             "front": [record.number for record in self.front],
             "finalists": [_describe_finalist(finalist) for finalist in self.finalists],
+            "compared": self.compared,
             "singles": to_plain(self.singles),
             "left_out": dict(self.left_out),
             "recommended": None if self.recommended is None else self.recommended.name,
         }
+
+
+def choose_compared(finalists: Sequence[Finalist]) -> str:
+    """Return the name of the finalist that single strategies are compared with; empty where there is none."""
+    return next((each.name for each in finalists if each.helps), finalists[0].name if finalists else "")
 
 
 def _describe_finalist(finalist: Finalist) -> dict[str, Any]:
@@ -126,10 +138,21 @@ def _format_verdict(outcome: SearchOutcome) -> str:
         return (
             f"**`{chosen.name}` beats plain generate and every control on held-out items** ({', '.join(helps)}): "
             f"{describe_stack(chosen)}. It is in `stack.toml`.\n"
+            + "".join(f"\n{line}\n" for line in list_standing(outcome))
         )
     if not outcome.finalists:
         return f"**{NOTHING_BEATS}** Nothing was better than plain generate on the calibration items, so nothing was judged.\n"
     return f"**{NOTHING_BEATS}** So no stack file was written: plain generate is what these figures speak for.\n"
+
+
+def list_standing(outcome: SearchOutcome) -> list[str]:
+    """Return how the stack that is written stands beside single strategies, a line each, warnings last."""
+    if outcome.recommended is None:
+        return []
+    if not outcome.singles:
+        return [f"{WARNING}: it was not compared with single strategies."]
+    standing = place(outcome.singles)
+    return [line for line in (standing.describe(), *standing.warnings) if line]
 
 
 def describe_stack(finalist: Finalist) -> str:
@@ -179,24 +202,29 @@ def _format_singles(outcome: SearchOutcome) -> str:
     if not outcome.singles:
         return ""
     parts, clusters = _list_parts(outcome), len(outcome.splits.held_out.clusters)
-    leads = [f"tuned minus it, {part}" for part in parts if any(part in single.leads for single in outcome.singles)]
+    leads = [
+        f"{outcome.compared} minus it, {part}"
+        for part in parts
+        if any(part in single.leads for single in outcome.singles)
+    ]
     rows = [
         [
             single.name,
             *_format_gain(single.gain, parts, clusters),
             *_format_cost(single.cost),
-            *_format_leads(single, parts),
+            *(_format_leads(single, parts) or [""] * len(leads)),
+            single.fault,
         ]
         for single in outcome.singles
         if not single.refusal
     ]
-    table = _format_table(["strategy", "gain", *parts, "recall", "forwards", "prefill", "token", "clock", *leads], rows)
-    refusals = [f"- `{single.name}` refused: {single.refusal}" for single in outcome.singles if single.refusal]
-    words = (
-        "The same held-out items. For what captions invent, less is better. P values are Holm's over the strategies."
-        if leads
-        else "The same held-out items."
+    table = _format_table(
+        ["strategy", "gain", *parts, "recall", "forwards", "prefill", "token", "clock", *leads, ""], rows
     )
+    refusals = [f"- `{single.name}` was not judged: {single.refusal}" for single in outcome.singles if single.refusal]
+    words = f"The same held-out items. The last column says what is no choice at {outcome.budget:g}x."
+    if leads:
+        words += " For what captions invent, less is better. P values are Holm's over strategies and parts."
     return "\n".join(["## Each strategy alone at its published values", "", words, "", table, "", *refusals, ""])
 
 

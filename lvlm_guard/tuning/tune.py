@@ -19,10 +19,11 @@ from lvlm_guard.files import exists
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.tuning.answering import AnswerCache, TunedModel
 from lvlm_guard.tuning.candidates import Candidate, SearchSpace
+from lvlm_guard.tuning.costs import count_steps
 from lvlm_guard.tuning.front_chart import draw_front
 from lvlm_guard.tuning.judging import Finalist, Judge, Single, name_finalists
 from lvlm_guard.tuning.records import TrialBook, TrialRecord, open_book
-from lvlm_guard.tuning.results_page import SearchOutcome, describe_stack, format_page
+from lvlm_guard.tuning.results_page import SearchOutcome, choose_compared, describe_stack, format_page, list_standing
 from lvlm_guard.tuning.sampling import Sampler, load_optuna
 from lvlm_guard.tuning.searching import Baseline, Searcher, Track, find_front, rank
 from lvlm_guard.tuning.splits import Splits
@@ -176,6 +177,7 @@ def _judge(
         tuning.budget,
         tuning.without,
         f"held_out-{tuning.trials}",  # what is judged follows from the trials, so more of them make another run
+        count_steps(baseline.whole_reply.costs),
     )
     finalists = judge.judge(stacks) if stacks else []
     if not tuning.singles:
@@ -184,7 +186,7 @@ def _judge(
         candidate.name: Stack.of({"name": candidate.name, "params": dict(candidate.fixed)}, allow=tuning.allow)
         for candidate in tuning.space.candidates
     }
-    return finalists, judge.compare_singles(alone, next(iter(stacks), None))
+    return finalists, judge.compare_singles(alone, choose_compared(finalists))
 
 
 def _write(outcome: SearchOutcome, out: Path, command: str) -> None:
@@ -230,6 +232,7 @@ def list_provenance(outcome: SearchOutcome, finalist: Finalist) -> list[str]:
         lines.append(
             f"cost: {cost.answer:.2f} forwards an answer, {cost.clock:.2f} times the time of plain generate where it ran"
         )
+    lines += list_standing(outcome)
     lines += [
         f"verdict, {verdict.level or 'all levels'}: {verdict.kind}. {verdict.why}" for verdict in finalist.verdicts
     ]

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from PIL import Image
+from known_items import draw_items, processor_of
 
-from lvlm_guard.diagnosis import KnownItem, diagnose_model
+from lvlm_guard.diagnosis import diagnose_model
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.fitting import Demonstration, encode_prompts
-from lvlm_guard.testing import ARCHITECTURES, TinyProcessor, tiny
+from lvlm_guard.testing import ARCHITECTURES, tiny
 from lvlm_guard.testing.intact import fingerprint
 
 BESIDE = {name for name in ARCHITECTURES if "mllama" in name}
 """Where the image stands beside the prompt."""
-
-
-def draw_items(count):
-    draw = np.random.default_rng(0)
-    pictures = [Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
-    return [
-        KnownItem(picture, f"w{10 + at} w{20 + at}", "w81 w77" if at % 2 else "w90", str(at % 2), bool(at % 2))
-        for at, picture in enumerate(pictures)
-    ]
-
-
-def processor_of(architecture):
-    processor = TinyProcessor(architecture)
-    processor.chat_template = "its own"
-    return processor
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,6 +27,7 @@ def test_a_sound_model_passes_what_is_measured(architecture):
     assert fingerprint(model) == before
     assert max(measured.sums.values(), default=0.0) < 1.0
     assert max(measured.leaks.values(), default=0.0) < 1e-6
+    assert not any({**measured.biases, **measured.text_biases}.values())
     assert measured.logits is None or measured.logits < 1.0
     assert not measured.pixels
     reasons = " ".join((*structure.missing, *measured.missing))

@@ -121,6 +121,8 @@ def test_exact_checks_hold_on_a_sound_model(loaded, items):
     assert max(measured.sums.values()) < 1.0
     assert max(measured.leaks.values()) == 0.0
     assert measured.logits < 1.0
+    assert set(measured.biases) == set(range(8))
+    assert {*measured.biases.values(), *measured.text_biases.values()} == {0.0}
     assert measured.missing == ()
 
 

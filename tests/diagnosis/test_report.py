@@ -227,13 +227,13 @@ def test_several_answers_have_an_index_and_fewer_leave_no_old_pages(tmp_path):
     several = [make_diagnosis(), make_diagnosis(maps=None), make_diagnosis(words=(), maps=None)]
     for number, diagnosis in enumerate(several):
         write_report(diagnosis, tmp_path, number, 3)
-    write_index(several, tmp_path)
+    write_index(several, tmp_path, 3)
     index = (tmp_path / "index.html").read_text()
     assert re.findall(r'href="([^"]+)"', index) == ["answer-1.html", "answer-2.html", "answer-3.html"]
     assert "<script>" not in index
     assert 'href="index.html"' in (tmp_path / "answer-1.html").read_text()
     write_report(several[0], tmp_path)
-    write_index(several[:1], tmp_path)
+    write_index(several[:1], tmp_path, 1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answer.csv", "answer.html", "answer.json"]
 
 

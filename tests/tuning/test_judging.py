@@ -11,11 +11,14 @@ from pretended_search import PretendedCache, split_planted
 
 from lvlm_guard.bench.catalogue import SuiteCatalogue, SuiteOffer
 from lvlm_guard.bench.items import LEVELS
+from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.tuning import judging
-from lvlm_guard.tuning.costs import CostModel
-from lvlm_guard.tuning.judging import Judge, name_finalists, parse_budget
+from lvlm_guard.tuning.beside_singles import place
+from lvlm_guard.tuning.costs import CostModel, CostSketch
+from lvlm_guard.tuning.judging import Judge, Single, name_finalists, parse_budget
 from lvlm_guard.tuning.objectives import find_objectives
 
 
@@ -110,3 +113,73 @@ def test_a_budget_is_a_factor(text, budget):
 def test_a_budget_that_cannot_be_is_refused(text, words):
     with pytest.raises(InputError, match=words):
         parse_budget(text)
+
+
+COSTS = {"greedy": 1.0, "cheap": 1.0, "same": 1.0, "dear": 2.0}
+SINGLES = {
+    "cheap": (lambda seen: -1.0, caption),
+    "same": (lambda seen: seen.plain + 1.5 * seen.evidence, lambda seen: seen.sure),
+    "dear": (lambda seen: -1.0, caption),
+}
+"""Alone within the budget: always no, and as good as `tuned-5`; and one that is over it once it has run."""
+
+
+def compare_singles(folder, monkeypatch):
+    asked = []
+
+    def run(self, label, stacks, without, *, progress):
+        asked.append(set(stacks))
+        return Simulated({**CONTROLS, **SINGLES}, dict.fromkeys((*CONTROLS, *SINGLES), "stack"))
+
+    monkeypatch.setattr(Judge, "_run", run)
+    monkeypatch.setattr(
+        judging.store, "read", lambda _: Simulated({**CONTROLS, **STACKS}, dict.fromkeys((*CONTROLS, *STACKS), "stack"))
+    )
+    monkeypatch.setattr(Simulated, "costs", lambda _, system, suite: [{**COST, "prefill": COSTS.get(system, 1.0)}])
+    branches = {"costly": (1.0, 1.0)}
+    monkeypatch.setattr(CostModel, "sketch", lambda _, stack: CostSketch(branches.get("".join(stack.names), ())))
+    stacks = {name: Stack() for name in SINGLES} | {"never": SimpleNamespace(names=("costly",))}
+    return asked, judge(folder, budget=1.2).compare_singles(stacks, "tuned-5")
+
+
+def test_single_strategies_are_judged_at_the_same_cost_limit(tmp_path, monkeypatch):
+    asked, singles = compare_singles(tmp_path, monkeypatch)
+    by_name = {single.name: single for single in singles}
+    assert list(by_name) == ["cheap", "same", "dear", "never"]
+    assert asked == [{"cheap", "same", "dear"}]
+    assert "not run" in by_name["never"].refusal
+    assert "more than 1.2" in by_name["dear"].fault
+    assert (by_name["dear"].leads, by_name["never"].leads) == ({}, {})
+    assert by_name["same"].leads
+
+
+def test_a_stack_is_told_apart_from_those_it_beats(tmp_path, monkeypatch):
+    _, singles = compare_singles(tmp_path, monkeypatch)
+    standing = place(singles)
+    assert (standing.beaten, standing.alike, standing.better) == (["cheap"], ["same"], [])
+    assert [line.startswith("WARNING: not told from it") for line in standing.warnings] == [True]
+    assert "better than 1, not told from 1, and worse somewhere than 0" in standing.describe()
+
+
+@pytest.mark.parametrize(
+    ("part", "difference", "p", "where"),
+    [
+        ("object", 0.1, 0.01, "beaten"),
+        ("object", -0.1, 0.01, "better"),
+        ("captions", 0.1, 0.01, "better"),
+        ("captions", -0.1, 0.01, "beaten"),
+        ("object", -0.1, 0.2, "alike"),
+        ("object", 0.1, float("nan"), "alike"),
+        ("object", 0.1, None, "alike"),
+    ],
+)
+def test_a_difference_counts_once_it_is_beyond_chance_and_inventions_the_other_way_round(part, difference, p, where):
+    test = Significance(Interval(difference, difference, difference), 0.0, 10, 10, "a test", p)
+    good = Significance(Interval(0.2, 0.1, 0.3), 0.0, 10, 10, "a test", 0.001)
+    standing = place([Single("it", None, None, {part: test})])
+    assert [name for name in ("beaten", "alike", "better") if getattr(standing, name)] == [where]
+    both = place([Single("it", None, None, {"relation": good, part: test})])
+    assert ("it" in both.better) is (where == "better")
+    assert [line for line in both.warnings if "better than it" in line] == [
+        "WARNING: better than it somewhere, alone at published values: it."
+    ] * (where == "better")

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from lvlm_guard import Stack
 from lvlm_guard.bench.running.systems import CONTROLS
 from lvlm_guard.bench.scoring.intervals import Interval
+from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.cli import app
 from lvlm_guard.tuning import tune as tuning
 from lvlm_guard.tuning.answering import AnswerCache
 from lvlm_guard.tuning.costs import AnswerCost
-from lvlm_guard.tuning.judging import Finalist, Verdict
+from lvlm_guard.tuning.judging import Finalist, Single, Verdict
 from lvlm_guard.tuning.objectives import Gain
 from lvlm_guard.tuning.records import TRIALS
 
@@ -77,11 +78,18 @@ def test_an_interrupt_ends_with_one_line_and_keeps_the_trials(tmp_path, monkeypa
     assert (tmp_path / "run" / TRIALS).exists()
 
 
-def test_a_stack_that_helps_is_written_with_where_it_comes_from(searched, tmp_path, monkeypatch):
+NO_SINGLES = "WARNING: it was not compared with single strategies."
+ALIKE = "WARNING: not told from it by these items, alone at published values: vdd."
+
+
+@pytest.mark.parametrize(("singles", "warning"), [((), NO_SINGLES), (("vdd",), ALIKE)])
+def test_a_stack_that_helps_is_written_with_where_it_comes_from(searched, monkeypatch, singles, warning):
     def judge(tuned, subject, folder, baseline, best):
         stack = Stack.of([dict(entry) for entry in records[0].entries])
-        gain = Gain({"object": Interval(0.1, 0.05, 0.15)})
-        return [Finalist("tuned", stack, [Verdict("s", "tuned", "helps", "Better.")], gain, AnswerCost(1, 1, 1, 1))], []
+        gain, cost = Gain({"object": Interval(0.1, 0.05, 0.15)}), AnswerCost(1, 1, 1, 1)
+        chance = Significance(Interval(0.01, -0.1, 0.1), 0.9, 90, 12, "a test", 1.0)
+        beside = [Single(name, gain, cost, {"object": chance}) for name in singles]
+        return [Finalist("tuned", stack, [Verdict("s", "tuned", "helps", "Better.")], gain, cost)], beside
 
     def search(self, book, baseline, trials, track):
         records.extend(original(self, book, baseline, trials, track))
@@ -96,8 +104,10 @@ def test_a_stack_that_helps_is_written_with_where_it_comes_from(searched, tmp_pa
     assert result.exit_code == 0, result.output
     written = (folder / "stack.toml").read_text()
     assert Stack.read(folder / "stack.toml").names == Stack.of([dict(entry) for entry in records[0].entries]).names
-    for words in ("model: testbed", '"split": "calibration"', "seed 0", "object +0.100", "helps"):
+    for words in ("model: testbed", '"split": "calibration"', "seed 0", "object +0.100", "helps", f"# {warning}"):
         assert words in written
+    assert warning in (folder / "tune.md").read_text()
+    assert warning in result.output
     monkeypatch.undo()
     again = invoke(*SUITE, *FEW, "--trials", 3, "--out", folder / "stack.toml")
     assert (folder / "stack.toml").exists() is (again.exit_code == 0)

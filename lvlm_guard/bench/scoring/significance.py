@@ -11,8 +11,9 @@ Below 10 pictures none is used: there is no p value, and no interval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +38,7 @@ from lvlm_guard.errors import InputError
 MCNEMAR = "exact McNemar"
 SIGN_FLIP = "exact sign flip over clusters"
 BOOTSTRAP = "paired bootstrap over clusters"
+_Name = TypeVar("_Name", bound=Hashable)
 RESAMPLES = 4000
 """Bootstrap resamples of a difference, unless another number is asked for."""
 
@@ -272,7 +274,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in values]
 
 
-def correct_p_values(comparisons: Mapping[str, Significance]) -> dict[str, Significance]:
+def correct_p_values(comparisons: Mapping[_Name, Significance]) -> dict[_Name, Significance]:
     """Apply Holm's correction over all comparisons: several stacks against one plain run."""
     corrected = holm([comparison.p for comparison in comparisons.values()])
     return {

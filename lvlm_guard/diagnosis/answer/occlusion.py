@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,10 +96,8 @@ def occlude(
     """
     picture = shrink(request.pictures[0])
     ids = ids[: max(end for _, end in spans)]
-    pictures = [picture, *cover_cells(picture, cells)]
-    starts = range(0, len(pictures), AT_ONCE)
-    logs = torch.cat(
-        [compute_log_probabilities(request, pictures[start : start + AT_ONCE], ids) for start in track(starts)]
-    )
+    pictures = chain([picture], cover_cells(picture, cells))
+    batches = range(0, cells * cells + 1, AT_ONCE)
+    logs = torch.cat([compute_log_probabilities(request, list(islice(pictures, AT_ONCE)), ids) for _ in track(batches)])
     words = torch.stack([logs[:, first:end].sum(1) for first, end in spans])
     return words[:, :1] - words[:, 1:]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from lvlm_guard.diagnosis.verdict import Culprit, Diagnosis
+from lvlm_guard.errors import InputError, quote
 
 CauseName: TypeAlias = Literal["weak evidence", "prior", "model fault", "decoding", "unknown"]
 FORMAT = "lvlm-guard answer diagnosis"
@@ -101,6 +102,18 @@ class WordDiagnosis:
         """Return all fields as plain values, the log-ratio among them."""
         return {**asdict(self), "span": list(self.span), "log_ratio": self.log_ratio}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WordDiagnosis:
+        """Return the word of what `to_dict` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
+        plain = {name: values[name] for name in cls.__dataclass_fields__}
+        start, end = plain["span"]
+        causes = tuple(Cause(cause["name"], cause["because"]) for cause in plain["causes"])
+        return cls(**{**plain, "span": (start, end), "causes": causes})
+
 
 @dataclass(frozen=True)
 class AnswerMaps:
@@ -178,6 +191,27 @@ class AnswerDiagnosis:
             "verdicts": [word.to_verdict().to_dict() for word in self.words if word.is_doubtful],
             "maps": None if self.maps is None else _describe_maps(self.maps),
         }
+
+
+def read_diagnosis(values: Mapping[str, Any], pictures: tuple[Any, ...]) -> AnswerDiagnosis:
+    """Return the diagnosis of what its `to_dict` returned, without its maps.
+
+    Args:
+        values: From the JSON of a report.
+        pictures: The pictures as PIL.
+
+    Raises:
+        InputError: It is no diagnosis of an answer, or one of another version.
+    """
+    if (kind := (values.get("format"), values.get("version"))) != (FORMAT, VERSION):
+        raise InputError(f"This is no diagnosis of an answer that can be read: {quote(kind)}.")
+    try:
+        plain = {name: values[name] for name in PLAIN}
+        tuples = {name: tuple(plain[name]) for name in ("stack", "partial")}
+        words = tuple(WordDiagnosis.from_dict(word) for word in values["words"])
+        return AnswerDiagnosis(**{**plain, **tuples, "words": words, "pictures": pictures})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"This is no diagnosis of an answer that can be read: {quote(str(error))}.") from error
 
 
 def _describe_maps(maps: AnswerMaps) -> dict[str, Any]:

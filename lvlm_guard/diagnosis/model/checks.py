@@ -53,6 +53,12 @@ def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement],
         for layer, size in _by_layer([each.leaks for each in batteries]).items()
         if size > LEAK
     ]
+    failures += [
+        Failure(Component(name, layer), size, 0.0)
+        for name, biases in (("image_mass", "biases"), ("attention", "text_biases"))
+        for layer, size in _by_layer([getattr(each, biases) for each in batteries]).items()
+        if size
+    ]
     sums = {**dict.fromkeys(structure.unequal, float("inf")), **_by_layer([each.sums for each in batteries])}
     failures += [Failure(Component("residual", layer), size, 1.0) for layer, size in sums.items() if size > 1.0]
     sizes = _greatest(each.logits for each in batteries)

@@ -62,7 +62,7 @@ def diagnose_model(
     """Say what is wrong with a model, judged by known items.
 
     Exact checks come first: the tower gets the processor's pixels, layers add their blocks and nothing else, nothing attends to what
-    is hidden, logits are the head's, generated tokens are the likeliest. Then the earliest component in causal order is named that
+    is hidden, masks hide keys or leave their scores alone, logits are the head's, generated tokens are the likeliest. Then the earliest component in causal order is named that
     is farther from the profile than sound batteries are, by three standard deviations. Without a profile, heads and feed-forward
     blocks are silenced one by one, and one is named where true answers become likelier.
 

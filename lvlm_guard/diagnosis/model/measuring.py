@@ -31,6 +31,8 @@ class BatteryMeasurement:
         moments: Mean and variance `[2, dims]` of what each component returned, fp64.
         sums: By layer, how far it is from adding its blocks alone; 1 is what rounding allows.
         leaks: By layer, the greatest attention to padding or to what comes later.
+        biases: By layer, the greatest number that a mask adds to scores of image keys that it does not hide, in nats.
+        text_biases: The same of all other keys.
         logits: How far logits are from head times normed states; 1 is what rounding allows; None where not computed.
         pixels: Share of the tower's pixels that are not the processor's; None where they cannot be compared.
         log_probability: Of the true answers, the mean; None where not computed.
@@ -40,6 +42,8 @@ class BatteryMeasurement:
     moments: Mapping[Component, Tensor]
     sums: Mapping[int, float]
     leaks: Mapping[int, float]
+    biases: Mapping[int, float] = field(default_factory=dict)
+    text_biases: Mapping[int, float] = field(default_factory=dict)
     logits: float | None = None
     pixels: float | None = None
     log_probability: float | None = None
@@ -80,7 +84,14 @@ def measure(
         if tokens is not None:
             moments[Component("output")] = Moments.of(answers.features(tokens), answers.weights).stack()
     return BatteryMeasurement(
-        moments, recording.sums, _join_leaks(recording, reasons), pixels=differing, missing=tuple(reasons), **figures
+        moments,
+        recording.sums,
+        _join_leaks(recording, reasons),
+        recording.biases,
+        recording.text_biases,
+        pixels=differing,
+        missing=tuple(reasons),
+        **figures,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from lvlm_guard import AttentionEdit, Generation, Guard, HiddenEdit, NoEffectWarning, View, hookimpl
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import Encoded
+from lvlm_guard.diagnosis.model.masks import noted_biases
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.structure import Structure
 
@@ -29,6 +31,8 @@ class Recording:
         sums: Greatest difference between what comes out of a layer and the sum of what goes into it, by layer, in units of rounding.
         leaks: Greatest attention to padding, by layer.
         ahead: Greatest attention to positions that come later, by layer.
+        biases: Greatest number, in nats, that a mask adds to scores of image keys in place of letting or hiding them, by layer.
+        text_biases: The same of all other keys.
         last: What the last layer returned at the last positions `[rows, window, hidden]`.
         logits: The model's own logits at the last position `[rows, vocab]`.
         pixels: What the tower was given, tensor after tensor.
@@ -38,6 +42,8 @@ class Recording:
     sums: dict[int, float] = field(default_factory=dict)
     leaks: dict[int, float] = field(default_factory=dict)
     ahead: dict[int, float] = field(default_factory=dict)
+    biases: dict[int, float] = field(default_factory=dict)
+    text_biases: dict[int, float] = field(default_factory=dict)
     last: Tensor | None = None
     logits: Tensor | None = None
     pixels: list[Tensor] = field(default_factory=list)
@@ -48,7 +54,11 @@ def record(model: Any, structure: Structure, encoded: Encoded) -> Recording:
     recorder = ComponentWatch(structure, encoded)
     recording = recorder.recording
     entered: list[Tensor] = []
-    with _recorded_input(structure.entrance, recording.pixels), _recorded_input(structure.norm, entered):
+    with (
+        _recorded_input(structure.entrance, recording.pixels),
+        _recorded_input(structure.norm, entered),
+        noted_biases(structure.attentions, encoded.window, recorder.masks),
+    ):
         run_prefill(model, encoded, recorder)
     recorder.close(entered)
     return recording
@@ -63,12 +73,15 @@ def run_prefill(model: Any, encoded: Encoded, *strategies: Any) -> None:
 
 @contextmanager
 def _recorded_input(part: nn.Module | None, inputs: list[Tensor]) -> Iterator[None]:
-    """Keep the first floating-point tensor that a module is given, each time it runs."""
+    """Keep the first floating-point tensor that a module is given, each time it runs in this thread."""
     if part is None:
         yield
         return
+    thread = threading.get_ident()
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != thread:
+            return
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         inputs.extend([value.detach().clone() for value in values if value.is_floating_point()][:1])
 
@@ -95,6 +108,7 @@ class ComponentWatch:
     encoded: Any
     recording: Any = field(default_factory=Recording)
     blocks: Any = field(default_factory=dict)
+    masks: Any = field(default_factory=dict)
 
     @hookimpl
     def hidden(self) -> Iterable[HiddenEdit]:
@@ -188,6 +202,7 @@ class ComponentWatch:
         window = probabilities[:, :, -self.encoded.window :]
         mass = (window * view.keys[:, None, None, :]).sum(-1).transpose(1, 2)
         self._add(Component("image_mass", view.layer), mass, self.weights(mass.shape[1], mass.device))
+        self._note_bias(view)
         queries, keys = window.shape[-2:]
         later = torch.ones(queries, keys, dtype=torch.bool, device=window.device).triu(keys - queries + 1)
         self.recording.ahead[view.layer] = float((window * later).max())
@@ -196,6 +211,13 @@ class ComponentWatch:
             queried = view.valid[:, None, -queries:, None]
             self.recording.leaks[view.layer] = float((window * padding * queried).max())
         return probabilities
+
+    def _note_bias(self, view: View) -> None:
+        bias = self.masks.pop(view.layer, None)
+        if bias is not None and bias.shape[-1] == view.keys.shape[-1]:
+            image = view.keys.to(bias.device)
+            self.recording.biases[view.layer] = float((bias * image).max())
+            self.recording.text_biases[view.layer] = float((bias * ~image).max())
 
     def _see_heads(self, outputs: Tensor, view: View) -> Tensor:
         window = outputs[:, :, -self.encoded.window :]

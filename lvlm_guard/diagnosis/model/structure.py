@@ -21,6 +21,7 @@ class Structure:
     Args:
         depth: Layers of the decoder.
         heads: Query heads of each layer whose attention can be observed, by layer.
+        attentions: The modules of these, by layer.
         sums: Layers that add their attention and their feed-forward to what they are given, and nothing else.
         unequal: Layers that do more, where most layers of their class do not.
         tower: Layers of the vision tower.
@@ -31,6 +32,7 @@ class Structure:
 
     depth: int
     heads: dict[int, int]
+    attentions: dict[int, nn.Module]
     sums: tuple[int, ...]
     unequal: tuple[int, ...]
     tower: int
@@ -46,22 +48,24 @@ def inspect_structure(model: Any) -> Structure:
         ModelRefused: It shows no decoder layers, so nothing of it can be.
     """
     layers, missing = anatomy.decoder_layers(model), list[str]()
-    heads = _try(lambda: _find_heads(model), missing, "attention") or {}
+    attentions, heads = _try(lambda: _find_heads(model), missing, "attention") or ({}, {})
     if silent := [layer for layer in range(len(layers)) if layer not in heads] if heads else []:
         missing.append(f"attention: layers {silent} have none that can be observed.")
     sums, unequal = _find_sums(model, layers, missing)
     entrance, tower = _find_tower(model, missing)
     if anatomy.attends_across(model):
         missing.append("projector: image features stand beside the prompt, and are not measured where they enter.")
-    return Structure(len(layers), heads, sums, unequal, tower, entrance, anatomy.final_norm(model), tuple(missing))
+    norm = anatomy.final_norm(model)
+    return Structure(len(layers), heads, attentions, sums, unequal, tower, entrance, norm, tuple(missing))
 
 
-def _find_heads(model: Any) -> dict[int, int]:
-    """Return the query heads of each layer with one attention that reads its own positions."""
-    modules = [place for place in find_attention(model).values() if place.reach != "across"]
-    if not modules:
+def _find_heads(model: Any) -> tuple[dict[int, nn.Module], dict[int, int]]:
+    """Return the attention of each layer that reads its own positions, and how many query heads it has."""
+    places = {module: place for module, place in find_attention(model).items() if place.reach != "across"}
+    if not places:
         raise ModelRefused("no layer runs its attention through transformers' interface.")
-    return {place.layer: place.heads for place in modules}
+    modules = {place.layer: module for module, place in places.items()}
+    return modules, {place.layer: place.heads for place in places.values()}
 
 
 def _find_sums(model: Any, layers: nn.ModuleList, missing: list[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +25,8 @@ from lvlm_guard.diagnosis.report.drawing import (
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
 """Control characters, marks that turn the direction of writing, and halves of characters."""
 THUMBNAIL = 160
+PIECES = 64
+"""Pieces of an index page that are written at once."""
 MOST_DIGITS = 1e-3
 """Figures nearer to 0 are written with an exponent."""
 
@@ -115,18 +117,20 @@ def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
     )
 
 
-def render_index(diagnoses: Sequence[AnswerDiagnosis], names: Sequence[str]) -> str:
-    """Return the page that leads to the pages of several answers.
+def render_index(answers: Iterable[tuple[str, AnswerDiagnosis]], count: int) -> Iterator[str]:
+    """Return the page that leads to the pages of several answers, piece by piece.
 
     Args:
-        diagnoses: The answers.
-        names: What their files are called, without endings.
+        answers: What the files of each are called, without endings, and the answer; one at a time is held.
+        count: How many there are.
     """
-    entries = [
+    entries = (
         (name, diagnosis, encode_picture(diagnosis.pictures[0], THUMBNAIL), split_answer(diagnosis, set()))
-        for name, diagnosis in zip(names, diagnoses, strict=True)
-    ]
-    return environment().get_template("index.html.jinja").render(entries=entries, number=write_number)
+        for name, diagnosis in answers
+    )
+    stream = environment().get_template("index.html.jinja").stream(entries=entries, count=count, number=write_number)
+    stream.enable_buffering(PIECES)
+    return stream
 
 
 def split_answer(diagnosis: AnswerDiagnosis, with_panels: set[int]) -> list[StripPiece]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis
-from lvlm_guard.diagnosis.report.files import name_answer, prepare_folder, remove_others, write_figures
+from lvlm_guard.diagnosis.report.files import name_answer, prepare_folder, remove_figures, remove_others, write_figures
 from lvlm_guard.diagnosis.report.page import render, render_index
-from lvlm_guard.files import write_whole
+from lvlm_guard.files import write_pieces, write_whole
 
 INDEX = "index"
 
 
-def write_report(diagnosis: AnswerDiagnosis, folder: Path, number: int = 0, count: int = 1) -> Path:
+def write_report(diagnosis: AnswerDiagnosis, folder: Path, number: int = 0, count: int = 1, request: str = "") -> Path:
     """Write the page of an answer and its figures as JSON and CSV, each whole or not at all; return the page.
 
     Args:
@@ -21,26 +21,36 @@ def write_report(diagnosis: AnswerDiagnosis, folder: Path, number: int = 0, coun
         folder: A new folder, or one that holds an earlier report.
         number: Which of several answers it is, counted from 0.
         count: How many there are.
+        request: A digest of what was asked, which the JSON keeps; empty keeps none.
 
     Raises:
         InputError: The folder holds something else, or cannot be written.
     """
     prepare_folder(folder)
     name = name_answer(number, count)
-    write_figures(diagnosis, folder, name)
     page = folder / f"{name}.html"
+    remove_figures(folder, name)
     write_whole(page, render(diagnosis, f"{INDEX}.html" if count > 1 else None).encode())
+    write_figures(diagnosis, folder, name, request)
     return page
 
 
-def write_index(diagnoses: Sequence[AnswerDiagnosis], folder: Path) -> None:
+def write_index(diagnoses: Iterable[AnswerDiagnosis], folder: Path, count: int) -> None:
     """Write the page that leads to several answers, where there are several, and remove what an earlier report left.
+
+    Args:
+        diagnoses: The answers in their order; one at a time is held. Their maps are not looked at.
+        folder: The folder of their reports.
+        count: How many there are.
 
     Raises:
         InputError: It cannot be written.
     """
-    names = [name_answer(number, len(diagnoses)) for number in range(len(diagnoses))]
-    if len(names) > 1:
-        write_whole(folder / f"{INDEX}.html", render_index(diagnoses, names).encode())
-        names.append(INDEX)
-    remove_others(folder, names)
+    names = [name_answer(number, count) for number in range(count)]
+    if count > 1:
+        write_pieces(folder / f"{INDEX}.html", _encode(render_index(zip(names, diagnoses, strict=True), count)))
+    remove_others(folder, [*names, INDEX] if count > 1 else names)
+
+
+def _encode(pieces: Iterable[str]) -> Iterator[bytes]:
+    return (piece.encode() for piece in pieces)
