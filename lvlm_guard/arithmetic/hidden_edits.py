@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeAlias
 
 import torch
@@ -17,8 +16,11 @@ from lvlm_guard.strategy.edits import HiddenEdit
 from lvlm_guard.strategy.hidden_operations import HiddenOperation, Project, Shift, Turn, find_vectors
 
 NAMES = {Turn: "turn", Project: "project", Shift: "shift"}
-Kernels: TypeAlias = dict[Any, Callable[..., Tensor]]
-"""Kernels of one call, by kind of edit and shapes: neither is looked at twice."""
+Compute: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+Placed: TypeAlias = tuple[Tensor | None, torch.Size, torch.Size, Compute]
+"""Vectors that fit as they are, the shapes of states and vectors, and the kernel that was found for them."""
+Kernels: TypeAlias = "dict[int, BoundEdit]"
+"""Named edits of one call by the identity of their `HiddenEdit`."""
 
 
 def apply_edit(edit: HiddenEdit, hidden: Tensor, view: Any, kernels: Kernels) -> Tensor:
@@ -34,35 +36,64 @@ def apply_edit(edit: HiddenEdit, hidden: Tensor, view: Any, kernels: Kernels) ->
         InputError: The vectors of a named edit do not fit the states.
         KernelsRefused: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
+    bound = kernels.get(id(edit))
+    if bound is not None:
+        return bound.apply(hidden, view)
     operation = edit.edit
     if operation.__class__ not in NAMES:
         edited: Tensor = operation(hidden, view)  # type: ignore[operator] # what has no name is a function
         return edited
-    vectors = _place_vectors(operation, hidden, view)  # type: ignore[arg-type] # as above
-    key = id(edit), hidden.shape, vectors.shape
-    compute = kernels.get(key)
-    if compute is None:
-        compute = kernels[key] = _find_kernel(operation, hidden, vectors)
-    if not torch.is_autocast_enabled(hidden.device.type):
-        return compute(hidden, vectors)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return compute(hidden, vectors)
+    bound = kernels[id(edit)] = BoundEdit(operation)  # type: ignore[arg-type] # as above
+    return bound.apply(hidden, view)
 
 
-def _place_vectors(operation: HiddenOperation, hidden: Tensor, view: Any) -> Tensor:
-    vectors: Any = find_vectors(operation)
-    if not isinstance(vectors, Tensor):
-        vectors = vectors(hidden, view)
+class BoundEdit:
+    """A named edit in one call, which checks what it is given once for each layer, and again when that changes.
+
+    Args:
+        operation: The edit's value.
+    """
+
+    def __init__(self, operation: HiddenOperation) -> None:
+        self._operation = operation
+        vectors = find_vectors(operation)
+        self._find = vectors if not isinstance(vectors, Tensor) else None
+        self._vectors: Any = vectors
+        self._placed: dict[int, Placed] = {}
+        self._found: dict[Hashable, Compute] = {}
+
+    def apply(self, hidden: Tensor, view: Any) -> Tensor:
+        """Return what the edit makes of states `[rows, positions, hidden]` of the layer of a view."""
+        vectors = self._vectors if self._find is None else self._find(hidden, view)
+        placed = self._placed.get(view.layer)
+        if placed is not None:
+            known, states, shape, compute = placed
+            if known is vectors and hidden.shape == states and vectors.shape == shape:
+                return compute(hidden, vectors)
+        return self._place(hidden, vectors, view.layer)
+
+    def _place(self, hidden: Tensor, vectors: Any, layer: int) -> Tensor:
+        """Check vectors and bring them to the states, remember those that were there already, and compute."""
         if not isinstance(vectors, Tensor):
-            raise InputError(f"The function of {type(operation).__name__} must return a tensor, got {quote(vectors)}.")
-    return vectors.to(hidden.device)
+            kind = type(self._operation).__name__
+            raise InputError(f"The function of {kind} must return a tensor, got {quote(vectors)}.")
+        there = vectors.to(hidden.device)
+        key = hidden.shape, hidden.dtype, hidden.device, there.shape, there.dtype, there.layout
+        compute = self._found.get(key)
+        if compute is None:
+            compute = self._found[key] = _find_kernel(self._operation, hidden, there)
+        self._placed[layer] = vectors if there is vectors else None, hidden.shape, there.shape, compute
+        return compute(hidden, there)
 
 
-def _find_kernel(operation: Any, hidden: Tensor, vectors: Tensor) -> Callable[..., Tensor]:
+def _find_kernel(operation: HiddenOperation, hidden: Tensor, vectors: Tensor) -> Compute:
     """Return an operation as a function of states and vectors of these shapes."""
+    strength = operation.strength
     try:
-        compute = find_kernel(NAMES[type(operation)], hidden, vectors, operation.strength)
+        compute = find_kernel(NAMES[type(operation)], hidden, vectors, strength)
     except (ValueError, KernelsUnavailable) as error:
         raise fusion.translate_error(error) from error
-    opposed = {"opposed": operation.opposed} if isinstance(operation, Turn) else {}
-    return functools.partial(compute, strength=operation.strength, **opposed)
+    if isinstance(operation, Turn):
+        opposed = operation.opposed
+        return lambda states, direction: compute(states, direction, strength, opposed=opposed)
+    return lambda states, vector: compute(states, vector, strength)

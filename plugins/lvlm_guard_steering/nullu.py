@@ -48,6 +48,6 @@ class Nullu:
         """Project feed-forward outputs."""
         yield HiddenEdit("mlp", Project(self._find_directions, self.strength), self.layers, depends_on_end=False)
 
-    def _find_directions(self, hidden: Tensor, view: View) -> Tensor:
-        directions: Tensor = view.gen.state[self.name][view.layer].to(hidden.device)  # [k, hidden]
+    def _find_directions(self, _: Tensor, view: View) -> Tensor:
+        directions: Tensor = view.gen.state[self.name][view.layer]  # [k, hidden]
         return directions

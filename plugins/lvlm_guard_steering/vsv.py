@@ -50,7 +50,7 @@ class VSV:
         """Turn every layer's feed-forward output."""
         yield HiddenEdit("mlp", Turn(self._find_direction, self.strength, opposed=True))
 
-    def _find_direction(self, hidden: Tensor, view: View) -> Tensor:
+    def _find_direction(self, _: Tensor, view: View) -> Tensor:
         """Return the unit vectors `[rows, 1, hidden]` of a layer: times `|x|`, the formula is a turn, further where `x` points away."""
-        unit: Tensor = view.gen.rows[f"{self.name} {view.layer}"].to(hidden.device)
+        unit: Tensor = view.gen.rows[f"{self.name} {view.layer}"]
         return unit

@@ -56,8 +56,8 @@ class VTI:
                 "mlp", Turn(self._find_image_direction, STEP * self.alpha_image), tower="vision", depends_on_end=False
             )
 
-    def _find_text_direction(self, hidden: Tensor, view: View) -> Tensor:
-        unit: Tensor = view.gen.state[self.name]["decoder"][view.layer].to(hidden.device)
+    def _find_text_direction(self, _: Tensor, view: View) -> Tensor:
+        unit: Tensor = view.gen.state[self.name]["decoder"][view.layer]
         return unit
 
     def _find_image_direction(self, hidden: Tensor, view: View) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from counted_operations import CountOperations
 from lvlm_guard_kernels import KernelsUnavailable, project, shift, turn
 from lvlm_guard_kernels import hidden as hidden_edits
-from lvlm_guard_kernels.hidden import fused, reference
+from lvlm_guard_kernels.hidden import eager, fused, reference
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 
@@ -66,6 +66,34 @@ def test_states_are_edited_as_defined(on_triton, shape, direction, dtype, layout
     assert_same(project(hidden, stacked, 0.8), reference.project(hidden, stacked, 0.8), hidden)
     assert torch.equal(hidden, before)
     assert set(on_triton) == {"turn:triton", "shift:triton", "project:triton"}
+
+
+@pytest.mark.parametrize(("shape", "direction", "dtype", "layout"), [*CASES, ((2, 5, 48), (48,), torch.float64, "apart")])
+def test_torch_runs_the_definition(shape, direction, dtype, layout):
+    hidden, vectors = laid(draw(*shape, dtype=dtype), layout), unit(*direction)
+    for operand in (vectors, vectors.bfloat16(), vectors.double()):
+        got, expected = eager.shift(hidden, operand, -1.5), reference.shift(hidden, operand, -1.5)
+        assert got.dtype == FLOAT
+        assert torch.equal(got, expected)
+    stacked = unit(3, shape[-1], seed=2)
+    for directions in (stacked, stacked.double()) + ((stacked.expand(shape[0], -1, -1),) if len(shape) == 3 else ()):
+        got, expected = eager.project(hidden, directions, 0.8), reference.project(hidden, directions, 0.8)
+        assert got.dtype == FLOAT
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 64), (3, 64)])
+def test_autocast_changes_no_edit(shape):
+    hidden, direction = draw(*shape), unit(64)
+    for edit in (
+        lambda: turn(hidden, direction, 0.5, opposed=True),
+        lambda: project(hidden, unit(3, 64)),
+        lambda: shift(hidden, direction),
+    ):
+        expected = edit()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (hidden @ hidden.mT).dtype == BRAIN
+            assert torch.equal(edit(), expected)
 
 
 def test_rows_may_have_directions_of_their_own(on_triton):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard_kernels.dispatch import choose_provider
-from lvlm_guard_kernels.hidden import reference
+from lvlm_guard_kernels.hidden import eager
 
 WIDEST = 32768
 """A program holds all of a state; states of more numbers would spill."""
@@ -160,7 +160,7 @@ def _choose_module(kernel: str, hidden: Tensor, operand: Tensor) -> Any:
     if hidden.shape[-1] > WIDEST:
         obstacle = f"{kernel} takes hidden states of {WIDEST} numbers at most, and these have {hidden.shape[-1]}"
     if choose_provider(kernel, hidden, operand, obstacle=obstacle) == "torch":
-        return reference
+        return eager
     from lvlm_guard_kernels.hidden import fused  # noqa: PLC0415 - Triton is loaded where it runs
 
     return fused

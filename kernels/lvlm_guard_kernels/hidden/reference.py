@@ -1,4 +1,4 @@
-"""The definition of every edit of hidden states in fp32 torch, which is also what torch runs."""
+"""The definition of every edit of hidden states in fp32 torch, and the oracle of the faster implementations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TINY = 1e-12
 
 def turn(hidden: Tensor, direction: Tensor, strength: float, *, opposed: bool) -> Tensor:
     """Define `lvlm_guard_kernels.turn`, in fp32."""
-    hidden, direction = hidden.float(), direction.float()
+    hidden, direction = widen(hidden), widen(direction)
     size = _measure_norm(hidden)
     pull = size
     if opposed:
@@ -23,13 +23,29 @@ def turn(hidden: Tensor, direction: Tensor, strength: float, *, opposed: bool) -
 
 def project(hidden: Tensor, directions: Tensor, strength: float) -> Tensor:
     """Define `lvlm_guard_kernels.project`, in fp32."""
-    hidden, directions = hidden.float(), directions.float()
+    if is_autocast(hidden):
+        with torch.autocast(hidden.device.type, enabled=False):
+            return project(hidden, directions, strength)
+    hidden, directions = widen(hidden), widen(directions)
     return torch.sub(hidden, hidden @ directions.mT @ directions, alpha=strength)
 
 
 def shift(hidden: Tensor, vector: Tensor, strength: float) -> Tensor:
     """Define `lvlm_guard_kernels.shift`, in fp32."""
-    return torch.add(hidden.float(), vector.float(), alpha=strength)
+    return torch.add(widen(hidden), widen(vector), alpha=strength)
+
+
+def widen(values: Tensor) -> Tensor:
+    """Return values in fp32; those that are in it already are not even handed to torch, which takes longer than asking."""
+    return values if values.dtype is torch.float32 else values.float()
+
+
+def is_autocast(values: Tensor) -> bool:
+    """Return whether autocast would take matrix products on the device of some values in another dtype than theirs."""
+    if values.is_cpu:
+        return torch.is_autocast_enabled("cpu")
+    device = values.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _measure_norm(hidden: Tensor) -> Tensor:
