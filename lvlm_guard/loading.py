@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -273,6 +274,7 @@ def _load_pretrained(name: str, device: str, dtype: str, placement: Placement) -
         raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
     _check_processor(name, processor, model.config)
+    _check_preparation(name)
     model = (model.to(device) if placement.is_plain else model).eval()
     _warn_of_slow_dtype(model)
     return model, processor
@@ -329,6 +331,18 @@ def _check_processor(name: str, processor: Any, config: Any) -> None:
 
 
 PICTURE_SETTINGS = ("patch_size", "vision_feature_select_strategy")
+
+
+def _check_preparation(name: str) -> None:
+    """Refuse files that do not say how pictures are prepared: some versions of transformers then take defaults."""
+    if find_file(name, "preprocessor_config.json") is not None:
+        return
+    combined = find_file(name, "processor_config.json")  # newer versions save everything in this one
+    if combined is None or "image_processor" not in json.loads(combined.read_text()):
+        raise InputError(
+            f"{quote(name)} cannot be loaded as a vision-language model: it holds no preprocessor_config.json, so nothing says "
+            f"how its pictures are prepared.{_advise(name)}"
+        )
 
 
 def _advise(name: str) -> str:

@@ -140,7 +140,7 @@ class HeadEvidence:
         first = len(self.names)
         logits = self.attention(index) @ self.scores[:, first:] + self.head.bias[first:]
         if self.head.is_exclusive:
-            logs = logits.log_softmax(0)
+            logs = logits.double().log_softmax(0)  # single precision cannot tell a share from 1 beyond 17 nats
             logits = logs - torch.log1p(-logs.exp().clamp(max=1 - 1e-9))
         scale = self._scale("attribute")
         return {value: scale.apply(logit) for value, logit in zip(self.head.values, logits.tolist(), strict=True)}

@@ -179,8 +179,16 @@ def test_folders_that_hold_no_whole_vision_language_model(monkeypatch, capsys, t
     assert "is a file" in ask(monkeypatch, capsys, picture, "--model", picture)
 
 
-def test_an_interrupt_is_one_line_and_exit_code_130(monkeypatch, picture):
-    monkeypatch.setattr(Guard, "inputs", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+@pytest.fixture
+def interruptible():
+    """Let an interrupt reach the test: where the suite runs in the background of a shell, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(monkeypatch, picture, interruptible):
+    monkeypatch.setattr(Guard, "inputs", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     result = CliRunner().invoke(
         app, ["generate", "--model", "testbed", "--image", str(picture), "--prompt", "is there a mug ?"]
     )

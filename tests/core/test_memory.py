@@ -15,14 +15,17 @@ from mechanisms import MECHANISMS
 from PIL import Image
 from toy_processor import toy_processor
 from transformers import DynamicCache
+from versions import KEPT
 
-from lvlm_guard import Guard, NoEffectWarning
+from lvlm_guard import Guard, ModelRefused, NoEffectWarning
 from lvlm_guard.testing import tiny
 from lvlm_guard.testing.intact import exploding
 
 SETTINGS = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": SUPPRESSED}
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a b"}]}]
 SLOW = ("attention", "hidden", "search")
+CALLS_AFTER_CALLS = ("memvr", "opera")
+"""Stacks that need no two caches at once."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -49,8 +52,19 @@ def call_again_and_again(guards, inputs, times):
                     guard.model.generate(**inputs, **SETTINGS)
 
 
-def make_guards(model):
-    return [Guard(model, None, stack) for name, stack in MECHANISMS.items() if name != "readout"]
+def make_guards(model, inputs):
+    guards = [Guard(model, None, stack) for name, stack in MECHANISMS.items() if name != "readout"]
+    return [guard for guard in guards if not is_refused(guard, inputs)]
+
+
+def is_refused(guard, inputs):
+    """Whether the model is one whose vision tower keeps what its layers return before it is edited."""
+    try:
+        call_again_and_again([guard], inputs, 1)
+    except ModelRefused as error:
+        assert KEPT in str(error)
+        return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -58,7 +72,8 @@ def make_guards(model):
 )
 def test_nothing_grows_with_the_number_of_generations(warm_up, times):
     model, inputs = tiny("llava")
-    guards = make_guards(model)
+    guards = make_guards(model, inputs)
+    assert len(guards) > len(MECHANISMS) - 4
     call_again_and_again(guards, inputs, warm_up)
     resident = resident_bytes() if Path("/proc/self/statm").exists() else None
     grown = []
@@ -152,5 +167,5 @@ def test_caches_go_with_the_call_and_wait_for_no_collection(stack, settings, exe
     counts = []
     monkeypatch.setattr(DynamicCache, "__init__", note)
     guard.generate(**inputs, **SETTINGS, **settings)
-    assert max(counts) > 1
+    assert max(counts) > (stack not in CALLS_AFTER_CALLS)
     assert [cache.get_seq_length() for cache in made] == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from evidence_heads import NAMES
 from lvlm_guard_evidence.grids import PictureTokens, find_pictures
-from lvlm_guard_evidence.head import EvidenceHead
+from lvlm_guard_evidence.head import EvidenceHead, OddsScale
 from lvlm_guard_evidence.names import NamesTable
 
 
@@ -79,3 +79,13 @@ def test_objects_are_counted_by_the_peaks_of_their_scores():
     grid[0, 0], grid[4, 4], grid[2, 2], grid[2, 3] = 3.0, 2.0, 0.2, 1.0
     places = PictureTokens(0, 25, 5, 5).places()
     assert head.read(grid.view(25, 1), places).number("mugs") == 3.0
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("gap", [1.0, 16.0, 18.0, 20.0])
+def test_odds_of_a_value_keep_their_scale_beyond_single_precision(slope, gap):
+    scales = {"attribute": OddsScale(slope, 0.25)}
+    head = EvidenceHead(torch.zeros(3, 1), torch.zeros(3), NamesTable(("mug",)), ("red", "green"), scales=scales)
+    seen = head.read(torch.tensor([[0.0, gap, 0.0]]), PictureTokens(0, 1).places())
+    assert seen.attribute("mug", "red") == pytest.approx(slope * gap + 0.25, abs=1e-4)
+    assert seen.attribute("mug", "green") == pytest.approx(-slope * gap + 0.25, abs=1e-4)

@@ -32,6 +32,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
         additional_special_tokens=[IMAGE],
+        model_input_names=["input_ids", "attention_mask"],
         padding_side="left",
         chat_template=TEMPLATE,
     )

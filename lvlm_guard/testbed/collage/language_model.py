@@ -119,6 +119,7 @@ class LanguageFile:
         return PreTrainedTokenizerFast(
             tokenizer_object=inner,
             additional_special_tokens=[IMAGE],
+            model_input_names=["input_ids", "attention_mask"],
             padding_side="left",
             model_max_length=self.value("llama.context_length"),
             clean_up_tokenization_spaces=False,

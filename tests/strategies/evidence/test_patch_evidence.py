@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -57,8 +56,8 @@ def direct(question, features, tensors, grid):
         odds = scaled("relation", offset)
         both = "or right" in question
         return [odds / 2, -odds / 2], LEFT if both else YES, RIGHT if both else NO
-    logs = (attention @ scores[:, 3:] + bias[3:]).log_softmax(0)
-    odds = [scaled("attribute", float(each - math.log1p(-math.exp(each)))) for each in logs.tolist()]
+    red, green = (attention @ scores[:, 3:] + bias[3:]).tolist()
+    odds = [scaled("attribute", red - green), scaled("attribute", green - red)]
     if question.startswith("what"):
         return odds, RED, GREEN
     return [odds[1] / 2, -odds[1] / 2], YES, NO
@@ -110,7 +109,7 @@ class TestPatchEvidence(BundledContract):
     def guard(self, model, *strategies, **options):
         path = self.folder / f"{model.config.model_type}.safetensors"
         if not path.exists():
-            make_head(path, model)
+            make_head(path, model, scales={**SCALES, "object": [0.5, 4.0]})
         made = [dataclasses.replace(strategy, artefact=path) for strategy in strategies]
         return Guard(model, Asking("anything"), made, **options)
 

@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, pad, relu6
 
 from lvlm_guard import Guard
 from lvlm_guard.testbed import TestbedError
+from lvlm_guard.testbed.collage.language_model import CONTROL, LanguageFile
 from lvlm_guard.testbed.collage.vision import STAGES, TOKENS, Lite0Config, Lite0Model
 from lvlm_guard.testbed.collage.vision_weights import EPSILON, fold, read_vision_weights
 
@@ -114,6 +115,15 @@ def test_a_file_without_the_weights_is_refused(tmp_path):
         read_vision_weights(tmp_path / "other.pth")
     with pytest.raises(KeyError):
         fold({})
+
+
+def test_the_tokenizer_makes_only_what_the_model_takes(monkeypatch):
+    facts = dict.fromkeys((f"tokenizer.ggml.{role}_token_id" for role in ("bos", "eos", "padding", "unknown")), 0)
+    facts |= {"tokens": ["<|end|>", "d", "o", "g"], "merges": [], "token_type": [CONTROL, 1, 1, 1]}
+    monkeypatch.setattr(LanguageFile, "__init__", lambda self: None)
+    monkeypatch.setattr(LanguageFile, "value", lambda _, key: facts.get(key, facts.get(key.split(".")[-1], 64)))
+    made = LanguageFile().tokenizer()("dog")
+    assert dict(made) == {"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}
 
 
 @pytest.mark.parametrize("stack", ["vcd", "m3id", "pai"])
