@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lvlm_guard.bulk.inputs import UnitReader
     from lvlm_guard.bulk.ledger import AnswerLedger
     from lvlm_guard.bulk.pools import WorkerPool
+    from lvlm_guard.bulk.units import BulkUnit
 
 LISTED = 5
 FormatName = Literal["jsonl", "parquet"]
@@ -82,7 +83,9 @@ def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
         raise InputError("A model that is spread or quantised uses all devices. Use one worker, or --ray local.")
 
 
-def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool]) -> BulkOutcome:
+def _run(
+    reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool[BulkUnit]]
+) -> BulkOutcome:
     """Answer, with a bar that says how much time is left."""
     from tqdm import tqdm  # noqa: PLC0415 - only for this
 
@@ -95,7 +98,7 @@ def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callab
         return answer_units(pool, reader, ledger, bar.update)
 
 
-def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool:
+def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool[BulkUnit]:
     from lvlm_guard.bulk.pools import OwnProcess  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.processes import ProcessPool  # noqa: PLC0415 - as above
     from lvlm_guard.bulk.ray_actors import RayPool  # noqa: PLC0415 - as above
