@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import pytest
 import quick_run
-from shared_runs import DeadlyToy, LateFirst, ToySource
+from shared_runs import DeadlyToy, LateFirst, NoSampledSecond, ToySource
 from typer.testing import CliRunner
 
-from lvlm_guard import Branch, InputError, hookimpl
+from lvlm_guard import InputError
 from lvlm_guard.bench.running import shared_run
 from lvlm_guard.bench.running.gathering import gather
 from lvlm_guard.bench.running.manifest import SuiteChoice
@@ -18,8 +17,8 @@ from lvlm_guard.bulk.processes import ProcessPool
 from lvlm_guard.cli import app
 
 
-def share(folder, plan, workers=3):
-    return shared_run.run_shared(plan, ToySource(), folder, workers, gather(plan), progress=False)
+def share(folder, plan, workers=3, source=ToySource()):  # noqa: B008 - frozen
+    return shared_run.run_shared(plan, source, folder, workers, gather(plan), progress=False)
 
 
 @pytest.fixture
@@ -76,25 +75,13 @@ def test_one_process_and_several_take_up_each_others_runs(tmp_path, late_first):
     assert read_costs(tmp_path / "one") == before
 
 
-@dataclass(frozen=True)
-class RefusesLate:
-    """Refuses the third and later pictures."""
-
-    name: ClassVar[str] = "refuses_late"
-
-    @hookimpl
-    def branches(self, gen):
-        if int(gen.prompt.ids[0].max()) >= ord("2") and "2" in {chr(token) for token in gen.prompt.ids[0].tolist()}:
-            raise InputError("not this one")
-        yield Branch.without_image()
-
-
 def test_nothing_is_kept_behind_a_refusal(tmp_path, late_first):
-    plan = quick_run.plan(stacks={"late": [RefusesLate()]}, without=())
-    quick_run.run(tmp_path / "one", plan)
-    share(tmp_path / "shared", plan, 4)
+    quick_run.run(tmp_path / "one", model=NoSampledSecond())
+    share(tmp_path / "shared", quick_run.plan(), 4, ToySource(kind=NoSampledSecond))
     files = quick_run.kept(tmp_path / "one")
-    assert any(name.startswith("refusals/late") for name in files)
+    assert "refusals/sampling/toy.json" in files
+    counts = [files[f"answers/{system}/toy.jsonl"].count(b"\n") for system in ("sampling", "greedy")]
+    assert 0 < counts[0] < counts[1] - 4
     assert quick_run.kept(tmp_path / "shared") == files
 
 

@@ -12,9 +12,20 @@ from typing import Any
 
 from PIL import Image
 from quick_run import Arithmetic, Letters, Toy
+from torch import Tensor
 
 from lvlm_guard.bench.running.shared_run import ModelSource
 from lvlm_guard.bulk.pools import WorkerDeath, WorkerReady
+from lvlm_guard.errors import InputError
+
+
+class NoSampledSecond(Arithmetic):
+    """Refuses to sample answers about the picture number 2."""
+
+    def generate(self, input_ids: Tensor, *arguments: Any, do_sample: bool = False, **settings: Any) -> Tensor:
+        if do_sample and ord("2") in input_ids:
+            raise InputError("This is not sampled.")
+        return super().generate(input_ids, *arguments, do_sample=do_sample, **settings)
 
 
 @dataclass(frozen=True)
@@ -22,9 +33,10 @@ class ToySource(ModelSource):
     """The model that answers by arithmetic."""
 
     name: str = "toy"
+    kind: type[Arithmetic] = Arithmetic
 
     def load(self, worker: int = 0, workers: int = 1) -> tuple[Any, Any]:
-        return Arithmetic(), Letters()
+        return self.kind(), Letters()
 
 
 @dataclass(frozen=True)
