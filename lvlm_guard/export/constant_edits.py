@@ -180,13 +180,13 @@ def _find_width(model: Any, tower: str) -> int:
 def _freeze(numbered: _NumberedEdit, gens: Sequence[Generation], layer: int, width: int) -> Turn | Project | Shift:
     """Return the operation of an edit in a layer with a tensor of its own, the same for all requests."""
     operation: Any = numbered.edit.edit
-    found = [_read_vectors(numbered.strategy, operation, gen, layer, width) for gen in gens]
-    if any(not torch.equal(found[0], vectors) for vectors in found[1:]):
+    by_request = [_read_vectors(numbered.strategy, operation, gen, layer, width) for gen in gens]
+    if any(not torch.equal(by_request[0], vectors) for vectors in by_request[1:]):
         raise inconstant(numbered.strategy, "has other vectors for other requests")
-    shape = found[0].shape[-2:] if isinstance(operation, Project) else found[0].shape[-1:]
-    if found[0].numel() != shape.numel():
+    shape = by_request[0].shape[-2:] if isinstance(operation, Project) else by_request[0].shape[-1:]
+    if by_request[0].numel() != shape.numel():
         raise inconstant(numbered.strategy, "has other vectors for other rows or positions")
-    vectors = found[0].reshape(shape).float().cpu()
+    vectors = by_request[0].reshape(shape).float().cpu()
     name = next(field.name for field in dataclasses.fields(operation))
     frozen: Turn | Project | Shift = dataclasses.replace(operation, **{name: vectors})
     return frozen
