@@ -55,7 +55,7 @@ LOAD ?= 10
 test-serve: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'schemathesis>=4'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not gpu and not harness' tests/serving
-	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD)
+	$(BIN)/python benchmarks/serve_load.py --minutes $(LOAD) --transformers
 
 # Groups of requests in a real vLLM on a CPU, in an environment of its own. Its torchvision does not fit a CPU build of torch: the operators
 # that it misses are defined when it is imported. TORCH_WHEELS is where pip finds torch for CPUs. 52 tests took 19 minutes on two cores

@@ -383,6 +383,11 @@ def main() -> None:
         "of answers count from the first attempt. The server had no machine of its own: other work kept the load average at "
         f"{os.getloadavg()[1]:.1f}."
     )
+    if arguments.transformers:
+        settings += (
+            " `transformers serve` answers the same model's requests without a guard; it was measured last, on whole answers alone, since "
+            "its streams do not count tokens."
+        )
     table = write_table(figures, settings)
     print(table)
     if arguments.out is not None:

@@ -32,19 +32,23 @@ class Placement:
     Args:
         device_map: How transformers spreads them over several devices, and the CPU where those are full.
         quantization: Bits of a weight, by bitsandbytes.
+        processes: That share out the matrices of the model, started by torchrun; not together with the others.
 
     Raises:
-        InputError: A package that it takes is not installed.
+        InputError: A package that it takes is not installed, or it is a contradiction.
     """
 
     device_map: DeviceMapName | None = None
     quantization: QuantizationName | None = None
+    processes: int = 1
 
     def __post_init__(self) -> None:
         needs = {"accelerate": self.device_map or self.quantization, "bitsandbytes": self.quantization}
         for package, choice in needs.items():
             if choice is not None and importlib.util.find_spec(package) is None:
                 raise InputError(f"{choice} needs {package}: pip install {package}.")
+        if self.processes > 1 and any(needs.values()):
+            raise InputError("Sharing a model among processes goes with neither a device map nor quantisation.")
 
     @property
     def is_plain(self) -> bool:
@@ -57,6 +61,8 @@ class Placement:
 
         if self.is_plain:
             return {}
+        if self.processes > 1:
+            return {"tp_plan": "auto"}
         arguments: dict[str, Any] = {"device_map": self.device_map or "auto"}
         if self.quantization is not None:
             arguments["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{self.quantization}": True})
@@ -273,6 +279,7 @@ def _load_pretrained(name: str, device: str, dtype: str, placement: Placement) -
         reason = _summarise(error) + _advise(name)
         raise InputError(f"{quote(name)} cannot be loaded as a vision-language model: {reason}") from error
     _check_weights(name, sorted(details["missing_keys"]))
+    _check_heads(name, model.config.get_text_config(), placement.processes)
     _check_processor(name, processor, model.config)
     _check_preparation(name)
     model = (model.to(device) if placement.is_plain else model).eval()
@@ -310,6 +317,16 @@ def _check_name(name: str) -> None:
         raise InputError(f"{quote(name)} is a file. Name the folder that holds it, with the model's config.json.")
     if is_folder(name) and not is_file(Path(name) / "config.json"):
         raise InputError(f"{quote(name)} holds no config.json, so it is not a model folder.")
+
+
+def _check_heads(name: str, config: Any, processes: int) -> None:
+    """Refuse a decoder whose heads cannot be shared out evenly."""
+    heads = config.num_attention_heads if processes > 1 else 1
+    counts = (heads, getattr(config, "num_key_value_heads", None) or heads)
+    if processes > 1 and any(count % processes for count in counts):
+        raise InputError(
+            f"{quote(name)} has {counts[0]} heads and {counts[1]} of keys and values, which {processes} processes cannot share out evenly."
+        )
 
 
 def _check_processor(name: str, processor: Any, config: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from lvlm_guard.bulk.units import BulkUnit, RejectedLine
 
@@ -24,15 +24,19 @@ class WorkerReady:
     """A worker can take units."""
 
 
+class WorkerResult:
+    """What a worker says about its unit; it is free for the next one."""
+
+
 @dataclass(frozen=True)
-class UnitAnswers:
+class UnitAnswers(WorkerResult):
     """A worker answered its unit."""
 
     texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class UnitFailure:
+class UnitFailure(WorkerResult):
     """A worker could not answer its unit, and goes on."""
 
     reason: str
@@ -40,7 +44,7 @@ class UnitFailure:
 
 @dataclass(frozen=True)
 class WorkerBroken:
-    """A worker cannot begin, and no other could either: what it raised."""
+    """A worker cannot begin or go on, and no other could either: what it raised."""
 
     error: Exception
 
@@ -52,15 +56,16 @@ class WorkerDeath:
     cause: str
 
 
-WorkerEvent = WorkerReady | UnitAnswers | UnitFailure | WorkerBroken | WorkerDeath
+WorkerEvent = WorkerReady | WorkerResult | WorkerBroken | WorkerDeath
+Unit_contra = TypeVar("Unit_contra", contravariant=True)
 
 
-class WorkerPool(Protocol):
+class WorkerPool(Protocol[Unit_contra]):
     """Workers by number, counted from 0, each loading, free, at work or dead."""
 
     size: int
 
-    def submit(self, worker: int, unit: BulkUnit) -> None:
+    def submit(self, worker: int, unit: Unit_contra) -> None:
         """Give a unit to a free worker."""
 
     def wait(self) -> list[tuple[int, WorkerEvent]]:

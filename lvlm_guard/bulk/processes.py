@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Protocol, TypeVar
 
-from lvlm_guard.bulk.pools import AnswererSource, WorkerBroken, WorkerDeath, WorkerEvent, WorkerReady, answer_unit
-from lvlm_guard.bulk.units import BulkUnit
+from lvlm_guard.bulk.pools import WorkerBroken, WorkerDeath, WorkerEvent, WorkerReady, WorkerResult, answer_unit
 from lvlm_guard.errors import GuardError, InputError, describe_error
 
 END_SECONDS = 5.0
+
+
+Unit = TypeVar("Unit")
+Worker_co = TypeVar("Worker_co", covariant=True)
+
+
+class WorkerSource(Protocol[Worker_co]):
+    """Makes what works in a process; it travels there as a pickle."""
+
+    def build(self, worker: int, workers: int) -> Worker_co:
+        """Return what works in one of several workers, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -21,17 +33,23 @@ class _Worker:
     pipe: Connection
 
 
-class ProcessPool:
+class ProcessPool(Generic[Unit]):
     """Processes that answer units.
 
     Args:
         source: Makes the answerer in each of them.
         size: How many.
+        answer: Answers a unit with what the source made; a function that has a name.
     """
 
-    def __init__(self, source: AnswererSource, size: int) -> None:
+    def __init__(
+        self,
+        source: WorkerSource[Any],
+        size: int,
+        answer: Callable[[Any, Unit], WorkerResult | WorkerBroken] = answer_unit,  # type: ignore[assignment] # of pictures
+    ) -> None:
         self.size = size
-        self._source = source
+        self._source, self._answer = source, answer
         self._context = multiprocessing.get_context("spawn")  # a fork would share the threads and devices of torch
         self._workers: list[_Worker] = []
         try:
@@ -43,12 +61,14 @@ class ProcessPool:
 
     def _start(self, worker: int) -> _Worker:
         pipe, far_end = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(far_end, self._source, worker, self.size), daemon=True)
+        process = self._context.Process(
+            target=_work, args=(far_end, self._source, worker, self.size, self._answer), daemon=True
+        )
         process.start()
         far_end.close()  # so that the pipe ends with the worker
         return _Worker(process, pipe)
 
-    def submit(self, worker: int, unit: BulkUnit) -> None:
+    def submit(self, worker: int, unit: Unit) -> None:
         """Send a unit; a worker that has died takes it with it, and `wait` says so."""
         try:
             self._workers[worker].pipe.send(unit)
@@ -104,7 +124,9 @@ def _describe_end(code: int | None) -> str:
         return f"it was ended by signal {-code}"
 
 
-def _work(pipe: Connection, source: AnswererSource, worker: int, workers: int) -> None:
+def _work(
+    pipe: Connection, source: WorkerSource[Any], worker: int, workers: int, answer: Callable[[Any, Any], Any]
+) -> None:
     """Answer units until the pipe ends, as it does when the other process is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that gave out the units ends this one
     try:
@@ -118,6 +140,6 @@ def _work(pipe: Connection, source: AnswererSource, worker: int, workers: int) -
     try:
         pipe.send(WorkerReady())
         while True:
-            pipe.send(answer_unit(answerer, pipe.recv()))
+            pipe.send(answer(answerer, pipe.recv()))
     except (EOFError, OSError):
         return

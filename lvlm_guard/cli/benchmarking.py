@@ -15,10 +15,12 @@ from lvlm_guard import loading
 from lvlm_guard.cli import auditing, costing
 from lvlm_guard.cli.options import ONE_STACK, Allow, Batch, Device, Dtype, Limit, Model, SuiteData
 from lvlm_guard.cli.program import Program
+from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import GuardWarning
 
 if TYPE_CHECKING:
     from lvlm_guard.bench.catalogue import SuiteOffer
+    from lvlm_guard.bench.running.manifest import Gathered, RunPlan
     from lvlm_guard.bench.running.store import Record
 
 app = Program(help="Run benchmarks, score and compare them.", no_args_is_help=True)
@@ -119,6 +121,7 @@ def run(
     ] = False,
     device: Device = None,
     dtype: Dtype = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the run, each with the model.")] = 1,
 ) -> None:
     """Answer suites with stacks and controls, keep every raw answer, then score.
 
@@ -136,9 +139,24 @@ def run(
     )
     store.check_folder(out)
     gathered = gather(plan)
-    loaded, processor = loading.load(model, device, dtype)
-    record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
+    if workers > 1:
+        record = _run_shared(plan, gathered, out, workers, (model, device, dtype))
+    else:
+        loaded, processor = loading.load(model, device, dtype)
+        record = runner.run(plan, loaded, processor, out, model_id=model, gathered=gathered)
     _report(record, None, data)
+
+
+def _run_shared(
+    plan: RunPlan, gathered: Gathered, out: Path, workers: int, model: tuple[str, str | None, str]
+) -> Record:
+    """Do a run with several processes; say so where some died."""
+    from lvlm_guard.bench.running.shared_run import ModelSource, run_shared  # noqa: PLC0415 - slow to import
+
+    record, replaced = run_shared(plan, ModelSource(*model), out, workers, gathered)
+    if replaced:
+        typer.echo(f"{count_of(replaced, 'worker')} died and {'was' if replaced == 1 else 'were'} replaced", err=True)
+    return record
 
 
 @app.command("report")

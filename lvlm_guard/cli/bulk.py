@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lvlm_guard.bulk.inputs import UnitReader
     from lvlm_guard.bulk.ledger import AnswerLedger
     from lvlm_guard.bulk.pools import WorkerPool
+    from lvlm_guard.bulk.units import BulkUnit
+    from lvlm_guard.host.stack import Stack as StackOfStrategies
 
 LISTED = 5
 FormatName = Literal["jsonl", "parquet"]
@@ -47,6 +49,9 @@ def generate_batch(
     dtype: Dtype = "auto",
     device_map: DeviceMap = None,
     quantize: Quantization = None,
+    tp: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes of torchrun that share out the model's matrices.")
+    ] = 1,
     executor: Executor = "auto",
 ) -> None:
     """Answer the questions of a file about its pictures: every line once, however often this is interrupted."""
@@ -55,7 +60,7 @@ def generate_batch(
     from lvlm_guard.bulk.ledger import ANSWERS, AnswerLedger  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
-    placement = Placement(device_map, quantize)
+    placement = Placement(device_map, quantize, tp)
     _check_workers(workers, ray, placement)
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
@@ -65,6 +70,8 @@ def generate_batch(
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     functions, described = tuple(allow or ()), strategies.to_dict()
     source = GuardSource(model, device, dtype, placement, stack, functions, described, executor, settings)
+    if tp > 1 and _follow(source, strategies):
+        return
     with AnswerLedger(out, {"format": 1, "input": digest, **source.describe()}) as ledger:
         outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
         if writes_parquet:
@@ -76,13 +83,28 @@ def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
     """Refuse what cannot work before anything is read."""
     from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - slow to import
 
+    if placement.processes > 1 and (workers > 1 or ray is not None):
+        raise InputError("--tp shares one model among processes, so it goes with neither --workers nor --ray.")
     if ray is not None:
         import_ray()
     elif workers > 1 and not placement.is_plain:
         raise InputError("A model that is spread or quantised uses all devices. Use one worker, or --ray local.")
 
 
-def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool]) -> BulkOutcome:
+def _follow(source: GuardSource, strategies: StackOfStrategies) -> bool:
+    """Answer beside the first of the processes that share a model; return whether this is another than the first."""
+    from lvlm_guard.bulk import tensor_parallel  # noqa: PLC0415 - slow to import
+
+    tensor_parallel.check_stack(strategies)
+    rank = tensor_parallel.read_rank(source.placement.processes)
+    if rank:
+        tensor_parallel.follow(source.build(0, 1))
+    return bool(rank)
+
+
+def _run(
+    reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callable[[], WorkerPool[BulkUnit]]
+) -> BulkOutcome:
     """Answer, with a bar that says how much time is left."""
     from tqdm import tqdm  # noqa: PLC0415 - only for this
 
@@ -95,11 +117,14 @@ def _run(reader: UnitReader, lines: int, ledger: AnswerLedger, open_pool: Callab
         return answer_units(pool, reader, ledger, bar.update)
 
 
-def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool:
+def _open_pool(source: GuardSource, workers: int, ray: str | None) -> WorkerPool[BulkUnit]:
     from lvlm_guard.bulk.pools import OwnProcess  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.processes import ProcessPool  # noqa: PLC0415 - as above
     from lvlm_guard.bulk.ray_actors import RayPool  # noqa: PLC0415 - as above
+    from lvlm_guard.bulk.tensor_parallel import LeadingProcess  # noqa: PLC0415 - as above
 
+    if source.placement.processes > 1:
+        return LeadingProcess(source.build(0, 1))
     if ray is not None:
         return RayPool(source, workers, ray, None if source.device is None else float(source.device != "cpu"))
     return OwnProcess(source.build(0, 1)) if workers == 1 else ProcessPool(source, workers)

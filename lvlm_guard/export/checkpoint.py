@@ -23,7 +23,7 @@ from lvlm_guard.verification.distances import distance, effect, tolerance_of
 from lvlm_guard.verification.prompts import PromptSet
 from lvlm_guard.verification.runs import FreeRun, run_along_plain, run_freely
 
-NOTHING = (
+NO_EDITS = (
     "There is nothing to bake: no strategy of the stack changes anything. Name a stack that edits hidden states, such as a file "
     "with nullu and its artefact."
 )
@@ -149,7 +149,7 @@ class _Baking:
         rows = [prompts.row(row) for row in range(prompts.size)]
         edits = resolve_edits(model, processor, export.stack, rows)
         if not edits:
-            raise InputError(NOTHING)
+            raise InputError(NO_EDITS)
         folds = plan_folds(model, edits, rows[0])
         files = CheckpointFiles(find_checkpoint(export.model))
         places = {name: (files.find(name, value), value) for fold in folds for name, value in fold.parameters.items()}

@@ -180,27 +180,31 @@ def _find_width(model: Any, tower: str) -> int:
 def _freeze(numbered: _NumberedEdit, gens: Sequence[Generation], layer: int, width: int) -> Turn | Project | Shift:
     """Return the operation of an edit in a layer with a tensor of its own, the same for all requests."""
     operation: Any = numbered.edit.edit
-    found = [_read_vectors(numbered.strategy, operation, gen, layer, width) for gen in gens]
-    if any(not torch.equal(found[0], vectors) for vectors in found[1:]):
+    states = [
+        torch.randn(1, POSITIONS, width, generator=torch.Generator().manual_seed(seed)) for seed in range(len(gens))
+    ]
+    by_request = [
+        _read_vectors(operation, hidden, _LayerAlone(numbered.strategy, gen, layer, hidden.device))
+        for gen, hidden in zip(gens, states, strict=True)
+    ]
+    if any(not torch.equal(by_request[0], vectors) for vectors in by_request[1:]):
         raise inconstant(numbered.strategy, "has other vectors for other requests")
-    shape = found[0].shape[-2:] if isinstance(operation, Project) else found[0].shape[-1:]
-    if found[0].numel() != shape.numel():
+    shape = by_request[0].shape[-2:] if isinstance(operation, Project) else by_request[0].shape[-1:]
+    if by_request[0].numel() != shape.numel():
         raise inconstant(numbered.strategy, "has other vectors for other rows or positions")
-    vectors = found[0].reshape(shape).float().cpu()
+    vectors = by_request[0].reshape(shape).float().cpu()
     name = next(field.name for field in dataclasses.fields(operation))
     frozen: Turn | Project | Shift = dataclasses.replace(operation, **{name: vectors})
     return frozen
 
 
-def _read_vectors(strategy: str, operation: Any, gen: Generation, layer: int, width: int) -> Tensor:
+def _read_vectors(operation: Any, hidden: Tensor, view: _LayerAlone) -> Tensor:
     vectors: Any = find_vectors(operation)
     if isinstance(vectors, Tensor):
         return vectors
-    hidden = torch.randn(1, POSITIONS, width, generator=torch.Generator().manual_seed(len(gen.prompt.ids[0])))
-    view = _LayerAlone(strategy, gen, layer, hidden.device)
     vectors = vectors(hidden, view)
     if not isinstance(vectors, Tensor):
-        raise inconstant(strategy, "gives no tensor of vectors")
+        raise inconstant(view.strategy, "gives no tensor of vectors")
     return vectors
 
 

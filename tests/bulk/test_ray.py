@@ -8,7 +8,8 @@ import pytest
 from bulk_stand_in import StandIn, read_files, write_units
 
 from lvlm_guard import InputError
-from lvlm_guard.bulk.answering import MOST_DEATHS, answer_units
+from lvlm_guard.bulk.answering import answer_units
+from lvlm_guard.bulk.dispatching import MOST_DEATHS
 from lvlm_guard.bulk.ledger import AnswerLedger
 from lvlm_guard.bulk.pools import OwnProcess
 from lvlm_guard.bulk.ray_actors import RayPool

@@ -14,7 +14,8 @@ from bulk_stand_in import StandIn, read_files, write_units
 
 from lvlm_guard import InputError
 from lvlm_guard.bulk.answerers import choose_device
-from lvlm_guard.bulk.answering import MOST_DEATHS, answer_units
+from lvlm_guard.bulk.answering import answer_units
+from lvlm_guard.bulk.dispatching import MOST_DEATHS
 from lvlm_guard.bulk.ledger import AnswerLedger
 from lvlm_guard.bulk.pools import OwnProcess, UnitAnswers, WorkerReady
 from lvlm_guard.bulk.processes import ProcessPool

@@ -103,7 +103,7 @@ DIRECTION = torch.nn.functional.normalize(VECTOR, dim=0)[None]
     "edit",
     [
         HiddenEdit("mlp", Shift(VECTOR, 2.0), tower="vision"),
-        HiddenEdit("attention", Shift(lambda hidden, view: VECTOR * view.layer, 2.0), tower="vision"),
+        HiddenEdit("attention", Shift(lambda hidden, view: VECTOR * (view.layer + 1), 2.0), tower="vision"),
         HiddenEdit("mlp", Project(DIRECTION, 0.5), tower="vision", when="prefill"),
         HiddenEdit("attention", Project(DIRECTION)),
     ],

@@ -56,7 +56,7 @@ def test_the_same_command_pays_for_nothing_again(searched, monkeypatch):
     folder, result = searched
     before = (folder / TRIALS).read_bytes()
     monkeypatch.setattr(
-        "lvlm_guard.bench.running.runner._Answerer._generate", lambda *_: pytest.fail("generated again")
+        "lvlm_guard.bench.running.system_answers.SystemAnswerer._generate", lambda *_: pytest.fail("generated again")
     )
     assert invoke(*SUITE, *FEW, "--trials", 3, "--out", folder / "stack.toml").output == result.output
     assert (folder / TRIALS).read_bytes() == before
