@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import EngineInput
@@ -14,11 +13,12 @@ from lvlm_guard.engines.vllm import groups
 from lvlm_guard.engines.vllm.configuration import refuse_parameters
 from lvlm_guard.engines.vllm.groups import Membership, name_branch, name_probe
 from lvlm_guard.engines.vllm.prompts import PromptReader, write_prompt
-from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group, describe_model
+from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.prompt import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,11 @@ class GroupBuilder:
     Args:
         reader: Reads rendered prompts.
         limits: What a group must fit into.
-        tokenizer: The model's.
+        model: The model that answers, as strategies may know it.
     """
 
-    def __init__(self, reader: PromptReader, limits: EngineLimits, tokenizer: Any) -> None:
-        self._reader, self._limits = reader, limits
-        self._model = describe_model(reader.config, tokenizer)
+    def __init__(self, reader: PromptReader, limits: EngineLimits, model: ModelInfo) -> None:
+        self._reader, self._limits, self._model = reader, limits, model
 
     def build(self, stack: Stack, prompt: EngineInput, parameters: SamplingParams) -> list[MemberRequest]:
         """Return main's request, whose id is empty, then those of the branches, then those of prompts that are run for their states.
