@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils import cached_file
 
 from lvlm_guard.strategy.fingerprints import choose_weights, digest_weight
 
@@ -22,9 +21,10 @@ def find_checkpoint(model: str, revision: str | None) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
     try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError):
+        config = cached_file(model, "config.json", revision=revision or "main", local_files_only=True)
+    except OSError:
         return None
+    return None if config is None else Path(config).parent
 
 
 def digest_checkpoint(folder: Path | None) -> dict[str, dict[str, str]]:
