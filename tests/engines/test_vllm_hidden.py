@@ -146,7 +146,12 @@ def test_a_compiled_model_and_the_vision_tower_are_refused_by_name(roomy):
     limits = roomy._builder._limits
     object.__setattr__(limits, "reads_layers", False)
     try:
-        for stack, need in (("vsv", "prompts that are run"), ("nullu", "edits of hidden states"), ("dola", "readouts")):
+        for stack, need in (
+            ("vsv", "prompts that are run"),
+            ("nullu", "edits inside the layers"),
+            ("pai", "edits inside the layers"),
+            ("dola", "readouts"),
+        ):
             with pytest.raises(StrategyRefused, match=f"'{stack}' needs {need}.*enforce_eager=True"):
                 roomy.generate(make_prompt(0), greedy, stack=find_stack(stack), use_tqdm=False)
     finally:
