@@ -31,6 +31,7 @@ if find_spec("vllm") is not None:
 
 NEW = 16
 REQUESTS = 4
+BY_TRANSFORMERS = (None, "vdd", "vcd", "vcd+vdd", "dola", "vsv")
 
 
 @functools.cache
@@ -44,13 +45,12 @@ def save_qwen():
             layer.mlp.down_proj.weight.mul_(6)
     model.save_pretrained(folder)
     parts = qwen2_vl.build_processor()
-    parts.tokenizer.add_tokens([])
-    parts.tokenizer.image_token = "<image>"
-    parts.tokenizer.video_token = "<|video_pad|>"
     processor = Qwen2VLProcessor(
         parts.image_processor, parts.tokenizer, Qwen2VLVideoProcessor(), chat_template=parts.chat_template
     )
     processor.save_pretrained(folder)
+    for path in folder.glob("*.j*"):  # the published processor knows the token of an image by its published name
+        path.write_text(path.read_text().replace("<image>", "<|image_pad|>"))
     return folder
 
 
@@ -93,21 +93,27 @@ def test_qwen2_vl_answers_as_the_guard_does(qwen, stack):
     assert stack is None or expected != expect_qwen(None)
 
 
+@functools.cache
+def expect_before():
+    """Return what `Guard` answers, before vLLM changes classes of transformers for its own use of them."""
+    return {stack: expect(stack, REQUESTS, max_new_tokens=NEW) for stack in BY_TRANSFORMERS}
+
+
 @pytest.fixture(scope="module")
 def by_transformers():
+    expect_before()
     llm = start_engine(model_impl="transformers", **ROOMY)
     yield llm
     assert llm.guard_counts()["alone"] == 0
     stop_engine(llm)
 
 
-@pytest.mark.parametrize("stack", [None, "vdd", "vcd", "vcd+vdd", "dola", "vsv"])
+@pytest.mark.parametrize("stack", BY_TRANSFORMERS)
 def test_the_classes_of_transformers_in_vllm_answer_as_the_guard_does(by_transformers, stack):
-    expected = expect(stack, REQUESTS, max_new_tokens=NEW)
     prompts = [make_prompt(index) for index in range(REQUESTS)]
     parameters = SamplingParams(temperature=0, max_tokens=NEW)
     outputs = by_transformers.generate(prompts, parameters, stack=stack, use_tqdm=False)
-    assert read_tokens(outputs) == expected
+    assert read_tokens(outputs) == expect_before()[stack]
 
 
 def test_attention_that_transformers_calls_past_the_layers_is_refused(by_transformers):

@@ -102,6 +102,12 @@ class GroupBuilder:
         lengths = [len(member.ids) for member in (group.main, *group.branches.values())]
         room = self._limits.model_length - max(lengths)
         tokens = room if parameters.max_tokens is None else parameters.max_tokens
+        longest_probe = max((len(probe.ids) for probe in group.probes.values()), default=0)
+        if longest_probe >= self._limits.model_length:
+            raise InputError(
+                f"A prompt that the stack runs beforehand has {longest_probe} tokens, and this engine takes "
+                f"{self._limits.model_length - 1}: shorten it, or raise max_model_len."
+            )
         if tokens > room or room <= 0:
             raise InputError(
                 f"The longest prompt of the group has {max(lengths)} tokens, which with {max(tokens, 1)} new ones is more than the "
