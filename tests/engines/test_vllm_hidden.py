@@ -56,6 +56,26 @@ UNDER_STRESS = {
 }
 
 
+@pytest.mark.parametrize("name", UNDER_STRESS)
+def test_edits_stay_with_their_requests_under_stress(name):
+    llm = start_engine(**UNDER_STRESS[name])
+    try:
+        stacks = [None if stack == "plain" else find_stack(stack) for stack in STACKS]
+        count = 2 * len(stacks)
+        parameters = SamplingParams(temperature=0, max_tokens=NEW, min_tokens=NEW)
+        outputs = answer_mixed(llm, [stacks[index % len(stacks)] for index in range(count)], parameters)
+        expected = [expect(stack, count, max_new_tokens=NEW, min_new_tokens=NEW) for stack in stacks]
+        wanted = [expected[index % len(stacks)][index] for index in range(count)]
+        assert [index for index in range(count) if outputs[index] != wanted[index]] == []
+        counts, scheduler = llm.guard_counts(), find_scheduler(llm)
+        print(name, counts, "groups preempted:", scheduler.group_preemptions)
+        assert counts["alone"] == counts["failed"] == 0
+        assert (scheduler.group_preemptions > 0) == name.startswith("few blocks")
+        assert len(scheduler.groups) == len(scheduler.requests) == len(find_runner_guard(llm)._states) == 0
+    finally:
+        stop_engine(llm)
+
+
 @pytest.fixture(scope="module")
 def roomy():
     llm = start_engine(**ROOMY)
@@ -87,26 +107,6 @@ def test_edited_requests_share_no_cache_with_plain_ones_of_the_same_prompt(roomy
     guarded, plain = (expect(chosen, REQUESTS, max_new_tokens=NEW)[0] for chosen in (stack, None))
     steered = expect(find_stack("vsv"), REQUESTS, max_new_tokens=NEW)[0]
     assert answers == [guarded, plain, guarded, plain, steered, plain]
-
-
-@pytest.mark.parametrize("name", UNDER_STRESS)
-def test_edits_stay_with_their_requests_under_stress(name):
-    llm = start_engine(**UNDER_STRESS[name])
-    try:
-        stacks = [None if stack == "plain" else find_stack(stack) for stack in STACKS]
-        count = 2 * len(stacks)
-        parameters = SamplingParams(temperature=0, max_tokens=NEW, min_tokens=NEW)
-        outputs = answer_mixed(llm, [stacks[index % len(stacks)] for index in range(count)], parameters)
-        expected = [expect(stack, count, max_new_tokens=NEW, min_new_tokens=NEW) for stack in stacks]
-        wanted = [expected[index % len(stacks)][index] for index in range(count)]
-        assert [index for index in range(count) if outputs[index] != wanted[index]] == []
-        counts, scheduler = llm.guard_counts(), find_scheduler(llm)
-        print(name, counts, "groups preempted:", scheduler.group_preemptions)
-        assert counts["alone"] == counts["failed"] == 0
-        assert (scheduler.group_preemptions > 0) == name.startswith("few blocks")
-        assert len(scheduler.groups) == len(scheduler.requests) == len(find_runner_guard(llm)._states) == 0
-    finally:
-        stop_engine(llm)
 
 
 def test_an_aborted_request_takes_its_probes_along(roomy):
@@ -146,7 +146,12 @@ def test_a_compiled_model_and_the_vision_tower_are_refused_by_name(roomy):
     limits = roomy._builder._limits
     object.__setattr__(limits, "reads_layers", False)
     try:
-        for stack, need in (("vsv", "prompts that are run"), ("nullu", "edits of hidden states"), ("dola", "readouts")):
+        for stack, need in (
+            ("vsv", "prompts that are run"),
+            ("nullu", "edits inside the layers"),
+            ("pai", "edits inside the layers"),
+            ("dola", "readouts"),
+        ):
             with pytest.raises(StrategyRefused, match=f"'{stack}' needs {need}.*enforce_eager=True"):
                 roomy.generate(make_prompt(0), greedy, stack=find_stack(stack), use_tqdm=False)
     finally:

@@ -34,13 +34,13 @@ QUESTIONS = (
 ROOMY = {"max_num_batched_tokens": 512, "max_num_seqs": 32}
 
 
-def start_engine(**options: Any) -> Any:
-    """Return a guarded engine round the bundled model, in fp32 and without compilation."""
+def start_engine(model: Path = WEIGHTS, **options: Any) -> Any:
+    """Return a guarded engine round a model, by default the bundled one, in fp32 and without compilation."""
     os.environ.update(SETTINGS)
     from lvlm_guard.engines.vllm import GuardedLLM  # noqa: PLC0415 - slow to import, and not everywhere
 
     settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": 200, "block_size": 32, **options}
-    return GuardedLLM(str(WEIGHTS), stack="vdd", **settings)
+    return GuardedLLM(str(model), stack="vdd", **settings)
 
 
 def stop_engine(llm: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 from vllm import SamplingParams
 from vllm.inputs import EngineInput
@@ -14,11 +13,12 @@ from lvlm_guard.engines.vllm import groups
 from lvlm_guard.engines.vllm.configuration import refuse_parameters
 from lvlm_guard.engines.vllm.groups import Membership, name_branch, name_probe
 from lvlm_guard.engines.vllm.prompts import PromptReader, write_prompt
-from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group, describe_model
+from lvlm_guard.engines.vllm.translation import DescribedGroup, describe_group
 from lvlm_guard.errors import InputError
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.host.stack import Stack
 from lvlm_guard.strategy.branches import MAIN
+from lvlm_guard.strategy.prompt import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,11 @@ class GroupBuilder:
     Args:
         reader: Reads rendered prompts.
         limits: What a group must fit into.
-        tokenizer: The model's.
+        model: The model that answers, as strategies may know it.
     """
 
-    def __init__(self, reader: PromptReader, limits: EngineLimits, tokenizer: Any) -> None:
-        self._reader, self._limits = reader, limits
-        self._model = describe_model(reader.config, tokenizer)
+    def __init__(self, reader: PromptReader, limits: EngineLimits, model: ModelInfo) -> None:
+        self._reader, self._limits, self._model = reader, limits, model
 
     def build(self, stack: Stack, prompt: EngineInput, parameters: SamplingParams) -> list[MemberRequest]:
         """Return main's request, whose id is empty, then those of the branches, then those of prompts that are run for their states.
@@ -103,6 +102,12 @@ class GroupBuilder:
         lengths = [len(member.ids) for member in (group.main, *group.branches.values())]
         room = self._limits.model_length - max(lengths)
         tokens = room if parameters.max_tokens is None else parameters.max_tokens
+        longest_probe = max((len(probe.ids) for probe in group.probes.values()), default=0)
+        if longest_probe >= self._limits.model_length:
+            raise InputError(
+                f"A prompt that the stack runs beforehand has {longest_probe} tokens, and this engine takes "
+                f"{self._limits.model_length - 1}: shorten it, or raise max_model_len."
+            )
         if tokens > room or room <= 0:
             raise InputError(
                 f"The longest prompt of the group has {max(lengths)} tokens, which with {max(tokens, 1)} new ones is more than the "

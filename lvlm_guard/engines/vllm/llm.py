@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +16,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from lvlm_guard.engines.errors import EngineFailed
+from lvlm_guard.engines.vllm.checkpoint import digest_checkpoint, find_checkpoint
 from lvlm_guard.engines.vllm.group_requests import EngineLimits, GroupBuilder, MemberRequest
 from lvlm_guard.engines.vllm.prompts import PICTURES, PromptReader
+from lvlm_guard.engines.vllm.translation import describe_model
 from lvlm_guard.errors import InputError, ModeRefused, quote
 from lvlm_guard.guard import DEFAULT_STACK
 from lvlm_guard.host.stack import Stack
@@ -171,7 +175,12 @@ class GuardedLLM(LLM):
             on_cpu=self.runs_on_cpu,
             reads_layers=bool(config.model_config.enforce_eager),
         )
-        return GroupBuilder(PromptReader(config.model_config.hf_config, processor), limits, self.get_tokenizer())
+        folder = functools.partial(find_checkpoint, config.model_config.model, config.model_config.revision)
+        model = dataclasses.replace(
+            describe_model(config.model_config.hf_config, self.get_tokenizer()),
+            digest_weights=functools.cache(lambda: digest_checkpoint(folder())),
+        )
+        return GroupBuilder(PromptReader(config.model_config.hf_config, processor), limits, model)
 
     def _keep_pictures(self) -> None:
         """Let rendered prompts keep the pictures that they are made of; a wrapper on the renderer of this engine alone."""
