@@ -69,14 +69,29 @@ class AnswerReports:
         """
         from lvlm_guard.diagnosis.report.writing import write_index  # noqa: PLC0415 - slow to import
 
+        self.check_texts()
         shared = self._describe()
         numbers = range(len(self.questions))
-        kept = 0
+        done_before = 0
         for number in numbers:
-            kept += self._write(number, shared, show)
+            done_before += self._write(number, shared, show)
             gc.collect()  # a page's template leaves a circle behind, which holds the pictures
         write_index((self._read(number) for number in numbers), self.out, len(self.questions))
-        return kept
+        return done_before
+
+    def check_texts(self) -> None:
+        """Check that every answer that was passed survives the model's tokens, before any is diagnosed.
+
+        Raises:
+            InputError: One does not; names it.
+        """
+        from lvlm_guard.diagnosis.answer.forcing import read_answer  # noqa: PLC0415 - slow to import
+
+        processor = self.guard.processor
+        for number, question in enumerate(self.questions):
+            if question.answer is not None:
+                with self._named(number):
+                    read_answer(getattr(processor, "tokenizer", processor), question.answer)
 
     def _write(self, number: int, shared: Mapping[str, Any], show: Callable[[AnswerDiagnosis], None]) -> bool:
         """Write one report; return whether it was there."""
@@ -95,7 +110,7 @@ class AnswerReports:
         from lvlm_guard.diagnosis.answer.diagnosing import diagnose_answer  # noqa: PLC0415 - slow to import
 
         question = self.questions[number]
-        with _progress(number, len(self.questions)) as watch:
+        with _progress(number, len(self.questions)) as watch, self._named(number):
             return diagnose_answer(
                 self.guard,
                 list(question.pictures),
@@ -104,6 +119,16 @@ class AnswerReports:
                 watch=watch,
                 **self.settings,
             )
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """Say of which of several answers an error is."""
+        try:
+            yield
+        except InputError as error:
+            if len(self.questions) == 1:
+                raise
+            raise InputError(f"Answer {number + 1} of {len(self.questions)}: {error}") from error
 
     def _read(self, number: int) -> AnswerDiagnosis:
         """Return what was written of an answer, without its maps, and with its first picture."""

@@ -96,9 +96,9 @@ def answer(
     settings |= {"max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
     reports = AnswerReports(guard, questions, out, settings, (evidence, model_diagnosis))
     with readable_model_errors(ADVICE):
-        kept = reports.write(_show)
-    if kept:
-        typer.echo(f"{kept} of {len(questions)} reports were there already.", err=True)
+        done_before = reports.write(_show)
+    if done_before:
+        typer.echo(f"{done_before} of {len(questions)} reports were there already.", err=True)
     typer.echo(f"{out / ('index.html' if len(questions) > 1 else 'answer.html')}")
 
 

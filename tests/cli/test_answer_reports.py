@@ -20,6 +20,7 @@ from lvlm_guard.diagnosis.answer import diagnosing
 from lvlm_guard.diagnosis.answer.result import read_diagnosis
 from lvlm_guard.diagnosis.report.files import prepare_folder
 from lvlm_guard.host.stack import Stack
+from lvlm_guard.testing import TinyProcessor
 
 COUNT = 12
 
@@ -71,6 +72,10 @@ class Toy(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2, 2))
 
 
+def make_guard(model, stack=()):
+    return SimpleNamespace(model=model, stack=Stack.of(stack) if stack else Stack(), processor=TinyProcessor("llava"))
+
+
 @pytest.fixture
 def pictures(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(COUNT)]
@@ -83,7 +88,7 @@ def write(pictures, out, monkeypatch, diagnoser, **changes):
     monkeypatch.setattr(diagnosing, "diagnose_answer", diagnoser)
     questions = [QuestionedAnswer((path,), f"what is {number} ?") for number, path in enumerate(pictures)]
     prepare_folder(out)
-    reports = AnswerReports(SimpleNamespace(model=Toy(), stack=Stack()), questions, out, {"cells": 6})
+    reports = AnswerReports(make_guard(Toy()), questions, out, {"cells": 6})
     shown = []
     kept = replace(reports, **changes).write(
         lambda diagnosis: shown.append((diagnosis.prompt, len(diagnosis.doubtful)))
@@ -121,15 +126,15 @@ def test_what_has_changed_is_diagnosed_again(what, pictures, tmp_path, monkeypat
     elif what == "question":
         again = 1
         changes["questions"] = [
-            QuestionedAnswer((path,), f"what is {number} ?", "a mug" if number == 2 else None)
+            QuestionedAnswer((path,), f"what is {number} ?", "w81 w90" if number == 2 else None)
             for number, path in enumerate(pictures)
         ]
     elif what == "settings":
         changes["settings"] = {"cells": 7}
     elif what == "stack":
-        changes["guard"] = SimpleNamespace(model=Toy(), stack=Stack.of("vdd"))
+        changes["guard"] = make_guard(Toy(), "vdd")
     elif what == "weights":
-        changes["guard"] = SimpleNamespace(model=Toy().requires_grad_(False), stack=Stack())
+        changes["guard"] = make_guard(Toy().requires_grad_(False))
         changes["guard"].model.weight.add_(1)
     else:
         again = 1
@@ -161,6 +166,25 @@ def test_what_a_killed_process_left_unfinished_is_no_stranger(pictures, tmp_path
     (out / ".mine.draft").write_bytes(b"half")
     with pytest.raises(InputError, match="holds something else"):
         prepare_folder(out)
+
+
+def test_an_answer_that_the_model_cannot_say_is_named_before_any_is_diagnosed(pictures, tmp_path, monkeypatch):
+    texts = ["w81", None, "zebras \U0001f40d", "w90"]
+    questions = [QuestionedAnswer((path,), "w14", text) for path, text in zip(pictures, texts, strict=False)]
+    diagnoser = Diagnoser()
+    with pytest.raises(InputError, match="Answer 3 of 4: The answer does not survive its tokens"):
+        write(pictures, tmp_path / "out", monkeypatch, diagnoser, questions=questions)
+    assert diagnoser.prompts == []
+
+
+def test_an_error_says_of_which_answer_it_is(pictures, tmp_path, monkeypatch):
+    def diagnose(guard, shown, prompt, **settings):
+        raise InputError(f"Nothing to say to {prompt!r}.")
+
+    with pytest.raises(InputError, match=r"^Answer 1 of 12: Nothing to say to 'what is 0 \?'"):
+        write(pictures, tmp_path / "many", monkeypatch, diagnose)
+    with pytest.raises(InputError, match=r"^Nothing to say"):
+        write(pictures[:1], tmp_path / "one", monkeypatch, diagnose)
 
 
 def test_the_index_leads_to_every_answer(pictures, tmp_path, monkeypatch):

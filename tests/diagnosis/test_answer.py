@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -25,7 +26,7 @@ from lvlm_guard_evidence.head import read_head
 from lvlm_guard import Artefact, Guard, InputError, ModelInfo, ModelRefused, ProcessorNeeded, testbed
 from lvlm_guard.anatomy import image_token_id
 from lvlm_guard.diagnosis import Cause, Culprit, Diagnosis, diagnose_answer
-from lvlm_guard.diagnosis.answer import diagnosing, recording
+from lvlm_guard.diagnosis.answer import diagnosing, occlusion, recording
 from lvlm_guard.diagnosis.answer.causes import find_causes
 from lvlm_guard.diagnosis.answer.forcing import AnswerRequest, bound_length
 from lvlm_guard.diagnosis.answer.occlusion import cover_cells, shrink
@@ -127,6 +128,26 @@ def test_occlusion_is_how_far_a_word_falls_on_the_covered_picture():
             expected = float(base[place, ids[place]] - changed[place, ids[place]])
             assert falls[cell] == pytest.approx(expected, abs=1e-4)
     assert max(abs(fall) for falls in diagnosis.maps.occlusion.values() for fall in falls) > 0.01
+
+
+def test_covered_pictures_are_held_a_batch_at_a_time(monkeypatch):
+    covered, alive = [], []
+
+    def cover(picture, cells):
+        for each in cover_cells(picture, cells):
+            covered.append(weakref.ref(each))
+            yield each
+
+    def compute(request, shown, ids):
+        alive.append(sum(each() is not None for each in covered))
+        return torch.zeros(len(shown), len(ids))
+
+    monkeypatch.setattr(occlusion, "cover_cells", cover)
+    monkeypatch.setattr(occlusion, "compute_log_probabilities", compute)
+    diagnosis = diagnose(cells=9)
+    assert len(covered) == 81
+    assert len(next(iter(diagnosis.maps.occlusion.values()))) == 81
+    assert max(alive) <= occlusion.AT_ONCE + 1
 
 
 def test_the_own_answer_is_plain_generates():
@@ -334,6 +355,16 @@ def test_a_long_answer_is_cut(monkeypatch):
     diagnosis = diagnose(maps=False)
     assert len(diagnosis.words) == 3
     assert "The answer has 5 tokens; the first 3 are looked at." in diagnosis.partial
+
+
+def test_attention_of_a_long_answer_is_kept_only_as_far_as_there_is_room(monkeypatch):
+    whole = diagnose()
+    monkeypatch.setattr(recording, "MOST_PATCHES", 2 * len(whole.maps.attended[0]) - 1)
+    cut = diagnose()
+    assert set(whole.maps.attended) == set(range(5))
+    assert cut.maps.attended == {word: whole.maps.attended[word] for word in (0, 1)}
+    assert cut.maps.attention == whole.maps.attention
+    assert cut.words == whole.words
 
 
 def test_an_answer_has_the_room_that_the_decoder_leaves():

@@ -59,8 +59,10 @@ class LensReader:
 
     def _read_out(self, states: Tensor) -> Tensor:
         normed = states if self.norm is None else self.norm(states)
-        weight = next(self.head.parameters())
-        logits = self.head(normed.to(weight.device, weight.dtype)).float()
+        weight = next(self.head.parameters(), None)  # a quantised head may hold none, or one of whole numbers
+        if weight is not None:
+            normed = normed.to(weight.device, weight.dtype if weight.is_floating_point() else normed.dtype)
+        logits = self.head(normed).float()
         return logits.softmax(-1)[:, list(self.tokens)].cpu()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +37,7 @@ STAGES: dict[Name, Stage] = {
 OUTSIDE: tuple[Name, ...] = ("pixels", "patches", "tower", "projector")
 INSIDE: tuple[Name, ...] = ("image_mass", "head", "attention", "mlp", "residual")
 BEHIND: tuple[Name, ...] = ("output", "decoding")
+WORDS: dict[str, str] = {"image_mass": "attention to the image", "mlp": "feed-forward", "residual": "residual stream"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,19 @@ class Component:
         return Culprit(self.name, STAGES[self.name], self.layer, self.head, score, threshold)
 
     def __str__(self) -> str:
-        words = {"image_mass": "attention to the image", "mlp": "feed-forward", "residual": "residual stream"}
-        text = words.get(self.name, str(self.name))
+        text = WORDS.get(self.name, str(self.name))
         layer = "" if self.layer is None else f" of layer {self.layer}"
         return f"{text}{layer}" if self.head is None else f"head {self.head}{layer}"
+
+
+def name_together(components: Iterable[Component]) -> list[str]:
+    """Return components in words, those of one kind together, such as `feed-forward of layers 2, 3`."""
+    kinds: dict[str, list[Component]] = {}
+    for component in components:
+        kinds.setdefault(component.name, []).append(component)
+    return [str(alike[0]) if len(alike) == 1 else _name_alike(name, alike) for name, alike in kinds.items()]
+
+
+def _name_alike(name: str, components: list[Component]) -> str:
+    layers = sorted({component.layer for component in components if component.layer is not None})
+    return f"{WORDS.get(name, name)} of layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"

@@ -10,7 +10,7 @@ import torch
 
 from lvlm_guard import anatomy
 from lvlm_guard.diagnosis.model.checks import Failure, find_odd_tokens, list_failures
-from lvlm_guard.diagnosis.model.components import Component
+from lvlm_guard.diagnosis.model.components import Component, name_together
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, check_items, deal
 from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
 from lvlm_guard.diagnosis.model.knockout import KnockoutGain, choose_candidates, choose_items, measure_gains
@@ -186,6 +186,8 @@ def _list_reasons(
             "place to look at, for sound models have such components too."
         )
     else:
-        unseen = [str(component) for component in profile.norms if component not in measured[0].moments]
-        reasons += [f"profile: {name} is in the profile and cannot be measured here." for name in unseen]
+        unseen = [component for component in profile.norms if component not in measured[0].moments]
+        reasons += [
+            f"profile: {what} cannot be measured here, and is in the profile." for what in name_together(unseen)
+        ]
     return list(dict.fromkeys(reasons))

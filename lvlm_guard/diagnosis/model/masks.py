@@ -27,7 +27,6 @@ def noted_biases(
         window: Last queries that are looked at.
         biases: Receives by layer the greatest size of what is added, over heads and queries `[rows, keys]`, in nats.
     """
-
     thread = threading.get_ident()
 
     def note(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
