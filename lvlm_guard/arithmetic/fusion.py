@@ -10,6 +10,7 @@ from typing import Any
 import lvlm_guard_kernels
 import torch
 from lvlm_guard_kernels import Combination
+from lvlm_guard_kernels import settle_environment as settle_environment
 from torch import Tensor
 
 from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
