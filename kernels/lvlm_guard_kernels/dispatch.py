@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 
 from lvlm_guard_kernels.devices import find_device_obstacle
 
@@ -39,7 +41,7 @@ _record: ContextVar[list[str] | None] = ContextVar("lvlm_guard_kernel_paths", de
 
 
 class KernelsUnavailable(RuntimeError):
-    """The implementation named by `LVLM_GUARD_KERNELS` cannot run here."""
+    """The implementation named by `LVLM_GUARD_KERNELS` cannot run here, or none can: under a transform of `torch.func`."""
 
 
 def choose_provider(kernel: str, *tensors: Tensor, obstacle: str | None = None) -> Provider:
@@ -66,7 +68,7 @@ def find_provider(*tensors: Tensor, obstacle: str | None = None) -> Provider:
     choice, interprets = _settled.get() or _read_environment()
     if choice not in CHOICES:
         raise KernelsUnavailable(f"{ENVIRONMENT}={choice!r} is none of {', '.join(CHOICES)}.")
-    if choice == "torch" or (choice == AUTO and not (tensors[0].is_cuda and _is_installed())):
+    if choice == "torch" or (choice == AUTO and not (_is_on_gpu(tensors[0]) and _is_installed())):
         return "torch"
     obstacle = find_obstacle(tensors, interprets=interprets) or obstacle
     if obstacle is None:
@@ -94,6 +96,22 @@ def find_obstacle(tensors: tuple[Tensor, ...], *, interprets: bool) -> str | Non
     if strays:
         return f"the tensors are on {strays[0].device} and TRITON_INTERPRET is not set"
     return find_device_obstacle(tensors[0].device)
+
+
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def refuse_transforms(kernel: str, *tensors: Tensor) -> None:
+    """Refuse tensors that stand for others under `torch.func`, which a kernel cannot read.
+
+    Raises:
+        KernelsUnavailable: They do.
+    """
+    if not torch.compiler.is_compiling() and any(map(is_functorch_wrapped_tensor, tensors)):
+        raise KernelsUnavailable(
+            f"{kernel} does not run under transforms of torch.func such as vmap and grad. Call it outside, on all rows at once."
+        )
 
 
 @functools.cache
