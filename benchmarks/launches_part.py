@@ -21,7 +21,17 @@ REPEATS, CALLS, CAPTURED = 100, 20, 100
 SHORT, LONG = 3, 11
 DRY = PLAIN, "noise branch, batched", "hidden edits (vsv)"
 """What a dry run counts."""
-SHOWN = "what", "mode", "time_us", "launches_per_step", "busy_us_per_step", "wall_us_per_step", "busy_share", "ran", "status"
+SHOWN = (
+    "what",
+    "mode",
+    "time_us",
+    "launches_per_step",
+    "busy_us_per_step",
+    "wall_us_per_step",
+    "busy_share",
+    "ran",
+    "status",
+)
 NOTES = (
     "null kernel: one program that stores one number; `warm` is called in a row, `captured` is one of many nodes of a CUDA graph.",
     "host: processor time of the calling thread per call, nothing waited for within a round.",
@@ -58,7 +68,9 @@ def _time_null_kernel(mode: str, device: torch.device, repeats: int) -> Row:
         launch: Any = fused.write_answer[(1,)]
         launch(out)
         calls = CAPTURED if mode == "captured" else CALLS
-        lap = _capture(lambda: launch(out), calls) if mode == "captured" else lambda: [launch(out) for _ in range(calls)]
+        lap = (
+            _capture(lambda: launch(out), calls) if mode == "captured" else lambda: [launch(out) for _ in range(calls)]
+        )
         durations(lap, device, 3)
         return spread("time_us", [time * 1e3 / calls for time in durations(lap, device, repeats)])
 

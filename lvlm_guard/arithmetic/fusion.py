@@ -10,7 +10,6 @@ from typing import Any
 import lvlm_guard_kernels
 import torch
 from lvlm_guard_kernels import Combination
-from lvlm_guard_kernels import settle_environment as settle_environment
 from torch import Tensor
 
 from lvlm_guard.errors import InputError, KernelsRefused, NonFiniteLogits
@@ -18,6 +17,11 @@ from lvlm_guard.strategy.branches import MAIN
 from lvlm_guard.strategy.edits import Readout, readout_layers
 from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
+
+
+def settle_environment() -> AbstractContextManager[None]:
+    """Read once which implementation of the kernels is named, for every kernel that runs inside."""
+    return lvlm_guard_kernels.settle_environment()
 
 
 class ForwardStatistics:

@@ -369,9 +369,7 @@ def test_hidden_edits_are_timed_beside_the_same_by_hand(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "hidden_edits.json").read_text())["rows"]
     assert {(row["edit"], row["width"], row["dtype"]) for row in rows} == set(
-        itertools.product(
-            ("turn", "turn, opposed", "project", "shift"), (32, 512, 4096), ("float32", "bfloat16")
-        )
+        itertools.product(("turn", "turn, opposed", "project", "shift"), (32, 512, 4096), ("float32", "bfloat16"))
     )
     columns = ("nothing_us", "by_hand_us", "kernel_us", "value_us", "value_over_hand")
     assert all(ascending(row, name) for row in rows for name in columns)

@@ -67,7 +67,9 @@ def test_states_are_edited_as_defined(on_triton, shape, direction, dtype, layout
     assert set(on_triton) == {"turn:triton", "shift:triton", "project:triton"}
 
 
-@pytest.mark.parametrize(("shape", "direction", "dtype", "layout"), [*CASES, ((2, 5, 48), (48,), torch.float64, "apart")])
+@pytest.mark.parametrize(
+    ("shape", "direction", "dtype", "layout"), [*CASES, ((2, 5, 48), (48,), torch.float64, "apart")]
+)
 def test_torch_runs_the_definition(shape, direction, dtype, layout):
     hidden, vectors = laid(draw(*shape, dtype=dtype), layout), unit(*direction)
     for operand in (vectors, vectors.bfloat16(), vectors.double()):

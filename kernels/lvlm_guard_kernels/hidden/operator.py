@@ -10,7 +10,7 @@ from lvlm_guard_kernels.hidden.running import choose_module, find_obstacle
 from lvlm_guard_kernels.operators import define
 
 
-def _turn(hidden: Tensor, operand: Tensor, strength: float, opposed: bool) -> Tensor:  # noqa: FBT001 - as torch calls it
+def _turn(hidden: Tensor, operand: Tensor, strength: float, opposed: bool) -> Tensor:
     turned: Tensor = choose_module("turn", hidden, operand).turn(hidden, operand, strength, opposed=opposed)
     return turned
 
