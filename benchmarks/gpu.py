@@ -2,7 +2,8 @@
 
 Parts: `guard` times generate with and without each mechanism on random weights in the shapes of LLaVA-1.5-7B and
 Qwen2.5-VL-7B; `kernels` times the kernels of the logit path; `correctness` compares these with their references, and
-guarded logits with a recompute from scratch.
+guarded logits with a recompute from scratch; `launches` times a null kernel, the host's part of every call, and counts launches and
+busy time of guarded steps; `graphs` times decoding under a static cache, captured, plain against guarded.
 Each ends within its time; what was not reached is recorded as skipped, and the exit code is 3; it is 1 where something failed or did not
 run. `--tiny --device cpu` runs any part in seconds.
 In a checkout that is not installed, set `PYTHONPATH=.:kernels:plugins`.
@@ -15,7 +16,13 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-PARTS = {"guard": "guard_part", "kernels": "kernels_part", "correctness": "correctness_part"}
+PARTS = {
+    "guard": "guard_part",
+    "kernels": "kernels_part",
+    "correctness": "correctness_part",
+    "launches": "launches_part",
+    "graphs": "graphs_part",
+}
 SECONDS = 450.0
 FAILURES = "failed", "did not run", "out of memory"
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from kernels_part import use_kernels
-from lvlm_guard_kernels import Combination, combine, divergence, record_paths, select
+from lvlm_guard_kernels import Combination, combine, divergence, project, record_paths, select, shift, turn
 from lvlm_guard_kernels.combine.reference import combine as define_combine
 from lvlm_guard_kernels.divergence import reference
+from lvlm_guard_kernels.hidden import reference as hidden_reference
 from lvlm_guard_kernels.select.draw import Draw
 from lvlm_guard_kernels.select.reference import select as define_select
 from measuring import Budget, Row
@@ -128,6 +129,33 @@ def _check_select(name: str, warping: dict[str, Any]) -> Kernel:
     )
 
 
+HIDDEN = 4096
+
+
+def _check_edit(name: str, edit: Any, define: Any) -> Kernel:
+    """Return the check of an edit: of logits cut to the width of a state, those of the branch as directions."""
+
+    def cut(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        width = min(inputs.main.shape[-1], HIDDEN)
+        states = inputs.main[..., :width].nan_to_num(0.0, neginf=0.0)
+        aim = torch.nn.functional.normalize(inputs.branch[..., :width].float().nan_to_num(0.0, neginf=0.0), dim=-1)
+        return states, aim
+
+    def run(inputs: Inputs) -> Tensor:
+        states, aim = cut(inputs)
+        edited: Tensor = edit(states, aim)
+        return edited.to(states.dtype).float()
+
+    def expect(inputs: Inputs) -> Tensor:
+        states, aim = cut(inputs)
+        edited: Tensor = define(states, aim)
+        return edited.to(states.dtype).float()
+
+    return Kernel(name, run, expect, ROUNDED)
+
+
+ROUNDED = 2.0**-7
+"""Of an edited state in bf16, where sums in another order may round to a neighbour."""
 FLAT = 5.0
 """A temperature at which two draws of a row are hardly ever the same."""
 KERNELS = (
@@ -137,6 +165,13 @@ KERNELS = (
     Kernel("statistics", _stack_statistics(divergence.statistics), _stack_statistics(reference.statistics)),
     _check_divergence("jensen_shannon"),
     _check_divergence("released"),
+    _check_edit(
+        "turn",
+        lambda x, u: turn(x, u, 0.3, opposed=True),
+        lambda x, u: hidden_reference.turn(x, u, 0.3, opposed=True),
+    ),
+    _check_edit("project", lambda x, u: project(x, u, 0.3), lambda x, u: hidden_reference.project(x, u, 0.3)),
+    _check_edit("shift", lambda x, u: shift(x, u, 0.3), lambda x, u: hidden_reference.shift(x, u, 0.3)),
     *itertools.starmap(_check_select, WARPING.items()),
 )
 

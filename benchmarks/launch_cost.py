@@ -71,7 +71,7 @@ def pretend_gpu() -> None:
     os.environ[dispatch.ENVIRONMENT] = "triton"
 
 
-def _ignore(*_: Any) -> None:
+def _ignore(*_: Any, **__: Any) -> None:
     """Launch nothing."""
 
 

@@ -35,9 +35,9 @@ NOTES = (
 WARM_UP = -1
 
 
-def variants(model: Any, inputs: Mapping[str, Tensor], backend: str) -> list[Variant]:
+def variants(model: Any, inputs: Mapping[str, Tensor], backend: str, mode: str | None = None) -> list[Variant]:
     """Plain generate and guards under growing, static and compiled static caches."""
-    config = CompileConfig(backend=backend, mode=None)
+    config = CompileConfig(backend=backend, mode=mode)
     config._compile_all_devices = True  # noqa: SLF001 - transformers compiles on accelerators alone unless told so
     static: dict[str, Any] = {"cache_implementation": "static"}
     compiled = {**static, "compile_config": config}

@@ -8,6 +8,7 @@ from lvlm_guard_kernels.combine.reference import DEMOTION as DEMOTION
 from lvlm_guard_kernels.deprecation import warn
 from lvlm_guard_kernels.dispatch import KernelsUnavailable as KernelsUnavailable
 from lvlm_guard_kernels.dispatch import record_paths as record_paths
+from lvlm_guard_kernels.dispatch import settle_environment as settle_environment
 from lvlm_guard_kernels.divergence import RowStatistics as RowStatistics
 from lvlm_guard_kernels.divergence import StatisticsOnDemand as StatisticsOnDemand
 from lvlm_guard_kernels.divergence import entropy as entropy
@@ -40,6 +41,7 @@ __all__ = [
     "project",
     "record_paths",
     "select",
+    "settle_environment",
     "shift",
     "statistics",
     "turn",

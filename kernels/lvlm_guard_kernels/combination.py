@@ -11,6 +11,8 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lvlm_guard_kernels.dispatch import refuse_transforms
+
 Weight: TypeAlias = float | Tensor
 
 _DIMENSIONS = 2, 3
@@ -105,6 +107,7 @@ class Combination:
 
     def _check_part(self, name: str, value: Tensor, shape: torch.Size) -> None:
         """Refuse a tensor that does not broadcast, lies elsewhere than main, is not dense, or is complex."""
+        refuse_transforms("Combination", value)
         _check_broadcast(name, value, shape)
         if value.device != self.main.device:
             raise ValueError(f"Combination: {name} lies on {value.device}, and main on {self.main.device}.")
@@ -162,6 +165,7 @@ def without_gradient(function: Function) -> Function:
 
 def check_logits(kernel: str, main: Tensor, *sources: Tensor) -> None:
     """Refuse logits that are not dense, of a float dtype, and on the device of main."""
+    refuse_transforms(kernel, main, *sources)
     for logits in (main, *sources):
         if not logits.is_floating_point():
             raise ValueError(f"{kernel}: logits must be of a float dtype, got {logits.dtype}.")

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch has no public name for it
 
 from lvlm_guard_kernels.devices import find_device_obstacle
 
@@ -21,11 +23,25 @@ ENVIRONMENT = "LVLM_GUARD_KERNELS"
 AUTO = "auto"
 CHOICES = (AUTO, "torch", "triton")
 
+
+class Environment(NamedTuple):
+    """What environment variables say about the implementation.
+
+    Args:
+        choice: Value of `LVLM_GUARD_KERNELS`.
+        interprets: Whether Triton runs its kernels in Python, on the CPU.
+    """
+
+    choice: str
+    interprets: bool
+
+
+_settled: ContextVar[Environment | None] = ContextVar("lvlm_guard_kernel_environment", default=None)
 _record: ContextVar[list[str] | None] = ContextVar("lvlm_guard_kernel_paths", default=None)
 
 
 class KernelsUnavailable(RuntimeError):
-    """The implementation named by `LVLM_GUARD_KERNELS` cannot run here."""
+    """The implementation named by `LVLM_GUARD_KERNELS` cannot run here, or none can: under a transform of `torch.func`."""
 
 
 def choose_provider(kernel: str, *tensors: Tensor, obstacle: str | None = None) -> Provider:
@@ -49,12 +65,12 @@ def choose_provider(kernel: str, *tensors: Tensor, obstacle: str | None = None) 
 
 def find_provider(*tensors: Tensor, obstacle: str | None = None) -> Provider:
     """Return the implementation that `choose_provider` would choose, without a record of it; the same errors."""
-    choice = os.environ.get(ENVIRONMENT, AUTO)
+    choice, interprets = _settled.get() or _read_environment()
     if choice not in CHOICES:
         raise KernelsUnavailable(f"{ENVIRONMENT}={choice!r} is none of {', '.join(CHOICES)}.")
-    if choice == "torch" or (choice == AUTO and not (tensors[0].is_cuda and _is_installed())):
+    if choice == "torch" or (choice == AUTO and not (_is_on_gpu(tensors[0]) and _is_installed())):
         return "torch"
-    obstacle = find_obstacle(tensors) or obstacle
+    obstacle = find_obstacle(tensors, interprets=interprets) or obstacle
     if obstacle is None:
         return "triton"
     if choice == AUTO:
@@ -70,11 +86,11 @@ def _warn_of_torch(obstacle: str) -> None:
     warnings.warn(f"{message}set {ENVIRONMENT}=torch.", RuntimeWarning, stacklevel=5)
 
 
-def find_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
+def find_obstacle(tensors: tuple[Tensor, ...], *, interprets: bool) -> str | None:
     """Return why Triton cannot run on these tensors, or None if it can."""
     if not _is_installed():
         return "triton is not installed"
-    if is_interpreting():
+    if interprets:
         return None
     strays = [tensor for tensor in tensors if not tensor.is_cuda]
     if strays:
@@ -82,14 +98,39 @@ def find_obstacle(tensors: tuple[Tensor, ...]) -> str | None:
     return find_device_obstacle(tensors[0].device)
 
 
+def _is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def refuse_transforms(kernel: str, *tensors: Tensor) -> None:
+    """Refuse tensors that stand for others under `torch.func`, which a kernel cannot read.
+
+    Raises:
+        KernelsUnavailable: They do.
+    """
+    if not torch.compiler.is_compiling() and any(map(is_functorch_wrapped_tensor, tensors)):
+        raise KernelsUnavailable(
+            f"{kernel} does not run under transforms of torch.func such as vmap and grad. Call it outside, on all rows at once."
+        )
+
+
 @functools.cache
 def _is_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def is_interpreting() -> bool:
-    """Return whether Triton runs its kernels in Python, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+def _read_environment() -> Environment:
+    return Environment(os.environ.get(ENVIRONMENT, AUTO), os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+
+@contextmanager
+def settle_environment() -> Iterator[None]:
+    """Read the environment now, and not again for any call inside; elsewhere it is read at every call."""
+    token = _settled.set(_read_environment())
+    try:
+        yield
+    finally:
+        _settled.reset(token)
 
 
 @contextmanager

@@ -19,6 +19,11 @@ from lvlm_guard.strategy.generation import Generation
 from lvlm_guard.strategy.terms import Bias, Contrast, LayerDivergence, Mix, Plausible, Restrict, Source, Term, Weight
 
 
+def settle_environment() -> AbstractContextManager[None]:
+    """Read once which implementation of the kernels is named, for every kernel that runs inside."""
+    return lvlm_guard_kernels.settle_environment()
+
+
 class ForwardStatistics:
     """Row statistics of one forward, each computed once, when it is first needed."""
 

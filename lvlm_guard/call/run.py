@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lvlm_guard.arithmetic.fusion import settle_environment
 from lvlm_guard.call.answers import finish_output
 from lvlm_guard.call.asking import AskedCall
 from lvlm_guard.call.decoding import decode
@@ -34,7 +35,7 @@ def run_call(call: AskedCall, share: Callable[[PlannedCall], PlannedCall] | None
         NonFiniteLogits: The model or a branch produced NaN.
     """
     adapters = contextlib.nullcontext() if call.request.row_list is None else taken_off_after_errors(call.model)
-    with inside_call(), adapters, contextlib.ExitStack() as end:
+    with inside_call(), settle_environment(), adapters, contextlib.ExitStack() as end:
         end.callback(call.gen.services.withdraw)
         state = describe_state(call.model) if call.may_ask else None
         planned = plan_call(call)

@@ -72,7 +72,7 @@ def launches(monkeypatch):
                 edited = reference.project(hidden, operand, strength)
             out.view(edited.shape).copy_(edited)
 
-    monkeypatch.setattr(dispatch, "find_obstacle", lambda _: None)
+    monkeypatch.setattr(dispatch, "find_obstacle", lambda *_, **__: None)
     monkeypatch.setattr(launch, "run", compute)
     return counts
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from counted_operations import CountOperations
 from lvlm_guard_kernels import KernelsUnavailable, project, shift, turn
-from lvlm_guard_kernels import hidden as hidden_edits
-from lvlm_guard_kernels.hidden import eager, fused, reference
+from lvlm_guard_kernels.hidden import eager, fused, reference, running
 
 FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 
@@ -68,7 +67,9 @@ def test_states_are_edited_as_defined(on_triton, shape, direction, dtype, layout
     assert set(on_triton) == {"turn:triton", "shift:triton", "project:triton"}
 
 
-@pytest.mark.parametrize(("shape", "direction", "dtype", "layout"), [*CASES, ((2, 5, 48), (48,), torch.float64, "apart")])
+@pytest.mark.parametrize(
+    ("shape", "direction", "dtype", "layout"), [*CASES, ((2, 5, 48), (48,), torch.float64, "apart")]
+)
 def test_torch_runs_the_definition(shape, direction, dtype, layout):
     hidden, vectors = laid(draw(*shape, dtype=dtype), layout), unit(*direction)
     for operand in (vectors, vectors.bfloat16(), vectors.double()):
@@ -206,7 +207,7 @@ def test_what_does_not_fit_is_refused(edit, message):
 
 
 def test_states_wider_than_a_program_are_refused_by_name(on_triton, monkeypatch):
-    monkeypatch.setattr(hidden_edits, "WIDEST", 8)
+    monkeypatch.setattr(running, "WIDEST", 8)
     with pytest.raises(KernelsUnavailable, match="shift takes hidden states of 8 numbers at most, and these have 16"):
         shift(draw(2, 3, 16), unit(16))
     on_triton.append("shift:triton")

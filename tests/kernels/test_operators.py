@@ -9,12 +9,15 @@ from lvlm_guard_kernels import (
     jensen_shannon,
     kl,
     layer_divergence,
+    project,
     select,
+    shift,
     statistics,
+    turn,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-OPERATORS = {"combine", "select", "statistics", "diverge"}
+OPERATORS = {"combine", "select", "statistics", "diverge", "turn", "project", "shift"}
 
 
 def draw(seed):
@@ -31,7 +34,11 @@ def guarded_step(main, branch, weight, step):
     combined = combine(combination)
     measured = statistics(combined)
     drawn = select(combination, temperature=0.7, top_k=50, seed=2**64 + 3, step=step)
+    states, vectors = main[..., :48], branch[:, 0, :48]
+    turned = turn(states, vectors[0], 0.3, opposed=True)
+    projected, shifted = project(turned, vectors, 0.1), shift(states.bfloat16(), vectors[:1], 0.3)
     return (
+        turned, projected, shifted,
         combined, measured.log_sum_exp, measured.entropy, measured.best, entropy(main), kl(main, branch),
         jensen_shannon(main, branch), layer_divergence(main, branch[None], "released"), drawn.ids, drawn.broken,
     )  # fmt: skip
@@ -90,6 +97,9 @@ def test_an_operator_keeps_what_torch_asks_of_one(name):
         "select": (*parts, 0.7, 5, 0.9, 3, 0, STEP, False, None),
         "statistics": (MAIN,),
         "diverge": (MAIN, BRANCH[None], "jensen_shannon"),
+        "turn": (MAIN, BRANCH, 0.3, True),
+        "project": (MAIN, BRANCH[:, 0], 0.3),
+        "shift": (MAIN.bfloat16(), BRANCH, 0.3),
     }[name]
     torch.library.opcheck(getattr(torch.ops.lvlm_guard_kernels, name).default, arguments)
 

@@ -370,6 +370,42 @@ def test_leaving_out_what_cannot_be_drawn_changes_no_token(monkeypatch, top_k, t
     assert left_out > 3 * main.numel()
 
 
+SEEDS = 0, 1, 2**31, 2**63 - 1, -(2**63), 2**64 - 1
+LANES = torch.tensor([0, 1, 7, 2**31, 2**40 + 3, -1])
+WARPING = {"temperature": 0.6, "top_k": 12, "top_p": 0.9}
+
+
+def compare_with_the_whole_vocabulary(monkeypatch, **settings):
+    """Draws of six lanes from few tokens, from all of them, by the definition, and of a lane alone."""
+    main = logits(len(LANES), 600, scale=6.0)
+    runs = []
+    for bound in (lambda *_: None, bounds.find_bound):
+        for module in (fused, select_eager):
+            monkeypatch.setattr(module, "find_bound", bound)
+        runs.append(select(Combination(main), rows=LANES, **settings))
+    assert equal(*runs)
+    assert equal(runs[0], define(Combination(main), rows=LANES, **settings))
+    alone = select(Combination(main[[4]]), rows=LANES[[4]], **settings)
+    assert alone.ids == runs[0].ids[4]
+    return runs[0].ids.tolist()
+
+
+@pytest.mark.parametrize("warping", [{}, WARPING])
+def test_a_search_draws_from_few_tokens_what_it_draws_from_all(monkeypatch, warping):
+    monkeypatch.setenv("LVLM_GUARD_KERNELS", "torch")
+    drawn = [
+        compare_with_the_whole_vocabulary(monkeypatch, seed=seed, step=step, **warping)
+        for seed in SEEDS
+        for step in (0, 1, 2**32 - 1)
+    ]
+    assert len(set(map(tuple, drawn))) > 5
+
+
+@pytest.mark.parametrize(("seed", "warping"), [(2**64 - 1, {}), (-(2**63), WARPING)])
+def test_a_search_draws_so_in_triton_too(on_triton, monkeypatch, seed, warping):
+    compare_with_the_whole_vocabulary(monkeypatch, seed=seed, step=2**32 - 1, **warping)
+
+
 def test_a_draw_from_main_alone_lists_few_tokens(on_triton, monkeypatch):
     listed = []
     monkeypatch.setattr(

@@ -1,6 +1,6 @@
 """Row statistics of logits, and divergences between the distributions of rows.
 
-All are fp32 on the device of the logits, which may be of any float dtype and strides; nothing is differentiable. A token
+All are fp32 on the device of the logits, which may be of any float dtype and strides; nothing is differentiated. A token
 at `-inf` has no probability. A row that holds NaN, or only `-inf`, has no distribution: results that need one are NaN
 there. The same is true of a row that holds `+inf`, except that its log-sum-exp and best logit are `+inf`.
 """
@@ -152,6 +152,7 @@ def _diverge(kernel: str, main: Tensor, layers: Tensor, kind: str) -> Tensor:
     return run_divergence(main, layers, kind, kernel)
 
 
+@without_gradient
 def _measure_alone(name: str, logits: Tensor) -> Tensor:
     """Return one statistic, for which torch reads less than for all of them."""
     check_rows(logits, "statistics")

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard_kernels.dispatch import choose_provider
-from lvlm_guard_kernels.hidden import eager
+from lvlm_guard_kernels.dispatch import refuse_transforms
+from lvlm_guard_kernels.hidden import operator
+from lvlm_guard_kernels.hidden.running import choose_module
+from lvlm_guard_kernels.operators import is_traced
 
-WIDEST = 32768
-"""A program holds all of a state; states of more numbers would spill."""
 FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 _STACKED = 2
 
@@ -40,6 +40,10 @@ def turn(hidden: Tensor, direction: Tensor, strength: float, *, opposed: bool = 
         ValueError: A shape, dtype, device or the strength does not fit.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
+    if is_traced(hidden, direction):
+        check_edit("turn", hidden, direction, strength)
+        traced: Tensor = operator.turn(hidden, direction, float(strength), opposed)
+        return traced
     compute = find_kernel("turn", hidden, direction, strength)
     with _without_gradient():
         turned: Tensor = compute(hidden, direction, strength, opposed=opposed)
@@ -61,6 +65,10 @@ def project(hidden: Tensor, directions: Tensor, strength: float = 1.0) -> Tensor
         ValueError: A shape, dtype, device or the strength does not fit.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
+    if is_traced(hidden, directions):
+        check_edit("project", hidden, directions, strength)
+        traced: Tensor = operator.project(hidden, directions, float(strength))
+        return traced
     compute = find_kernel("project", hidden, directions, strength)
     with _without_gradient():
         projected: Tensor = compute(hidden, directions, strength)
@@ -82,6 +90,10 @@ def shift(hidden: Tensor, vector: Tensor, strength: float = 1.0) -> Tensor:
         ValueError: A shape, dtype, device or the strength does not fit.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
+    if is_traced(hidden, vector):
+        check_edit("shift", hidden, vector, strength)
+        traced: Tensor = operator.shift(hidden, vector, float(strength))
+        return traced
     compute = find_kernel("shift", hidden, vector, strength)
     with _without_gradient():
         shifted: Tensor = compute(hidden, vector, strength)
@@ -104,12 +116,8 @@ def find_kernel(name: str, hidden: Tensor, operand: Tensor, strength: float) -> 
         ValueError: A shape, dtype, device or the strength does not fit.
         KernelsUnavailable: `LVLM_GUARD_KERNELS` names an implementation that cannot run here.
     """
-    _check(name, hidden, operand, strength)
-    if name == "project":
-        _check_stacked(operand.shape, hidden.shape)
-    else:
-        _check_broadcast(name, operand.shape, hidden.shape)
-    compute: Callable[..., Tensor] = getattr(_choose_module(name, hidden, operand), name)
+    check_edit(name, hidden, operand, strength)
+    compute: Callable[..., Tensor] = getattr(choose_module(name, hidden, operand), name)
     return compute
 
 
@@ -121,8 +129,18 @@ def _without_gradient() -> AbstractContextManager[Any]:
     return torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS
 
 
+def check_edit(kernel: str, hidden: Tensor, operand: Tensor, strength: float) -> None:
+    """Refuse what does not fit, as `find_kernel` does."""
+    _check(kernel, hidden, operand, strength)
+    if kernel == "project":
+        _check_stacked(operand.shape, hidden.shape)
+    else:
+        _check_broadcast(kernel, operand.shape, hidden.shape)
+
+
 def _check(kernel: str, hidden: Tensor, operand: Tensor, strength: float) -> None:
     """Refuse tensors that are not dense floats on one device, and a strength that is no finite number."""
+    refuse_transforms(kernel, hidden, operand)
     for values in (hidden, operand):
         if values.dtype not in FLOATS or values.layout is not torch.strided:
             raise ValueError(
@@ -152,15 +170,3 @@ def _check_stacked(shape: torch.Size, target: torch.Size) -> None:
             f"project: directions of shape {tuple(shape)} are not [k, hidden] or [rows, k, hidden] for hidden states of "
             f"shape {tuple(target)}."
         )
-
-
-def _choose_module(kernel: str, hidden: Tensor, operand: Tensor) -> Any:
-    """Return the module that runs a kernel; states that are too wide for a program are left to torch, unless Triton is named."""
-    obstacle = None
-    if hidden.shape[-1] > WIDEST:
-        obstacle = f"{kernel} takes hidden states of {WIDEST} numbers at most, and these have {hidden.shape[-1]}"
-    if choose_provider(kernel, hidden, operand, obstacle=obstacle) == "torch":
-        return eager
-    from lvlm_guard_kernels.hidden import fused  # noqa: PLC0415 - Triton is loaded where it runs
-
-    return fused

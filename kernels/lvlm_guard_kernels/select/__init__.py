@@ -79,7 +79,7 @@ def select(
     order and as in transformers: top-k keeps all that equal its last token, top-p removes from the least token up what
     has `1 - top_p` of the mass left by top-k, of equal tokens the highest ids first. The draw is the argmax of
     log-probability and Gumbel noise; the noise is a function of seed, step, row id and token id alone, so a draw
-    depends on no other row. Of equal scores the lowest id wins.
+    depends on no other row. Of equal scores the lowest id wins. Nothing is differentiated.
 
     Args:
         combination: Logits and what is done with them, of one position: main is `[rows, 1, vocab]` or `[rows, vocab]`.

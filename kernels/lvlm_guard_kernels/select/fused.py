@@ -153,11 +153,11 @@ def _load_entries(tokens, scores, start, count, temperature, GREEDY: tl.constexp
 @triton.jit
 def _find_best(tokens, scores, count, temperature, GREEDY: tl.constexpr, TILE: tl.constexpr):
     """Return the best score of a list."""
-    best = -float("inf")
+    bests = tl.full([TILE], -float("inf"), tl.float32)
     for start in range(0, count, TILE):
         _, scaled, _ = _load_entries(tokens, scores, start, count, temperature, GREEDY, TILE)
-        best = tl.maximum(best, tl.max(scaled, axis=0))
-    return best
+        bests = tl.maximum(bests, scaled)
+    return tl.max(bests, axis=0)
 
 
 @triton.jit
@@ -197,7 +197,7 @@ def _search(
         stride = (high - low + PIVOTS - 1) // PIVOTS
         pivots = tl.minimum(low + stride * (tl.arange(0, PIVOTS) + 1), high)
         edges = pivots.to(tl.int32)
-        sums = tl.zeros([PIVOTS], tl.int64)
+        weights = tl.zeros([TILE, PIVOTS], tl.int64)  # of each lane: what they come to is asked once a pass
         for start in range(0, count, TILE):
             token, scaled, listed = _load_entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
             key = _order(scaled)
@@ -209,7 +209,8 @@ def _search(
             else:
                 field = -token
                 weight = tl.where(listed & (key == floor), _weigh(scaled, best), 0)
-            sums += tl.sum(tl.where(field[:, None] < edges[None, :], weight[:, None], 0), axis=0)
+            weights += tl.where(field[:, None] < edges[None, :], weight[:, None], 0)
+        sums = tl.sum(weights, axis=0)
         fits = sums <= bound
         below = tl.maximum(below, tl.max(tl.where(fits, sums, 0), axis=0))
         low = tl.maximum(low, tl.max(tl.where(fits, pivots, low), axis=0))
@@ -231,10 +232,11 @@ def _apply_top_p(
     PIVOTS: tl.constexpr,
 ):
     """Return the least key that stays under top-p above a floor, and the last token of this key that stays."""
-    total = floor * 0
+    masses = tl.zeros([TILE], tl.int64)
     for start in range(0, count, TILE):
         _, scaled, listed = _load_entries(tokens, scores, start, count, temperature, GREEDY=False, TILE=TILE)
-        total += tl.sum(tl.where(listed & (_order(scaled) >= floor), _weigh(scaled, best), 0), axis=0)
+        masses += tl.where(listed & (_order(scaled) >= floor), _weigh(scaled, best), 0)
+    total = tl.sum(masses, axis=0)
     limit = (total.to(tl.float64) * removable_share).to(tl.int64)
     high = _order(best).to(tl.int64)
     cut, below = _search(
@@ -281,8 +283,8 @@ def _find_winner(
     GREEDY: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Return the best token, with noise unless greedy, of those above key `floor`, or at it and up to `last`."""
-    highest = -float("inf")
-    winner = vocabulary
+    highest = tl.full([TILE], -float("inf"), tl.float32)
+    winners = tl.zeros([TILE], tl.int32) + vocabulary
     for start in range(0, count, TILE):
         token, scaled, stays = _load_entries(tokens, scores, start, count, temperature, GREEDY, TILE)
         value = scaled
@@ -291,12 +293,11 @@ def _find_winner(
             stays = stays & ((key > floor) | ((key == floor) & (token <= last)))
             value = _subtract_best(scaled, best) + _draw_gumbel(seed, step, row_id, token)
         value = tl.where(stays, value, -float("inf"))
-        top = tl.max(value, axis=0)
-        lowest = tl.min(tl.where(stays & (value == top), token, vocabulary), axis=0)
-        if (top > highest) | ((top == highest) & (lowest < winner)):
-            highest = top
-            winner = lowest
-    return winner
+        token = tl.where(stays, token, vocabulary)
+        wins = (value > highest) | ((value == highest) & (token < winners))
+        highest = tl.where(wins, value, highest)
+        winners = tl.where(wins, token, winners)
+    return tl.min(tl.where(highest == tl.max(highest, axis=0), winners, vocabulary), axis=0)
 
 
 @triton.jit(do_not_specialize=["top_k", "seed", "step"])
