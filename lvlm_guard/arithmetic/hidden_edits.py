@@ -64,7 +64,7 @@ class BoundEdit:
 
     def apply(self, hidden: Tensor, view: Any) -> Tensor:
         """Return what the edit makes of states `[rows, positions, hidden]` of the layer of a view."""
-        vectors = self._vectors if self._find is None else self._find(hidden, view)
+        vectors: Any = self._vectors if self._find is None else self._find(hidden, view)
         placed = self._placed.get(view.layer)
         if placed is not None:
             known, states, shape, compute = placed
