@@ -13,7 +13,6 @@ from kernels_part import _attempt, _capture
 from lvlm_guard_kernels import Combination, combine, project, record_paths, select, shift, statistics, turn
 from measuring import Budget, Results, Row, durations, machine, read_clocks, spread, versions
 from shapes import LLAVA_7B, LLAVA_TINY, Shape
-from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import StoppingCriteria
 from variants import OUT_OF_TIME, PLAIN, Variant, guarded, inside
@@ -177,7 +176,7 @@ def _profile(variant: Variant, tokens: int, device: torch.device) -> tuple[int, 
         if is_gpu:
             torch.cuda.synchronize(device)
     if is_gpu:
-        kernels = [event for event in profiler.events() if event.device_type is DeviceType.CUDA]
+        kernels = [event for event in profiler.events() if event.device_type.name == "CUDA"]
         return len(kernels), float(sum(event.time_range.elapsed_us() for event in kernels))
     leaves = [event for event in profiler.events() if event.name.startswith("aten::") and not event.cpu_children]
     return len(leaves), float(sum(event.self_cpu_time_total for event in leaves))
