@@ -61,7 +61,8 @@ def turn_by_hand(hidden: Tensor, unit: Tensor) -> Tensor:
     hidden = hidden.float()
     size = vector_norm(hidden, dim=-1, keepdim=True)
     turned = torch.add(hidden, size * unit, alpha=STRENGTH)
-    return turned * (size / (vector_norm(turned, dim=-1, keepdim=True) + TINY))
+    scaled: Tensor = turned * (size / (vector_norm(turned, dim=-1, keepdim=True) + TINY))
+    return scaled
 
 
 def turn_opposed_by_hand(hidden: Tensor, unit: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ def turn_opposed_by_hand(hidden: Tensor, unit: Tensor) -> Tensor:
     size = vector_norm(hidden, dim=-1, keepdim=True)
     pull = torch.maximum(size, size - (hidden * unit).sum(-1, keepdim=True))
     turned = torch.add(hidden, pull * unit, alpha=STRENGTH)
-    return turned * (size / (vector_norm(turned, dim=-1, keepdim=True) + TINY))
+    scaled: Tensor = turned * (size / (vector_norm(turned, dim=-1, keepdim=True) + TINY))
+    return scaled
 
 
 def project_by_hand(hidden: Tensor, directions: Tensor) -> Tensor:

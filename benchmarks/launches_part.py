@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -143,7 +144,7 @@ def _measure_steps(
             continue
         row = {"status": OUT_OF_TIME}
         if budget.left:
-            row = _as_row(_attempt(lambda variant=variant: measure_step(variant, device)))
+            row = _as_row(_attempt(functools.partial(measure_step, variant, device)))
         results.add(what=variant.name, mode="step", clocks=read_clocks(device), **row)
         results.write()
 
@@ -153,7 +154,7 @@ def measure_step(variant: Variant, device: torch.device) -> Row:
     variant.run(SHORT, GoOn())
     counts, busy = zip(*(_profile(variant, tokens, device) for tokens in (SHORT, LONG)), strict=True)
     short, long = (
-        min(durations(lambda tokens=tokens: variant.run(tokens, GoOn()), device, 3)) for tokens in (SHORT, LONG)
+        min(durations(functools.partial(variant.run, tokens, GoOn()), device, 3)) for tokens in (SHORT, LONG)
     )
     steps = LONG - SHORT
     wall = max(long - short, 0.0) * 1e3 / steps
@@ -175,7 +176,7 @@ def _profile(variant: Variant, tokens: int, device: torch.device) -> tuple[int, 
         if is_gpu:
             torch.cuda.synchronize(device)
     if is_gpu:
-        kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [event for event in profiler.events() if event.device_type.name == "CUDA"]
         return len(kernels), float(sum(event.time_range.elapsed_us() for event in kernels))
     leaves = [event for event in profiler.events() if event.name.startswith("aten::") and not event.cpu_children]
     return len(leaves), float(sum(event.self_cpu_time_total for event in leaves))

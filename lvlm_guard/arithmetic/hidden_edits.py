@@ -17,8 +17,8 @@ from lvlm_guard.strategy.hidden_operations import HiddenOperation, Project, Shif
 
 NAMES = {Turn: "turn", Project: "project", Shift: "shift"}
 Compute: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Placed: TypeAlias = tuple[Tensor | None, torch.Size, torch.Size, Compute]
-"""Vectors that fit as they are, the shapes of states and vectors, and the kernel that was found for them."""
+Placed: TypeAlias = tuple[Any, torch.Size, torch.Size, Compute]
+"""Vectors that fit as they are, or None; the shapes of states and vectors, and the kernel that was found for them."""
 Kernels: TypeAlias = "dict[int, BoundEdit]"
 """Named edits of one call by the identity of their `HiddenEdit`."""
 
@@ -64,7 +64,7 @@ class BoundEdit:
 
     def apply(self, hidden: Tensor, view: Any) -> Tensor:
         """Return what the edit makes of states `[rows, positions, hidden]` of the layer of a view."""
-        vectors = self._vectors if self._find is None else self._find(hidden, view)
+        vectors: Any = self._vectors if self._find is None else self._find(hidden, view)
         placed = self._placed.get(view.layer)
         if placed is not None:
             known, states, shape, compute = placed
