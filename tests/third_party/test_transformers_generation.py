@@ -31,7 +31,7 @@ pytestmark = [
 def run(model: str, kind: str, folder: Path) -> dict[str, str]:
     """How each test of a model type ends with a guard of this kind."""
     outcomes = folder / f"{model}-{kind}.json"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PLUGIN), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN)}
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "inert_guard", f"--inert-guard={kind}",
         f"--outcomes={outcomes}", "-k", f"not ({LEFT_OUT})", f"tests/models/{model}/test_modeling_{model}.py",
