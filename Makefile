@@ -162,13 +162,14 @@ scenes: $(STAMP)
 
 # transformers' own generation tests of six model types, without a guard and with an inert one: the same ones fail. TRANSFORMERS is a
 # checkout of its repository, which is installed in an environment of its own; GENERATION_TRANSFORMERS=5.0.0 installs that release
-# instead, so that tests, utils and conftest.py of the checkout are enough. About a quarter of an hour on two cores.
+# instead, so that tests, utils and conftest.py of the checkout are enough. The library is installed as it is: beside its source, the folder
+# of kernels would pass for a package of that name. About a quarter of an hour on two cores.
 GENERATION := .venvs/generation$(GENERATION_TRANSFORMERS:%=-%)
 test-generation:
 	test -d "$(TRANSFORMERS)/tests/generation" || { echo "TRANSFORMERS=path of a checkout of transformers"; exit 2; }
 	test -x $(GENERATION)/bin/python || $(PYTHON) -m venv $(GENERATION)
 	$(GENERATION)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 \
-		"$(or $(GENERATION_TRANSFORMERS:%=transformers==%),$(TRANSFORMERS))" -e . \
+		"$(or $(GENERATION_TRANSFORMERS:%=transformers==%),$(TRANSFORMERS))" . \
 		pytest pytest-timeout parameterized datasets psutil requests
 	TRANSFORMERS="$(abspath $(TRANSFORMERS))" OMP_NUM_THREADS=1 \
 		$(GENERATION)/bin/python -m pytest -q -s -m slow tests/third_party/test_transformers_generation.py

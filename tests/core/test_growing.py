@@ -122,7 +122,9 @@ def test_beams_copy_their_cache_once_a_step(name, stack, monkeypatch):
     Guard(model, stack=stack, executor="batched").generate(**inputs, **settings)  # tries rows of a batch, once
     moves, copies = [], []
     update = DynamicLayer.update
-    monkeypatch.setattr(DynamicLayer, "update", lambda self, *args: copies.append(type(self)) or update(self, *args))
+    monkeypatch.setattr(
+        DynamicLayer, "update", lambda self, *args, **more: copies.append(type(self)) or update(self, *args, **more)
+    )
     select = growing_module._select
     monkeypatch.setattr(growing_module, "_select", lambda *args: moves.append(args[2]) or select(*args))
     guard = Guard(model, stack=stack, executor="batched")

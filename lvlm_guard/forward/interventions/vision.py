@@ -67,7 +67,7 @@ def installed(
         return
     holder = _find_holder(module, model)
     layers, waiting = anatomy.vision_layers(holder), set()
-    with run_uncompiled(), hooked(holder, gen):
+    with _left_as_found(layers), run_uncompiled(), hooked(holder, gen):
         for number, edit in enumerate(edits):
             for index in layer_range(edit.layers, len(layers)):
                 part = anatomy.layer_part(layers[index], edit.site)
@@ -81,6 +81,20 @@ def installed(
             f"Layers {sorted({index for _, index in waiting})} of the vision tower of {type(holder).__name__} did not run on "
             "the image of the rows that were to be edited, so the edits were not applied there. Leave these layers out."
         )
+
+
+@contextmanager
+def _left_as_found(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Take off forwards that a block that raised left on layers: some versions of transformers put them there and take off none."""
+    found = [vars(layer).get("forward") for layer in layers]
+    try:
+        yield
+    except BaseException:
+        for layer, forward in zip(layers, found, strict=True):
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                vars(layer)["forward"] = forward
+        raise
 
 
 def _find_holder(module: Model, model: Any) -> Any:
