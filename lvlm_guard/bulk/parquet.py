@@ -52,6 +52,8 @@ class RowReader:
             self._rows: int = file.metadata.num_rows
             names = file.schema_arrow.names
         unknown = [name for name in names if name not in FIELDS]
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}: two columns have one name. Rename one of them.")
         if unknown:
             raise InputError(
                 f"{path}: the column {quote(unknown[0])} is not known; those that are: {', '.join(FIELDS)}."
@@ -84,7 +86,7 @@ class RowReader:
         try:
             for batch in file.iter_batches(ROWS, row_groups=[group]):
                 yield from batch.to_pylist()
-        except (pyarrow.ArrowException, OSError, ValueError):
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError):
             return
 
     def _open(self) -> Any:

@@ -122,17 +122,36 @@ class LineReader:
 
 def _parse_line(parser: UnitParser, number: int, line: bytes) -> BulkUnit | RejectedLine:
     try:
-        values = json.loads(line)
+        values = json.loads(line, object_pairs_hook=_collect_pairs)
     except (ValueError, RecursionError) as error:
         return RejectedLine.of_error(number, error)
     return parser.parse(number, values)
+
+
+def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a field that stands there twice would silently be the last one."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the field {quote(twice)} stands there twice")
+    return values
 
 
 def _read_id(values: dict[str, Any], number: int) -> str:
     name = values.get("id", f"line {number}")
     if isinstance(name, bool) or not isinstance(name, (str, int)) or name == "":
         raise InputError(f"id is a text or a whole number, got {quote(name)}")
+    _check_unicode([str(name)])
     return str(name)
+
+
+def _check_unicode(texts: list[str]) -> None:
+    """Refuse halves of characters, which no file, tokenizer or table holds."""
+    try:
+        "".join(f"{text}\n" for text in texts).encode()
+    except UnicodeEncodeError:
+        raise InputError("an id or a question holds half a character, a lone surrogate") from None
 
 
 def _read_questions(values: dict[str, Any]) -> tuple[str, ...]:
@@ -143,4 +162,5 @@ def _read_questions(values: dict[str, Any]) -> tuple[str, ...]:
         raise InputError(f"questions is a list of texts, got {quote(questions)}")
     if not all(text.strip() for text in questions):
         raise InputError("a question is empty")
+    _check_unicode(questions)
     return tuple(questions)

@@ -65,6 +65,7 @@ def generate_batch(
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
         parquet.import_pyarrow()
+    _check_places(file, out)
     lines, digest = reader.measure()
     strategies = stacks.Stack.of(stack, allow=allow or ())
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
@@ -74,9 +75,25 @@ def generate_batch(
         return
     with AnswerLedger(out, {"format": 1, "input": digest, **source.describe()}) as ledger:
         outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
+        if reader.measure() != (lines, digest):
+            raise InputError(
+                f"{file} has changed while it was answered, so some answers may be about what it held before. Begin again in another "
+                "folder."
+            )
         if writes_parquet:
             parquet.write_answers(out / ANSWERS, out / "answers.parquet")
     _tell(outcome, out)
+
+
+def _check_places(file: Path, out: Path) -> None:
+    """Refuse an input that this job would write over."""
+    from lvlm_guard.bulk.ledger import ANSWERS, LOCK, MANIFEST, REJECTED  # noqa: PLC0415 - slow to import
+
+    names = (ANSWERS, REJECTED, MANIFEST, LOCK, "answers.parquet")
+    if any((out / name).resolve() == file.resolve() for name in names):
+        raise InputError(
+            f"{file} is the input, and would be written over as a file of --out {out}. Name another folder."
+        )
 
 
 def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:

@@ -18,6 +18,7 @@ from lvlm_guard.host.stack import Stack
 from lvlm_guard.serving.admission import KeyRing
 from lvlm_guard.serving.app import build_app
 from lvlm_guard.serving.chat_service import ChatService
+from lvlm_guard.serving.connections import allow_open_files, build_protocol
 from lvlm_guard.serving.conversations import RequestReader
 from lvlm_guard.serving.engine import Engine
 from lvlm_guard.serving.hugging_face import HuggingFaceEngine
@@ -27,8 +28,8 @@ from lvlm_guard.serving.special_texts import SpecialTexts
 from lvlm_guard.serving.structured_logs import log_event, structured_logs
 
 KEEP_ALIVE = 30
-MORE_CONNECTIONS = 256
-"""Connections beside those of open requests: page, health, metrics, and clients that are told to come back."""
+MORE_CONNECTIONS = 2048
+"""Connections beside those of open requests: page, health, metrics, clients that are told to come back, and those that say nothing."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def run_engine(
         config = uvicorn.Config(
             app, host=place.host, port=place.port, log_config=None, access_log=False, server_header=False,
             timeout_graceful_shutdown=max(round(limits.drain_seconds), 1), timeout_keep_alive=KEEP_ALIVE,
-            limit_concurrency=limits.queue + MORE_CONNECTIONS, proxy_headers=False, lifespan="on",
+            limit_concurrency=allow_open_files(limits.queue + MORE_CONNECTIONS), proxy_headers=False, lifespan="on",
+            http=build_protocol(limits.head_seconds), ws="none",
         )  # fmt: skip
         server = AnnouncedServer(config, lambda port: log_event("listening", host=place.host, port=port, model=model))
         server.run()

@@ -24,7 +24,8 @@ class ServingLimits:
         max_body: Bytes of a request.
         max_text: Characters of all texts of one request.
         max_parts: Messages, and parts of their contents, of one request.
-        body_seconds: In which a request has to arrive.
+        head_seconds: In which the line and headers of a request have to arrive, from the first byte or the connection on.
+        body_seconds: In which the rest of a request has to arrive.
         answer_seconds: From a request's arrival to the end of its answer.
         gather_seconds: That the first of several requests waits for others to share its batch.
         drain_seconds: That open requests get when the server is told to stop.
@@ -41,6 +42,7 @@ class ServingLimits:
     max_body: int = 20 * 2**20
     max_text: int = 200_000
     max_parts: int = 2_000
+    head_seconds: float = 20.0
     body_seconds: float = 30.0
     answer_seconds: float = 300.0
     gather_seconds: float = 0.005
@@ -50,7 +52,7 @@ class ServingLimits:
         for name in COUNTS:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise InputError(f"{name} is a whole number of at least 1, got {quote(getattr(self, name))}.")
-        for name in ("body_seconds", "answer_seconds", "drain_seconds"):
+        for name in ("head_seconds", "body_seconds", "answer_seconds", "drain_seconds"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is a number of seconds, got {quote(getattr(self, name))}.")
         if not 0 <= self.gather_seconds < self.answer_seconds:

@@ -122,6 +122,9 @@ def test_a_folder_of_another_job_or_process_is_refused(tmp_path):
         ('{"image": 3, "question": "a"}', "image"),
         ('{"image": "a.png", "question": "a", "foo": 1}', "foo"),
         ('{"id": "", "image": "a.png", "question": "a"}', "id"),
+        ('{"image": "a.png", "question": "a", "question": "b"}', "'question' stands there twice"),
+        ('{"image": "a.png", "question": "\\ud83d"}', "half a character"),
+        ('{"id": "\\udc00", "image": "a.png", "question": "a"}', "half a character"),
         ("[" * 100_000, ""),
         ('"\xff', ""),
     ],
@@ -200,3 +203,27 @@ def test_what_is_refused_at_once(monkeypatch, capsys, tmp_path):
         options = (tmp_path / name, "--model", "testbed", "--out", tmp_path / "out")
         assert words in run_refused(monkeypatch, capsys, "generate-batch", *options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["rejected.jsonl", "answers.jsonl", "link.jsonl"])
+def test_an_input_is_never_written_over(monkeypatch, capsys, tmp_path, name):
+    """A file that the job would write, by its own name or through a link."""
+    path = tmp_path / ("rejected.jsonl" if name == "link.jsonl" else name)
+    path.write_text('{"image": "a.png", "question": "a"}\n', encoding="utf-8")
+    (tmp_path / "link.jsonl").symlink_to(path)
+    before = path.read_bytes()
+    options = (tmp_path / name, "--model", "testbed", "--stack", "plain", "--out", tmp_path)
+    assert "would be written over" in run_refused(monkeypatch, capsys, "generate-batch", *options)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted({path.name, "link.jsonl"})
+
+
+def test_an_input_that_changes_while_it_is_answered_is_said(monkeypatch, capsys, source, tmp_path):
+    class Changing(OwnProcess):
+        def submit(self, worker, unit):
+            source.write_text(source.read_text() + '{"image": "b.png", "question": "more ?"}\n', encoding="utf-8")
+            super().submit(worker, unit)
+
+    monkeypatch.setattr("lvlm_guard.cli.bulk._open_pool", lambda *_: Changing(lambda unit: list(unit.questions)))
+    options = (source, "--model", "testbed", "--stack", "plain", "--out", tmp_path / "out")
+    assert "has changed while it was answered" in run_refused(monkeypatch, capsys, "generate-batch", *options)

@@ -82,6 +82,39 @@ def test_files_that_are_refused_at_once(tmp_path):
             open_units(tmp_path / name)
 
 
+def test_columns_of_other_types_cost_their_rows_alone(tmp_path):
+    """Values that Python has no form for, and nested ones where a text belongs."""
+    texts = pyarrow.array(["a.png"] * 2)
+    far = pyarrow.array([2**62, 0]).cast(pyarrow.timestamp("s"))
+    tables = {
+        "far": pyarrow.table({"id": far, "image": texts, "question": texts}),
+        "nested": pyarrow.table({"image": texts, "questions": pyarrow.array([[["a"]], [None]])}),
+        "map": pyarrow.table(
+            {"image": pyarrow.array([[("a", "b")]] * 2, pyarrow.map_("string", "string")), "question": texts}
+        ),
+        "nulls": pyarrow.table({"image": pyarrow.nulls(2), "question": pyarrow.nulls(2)}),
+    }
+    for name, table in tables.items():
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        entries = list(open_units(tmp_path / f"{name}.parquet"))
+        assert [(type(entry), entry.line) for entry in entries] == [(RejectedLine, 1), (RejectedLine, 2)], name
+
+
+def test_large_and_encoded_columns_are_read(tmp_path):
+    picture = pyarrow.array([encode(1)], pyarrow.large_binary())
+    question = pyarrow.array(["what ?"]).dictionary_encode()
+    pq.write_table(pyarrow.table({"image": picture, "question": question}), tmp_path / "a.parquet")
+    (unit,) = open_units(tmp_path / "a.parquet")
+    assert (unit.image, unit.questions) == (encode(1), ("what ?",))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, ["image", "question", "question"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="two columns have one name"):
+        open_units(tmp_path / "a.parquet")
+
+
 def test_answers_as_parquet_hold_what_the_lines_hold(tmp_path):
     rows = [{"id": f"u{index}", "image": "a.png", "questions": ["a", "b"]} for index in range(700)]
     with AnswerLedger(tmp_path / "out", {"format": 1}) as ledger:

@@ -76,8 +76,8 @@ def main() -> None:
         "plain": Stack.of(None),
     }
     limits = ServingLimits(
-        max_batch=6, queue=12, max_tokens=400, max_pixels=10**6, max_body=2 * 2**20, body_seconds=2, answer_seconds=100,
-        gather_seconds=0.1,
+        max_batch=6, queue=12, max_tokens=400, max_pixels=10**6, max_body=2 * 2**20, head_seconds=3, body_seconds=2,
+        answer_seconds=100, gather_seconds=0.1,
     )  # fmt: skip
     run_server(guard, "testbed", stacks, ListeningPlace(port=0), limits)
 
