@@ -276,8 +276,6 @@ def test_engines_that_groups_cannot_run_in_are_refused(options, name):
 
 
 def test_the_second_model_runner_is_refused_before_anything_is_loaded(monkeypatch):
-    from vllm import envs  # noqa: PLC0415 - not everywhere
-
-    monkeypatch.setattr(envs, "VLLM_USE_V2_MODEL_RUNNER", True, raising=False)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(ModeRefused, match=r"Model Runner V2 is refused.*VLLM_USE_V2_MODEL_RUNNER=0"):
         start_engine(**ROOMY)

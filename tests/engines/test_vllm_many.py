@@ -83,15 +83,17 @@ def queue(llm, requests):
 
 
 def run(llm, requests):
-    """Return the outputs of all requests but those that are aborted, half of them before they ran and half in the middle."""
-    names = queue(llm, requests)
-    aborted = [index for index, (_, kind) in enumerate(requests) if kind == "aborted"]
-    llm.llm_engine.abort_request([names[index] for index in aborted[::2]], internal=True)
-    outputs = []
-    for _ in range(30):
+    """Return the outputs of all requests but those that are aborted, half of them before they ran and half after two tokens."""
+    names, scheduler, outputs = queue(llm, requests), find_scheduler(llm), []
+    aborted = [names[index] for index, (_, kind) in enumerate(requests) if kind == "aborted"]
+    llm.llm_engine.abort_request(aborted[::2], internal=True)
+    waiting = set(aborted[1::2])
+    while llm.llm_engine.has_unfinished_requests():
         outputs += llm.llm_engine.step()
-    llm.llm_engine.abort_request([names[index] for index in aborted[1::2]], internal=True)
-    outputs += llm.wait_for_completion(use_tqdm=False)
+        begun = [name for name in waiting if scheduler.requests[name].num_output_tokens >= 2]
+        waiting -= set(begun)
+        llm.llm_engine.abort_request(begun, internal=True)
+    assert waiting == set()
     return {output.request_id: output for output in outputs if output.finished}
 
 
