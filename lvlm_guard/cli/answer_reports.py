@@ -1,4 +1,4 @@
-"""The reports of several answers, one after the other: each is written and dropped, and what is there already is kept."""
+"""The reports of several answers, one after the other: each is written and dropped, and one that is there is not made again."""
 
 from __future__ import annotations
 

@@ -206,10 +206,10 @@ def read_diagnosis(values: Mapping[str, Any], pictures: tuple[Any, ...]) -> Answ
     if (kind := (values.get("format"), values.get("version"))) != (FORMAT, VERSION):
         raise InputError(f"This is no diagnosis of an answer that can be read: {quote(kind)}.")
     try:
-        plain = {name: values[name] for name in PLAIN}
-        tuples = {name: tuple(plain[name]) for name in ("stack", "partial")}
+        plain: dict[str, Any] = {name: values[name] for name in PLAIN}
+        plain |= {name: tuple(plain[name]) for name in ("stack", "partial")}
         words = tuple(WordDiagnosis.from_dict(word) for word in values["words"])
-        return AnswerDiagnosis(**{**plain, **tuples, "words": words, "pictures": pictures})
+        return AnswerDiagnosis(**plain, words=words, pictures=pictures)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"This is no diagnosis of an answer that can be read: {quote(str(error))}.") from error
 

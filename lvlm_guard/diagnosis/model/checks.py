@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.diagnosis.model.components import Component
+from lvlm_guard.diagnosis.model.components import Component, Name
 from lvlm_guard.diagnosis.model.items import KnownItem
 from lvlm_guard.diagnosis.model.measuring import LEAK, BatteryMeasurement
 from lvlm_guard.diagnosis.model.structure import Structure
@@ -53,18 +53,19 @@ def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement],
         for layer, size in _by_layer([each.leaks for each in batteries]).items()
         if size > LEAK
     ]
-    failures += [
-        Failure(Component(name, layer), size, 0.0)
-        for name, biases in (("image_mass", "biases"), ("attention", "text_biases"))
-        for layer, size in _by_layer([getattr(each, biases) for each in batteries]).items()
-        if size
-    ]
+    failures += _list_biases("image_mass", [each.biases for each in batteries])
+    failures += _list_biases("attention", [each.text_biases for each in batteries])
     sums = {**dict.fromkeys(structure.unequal, float("inf")), **_by_layer([each.sums for each in batteries])}
     failures += [Failure(Component("residual", layer), size, 1.0) for layer, size in sums.items() if size > 1.0]
     sizes = _greatest(each.logits for each in batteries)
     failures += [Failure(Component("output"), size, 1.0) for size in sizes if size > 1.0]
     failures += [Failure(Component("decoding"), odd, 0.0)] if odd else []
     return sorted(failures, key=lambda failure: failure.component.order)
+
+
+def _list_biases(name: Name, biases: Sequence[Mapping[int, float]]) -> list[Failure]:
+    """Return where masks add to scores."""
+    return [Failure(Component(name, layer), size, 0.0) for layer, size in _by_layer(biases).items() if size]
 
 
 def _greatest(values: Any) -> list[float]:

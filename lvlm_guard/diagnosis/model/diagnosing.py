@@ -188,6 +188,6 @@ def _list_reasons(
     else:
         unseen = [component for component in profile.norms if component not in measured[0].moments]
         reasons += [
-            f"profile: {what} cannot be measured here, and is in the profile." for what in name_together(unseen)
+            f"profile: {name} cannot be measured here, and is in the profile." for name in name_together(unseen)
         ]
     return list(dict.fromkeys(reasons))
