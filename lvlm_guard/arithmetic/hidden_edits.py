@@ -17,8 +17,8 @@ from lvlm_guard.strategy.hidden_operations import HiddenOperation, Project, Shif
 
 NAMES = {Turn: "turn", Project: "project", Shift: "shift"}
 Compute: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Placed: TypeAlias = tuple[Any, torch.Size, torch.Size, Compute]
-"""Vectors that fit as they are, or None; the shapes of states and vectors, and the kernel that was found for them."""
+Placed: TypeAlias = tuple[Any, torch.Size, torch.Size, torch.dtype, Compute]
+"""Vectors that fit as they are, or None, and their shape; shape and dtype of the states; the kernel that was found for them."""
 Kernels: TypeAlias = "dict[int, BoundEdit]"
 """Named edits of one call by the identity of their `HiddenEdit`."""
 
@@ -60,15 +60,15 @@ class BoundEdit:
         self._find = vectors if not isinstance(vectors, Tensor) else None
         self._vectors: Any = vectors
         self._placed: dict[int, Placed] = {}
-        self._found: dict[Hashable, Compute] = {}
+        self._computes: dict[Hashable, Compute] = {}
 
     def apply(self, hidden: Tensor, view: Any) -> Tensor:
         """Return what the edit makes of states `[rows, positions, hidden]` of the layer of a view."""
         vectors: Any = self._vectors if self._find is None else self._find(hidden, view)
         placed = self._placed.get(view.layer)
         if placed is not None:
-            known, states, shape, compute = placed
-            if known is vectors and hidden.shape == states and vectors.shape == shape:
+            before, shape, states, dtype, compute = placed
+            if before is vectors and vectors.shape == shape and hidden.shape == states and hidden.dtype is dtype:
                 return compute(hidden, vectors)
         return self._place(hidden, vectors, view.layer)
 
@@ -77,13 +77,14 @@ class BoundEdit:
         if not isinstance(vectors, Tensor):
             kind = type(self._operation).__name__
             raise InputError(f"The function of {kind} must return a tensor, got {quote(vectors)}.")
-        there = vectors.to(hidden.device)
-        key = hidden.shape, hidden.dtype, hidden.device, there.shape, there.dtype, there.layout
-        compute = self._found.get(key)
+        moved = vectors.to(hidden.device)
+        key = hidden.shape, hidden.dtype, hidden.device, moved.shape, moved.dtype, moved.layout
+        compute = self._computes.get(key)
         if compute is None:
-            compute = self._found[key] = _find_kernel(self._operation, hidden, there)
-        self._placed[layer] = vectors if there is vectors else None, hidden.shape, there.shape, compute
-        return compute(hidden, there)
+            compute = self._computes[key] = _find_kernel(self._operation, hidden, moved)
+        before = vectors if moved is vectors else None
+        self._placed[layer] = before, moved.shape, hidden.shape, hidden.dtype, compute
+        return compute(hidden, moved)
 
 
 def _find_kernel(operation: HiddenOperation, hidden: Tensor, vectors: Tensor) -> Compute:

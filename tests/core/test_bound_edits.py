@@ -97,3 +97,10 @@ def test_a_layer_elsewhere_gets_a_kernel_of_its_own(searches):
         there = apply_edit(edit, STATES.to("meta"), look(1), kernels)
         assert (here.device.type, there.device.type) == ("cpu", "meta")
     assert len(searches) == 2
+
+
+def test_states_of_another_dtype_get_the_kernel_for_it(searches):
+    edit, kernels = HiddenEdit("mlp", Shift(VECTORS[0], 0.5)), {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float32):
+        assert torch.equal(apply_edit(edit, STATES.to(dtype), look(0), kernels), STATES.to(dtype) + 0.5 * VECTORS[0])
+    assert len(searches) == 2
