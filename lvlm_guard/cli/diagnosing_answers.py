@@ -78,7 +78,7 @@ def answer(
     among several, the same command goes on where it was. No part of the model is blamed by one picture: `lvlm-guard diagnose model` does that, and --model-diagnosis takes its result.
     """
     questions = _read_questions(demo, model, prompt, image or [], answer_text, answers)
-    from lvlm_guard.diagnosis.report.files import prepare_folder  # noqa: PLC0415 - slow to import
+    from lvlm_guard.diagnosis.report.files import opened_folder  # noqa: PLC0415 - slow to import
 
     settings: dict[str, Any] = {
         "artefact": evidence,
@@ -88,15 +88,15 @@ def answer(
         "cells": cells,
     }
     _check_files(evidence, model_diagnosis)
-    prepare_folder(out)
-    guard = _build_guard(model or loading.BUNDLED, stack, allow, device, dtype)
-    for question in questions:
-        check_placeholder(question.prompt, guard.processor)
-    typer.echo(describe_cost(len(questions), max_new_tokens, cells if maps else 0), err=True)
-    settings |= {"max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
-    reports = AnswerReports(guard, questions, out, settings, (evidence, model_diagnosis))
-    with readable_model_errors(ADVICE):
-        done_before = reports.write(_show)
+    with opened_folder(out):
+        guard = _build_guard(model or loading.BUNDLED, stack, allow, device, dtype)
+        for question in questions:
+            check_placeholder(question.prompt, guard.processor)
+        typer.echo(describe_cost(len(questions), max_new_tokens, cells if maps else 0), err=True)
+        settings |= {"max_new_tokens": max_new_tokens, "name": model or loading.BUNDLED}
+        reports = AnswerReports(guard, questions, out, settings, (evidence, model_diagnosis))
+        with readable_model_errors(ADVICE):
+            done_before = reports.write(_show)
     if done_before:
         typer.echo(f"{done_before} of {len(questions)} reports were there already.", err=True)
     typer.echo(f"{out / ('index.html' if len(questions) > 1 else 'answer.html')}")

@@ -104,6 +104,7 @@ def test_words_that_the_model_does_not_know_are_named(picture, tmp_path):
         "--model", "testbed", "--image", picture, "--prompt", PROMPT, "--answer", "there is a zebra .", "--out", tmp_path / "report", *CHEAP
     )  # fmt: skip
     assert "does not survive its tokens" in message(result)
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from PIL import Image
 from lvlm_guard import InputError
 from lvlm_guard.diagnosis import AnswerDiagnosis, AnswerMaps, Cause, WordDiagnosis
 from lvlm_guard.diagnosis.report.drawing import MOST_CELLS, draw_heads, draw_map, find_colour, has_view, pool
-from lvlm_guard.diagnosis.report.files import prepare_folder
+from lvlm_guard.diagnosis.report.files import opened_folder, prepare_folder
 from lvlm_guard.diagnosis.report.page import render, split_answer, write_number
 from lvlm_guard.diagnosis.report.writing import write_index, write_report
 
@@ -246,6 +246,18 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
         prepare_folder(tmp_path / "thesis.txt")
     with pytest.raises(InputError, match="can be no file or folder"):
         prepare_folder(tmp_path / "a\0b")
+
+
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), opened_folder(tmp_path / "new"):
+        _ = 1 / (not (tmp_path / "new").is_dir())
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with opened_folder(tmp_path / "old"):
+        pass
+    with opened_folder(tmp_path / "written"):
+        write_report(make_diagnosis(), tmp_path / "written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "written"]
 
 
 def test_a_long_answer_has_a_page():

@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def prepare_folder(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"{quote(str(folder))} cannot be made: {error.strerror}. Name another folder.") from error
+
+
+@contextmanager
+def opened_folder(folder: Path) -> Iterator[None]:
+    """Prepare the folder of a report for the length of a block; a new one that is empty in the end, after an error, is removed.
+
+    Raises:
+        InputError: As `prepare_folder`.
+    """
+    is_new = not exists(folder)
+    prepare_folder(folder)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds a report
+                folder.rmdir()
 
 
 def _is_ours(name: str) -> bool:
