@@ -62,8 +62,8 @@ def build_protocol(seconds: float) -> type[TimedProtocol]:
 def allow_open_files(connections: int) -> int:
     """Raise this process's limit of open files so that so many connections fit; return how many do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return connections if soft == resource.RLIM_INFINITY else max(min(connections, soft - SPARE_FILES), 1)

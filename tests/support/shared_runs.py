@@ -22,10 +22,17 @@ from lvlm_guard.errors import InputError
 class NoSampledSecond(Arithmetic):
     """Refuses to sample answers about the picture number 2."""
 
-    def generate(self, input_ids: Tensor, *arguments: Any, do_sample: bool = False, **settings: Any) -> Tensor:
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int = 4,
+        do_sample: bool = False,
+        **settings: Any,
+    ) -> Tensor:
         if do_sample and ord("2") in input_ids:
             raise InputError("This is not sampled.")
-        return super().generate(input_ids, *arguments, do_sample=do_sample, **settings)
+        return super().generate(input_ids, attention_mask, max_new_tokens, do_sample, **settings)
 
 
 @dataclass(frozen=True)
