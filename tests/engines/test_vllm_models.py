@@ -35,6 +35,8 @@ NEW = 16
 REQUESTS = 4
 PENALTY = 1.5
 """An untrained model says one word for ever without it."""
+VAF = [{"name": "vaf", "params": {"enhance": 3.0}}]
+"""An untrained model does not heed the default."""
 BY_TRANSFORMERS = (None, "vdd", "vcd", "vcd+vdd", "dola", "vsv")
 
 
@@ -88,7 +90,7 @@ def qwen():
     stop_engine(llm)
 
 
-@pytest.mark.parametrize("stack", [None, "vdd", "icd", "vcd", "dola", "vsv", "pai", "vaf"])
+@pytest.mark.parametrize("stack", [None, "vdd", "icd", "vcd", "dola", "vsv", "pai", VAF])
 def test_qwen2_vl_answers_as_the_guard_does(qwen, stack):
     prompts = [
         {"prompt": write_text(index), "multi_modal_data": {"image": draw_picture(index)}} for index in range(REQUESTS)
