@@ -152,10 +152,11 @@ class GuardedLLM(LLM):
         engine = self.llm_engine
         if not len(stack):
             return engine.add_request(name, prompt, parameters)
-        main, *others = self._builder.build(stack, prompt, parameters)
+        main, *followers = self._builder.build(stack, prompt, parameters)
         tasks = engine.get_supported_tasks()
         requests = [
-            self.input_processor.process_inputs(other.id, other.prompt, other.parameters, tasks) for other in others
+            self.input_processor.process_inputs(follower.id, follower.prompt, follower.parameters, tasks)
+            for follower in followers
         ]
         inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:
