@@ -124,7 +124,7 @@ def test_stand_ins_have_the_shapes_of_true_states(guard):
     assert first.hidden.shape == (1, 8, 128)
     assert first.logits.shape == (1, guard.model.config.text_config.vocab_size)
     assert not torch.equal(first.hidden, second.hidden)
-    assert list(states.asked) == [name_prompt(None), name_prompt(Branch.without_image())]
+    assert list(states.prompts) == [name_prompt(None), name_prompt(Branch.without_image())]
 
 
 def test_edits_belong_to_the_member_that_they_name(guard, request_of_guard):

@@ -265,6 +265,7 @@ def test_text_alone_is_answered_under_a_stack_that_needs_no_image(roomy):
     [
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls"),
         ({"mm_processor_cache_gb": 1}, "mm_processor_cache_gb"),
+        ({"mm_device_do_normalize": True}, "mm_device_do_normalize"),
         ({"async_scheduling": True}, "Asynchronous scheduling"),
         ({"scheduling_policy": "priority"}, "priority scheduling"),
         ({"enable_chunked_prefill": False}, "prefill without chunks"),

@@ -5,6 +5,7 @@ Needs vLLM in an environment of its own: `make test-vllm` makes one and runs the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from importlib.util import find_spec
@@ -27,12 +28,15 @@ if find_spec("vllm") is not None:
 
     from lvlm_guard import Guard
     from lvlm_guard.engines.errors import EngineFailed
+    from lvlm_guard.errors import ModeRefused
     from lvlm_guard.testbed.architectures import qwen2_vl
 
 NEW = 16
 REQUESTS = 4
 PENALTY = 1.5
 """An untrained model says one word for ever without it."""
+VAF = [{"name": "vaf", "params": {"enhance": 3.0}}]
+"""An untrained model does not heed the default."""
 BY_TRANSFORMERS = (None, "vdd", "vcd", "vcd+vdd", "dola", "vsv")
 
 
@@ -86,7 +90,7 @@ def qwen():
     stop_engine(llm)
 
 
-@pytest.mark.parametrize("stack", [None, "vdd", "icd", "vcd", "dola", "vsv", "pai", "vaf"])
+@pytest.mark.parametrize("stack", [None, "vdd", "icd", "vcd", "dola", "vsv", "pai", VAF])
 def test_qwen2_vl_answers_as_the_guard_does(qwen, stack):
     prompts = [
         {"prompt": write_text(index), "multi_modal_data": {"image": draw_picture(index)}} for index in range(REQUESTS)
@@ -95,6 +99,15 @@ def test_qwen2_vl_answers_as_the_guard_does(qwen, stack):
     expected = expect_qwen(stack)
     assert read_tokens(qwen.generate(prompts, parameters, stack=stack, use_tqdm=False)) == expected
     assert stack is None or expected != expect_qwen(None)
+
+
+@pytest.mark.parametrize("change", [lambda data: data.to(torch.uint8), lambda data: [data]])
+def test_images_that_are_no_floats_are_refused_and_not_left_out(qwen, change):
+    prompt = qwen.render({"prompt": write_text(0), "multi_modal_data": {"image": draw_picture(0)}})
+    [item] = prompt["mm_kwargs"]["image"]
+    item["pixel_values"] = dataclasses.replace(item["pixel_values"], data=change(item["pixel_values"].data))
+    with pytest.raises(ModeRefused, match="one tensor of pixels in floats"):
+        qwen._builder._reader.read_request(prompt)
 
 
 @functools.cache
@@ -121,7 +134,7 @@ def test_the_classes_of_transformers_in_vllm_answer_as_the_guard_does(by_transfo
 
 
 def test_attention_that_transformers_calls_past_the_layers_is_refused(by_transformers):
-    with pytest.raises(EngineFailed, match="attention"):
+    with pytest.raises(EngineFailed, match="did not run the attent"):
         by_transformers.generate(
             make_prompt(0), SamplingParams(temperature=0, max_tokens=4), stack="pai", use_tqdm=False
         )

@@ -84,10 +84,10 @@ class AttentionEditor:
         by_layer: dict[int, list[PlannedAttention]] = {}
         for planned in work:
             for layer, edits in self._sort_edits(planned).items():
-                own = PlannedAttention(
+                of_layer = PlannedAttention(
                     planned.group, edits, planned.rows, planned.positions, planned.blocks, planned.block_size
                 )
-                by_layer.setdefault(layer, []).append(own)
+                by_layer.setdefault(layer, []).append(of_layer)
         self._planned, self._reached = by_layer, set()
 
     def check(self) -> None:
@@ -144,14 +144,14 @@ class AttentionEditor:
         picked = torch.stack([placed.queries for placed in planned.edits]).any(0)
         edits = [PlacedEdit(placed.edit, placed.queries[picked], placed.keys) for placed in planned.edits]
         rows = AttentionRows(query[picked], planned.positions[picked], float(module.impl.scale))
-        own = output[picked].unflatten(-1, (module.num_heads, -1)).float()
-        edited = self._compute(rows, edits, planned, module, own).flatten(1).to(output.dtype)
+        computed = output[picked].unflatten(-1, (module.num_heads, -1)).float()
+        edited = self._compute(rows, edits, planned, module, computed).flatten(1).to(output.dtype)
         replaced = output.clone()
         replaced[picked] = edited
         return replaced
 
     def _compute(
-        self, rows: AttentionRows, edits: Sequence[PlacedEdit], planned: PlannedAttention, module: Any, own: Tensor
+        self, rows: AttentionRows, edits: Sequence[PlacedEdit], planned: PlannedAttention, module: Any, computed: Tensor
     ) -> Tensor:
         """Return edited outputs in the layout that gives the engine's own where nothing is edited.
 
@@ -167,7 +167,7 @@ class AttentionEditor:
             except (RuntimeError, IndexError, ValueError) as error:  # shapes of another layout
                 errors[name] = f"{type(error).__name__}"
                 continue
-            distance = float((plain - own).abs().max() / own.abs().max().clamp_min(1e-6))
+            distance = float((plain - computed).abs().max() / computed.abs().max().clamp_min(1e-6))
             if distance <= TOLERANCES.get(module.kv_cache.dtype, HALF_TOLERANCE):
                 self._layout = name
                 return edited
@@ -180,5 +180,5 @@ class AttentionEditor:
 
 def _find_attention(layer: nn.Module) -> Any:
     """Return the only module of a layer that reads the engine's cache, None where it has none or several."""
-    found = [module for module in layer.modules() if all(hasattr(module, mark) for mark in MARKS)]
-    return found[0] if len(found) == 1 else None
+    attending = [module for module in layer.modules() if all(hasattr(module, mark) for mark in MARKS)]
+    return attending[0] if len(attending) == 1 else None

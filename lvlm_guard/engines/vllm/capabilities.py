@@ -20,8 +20,8 @@ LACKING_HOOKS: Mapping[str, str] = {
 CAPTURES = "captures of attention"
 COMPILED = "readouts of inner layers, which a compiled model does not give (set enforce_eager=True)"
 COMPILED_EDITS = "edits inside the layers, which a compiled model passes by (set enforce_eager=True)"
-FUNCTIONS = "edits of hidden states by a function, which looks at a prompt as a whole,"
-ATTENTION_FUNCTIONS = "edits of attention by a function, which looks at a prompt as a whole,"
+FUNCTIONS = "edits of hidden states by a function that may look at a prompt as a whole"
+ATTENTION_FUNCTIONS = "edits of attention by a function that may look at a prompt as a whole"
 VISION = "edits of the vision tower"
 
 PROMPT_STATES = (

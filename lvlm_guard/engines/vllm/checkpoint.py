@@ -52,8 +52,8 @@ def _list_weights(folder: Path) -> dict[str, Path]:
 
 def _find_decoder(files: Mapping[str, Path]) -> str | None:
     """Return what the names of the decoder's weights begin with: what most layers do that are of no tower."""
-    found = [match[1] for name in files if (match := LAYER.match(name)) is not None]
-    counts = Counter(prefix for prefix in found if not FOREIGN.search(prefix))
+    prefixes = [match[1] for name in files if (match := LAYER.match(name)) is not None]
+    counts = Counter(prefix for prefix in prefixes if not FOREIGN.search(prefix))
     return counts.most_common(1)[0][0] if counts else None
 
 

@@ -93,9 +93,9 @@ def refuse_configuration(config: Any, *, is_asynchronous: bool) -> None:
     """
     _refuse(ENGINE, config, "in vLLM")
     if bool(config.scheduler_config.async_scheduling) != is_asynchronous:
-        found = "off" if is_asynchronous else "on"
+        state = "off" if is_asynchronous else "on"
         raise ModeRefused(
-            f"asynchronous scheduling is {found} in this engine, and its scheduler of groups is made for the other way: pass "
+            f"asynchronous scheduling is {state} in this engine, and its scheduler of groups is made for the other way: pass "
             "async_scheduling to GuardedLLM, and not on a CPU, where vLLM switches it off."
         )
 

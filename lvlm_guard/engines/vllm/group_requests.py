@@ -82,12 +82,12 @@ class GroupBuilder:
         requests = []
         for index, (key, member) in enumerate([(MAIN, described.main), *described.branches.items()]):
             place = Membership(group, index, size, probes=probes, is_edited=key in described.edited)
-            own = write_prompt(member, prompt, f"{group}-{index}" if place.is_edited else None)
+            rendered = write_prompt(member, prompt, f"{group}-{index}" if place.is_edited else None)
             if index == 0:
                 place = dataclasses.replace(place, stack=stack.to_dict(), plan=described.plan)
-                requests.append(MemberRequest("", own, _mark(parameters, tokens, place)))
+                requests.append(MemberRequest("", rendered, _mark(parameters, tokens, place)))
             else:
-                requests.append(MemberRequest(name_branch(group, index), own, _follow(tokens, place)))
+                requests.append(MemberRequest(name_branch(group, index), rendered, _follow(tokens, place)))
         for index, (name, member) in enumerate(described.probes.items()):
             place = Membership(group, index, size, probes=probes, probe=name)
             requests.append(MemberRequest(name_probe(group, index), write_prompt(member, prompt), _follow(1, place)))

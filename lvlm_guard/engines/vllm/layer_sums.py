@@ -31,7 +31,7 @@ class LayerSums:
         self._layers = layers
         self._passed: set[int] = set()
         self._watched: Collection[int] = ()
-        self._seen: dict[int, dict[str, Tensor]] = {}
+        self._states: dict[int, dict[str, Tensor]] = {}
 
     def install(self) -> Callable[[], None]:
         """Put hooks on layers and blocks, behind those that edit; returns what takes them off."""
@@ -55,13 +55,13 @@ class LayerSums:
     def watch(self, layers: Collection[int]) -> None:
         """Look at those of these layers in the next forward that have not passed yet."""
         self._watched = {layer for layer in layers if layer not in self._passed}
-        self._seen = {}
+        self._states = {}
 
     def check(self) -> dict[int, ModelRefused]:
         """Return the watched layers that do not pass, with why."""
         refused = {}
         for index in sorted(self._watched):
-            error = self._measure(self._seen.get(index, {}))
+            error = self._measure(self._states.get(index, {}))
             if error is None:
                 self._passed.add(index)
             else:
@@ -69,19 +69,19 @@ class LayerSums:
                     f"Layer {index}, {type(self._layers[index]).__name__}, {error}, so what its blocks add cannot be edited in vLLM. "
                     "Choose a strategy that works on logits."
                 )
-        self._watched, self._seen = (), {}
+        self._watched, self._states = (), {}
         return refused
 
-    def _measure(self, seen: dict[str, Tensor]) -> str | None:
+    def _measure(self, states: dict[str, Tensor]) -> str | None:
         """Return what is wrong with a layer, None where it is its input plus its blocks."""
-        if {"input", "output", *BLOCKS} - seen.keys():
+        if {"input", "output", *BLOCKS} - states.keys():
             return "did not run all of its blocks where hooks can see them"
-        added = seen["attention"] + seen["mlp"]
-        before, after = seen["input"].float(), seen["output"].float()
+        added = states["attention"] + states["mlp"]
+        before, after = states["input"].float(), states["output"].float()
         size = float(added.float().norm())
         error = float((before + added - after).norm())
-        rounding = torch.finfo(seen["output"].dtype).eps * float(before.norm() + after.norm())
-        is_sum = error <= TOLERANCES.get(seen["output"].dtype, HALF_TOLERANCE) * size + rounding
+        rounding = torch.finfo(states["output"].dtype).eps * float(before.norm() + after.norm())
+        is_sum = error <= TOLERANCES.get(states["output"].dtype, HALF_TOLERANCE) * size + rounding
         return None if is_sum else f"is off the sum of its blocks by {error / max(size, 1e-12):.3g} of it"
 
     def _keep_input(self, index: int) -> Callable[..., None]:
@@ -92,15 +92,15 @@ class LayerSums:
                     for value in (*args, *kwargs.values())
                     if isinstance(value, Tensor) and value.is_floating_point()
                 ]
-                self._seen[index] = {"input": _add(floats[:2])}
+                self._states[index] = {"input": _add(floats[:2])}
 
         return keep
 
     def _keep_output(self, index: int, name: str) -> Callable[..., None]:
         def keep(_module: Any, _args: Any, output: Any) -> None:
-            if index in self._watched and index in self._seen:
+            if index in self._watched and index in self._states:
                 parts = list(output) if name == "output" and isinstance(output, tuple) else [find_state(output)]
-                self._seen[index][name] = _add(parts)
+                self._states[index][name] = _add(parts)
 
         return keep
 

@@ -43,12 +43,12 @@ class GuardedLLM(LLM):
         model: As `vllm.LLM` takes it.
         stack: What `Stack.of` takes; None is plain generation.
         **options: As `vllm.LLM` takes them. The scheduler and the worker are the guard's own, and the cache of processed images is
-            off, since branches are made of them.
+            off, since branches are made of them; pixels are normalised before they reach the engine.
 
     Raises:
         StackError: The stack cannot be built.
         ModeRefused: The engine is configured in a way that groups would be wrong in.
-        InputError: `scheduler_cls` or `worker_cls` is passed.
+        InputError: `scheduler_cls` or `worker_cls` is passed, or a setting of processed images that branches cannot be made of.
     """
 
     def __init__(self, model: str, *, stack: Any = DEFAULT_STACK, **options: Any) -> None:
@@ -58,6 +58,10 @@ class GuardedLLM(LLM):
         if options.get("mm_processor_cache_gb"):
             raise InputError(
                 "mm_processor_cache_gb must be 0 in a GuardedLLM, which makes branches of processed images: leave it out."
+            )
+        if options.get("mm_device_do_normalize"):
+            raise InputError(
+                "mm_device_do_normalize must be False in a GuardedLLM, whose branches are made of normalised pixels: leave it out."
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
@@ -72,6 +76,7 @@ class GuardedLLM(LLM):
             "scheduler_cls": ASYNC_SCHEDULER if is_asynchronous else SCHEDULER,
             "worker_cls": WORKER,
             "mm_processor_cache_gb": 0,
+            "mm_device_do_normalize": False,
             "async_scheduling": is_asynchronous,
         }
         super().__init__(model, **{**options, **settings})
@@ -147,10 +152,11 @@ class GuardedLLM(LLM):
         engine = self.llm_engine
         if not len(stack):
             return engine.add_request(name, prompt, parameters)
-        main, *others = self._builder.build(stack, prompt, parameters)
+        main, *followers = self._builder.build(stack, prompt, parameters)
         tasks = engine.get_supported_tasks()
         requests = [
-            self.input_processor.process_inputs(other.id, other.prompt, other.parameters, tasks) for other in others
+            self.input_processor.process_inputs(follower.id, follower.prompt, follower.parameters, tasks)
+            for follower in followers
         ]
         inner_id = engine.add_request(name, main.prompt, main.parameters)
         for request in requests:

@@ -27,8 +27,8 @@ class MemberPrompt:
 
     def find_image(self, start: int, stop: int) -> Tensor:
         """Return which of these positions are parts of an image, bool `[stop - start]`; none behind the prompt."""
-        kept = self._image[start:stop]
-        return torch.cat([kept, kept.new_zeros(stop - start - len(kept))])
+        of_prompt = self._image[start:stop]
+        return torch.cat([of_prompt, of_prompt.new_zeros(stop - start - len(of_prompt))])
 
     def select(self, name: str, when: str, start: int, stop: int) -> Tensor:
         """Return which positions of a piece are in a set, bool `[stop - start]`.

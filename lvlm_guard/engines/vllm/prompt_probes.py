@@ -26,17 +26,17 @@ class StandInStates:
         model: The model that answers.
 
     Attributes:
-        asked: The prompts that were asked for, by name: a branch, or None for main.
+        prompts: Those that were asked for, by name: a branch, or None for main.
     """
 
     def __init__(self, model: ModelInfo) -> None:
         self._model = model
-        self.asked: dict[str, Branch | None] = {}
+        self.prompts: dict[str, Branch | None] = {}
 
     def __call__(self, branch: Branch | None) -> PromptStates:
         """Note a prompt, and return states of the right shapes."""
-        self.asked.setdefault(name_prompt(branch), branch)
-        drawn = torch.Generator().manual_seed(len(self.asked))
+        self.prompts.setdefault(name_prompt(branch), branch)
+        drawn = torch.Generator().manual_seed(len(self.prompts))
         text = self._model.config.get_text_config(decoder=True)
         hidden = torch.randn(1, self._model.depth, int(self._model.hidden_size or 1), generator=drawn)
         return PromptStates(hidden, torch.randn(1, int(text.vocab_size), generator=drawn))

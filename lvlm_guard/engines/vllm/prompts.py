@@ -40,7 +40,7 @@ class PromptReader:
         """Return a rendered prompt as the request that `Guard.generate` would get.
 
         Raises:
-            ModeRefused: It holds embeddings, a video, or something else that groups are not made of.
+            ModeRefused: It holds embeddings, a video, pixels that are no floats, or something else that groups are not made of.
         """
         if prompt["type"] not in ("token", "multimodal"):
             raise ModeRefused(
@@ -51,6 +51,11 @@ class PromptReader:
             _check_modalities(prompt)
             inputs |= prompt["mm_kwargs"].get_data()
         inputs = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if prompt["type"] == "multimodal" and not any(map(anatomy.is_pixels, inputs, inputs.values())):
+            raise ModeRefused(
+                "The images of a guarded request in vLLM are one tensor of pixels in floats, and this prompt's are not: pass images that "
+                "lie alike, and leave mm_device_do_normalize out."
+            )
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         return Request(inputs, {}, self.config, self.processor, self._read_pictures(prompt))
 

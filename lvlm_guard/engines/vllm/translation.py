@@ -83,7 +83,7 @@ def describe_group(
     return DescribedGroup(
         main,
         {key: _build_member(branch, edited) for key, branch in plan.branches.items()},
-        {name: main if branch is None else _build_member(branch, edited) for name, branch in states.asked.items()},
+        {name: main if branch is None else _build_member(branch, edited) for name, branch in states.prompts.items()},
         frozenset(edit.branch for edit in plan.edits_of(HiddenEdit))
         | frozenset(edit.branch for edit in plan.edits_of(AttentionEdit)),
         outline_plan(plan),
