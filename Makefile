@@ -171,7 +171,7 @@ test-generation:
 	test -x $(GENERATION)/bin/python || $(PYTHON) -m venv $(GENERATION)
 	$(GENERATION)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 \
 		"$(or $(GENERATION_TRANSFORMERS:%=transformers==%),$(TRANSFORMERS))" . \
-		pytest pytest-timeout parameterized datasets psutil requests
+		pytest pytest-timeout pytest-xdist parameterized datasets psutil requests
 	TRANSFORMERS="$(abspath $(TRANSFORMERS))" OMP_NUM_THREADS=1 \
 		$(GENERATION)/bin/python -m pytest -q -s -m slow tests/third_party/test_transformers_generation.py
 

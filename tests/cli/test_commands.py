@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from io import StringIO
 from typing import get_args
 
 import pytest
-import torch
 import transformers
 from rich.console import Console
 from typer.testing import CliRunner
@@ -74,7 +74,8 @@ def fails(monkeypatch, capsys, *arguments):
 
 def test_the_version_names_torch_transformers_and_triton():
     (line,) = run("--version").stdout.splitlines()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, triton "
+    torch = metadata.version("torch")  # torch.__version__ may say more
+    versions = f"torch {torch}, transformers {transformers.__version__}, triton "
     assert line.startswith(f"lvlm-guard {lvlm_guard.__version__} ({versions}")
     assert re.fullmatch(r"none|[\d.+\w]+", line.removesuffix(")").split()[-1])
 

@@ -86,11 +86,11 @@ def installed(
 @contextmanager
 def _left_as_found(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Take off forwards that a block that raised left on layers: some versions of transformers put them there and take off none."""
-    found = [vars(layer).get("forward") for layer in layers]
+    before = [vars(layer).get("forward") for layer in layers]
     try:
         yield
     except BaseException:
-        for layer, forward in zip(layers, found, strict=True):
+        for layer, forward in zip(layers, before, strict=True):
             vars(layer).pop("forward", None)
             if forward is not None:
                 vars(layer)["forward"] = forward
