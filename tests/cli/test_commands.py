@@ -10,6 +10,7 @@ from io import StringIO
 from typing import get_args
 
 import pytest
+import torch
 import transformers
 from rich.console import Console
 from typer.testing import CliRunner
