@@ -74,9 +74,10 @@ def decode(prepared: PreparedCall) -> DecodedCall:
     effects = EffectRecorder(_strategies_with_terms(call.strategies), planned.plan.branches)
     inputs, main_cache = _give_cache(prepared)
     guarded_decode = _build_decode(prepared, effects, main_cache)
-    generate = functools.partial(
-        call.generate, **inputs, **_loop_settings(prepared, compiles_forward=guarded_decode.compiles_forward)
-    )
+    settings = _loop_settings(prepared, compiles_forward=guarded_decode.compiles_forward)
+    if main_cache is not None:
+        settings.pop("cache_implementation", None)  # it is made, and generate takes one of both
+    generate = functools.partial(call.generate, **inputs, **settings)
     with vision.encoding(call.gen, MAIN):
         output = run_guarded(guarded_decode, generate)
     start = guarded_decode.find_answers(sequences(output), planned.request.input_ids)

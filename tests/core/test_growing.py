@@ -270,3 +270,11 @@ def test_a_decode_that_outgrows_its_room_says_the_same_bits_as_one_that_copies(n
     assert torch.equal(in_place.sequences, copied.sequences)
     for one, other in zip(in_place.logits, copied.logits, strict=True):
         assert torch.equal(one, other)
+
+
+def test_an_assistant_takes_a_cache_that_is_asked_for_by_name():
+    model, inputs = tiny("llava")
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    guard = Guard(model, stack=["vcd"])
+    drafted = guard.generate(**inputs, **settings, assistant_model=tiny("llava")[0], cache_implementation="dynamic")
+    assert torch.equal(drafted, guard.generate(**inputs, **settings))
