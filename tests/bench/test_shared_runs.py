@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import pytest
@@ -87,7 +88,7 @@ def test_nothing_is_kept_behind_a_refusal(tmp_path, late_first):
 
 def test_processes_that_are_killed(tmp_path):
     mark = tmp_path / "deadly"
-    mark.touch()
+    mark.write_text(str(os.getpid()))
     plan = quick_run.plan()
     suites = {**plan.suites, "toy": SuiteChoice(DeadlyToy(5, mark), "ours", {"pictures": 5})}
     deadly = replace(plan, suites=suites)
