@@ -179,8 +179,8 @@ def _check_broadcast(name: str, value: Tensor, shape: torch.Size) -> None:
     """Refuse a tensor that does not broadcast to a shape."""
     if value.shape == shape:
         return
-    pairs = zip(reversed(value.shape), reversed(shape), strict=False)
-    if value.dim() > len(shape) or any(size not in (1, target) for size, target in pairs):
+    sizes = range(1, value.dim() + 1)
+    if value.dim() > len(shape) or any(value.shape[-at] not in (1, shape[-at]) for at in sizes):
         raise ValueError(f"Combination: {name} of shape {_show(value.shape)} does not broadcast to {_show(shape)}.")
 
 

@@ -82,14 +82,21 @@ def run(
         binary[(*grid, 1, 1)[:3]](*arguments, *varying, *tail)
         return
     binary = kernel[tuple(grid)](*arguments, *varying, **constants)
-    if (
-        binary is None or torch.version.hip is not None
-    ):  # the interpreter has none; AMD's depend on the size of memory too
-        return
+    if binary is None or torch.version.hip is not None or not takes_constants():
+        return  # the interpreter has none; AMD's depend on the size of memory too
     if len(_binaries) >= MOST_REMEMBERED:
         forget()
     names = kernel.arg_names[len(arguments) + len(varying) :]
     _binaries[key] = binary, tuple(constants[name] for name in names)
+
+
+@functools.cache
+def takes_constants() -> bool:
+    """Return whether a binary is launched with the constants of its kernel too, as it is from Triton 3.3 on."""
+    import triton  # noqa: PLC0415 - not everywhere, and slow to import
+
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 3)
 
 
 def forget() -> None:

@@ -16,7 +16,7 @@ from lvlm_guard.call.looks.rows import cut_rows
 from lvlm_guard.errors import GuardError
 from lvlm_guard.fitting.states import compute_hidden_states, record_outputs
 from lvlm_guard.forward import PreparedDecode, capture_decode, run_uncompiled
-from lvlm_guard.forward.executors.batch_trial import FAILURES, HALVES
+from lvlm_guard.forward.executors.batch_trial import FAILURES, measure_coarseness
 from lvlm_guard.forward.executors.branch_run import BranchRun
 from lvlm_guard.forward.prefixes import Prefix, capture_positions, continue_prefix, run_prefix
 from lvlm_guard.request.requests import Request
@@ -66,7 +66,7 @@ class AnswerStates:
             actual = self._continue(batch)[:, -expected.shape[1] :]
         except (GuardError, *FAILURES):  # whole rows have just run
             return False
-        allowed = TOLERANCE * HALVES.get(self._model.dtype, 1) * expected.abs().max()
+        allowed = TOLERANCE * measure_coarseness(self._model) * expected.abs().max()
         return actual.shape == expected.shape and bool((actual - expected).abs().max() <= allowed)
 
     def _continue(self, batch: Mapping[str, Any]) -> Tensor:

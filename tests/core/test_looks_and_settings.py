@@ -8,6 +8,7 @@ from torch.nn.functional import pad
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from lvlm_guard import Guard, InputError
+from lvlm_guard.forward.executors.batch_trial import HALVES, measure_coarseness
 from lvlm_guard.testing.processing import TinyProcessor
 from lvlm_guard.testing.tiny import tiny
 
@@ -179,6 +180,14 @@ def test_autocast_makes_a_look_stale():
             look.generate(**batch, **SETTINGS)
     with guard.looking(inputs) as look:
         assert torch.equal(look.generate(**batch, **SETTINGS), expected)
+
+
+def test_a_model_under_autocast_rounds_as_its_halves_do():
+    model = tiny("llava")[0]
+    assert measure_coarseness(model) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert measure_coarseness(model) == HALVES[torch.bfloat16]
+    assert measure_coarseness(model.to(torch.float16)) == HALVES[torch.float16]
 
 
 def test_a_model_made_in_inference_mode_can_look():

@@ -60,6 +60,7 @@ def test_a_run_that_differs_says_how_many_were_equal():
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
 def test_without_vllm_the_extra_is_named():
+    pytest.importorskip("fastapi")
     with pytest.raises(InputError, match=r"lvlm-guard\[vllm\]"):
         _ = engine.GuardedLLM
     with pytest.raises(AttributeError, match="Guardian"):
@@ -77,10 +78,12 @@ def test_engine_options_are_a_json_object():
 
 
 def test_engine_options_need_the_engine():
+    pytest.importorskip("fastapi")
     with pytest.raises(InputError, match="--engine vllm"):
         call("serve", "--model", "testbed", "--engine-options", "{}")
 
 
 def test_a_device_is_not_chosen_for_vllm():
+    pytest.importorskip("fastapi")
     with pytest.raises(InputError, match="--device"):
         call("serve", "--model", "testbed", "--engine", "vllm", "--device", "cpu")

@@ -224,7 +224,7 @@ def main() -> None:
             rows += [
                 {"target": name, "specimen": specimen, "kernel": kernel, **facts(binary)} for kernel, binary in made
             ]
-            if not number:
+            if not number and launch.takes_constants():
                 first, second = (handed_over(call, relaunched=again) for again in (False, True))
                 relaunches.append({"specimen": specimen, "first": first, "second": second})
     print(json.dumps({"rows": rows, "relaunches": relaunches}, indent=1))

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton
+from lvlm_guard_kernels import launch
 
 SCRIPT = Path(__file__).with_name("compiled.py")
 NVIDIA = ("sm_80", "sm_90", "sm_100")
@@ -73,6 +75,8 @@ def test_a_source_that_is_read_everywhere_is_read_in_vectors_too(rows):
 
 
 def test_a_second_launch_hands_a_binary_what_triton_handed_it(done):
+    if not launch.takes_constants():
+        pytest.skip(f"Triton {triton.__version__} finds the binary of every launch")
     relaunches = json.loads(done.stdout)["relaunches"]
     assert len(relaunches) > 10
     for relaunch in relaunches:

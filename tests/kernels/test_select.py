@@ -195,13 +195,13 @@ def test_draws_are_distributed_as_the_softmax_of_what_is_left(keyed, beta, tempe
 
 def fit(counts, chance):
     """Return the p-value of chi-squared; tokens too rare to count share a bin."""
-    expected = chance * counts.sum()
+    expected = chance.double() * counts.sum()
     common = expected >= 5
     bins = [*counts[common].tolist(), counts[~common].sum().item()]
     expected_bins = [*expected[common].tolist(), expected[~common].sum().item()]
     keep = slice(None) if expected_bins[-1] >= 5 else slice(-1)
     scale = sum(bins[keep]) / sum(expected_bins[keep])
-    return chisquare(bins[keep], torch.tensor(expected_bins[keep]).mul(scale).tolist()).pvalue
+    return chisquare(bins[keep], torch.tensor(expected_bins[keep], dtype=torch.float64).mul(scale).tolist()).pvalue
 
 
 @pytest.mark.parametrize("everywhere", ["torch", pytest.param("triton", marks=pytest.mark.slow)], indirect=True)

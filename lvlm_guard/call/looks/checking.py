@@ -19,7 +19,7 @@ from lvlm_guard.call.planning import PlannedCall, plan_call
 from lvlm_guard.call.preparing import prepare_branches
 from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.errors import GuardError, ModelRefused, describe_error
-from lvlm_guard.forward.executors.batch_trial import FAILURES, HALVES
+from lvlm_guard.forward.executors.batch_trial import FAILURES, measure_coarseness
 from lvlm_guard.forward.prefixes import describe_kind
 from lvlm_guard.host.plugins import StrategyCalls
 from lvlm_guard.protocols import Model
@@ -118,11 +118,12 @@ def _run(planned: PlannedCall) -> None:
 
 def _compare(module: Model, expected: Steps, actual: Steps) -> str:
     """Return how logits differ by more than rounding, step by step as long as both went the same way; empty where they do not."""
+    coarseness = measure_coarseness(module)
     for before, after in zip(expected, actual, strict=False):
         for key, logits in before.items():
             if key is CHOICE:
                 continue
-            allowed = TOLERANCE * HALVES.get(module.dtype, 1) * float(logits.abs().max())
+            allowed = TOLERANCE * coarseness * float(logits.abs().max())
             error = float((logits - after[key]).abs().max())
             if bool(logits.isfinite().all()) and not error <= allowed:
                 return (

@@ -18,7 +18,7 @@ from lvlm_guard.call.prompt_preparation import PromptPreparation
 from lvlm_guard.errors import GuardError
 from lvlm_guard.forward import PreparedDecode, capture_decode, prompt_states
 from lvlm_guard.forward.caches.copying import is_plain
-from lvlm_guard.forward.executors.batch_trial import FAILURES, HALVES
+from lvlm_guard.forward.executors.batch_trial import FAILURES, measure_coarseness
 from lvlm_guard.forward.prefixes import Prefix, capture_positions, continue_prefix, describe_kind, run_prefix
 from lvlm_guard.protocols import Model
 from lvlm_guard.request.requests import Request
@@ -64,7 +64,7 @@ def compute_states(memory: PrefixMemory, preparation: PromptPreparation, main: P
 
 
 def _agree(values: Tensor, expected: Tensor, module: Model) -> bool:
-    allowed = TOLERANCE * HALVES.get(module.dtype, 1) * expected.abs().max()
+    allowed = TOLERANCE * measure_coarseness(module) * expected.abs().max()
     return values.shape == expected.shape and bool((values - expected).abs().max() <= allowed)
 
 

@@ -32,6 +32,13 @@ _answers_of_modules: weakref.WeakKeyDictionary[nn.Module, tuple[int, dict[bool, 
 )
 
 
+def measure_coarseness(module: Model) -> int:
+    """Return how many times coarser a model rounds than in fp32, by its own dtype or that of autocast."""
+    kind = module.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else module.dtype
+    return HALVES.get(dtype, 1)
+
+
 def try_batch(module: Model, forward: Run, example: Mapping[str, Any], *, is_padded: bool) -> str | None:
     """Why rows of one batch would not be what they are alone, or None. The answer is remembered until the model changes.
 

@@ -45,6 +45,7 @@ PLAN = SeeingPlan(
 @pytest.fixture
 def tiny_parts(monkeypatch, tmp_path):
     """Parts that are there, and put together to the tiny model."""
+    pytest.importorskip("gguf", reason="the extra collage is not installed")
     packages = Packages(tmp_path / "language.whl", tmp_path / "vision.whl")
     for package, member in ((packages.language, model_parts.LANGUAGE_FILE), (packages.vision, model_parts.VISION_FILE)):
         with zipfile.ZipFile(package, "w") as archive:
