@@ -219,9 +219,11 @@ def test_an_input_is_never_written_over(monkeypatch, capsys, tmp_path, name):
 
 
 def test_an_input_that_changes_while_it_is_answered_is_said(monkeypatch, capsys, source, tmp_path):
+    changed = source.read_text() + '{"image": "b.png", "question": "more ?"}\n'
+
     class Changing(OwnProcess):
         def submit(self, worker, unit):
-            source.write_text(source.read_text() + '{"image": "b.png", "question": "more ?"}\n', encoding="utf-8")
+            source.write_text(changed, encoding="utf-8")
             super().submit(worker, unit)
 
     monkeypatch.setattr("lvlm_guard.cli.bulk._open_pool", lambda *_: Changing(lambda unit: list(unit.questions)))

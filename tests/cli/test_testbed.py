@@ -127,6 +127,7 @@ def truncated(folder):
     path.write_bytes(path.read_bytes()[:100_000])
 
 
+@pytest.mark.filterwarnings("ignore:This CPU multiplies about")
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

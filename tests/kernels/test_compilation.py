@@ -28,7 +28,9 @@ MOST_REGISTERS = 128
     ids=["newest of both makers", "all"],
 )
 def targets(request):
-    return request.param
+    if launch.takes_constants():
+        return request.param
+    return tuple(target for target in request.param if target in NVIDIA)  # Triton 3.2 links AMD's by a linker of ROCm
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import safetensors
 from transformers.utils import cached_file
 
+from lvlm_guard.files import is_folder
 from lvlm_guard.strategy.fingerprints import choose_weights, digest_weight
 
 LAYER = re.compile(r"(.*?)layers\.\d+\.")
@@ -18,7 +19,7 @@ FOREIGN = re.compile(r"vis|image|audio|speech|tower")
 
 def find_checkpoint(model: str, revision: str | None) -> Path | None:
     """Return the folder of a model's files, a folder itself or one of the hub's on this disk; None where it is not here."""
-    if Path(model).is_dir():
+    if is_folder(model):
         return Path(model)
     try:
         config = cached_file(model, "config.json", revision=revision or "main", local_files_only=True)
