@@ -23,7 +23,9 @@ class Command(TyperCommand):
     """A command that refuses an option with one value that stands there twice, and one whose value is the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; refuse repeated options, and options in place of values."""
+        """Read the arguments; refuse repeated options, options in place of values, and characters that no argument can have."""
+        if any("\0" in text for text in args):
+            raise typer.BadParameter("it holds a NUL character, which no argument of a program can.", ctx=ctx)
         if not ctx.resilient_parsing:
             values, _, order = self.make_parser(ctx).parse_args(args=list(args))
             parameters: list[Any] = list(order)

@@ -261,3 +261,9 @@ def test_a_stack_is_handed_on_as_it_is_written(monkeypatch, picture):
                 2, "--stack", "vcd+pai")  # fmt: skip
     run_command("plan", "--model", "llava-1.5-7b", "--stack", "vcd+pai")
     assert seen[0] == seen[-1] == "vcd+pai"
+
+
+def test_an_argument_that_no_program_can_get_is_refused():
+    result = CliRunner().invoke(app, ["strategies", "nul\0"])
+    assert result.exit_code == 2
+    assert "NUL character" in result.output

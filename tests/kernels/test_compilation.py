@@ -56,6 +56,7 @@ def test_every_kernel_compiles_for_every_target(rows, targets):
     assert {kernel for _, kernel in made[0]} == KERNELS
 
 
+@pytest.mark.skipif(not launch.takes_constants(), reason=f"Triton {triton.__version__} assigns registers otherwise")
 def test_no_kernel_spills_or_takes_more_registers_than_two_programs_share(rows):
     assert max(row["registers"] for row in rows) > 32
     over = [row for row in rows if row["stack"] or row.get("spilt") or row["registers"] > MOST_REGISTERS]
