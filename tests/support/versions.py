@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lvlm_guard import ModelRefused
+from lvlm_guard import GuardError, ModelRefused
 from lvlm_guard.testing.zoo.building import TYPES, Specimen
 
 KEPT = "is kept before it is edited"
@@ -70,3 +70,14 @@ def editing_towers() -> Iterator[None]:
 def skip(reason: str) -> NoReturn:
     """Skip the test, because this transformers has or does something."""
     pytest.skip(f"transformers {transformers.__version__} has {reason}")
+
+
+@contextlib.contextmanager
+def skip_without_torchvision() -> Iterator[None]:
+    """Skip the test where this transformers reads pictures of a model with torchvision alone, which is not installed."""
+    try:
+        yield
+    except (ImportError, GuardError) as error:
+        if "requires the Torchvision library" in str(error):
+            skip("no processor of these pictures without torchvision")
+        raise

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from versions import skip_without_torchvision
 
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed import TestbedError, load
@@ -117,6 +118,7 @@ def test_the_second_stage_trains_the_merger_and_leaves_the_rest_of_the_tower_alo
     assert any(".language_model." in name for name in changed)
 
 
+@skip_without_torchvision()
 def test_a_trained_folder_is_an_ordinary_one(folder: Path) -> None:
     assert {one.name for one in folder.iterdir()} >= {*FILES, *QWEN2_VL.files, "training.json"}
     model, told = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -133,6 +135,7 @@ def test_a_trained_folder_is_an_ordinary_one(folder: Path) -> None:
     assert not torch.allclose(first, third, atol=1e-4), "the picture must matter"
 
 
+@skip_without_torchvision()
 def test_a_trained_folder_names_its_rotary_axes_as_both_versions_read_them(folder: Path) -> None:
     text = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]
     assert "rope_parameters" not in text
@@ -162,6 +165,7 @@ def test_the_processor_refuses_what_it_cannot_do() -> None:
         processor(images=[picture], text="a")
 
 
+@skip_without_torchvision()
 def test_its_branches_run_under_a_guard(folder: Path) -> None:
     model, processor = load(folder=folder)
     answers = error_sources.answer_branches(model, processor, Scenes(count=4, seed=5))
