@@ -83,7 +83,7 @@ def test_a_client_that_leaves_ends_the_work_on_its_answer(server, complete):
     assert entry["status"] == 499
     started = time.monotonic()
     complete(ask(LONG, draw_picture(1)), "plain", 2)
-    assert time.monotonic() - started < 10  # 400 tokens of that stack take twenty seconds at least
+    assert time.monotonic() - started < 18  # 400 tokens of that stack take twenty seconds at least
 
 
 def test_a_client_that_leaves_before_its_answer_comes(server, complete):
