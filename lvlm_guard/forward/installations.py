@@ -96,15 +96,16 @@ class Hook:
     Args:
         user: Who registered it.
         function: The hook as torch takes it.
+        count: How many arguments it takes.
     """
 
-    def __init__(self, user: object, function: Callable[..., Any]) -> None:
+    def __init__(self, user: object, function: Callable[..., Any], count: int) -> None:
         self.user = user
-        self._function = function
+        self._function, self._count = function, count
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the hook."""
-        return self._function(*args, **kwargs)
+    def __call__(self, *args: Any) -> Any:
+        """Run the hook; one that another thread took off while this forward ran gets no keyword arguments, and does nothing."""
+        return self._function(*args) if len(args) == self._count else None
 
 
 def stand_in(owner: Any, name: str, function: Callable[..., Any], user: object) -> StandIn:
@@ -136,7 +137,7 @@ def register(
     """Register a forward hook, or one before the forward, that `hooked` removes by its user."""
     with LOCK:
         _leave_out_of_copies(module)
-        hook = Hook(user, function)
+        hook = Hook(user, function, 3 + with_kwargs - before)
         if before:
             module.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
         else:

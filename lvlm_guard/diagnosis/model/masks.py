@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ HIDDEN = -100.0
 """Nats from which on a key is hidden: nothing is left of its attention in any dtype."""
 DIMENSIONS = 4
 """Of a mask of numbers: rows, heads, queries, keys."""
+
+NONE: Mapping[str, Any] = MappingProxyType({})
+"""What a hook gets that another thread took off while the forward ran."""
 
 
 @contextmanager
@@ -29,7 +33,7 @@ def noted_biases(
     """
     thread = threading.get_ident()
 
-    def note(layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(layer: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         mask = find_mask(args, kwargs) if threading.get_ident() == thread else None
         if mask is not None:
             biases[layer] = measure_bias(mask, window)
@@ -37,7 +41,7 @@ def noted_biases(
     with ExitStack() as stack:
         for layer, module in attentions.items():
             handle = module.register_forward_pre_hook(
-                lambda _, args, kwargs, layer=layer: note(layer, args, kwargs), with_kwargs=True
+                lambda _, args, kwargs=NONE, layer=layer: note(layer, args, kwargs), with_kwargs=True
             )
             stack.callback(handle.remove)
         yield

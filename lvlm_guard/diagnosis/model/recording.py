@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lvlm_guard import AttentionEdit, Generation, Guard, HiddenEdit, NoEffectWarning, View, hookimpl
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import Encoded
-from lvlm_guard.diagnosis.model.masks import noted_biases
+from lvlm_guard.diagnosis.model.masks import NONE, noted_biases
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.structure import Structure
 
@@ -79,7 +79,7 @@ def _recorded_input(part: nn.Module | None, inputs: list[Tensor]) -> Iterator[No
         return
     thread = threading.get_ident()
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> None:
         if threading.get_ident() != thread:
             return
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
