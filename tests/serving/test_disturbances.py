@@ -28,6 +28,14 @@ def wait_for(condition, seconds=60):
     raise AssertionError("it did not happen")
 
 
+def wait_for_entry(server, request_id):
+    return wait_for(lambda: [entry for entry in server.requests if entry["id"] == request_id])[0]
+
+
+def count_left(server):
+    return sum(entry["status"] == 499 for entry in server.requests)
+
+
 def test_a_stack_that_refuses_or_raises_fails_its_own_request_alone(complete, server):
     good = [ask(LONG, draw_picture(index)) for index in (1, 2, 4)]
     alone = [text_of(complete(messages, "moody", 16)) for messages in good]
@@ -76,11 +84,9 @@ def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(server):
 
 def test_a_client_that_leaves_ends_the_work_on_its_answer(server, complete):
     body = {"model": "testbed:slow", "messages": ask(LONG, draw_picture(3)), "max_tokens": 400, "stream": True}
-    known = len(server.requests)
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
         next(response.iter_lines())
-    entry = wait_for(lambda: server.requests[known:])[0]
-    assert entry["status"] == 499
+    assert wait_for_entry(server, response.headers["x-request-id"])["status"] == 499
     started = time.monotonic()
     complete(ask(LONG, draw_picture(1)), "plain", 2)
     assert time.monotonic() - started < 18  # 400 tokens of that stack take twenty seconds at least
@@ -88,10 +94,10 @@ def test_a_client_that_leaves_ends_the_work_on_its_answer(server, complete):
 
 def test_a_client_that_leaves_before_its_answer_comes(server, complete):
     body = {"model": "testbed:slow", "messages": ask(LONG, draw_picture(3)), "max_tokens": 400}
-    known = len(server.requests)
+    left = count_left(server)
     with contextlib.suppress(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=httpx.Timeout(10, read=1))
-    assert wait_for(lambda: server.requests[known:])[0]["status"] == 499
+    wait_for(lambda: count_left(server) == left + 1)
     started = time.monotonic()
     complete(ask(LONG, draw_picture(1)), "plain", 2)
     assert time.monotonic() - started < 10
