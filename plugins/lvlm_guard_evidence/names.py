@@ -36,6 +36,15 @@ def singular_forms(name: str) -> list[str]:
     return [f"{before} {each}" if before else each for each in words]
 
 
+def plural(name: str) -> str:
+    """Return the plural of a name; of several words, of the last one."""
+    before, _, word = name.rpartition(" ")
+    several = next((each for each, one in IRREGULAR.items() if one == word), None)
+    if several is None:
+        several = re.sub(r"(?<=[^aeiou])y$", "ie", word) + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+    return f"{before} {several}" if before else several
+
+
 @dataclass(frozen=True)
 class NamesTable:
     """The names of a head, and what else its objects are called.

@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import permutations
+from typing import TypeVar
 
 import numpy as np
 
 from lvlm_guard.fitting import LabelledObject, LabelledPicture
-from lvlm_guard_evidence.answers import find_options, kind_of
+from lvlm_guard_evidence.answers import NUMBERS, find_options, kind_of
 from lvlm_guard_evidence.claims import Claim
-from lvlm_guard_evidence.names import NamesTable, tidy
+from lvlm_guard_evidence.names import NamesTable, plural, tidy
 
 WORDINGS = {
     "existence": "is there {article} {subject} in the image ?",
@@ -20,7 +21,7 @@ WORDINGS = {
     "which_attribute": "what colour is the {subject} ?",
     "is_relation": "is the {subject} {direction}{of} the {reference} ?",
     "which_side": "is the {subject} left or right of the {reference} ?",
-    "how_many": "how many {subject}s are there ?",
+    "how_many": "how many {subjects} are there ?",
 }
 HABIT = 0.5
 """Share of pictures from which on something is a habit."""
@@ -28,6 +29,9 @@ LEAST = 4
 """Pictures that a habit is counted on at least."""
 APART = 0.1
 """Least distance of two objects, as a share of the picture, for one to lie beside the other."""
+
+
+_Counted = TypeVar("_Counted")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class CalibrationQuestion:
         return WORDINGS[self.kind].format(
             article="an" if claim.subject[0] in "aeiou" else "a",
             subject=claim.subject,
+            subjects=plural(claim.subject),
             value=claim.value,
             direction=claim.direction,
             of=" of" if claim.direction in ("left", "right") else "",
@@ -75,6 +80,7 @@ class LabelHabits:
         together: How often a name is there where another one is, by (other, name).
         present: How often each name is there.
         values: How often each name has each value.
+        numbers: How often there is which number of each name, where there is one.
         left: How often the first of a pair lies left of the second.
         pictures: How many pictures were counted.
     """
@@ -82,6 +88,7 @@ class LabelHabits:
     together: Counter[tuple[str, str]] = field(default_factory=Counter)
     present: Counter[str] = field(default_factory=Counter)
     values: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    numbers: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     left: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
     pictures: int = 0
 
@@ -94,9 +101,11 @@ class LabelHabits:
 
     def usual_value(self, name: str) -> str | None:
         """Return the value that an object has in more than half of the pictures."""
-        counts = self.values[name]
-        value, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-        return value if counts.total() >= LEAST and count > HABIT * counts.total() else None
+        return _most_frequent(self.values[name])
+
+    def usual_number(self, name: str) -> int | None:
+        """Return how many there are of an object in more than half of the pictures that show any."""
+        return _most_frequent(self.numbers[name])
 
     def usually_left(self, first: str, second: str) -> bool | None:
         """Return whether the first of a pair usually lies left of the second; None where there is no habit."""
@@ -106,6 +115,14 @@ class LabelHabits:
         return counts[True] * 2 > counts.total()
 
 
+def _most_frequent(counts: Counter[_Counted]) -> _Counted | None:
+    """Return what was counted in more than half of the cases; None where nothing was, or in too few cases."""
+    if counts.total() < LEAST:
+        return None
+    value, count = counts.most_common(1)[0]
+    return value if count > HABIT * counts.total() else None
+
+
 def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> LabelHabits:
     """Count what goes with what."""
     habits = LabelHabits(pictures=len(pictures))
@@ -113,6 +130,8 @@ def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> Labe
         things = single_objects(picture, table)
         names = table.merge(thing.name for thing in picture.objects or ())
         habits.present.update(names)
+        for name, number in count_objects(picture, table).items():
+            habits.numbers[name][number] += 1
         habits.together.update(permutations(names, 2))
         for name, thing in things.items():
             habits.values[name].update(tidy(value) for value in thing.attributes[:1])
@@ -122,10 +141,15 @@ def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> Labe
     return habits
 
 
+def count_objects(picture: LabelledPicture, table: NamesTable) -> Counter[str]:
+    """Return how many of each object a picture shows, by name."""
+    return Counter(name for thing in picture.objects or () if (name := table.find(thing.name)) is not None)
+
+
 def single_objects(picture: LabelledPicture, table: NamesTable) -> dict[str, LabelledObject]:
     """Return the objects that a picture shows once, by name."""
+    counts = count_objects(picture, table)
     named = [(table.find(thing.name), thing) for thing in picture.objects or ()]
-    counts = Counter(name for name, _ in named)
     return {name: thing for name, thing in named if name is not None and counts[name] == 1}
 
 
@@ -153,6 +177,7 @@ def ask_questions(
         questions += _ask_existence(number, picture, table, habits, rng)
         questions += _ask_values(number, things, values, habits, rng)
         questions += _ask_places(number, things, size, habits, rng)
+        questions += _ask_numbers(number, count_objects(picture, table), habits, rng)
     return questions
 
 
@@ -228,6 +253,22 @@ def _ask_places(
         claim = Claim("relation", first, direction=direction, reference=second)
         questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), None))
     return questions
+
+
+def _ask_numbers(
+    number: int, counts: Counter[str], habits: LabelHabits, rng: np.random.Generator
+) -> list[CalibrationQuestion]:
+    """How many there are of one object, an unusual number where there is one: of objects that differ in it from picture to picture."""
+    countable = [name for name, count in counts.items() if count < len(NUMBERS) and len(habits.numbers[name]) > 1]
+    unusual = [name for name in countable if habits.usual_number(name) not in (None, counts[name])]
+    several = [name for name in countable if counts[name] > 1]
+    if not countable:
+        return []
+    name = str(rng.choice(unusual or several or countable))
+    usual = habits.usual_number(name)
+    is_habitual = None if usual is None else usual == counts[name]
+    claim = Claim("number", name)
+    return [CalibrationQuestion(number, claim, find_options(claim, ()), counts[name], is_habitual)]
 
 
 def _list_pairs(things: dict[str, LabelledObject], axis: int, side: int) -> list[tuple[str, str]]:

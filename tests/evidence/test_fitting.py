@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lvlm_guard_evidence.answers import find_options
 from lvlm_guard_evidence.calibration import CalibrationCase, describe_loss, fit_bias, fit_mixing, fit_scales
 from lvlm_guard_evidence.claims import Claim
 from lvlm_guard_evidence.examples import check_labels, read_labels, weigh_presence, weigh_values
@@ -11,7 +12,7 @@ from lvlm_guard_evidence.head import EvidenceHead
 from lvlm_guard_evidence.head_fitting import fit_weights, stack_tokens
 from lvlm_guard_evidence.lens import read_norm
 from lvlm_guard_evidence.mixing import Mixing
-from lvlm_guard_evidence.names import NamesTable
+from lvlm_guard_evidence.names import NamesTable, plural
 from lvlm_guard_evidence.patch_evidence_fitter import TokenSet, fit_patch_evidence, fit_peaks
 from lvlm_guard_evidence.questions import CalibrationQuestion, ask_questions
 from lvlm_guard_evidence.regression import fit_binary
@@ -219,6 +220,53 @@ def test_habits_are_read_off_the_labels():
         if question.kind in ("which_attribute", "which_side")
     }
     assert habits == {(False, True), (True, False)}
+
+
+def crowd(mugs, *others):
+    return LabelledPicture(Image.new("RGB", SIZE), tuple(LabelledObject(name) for name in ("mug",) * mugs + others))
+
+
+def test_numbers_are_asked_of_what_differs_in_them():
+    pictures = [crowd(1, "pan"), crowd(1), crowd(1), crowd(1), crowd(3, "pan"), crowd(11), crowd(1)]
+    questions = ask_questions(pictures, [SIZE] * 7, NamesTable(NAMES), ())
+    asked = {question.picture: question for question in questions if question.kind == "how_many"}
+    assert {number: question.options[question.truth] for number, question in asked.items()} == {
+        0: "one", 1: "one", 2: "one", 3: "one", 4: "three", 6: "one",
+    }  # fmt: skip
+    assert [question.is_habitual for question in asked.values()] == [True] * 4 + [False, True]
+    assert {question.text for question in asked.values()} == {"how many mugs are there ?"}
+    alike = ask_questions([crowd(1, "pan")] * 6, [SIZE] * 6, NamesTable(NAMES), ())
+    assert not any(question.kind == "how_many" for question in alike)
+
+
+def test_weights_of_numbers_are_fitted_where_the_picture_counts_better_than_the_model():
+    draw = torch.Generator().manual_seed(5)
+    claim = Claim("number", "mug")
+    options = find_options(claim, ())
+    cases = []
+    for number in range(300):
+        truth = int(torch.randint(1, 5, (1,), generator=draw))
+        margins = torch.randn(len(options), generator=draw)
+        margins[1] += 3.0  # it says one, mostly
+        counted = truth + (number % 9 == 0)
+        odds = -(torch.arange(len(options)) - counted).abs().float()
+        cases.append(CalibrationCase(CalibrationQuestion(number, claim, options, truth, truth == 1), margins, odds))
+    mixing, findings = fit_mixing(cases)
+    before, after = findings["how_many"]["greedy"], findings["how_many"]["with_evidence"]
+    assert mixing["how_many"].evidence > 1
+    assert after["habit_breaking"] > before["habit_breaking"] + 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "several"),
+    [
+        ("mug", "mugs"), ("berry", "berries"), ("key", "keys"), ("box", "boxes"), ("brush", "brushes"), ("knife", "knives"),
+        ("sheep", "sheep"), ("young man", "young men"), ("glass", "glasses"),
+    ],
+)  # fmt: skip
+def test_plurals_are_read_as_they_are_written(name, several):
+    assert plural(name) == several
+    assert NamesTable((name,)).find(several) == name
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm(16), nn.RMSNorm(16, eps=1e-6), None])
