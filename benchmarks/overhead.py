@@ -1,6 +1,6 @@
 """Decode overhead of a guard on the CPU: `python benchmarks/overhead.py --out results`.
 
-A random LLaVA in bf16, of 0.4 billion parameters unless told otherwise. Plain generate, the empty stack, a noise branch (batched and
+A random LLaVA in bf16, of 0.4 billion parameters unless told otherwise, or a model with its own weights (`--model DIR`). Plain generate, the empty stack, a noise branch (batched and
 sequential), an image-free branch, readouts, attention edits, hidden edits, transformers' own classifier-free guidance
 and plain generate of twice the rows take turns in interleaved rounds of one process; every ratio is taken within one
 round. With `--only`, work inside the layers alone: all of it generates side by side, taking turns token by token.
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from folder_shape import FolderShape
 from lockstep import Lockstep, sharing
 from measuring import PERCENTILES, Budget, Results, Row, machine
 from shapes import LLAVA_7B, LLAVA_7B_LAYERS, LLAVA_SMALL, LLAVA_TINY, Shape
@@ -62,7 +63,7 @@ NOTES = (
         "`plain, one multiplication a layer` is the least that hidden edits can add: a hook without a guard on every feed-forward "
         "block, which multiplies its output by a number."
     ),
-    "Weights are random, so what is generated means nothing; speed does not depend on it.",
+    "What is generated means nothing: weights or pictures are random; speed does not depend on it.",
 )
 NOTES_OF_LOCKSTEP = (
     (
@@ -79,7 +80,7 @@ NOTES_OF_ALL = (
 )
 
 
-def variants(shape: Shape, model: Any, batch: int) -> list[Variant]:
+def variants(shape: Shape | FolderShape, model: Any, batch: int) -> list[Variant]:
     """Everything that is compared at one batch size."""
     inputs = shape.inputs(model, batch)
     negative = shape.text_only(inputs["input_ids"])
@@ -120,7 +121,7 @@ def _is_open(row: Row, goal: float, again: Row) -> bool:
     return bool(abs(row["decode_ratio_p50"] - goal) < noise)
 
 
-def races(shape: Shape, model: Any, new_tokens: int, only: Sequence[str]) -> dict[int, Race]:
+def races(shape: Shape | FolderShape, model: Any, new_tokens: int, only: Sequence[str]) -> dict[int, Race]:
     """What is measured, by batch size: some kinds alone at batch 1, token by token, or everything in rounds."""
     device = torch.device("cpu")
     if only:
@@ -138,7 +139,7 @@ def measure(running: Mapping[int, Race], repeat: int, budget: Budget) -> Iterato
         yield [row for batch, race in running.items() for row in _judged(batch, race)]
 
 
-def _apart(shape: Shape, model: nn.Module, only: Sequence[str]) -> list[Variant]:
+def _apart(shape: Shape | FolderShape, model: nn.Module, only: Sequence[str]) -> list[Variant]:
     """Variants of some kinds at batch 1, each on modules of its own."""
     named = [one.name for one in variants(shape, model, 1)]
     asked = [name for name in named if name in BESIDE or (name in GOALS and name.startswith(tuple(only)))]
@@ -152,7 +153,7 @@ def _judged(batch: int, race: Race) -> list[Row]:
     return [judge(row, again) for row in rows]
 
 
-def _about(shape: Shape, model: Any, new_tokens: int, repeat: int) -> Row:
+def _about(shape: Shape | FolderShape, model: Any, new_tokens: int, repeat: int) -> Row:
     text = model.config.get_text_config()
     return {
         "model": shape.name,
@@ -206,6 +207,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         default="0.4b",
         help="7b needs 20 GiB of memory, 7b-layers is 4 of its 32 layers (default 0.4b)",
     )
+    parser.add_argument("--model", help="a folder with a model, instead of a shape with random weights")
+    parser.add_argument("--called", default="model", help="what the results of --model are called (default model)")
     parser.add_argument("--only", choices=KINDS, nargs="+", default=(), help="these alone, at batch 1, token by token")
     parser.add_argument("--repeat", type=int, default=5, help="rounds (default 5)")
     parser.add_argument("--new-tokens", type=int, default=25, help="tokens per call, at least 2 (default 25)")
@@ -220,9 +223,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Write `overhead.json` and `overhead.md` (or `overhead-7b-hidden`) after every round, print the page; 1 if a variant failed."""
     asked = arguments(given)
-    shape, repeat, new_tokens = (
-        (LLAVA_TINY, 2, 4) if asked.tiny else (SHAPES[asked.shape], asked.repeat, asked.new_tokens)
-    )
+    repeat, new_tokens = (2, 4) if asked.tiny else (asked.repeat, asked.new_tokens)
+    shape = _shape(asked)
     results = _results(asked)
     ran_on = results.about
     model = shape.build(torch.device("cpu"), torch.bfloat16)
@@ -236,9 +238,16 @@ def main(given: Sequence[str] | None = None) -> int:
     return int(any(row["status"].startswith("failed") for row in results.rows))
 
 
+def _shape(asked: argparse.Namespace) -> Shape | FolderShape:
+    if asked.model is not None:
+        return FolderShape(asked.model)
+    return LLAVA_TINY if asked.tiny else SHAPES[asked.shape]
+
+
 def _results(asked: argparse.Namespace) -> Results:
     """Where the rows go, and what they ran on."""
     sized = [] if asked.tiny or asked.shape == "0.4b" else [asked.shape]
+    sized = sized if asked.model is None else [asked.called]
     name = "-".join(["overhead", *sized, *asked.only])
     shown = SHOWN_OF_LOCKSTEP if asked.only else SHOWN
     about = machine(torch.device("cpu"))

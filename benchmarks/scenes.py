@@ -1,5 +1,8 @@
 """Every bundled strategy and control on the testbed's scenes: `python benchmarks/scenes.py all --models DIR --out RUNS`.
 
+The second world, of collages, is compared alike, with the model that `lvlm-guard testbed build --world collage` left in DIR:
+`python benchmarks/scenes.py run DIR --world collage --looks --dtype bfloat16 --out RUNS`, and `table --world collage`.
+
 `all` answers both splits with the bundled model and every one that `seeds.py` left in DIR, then writes the tables. `run` does
 one model (a folder that `testbed train` made, or `testbed`); both resume where they were stopped. `table` scores all runs under
 RUNS and writes the pages and figures to commit. Strategies have their published settings, those that
@@ -13,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +26,38 @@ import transformers
 from measuring import write_at_once
 from scenes_stacks import stacks
 from seeds import MANIFEST
+from worlds import SCENES, WORLDS, World
 
 from lvlm_guard import GuardError, InputError, loading
-from lvlm_guard.bench.running import runner, systems
-from lvlm_guard.bench.running.manifest import RunPlan, SuiteChoice
-from lvlm_guard.testbed.suite import Scenes
-
-SEED = 41
-SPLITS: Mapping[str, Mapping[str, int]] = {"counterfactual": {"count": 480}, "iid": {"count": 450}}
-"""Scenes of each split: together more than 1,000 questions that habit answers at every level."""
-
-CAPTIONS = 200
-"""Of each split, half of them of scenes that keep the habits a caption speaks of."""
+from lvlm_guard.bench.running import runner, store, systems
+from lvlm_guard.bench.running.manifest import RunPlan
 
 
-def run(name: str, splits: Iterable[str], out: Path, limit: int | None, only: Sequence[str] = ()) -> None:
+@dataclass(frozen=True)
+class How:
+    """How scenes are answered.
+
+    Args:
+        limit: At most so many items.
+        only: Stacks; none takes all.
+        dtype: Of the model.
+        looks: Whether what questions about one picture begin with runs once.
+    """
+
+    limit: int | None = None
+    only: Sequence[str] = ()
+    dtype: str = "float32"
+    looks: bool = False
+
+
+def run(name: str, splits: Iterable[str], out: Path, how: How, world: World = SCENES) -> None:
     """Answer the scenes of some splits with one model."""
     loading.quieten()
-    model, processor = loading.load(name)
+    model, processor = loading.load(name, dtype=how.dtype)
     label = loading.BUNDLED if name == loading.BUNDLED else Path(name).name
-    compared = systems.build_systems(stacks(model, processor, out / label / "fitted", only))
+    compared = systems.build_systems(stacks(model, processor, out / label / "fitted", how.only, world))
     for split in splits:
-        arguments = {"design": "balanced", "split": split, "seed": SEED, "captions": CAPTIONS, **SPLITS[split]}
-        suite = SuiteChoice(Scenes(**arguments), "ours", arguments)  # type: ignore[arg-type]
-        plan = RunPlan({"scenes": suite}, compared, limit=limit, batch=32)
+        plan = RunPlan({world.name: world.choose(split)}, compared, limit=how.limit, batch=world.batch, looks=how.looks)
         runner.run(plan, model, processor, out / label / split, model_id=label)
 
 
@@ -76,17 +88,18 @@ def trained(models: Path) -> list[Path]:
     return named
 
 
-def tabulate(runs: Path, out: Path, models: Path | None = None) -> None:
-    """Score every run and write the pages, the figures and manifest of each run, and how the models were made."""
+def tabulate(runs: Path, out: Path, models: Path | None = None, world: World = SCENES) -> None:
+    """Score every run of a world and write the pages, the figures and manifest of each run, and how the models were made."""
     noted = made(models)
     folders = sorted({path.parent for path in runs.glob("*/*/manifest.json")}, key=_bundled_first)
-    if not folders:
-        raise InputError(f"{runs} holds no run: expected MODEL/SPLIT/manifest.json.")
-    scored = [pages.read(folder) for folder in folders]
+    of_world = [folder for folder in folders if world.name in store.read(folder).suites]
+    if not of_world:
+        raise InputError(f"{runs} holds no run of {world.name}: expected MODEL/SPLIT/manifest.json.")
+    scored = [pages.read(folder, world.name) for folder in of_world]
     pages.write(scored, out)
-    write_at_once(out / "scenes.svg", scenes_chart.draw(scored))
+    write_at_once(out / f"{world.name}.svg", scenes_chart.draw(scored))
     if noted:
-        write_at_once(out / "scenes" / "models.json", json.dumps(noted, indent=2, sort_keys=True) + "\n")
+        write_at_once(out / world.name / "models.json", json.dumps(noted, indent=2, sort_keys=True) + "\n")
 
 
 def _bundled_first(folder: Path) -> tuple[bool, Path]:
@@ -99,12 +112,17 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="answer the scenes with one model; resumes")
     running.add_argument("model", help="`testbed`, or a folder that `lvlm-guard testbed train` made")
-    running.add_argument("--split", choices=SPLITS, action="append", help="both unless told")
+    splits = sorted({split for world in WORLDS.values() for split in world.splits})
+    running.add_argument("--split", choices=splits, action="append", help="both of the world unless told")
     tabling = commands.add_parser("table", help="score all runs and write the page")
     whole = commands.add_parser("all", help="both splits with the bundled model and those of --models, then the table")
     for one in (running, whole):
         one.add_argument("--limit", type=int, help="at most so many items, to see that it works")
         one.add_argument("--only", action="append", default=[], help="a stack; repeat for several; all unless told")
+        one.add_argument("--dtype", default=How.dtype, help="of the model")
+        one.add_argument("--looks", action="store_true", help="run what questions about one picture begin with once")
+    for one in (running, tabling):
+        one.add_argument("--world", choices=WORLDS, default=SCENES.name)
     for one in (tabling, whole):
         one.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
         one.add_argument("--models", type=Path, required=one is whole, help="folder that seeds.py filled")
@@ -125,12 +143,16 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _obey(asked: argparse.Namespace) -> None:
-    if asked.command == "run":
-        run(asked.model, asked.split or list(SPLITS), asked.out, asked.limit, asked.only)
+    if asked.command == "table":
+        tabulate(asked.out, asked.results, asked.models, WORLDS[asked.world])
         return
-    if asked.command == "all":
-        for name in (loading.BUNDLED, *map(str, trained(asked.models))):
-            run(name, SPLITS, asked.out, asked.limit, asked.only)
+    how = How(asked.limit, asked.only, asked.dtype, asked.looks)
+    if asked.command == "run":
+        world = WORLDS[asked.world]
+        run(asked.model, asked.split or list(world.splits), asked.out, how, world)
+        return
+    for name in (loading.BUNDLED, *map(str, trained(asked.models))):
+        run(name, SCENES.splits, asked.out, how)
     tabulate(asked.out, asked.results, asked.models)
 
 

@@ -60,11 +60,14 @@ MEANINGS = (HELPS, MIXED, SHIFTS, SILENCE, NOTHING, HURTS)
 SILENT = ("indistinguishable from greedy", "changed nothing")
 """Verdicts that need no word in the table of all runs."""
 
-INTRODUCTION = """`python benchmarks/scenes.py table --out RUNS` writes these pages from the raw answers. Strategies stand alone, at published
-settings, greedy, fp32; stacks of several, and `revise_fitted`, are named so. What is fitted is fitted on training and calibration scenes of the same
-model. **Small models on drawn scenes: nothing here says what a method does on another model.**"""
+TITLES: Mapping[str, str] = {"scenes": "the testbed's scenes", "collage": "collages of pictures with names"}
+"""What the page of a world is about."""
 
-PICTURE = "![Differences to greedy by system, level, split and model](scenes.svg)"
+INTRODUCTION = """`python benchmarks/scenes.py table --out RUNS` writes these pages from the raw answers. Strategies stand alone, at published
+settings, greedy; stacks of several, and `revise_fitted`, are named so. What is fitted is fitted on training and calibration scenes of the same
+model. **Small models on made-up scenes: nothing here says what a method does on another model.**"""
+
+PICTURE = "![Differences to greedy by system, level, split and model]({world}.svg)"
 
 LEGEND = """Differences are to `greedy` on the same items; `*` where the p value, corrected by Holm over all strategies of the measure, is below .05
 (controls are corrected apart). Intervals resample whole scenes. all levels, object, attribute, relation: habit-balanced accuracy, and
@@ -80,7 +83,8 @@ the strategy got which verdict (none where it is not told from greedy). caption:
 class Run:
     """One model's answers to one split, scored.
 
-    `captions` is how many it was asked for, `design` that of the suite, `unfit` why something could not be fitted for a strategy.
+    `captions` is how many it was asked for, `design` that of the suite, `unfit` why something could not be fitted for a strategy,
+    `world` the name of the suite.
     """
 
     model: str
@@ -90,6 +94,7 @@ class Run:
     captions: int
     design: str = "balanced"
     unfit: Mapping[str, str] = field(default_factory=dict)
+    world: str = "scenes"
 
     @property
     def headlines(self) -> Mapping[str, str]:
@@ -126,39 +131,44 @@ class Run:
         return sum(one.n for one in self.scored.scores if one.system == systems.GREEDY and one.measure in names)
 
 
-def read(folder: Path) -> Run:
-    """Score the run of a folder `MODEL/SPLIT`."""
+def read(folder: Path, world: str = "scenes") -> Run:
+    """Score the run of a folder `MODEL/SPLIT` in a world."""
     record = store.read(folder)
     scored = results.score(record)
-    captions = sum(one.kind == CAPTION for one in record.items["scenes"])
-    design = record.manifest["suites"]["scenes"]["arguments"]["design"]
+    captions = sum(one.kind == CAPTION for one in record.items[world])
     unfit = read_refused(folder.parent / "fitted")
-    return Run(folder.parent.name, folder.name, scored, judged(record, scored), captions, design, unfit)
+    verdicts_of = judged(record, scored, world)
+    return Run(folder.parent.name, folder.name, scored, verdicts_of, captions, _design(record, world), unfit, world)
 
 
-def judged(record: store.Record, scored: Results) -> dict[str, dict[str, Verdict]]:
+def _design(record: store.Record, world: str) -> str:
+    return str(record.manifest["suites"][world]["arguments"].get("design", "balanced"))
+
+
+def judged(record: store.Record, scored: Results, world: str) -> dict[str, dict[str, Verdict]]:
     """Verdicts by level and system: the rules of the report page, once for each level's headline."""
-    description = record.manifest["suites"]["scenes"]
-    measures = choosing.load_measures(choosing.build_suite("scenes", description["arguments"]), "ours", None)
-    said = read_suite_answers(record, "scenes").by_system
+    description = record.manifest["suites"][world]
+    measures = choosing.load_measures(choosing.build_suite(world, description["arguments"]), "ours", None)
+    said = read_suite_answers(record, world).by_system
     found = {}
-    for name, level in HEADLINES[description["arguments"]["design"]].items():
+    for name, level in HEADLINES[_design(record, world)].items():
         first = [one for one in scored.scores if one.measure == name]
         own = dataclasses.replace(scored, scores=first + [one for one in scored.scores if one.measure != name])
-        found[level] = {one.system: one for one in verdicts.verdicts(own, "scenes", measures, said)}
+        found[level] = {one.system: one for one in verdicts.verdicts(own, world, measures, said)}
     return found
 
 
 def write(runs: Sequence[Run], out: Path) -> None:
     """All pages, and the figures and the manifest of every run."""
-    place = out / "scenes"
+    world = runs[0].world
+    place = out / world
     place.mkdir(parents=True, exist_ok=True)
     for run in runs:
         export.write(run.scored, place, run.name)
         (place / f"{run.name}.json").unlink()  # the rows hold it; the nested form is large
         write_at_once(place / f"{run.name}.manifest.json", json.dumps(run.manifest, indent=1) + "\n")
         write_at_once(place / f"{run.name}.md", page(run))
-    write_at_once(out / "scenes.md", overview(runs))
+    write_at_once(out / f"{world}.md", overview(runs))
 
 
 def page(run: Run) -> str:
@@ -180,7 +190,9 @@ def _about(run: Run) -> str:
         f"`{one.system}` refused: {one.refused.reason}" for one in run.scored.outcomes if one.refused is not None
     ]
     unfit = [f"`{kind}` could not be fitted: {reason}" for kind, reason in run.unfit.items()]
-    return "\n\n".join([f"{run.questions} questions and {run.captions} captions; {versions}.", *refused, *unfit])
+    dtype = run.manifest["model"].get("dtype", "float32")
+    told = f"{run.questions} questions and {run.captions} captions; {dtype}; {versions}."
+    return "\n\n".join([told, *refused, *unfit])
 
 
 def summary(found: Mapping[str, Mapping[str, Verdict]]) -> str:
@@ -243,7 +255,9 @@ def _cell(score: Score | None) -> str | None:
 
 def overview(runs: Sequence[Run]) -> str:
     """All runs side by side."""
-    parts = ["# Every strategy on the testbed's scenes", INTRODUCTION, PICTURE, table(_models(runs), _MODEL_COLUMNS)]
+    world = runs[0].world
+    picture = PICTURE.format(world=world)
+    parts = [f"# Every strategy on {TITLES[world]}", INTRODUCTION, picture, table(_models(runs), _MODEL_COLUMNS)]
     for split in dict.fromkeys(run.title for run in runs):
         own = [run for run in runs if run.title == split]
         kinds = {run.architecture: [one for one in own if one.architecture == run.architecture] for run in own}
@@ -269,7 +283,7 @@ def _models(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for run in runs:
         plain = {one.measure: _cell(one) for one in run.scored.scores if one.system == systems.GREEDY}
         told = {column: plain.get(measure) for measure, column in run.headlines.items()}
-        link = f"[{run.name}](scenes/{run.name}.md)"
+        link = f"[{run.name}]({run.world}/{run.name}.md)"
         about = {"architecture": run.architecture, "model": run.model, "split": run.title}
         found.append({**about, "questions": run.questions, "captions": run.captions, **told, "page": link})
     return found

@@ -1,4 +1,4 @@
-"""The stacks that are compared on drawn scenes, and what they need fitted: on training and calibration scenes of the same model."""
+"""The stacks that are compared in a world, and what they need fitted: on training and calibration scenes of it, of the same model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import write_at_once
+from worlds import SCENES, World
 
 from lvlm_guard import InputError, Stack, fitting
 from lvlm_guard.bench.running import systems
@@ -16,8 +17,6 @@ from lvlm_guard.host.fitters import fitter_catalogue
 from lvlm_guard.host.plugins import catalogue
 from lvlm_guard.strategy.artefacts import Artefact
 from lvlm_guard.strategy.fitters import LabelledPictures
-from lvlm_guard.testbed import labelled
-from lvlm_guard.testbed.demonstrations import build_demonstrations
 
 DISTRIBUTION = "lvlm-guard"
 DEMONSTRATIONS = 50
@@ -26,9 +25,6 @@ REVISED = 240
 
 LABELLED, JUDGED = 2200, 600
 """Habit-free scenes that a head is fitted on, and calibration scenes that its weights are fitted on."""
-
-SCORER = {"rank": {"scorer": "lvlm_guard.testbed.scorer:grounding"}}
-"""The bundled model itself says how much the picture speaks for a sentence."""
 
 FITTED: Mapping[str, Sequence[str]] = {
     "revise_fitted": ("revise",),
@@ -44,7 +40,9 @@ OPTIONAL = ("revise",)
 """Strategies that work as published without what can be fitted for them."""
 
 
-def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ()) -> dict[str, Stack]:
+def stacks(
+    model: Any, processor: Any, folder: Path, only: Collection[str] = (), world: World = SCENES
+) -> dict[str, Stack]:
     """Every bundled strategy alone, at published settings, and the stacks of `FITTED`.
 
     Args:
@@ -52,6 +50,7 @@ def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ())
         processor: Its processor.
         folder: What has to be fitted is fitted into it once.
         only: Names of the stacks to keep; none keeps all.
+        world: Whose scenes are fitted on.
 
     Returns:
         By name; without those for which something could not be fitted.
@@ -60,13 +59,15 @@ def stacks(model: Any, processor: Any, folder: Path, only: Collection[str] = ())
         InputError: A name of `only` that no stack has.
     """
     offers = [offer.name for offer in catalogue() if offer.distribution == DISTRIBUTION]
-    parts = {name: (name,) for name in offers if name not in systems.CONTROLS} | dict(FITTED)
+    passed_over = {*systems.CONTROLS, *world.left_out}
+    parts = {name: (name,) for name in offers if name not in passed_over} | dict(FITTED)
     for name in only:
         if name not in parts:
             raise InputError(f"no stack is called {name!r}.{nearest(name, parts)}")
     chosen = {name: strategies for name, strategies in parts.items() if not only or name in only}
-    fitted, refused = fit_all(model, processor, folder, {kind for name in chosen for kind in _used(name, chosen[name])})
-    parameters = {**{kind: {"artefact": str(path)} for kind, path in fitted.items()}, **SCORER}
+    kinds = {kind for name in chosen for kind in _used(name, chosen[name])}
+    fitted, refused = fit_all(model, processor, folder, kinds, world)
+    parameters = {**{kind: {"artefact": str(path)} for kind, path in fitted.items()}, **world.parameters}
     return {
         name: Stack.of([_entry(strategy, name, parameters) for strategy in strategies])
         for name, strategies in chosen.items()
@@ -88,7 +89,9 @@ def _is_published(strategy: str, stack: str) -> bool:
     return strategy == stack and strategy in OPTIONAL
 
 
-def fit_all(model: Any, processor: Any, folder: Path, kinds: Collection[str]) -> tuple[dict[str, Path], dict[str, str]]:
+def fit_all(
+    model: Any, processor: Any, folder: Path, kinds: Collection[str], world: World = SCENES
+) -> tuple[dict[str, Path], dict[str, str]]:
     """Fit what strategies need, where it is not in the folder.
 
     Returns:
@@ -102,7 +105,7 @@ def fit_all(model: Any, processor: Any, folder: Path, kinds: Collection[str]) ->
         if kind in refused or (folder / f"{kind}.safetensors").is_file():
             continue
         try:
-            _fit(kind, model, processor).save(folder / f"{kind}.safetensors")
+            _fit(kind, model, processor, world).save(folder / f"{kind}.safetensors")
         except FitRefused as error:
             refused[kind] = str(error)
             write_at_once(folder / REFUSED, json.dumps(refused, indent=2, sort_keys=True) + "\n")
@@ -116,11 +119,11 @@ def read_refused(folder: Path) -> dict[str, str]:
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
-def _fit(kind: str, model: Any, processor: Any) -> Artefact:
+def _fit(kind: str, model: Any, processor: Any, world: World) -> Artefact:
     if fitter_catalogue().find(kind).data == "demonstrations":
-        demonstrations = build_demonstrations(DEMONSTRATIONS)
+        demonstrations = world.demonstrate(DEMONSTRATIONS)
         return fitting.fit(kind, model, processor, demonstrations, model_id="testbed", split="train")
-    judged = labelled.label_scenes(labelled.CALIBRATION, REVISED if kind == "revise" else JUDGED)
-    examples = LabelledPictures(labelled.label_scenes(labelled.SPLIT, LABELLED), judged)
-    split = f"{labelled.SPLIT}, {labelled.CALIBRATION}"
+    judged = world.pictures(world.calibration, REVISED if kind == "revise" else JUDGED)
+    examples = LabelledPictures(world.pictures(world.fitted_on, LABELLED), judged)
+    split = f"{world.fitted_on}, {world.calibration}"
     return fitting.fit(kind, model, processor, examples, model_id="testbed", split=split)

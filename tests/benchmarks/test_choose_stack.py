@@ -104,7 +104,7 @@ def test_a_fit_that_is_refused_is_the_reason_of_its_candidates_only(chooser, scr
     stacks = script("scenes_stacks")
     fits = []
 
-    def refuse(kind, model, processor):
+    def refuse(kind, *_):
         fits.append(kind)
         raise FitRefused(f"{kind} adds nothing")
 

@@ -111,3 +111,22 @@ def test_halves_stand_beside_their_mean_and_old_runs_apart(scenes, a_run):
     assert not any("right / wrong" in column for column in scenes.pages._columns(old))
     text = scenes.pages.overview([run, old])
     assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {run.title}", f"## {old.title}"]
+
+
+def test_collages_have_pages_of_their_own(scenes, a_run, tmp_path):
+    run = replace(a_run("collage", -0.1, a="hurts"), world="collage")
+    text = scenes.pages.overview([run])
+    assert text.startswith("# Every strategy on collages of pictures with names")
+    assert "](collage/collage-iid.md)" in text
+    assert "](collage.svg)" in text
+    with pytest.raises(InputError, match="holds no run of collage"):
+        scenes.tabulate(tmp_path, tmp_path / "out", world=scenes.WORLDS["collage"])
+
+
+def test_both_worlds_ask_more_than_a_thousand_questions_and_their_captions(script):
+    for world in script("worlds").WORLDS.values():
+        for split in world.splits:
+            suite = world.choose(split).suite
+            assert suite.split == split
+            assert suite.captions >= 200
+    assert {"rank"} == set(script("worlds").COLLAGE.left_out)
