@@ -16,6 +16,7 @@ from lvlm_guard import loading
 
 QUESTION = "Describe this picture in detail, and say where things are."
 SIDE = 224
+"""Pixels of a side, where the model has no size of its own."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class FolderShape:
     def inputs(self, model: Any, batch: int, seed: int = 0) -> dict[str, Tensor]:
         """Inputs of `batch` rows: one question about pictures of noise."""
         draw = np.random.default_rng(seed)
-        pictures = [Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(batch)]
+        side = int(getattr(model.config.vision_config, "image_size", SIDE))
+        pictures = [Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(batch)]
         processor = self._loaded[1]
         text = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],

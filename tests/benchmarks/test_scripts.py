@@ -455,3 +455,14 @@ def test_suites_are_timed_with_looks_and_without(tmp_path):
     assert len(rows) == 2 * 3 * 2
     assert {row["median_ratio"] for row in rows if row["way"] == "whole prompts"} == {1.0}
     assert all(row["seconds_p50"] > 0 for row in rows)
+
+
+def test_a_loaded_model_stands_where_a_random_one_could(script):
+    shape = script("folder_shape").FolderShape("testbed")
+    model = shape.build(torch.device("cpu"), torch.float32)
+    inputs = shape.inputs(model, 2)
+    assert inputs["input_ids"].shape == (2, shape.prompt_tokens)
+    assert shape.text_only(inputs["input_ids"]).shape == (2, shape.prompt_tokens - shape.image_tokens)
+    assert shape.image_tokens > 0
+    made = model.generate(**inputs, max_new_tokens=30, do_sample=False)
+    assert made.shape[1] == shape.prompt_tokens + 30  # no end of text
