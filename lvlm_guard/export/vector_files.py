@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.extras import import_extra
 from lvlm_guard.files import write_whole
 
 ARCHITECTURE = "controlvector"
@@ -54,7 +54,7 @@ class VectorReader:
 
 def write_gguf(vectors: SteeringVectors, path: Path) -> None:
     """Write a control vector: tensors `direction.N`, N the index of the layer whose output it is added to, in fp32."""
-    gguf = import_gguf()
+    gguf = import_extra("gguf", "export")
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", vectors.model_type)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors.layers))
@@ -80,19 +80,6 @@ def write_vllm_lens(vectors: SteeringVectors, path: Path) -> None:
         "norm_match": vectors.keeps_norms,
     }
     write_whole(path, (json.dumps(content) + "\n").encode())
-
-
-def import_gguf() -> Any:
-    """Return `gguf`.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import gguf  # noqa: PLC0415 - of the extra
-    except ImportError as error:
-        raise InputError(f"Control vectors need {error.name}: pip install 'lvlm-guard[export]'.") from None
-    return gguf
 
 
 READERS: Mapping[str, VectorReader] = {

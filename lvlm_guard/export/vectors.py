@@ -13,7 +13,8 @@ from lvlm_guard.errors import InputError, StrategyRefused, nearest, quote
 from lvlm_guard.export.constant_edits import ConstantEdit, resolve_edits
 from lvlm_guard.export.describing import describe_edits, describe_source
 from lvlm_guard.export.folders import check_folder, write_folder
-from lvlm_guard.export.vector_files import READERS, SteeringVectors, import_gguf
+from lvlm_guard.export.vector_files import READERS, SteeringVectors
+from lvlm_guard.extras import import_extra
 from lvlm_guard.files import write_whole
 from lvlm_guard.guard import Guard
 from lvlm_guard.host.stack import Stack
@@ -59,7 +60,7 @@ class VectorExport:
         if self.reader not in READERS:
             raise InputError(f"No form is known that {quote(self.reader)} reads.{nearest(self.reader, READERS)}")
         if READERS[self.reader].suffix == ".gguf":
-            import_gguf()
+            import_extra("gguf", "export")
         check_folder(self.folder, force=self.force)
         model, processor = loading.load(self.model, self.device, self.dtype)
         edits = self._resolve(model, processor)
