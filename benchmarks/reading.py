@@ -22,6 +22,7 @@ from bound_names import SHELVES, BoundName, count_by_room, read_checkout
 
 import lvlm_guard
 from lvlm_guard import Guard
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.testing import TinyProcessor, tiny
 
 CHECKOUT = Path(lvlm_guard.__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ class DecodeForward:
     def watching(self, module: torch.nn.Module) -> Iterator[None]:
         """Watch a module inside the block. Both hooks stand outside of the forward that a guard wraps."""
         handles = [
-            module.register_forward_pre_hook(self._enter, with_kwargs=True),
+            hook_with_kwargs(module, self._enter, before=True),
             module.register_forward_hook(self._leave),
         ]
         try:

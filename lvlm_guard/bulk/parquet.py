@@ -12,23 +12,13 @@ from typing import Any
 
 from lvlm_guard.bulk.units import FIELDS, BulkUnit, RejectedLine, UnitParser
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.extras import import_extra
 from lvlm_guard.files import is_file, write_whole
 
+PYARROW = "pyarrow.parquet", "parquet"
+"""The package, its Parquet part loaded, and its extra."""
 ROWS = 256
 CHUNK = 2**20
-
-
-def import_pyarrow() -> Any:
-    """Return `pyarrow`, its Parquet part loaded.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import pyarrow.parquet  # noqa: PLC0415 - of the extra
-    except ImportError as error:
-        raise InputError(f"Parquet needs {error.name}: pip install 'lvlm-guard[parquet]'.") from None
-    return pyarrow
 
 
 class RowReader:
@@ -82,7 +72,7 @@ class RowReader:
 
     def _read_group(self, file: Any, group: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a group; none where the rest of it is damaged."""
-        pyarrow = import_pyarrow()
+        pyarrow = import_extra(*PYARROW)
         try:
             for batch in file.iter_batches(ROWS, row_groups=[group]):
                 yield from batch.to_pylist()
@@ -90,7 +80,7 @@ class RowReader:
             return
 
     def _open(self) -> Any:
-        pyarrow = import_pyarrow()
+        pyarrow = import_extra(*PYARROW)
         try:
             return pyarrow.parquet.ParquetFile(self._path)
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -131,7 +121,7 @@ def write_answers(answers: Path, path: Path) -> None:
 
 
 def _write_rows(source: Any, target: Any) -> None:
-    pyarrow = import_pyarrow()
+    pyarrow = import_extra(*PYARROW)
     pair = pyarrow.struct([("question", pyarrow.string()), ("answer", pyarrow.string())])
     schema = pyarrow.schema([("id", pyarrow.string()), ("line", pyarrow.int64()), ("answers", pyarrow.list_(pair))])
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:

@@ -17,22 +17,10 @@ from lvlm_guard.bulk.pools import (
 )
 from lvlm_guard.bulk.units import BulkUnit
 from lvlm_guard.errors import GuardError, InputError, describe_error, quote, shorten
+from lvlm_guard.extras import import_extra
 
 LOCAL = "local"
 LONGEST_CAUSE = 200
-
-
-def import_ray() -> Any:
-    """Return `ray`.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import ray  # noqa: PLC0415 - of the extra
-    except ImportError as error:
-        raise InputError(f"Ray needs {error.name}: pip install 'lvlm-guard[ray]'.") from None
-    return ray
 
 
 def connect(address: str) -> Any:
@@ -44,7 +32,7 @@ def connect(address: str) -> Any:
     Raises:
         InputError: Ray is not installed, or cannot be reached.
     """
-    ray = import_ray()
+    ray = import_extra("ray", "ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is begun here reports to nobody
     try:
         ray.init(address=address, include_dashboard=False if address == LOCAL else None, log_to_driver=False)

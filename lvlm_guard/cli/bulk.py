@@ -12,6 +12,7 @@ import typer
 from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization, Stack
 from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError
+from lvlm_guard.extras import import_extra
 from lvlm_guard.loading import Placement
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def generate_batch(
     _check_workers(workers, ray, placement)
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
-        parquet.import_pyarrow()
+        import_extra(*parquet.PYARROW)
     _check_places(file, out)
     lines, digest = reader.measure()
     strategies = stacks.Stack.of(stack, allow=allow or ())
@@ -98,12 +99,10 @@ def _check_places(file: Path, out: Path) -> None:
 
 def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
     """Refuse what cannot work before anything is read."""
-    from lvlm_guard.bulk.ray_actors import import_ray  # noqa: PLC0415 - slow to import
-
     if placement.processes > 1 and (workers > 1 or ray is not None):
         raise InputError("--tp shares one model among processes, so it goes with neither --workers nor --ray.")
     if ray is not None:
-        import_ray()
+        import_extra("ray", "ray")
     elif workers > 1 and not placement.is_plain:
         raise InputError("A model that is spread or quantised uses all devices. Use one worker, or --ray local.")
 

@@ -43,7 +43,7 @@ def export(
             raise InputError(
                 "Vectors are written for a program: add --reader easysteer, repeng, llama.cpp or vllm-lens."
             )
-        names = VectorExport(model, strategies, out, reader, device, dtype, force).run()
+        names = VectorExport(model, strategies, out, device, dtype, force, reader=reader).run()
         typer.echo(f"{out}: {', '.join(names)}. README.md there says what {reader} does otherwise than the guard.")
         return
     if reader is not None:

@@ -13,6 +13,7 @@ import typer
 from lvlm_guard import loading
 from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization
 from lvlm_guard.errors import InputError, quote
+from lvlm_guard.extras import import_extra
 
 if TYPE_CHECKING:
     from lvlm_guard.forward.executors.executor import ExecutorName
@@ -242,12 +243,8 @@ def _collect_keys(keys: list[str] | None) -> tuple[str, ...]:
 
 def _check_extra() -> None:
     """Refuse where the packages of the extra are missing, by its name."""
-    try:
-        import fastapi  # noqa: F401, PLC0415 - of the extra
-        import prometheus_client  # noqa: F401, PLC0415 - as above
-        import uvicorn  # noqa: F401, PLC0415 - as above
-    except ImportError as error:
-        raise InputError(f"serve needs {error.name}: pip install 'lvlm-guard[serve]'.") from None
+    for module in ("fastapi", "prometheus_client", "uvicorn"):
+        import_extra(module, "serve")
 
 
 def _name_model(model: str) -> str:

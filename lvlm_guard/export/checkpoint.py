@@ -16,9 +16,9 @@ from lvlm_guard.export.constant_edits import ConstantEdit, resolve_edits
 from lvlm_guard.export.describing import describe_edits, describe_source
 from lvlm_guard.export.folders import check_folder, write_folder
 from lvlm_guard.export.folding import Fold, plan_folds
+from lvlm_guard.export.order import ExportOrder
 from lvlm_guard.export.weight_files import CheckpointFiles, StoredWeight
 from lvlm_guard.guard import Guard
-from lvlm_guard.host.stack import Stack
 from lvlm_guard.verification.distances import distance, effect, tolerance_of
 from lvlm_guard.verification.prompts import PromptSet
 from lvlm_guard.verification.runs import FreeRun, run_along_plain, run_freely
@@ -66,24 +66,8 @@ class ExportComparison:
 
 
 @dataclass(frozen=True)
-class CheckpointExport:
-    """What was asked for.
-
-    Args:
-        model: As `lvlm_guard.loading.load` takes it.
-        stack: The strategies.
-        folder: Where the checkpoint goes.
-        device: As above.
-        dtype: As above; changed weights are stored in it.
-        force: Whether an export that is there is replaced.
-    """
-
-    model: str
-    stack: Stack
-    folder: Path
-    device: str | None = None
-    dtype: str = "auto"
-    force: bool = False
+class CheckpointExport(ExportOrder):
+    """A checkpoint that was asked for."""
 
     def run(self) -> tuple[ExportComparison, int]:
         """Bake, compare and write; return the comparison, and how many tensors were changed.
@@ -143,7 +127,7 @@ class _Baking:
     @classmethod
     def begin(cls, export: CheckpointExport) -> _Baking:
         """Load the model, let it answer with its guard, and change its weights in memory."""
-        model, processor = loading.load(export.model, export.device, export.dtype)
+        model, processor = export.load()
         guard = Guard(model, processor, export.stack)
         prompts = PromptSet(guard.using(None))
         rows = [prompts.row(row) for row in range(prompts.size)]

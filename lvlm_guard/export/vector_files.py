@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.errors import InputError
+from lvlm_guard.extras import import_extra
 from lvlm_guard.files import write_whole
 
 ARCHITECTURE = "controlvector"
@@ -26,13 +26,13 @@ class SteeringVectors:
         name: Of the file, without suffix.
         model_type: Of the model, by its config.
         layers: Vectors `[hidden]` in fp32, by the index of the layer, counted from 0.
-        keeps_norms: Whether the strategy keeps the norms of the states.
+        by_norm: Whether the strategy measures what it adds by the norm of the state.
     """
 
     name: str
     model_type: str
     layers: Mapping[int, Tensor]
-    keeps_norms: bool
+    by_norm: bool
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,25 @@ class VectorReader:
     """A program that reads vectors.
 
     Args:
+        name: The program.
         suffix: Of its files.
         write: Writes one.
         first_layer: Index of the first layer that it steers.
         use: How it is told of a file.
+        norms: What it does with vectors that are measured by the norm of the state, where the file tells it of that.
     """
 
+    name: str
     suffix: str
     write: Callable[[SteeringVectors, Path], None]
     first_layer: int
     use: str
+    norms: str = ""
 
 
 def write_gguf(vectors: SteeringVectors, path: Path) -> None:
     """Write a control vector: tensors `direction.N`, N the index of the layer whose output it is added to, in fp32."""
-    gguf = import_gguf()
+    gguf = import_extra("gguf", "export")
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", vectors.model_type)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(vectors.layers))
@@ -77,37 +81,38 @@ def write_vllm_lens(vectors: SteeringVectors, path: Path) -> None:
         },
         "layer_indices": list(vectors.layers),
         "scale": 1.0,
-        "norm_match": vectors.keeps_norms,
+        "norm_match": vectors.by_norm,
     }
     write_whole(path, (json.dumps(content) + "\n").encode())
 
 
-def import_gguf() -> Any:
-    """Return `gguf`.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import gguf  # noqa: PLC0415 - of the extra
-    except ImportError as error:
-        raise InputError(f"Control vectors need {error.name}: pip install 'lvlm-guard[export]'.") from None
-    return gguf
-
-
-READERS: Mapping[str, VectorReader] = {
-    "easysteer": VectorReader(
-        ".gguf", write_gguf, 0, "EasySteer's `direct` algorithm reads a file by its path; `scale` is the strength"
+_ALL = (
+    VectorReader(
+        "easysteer",
+        ".gguf",
+        write_gguf,
+        0,
+        'EasySteer: `VectorSpec(source=PATH, algorithm="direct", scale=STRENGTH, apply=ApplySpec(prompt="all", generation="all"))`',
     ),
-    "repeng": VectorReader(
-        ".gguf", write_gguf, 0, "`ControlVector.import_gguf(path)`; `set_control(vector, strength)`"
+    VectorReader(
+        "repeng",
+        ".gguf",
+        write_gguf,
+        0,
+        "repeng: `ControlModel(model, LAYERS)` with the layers of the file and no other, `ControlVector.import_gguf(PATH)`, "
+        "`set_control(vector, STRENGTH)`; repeng 0.4.0 finds the layers of language models alone, its source those of models with pictures "
+        "too",
     ),
-    "llama.cpp": VectorReader(".gguf", write_gguf, 1, "`--control-vector-scaled FILE:STRENGTH`"),
-    "vllm-lens": VectorReader(
+    VectorReader("llama.cpp", ".gguf", write_gguf, 1, "llama.cpp: `--control-vector-scaled PATH:STRENGTH`"),
+    VectorReader(
+        "vllm-lens",
         ".json",
         write_vllm_lens,
         0,
-        "`SteeringVector.model_validate(json.load(file))` in `extra_args`; `scale` is the strength",
+        "vllm-lens: `SteeringVector.model_validate(json.load(file))` in `extra_args`; `scale` is the strength",
+        "`norm_match` is true in files of strategies that turn states: vllm-lens gives the vector the norm of the state before it adds it, times "
+        "`scale`, and does not bring the norm back. A scale of 1 adds as much as there is, so begin far below it.",
     ),
-}
+)
+READERS: Mapping[str, VectorReader] = {reader.name: reader for reader in _ALL}
 """Programs by name. The index of a layer is that of transformers' list of layers everywhere; llama.cpp steers none with index 0."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 LOCK = threading.RLock()
 """Guards every change; reentrant, because what a dropped user left is taken off whenever Python collects it."""
@@ -90,22 +91,36 @@ class StandIn:
         return (_return_it, (self.original,)) if function is None else (types.MethodType, (function, self.owner))
 
 
-class Hook:
-    """A hook of one call on a module.
+class RemovableHook:
+    """A hook that may be taken off while a forward runs.
+
+    torch looks once at which hooks a module has, and again, at the call, at whether each takes keyword arguments.
 
     Args:
-        user: Who registered it.
         function: The hook as torch takes it.
         count: How many arguments it takes.
     """
 
-    def __init__(self, user: object, function: Callable[..., Any], count: int) -> None:
-        self.user = user
+    def __init__(self, function: Callable[..., Any], count: int) -> None:
         self._function, self._count = function, count
 
     def __call__(self, *args: Any) -> Any:
         """Run the hook; one that another thread took off while this forward ran gets no keyword arguments, and does nothing."""
         return self._function(*args) if len(args) == self._count else None
+
+
+class Hook(RemovableHook):
+    """A hook of one call on a module.
+
+    Args:
+        user: Who registered it.
+        function: As above.
+        count: As above.
+    """
+
+    def __init__(self, user: object, function: Callable[..., Any], count: int) -> None:
+        super().__init__(function, count)
+        self.user = user
 
 
 def stand_in(owner: Any, name: str, function: Callable[..., Any], user: object) -> StandIn:
@@ -143,6 +158,23 @@ def register(
         else:
             module.register_forward_hook(hook, with_kwargs=with_kwargs)
             _put_first(module._forward_hooks)  # type: ignore[arg-type]  # noqa: SLF001 - an OrderedDict, whatever it is declared
+
+
+def hook_with_kwargs(module: nn.Module, function: Callable[..., Any], *, before: bool = False) -> RemovableHandle:
+    """Register a forward hook that takes keyword arguments, or one before the forward; belongs to no call of a guard.
+
+    Args:
+        module: The module.
+        function: The hook as torch takes it.
+        before: Whether it runs before the forward.
+
+    Returns:
+        What takes it off, also in the middle of a forward of another thread.
+    """
+    hook = RemovableHook(function, 4 - before)
+    if before:
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(hook, with_kwargs=True)
 
 
 def _put_first(hooks: OrderedDict[int, Any]) -> None:

@@ -7,7 +7,6 @@ stopped proposes what it would have proposed without the stop.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lvlm_guard.bench.reporting.level_verdicts import CAPTIONS
-from lvlm_guard.errors import InputError
+from lvlm_guard.extras import import_extra
 from lvlm_guard.tuning.candidates import Entries, SearchSpace
 from lvlm_guard.tuning.records import TrialRecord
 
@@ -112,11 +111,8 @@ def load_optuna() -> Any:
     """Return Optuna, which says warnings and errors alone.
 
     Raises:
-        InputError: It is not installed; names the extra.
+        InputError: It cannot be imported; names the extra.
     """
-    try:
-        optuna = importlib.import_module("optuna")
-    except ImportError as error:
-        raise InputError("A search needs Optuna, which is not installed: pip install 'lvlm-guard[tune]'.") from error
+    optuna = import_extra("optuna", "tune")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -1,11 +1,14 @@
-"""Steering vectors for other programs: read back as those programs read them, and what a form cannot hold is refused."""
+"""Steering vectors for other programs: read back by the rules of those programs, and what a form cannot hold is refused."""
 
 from __future__ import annotations
 
 import base64
 import json
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import numpy as np
@@ -16,10 +19,12 @@ from fitted import make_artefact
 from lvlm_guard_steering import VTI, Nullu
 from saved_models import save_model
 
-from lvlm_guard import InputError, Stack, StrategyRefused
+from lvlm_guard import Guard, HiddenEdit, InputError, Shift, Stack, StrategyRefused, anatomy, hookimpl, loading
 from lvlm_guard.export.folders import MANIFEST
+from lvlm_guard.export.vector_files import READERS
 from lvlm_guard.export.vectors import VectorExport
 from lvlm_guard.testing.tiny import tiny
+from lvlm_guard.verification.prompts import PromptSet
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +39,109 @@ def vti(tmp_path):
 
 
 def write(model, out, reader, *strategies):
-    return VectorExport(str(model), Stack.of(list(strategies)), out, reader).run()
+    return VectorExport(str(model), Stack.of(list(strategies)), out, reader=reader).run()
 
 
 def read_gguf(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(path).tensors}
+
+
+def read_as_repeng(path: Path) -> dict[int, np.ndarray]:
+    """What `ControlVector.import_gguf` of repeng and `StatisticalControlVector.import_gguf` of EasySteer ask of a file."""
+    reader = gguf.GGUFReader(path)
+    assert bytes(reader.get_field("general.architecture").parts[-1]) == b"controlvector"
+    assert bytes(reader.get_field("controlvector.model_hint").parts[-1])
+    return {
+        int(tensor.name.split(".")[1]): np.array(tensor.data)
+        for tensor in reader.tensors
+        if tensor.name.startswith("direction.")
+    }
+
+
+def read_as_llama(path: Path) -> dict[int, np.ndarray]:
+    """What `common_control_vector_load` of llama.cpp asks of a file, and where it puts the rows: there is none for layer 0."""
+    tensors = gguf.GGUFReader(path).tensors
+    numbers = [int(tensor.name.removeprefix("direction.")) for tensor in tensors]
+    widths = {int(tensor.n_elements) for tensor in tensors}
+    assert min(numbers) >= 1, "a tensor for layer 0, or of another name, makes llama.cpp leave the whole file out"
+    assert len(widths) == 1
+    assert all(tensor.tensor_type == gguf.GGMLQuantizationType.F32 and len(tensor.shape) == 1 for tensor in tensors)
+    rows = np.zeros((max(numbers), widths.pop()), np.float32)
+    for number, tensor in zip(numbers, tensors, strict=True):
+        rows[number - 1] += tensor.data
+    return {index + 1: row for index, row in enumerate(rows) if row.any()}
+
+
+def read_as_lens(path: Path) -> dict[int, np.ndarray]:
+    """What `SteeringVector.model_validate` of vllm-lens asks of a file: without `compression`, numbers as numpy has them."""
+    content = json.loads(path.read_text())
+    assert set(content) <= {"activations", "layer_indices", "scale", "norm_match", "position_indices"}
+    assert set(content["activations"]) == {"data", "dtype", "shape"}
+    data, dtype = base64.b64decode(content["activations"]["data"]), np.dtype(content["activations"]["dtype"])
+    rows = np.frombuffer(data, dtype).reshape(content["activations"]["shape"])
+    assert rows.ndim == 2
+    return dict(zip(content["layer_indices"], rows, strict=True))
+
+
+RULES = {"easysteer": read_as_repeng, "repeng": read_as_repeng, "llama.cpp": read_as_llama, "vllm-lens": read_as_lens}
+
+
+@dataclass(frozen=True)
+class Push:
+    """Adds another vector to the output of each of the last two of three layers: what all of the readers do."""
+
+    name: ClassVar[str] = "push"
+
+    @hookimpl
+    def hidden(self, gen):
+        yield HiddenEdit("residual", Shift(lambda hidden, view: push(view.layer), 3.0), (1, 3))
+
+
+def push(layer: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.linspace(-1, layer, 32), dim=0)
+
+
+def compute_logits(folder: Path, *strategies, added=()) -> torch.Tensor:
+    """Logits of the first token, with vectors added to the outputs of some layers as the readers add them."""
+    model, processor = loading.load(str(folder), "cpu")
+    guard = Guard(model, processor, list(strategies))
+    settings = {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True, "do_sample": False}
+    layers = anatomy.decoder_layers(model)
+    with ExitStack() as undo:
+        for layer, vector in dict(added).items():
+            undo.callback(layers[layer].register_forward_hook(add(torch.tensor(vector))).remove)
+        return guard.generate(**PromptSet(guard).first, **settings).logits[0]
+
+
+def add(vector: torch.Tensor):
+    def hook(_, __, output):
+        return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
+
+    return hook
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_each_program_reads_is_the_vector_of_the_layer_behind_which_it_is_added(saved, tmp_path, reader):
+    (name,) = write(saved, tmp_path / "out", reader, Push())
+    read = RULES[reader](tmp_path / "out" / name)
+    assert sorted(read) == [1, 2]
+    guarded = compute_logits(saved, Push())
+    shifted = {layer: compute_logits(saved, added=scale(read, layer)) for layer in (-1, 0)}
+    assert (shifted[-1] - guarded).abs().max() > 0.1, "a layer too early would not be noticed"
+    torch.testing.assert_close(shifted[0], guarded, atol=1e-4, rtol=0)
+    assert "do: with their strength, answers are those of the guard" in (tmp_path / "out" / "README.md").read_text()
+
+
+def scale(read: dict[int, np.ndarray], later: int) -> dict[int, np.ndarray]:
+    return {layer + later: 3.0 * vector for layer, vector in read.items()}
+
+
+def test_vllm_lens_itself_reads_what_is_written_for_it(saved, tmp_path):
+    lens = pytest.importorskip("vllm_lens", reason="vllm-lens is not installed; its rules are held above")
+    (name,) = write(saved, tmp_path / "out", "vllm-lens", Push())
+    vector = lens.SteeringVector.model_validate(json.loads((tmp_path / "out" / name).read_text()))
+    for layer, row in vector.layer_index_map.items():
+        torch.testing.assert_close(vector.activations[row], push(layer))
 
 
 @pytest.mark.parametrize("reader", ["easysteer", "repeng"])
@@ -57,9 +160,10 @@ def test_a_direction_for_each_layer(saved, vti, tmp_path, reader):
     assert values["controlvector.layer_count"] == 3
 
 
-def test_vllm_lens_gets_rows_and_keeps_norms_as_the_strategy_does(saved, vti, tmp_path):
+def test_vllm_lens_measures_by_the_norm_what_turns_do_and_the_page_says_what_that_is(saved, vti, tmp_path):
     strategy, directions = vti
     write(saved, tmp_path / "out", "vllm-lens", strategy)
+    assert "does not bring the norm back" in (tmp_path / "out" / "README.md").read_text()
     content = json.loads((tmp_path / "out" / "vti.json").read_text())
     activations = content["activations"]
     rows = np.frombuffer(base64.b64decode(activations["data"]), dtype=activations["dtype"])
@@ -81,6 +185,8 @@ def test_the_page_says_that_readers_do_something_else(saved, vti, tmp_path):
     page = (tmp_path / "out" / "README.md").read_text()
     assert "`vti` turns what the mlp block of a layer returns" in page
     assert "another operation" in page
+    assert "- `vti.gguf`: 0, 1, 2" in page
+    assert "norm_match" not in page
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["files"] == {"vti.gguf": {"layers": [0, 1, 2]}}
     assert list(manifest["artefacts"]) == [str(vti[0].artefact)]

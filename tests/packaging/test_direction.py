@@ -45,6 +45,7 @@ BASE = (
     "deprecation",
     "dtype_speed",
     "errors",
+    "extras",
     "files",
     "outputs",
     "protocols",

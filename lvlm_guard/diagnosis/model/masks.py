@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lvlm_guard.forward.installations import hook_with_kwargs
+
 HIDDEN = -100.0
 """Nats from which on a key is hidden: nothing is left of its attention in any dtype."""
 DIMENSIONS = 4
 """Of a mask of numbers: rows, heads, queries, keys."""
-
-NONE: Mapping[str, Any] = MappingProxyType({})
-"""What a hook gets that another thread took off while the forward ran."""
 
 
 @contextmanager
@@ -33,17 +32,15 @@ def noted_biases(
     """
     thread = threading.get_ident()
 
-    def note(layer: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def note(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         mask = find_mask(args, kwargs) if threading.get_ident() == thread else None
         if mask is not None:
             biases[layer] = measure_bias(mask, window)
 
     with ExitStack() as stack:
         for layer, module in attentions.items():
-            handle = module.register_forward_pre_hook(
-                lambda _, args, kwargs=NONE, layer=layer: note(layer, args, kwargs), with_kwargs=True
-            )
-            stack.callback(handle.remove)
+            see = functools.partial(note, layer)
+            stack.callback(hook_with_kwargs(module, see, before=True).remove)
         yield
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lvlm_guard import AttentionEdit, Generation, Guard, HiddenEdit, NoEffectWarning, View, hookimpl
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import Encoded
-from lvlm_guard.diagnosis.model.masks import NONE, noted_biases
+from lvlm_guard.diagnosis.model.masks import noted_biases
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.structure import Structure
+from lvlm_guard.forward.installations import hook_with_kwargs
 
 ONE_TOKEN = {"max_new_tokens": 1, "min_new_tokens": 0, "do_sample": False, "num_beams": 1}
 
@@ -79,13 +80,13 @@ def _recorded_input(part: nn.Module | None, inputs: list[Tensor]) -> Iterator[No
         return
     thread = threading.get_ident()
 
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] = NONE) -> None:
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if threading.get_ident() != thread:
             return
         values = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         inputs.extend([value.detach().clone() for value in values if value.is_floating_point()][:1])
 
-    handle = part.register_forward_pre_hook(note, with_kwargs=True)
+    handle = hook_with_kwargs(part, note, before=True)
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from lvlm_guard.arithmetic.hidden_edits import Kernels, apply_edit
 from lvlm_guard.engines.vllm.layer_sums import BLOCKS, LayerSums
 from lvlm_guard.engines.vllm.member_view import MemberView, find_state
 from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.strategy.edits import HiddenEdit, layer_range
 from lvlm_guard.strategy.generation import Generation
 
@@ -67,7 +68,7 @@ class LayerEditor:
 
     def install(self) -> Callable[[], None]:
         """Put hooks on the layers and their blocks; returns what takes them off."""
-        hooks = [self._layers[0].register_forward_pre_hook(self._edit_embeddings, with_kwargs=True)]
+        hooks = [hook_with_kwargs(self._layers[0], self._edit_embeddings, before=True)]
         for index, layer in enumerate(self._layers):
             for site in (*BLOCKS, "residual"):
                 part = layer if site == "residual" else anatomy.find_part(layer, site)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 
 TOLERANCE = 1e-3
 
@@ -49,7 +50,7 @@ class LayerReader:
     def install(self) -> Callable[[], None]:
         """Put hooks on the layers; returns what takes them off."""
         hooks = [layer.register_forward_hook(self._keep(number)) for number, layer in enumerate(self._layers, 1)]
-        hooks.append(self._layers[0].register_forward_pre_hook(self._keep_embeddings, with_kwargs=True))
+        hooks.append(hook_with_kwargs(self._layers[0], self._keep_embeddings, before=True))
 
         def undo() -> None:
             for hook in hooks:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lvlm_guard import anatomy
 from lvlm_guard.engines.vllm.member_view import find_state
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 HALF_TOLERANCE = 3e-2
@@ -37,7 +38,7 @@ class LayerSums:
         """Put hooks on layers and blocks, behind those that edit; returns what takes them off."""
         hooks = []
         for index, layer in enumerate(self._layers):
-            hooks.append(layer.register_forward_pre_hook(self._keep_input(index), with_kwargs=True))
+            hooks.append(hook_with_kwargs(layer, self._keep_input(index), before=True))
             hooks.append(layer.register_forward_hook(self._keep_output(index, "output")))
             parts = {site: anatomy.find_part(layer, site) for site in BLOCKS}
             hooks += [

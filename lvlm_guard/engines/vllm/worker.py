@@ -18,6 +18,7 @@ from lvlm_guard.engines.vllm.live_group import LiveGroup, StackCache
 from lvlm_guard.engines.vllm.sampling import GroupSampler, find_sampled
 from lvlm_guard.engines.vllm.translation import describe_model
 from lvlm_guard.errors import ModelRefused, describe_error
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.request.fences import find_placeholder
 from lvlm_guard.strategy.prompt import PromptStates
 
@@ -92,7 +93,7 @@ class RunnerGuard:
 
     def install(self) -> Callable[[], None]:
         """Put hooks on the runner's sampler; returns what takes them off."""
-        before = self._runner.sampler.register_forward_pre_hook(self._combine, with_kwargs=True)
+        before = hook_with_kwargs(self._runner.sampler, self._combine, before=True)
         after = self._runner.sampler.register_forward_hook(self._share)
         opening = self._runner.model.register_forward_pre_hook(self._prepare_step)
         closing = self._runner.model.register_forward_hook(self._finish_step)

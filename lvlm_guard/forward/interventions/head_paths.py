@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_guard import anatomy
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.forward.interventions.compiled import run_uncompiled
 from lvlm_guard.forward.interventions.probing import make_inputs
 from lvlm_guard.forward.interventions.states import first_input, first_tensor
@@ -161,7 +162,7 @@ def _run(module: Any, inputs: dict[str, Any]) -> _Run:
     with ExitStack() as undo, run_uncompiled():
         undo.callback(layers[-1].register_forward_hook(start).remove)
         for part in _list_beside(module, layers):
-            undo.callback(part.register_forward_hook(note, with_kwargs=True).remove)
+            undo.callback(hook_with_kwargs(part, note).remove)
         tail.logits = getattr(module(**inputs), "logits", None)
     return tail
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.forward.interventions.probing import run_decoder
 from lvlm_guard.forward.interventions.states import first_input, first_tensor
 from lvlm_guard.protocols import Model
@@ -103,7 +104,7 @@ def _observe(layers: nn.ModuleList) -> Iterator[list[_Observed]]:
     observed = [_Observed() for _ in layers]
     with ExitStack() as undo:
         for layer, layer_run in zip(layers, observed, strict=True):
-            undo.callback(layer.register_forward_hook(_note_stream(layer_run), with_kwargs=True).remove)
+            undo.callback(hook_with_kwargs(layer, _note_stream(layer_run)).remove)
             blocks = {block: name for name in BLOCKS if (block := _find_block(layer, name)) is not None}
             for child in layer.children():
                 undo.callback(child.register_forward_hook(_note_output(layer_run, blocks.get(child))).remove)

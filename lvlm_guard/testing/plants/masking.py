@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.testing.plants.subject import PlantBed, Undo
 
 
@@ -25,8 +26,8 @@ def mask_image(subject: PlantBed, layers: Iterable[int], penalty: float = math.i
         raise ModelRefused(f"{type(subject.model).__name__} names no placeholder for images, so none can be masked.")
     masking = _Masking(token, penalty)
     parts = [anatomy.layer_part(subject.layers[layer], "attention") for layer in layers]
-    handles = [subject.model.register_forward_pre_hook(masking.note_tokens, with_kwargs=True)]
-    handles += [part.register_forward_pre_hook(masking.edit_mask, with_kwargs=True) for part in parts]
+    handles = [hook_with_kwargs(subject.model, masking.note_tokens, before=True)]
+    handles += [hook_with_kwargs(part, masking.edit_mask, before=True) for part in parts]
 
     def undo() -> None:
         for handle in handles:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lvlm_guard import anatomy
 from lvlm_guard.errors import InputError, ModelRefused
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.forward.interventions.probing import run_decoder
 from lvlm_guard.forward.interventions.states import first_tensor, replace_first
 
@@ -135,8 +136,7 @@ def edit_pixels(part: nn.Module, edit: Callable[[Tensor], Tensor]) -> Undo:
                 return args, {**kwargs, name: edit(value)}
         return None
 
-    handle = part.register_forward_pre_hook(hook, with_kwargs=True)
-    return handle.remove
+    return hook_with_kwargs(part, hook, before=True).remove
 
 
 def change_weight(weight: Tensor, edit: Callable[[Tensor], Tensor]) -> Undo:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lvlm_guard.forward.installations import hook_with_kwargs
 from lvlm_guard.testing.tiny import IMAGE_TOKEN
 
 Inputs = Mapping[str, Tensor]
@@ -174,10 +175,10 @@ def image_favoured(layers: Sequence[nn.Module], ids: Tensor, amount: float, *, e
                 ):  # where all keys are the image's, nothing changes
                     attending.add(layer)
                     add = functools.partial(bias.add, layer)
-                    stack.callback(part.register_forward_pre_hook(add, with_kwargs=True).remove)
+                    stack.callback(hook_with_kwargs(part, add, before=True).remove)
                     for inner in part.children():
                         _refuse_reader(inner)
-                        stack.callback(inner.register_forward_pre_hook(bias.refuse_readers, with_kwargs=True).remove)
+                        stack.callback(hook_with_kwargs(inner, bias.refuse_readers, before=True).remove)
         yield
     if not attending or bias.reached != attending:
         raise LookupError("Eager attention got no mask to add to in some of these layers.")
