@@ -39,7 +39,7 @@ def singular_forms(name: str) -> list[str]:
 def plural(name: str) -> str:
     """Return the plural of a name; of several words, of the last one."""
     before, _, word = name.rpartition(" ")
-    several = next((each for each, one in IRREGULAR.items() if one == word), None)
+    several = next((spelling for spelling, singular in IRREGULAR.items() if singular == word), None)
     if several is None:
         several = re.sub(r"(?<=[^aeiou])y$", "ie", word) + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
     return f"{before} {several}" if before else several
