@@ -10,18 +10,22 @@ from lvlm_guard_evidence.claims import Claim
 
 YES_NO = ("yes", "no")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-KINDS = ("existence", "is_attribute", "which_attribute", "is_relation", "which_side", "how_many")
-"""Kinds of questions, each with mixing weights of its own."""
+KINDS = (
+    "existence", "is_attribute", "which_attribute", "is_side", "which_side", "is_height", "which_height", "how_many",
+)  # fmt: skip
+"""Kinds of questions, each with mixing weights of its own: sides are left and right, heights above and below."""
+_SIDES = ("left", "right")
 
 
 def kind_of(claim: Claim) -> str:
     """Return the kind of a question."""
+    if claim.level == "relation":
+        is_side = not {claim.direction, *claim.options}.isdisjoint(_SIDES)
+        return f"{'which' if claim.is_open else 'is'}_{'side' if is_side else 'height'}"
     return {
         ("object", False): "existence",
         ("attribute", False): "is_attribute",
         ("attribute", True): "which_attribute",
-        ("relation", False): "is_relation",
-        ("relation", True): "which_side",
     }.get((claim.level, claim.is_open), "how_many")
 
 

@@ -40,10 +40,16 @@ class Mixing:
 
 
 def read_mixing(settings: Mapping[str, Any]) -> dict[str, Mixing]:
-    """Return the weights of each kind of question that some were fitted for."""
+    """Return the weights of each kind of question that some were fitted for.
+
+    Artefacts made before sides and heights were fitted apart have weights for both under one name.
+    """
     mixing = settings.get("mixing")
     pairs = mixing.items() if isinstance(mixing, Mapping) else ()
-    return {str(kind): Mixing(*map(float, weights)) for kind, weights in pairs}
+    fitted = {str(kind): Mixing(*map(float, weights)) for kind, weights in pairs}
+    if (common := fitted.pop("is_relation", None)) is not None:
+        fitted |= {"is_side": common, "is_height": common, "which_height": fitted.get("which_side", Mixing())}
+    return fitted
 
 
 def weigh_options(claim: Claim, options: Sequence[str], evidence: RowEvidence) -> list[float] | None:

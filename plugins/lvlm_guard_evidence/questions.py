@@ -19,10 +19,14 @@ WORDINGS = {
     "existence": "is there {article} {subject} in the image ?",
     "is_attribute": "is the {subject} {value} ?",
     "which_attribute": "what colour is the {subject} ?",
-    "is_relation": "is the {subject} {direction}{of} the {reference} ?",
+    "is_side": "is the {subject} {direction} of the {reference} ?",
     "which_side": "is the {subject} left or right of the {reference} ?",
+    "is_height": "is the {subject} {direction} the {reference} ?",
+    "which_height": "is the {subject} above or below the {reference} ?",
     "how_many": "how many {subjects} are there ?",
 }
+SIDES = (("left", "right"), ("above", "below"))
+"""What lies before and behind on each axis."""
 HABIT = 0.5
 """Share of pictures from which on something is a habit."""
 LEAST = 4
@@ -67,7 +71,6 @@ class CalibrationQuestion:
             subjects=plural(claim.subject),
             value=claim.value,
             direction=claim.direction,
-            of=" of" if claim.direction in ("left", "right") else "",
             reference=claim.reference,
         )
 
@@ -81,7 +84,7 @@ class LabelHabits:
         present: How often each name is there.
         values: How often each name has each value.
         numbers: How often there is which number of each name, where there is one.
-        left: How often the first of a pair lies left of the second.
+        places: How often the first of a pair lies left of (axis 0) or above (1) the second, by (axis, first, second).
         pictures: How many pictures were counted.
     """
 
@@ -89,7 +92,7 @@ class LabelHabits:
     present: Counter[str] = field(default_factory=Counter)
     values: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     numbers: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
-    left: dict[tuple[str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
+    places: dict[tuple[int, str, str], Counter[bool]] = field(default_factory=lambda: defaultdict(Counter))
     pictures: int = 0
 
     def expects(self, name: str, company: Sequence[str]) -> bool | None:
@@ -107,9 +110,9 @@ class LabelHabits:
         """Return how many there are of an object in more than half of the pictures that show any."""
         return _most_frequent(self.numbers[name])
 
-    def usually_left(self, first: str, second: str) -> bool | None:
-        """Return whether the first of a pair usually lies left of the second; None where there is no habit."""
-        counts = self.left[first, second]
+    def usually_before(self, axis: int, first: str, second: str) -> bool | None:
+        """Return whether the first of a pair usually lies left of (axis 0) or above (1) the second; None where there is no habit."""
+        counts = self.places[axis, first, second]
         if counts.total() < LEAST or abs(2 * counts[True] - counts.total()) < HABIT * counts.total():
             return None
         return counts[True] * 2 > counts.total()
@@ -136,8 +139,9 @@ def count_habits(pictures: Sequence[LabelledPicture], table: NamesTable) -> Labe
         for name, thing in things.items():
             habits.values[name].update(tidy(value) for value in thing.attributes[:1])
         for first, second in permutations(things, 2):
-            if (offset := find_offset(things[first], things[second], 0)) is not None:
-                habits.left[first, second][offset > 0] += 1
+            for axis in range(len(SIDES)):
+                if (offset := find_offset(things[first], things[second], axis)) is not None:
+                    habits.places[axis, first, second][offset > 0] += 1
     return habits
 
 
@@ -230,29 +234,40 @@ def _ask_values(
 def _ask_places(
     number: int, things: dict[str, LabelledObject], size: tuple[int, int], habits: LabelHabits, rng: np.random.Generator
 ) -> list[CalibrationQuestion]:
-    """Left and right of a pair, to choose and both ways, and above or below of another pair."""
+    """Left or right of one pair, and above or below of one: both ways, and to choose."""
     questions: list[CalibrationQuestion] = []
-    side_pairs, stacked = (_list_pairs(things, axis, size[axis]) for axis in (0, 1))
-    if side_pairs:
-        habitual = [pair for pair in side_pairs if habits.usually_left(*pair) is not None]
-        broken = [pair for pair in habitual if habits.usually_left(*pair) != (_offset(things, pair, 0) > 0)]
-        first, second = _pick(broken or habitual or side_pairs, rng)
-        side = "left" if _offset(things, (first, second), 0) > 0 else "right"
-        usual = habits.usually_left(first, second)
-        is_habitual = None if usual is None else usual == (side == "left")
-        for direction in ("left", "right"):
-            claim = Claim("relation", first, direction=direction, reference=second)
-            questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), is_habitual))
-        options = ("left", "right")
-        choice = Claim("relation", first, reference=second, options=options)
-        questions.append(CalibrationQuestion(number, choice, options, options.index(side), is_habitual))
-    if stacked:
-        first, second = _pick(stacked, rng)
-        side = "above" if _offset(things, (first, second), 1) > 0 else "below"
-        direction = str(rng.choice(["above", "below"]))
-        claim = Claim("relation", first, direction=direction, reference=second)
-        questions.append(CalibrationQuestion(number, claim, ("yes", "no"), int(direction != side), None))
+    for axis in range(len(SIDES)):
+        if pairs := _list_pairs(things, axis, size[axis]):
+            questions += _ask_sides(
+                number, _pick(_prefer_broken(pairs, axis, things, habits), rng), axis, things, habits
+            )
     return questions
+
+
+def _prefer_broken(
+    pairs: list[tuple[str, str]], axis: int, things: dict[str, LabelledObject], habits: LabelHabits
+) -> list[tuple[str, str]]:
+    """Return the pairs that do not lie as they usually do; where there are none those that do, else all."""
+    habitual = [pair for pair in pairs if habits.usually_before(axis, *pair) is not None]
+    broken = [pair for pair in habitual if habits.usually_before(axis, *pair) != (_offset(things, pair, axis) > 0)]
+    return broken or habitual or pairs
+
+
+def _ask_sides(
+    number: int, pair: tuple[str, str], axis: int, things: dict[str, LabelledObject], habits: LabelHabits
+) -> list[CalibrationQuestion]:
+    (first, second), options = pair, SIDES[axis]
+    is_before, usual = _offset(things, pair, axis) > 0, habits.usually_before(axis, *pair)
+    is_habitual, truth = None if usual is None else usual == is_before, int(not is_before)
+    claims = [Claim("relation", first, direction=direction, reference=second) for direction in options]
+    choice = Claim("relation", first, reference=second, options=options)
+    return [
+        *(
+            CalibrationQuestion(number, claim, ("yes", "no"), int(option != truth), is_habitual)
+            for option, claim in enumerate(claims)
+        ),
+        CalibrationQuestion(number, choice, options, truth, is_habitual),
+    ]
 
 
 def _ask_numbers(

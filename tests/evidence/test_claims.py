@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from lvlm_guard_evidence.answers import FirstTokens, find_options, kind_of
 from lvlm_guard_evidence.claims import Claim, parse_mentions, parse_question
+from lvlm_guard_evidence.mixing import Mixing, read_mixing
 from lvlm_guard_evidence.names import NamesTable, build_names
 from pieces import Pieces
 
@@ -108,7 +109,26 @@ def test_options_of_a_question():
         Claim("attribute", "a", value="b"),
         which,
         Claim("number", "a"),
+        Claim("relation", "a", direction="right", reference="b"),
+        Claim("relation", "a", direction="below", reference="b"),
+        Claim("relation", "a", reference="b", options=("below", "above")),
     )
-    kinds = ("existence", "which_attribute", "is_attribute", "which_side", "how_many")
+    kinds = (
+        "existence",
+        "which_attribute",
+        "is_attribute",
+        "which_side",
+        "how_many",
+        "is_side",
+        "is_height",
+        "which_height",
+    )
     assert tuple(map(kind_of, claims)) == kinds
     assert NamesTable(("a",)).merge(["a", "as", "b"]) == ["a"]
+
+
+def test_weights_of_places_from_before_they_were_fitted_apart_serve_both():
+    old = {"mixing": {"is_relation": [0.5, 2, 0.1], "which_side": [0.9, 1, 0]}}
+    both, chosen = Mixing(0.5, 2.0, 0.1), Mixing(0.9, 1.0, 0.0)
+    assert read_mixing(old) == {"is_side": both, "is_height": both, "which_side": chosen, "which_height": chosen}
+    assert read_mixing({"mixing": {"which_side": [0.9, 1, 0]}}) == {"which_side": chosen}

@@ -189,7 +189,7 @@ def test_questions_are_true_and_know_their_habit():
     pictures, _ = draw_pictures(60, 4)
     questions = ask_questions(pictures, [SIZE] * 60, NamesTable(NAMES), VALUES)
     assert {question.kind for question in questions} == {
-        "existence", "is_attribute", "which_attribute", "is_relation", "which_side",
+        "existence", "is_attribute", "which_attribute", "is_side", "which_side", "is_height", "which_height",
     }  # fmt: skip
     for question in questions:
         shown = {thing.name: thing for thing in pictures[question.picture].objects}
@@ -200,11 +200,17 @@ def test_questions_are_true_and_know_their_habit():
             assert answer == shown[claim.subject].attributes[0]
         if question.kind == "which_side":
             assert (answer == "left") == (shown[claim.subject].box[0] < shown[claim.reference].box[0])
+        if question.kind == "which_height":
+            assert (answer == "above") == (shown[claim.subject].box[1] < shown[claim.reference].box[1])
+        if question.kind in ("is_side", "is_height"):
+            axis, before = (0, "left") if question.kind == "is_side" else (1, "above")
+            is_before = shown[claim.subject].box[axis] < shown[claim.reference].box[axis]
+            assert (answer == "yes") == (is_before == (claim.direction == before))
     assert questions == ask_questions(pictures, [SIZE] * 60, NamesTable(NAMES), VALUES)
 
 
 def test_habits_are_read_off_the_labels():
-    """Mugs are red and stand left of spoons, but for two pictures."""
+    """Mugs are red and stand left of spoons and above them, but for two pictures."""
 
     def picture(value, left):
         boxes = [(0.0, 0.0, 16.0, 16.0), (40.0, 40.0, 56.0, 56.0)][:: 1 if left else -1]
@@ -217,7 +223,7 @@ def test_habits_are_read_off_the_labels():
     habits = {
         (question.picture >= 12, question.is_habitual)
         for question in questions
-        if question.kind in ("which_attribute", "which_side")
+        if question.kind in ("which_attribute", "which_side", "which_height")
     }
     assert habits == {(False, True), (True, False)}
 

@@ -18,8 +18,10 @@ MIXING = {
     "existence": [0.5, 0.8, 0.3],
     "is_attribute": [1.5, 0.5, -0.2],
     "which_attribute": [0.4, 0.7, 0.0],
-    "is_relation": [1.0, 2.0, 0.1],
+    "is_side": [1.0, 2.0, 0.1],
     "which_side": [0.9, 1.5, 0.0],
+    "is_height": [0.8, 1.7, -0.1],
+    "which_height": [1.1, 1.9, 0.0],
 }
 SCALES = {"object": [0.5, 0.25], "attribute": [1.2, 0.1], "relation": [6.0, 0.0]}
 

@@ -23,6 +23,7 @@ from lvlm_guard.testing.tiny import inputs_for
 YES, NO = [26, 44], [15, 33]  # first letters of "yes", "Yes", "no" and "No"; a space begins them all and is left alone
 RED, GREEN = [19], [8, 26]  # a capital R is spelt like a space
 LEFT, RIGHT = [13, 31], [19]
+ABOVE, BELOW = [20, 52], [21, 53]
 GRIDS = {"llava": (5, 5), "qwen2_vl": (2, 2)}
 
 
@@ -49,13 +50,15 @@ def direct(question, features, tensors, grid):
         odds = scaled("object", float(scores[:, 0].logsumexp(0) + bias[0]))
         return [odds / 2, -odds / 2], YES, NO
     attention = scores[:, 0].softmax(0)
-    if "left" in question:
-        column = torch.arange(len(scores)) % grid[1]
-        places = (column + 0.5) / grid[1]
+    if "left" in question or "above" in question:
+        axis = int("left" in question)
+        number = torch.arange(len(scores))
+        places = ((number % grid[1], number // grid[1])[1 - axis] + 0.5) / grid[axis]
         offset = float(scores[:, 2].softmax(0) @ places - attention @ places)
         odds = scaled("relation", offset)
-        both = "or right" in question
-        return [odds / 2, -odds / 2], LEFT if both else YES, RIGHT if both else NO
+        first, second = (LEFT, RIGHT) if axis else (ABOVE, BELOW)
+        both = " or " in question
+        return [odds / 2, -odds / 2], first if both else YES, second if both else NO
     red, green = (attention @ scores[:, 3:] + bias[3:]).tolist()
     odds = [scaled("attribute", red - green), scaled("attribute", green - red)]
     if question.startswith("what"):
@@ -89,8 +92,10 @@ def formula(question, kind, path_and_tensors, architecture):
         ("is there a mug ?", "existence"),
         ("is the mug green ?", "is_attribute"),
         ("what colour is the mug ?", "which_attribute"),
-        ("is the mug left of the dining table ?", "is_relation"),
+        ("is the mug left of the dining table ?", "is_side"),
         ("is the mug left or right of the dining table ?", "which_side"),
+        ("is the mug above the dining table ?", "is_height"),
+        ("is the mug above or below the dining table ?", "which_height"),
     ],
 )
 def test_patch_evidence(tmp_path, asks, architecture, question, kind):
