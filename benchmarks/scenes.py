@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import scenes_chart
+import scenes_kept
 import scenes_pages as pages
 import transformers
 from measuring import write_at_once
@@ -89,15 +90,23 @@ def trained(models: Path) -> list[Path]:
 
 
 def tabulate(runs: Path, out: Path, models: Path | None = None, world: World = SCENES) -> None:
-    """Score every run of a world and write the pages, the figures and manifest of each run, and how the models were made."""
+    """Score every run of a world and write the pages, the figures and manifest of each run, and how the models were made.
+
+    Runs of other models that were written into the folder before stand beside the new ones.
+    """
     noted = made(models)
     folders = sorted({path.parent for path in runs.glob("*/*/manifest.json")}, key=_bundled_first)
     of_world = [folder for folder in folders if world.name in store.read(folder).suites]
     if not of_world:
         raise InputError(f"{runs} holds no run of {world.name}: expected MODEL/SPLIT/manifest.json.")
     scored = [pages.read(folder, world.name) for folder in of_world]
-    pages.write(scored, out)
-    write_at_once(out / f"{world.name}.svg", scenes_chart.draw(scored))
+    new = {run.name for run in scored}
+    kept = [run for run in scenes_kept.recall(out / world.name) if run.name not in new]
+    all_runs = sorted([*kept, *scored], key=lambda run: (run.model != loading.BUNDLED, run.model, run.split))
+    pages.write(scored, all_runs, out)
+    for run in scored:
+        scenes_kept.keep(run, out / world.name)
+    write_at_once(out / f"{world.name}.svg", scenes_chart.draw(all_runs))
     if noted:
         write_at_once(out / world.name / "models.json", json.dumps(noted, indent=2, sort_keys=True) + "\n")
 

@@ -103,7 +103,7 @@ def _columns(
     for split, own in splits:
         for measure, level in own[0].headlines.items():
             for place, run in enumerate(own):
-                yield starts[split, level] + place * (SIDE + GAP), run.name, run.scored.of("scenes", measure)
+                yield starts[split, level] + place * (SIDE + GAP), run.name, run.scored.of(run.world, measure)
 
 
 def _square(score: Score | None, x: float, y: float, where: str) -> Iterator[str]:

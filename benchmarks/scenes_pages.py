@@ -158,8 +158,8 @@ def judged(record: store.Record, scored: Results, world: str) -> dict[str, dict[
     return found
 
 
-def write(runs: Sequence[Run], out: Path) -> None:
-    """All pages, and the figures and the manifest of every run."""
+def write(runs: Sequence[Run], all_runs: Sequence[Run], out: Path) -> None:
+    """The page, figures and manifest of each of `runs`, and the page that puts all runs side by side."""
     world = runs[0].world
     place = out / world
     place.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def write(runs: Sequence[Run], out: Path) -> None:
         (place / f"{run.name}.json").unlink()  # the rows hold it; the nested form is large
         write_at_once(place / f"{run.name}.manifest.json", json.dumps(run.manifest, indent=1) + "\n")
         write_at_once(place / f"{run.name}.md", page(run))
-    write_at_once(out / f"{world}.md", overview(runs))
+    write_at_once(out / f"{world}.md", overview(all_runs))
 
 
 def page(run: Run) -> str:

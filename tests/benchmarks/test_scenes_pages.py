@@ -29,7 +29,7 @@ def a_run(scenes):
         scores = [_score("greedy", 0.8, None), *(_score(name, 0.8 + change, test) for name in kinds)]
         outcomes = [Outcome("scenes", name, "stack", 40, 40) for name in ("greedy", *kinds)]
         architecture = model.split("-")[0]
-        manifest = {"model": {"class": f"{architecture}ForConditionalGeneration"}}
+        manifest = {"model": {"id": model, "class": f"{architecture}ForConditionalGeneration"}, "versions": {}}
         judged = {level: {name: _verdict(name, level, kind) for name, kind in kinds.items()} for level in LEVELS}
         scored = Results(manifest, {"scenes": "ours"}, outcomes, scores)
         return scenes.pages.Run(model, "iid", scored, judged, 1)
@@ -130,3 +130,12 @@ def test_both_worlds_ask_more_than_a_thousand_questions_and_their_captions(scrip
             assert suite.split == split
             assert suite.captions >= 200
     assert {"rank"} == set(script("worlds").COLLAGE.left_out)
+
+
+def test_runs_of_before_stand_beside_new_ones(scenes, a_run, tmp_path):
+    first, second = a_run("testbed", 0.1, a="helps", b="hurts"), a_run("Qwen2VL-0", -0.1, a="hurts")
+    scenes.pages.write([first], [first], tmp_path)
+    scenes.scenes_kept.keep(first, tmp_path / "scenes")
+    recalled = scenes.scenes_kept.recall(tmp_path / "scenes")
+    assert scenes.pages.overview([*recalled, second]) == scenes.pages.overview([first, second])
+    assert scenes.scenes_chart.draw([*recalled, second]) == scenes.scenes_chart.draw([first, second])
