@@ -23,7 +23,7 @@ SAMPLED = {
     "core/test_inside.py::test_hidden_edits": "llava|residual|mlp-image-gemma3",
     "cli/test_tables.py::test_a_run_its_report_and_a_demo_cut_nothing": "40|200",
     "diagnosis/test_plants.py::test_a_diagnosis_names_what_was_planted": "swapped|projector|head_copies|push|yes_bias",
-    "diagnosis/test_report.py::test_a_browser_draws_it": "500",
+    "diagnosis/test_report_in_a_browser.py::test_nothing_sticks_out_and_all_can_be_read": "answer-001-400-light|index-400-dark",
     "kernels/test_extremes.py::test_divergences_between_rows_at_the_ends_of_their_dtype": "torch|both|dtype[07]",
     "kernels/test_extremes.py::test_draws_from_rows_at_the_ends_of_their_dtype": "torch|both|dtype[07]",
     "strategies/search/test_opera.py::test_opera_is_its_twin": "llava|gemma3-narrow|qwen2_vl-penalty",

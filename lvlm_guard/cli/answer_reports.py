@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,13 @@ class QuestionedAnswer:
         pictures: Paths, or PIL pictures.
         prompt: The question.
         answer: The answer; None is the model's own.
+        opened: The pictures as PIL, where they are open already, so that large ones are not decoded again.
     """
 
     pictures: tuple[Any, ...]
     prompt: str
     answer: str | None = None
+    opened: tuple[Any, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class AnswerReports:
         with _progress(number, len(self.questions)) as watch, self._named(number):
             return diagnose_answer(
                 self.guard,
-                list(question.pictures),
+                list(question.opened or question.pictures),
                 question.prompt,
                 answer=question.answer,
                 watch=watch,
@@ -134,10 +136,9 @@ class AnswerReports:
         """Return what was written of an answer, without its maps, and with its first picture."""
         from lvlm_guard.diagnosis.answer.result import read_diagnosis  # noqa: PLC0415 - slow to import
         from lvlm_guard.diagnosis.report import files  # noqa: PLC0415 - as above
-        from lvlm_guard.request.picture_loading import read_picture  # noqa: PLC0415 - as above
 
         values = files.read_figures(self.out, files.name_answer(number, len(self.questions)))
-        return read_diagnosis(values, (read_picture(self.questions[number].pictures[0]),))
+        return read_diagnosis(values, (_read_small(self.questions[number].pictures[0]),))
 
     def _describe(self) -> dict[str, Any]:
         """Return what decides every diagnosis."""
@@ -161,6 +162,14 @@ def _progress(number: int, count: int) -> Iterator[Any]:
         yield lambda stage: status.update(f"answer {number + 1} of {count}: {stage}")
 
 
+def _read_small(picture: Any) -> Any:
+    """Return a picture to be shown in the index, which need not have all of its pixels."""
+    from lvlm_guard.diagnosis.report.drawing import LONGEST  # noqa: PLC0415 - slow to import
+    from lvlm_guard.request.picture_sources import open_path  # noqa: PLC0415 - as above
+
+    return open_path(picture, least=LONGEST) if isinstance(picture, Path) else picture
+
+
 def digest_request(question: QuestionedAnswer, shared: Mapping[str, Any]) -> str:
     """Return a digest of all that a diagnosis depends on: the pictures as they are now, the texts, and what is shared.
 
@@ -175,7 +184,9 @@ def digest_request(question: QuestionedAnswer, shared: Mapping[str, Any]) -> str
 def _digest_picture(picture: Any) -> str:
     if isinstance(picture, Path):
         return _digest_file(picture)
-    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()
+    from lvlm_guard.request.picture_digests import digest_levels  # noqa: PLC0415 - slow to import
+
+    return digest_levels(picture, f"{picture.mode}{picture.size}")
 
 
 def _digest_file(path: Path) -> str:

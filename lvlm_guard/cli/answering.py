@@ -14,6 +14,7 @@ from lvlm_guard.cli.questions import check_picture, check_placeholder, check_que
 from lvlm_guard.errors import InputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.columns import Columns
 
     from lvlm_guard.guard import Guard
@@ -42,8 +43,7 @@ def generate(
     report: Annotated[bool, typer.Option("--report", help="Print the report of the call as JSON on stderr.")] = False,
 ) -> None:
     """Answer one prompt about pictures with a stack of strategies, streaming."""
-    pictures = image or []
-    _check_request(prompt, pictures)
+    pictures = _check_request(prompt, image or [])
     if plain and show_doubt:
         raise InputError("--plain and --show-doubt cannot be combined. Leave one of them out.")
     guard = _build_guard(model, stack, allow, device, dtype, executor)
@@ -64,13 +64,12 @@ def generate(
         typer.echo(guard.report.to_json(), err=True)
 
 
-def _check_request(prompt: str, pictures: list[Path]) -> None:
-    """Refuse what can be refused before torch is imported and a model loaded."""
+def _check_request(prompt: str, pictures: list[Path]) -> list[Image]:
+    """Return the pictures, and refuse what can be refused before torch is imported and a model loaded."""
     check_question(prompt)
     if not pictures:
         raise InputError("generate needs an image: add --image FILE, and repeat it for several.")
-    for picture in pictures:
-        check_picture(picture)
+    return [check_picture(picture) for picture in pictures]
 
 
 def _build_guard(
@@ -88,7 +87,7 @@ def _build_guard(
     return Guard(loaded, processor, strategies, executor=executor)
 
 
-def _write_messages(prompt: str, pictures: list[Path]) -> list[dict[str, Any]]:
+def _write_messages(prompt: str, pictures: list[Image]) -> list[dict[str, Any]]:
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
     return [{"role": "user", "content": content}]
 

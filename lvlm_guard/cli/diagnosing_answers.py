@@ -132,11 +132,10 @@ def _read_questions(
     if prompt is None:
         raise InputError("diagnose answer needs a question: add --prompt TEXT.")
     check_question(prompt)
-    for picture in images:
-        check_picture(picture)
+    opened = tuple(check_picture(picture) for picture in images)
     if text is not None and not text.strip():
         raise InputError("--answer is empty. Leave it out to diagnose the model's own answer.")
-    return [QuestionedAnswer(tuple(images), prompt, text)]
+    return [QuestionedAnswer(tuple(images), prompt, text, opened)]
 
 
 def _draw_demo() -> list[QuestionedAnswer]:

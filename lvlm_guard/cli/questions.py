@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvlm_guard.errors import GuardError, InputError, shorten
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LONGEST_REASON = 400
 
@@ -35,8 +38,8 @@ def check_placeholder(prompt: str, processor: Any) -> None:
         )
 
 
-def check_picture(path: Path) -> None:
-    """Refuse what cannot be read as a picture, before a model is loaded.
+def check_picture(path: Path) -> Image:
+    """Return a picture, RGB and upright, and refuse what cannot be read as one before a model is loaded.
 
     Raises:
         InputError: There is no such file, or it is no whole picture.
@@ -44,7 +47,7 @@ def check_picture(path: Path) -> None:
     from lvlm_guard.request import picture_loading  # noqa: PLC0415 - slow to import
 
     try:
-        picture_loading.read_picture(path)
+        return picture_loading.read_picture(path)
     except InputError as error:
         raise InputError(f"--image: {error}") from None
 

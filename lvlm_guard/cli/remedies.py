@@ -105,9 +105,7 @@ def try_out(
     """Try the remedies that cured most questions of a level and of about the same margin; exit code 1 if none helped."""
     loading.quieten()
     check_question(prompt)
-    check_picture(image)
-    from PIL import Image  # noqa: PLC0415 - slow to import
-
+    picture = check_picture(image)
     from lvlm_guard.tuning import remedies, remedy_trial  # noqa: PLC0415 - as above
     from lvlm_guard.tuning.answering import TunedModel  # noqa: PLC0415 - as above
 
@@ -115,8 +113,7 @@ def try_out(
     measured.propose(level, None, count)  # refuses a level before the model is loaded
     loaded, processor = loading.load(model, device, dtype)
     subject = TunedModel(loaded, processor, model)
-    with Image.open(image) as picture:
-        trial = remedy_trial.try_remedies(measured, subject, picture.convert("RGB"), prompt, level, count=count)
+    trial = remedy_trial.try_remedies(measured, subject, picture, prompt, level, count=count)
     _show(trial)
     if trial.best is None:
         typer.echo(remedy_trial.NOTHING_HELPED)

@@ -14,6 +14,8 @@ CHANNELS = (1, 3, 4)
 """Channels that a picture may have: grey, RGB, RGB with transparency."""
 TOP = 255
 """The highest level of 8 bits."""
+STEP = 257
+"""Levels of 16 bits to one of 8 bits."""
 AS_BYTES = "Pass levels of 0 to 255 as uint8"
 LAYOUTS = {"channels_first": 0, "channels_last": 2}
 
@@ -55,6 +57,11 @@ def read_array(values: np.ndarray[Any, Any], layout: str | None = None) -> Image
         return Image.fromarray(levels)
     levels = np.moveaxis(levels, _channel_axis(levels.shape, layout), -1)
     return Image.fromarray(np.ascontiguousarray(levels[..., 0] if levels.shape[-1] == 1 else levels))
+
+
+def round_levels(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return levels of 16 bits as the nearest of 8 bits, uint8."""
+    return ((values.astype(np.uint32) + STEP // 2) // STEP).astype(np.uint8)
 
 
 def is_share(values: np.ndarray[Any, Any]) -> bool:

@@ -12,7 +12,6 @@ import urllib.parse
 import urllib.request
 import zlib
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.files import is_file, is_folder
 from lvlm_guard.request import picture_arrays
+from lvlm_guard.request.picture_files import opened_picture
 
 LARGEST_DOWNLOAD = 64 * 2**20
 """Bytes of a remote picture that are read at most."""
@@ -92,8 +92,15 @@ def open_text(text: str, sources: PictureSources) -> Image.Image:
     return open_path(text, sources) if content is None else decode(content, f"The picture in base64 {quote(text, 60)}")
 
 
-def open_path(path: str | os.PathLike[str], sources: PictureSources = LOCAL_ONLY) -> Image.Image:
+def open_path(
+    path: str | os.PathLike[str], sources: PictureSources = LOCAL_ONLY, least: int | None = None
+) -> Image.Image:
     """Return the picture in a file, RGB and upright; a path that begins with `~` starts at home.
+
+    Args:
+        path: The file.
+        sources: Whether local files may be read.
+        least: As for `decode`.
 
     Raises:
         InputError: Local files may not be read, the file is not there, or it is no picture.
@@ -104,31 +111,48 @@ def open_path(path: str | os.PathLike[str], sources: PictureSources = LOCAL_ONLY
     file = _find_file(name)
     if file is None:
         raise InputError(f"The picture {quote(name)} cannot be read: {_why_no_file(name)}.")
-    return decode(file, f"The picture {quote(name)}")
+    return decode(file, f"The picture {quote(name)}", least)
 
 
-def decode(content: bytes | Path, subject: str) -> Image.Image:
+def decode(content: bytes | Path, subject: str, least: int | None = None) -> Image.Image:
     """Return a picture file's first frame, RGB and upright, as `transformers.image_utils.load_image` does.
 
+    Args:
+        content: What the file holds, or its path.
+        subject: What errors call it.
+        least: Pixels a side that are enough, where it is only to be shown: a large JPEG is decoded in part, which is quick.
+
     Raises:
-        InputError: It is no picture, is broken, or has levels beyond 8 bits.
+        InputError: It is no picture, is broken, holds more pixels than are read, or levels beyond 8 bits whose greatest is unknown.
     """
     try:
-        with Image.open(content if isinstance(content, Path) else BytesIO(content)) as opened:
-            picture: Image.Image = ImageOps.exif_transpose(opened)
+        with opened_picture(content) as picture:
+            if least is not None:
+                picture.draft(None, (least, least))
+            ImageOps.exif_transpose(picture, in_place=True)
             picture.load()
-            deep = picture_arrays.is_deep(picture)
-            return (picture_arrays.read_array(np.asarray(picture)) if deep else picture).convert("RGB")
+            return _convert(picture)
     except InputError as error:
         raise InputError(f"{subject} cannot be used: {error}") from None
     except BROKEN as error:
         raise InputError(f"{subject} cannot be read: {_explain(content, error)}.") from None
 
 
+def _convert(picture: Image.Image) -> Image.Image:
+    """Return a decoded picture as RGB of its own, without its transparency."""
+    if picture_arrays.is_deep(picture):
+        levels = np.asarray(picture)
+        is_full = picture.format == "PNG"  # whose levels go up to 65535; those of other files may end anywhere
+        return picture_arrays.read_array(picture_arrays.round_levels(levels) if is_full else levels).convert("RGB")
+    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
+        return picture.convert("RGBA").convert("RGB")  # straight away, PIL warns of the transparency that it drops
+    return picture.convert("RGB")
+
+
 def _explain(content: bytes | Path, error: BaseException) -> str:
     """Return what is wrong with a picture file, by how it begins where that says more than the decoder does."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"{error}; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS, or make it smaller"
+        return f"a part of it is too large ({error}); make it smaller"
     if isinstance(error, MemoryError):
         return "it is too large for the memory"
     head = _read_head(content)

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lvlm_guard import anatomy
 from lvlm_guard.request import pixel_parts
+from lvlm_guard.request.picture_digests import digest_levels
 from lvlm_guard.request.pixel_parts import PixelPart
 from lvlm_guard.request.requests import Pictures
 
@@ -49,7 +50,7 @@ class RememberedBatch:
 
     def __post_init__(self) -> None:
         values = self.pictures.pictures
-        marks = [hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest() for picture in values]
+        marks = [digest_levels(picture, f"{picture.size}") for picture in values]
         options = [sorted(each.items()) for each in self.pictures.options]
         fingerprints = tuple(f"{mark} {each}" for mark, each in zip(marks, options, strict=True))
         object.__setattr__(self, "fingerprints", fingerprints)

@@ -6,12 +6,10 @@ import base64
 import binascii
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import Image
-
 from lvlm_guard.errors import InputError, shorten
+from lvlm_guard.request.picture_files import opened_picture
 from lvlm_guard.request.picture_sources import BROKEN, decode
 from lvlm_guard.serving.api_errors import ApiError
 
@@ -77,9 +75,9 @@ class PictureGate:
     def _count_pixels(self, content: bytes, param: str) -> None:
         """Refuse a picture by the size in its header, which costs nothing to read."""
         try:
-            with Image.open(BytesIO(content), formats=FORMATS) as header:
+            with opened_picture(content, FORMATS) as header:
                 width, height = header.size
-        except Image.DecompressionBombError:
+        except InputError:
             raise _describe_size("far too many", param) from None
         except BROKEN:
             raise ApiError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.bench.reporting.level_verdicts import CAPTIONS
@@ -23,23 +23,36 @@ class Standing:
         beaten: It is better somewhere and worse nowhere.
         alike: No difference is beyond chance.
         better: They are better than it somewhere.
+        leads: The tuned stack minus each of them, by measure.
     """
 
     beaten: Sequence[str]
     alike: Sequence[str]
     better: Sequence[str]
+    leads: Mapping[str, Mapping[str, float]]
 
     @property
     def warnings(self) -> list[str]:
         """What whoever takes the stack must know, a sentence each."""
         lines = []
         if self.better:
-            lines.append(f"{WARNING}: better than it somewhere, alone at published values: {', '.join(self.better)}.")
+            lines.append(
+                f"{WARNING}: better than it somewhere, alone at published values (and the stack minus them): "
+                f"{self._write(self.better)}."
+            )
         if self.alike:
             lines.append(
-                f"{WARNING}: not told from it by these items, alone at published values: {', '.join(self.alike)}."
+                f"{WARNING}: not told from it by these items, alone at published values (and the stack minus them): "
+                f"{self._write(self.alike)}."
             )
         return lines
+
+    def _write(self, names: Sequence[str]) -> str:
+        """Return strategies with what the stack is above or below them, part by part."""
+        return ", ".join(
+            f"{name} ({', '.join(f'{part} {value:+.3f}' for part, value in self.leads[name].items())})"
+            for name in names
+        )
 
     def describe(self) -> str:
         """Return in a sentence how it stands; empty where no single strategy was judged."""
@@ -57,12 +70,14 @@ def place(singles: Iterable[Single]) -> Standing:
     beaten: list[str] = []
     alike: list[str] = []
     better: list[str] = []
+    leads: dict[str, dict[str, float]] = {}
     for single in singles:
         if not single.leads:
             continue
         signs = {_find_sign(part, test) for part, test in single.leads.items()} - {0}
         (better if -1 in signs else beaten if signs else alike).append(single.name)
-    return Standing(beaten, alike, better)
+        leads[single.name] = {part: test.difference.value for part, test in single.leads.items()}
+    return Standing(beaten, alike, better, leads)
 
 
 def _find_sign(part: str, test: Significance) -> int:

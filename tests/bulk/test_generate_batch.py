@@ -90,7 +90,8 @@ def test_a_job_that_was_cut_off_goes_on_where_it_was(guard, source, tmp_path):
         assert (parts / "answers.jsonl").read_bytes() == content
 
 
-def test_a_unit_at_which_the_model_raises_is_left_out(guard, source, tmp_path):
+def test_a_unit_at_which_the_model_raises_is_left_out(guard, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard.processor.image_processor, "do_resize", False)
     draw_picture(1).resize((48, 48)).save(tmp_path / "1.png")
     with AnswerLedger(tmp_path / "out", MANIFEST) as ledger:
         outcome = answer_here(guard, source, ledger)

@@ -3,6 +3,7 @@
 import base64
 import copy
 import functools
+import hashlib
 import http.server
 import io
 import threading
@@ -15,7 +16,10 @@ from toy_processor import toy_processor
 from versions import skip
 
 from lvlm_guard import Guard, GuardWarning, InputError, PictureSources
+from lvlm_guard.request import picture_digests
+from lvlm_guard.request.picture_files import opened_picture
 from lvlm_guard.request.picture_loading import read_picture
+from lvlm_guard.request.picture_sources import decode
 from lvlm_guard.testing import tiny
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -281,8 +285,8 @@ BROKEN = {
     "page": (lambda: b"\n<!DOCTYPE html><html>", "HTML page"),
     "drawing": (lambda: b"<svg xmlns='...'>", "SVG"),
     "phone": (lambda: b"\0\0\0\x18ftypheic" + bytes(50), "HEIC"),
-    "16-bit png": (lambda: encoded(deep), "divide by 257"),
-    "bomb": (bomb, "MAX_IMAGE_PIXELS"),
+    "16-bit tiff": (lambda: encoded(deep, "TIFF"), "divide by 257"),
+    "bomb": (bomb, "60000 x 60000 pixels.*at most 179 million.*MAX_IMAGE_PIXELS"),
 }
 
 
@@ -294,6 +298,45 @@ def test_a_file_that_is_no_picture_says_what_it_is(kind, tmp_path):
     with pytest.raises(InputError, match=words) as caught:
         pixels(path)
     assert "scene.png" in str(caught.value)
+
+
+def test_a_png_of_16_bits_is_rounded_to_8():
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(levels / 257).astype(np.uint8)
+    assert np.array_equal(np.asarray(decode(encoded(Image.fromarray(levels)), "it"))[..., 0], expected)
+
+
+def test_the_limit_of_pixels_follows_pils(monkeypatch):
+    content = encoded(PICTURE)
+    for most, passes in ((1000, True), (999, False), (None, True)):  # 40 x 50 pixels
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        if passes:
+            assert decode(content, "it").size == PICTURE.size
+        else:
+            with pytest.raises(InputError, match="50 x 40 pixels"):
+                decode(content, "it")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO"])
+def test_a_file_is_known_by_what_it_holds_as_pil_knows_it(kind):
+    content = encoded(PICTURE, kind)
+    with Image.open(io.BytesIO(content)) as wanted_picture, opened_picture(content) as picture:
+        assert (type(picture), picture.size) == (type(wanted_picture), wanted_picture.size)
+    with pytest.raises(OSError, match="no format"), opened_picture(content, ["JPEG2000"]):
+        pass
+
+
+def test_what_is_only_shown_is_decoded_in_part():
+    large = PICTURE.resize((1600, 1280))
+    assert decode(encoded(large, "JPEG"), "it").size == (1600, 1280)
+    assert decode(encoded(large, "JPEG"), "it", 400).size == (800, 640)
+    assert decode(encoded(large), "it", 400).size == (1600, 1280)
+
+
+def test_a_digest_in_bands_is_that_of_the_whole(monkeypatch):
+    monkeypatch.setattr(picture_digests, "BAND", 120)
+    expected = hashlib.sha256(b"label" + PICTURE.tobytes()).hexdigest()
+    assert picture_digests.digest_levels(PICTURE, "label") == expected
 
 
 def test_local_paths_can_be_turned_off(tmp_path):

@@ -374,6 +374,31 @@ def test_an_answer_has_the_room_that_the_decoder_leaves():
     assert bound_length(request, 600, 100) == 1
 
 
+class CountingProcessor(TinyProcessor):
+    """Notes the sizes of the pictures that it prepares."""
+
+    def __init__(self, architecture):
+        super().__init__(architecture)
+        self.sizes = []
+
+    def __call__(self, images=None, text=(), **options):
+        self.sizes += [image.size for image in images or ()]
+        return super().__call__(images, text, **options)
+
+
+def test_a_large_picture_is_prepared_once_for_all_runs_and_once_for_the_questions():
+    processor = CountingProcessor("llava")
+    guard = Guard(tiny("llava")[0], processor, None)
+    large = pictures(1)[0].resize((3000, 2400))
+    diagnosis = diagnose_answer(guard, large, PROMPT, doubt=DOUBT, cells=2, max_new_tokens=6)
+    assert diagnosis.maps.occlusion, diagnosis.partial
+    assert diagnosis.maps.lens, diagnosis.partial
+    assert any(word.margin is not None for word in diagnosis.words)
+    assert diagnosis.model_view is not None
+    assert processor.sizes.count(large.size) == 2
+    assert processor.sizes.count((2048, 1638)) == 5
+
+
 def test_huge_pictures_are_made_smaller_for_occlusion():
     large = pictures(1)[0].resize((4000, 100))
     assert shrink(large).size == (2048, 51)

@@ -188,7 +188,7 @@ def test_what_is_no_picture(post, url, code):
 
 
 def test_a_picture_that_the_model_cannot_take(post):
-    """The bundled model takes pictures of one size; any model may raise at a picture that its processor lets pass."""
+    """The server's model takes pictures of one size, and its processor leaves them as they are; any model may raise at a picture that its processor lets pass."""
     body = with_parts(picture(write_uri(Image.new("RGB", (48, 48)))), {"type": "text", "text": "what is red ?"})
     assert "48*48" in refused(post(body), 422, "model_cannot_answer")["message"]
 

@@ -66,6 +66,7 @@ def bias(gen: Generation) -> Bias:
 def main() -> None:
     """Serve the bundled model until told to stop."""
     model, processor = loading.load("testbed", "cpu")
+    processor.image_processor.do_resize = False  # the model raises at pictures of other sizes
     guard = Guard(model, processor, None, without_image="plain", pictures=PictureSources(local=False))
     stacks: dict[str, Any] = {
         "vcd": Stack.of("vcd"),

@@ -82,6 +82,13 @@ def test_the_words_and_the_image_tokens_are_those_of_the_first_one() -> None:
     assert [ids[2], ids[3 + IMAGE_TOKENS]] == [second[BEFORE], second[AFTER]]
 
 
+def test_the_bundled_processor_leaves_scenes_as_they_are_and_makes_other_pictures_their_size() -> None:
+    processor, drawn = load()[1].image_processor, [one.picture for one in scenes("iid", 2, seed=3)]
+    made = processor(drawn, return_tensors="pt")["pixel_values"]
+    assert torch.equal(made, processor(drawn, do_resize=False, return_tensors="pt")["pixel_values"])
+    assert processor([drawn[0].resize((300, 200))], return_tensors="pt")["pixel_values"].shape == made[:1].shape
+
+
 def test_training_packs_the_patches_that_the_processor_packs() -> None:
     drawn = scenes("flat", 3, seed=0)
     made = build_processor().image_processor([one.picture for one in drawn], return_tensors="pt")

@@ -158,6 +158,8 @@ def test_a_stack_is_told_apart_from_those_it_beats(tmp_path, monkeypatch):
     standing = place(singles)
     assert (standing.beaten, standing.alike, standing.better) == (["cheap"], ["same"], [])
     assert [line.startswith("WARNING: not told from it") for line in standing.warnings] == [True]
+    written = ", ".join(f"{part} {value:+.3f}" for part, value in standing.leads["same"].items())
+    assert f"same ({written})" in standing.warnings[0]
     assert "better than 1, not told from 1, and worse somewhere than 0" in standing.describe()
 
 
@@ -181,5 +183,8 @@ def test_a_difference_counts_once_it_is_beyond_chance_and_inventions_the_other_w
     both = place([Single("it", None, None, {"relation": good, part: test})])
     assert ("it" in both.better) is (where == "better")
     assert [line for line in both.warnings if "better than it" in line] == [
-        "WARNING: better than it somewhere, alone at published values: it."
+        (
+            "WARNING: better than it somewhere, alone at published values (and the stack minus them): "
+            f"it (relation +0.200, {part} {difference:+.3f})."
+        )
     ] * (where == "better")

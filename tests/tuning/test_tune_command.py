@@ -79,7 +79,7 @@ def test_an_interrupt_ends_with_one_line_and_keeps_the_trials(tmp_path, monkeypa
 
 
 NO_SINGLES = "WARNING: it was not compared with single strategies."
-ALIKE = "WARNING: not told from it by these items, alone at published values: vdd."
+ALIKE = "WARNING: not told from it by these items, alone at published values (and the stack minus them): vdd (object +0.010)."
 
 
 @pytest.mark.parametrize(("singles", "warning"), [((), NO_SINGLES), (("vdd",), ALIKE)])

@@ -16,6 +16,7 @@ from lvlm_guard.bench.suites.impostors import HEAD, recognise
 from lvlm_guard.errors import InputError, quote, shorten
 from lvlm_guard.files import exists, is_folder
 from lvlm_guard.request import picture_sources
+from lvlm_guard.request.picture_files import opened_picture
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _PREVIEW = (32, 32)
@@ -105,9 +106,11 @@ class PicturesInFolders:
 def _decoding_fault(path: Path) -> str | None:
     """Decode a picture, small where its format allows that, and return why it cannot be."""
     try:
-        with Image.open(path) as image:
+        with opened_picture(path) as image:
             image.draft("RGB", _PREVIEW)
             image.load()
+    except InputError as error:
+        return str(error)
     except _BROKEN as error:
         return _describe(path, error)
     return None

@@ -233,7 +233,7 @@ def _cut(request: AnswerRequest, ids: list[int], partial: list[str]) -> list[int
     """
     if not ids:
         raise InputError("The model answered nothing, so there are no words: pass another prompt, or an answer.")
-    prompt = request.encode()["input_ids"].shape[1]
+    prompt = request.inputs["input_ids"].shape[1]
     room = bound_length(request, prompt, MOST_TOKENS)
     if len(ids) > room:
         partial.append(f"The answer has {len(ids)} tokens; the first {room} are looked at.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,13 @@ class AnswerRequest:
     pictures: tuple[Any, ...]
     prompt: str
 
-    def encode(self, pictures: Sequence[Any] | None = None) -> Any:
-        """Return model inputs: of its own pictures, or a row for each of others in place of the one that it has."""
-        if pictures is None:
-            return self.guard.inputs(images=list(self.pictures), messages=self._write(len(self.pictures)))
+    @cached_property
+    def inputs(self) -> Any:
+        """The model inputs, prepared once: its pictures may be large, and many runs need them."""
+        return self.guard.inputs(images=list(self.pictures), messages=self._write(len(self.pictures)))
+
+    def encode(self, pictures: Sequence[Any]) -> Any:
+        """Return model inputs with a row for each of some pictures in place of the one that it has."""
         return self.guard.inputs(images=list(pictures), messages=[self._write(1) for _ in pictures])
 
     def _write(self, pictures: int) -> list[dict[str, Any]]:
@@ -157,7 +161,7 @@ def _run(
     record = AnswerRecord()
     recorder = AnswerRecorder(tuple(ids), record, features, artefact)
     guard = request.guard.using([*request.split_stack()[0], *more, recorder])
-    force(guard, request.encode(), ids)
+    force(guard, request.inputs, ids)
     return record, guard.report
 
 
@@ -169,7 +173,7 @@ def write_answer(request: AnswerRequest, most: int, settings: Mapping[str, Any])
         most: The greatest number of tokens.
         settings: Further arguments of generate.
     """
-    output, report = request.guard.generate_with_report(**request.encode(), max_new_tokens=most, **settings)
+    output, report = request.guard.generate_with_report(**request.inputs, max_new_tokens=most, **settings)
     ids = sequences(output)[0, report.answer_start if report is not None else 0 :].tolist()
     ends = find_ends(request.guard.model)
     return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]

@@ -82,7 +82,7 @@ def read_lens(request: AnswerRequest, ids: Sequence[int], tokens: Sequence[int])
     if head is None:
         raise InputError(f"The logit lens needs a head, and {type(model).__name__} shows none.")
     reader = LensReader(head, anatomy.final_norm(model), tuple(tokens))
-    force(request.guard.using([*request.split_stack()[0], reader]), request.encode(), ids[:1])
+    force(request.guard.using([*request.split_stack()[0], reader]), request.inputs, ids[:1])
     layers = [reader.layers[number] for number in sorted(reader.layers)]
     if not layers or not len(layers[-1]):
         raise InputError("The logit lens needs image tokens in the decoder, and this model has none.")

@@ -20,7 +20,7 @@ def restore_view(request: AnswerRequest) -> Image.Image | None:
 
     Normalisation is undone where the processor says how it was done, else the levels are stretched.
     """
-    pixels = request.encode().get(PIXELS)
+    pixels = request.inputs.get(PIXELS)
     if not isinstance(pixels, Tensor) or pixels.ndim != PLAIN_LAYOUT or pixels.shape[:2] != (1, 3):
         return None
     values = pixels[0].detach().float().cpu()

@@ -14,6 +14,8 @@ from torch import Tensor
 
 LONGEST = 448
 """Longest side of a picture in the page, in pixels."""
+QUALITY = 90
+"""Of pictures in JPEG."""
 MOST_CELLS = 24
 """Cells along a side of a map; of a finer grid, means of neighbours are shown."""
 SCALE = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56))
@@ -22,16 +24,19 @@ SCALE = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184
 
 @dataclass(frozen=True)
 class PagePicture:
-    """A PNG in base64 with its size."""
+    """A picture as a page holds it.
 
-    data: str
+    Args:
+        uri: Its data URI: a PNG where its pixels are shown as squares, else a JPEG, a tenth of the size.
+        width: In pixels.
+        height: In pixels.
+        is_drawn: Whether it was so small from the start that its pixels are shown as squares.
+    """
+
+    uri: str
     width: int
     height: int
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether it is so small that its pixels are shown as squares."""
-        return max(self.width, self.height) < LONGEST // 2
+    is_drawn: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,11 @@ class PictureMap:
     low: float
     high: float
     pooled: tuple[int, int]
+
+    @property
+    def table(self) -> list[tuple[MapCell, ...]]:
+        """The cells by row."""
+        return [self.cells[row * self.columns : (row + 1) * self.columns] for row in range(self.rows)]
 
     @property
     def strongest(self) -> list[MapCell]:
@@ -136,11 +146,14 @@ class Curve:
 
 def encode_picture(picture: Image.Image, longest: int = LONGEST) -> PagePicture:
     """Return a picture as the page holds it, made smaller where it is large."""
+    is_drawn = max(picture.size) < LONGEST // 2
+    kind = "png" if is_drawn else "jpeg"
     small = picture.convert("RGB")
     small.thumbnail((longest, longest))
     content = BytesIO()
-    small.save(content, "PNG", optimize=True)
-    return PagePicture(b64encode(content.getvalue()).decode("ascii"), *small.size)
+    small.save(content, kind, optimize=True, **({} if is_drawn else {"quality": QUALITY}))
+    text = b64encode(content.getvalue()).decode("ascii")
+    return PagePicture(f"data:image/{kind};base64,{text}", *small.size, is_drawn)
 
 
 def draw_map(kind: str, base: str, values: Sequence[float], grid: tuple[int, int]) -> PictureMap:

@@ -27,7 +27,7 @@ SPAN = Span(positions=(tuple(range(IMAGE_TOKENS)),), advance=IMAGE_TOKENS)
 def build_processor() -> LlavaProcessor:
     """Tokenizer, picture preparation and chat template in one, as a LLaVA checkpoint has them."""
     pictures = CLIPImageProcessor(
-        do_resize=False,
+        do_resize=True,
         do_center_crop=False,
         size={"height": drawing.SIDE, "width": drawing.SIDE},
         crop_size={"height": drawing.SIDE, "width": drawing.SIDE},

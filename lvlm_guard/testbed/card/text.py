@@ -210,6 +210,6 @@ def _limits(card: dict[str, Any]) -> str:
     return f"""## Limits
 
 - After the projector row {projected["row"]:.3f} and column {projected["column"]:.3f} are readable, chance 0.250.
-- One training, one seed. The words are a closed list of about a hundred; others become `<unk>`. Pictures must be 64x64
-  scenes of this testbed. Counting is not trained.
+- One training, one seed. The words are a closed list of about a hundred; others become `<unk>`. Pictures are made
+  64x64, but only scenes of this testbed mean anything to it. Counting is not trained.
 """
