@@ -45,7 +45,18 @@ class ServerProcess:
             with contextlib.suppress(queue.Empty):
                 return self._ports.get(timeout=0.2)
         self.process.kill()
-        raise AssertionError(f"It did not listen within {seconds:g} seconds, or ended before. Its log:\n{self._log()}")
+        status = self._close()
+        raise AssertionError(
+            f"It did not listen within {seconds:g} seconds, or ended before ({status}). Its log:\n{self._log()}"
+        )
+
+    def _close(self) -> int:
+        """Return the exit status of the process, which has been told to end."""
+        status = self.process.wait()
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
 
     def _log(self) -> str:
         return "".join(self.lines)
@@ -73,14 +84,12 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(seconds)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self._close()
             raise AssertionError(f"It did not stop within {seconds:g} seconds. Its log:\n{self._log()}") from None
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return status
+        return self._close()
 
 
 def start_command(*options: str, seconds: float = START_SECONDS) -> ServerProcess:
