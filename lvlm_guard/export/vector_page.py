@@ -13,11 +13,11 @@ DEEDS = {
     Project: "removes from what {place} returns what lies along the directions, a file for each of them",
     Shift: "adds the vector to what {place} returns",
 }
-SAME = (
+SAME_OPERATION = (
     "{reader} adds a vector, times a strength, to the output of the layer, as the strategies do: with their strength, answers are those of "
     "the guard, but for rounding."
 )
-OTHER = (
+ANOTHER_OPERATION = (
     "{reader} adds a vector, times a strength, to the output of the layer. That is another operation: answers are not those "
     "of the guard, the strength has to be found anew, and no figure of the guard speaks of it."
 )
@@ -31,7 +31,7 @@ def describe_files(
     lines = [title, "", head, "", "Layers, counted from 0 in the model's list of layers:", ""]
     lines += [f"- `{vectors.name}{reader.suffix}`: {', '.join(map(str, vectors.layers))}" for vectors in files]
     lines += ["", "What the strategies do with these vectors:", "", *_describe_deeds(edits), ""]
-    lines.append((SAME if all(map(_is_addition, edits)) else OTHER).format(reader=reader.name))
+    lines.append((SAME_OPERATION if all(map(_is_addition, edits)) else ANOTHER_OPERATION).format(reader=reader.name))
     if reader.norms and any(vectors.by_norm for vectors in files):
         lines += ["", reader.norms]
     return "\n".join([*lines, ""])
