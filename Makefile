@@ -81,6 +81,7 @@ test-vllm-many: $(VLLM)/.installed
 	VLLM_PROMPTS=$(VLLM_PROMPTS) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -s -m "vllm and slow" tests/engines
 
 # Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
+# On a tenth of a core it took a quarter of an hour. What hangs fails by limits of its own, in 25 minutes at most, and says where it waits.
 RAY := .venvs/ray
 $(RAY)/.installed: pyproject.toml constraints.txt
 	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)

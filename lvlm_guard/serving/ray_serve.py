@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from lvlm_guard.serving.structured_logs import log_event, structured_logs
 
 NAME = "lvlm-guard"
 HEALTH_SECONDS = 5.0
+START_SECONDS = 600.0
+"""In which a proxy and the replicas have to stand. Ray itself waits a minute for its proxy, which goes on starting after that."""
+LOOK_SECONDS = 0.5
 LONGEST_REASON = 300
 MORE_CALLS = 16
 """Calls of a replica beside its open requests: health, page, metrics, and clients that are told to come back."""
@@ -137,9 +141,13 @@ def run_replicas(source: ReplicaSource, host: str, port: int, replicas: int, add
     with structured_logs():
         try:
             with _explained(ray):
-                serve.start(http_options={"host": host, "port": port})
-                serve.run(bind_replicas(serve, source, replicas, gpus), name=NAME, route_prefix="/")
-            log_event("listening", host=host, port=port, model=source.name, replicas=replicas)
+                with suppress(TimeoutError):
+                    serve.start(http_options={"host": host, "port": port})
+                with suppress(TimeoutError):
+                    serve.run(bind_replicas(serve, source, replicas, gpus), name=NAME, route_prefix="/")
+                wait_until_serving(serve, stop)
+            if not stop.is_set():
+                log_event("listening", host=host, port=port, model=source.name, replicas=replicas)
             stop.wait()
         finally:
             serve.shutdown()
@@ -147,6 +155,37 @@ def run_replicas(source: ReplicaSource, host: str, port: int, replicas: int, add
             for number, handler in before.items():
                 signal.signal(number, handler)
             log_event("stopped")
+
+
+def wait_until_serving(serve: Any, stop: threading.Event, seconds: float = START_SECONDS) -> None:
+    """Wait until a proxy and all replicas stand, or `stop` is set.
+
+    Args:
+        serve: `ray.serve`.
+        stop: Ends the wait.
+        seconds: The longest wait.
+
+    Raises:
+        RuntimeError: The replicas cannot start.
+        TimeoutError: It takes longer.
+    """
+    until = time.monotonic() + seconds
+    while not _is_serving(status := serve.status()):
+        if time.monotonic() > until:
+            states = ", ".join(str(getattr(state, "value", state)) for state in status.proxies.values())
+            raise TimeoutError(
+                f"after {seconds:g} seconds its proxies are {states or 'missing'}, and not all replicas stand"
+            )
+        if stop.wait(LOOK_SECONDS):
+            return
+
+
+def _is_serving(status: Any) -> bool:
+    application = status.applications.get(NAME)
+    if application is not None and application.status == "DEPLOY_FAILED":
+        raise RuntimeError(application.message)
+    stands = application is not None and application.status == "RUNNING"
+    return stands and any(proxy == "HEALTHY" for proxy in status.proxies.values())
 
 
 @contextmanager

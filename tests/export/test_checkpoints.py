@@ -15,6 +15,7 @@ from command_line import run_command, run_refused
 from fitted import make_artefact
 from lvlm_guard_steering import VTI, Nullu
 from saved_models import save_model
+from transformers import AutoModelForImageTextToText
 
 from lvlm_guard import Guard, HiddenEdit, InputError, Project, Refused, Shift, Stack, StrategyRefused, hookimpl, loading
 from lvlm_guard.export.checkpoint import CheckpointExport
@@ -55,6 +56,16 @@ def test_a_baked_checkpoint_answers_plainly_as_the_guarded_model_does(saved, nul
     torch.testing.assert_close(baked, guarded, atol=1e-4, rtol=0)
     assert tensors == 2
     assert comparison.difference <= comparison.tolerance < comparison.effect
+
+
+def test_transformers_alone_loads_it_whole(saved, nullu, tmp_path):
+    bake(saved, tmp_path / "out", nullu)
+    kind = AutoModelForImageTextToText
+    model, info = kind.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    assert not any(info[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    inputs = PromptSet(Guard(*loading.load(str(saved), "cpu"))).first
+    logits = model.eval()(**inputs).logits[:, -1].detach()
+    torch.testing.assert_close(logits, compute_logits(saved, nullu), atol=1e-4, rtol=0)
 
 
 def test_everything_but_the_edited_weights_is_as_it_was(saved, nullu, tmp_path):

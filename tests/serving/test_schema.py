@@ -26,11 +26,11 @@ def test_the_document_describes_a_request(server):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed; make test-serve installs it")
-def test_nothing_that_is_described_fails(server):
+def test_nothing_that_is_described_fails(server, tmp_path):
     checks = "not_a_server_error,status_code_conformance,response_schema_conformance,content_type_conformance"
     options = ["--checks", checks, "--max-examples", EXAMPLES, "--request-timeout", "60", "--seed", "1"]
     command = [PROGRAM, "run", f"{server.url}/openapi.json", *options]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=1100, check=False)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1100, check=False)
     assert run.returncode == 0, run.stdout[-6000:]
     assert httpx.get(f"{server.url}/ready").status_code == 200
     assert not any(entry["status"] >= 500 for entry in server.requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import queue
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
@@ -34,11 +36,30 @@ class ServerProcess:
         self._ports: queue.Queue[int] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        try:
-            self.port = self._ports.get(timeout=seconds)
-        except queue.Empty:
-            self.process.kill()
-            raise AssertionError("\n".join(self.lines)) from None
+        self.port = self._wait_for_port(seconds)
+
+    def _wait_for_port(self, seconds: float) -> int:
+        """Return where it listens, as soon as it does; a process that ended already never will."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(queue.Empty):
+                return self._ports.get(timeout=0.2)
+        self.process.kill()
+        status = self._close()
+        raise AssertionError(
+            f"It did not listen within {seconds:g} seconds, or ended before ({status}). Its log:\n{self._log()}"
+        )
+
+    def _close(self) -> int:
+        """Return the exit status of the process, which has been told to end."""
+        status = self.process.wait()
+        self._reader.join(5)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def _log(self) -> str:
+        return "".join(self.lines)
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -62,11 +83,13 @@ class ServerProcess:
         """Tell it to stop, and return its exit status once it has."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(seconds)
-        self._reader.join(5)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return status
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self._close()
+            raise AssertionError(f"It did not stop within {seconds:g} seconds. Its log:\n{self._log()}") from None
+        return self._close()
 
 
 def start_command(*options: str, seconds: float = START_SECONDS) -> ServerProcess:
