@@ -46,6 +46,9 @@ DISTRIBUTION = "lvlm-guard"
 LEVELS = ("object", "attribute", "relation", "caption")
 """The measures a candidate is judged by; `caption` is the share of named objects that are absent, lower is better."""
 
+HABITUAL = ("all_true", "object_true", "attribute_true", "relation_true")
+"""Accuracy where habit is right: what gains elsewhere by losing here only moves habit."""
+
 RECALL_LOSS = 0.03
 """How much less of what is there a candidate's captions may name."""
 
@@ -105,10 +108,15 @@ class Result:
         """Why it cannot be chosen; empty where it can."""
         if self.refusal:
             return "refused"
-        worse = [name for name in LEVELS if DEMO_FIGURES[name].verdict(self.differences[name]) == "worse"]
-        if worse:
+        if worse := self._find_worse(LEVELS):
             return f"worse: {', '.join(worse)}"
+        if worse := self._find_worse(HABITUAL):
+            return f"moves habit: {', '.join(worse)}"
         return "names less" if self.differences["caption_recall"].value < -RECALL_LOSS else ""
+
+    def _find_worse(self, figures: Iterable[str]) -> list[str]:
+        known = [name for name in figures if name in self.differences]
+        return [name for name in known if DEMO_FIGURES[name].verdict(self.differences[name]) == "worse"]
 
 
 @dataclass(frozen=True)
@@ -278,8 +286,8 @@ chosen on evaluation scenes**: `counterfactual` and `iid`, which the demo and th
 
 Greedy, fp32, one run, on a CPU; torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}. Cells are guarded
 minus plain with 95 % paired bootstrap intervals over scenes. *Gain* is the mean over object, attribute, relation and minus
-caption. A candidate is dropped where one of these four is worse by its interval, or where its captions name over
-{RECALL_LOSS:.0%} less of what is there. There is no correction for the number of candidates. Half of the truths are what habit says, so
+caption. A candidate is dropped where one of these four is worse by its interval, where answers that habit gets right are (it only moves
+habit), or where its captions name over {RECALL_LOSS:.0%} less of what is there. There is no correction for the number of candidates. Half of the truths are what habit says, so
 nothing is gained by pushing away from it. *fitted*: on training scenes, and on calibration scenes of another seed. These figures are of one small model on drawn scenes.
 
 {wordings}
