@@ -36,7 +36,9 @@ def demo(
     ] = loading.BUNDLED,
     stack: Annotated[
         str | None,
-        typer.Option(metavar="STACK", help=f"{ONE_STACK}; by default what did best on calibration scenes."),
+        typer.Option(
+            metavar="STACK", help=f"{ONE_STACK}; by default what did best on calibration scenes of 'testbed'."
+        ),
     ] = None,
     scenes: Annotated[
         int, typer.Option(min=2, max=2000, help="Scenes of each split; a third of the first breaks each habit.")
@@ -57,6 +59,10 @@ def demo(
     from lvlm_guard.cli import demonstration_tables  # noqa: PLC0415 - as above
 
     destination = _destination(page, skip=no_page, as_json=as_json)
+    if stack is None and model != loading.BUNDLED:
+        raise InputError(
+            "The demo's own stack was chosen and fitted on the bundled model. For another model give one, as in --stack vsv."
+        )
     plan = build_plan(stack, scenes)
     with _folder(out) as folder:
         record = run(plan, model, folder)

@@ -103,7 +103,7 @@ def run_training(
 
     count = train.usual_processes(device) if processes is None else processes
     train.run(train.TrainingPlan(out, seed, minutes, count, device, arch=arch))
-    typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out}")
+    typer.echo(f"{out}: trained. Try it: lvlm-guard demo --model {out} --stack vsv")
 
 
 app.command("build")(collage.build)

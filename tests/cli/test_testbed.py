@@ -150,7 +150,7 @@ def test_demo_refuses_a_folder_that_is_no_whole_model(tmp_path, spoil, words):
     folder = tmp_path / "model"
     shutil.copytree(WEIGHTS, folder)
     spoil(folder)
-    assert words in refused("demo", "--model", folder, "--scenes", 2, "--no-page")
+    assert words in refused("demo", "--model", folder, "--stack", "vsv", "--scenes", 2, "--no-page")
     assert {one.name for one in tmp_path.iterdir()} <= {"model"}
 
 
@@ -182,3 +182,4 @@ def test_demo_refuses_before_any_work(monkeypatch):
     monkeypatch.setattr(demonstration.loading, "load", lambda *a: pytest.fail("loaded"))
     assert "nowhere does not exist" in refused("demo", "--page", "nowhere/demo.html")
     assert "exclude each other" in refused("demo", "--page", "a.html", "--no-page")
+    assert "For another model give one, as in --stack vsv" in refused("demo", "--model", "elsewhere", "--no-page")

@@ -22,7 +22,7 @@ print(json.dumps([lvlm_guard.__file__, str(lvlm_guard.testbed.model.WEIGHTS), *s
 def test_the_wheel_holds_what_the_demo_needs(wheels):
     names = zipfile.ZipFile(wheels["lvlm_guard"]).namelist()
     needed = [f"weights/{name}" for name in (*FILES, "MODEL_CARD.md", "card.json")]
-    needed += ["demo_stack.toml"]
+    needed += ["demo_stack.toml", "fitted/patch_evidence.safetensors", "fitted/revise.safetensors"]
     assert [name for name in needed if f"lvlm_guard/testbed/{name}" not in names] == []
 
 
