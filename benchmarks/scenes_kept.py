@@ -10,7 +10,6 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from measuring import write_at_once
 from scenes_pages import Run
@@ -67,8 +66,10 @@ def _score(row: Mapping[str, str], title: str, higher_is_better: bool | None) ->
         difference = _interval(row, "difference", "difference_low", "difference_high")
         adjusted = _number(row["adjusted_p"]) if row["adjusted_p"] else None
         test = Significance(difference, _number(row["p"]), int(row["n"]), int(row["clusters"]), row["test"], adjusted)
-    about: tuple[Any, ...] = (row["suite"], row["system"], row["measure"], row["level"])
-    return Score(*about, title, higher_is_better, found, int(row["n"]), int(row["clusters"]), test)
+    return Score(
+        row["suite"], row["system"], row["measure"], row["level"], title, higher_is_better,
+        found, int(row["n"]), int(row["clusters"]), test,
+    )  # fmt: skip
 
 
 def _interval(row: Mapping[str, str], *names: str) -> Interval:
