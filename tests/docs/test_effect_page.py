@@ -1,4 +1,4 @@
-"""The figures of the page on effect are those of the committed run."""
+"""The figures of the page on effect are those of the committed runs."""
 
 import csv
 import re
@@ -13,8 +13,11 @@ LEVELS = ("object", "attribute", "relation")
 HALVES = ("habit_true", "habit_breaking")
 
 
-def read(split):
-    with (RUNS / f"testbed-{split}.csv").open(encoding="utf-8", newline="") as file:
+SECOND = "## On a Qwen2-VL"
+
+
+def read(split, model="testbed"):
+    with (RUNS / f"{model}-{split}.csv").open(encoding="utf-8", newline="") as file:
         return {(row["system"], row["measure"]): row for row in csv.DictReader(file)}
 
 
@@ -31,11 +34,35 @@ def written(figures, system):
     return [*halves, show("chair_i"), show("recall")]
 
 
-def test_the_table_is_that_of_the_run(figures):
-    rows = re.findall(r"^\| `(.+?)` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize(("part", "model"), [(0, "testbed"), (1, "qwen2_vl-0")])
+def test_the_tables_are_those_of_the_runs(part, model):
+    text = PAGE.read_text(encoding="utf-8").split(SECOND)[part]
+    rows = re.findall(r"^\| `(.+?)` \| (.*) \|$", text, re.MULTILINE)
     assert len(rows) >= 10
+    figures = read("counterfactual", model)
     for system, cells in rows:
         assert cells.split(" | ") == written(figures, system), system
+
+
+def test_what_is_said_of_the_second_model_is_what_came_out():
+    figures, page = (
+        read("counterfactual", "qwen2_vl-0"),
+        " ".join(PAGE.read_text(encoding="utf-8").split(SECOND)[1].split()),
+    )
+    for system, words in (
+        ("revise", "{} % fewer absent objects at {} points"),
+        ("revise_fitted", "{} % fewer at {} points"),
+    ):
+        fewer = -change(figures, system, "chair_i") / float(figures["greedy", "chair_i"]["value"])
+        recall = f"{-100 * change(figures, system, 'recall'):.1f}".removeprefix("0")
+        assert words.format(f"{100 * fewer:.0f}", recall) in page
+    halves = [change(figures, "patch_evidence", f"{half}_attribute") for half in ("habit_breaking", "habit_true")]
+    assert (
+        "wins {:.1f} points where habit is wrong and loses {:.1f}".format(*(abs(100 * each) for each in halves)) in page
+    )
+    for system in ("greedy", "patch_evidence", "swap@patch_evidence"):
+        value = float(figures[system, "accuracy_vertical"]["value"])
+        assert f"{value:.3f}".removeprefix("0") in page
 
 
 def change(figures, system, measure):
