@@ -86,6 +86,23 @@ def test_the_findings_are_those_of_the_run(figures):
         assert f"{recall:.1f}".removeprefix("0") + " points fewer of the present ones" in page
 
 
+def test_evidence_on_the_other_split_of_the_second_model_is_told_as_it_came_out():
+    figures, page = read("iid", "qwen2_vl-0"), " ".join(PAGE.read_text(encoding="utf-8").split(SECOND)[1].split())
+    changes = [
+        f"{change(figures, 'patch_evidence', measure):.3f}".removeprefix("0")
+        for measure in (
+            "habit_balanced",
+            "habit_breaking_attribute",
+            "habit_breaking_relation",
+            "habit_balanced_relation",
+        )
+    ]
+    assert (
+        "gains {} over all levels, beyond every control, with attributes +{} and relations +{}".format(*changes) in page
+    )
+    assert f"+{changes[3]}, are not told from greedy" in page
+
+
 def test_the_other_split_is_told_as_it_came_out():
     figures, page = read("iid"), " ".join(PAGE.read_text(encoding="utf-8").split())
     won = change(figures, "patch_evidence", "habit_breaking_attribute")
