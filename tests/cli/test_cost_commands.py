@@ -149,13 +149,21 @@ def test_cost_fits_80_columns():
     [
         (["--stack", "vdc"], "Did you mean"),
         (["--stack", "vcd", "--image", "nowhere.png"], "--image: The picture 'nowhere.png' cannot be read"),
-        (["--stack", "vcd", "--size", "50"], "Name another --image, or another --size"),
         (["--stack", "vcd", "--executor", "fast"], "'fast' is not one of"),
         (["--stack", "rank"], "needs a scorer"),
     ],
 )
 def test_cost_refuses_with_a_message(monkeypatch, capsys, arguments, words):
     assert words in run_refused(monkeypatch, capsys, "bench", "cost", *arguments)
+
+
+def test_cost_refuses_a_size_that_the_model_cannot_take(monkeypatch, capsys, tmp_path):
+    model, processor = testbed.load()
+    processor.image_processor.do_resize = False
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    refused = run_refused(monkeypatch, capsys, "bench", "cost", "--stack", "vcd", "--size", "50", "--model", tmp_path)
+    assert "Name another --image, or another --size" in refused
 
 
 def test_cost_refuses_a_stack_called_plain(monkeypatch, capsys, tmp_path):

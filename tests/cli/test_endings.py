@@ -137,8 +137,9 @@ def test_files_that_are_no_whole_picture_are_refused_before_a_model_is_loaded(mo
 
 
 def test_a_picture_of_a_size_that_the_model_cannot_take(monkeypatch, capsys, tmp_path, picture):
+    model = saved(tmp_path / "strict", lambda _, processor: setattr(processor.image_processor, "do_resize", False))
     Image.new("RGB", (500, 400)).save(tmp_path / "large.png")
-    said = ask(monkeypatch, capsys, picture, "--image", tmp_path / "large.png")
+    said = ask(monkeypatch, capsys, picture, "--image", tmp_path / "large.png", "--model", model)
     assert "InputError: Plain generate cannot answer this" in said
     assert "Try another picture" in said
 

@@ -186,6 +186,7 @@ def test_twins_are_resampled_together() -> None:
 @pytest.mark.usefixtures("at_home")
 def test_a_model_that_cannot_take_the_pictures_is_refused_before_any_answer(tmp_path: Path) -> None:
     model, processor = testbed.load()
+    processor.image_processor.do_resize = False
     plan = RunPlan({"collage": SuiteChoice(Collage(count=2, captions=0), "ours")}, systems.build_systems({}), batch=8)
     with pytest.raises(InputError, match=r"collage: the model cannot take.*224\*224.*Name another model"):
         runner.run(plan, model, processor, tmp_path, model_id="testbed", progress=False)
