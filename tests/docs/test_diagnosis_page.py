@@ -25,3 +25,14 @@ def test_sound_cases_are_counted():
     share, cases = shares["none"]
     assert f"{round(share * cases)} of {cases} sound cases were called sound" in text
     assert shares["none bfloat16"] == shares["none int8"] == [1.0, 4]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/diagnosis.md"])
+def test_the_second_model_is_told_as_it_came_out(page):
+    shares = json.loads((ROOT / "benchmarks/results/plants_qwen2_vl.json").read_text(encoding="utf-8"))["shares"]
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    stage, component = (f"{shares[name][0]:.3f}".removeprefix("0") for name in ("class", "location"))
+    share, cases = shares["none"]
+    assert stage in text
+    assert component in text
+    assert f"accused {cases - round(share * cases)} of {cases} sound cases" in text
