@@ -115,8 +115,7 @@ class Result:
         return "names less" if self.differences["caption_recall"].value < -RECALL_LOSS else ""
 
     def _find_worse(self, figures: Iterable[str]) -> list[str]:
-        known = [name for name in figures if name in self.differences]
-        return [name for name in known if DEMO_FIGURES[name].verdict(self.differences[name]) == "worse"]
+        return [name for name in figures if DEMO_FIGURES[name].verdict(self.differences[name]) == "worse"]
 
 
 @dataclass(frozen=True)

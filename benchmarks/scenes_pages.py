@@ -13,6 +13,7 @@ from typing import Any
 
 from measuring import table, write_at_once
 from scenes_stacks import read_refused
+from worlds import WORLDS
 
 from lvlm_guard.bench.reporting import export, results, verdicts
 from lvlm_guard.bench.reporting.answers import read_suite_answers
@@ -192,7 +193,8 @@ def _about(run: Run) -> str:
     unfit = [f"`{kind}` could not be fitted: {reason}" for kind, reason in run.unfit.items()]
     dtype = run.manifest["model"].get("dtype", "float32")
     told = f"{run.questions} questions and {run.captions} captions; {dtype}; {versions}."
-    return "\n\n".join([told, *refused, *unfit])
+    left_out = [f"`{name}` is left out: {reason}." for name, reason in WORLDS[run.world].left_out.items()]
+    return "\n\n".join([told, *refused, *unfit, *left_out])
 
 
 def summary(found: Mapping[str, Mapping[str, Verdict]]) -> str:

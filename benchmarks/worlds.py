@@ -75,7 +75,7 @@ COLLAGE = World(
     collage_labelled.label_scenes,
     collage_labelled.SPLIT,
     collage_demonstrations.build_demonstrations,
-    left_out={"rank": "needs a scorer, and there is none for collages"},
+    left_out={"rank": "it needs a scorer, and there is none for collages"},
 )
 """Collages of pictures with names."""
 

@@ -45,6 +45,8 @@ def test_gain_is_the_mean_over_the_levels_and_fewer_inventions_are_a_gain(result
         ({"caption_recall": -0.03}, ""),
         ({"caption_recall": -0.031}, "names less"),
         ({"caption_spoilt": 0.3}, ""),
+        ({"attribute": 0.05, "attribute_true": -0.006}, "moves habit: attribute_true"),
+        ({"attribute": 0.05, "attribute_true": -0.004}, ""),
     ],
 )
 def test_a_candidate_that_costs_something_is_dropped(result, changes, why):

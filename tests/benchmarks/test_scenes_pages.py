@@ -119,6 +119,7 @@ def test_collages_have_pages_of_their_own(scenes, a_run, tmp_path):
     assert text.startswith("# Every strategy on collages of pictures with names")
     assert "](collage/collage-iid.md)" in text
     assert "](collage.svg)" in text
+    assert "`rank` is left out: it needs a scorer" in scenes.pages.page(run)
     with pytest.raises(InputError, match="holds no run of collage"):
         scenes.tabulate(tmp_path, tmp_path / "out", world=scenes.WORLDS["collage"])
 
