@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from measuring import table, write_at_once
-from scenes_stacks import read_refused
+from scenes_stacks import LEFT_OUT, read_refused
 from worlds import WORLDS
 
 from lvlm_guard.bench.reporting import export, results, verdicts
@@ -193,7 +193,8 @@ def _about(run: Run) -> str:
     unfit = [f"`{kind}` could not be fitted: {reason}" for kind, reason in run.unfit.items()]
     dtype = run.manifest["model"].get("dtype", "float32")
     told = f"{run.questions} questions and {run.captions} captions; {dtype}; {versions}."
-    left_out = [f"`{name}` is left out: {reason}." for name, reason in WORLDS[run.world].left_out.items()]
+    reasons = {**LEFT_OUT, **WORLDS[run.world].left_out}
+    left_out = [f"`{name}` is left out: {reason}." for name, reason in reasons.items()]
     return "\n\n".join([told, *refused, *unfit, *left_out])
 
 

@@ -33,6 +33,15 @@ FITTED: Mapping[str, Sequence[str]] = {
 }
 """Stacks beyond single strategies at published settings. Here `revise` has fitted thresholds."""
 
+PARAMETERS: Mapping[str, Mapping[str, Any]] = {"gated": {"strategies": [{"name": "vdd", "params": {}}]}}
+"""What strategies are given that work on nothing without: `gated` gates `vdd`."""
+
+LEFT_OUT: Mapping[str, str] = {
+    "evidence": "it says what a source of evidence says, and there is none",
+    "doubt": "it scores answers and changes none",
+}
+"""Why strategies are compared in no world, by name."""
+
 REFUSED = "refused.json"
 """In the folder of artefacts: why a strategy could not be fitted."""
 
@@ -59,7 +68,7 @@ def stacks(
         InputError: A name of `only` that no stack has.
     """
     offers = [offer.name for offer in catalogue() if offer.distribution == DISTRIBUTION]
-    passed_over = {*systems.CONTROLS, *world.left_out}
+    passed_over = {*systems.CONTROLS, *LEFT_OUT, *world.left_out}
     parts = {name: (name,) for name in offers if name not in passed_over} | dict(FITTED)
     for name in only:
         if name not in parts:
@@ -67,7 +76,8 @@ def stacks(
     chosen = {name: strategies for name, strategies in parts.items() if not only or name in only}
     kinds = {kind for name in chosen for kind in _used(name, chosen[name])}
     fitted, refused = fit_all(model, processor, folder, kinds, world)
-    parameters = {**{kind: {"artefact": str(path)} for kind, path in fitted.items()}, **world.parameters}
+    artefacts = {kind: {"artefact": str(path)} for kind, path in fitted.items()}
+    parameters = {**PARAMETERS, **artefacts, **world.parameters}
     return {
         name: Stack.of([_entry(strategy, name, parameters) for strategy in strategies])
         for name, strategies in chosen.items()

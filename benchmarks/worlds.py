@@ -51,10 +51,10 @@ class World:
 SCENES = World(
     "scenes",
     Scenes,
-    # Together more than 1,000 questions that habit answers at every level; half of the captions keep habits.
+    # Of scenes that break habits, more than 1,000 questions that habit answers at every level; half of the captions keep habits.
     {
-        "counterfactual": {"design": "balanced", "seed": 41, "captions": 200, "count": 480},
-        "iid": {"design": "balanced", "seed": 41, "captions": 200, "count": 450},
+        "counterfactual": {"design": "balanced", "seed": 41, "captions": 300, "count": 780},
+        "iid": {"design": "balanced", "seed": 41, "captions": 300, "count": 450},
     },
     32,
     labelled.label_scenes,
