@@ -6,9 +6,10 @@ import pytest
 
 from lvlm_guard import testbed
 from lvlm_guard.diagnosis import load_known_items
-from lvlm_guard.diagnosis.model.items import deal
+from lvlm_guard.diagnosis.model.items import BATTERY, deal
 from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
-from lvlm_guard.diagnosis.model.profile import build_profile, choose_answer_tokens
+from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.profile import build_profile, choose_answer_tokens, describe_items
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.strategy.artefacts import describe_model
 from lvlm_guard.testbed.suite import Scenes
@@ -34,8 +35,10 @@ def profile(sound):
     """A profile of the default size."""
     model, processor = sound
     items = load_known_items(Scenes(split="calibration", count=120), BATTERIES * 24)
-    batteries, structure = deal(items), inspect_structure(model)
+    mix = Mix.of(items, BATTERY)
+    batteries, structure = deal(items, mix=mix), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
-    measured = [measure(model, processor, structure, battery, tokens) for battery in batteries]
-    swaps = [measure_swap(model, processor, structure, battery) for battery in batteries[:3]]
-    return build_profile(measured, swaps, tokens, {"model": "testbed", "failures": [], **describe_model(model)})
+    measured = [measure(model, processor, structure, battery, tokens, mix) for battery in batteries]
+    swaps = [measure_swap(model, processor, structure, battery, mix) for battery in batteries[:3]]
+    facts = {"model": "testbed", "failures": [], **describe_model(model), **describe_items(items, batteries, mix)}
+    return build_profile(measured, swaps, tokens, facts)

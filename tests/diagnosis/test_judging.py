@@ -11,12 +11,12 @@ from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
 from lvlm_guard.diagnosis.model.knockout import KnockoutGain
 from lvlm_guard.diagnosis.verdict import ProfileFacts
 
-HEAD, MLP = Component("head", 2, 1), Component("mlp", 0)
+HEAD, MLP, MASS = Component("head", 2, 1), Component("mlp", 0), Component("image_mass", 0)
 SOUND = SimpleNamespace(log_probability=(-0.2, 0.02), swap=(0.2, 0.02), facts=ProfileFacts("0" * 64, 624, 26))
 
 
-def decide(scores, log_probability=-0.5, swap=0.05, gain=0.0):
-    observed = Observed([], scores, log_probability, SOUND, 48, [])
+def decide(scores, log_probability=-0.5, swap=0.05, gain=0.0, attended=1.0):
+    observed = Observed([], scores, {MASS: attended}, log_probability, SOUND, 48, [])
     looks = FurtherLooks(lambda components: [KnockoutGain(components[0], gain, "zero")], lambda: swap)
     return judge(observed, looks).culprit
 
@@ -43,9 +43,20 @@ def test_a_small_loss_still_takes_a_gain_that_sound_models_do_not_have():
     assert decide({MLP: 8.0}, log_probability=-0.22, gain=0.025).component == "mlp"
 
 
+@pytest.mark.parametrize(
+    ("attended", "component"), [(0.0, "image_mass"), (0.4, "image_mass"), (0.6, "prior"), (1.3, "prior")]
+)
+def test_attention_is_guilty_of_answers_without_the_picture_where_it_looks_away_from_it(attended, component):
+    assert decide({MASS: 6.0, MLP: 8.0}, attended=attended).component == component
+
+
+def test_attention_that_is_abnormal_is_named_where_the_picture_has_its_say():
+    assert decide({MASS: 6.0, MLP: 8.0}, swap=0.2).component == "image_mass"
+
+
 def test_without_a_profile_a_knock_out_is_a_place_to_look_at_and_no_verdict():
     gains = [KnockoutGain(HEAD, 0.9, "zeroed"), KnockoutGain(MLP, 0.01, "zeroed")]
-    diagnosis = judge(Observed([], {}, -0.5, None, 24, []), FurtherLooks(lambda: gains, lambda: None))
+    diagnosis = judge(Observed([], {}, {}, -0.5, None, 24, []), FurtherLooks(lambda: gains, lambda: None))
     assert diagnosis.culprit.component == "unknown"
     assert (diagnosis.runner_up.component, diagnosis.runner_up.layer, diagnosis.runner_up.head) == ("head", 2, 1)
     assert list(diagnosis.evidence["knock_out"]) == ["head.2.1", "mlp.0"]

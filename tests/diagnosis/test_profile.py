@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,11 +53,8 @@ def test_the_profile_of_a_model_of_other_sizes_is_refused(file):
 def test_a_profile_with_other_shapes_is_refused(sound, known, profile):
     norms = dict(profile.norms)
     norms[Component("head", 0, 0)] = norms[Component("mlp", 0)]
-    vars_of = {
-        name: getattr(profile, name) for name in ("tokens", "swap", "log_probability", "failures", "facts", "manifest")
-    }
     with pytest.raises(StrategyRefused, match="head 0 of layer 0 has another shape"):
-        diagnose_model(*sound, known[:24], profile=Profile(norms, **vars_of))
+        diagnose_model(*sound, known[:24], profile=replace(profile, norms=norms))
 
 
 def test_files_that_are_no_profiles_are_refused(sound, tmp_path, file):

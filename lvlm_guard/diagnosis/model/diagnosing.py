@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ from lvlm_guard.diagnosis.model.structure import Structure, inspect_structure
 from lvlm_guard.diagnosis.verdict import Diagnosis
 from lvlm_guard.errors import InputError, StrategyRefused
 from lvlm_guard.fitting import check_chat_template
+
+LEAST_MASS = 1e-9
+"""Attention that a share can be taken of."""
+FARTHER = 1.25
+"""How much farther components may have to be off, for want of pictures, before a diagnosis says so."""
 
 
 @dataclass(frozen=True)
@@ -83,29 +89,31 @@ def diagnose_model(
     _check_mode(model)
     check_chat_template(processor)
     structure, batteries = inspect_structure(model), _deal(items, profile)
-    tokens = None if profile is None else profile.tokens
+    tokens, mix = (None, None) if profile is None else (profile.tokens, profile.mix)
     odd = find_odd_tokens(model, processor, batteries[0])
     measured: list[BatteryMeasurement] = []
     failures: list[Failure] = []
     excused: list[Component] = []
     for battery in track(batteries):
-        measured.append(measure(model, processor, structure, battery, tokens))
+        measured.append(measure(model, processor, structure, battery, tokens, mix))
         _check_profile(profile, measured[0])
         failures, excused = _excuse(list_failures(structure, measured, odd), profile)
         if failures:
             break  # what is wrong exactly needs no statistics
-    scores = _score(measured, profile)
+    excesses = [0.0 if profile is None else profile.expect_excess(battery) for battery in batteries]
+    scores = _score(measured, profile, excesses)
     looks = FurtherLooks(
         silence=_Silencing(model, processor, structure, choose_items(items), track),
-        swap=lambda: measure_swap(model, processor, structure, batteries[0]),
+        swap=lambda: measure_swap(model, processor, structure, batteries[0], mix),
     )
     observed = Observed(
         failures=failures,
         scores=scores,
+        attended=_compare_attention(measured, profile),
         log_probability=_average([each.log_probability for each in measured]),
         profile=profile,
         items=len(measured) * len(batteries[0]),
-        partial=_list_reasons(structure, measured, profile, excused),
+        partial=[*_list_reasons(structure, measured, profile, excused), *_tell_few_pictures(excesses)],
     )
     return judge(observed, looks)
 
@@ -133,7 +141,10 @@ def _deal(items: Sequence[KnownItem], profile: Profile | None) -> list[list[Know
         raise InputError(
             f"A model is compared with a profile on at least {BATTERY} known items, got {len(items)}. Pass more."
         )
-    return deal(items)
+    if profile is None:
+        return deal(items)
+    profile.mix.check(items, "the profile's items")
+    return deal(items, mix=profile.mix)
 
 
 def _check_mode(model: Any) -> None:
@@ -158,15 +169,47 @@ def _excuse(failures: list[Failure], profile: Profile | None) -> tuple[list[Fail
     return left, [failure.component for failure in failures if failure.component in expected_failures]
 
 
-def _score(measured: Sequence[BatteryMeasurement], profile: Profile | None) -> dict[Component, float]:
-    """Return how many deviations each component is farther from the profile than usual, the mean over batteries."""
+def _score(
+    measured: Sequence[BatteryMeasurement], profile: Profile | None, excesses: Sequence[float]
+) -> dict[Component, float]:
+    """Return how many deviations each component is farther from the profile than is to be expected, the mean over batteries."""
     if profile is None:
         return {}
     shared = [component for component in profile.norms if all(component in each.moments for each in measured)]
     return {
-        component: sum(profile.norms[component].score(each.moments[component]) for each in measured) / len(measured)
+        component: sum(
+            profile.norms[component].score(each.moments[component], excess)
+            for each, excess in zip(measured, excesses, strict=False)
+        )
+        / len(measured)
         for component in sorted(shared, key=lambda component: component.order)
     }
+
+
+def _compare_attention(measured: Sequence[BatteryMeasurement], profile: Profile | None) -> dict[Component, float]:
+    """Return how much each layer attends to the image, as a share of the profile's, the mean over heads and batteries."""
+    if profile is None:
+        return {}
+    layers = [component for component in profile.norms if component.name == "image_mass"]
+    return {
+        component: sum(float(each.moments[component][0].mean()) for each in measured)
+        / len(measured)
+        / max(float(profile.norms[component].centre[0].mean()), LEAST_MASS)
+        for component in layers
+        if all(component in each.moments for each in measured)
+    }
+
+
+def _tell_few_pictures(excesses: Sequence[float]) -> list[str]:
+    """Return a sentence where items are of so few pictures that components may well be farther off than in the profile."""
+    if (farther := math.exp(max(excesses))) < FARTHER:
+        return []
+    return [
+        (
+            f"pictures: the items are about fewer pictures than those of the profile, so components are blamed only where they are "
+            f"{farther:.1f} times as far off as they would have to be. Pass items about more pictures."
+        )
+    ]
 
 
 def _average(values: Sequence[float | None]) -> float | None:

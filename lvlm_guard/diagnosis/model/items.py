@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from lvlm_guard import anatomy
+from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.suite import Suite
+from lvlm_guard.diagnosis.model.mix import Mix
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.fitting import Demonstration, check_chat_template, encode_prompts
 from lvlm_guard.request import conversation
@@ -30,7 +33,7 @@ class KnownItem:
         picture: A PIL image, or the path of one.
         prompt: The question, as the user would put it.
         answer: The true answer, as the model would put it.
-        kind: A name for questions of the same kind; every battery holds the same share of each.
+        kind: A name for questions of the same kind; every battery is weighed to hold the same share of each.
         is_caption: Whether the answer is a sentence or more; heads are knocked out on these.
     """
 
@@ -42,7 +45,7 @@ class KnownItem:
 
 
 def load_known_items(suite: Suite, count: int | None = None, data: Path | None = None) -> list[KnownItem]:
-    """Return items of a suite whose truth is a text, those with a picture alone, kinds in turn.
+    """Return items of a suite whose truth is a text, those with a picture alone, kinds in turn, of as many pictures as there are.
 
     Args:
         suite: The suite.
@@ -59,8 +62,7 @@ def load_known_items(suite: Suite, count: int | None = None, data: Path | None =
             "Name another suite, or draw more: count=N."
         )
     random.Random(0).shuffle(usable)  # noqa: S311 - questions about one picture must not stand together
-    kinds = [f"{item.level} {item.kind}" for item in usable]
-    chosen = [usable[at] for at in take_turns(kinds)[:count]]
+    chosen = spread_pictures(usable, count)
     return [
         KnownItem(
             suite.picture(data, str(item.image)), item.prompt, str(item.truth), f"{item.level} {item.kind}",
@@ -68,6 +70,25 @@ def load_known_items(suite: Suite, count: int | None = None, data: Path | None =
         )
         for item in chosen
     ]  # fmt: skip
+
+
+def spread_pictures(usable: Sequence[Item], count: int | None) -> list[Item]:
+    """Return so many items, kinds in turn; each is about a picture that as few as possible before it are about."""
+    kinds = [f"{item.level} {item.kind}" for item in usable]
+    turns = take_turns(kinds)[:count]
+    if count is None:
+        return [usable[at] for at in turns]
+    left: dict[str, list[Item]] = {kind: [] for kind in kinds}
+    for kind, item in zip(kinds, usable, strict=True):
+        left[kind].append(item)
+    used: Counter[str] = Counter()
+    chosen = []
+    for at in turns:
+        item = min(left[kinds[at]], key=lambda item: used[str(item.image)])
+        left[kinds[at]].remove(item)
+        used[str(item.image)] += 1
+        chosen.append(item)
+    return chosen
 
 
 def take_turns(kinds: Sequence[str]) -> list[int]:
@@ -81,9 +102,16 @@ def take_turns(kinds: Sequence[str]) -> list[int]:
     return [at for _, at in sorted(shares)]
 
 
-def deal(items: Sequence[KnownItem], size: int = BATTERY) -> list[list[KnownItem]]:
-    """Deal items into whole batteries that hold about the same share of each kind; what is left over is left out."""
-    order = take_turns([item.kind for item in items])
+def deal(items: Sequence[KnownItem], size: int = BATTERY, mix: Mix | None = None) -> list[list[KnownItem]]:
+    """Deal items into whole batteries that ask alike; what is left over is left out.
+
+    Args:
+        items: The items.
+        size: Of a battery.
+        mix: The kinds and answers that every battery holds its share of; those of the items unless told.
+    """
+    mix = mix or Mix.of(items, size)
+    order = take_turns([str(mix.stratum(item)) for item in items])
     count = len(items) // size
     return [[items[at] for at in order[number * size : (number + 1) * size]] for number in range(count)]
 
@@ -96,11 +124,13 @@ class Encoded:
         inputs: Model inputs, `input_ids [rows, length]`, padded on the left.
         predicting: Which positions predict a token of the answer, bool `[rows, length]`.
         pixels: What the processor made of the pictures, as the model input of this name.
+        weights: What each item counts `[rows]`; None is alike.
     """
 
     inputs: Mapping[str, Any]
     predicting: Tensor
     pixels: str = field(default="")
+    weights: Tensor | None = None
 
     @property
     def window(self) -> int:
@@ -113,9 +143,25 @@ class Encoded:
         ids = self.inputs["input_ids"]
         return torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], dim=1)
 
+    def weigh_positions(self, last: int, device: torch.device) -> Tensor:
+        """Return what each of the last positions counts, fp32 `[rows, last]`: those of an item sum up to its weight."""
+        predicting = self.predicting.float()
+        counts = predicting / predicting.sum(1, keepdim=True)
+        weighed = counts if self.weights is None else counts * self.weights[:, None].to(counts)
+        return weighed[:, -last:].to(device)
 
-def encode(model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: bool = False) -> Encoded:
-    """Encode prompts with their true answers; `swapped` gives each item the next picture that is another one.
+
+def encode(
+    model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: bool = False, mix: Mix | None = None
+) -> Encoded:
+    """Encode prompts with their true answers.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        items: The items.
+        swapped: Whether each item gets the next picture that is another one.
+        mix: What items are weighed to ask as; None weighs all alike.
 
     Raises:
         InputError: There is one picture alone, and it is to be swapped; a picture is missing or cannot be read, an answer is empty,
@@ -134,7 +180,8 @@ def encode(model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: b
     if "attention_mask" not in batch:
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     pixels = next((name for name, value in batch.items() if anatomy.is_pixels(name, value)), "")
-    return Encoded(dict(batch), _find_predicting(batch, prompts, items), pixels)
+    weights = None if mix is None else torch.tensor(mix.weigh(items))
+    return Encoded(dict(batch), _find_predicting(batch, prompts, items), pixels, weights)
 
 
 def exchange_pictures(pictures: Sequence[Any]) -> list[Any]:
@@ -155,9 +202,20 @@ def exchange_pictures(pictures: Sequence[Any]) -> list[Any]:
     return exchanged
 
 
+def count_pictures(items: Sequence[KnownItem]) -> int:
+    """Return how many different pictures items are about."""
+    return len({_identify(item.picture) for item in items})
+
+
+def count_effective(items: Sequence[KnownItem]) -> float:
+    """Return how many pictures with one item each would vary as much on average as those of these items."""
+    counts = Counter(_identify(item.picture) for item in items)
+    return len(items) ** 2 / sum(count**2 for count in counts.values())
+
+
 def have_one_picture(items: Sequence[KnownItem]) -> bool:
     """Return whether all items are about the same picture."""
-    return len({_identify(item.picture) for item in items}) == 1
+    return count_pictures(items) == 1
 
 
 def _identify(picture: Any) -> str:

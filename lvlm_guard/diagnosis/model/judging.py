@@ -16,7 +16,7 @@ from lvlm_guard.diagnosis.verdict import Culprit, Diagnosis
 K = 3.0
 """Standard deviations of sound batteries, beyond their mean, from which on a component is abnormal."""
 FAR_BELOW = 0.5
-"""Share of the profile's divergence under another item's picture, below which the picture has hardly a say."""
+"""Share of the profile's divergence under another item's picture, below which the picture has hardly a say; and of its attention to it."""
 GIVEN_BACK = 0.5
 """Share of the lost log-probability that silencing a component gives back where it is to blame, rather than a prior."""
 DIGITS = 6
@@ -30,6 +30,7 @@ class Observed:
     Args:
         failures: Exact checks that failed, in causal order.
         scores: By component, in causal order, how many deviations it is farther from the profile than usual.
+        attended: By layer's `image_mass`, how much is attended to the image, as a share of what the sound model attends to it.
         log_probability: Of true answers, the mean; None where not measured.
         profile: The profile, or None.
         items: Known items measured.
@@ -38,6 +39,7 @@ class Observed:
 
     failures: Sequence[Failure]
     scores: Mapping[Component, float]
+    attended: Mapping[Component, float]
     log_probability: float | None
     profile: Profile | None
     items: int
@@ -47,6 +49,10 @@ class Observed:
     def abnormal(self) -> list[Component]:
         """Components beyond `K`, the earliest first."""
         return [component for component, score in self.scores.items() if score > K]
+
+    def looks_away(self, component: Component) -> bool:
+        """Whether a component is attention to the image, and so little of it that the picture has no say for that reason alone."""
+        return self.attended.get(component, 1.0) < FAR_BELOW
 
     @property
     def loss(self) -> float:
@@ -113,7 +119,7 @@ def _judge_by_profile(observed: Observed, profile: Profile, looks: FurtherLooks)
     """Blame the earliest abnormal component; a prior where answers ignore the picture and no component is guilty."""
     abnormal = observed.abnormal
     culprits = [component.blame(_round(observed.scores[component]), K) for component in abnormal]
-    if culprits and culprits[0].stage != "decoder":
+    if abnormal and (culprits[0].stage not in ("attention", "decoder") or observed.looks_away(abnormal[0])):
         return _Case(culprits)
     if not culprits and not observed.is_worse:
         top = max(observed.scores.values(), default=None)
@@ -121,7 +127,7 @@ def _judge_by_profile(observed: Observed, profile: Profile, looks: FurtherLooks)
     swap = looks.swap()
     if swap is None or profile.swap is None or swap >= FAR_BELOW * profile.swap[0]:
         return _Case(culprits or [Culprit("unknown", "unknown", threshold=K)], swap=swap)
-    gains = looks.silence(abnormal[:1]) if abnormal else []
+    gains = looks.silence(abnormal[:1]) if abnormal and culprits[0].stage == "decoder" else []
     if gains and gains[0].nats > max(GAIN, GIVEN_BACK * observed.loss):
         return _Case(culprits, gains, swap)
     prior = Culprit("prior", "prior", score=_round(swap), threshold=_round(FAR_BELOW * profile.swap[0]))
@@ -137,6 +143,7 @@ def _list_evidence(observed: Observed, case: _Case) -> dict[str, Any]:
         "k": K,
         "failed_checks": {failure.component.key: _finite(failure.size) for failure in observed.failures},
         "scores": {component.key: _round(score) for component, score in observed.scores.items()},
+        "attended": {component.key: _round(share) for component, share in observed.attended.items()},
         "swap_divergence": None if case.swap is None else _round(case.swap),
         "sound_swap_divergence": None if pictures is None else _round(pictures[0]),
         "log_probability": None if observed.log_probability is None else _round(observed.log_probability),

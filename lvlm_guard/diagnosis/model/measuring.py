@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import Encoded, KnownItem, encode, have_one_picture
+from lvlm_guard.diagnosis.model.mix import Mix
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.reading import answer, compare_logits, find_lens, read_answers
 from lvlm_guard.diagnosis.model.recording import Recording, record
@@ -57,6 +58,7 @@ def measure(
     structure: Structure,
     items: Sequence[KnownItem],
     tokens: Tensor | None = None,
+    mix: Mix | None = None,
 ) -> BatteryMeasurement:
     """Measure one battery.
 
@@ -66,8 +68,9 @@ def measure(
         structure: What of it can be measured.
         items: The battery.
         tokens: Which tokens' log-probabilities are compared, int64; None leaves the output out.
+        mix: What items are weighed to ask as; None weighs all alike.
     """
-    encoded = encode(model, processor, items)
+    encoded = encode(model, processor, items, mix=mix)
     recording = record(model, structure, encoded)
     moments = {component: sums.stack() for component, sums in recording.moments.items()}
     differing, reasons = _compare_pixels(recording, encoded)
@@ -96,17 +99,21 @@ def measure(
 
 
 @torch.no_grad()
-def measure_swap(model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem]) -> float | None:
+def measure_swap(
+    model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem], mix: Mix | None = None
+) -> float | None:
     """Return how far answers move when each item gets another one's picture, in nats, the mean; None where that cannot be said."""
     if have_one_picture(items):
         return None
-    encoded = encode(model, processor, items)
+    encoded = encode(model, processor, items, mix=mix)
     recording = record(model, structure, encoded)
     lens, _ = find_lens(model, _last(recording), _logits(recording))
     if lens is None:
         return None
     answers = read_answers(lens, _last(recording), encoded)
-    return answers.distance(answer(model, lens, structure.depth, encode(model, processor, items, swapped=True)))
+    return answers.distance(
+        answer(model, lens, structure.depth, encode(model, processor, items, swapped=True, mix=mix))
+    )
 
 
 def _join_leaks(recording: Recording, reasons: list[str]) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 import lvlm_guard
 from lvlm_guard.diagnosis.model.checks import find_odd_tokens, list_failures
 from lvlm_guard.diagnosis.model.components import Component
-from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, deal, encode
+from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, count_effective, count_pictures, deal, encode
 from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, choose_tokens, measure, measure_swap
+from lvlm_guard.diagnosis.model.mix import Mix
 from lvlm_guard.diagnosis.model.scoring import ComponentNorm, find_power, fit_norms
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.diagnosis.verdict import ProfileFacts
@@ -27,6 +29,8 @@ from lvlm_guard.strategy.artefacts import Artefact, describe_model
 KIND = "profile"
 LEAST = 600
 """Known items that a profile needs."""
+LEAST_PICTURES = 2 * BATTERY
+"""Pictures that they are about, at least."""
 SWAPPED = 8
 """Batteries whose pictures are swapped."""
 
@@ -41,6 +45,8 @@ class Profile:
         swap: Mean and standard deviation over batteries of the divergence under another item's picture; None where not measured.
         log_probability: The same of the log-probability of true answers.
         failures: Components whose exact checks the sound model fails, by key.
+        mix: What its items ask; other batteries are weighed to ask alike.
+        pictures: How many pictures there were, and in a battery, on average.
         facts: What a verdict says of it.
         manifest: Further facts: the model, the items.
     """
@@ -50,8 +56,21 @@ class Profile:
     swap: tuple[float, float] | None
     log_probability: tuple[float, float] | None
     failures: tuple[str, ...]
+    mix: Mix
+    pictures: tuple[int, float]
     facts: ProfileFacts
     manifest: Mapping[str, Any]
+
+    def expect_excess(self, items: Sequence[KnownItem]) -> float:
+        """Return by how much log-distances of a battery are expected to be greater than those that the norms were made of.
+
+        Batteries of the profile share its pictures: each of `n` of them in a battery, of `P` in all, is in the others too, so that
+        their means differ by less, `1 / n - 1 / P`, than the mean of `m` new pictures differs from theirs, `1 / m + 1 / P`. It is
+        never below 0: many pictures are no reason to expect less.
+        """
+        total, within = self.pictures
+        expected = 1 / count_effective(items) + 1 / total
+        return max(0.0, math.log(expected / (1 / within - 1 / total)) / 2)
 
     def save(self, path: str | Path) -> None:
         """Write it as an artefact.
@@ -94,25 +113,30 @@ def measure_profile(
         track: Shows progress over batteries.
 
     Raises:
-        InputError: Fewer items.
+        InputError: Fewer items, or of too few pictures.
         ModelRefused: The model shows no decoder layers.
     """
     if len(items) < LEAST:
         raise InputError(f"A profile needs at least {LEAST} known items, got {len(items)}. Pass more.")
-    batteries, structure = deal(items), inspect_structure(model)
+    if (pictures := count_pictures(items)) < LEAST_PICTURES:
+        raise InputError(
+            f"A profile needs known items about at least {LEAST_PICTURES} pictures, these are about {pictures}. Pass items about more."
+        )
+    mix = Mix.of(items, BATTERY)
+    batteries, structure = deal(items, mix=mix), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
     measured: list[BatteryMeasurement] = []
     swaps: list[float | None] = []
     for battery in track(batteries):
-        measured.append(measure(model, processor, structure, battery, tokens))
+        measured.append(measure(model, processor, structure, battery, tokens, mix))
         if len(swaps) < SWAPPED:
-            swaps.append(measure_swap(model, processor, structure, battery))
+            swaps.append(measure_swap(model, processor, structure, battery, mix))
     failures = list_failures(structure, measured, find_odd_tokens(model, processor, batteries[0]))
     manifest = {
         "model": model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__,
         **describe_model(model),
         "split": split,
-        "items_hash": hash_items(items),
+        **describe_items(items, batteries, mix),
         "failures": [failure.component.key for failure in failures],
         "lvlm_guard": lvlm_guard.__version__,
     }
@@ -144,6 +168,12 @@ def build_profile(
         "log_probability": _summarise([each.log_probability for each in measured]),
     }
     return _build(_list_tensors(norms, tokens), {**manifest, **facts})
+
+
+def describe_items(items: Sequence[KnownItem], batteries: Sequence[Sequence[KnownItem]], mix: Mix) -> dict[str, Any]:
+    """Return what a manifest says of the items of a profile: their hash, what they ask, and about how many pictures."""
+    within = sum(map(count_effective, batteries)) / len(batteries)
+    return {"items_hash": hash_items(items), "mix": mix.to_dict(), "pictures": [count_pictures(items), within]}
 
 
 def hash_items(items: Sequence[KnownItem]) -> str:
@@ -181,9 +211,17 @@ def _build(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Profil
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
     facts = ProfileFacts(digest.hexdigest(), int(manifest["items"]), int(manifest["batteries"]))
+    total, within = manifest["pictures"]
     pair = {name: manifest[name] and (manifest[name][0], manifest[name][1]) for name in ("swap", "log_probability")}
     return Profile(
-        norms, tensors["tokens"], failures=tuple(manifest["failures"]), facts=facts, manifest=manifest, **pair
+        norms,
+        tensors["tokens"],
+        failures=tuple(manifest["failures"]),
+        mix=Mix.from_dict(manifest["mix"]),
+        pictures=(int(total), float(within)),
+        facts=facts,
+        manifest=manifest,
+        **pair,
     )
 
 

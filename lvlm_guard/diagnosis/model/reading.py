@@ -28,7 +28,7 @@ class Answers:
     Args:
         logits: fp32 `[positions, vocab]`.
         targets: The true token of each, int64 `[positions]`.
-        weights: What each counts, `[positions]`: those of an item sum up to 1.
+        weights: What each counts, `[positions]`: those of an item sum up to its weight.
     """
 
     logits: Tensor
@@ -66,11 +66,10 @@ def read_answers(lens: Lens, last: Tensor, encoded: Encoded) -> Answers:
     """
     window = last.shape[1]
     predicting = encoded.predicting[:, -window:].to(last.device)
-    counts = predicting.sum(1, keepdim=True).expand_as(predicting)
     with torch.no_grad():
         logits = lens.logits([last[predicting][:, None]], final_norm=True)[0, :, 0].float()
     targets = encoded.targets[:, -window:].to(last.device)[predicting]
-    return Answers(logits, targets, 1.0 / counts[predicting].float())
+    return Answers(logits, targets, encoded.weigh_positions(window, last.device)[predicting])
 
 
 def answer(model: Any, lens: Lens, depth: int, encoded: Encoded, *strategies: Any) -> Answers:

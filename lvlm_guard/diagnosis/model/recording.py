@@ -144,9 +144,9 @@ class ComponentWatch:
         self.recording.moments[component] = moments if before is None else before + moments
 
     def weights(self, positions: int, device: torch.device) -> Tensor:
-        """Return the weights of the last positions `[rows, positions]`: each item counts alike, what predicts nothing does not."""
-        predicting = self.encoded.predicting.float()
-        return (predicting / predicting.sum(1, keepdim=True))[:, -positions:].to(device)
+        """Return the weights of the last positions `[rows, positions]`: each item counts its own, what predicts nothing does not."""
+        weights: Tensor = self.encoded.weigh_positions(positions, device)
+        return weights
 
     def _cut(self, hidden: Tensor) -> Tensor:
         return hidden[:, -self.encoded.window :]

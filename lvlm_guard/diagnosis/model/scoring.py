@@ -37,9 +37,15 @@ class ComponentNorm:
     deviation: float
     power: int = 2
 
-    def score(self, moments: Tensor) -> float:
-        """Return how many deviations a battery is farther than usual; `moments` as in `BatteryMeasurement`."""
-        return (_log(distance(_features(moments), self.centre, self.spread, self.power)) - self.usual) / self.deviation
+    def score(self, moments: Tensor, excess: float = 0.0) -> float:
+        """Return how many deviations a battery is farther than usual.
+
+        Args:
+            moments: As in `BatteryMeasurement`.
+            excess: By how much its log-distance is expected to be greater than those of sound batteries were.
+        """
+        far = _log(distance(_features(moments), self.centre, self.spread, self.power))
+        return (far - excess - self.usual) / self.deviation
 
 
 def fit_norms(batteries: Sequence[Mapping[Component, Tensor]]) -> dict[Component, ComponentNorm]:
