@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PROFILE_ITEMS = 624
 ITEMS = 72
 """Known items of a profile, and of a diagnosis."""
-SCENES = {"profile": "scenes:split=calibration,count=120", "model": "scenes:split=calibration,count=60,seed=1000"}
+SCENES = {"profile": "scenes:split=calibration,count=640", "model": "scenes:split=calibration,count=100,seed=1000"}
 """What the suite `scenes` alone stands for; the items of the two differ."""
 
 Suite = Annotated[

@@ -34,7 +34,7 @@ def known():
 def profile(sound):
     """A profile of the default size."""
     model, processor = sound
-    items = load_known_items(Scenes(split="calibration", count=120), BATTERIES * 24)
+    items = load_known_items(Scenes(split="calibration", count=640), BATTERIES * 24)
     mix = Mix.of(items, BATTERY)
     batteries, structure = deal(items, mix=mix), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
