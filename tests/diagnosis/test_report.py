@@ -26,7 +26,8 @@ from lvlm_guard.diagnosis.report.drawing import (
     pool,
 )
 from lvlm_guard.diagnosis.report.files import opened_folder, prepare_folder
-from lvlm_guard.diagnosis.report.page import render, split_answer, write_number
+from lvlm_guard.diagnosis.report.page import render, split_answer
+from lvlm_guard.diagnosis.report.templating import write_number
 from lvlm_guard.diagnosis.report.writing import write_index, write_report
 
 

@@ -1,14 +1,10 @@
-"""The diagnosis of an answer as one HTML page that needs nothing else: no network, no other file, no script."""
+"""The diagnosis of an answer as one HTML page."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis, WordDiagnosis
 from lvlm_guard.diagnosis.report.drawing import (
@@ -21,14 +17,12 @@ from lvlm_guard.diagnosis.report.drawing import (
     find_colour,
     has_view,
 )
+from lvlm_guard.diagnosis.report.templating import environment, write_number
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
-"""Control characters, marks that turn the direction of writing, and halves of characters."""
 THUMBNAIL = 160
 PIECES = 64
 """Pieces of an index page that are written at once."""
-MOST_DIGITS = 1e-3
-"""Figures nearer to 0 are written with an exponent."""
+
 
 
 @dataclass(frozen=True)
@@ -70,23 +64,6 @@ class WordPanel:
     word: WordDiagnosis
     maps: tuple[PictureMap, ...]
     presence: Curve | None
-
-
-@cache
-def environment() -> Environment:
-    """Return the environment of the templates; answers are text of a model, so everything is escaped."""
-    return Environment(
-        loader=PackageLoader("lvlm_guard.diagnosis.report", "templates"),
-        autoescape=True,
-        finalize=_replace_unseen,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _replace_unseen(value: Any) -> Any:
-    return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
@@ -169,15 +146,3 @@ def _build_panel(diagnosis: AnswerDiagnosis, number: int) -> WordPanel:
             drawn.append(draw_map("lens", base, highest, maps.grid))
     presence = draw_curve(maps.presence(number)) if number in maps.lens else None
     return WordPanel(number, word, tuple(drawn), presence)
-
-
-def write_number(value: Any) -> str:
-    """Return a figure as a table shows it."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        text = f"{value:.3f}" if value == 0 or abs(value) >= MOST_DIGITS else f"{value:.1e}"
-        return text.replace("-", "\u2212")
-    return str(value)

@@ -1,4 +1,4 @@
-"""Write the report of an answer, and the index of several."""
+"""Write the report of an answer, the index of several, and the report of a model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis
-from lvlm_guard.diagnosis.report.files import name_answer, prepare_folder, remove_figures, remove_others, write_figures
+from lvlm_guard.diagnosis.model.words import write_rows
+from lvlm_guard.diagnosis.report.files import (
+    make_folder,
+    name_answer,
+    prepare_folder,
+    remove_figures,
+    remove_others,
+    write_figures,
+)
+from lvlm_guard.diagnosis.report.model_page import render_model
 from lvlm_guard.diagnosis.report.page import render, render_index
+from lvlm_guard.diagnosis.verdict import Diagnosis
 from lvlm_guard.files import write_pieces, write_whole
 
 INDEX = "index"
+MODEL = "diagnosis"
+"""What the page of a model and its JSON are called, without their endings."""
 
 
 def write_report(diagnosis: AnswerDiagnosis, folder: Path, number: int = 0, count: int = 1, request: str = "") -> Path:
@@ -50,6 +62,27 @@ def write_index(diagnoses: Iterable[AnswerDiagnosis], folder: Path, count: int) 
     if count > 1:
         write_pieces(folder / f"{INDEX}.html", _encode(render_index(zip(names, diagnoses, strict=True), count)))
     remove_others(folder, [*names, INDEX] if count > 1 else names)
+
+
+def write_model_report(diagnosis: Diagnosis, folder: Path) -> Path:
+    """Write the page of a model's diagnosis, its components as CSV and all of it as JSON, each whole or not at all; return the page.
+
+    Other files of the folder stay as they are. The JSON is written last: where it is there, the report is whole.
+
+    Args:
+        diagnosis: The diagnosis of a whole model.
+        folder: The folder; made if it is not there.
+
+    Raises:
+        InputError: It is a verdict on words, its evidence holds what JSON does not, or the folder cannot be written.
+    """
+    page, figures = render_model(diagnosis).encode(), diagnosis.to_json().encode()
+    make_folder(folder)
+    remove_figures(folder, MODEL)
+    write_whole(folder / f"{MODEL}.html", page)
+    write_whole(folder / "components.csv", write_rows(diagnosis).encode())
+    write_whole(folder / f"{MODEL}.json", figures)
+    return folder / f"{MODEL}.html"
 
 
 def _encode(pieces: Iterable[str]) -> Iterator[bytes]:

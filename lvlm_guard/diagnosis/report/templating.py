@@ -1,0 +1,43 @@
+"""What pages are made with: templates that escape, and figures as tables show them. Pages need no network, no other file, no script."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
+"""Control characters, marks that turn the direction of writing, and halves of characters."""
+MOST_DIGITS = 1e-3
+"""Figures nearer to 0 are written with an exponent."""
+
+
+@cache
+def environment() -> Environment:
+    """Return the environment of the templates; answers and names are text of others, so everything is escaped."""
+    return Environment(
+        loader=PackageLoader("lvlm_guard.diagnosis.report", "templates"),
+        autoescape=True,
+        finalize=_replace_unseen,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _replace_unseen(value: Any) -> Any:
+    return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def write_number(value: Any) -> str:
+    """Return a figure as a table shows it."""
+    if value is None:
+        return "\u2013"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        text = f"{value:.3f}" if value == 0 or abs(value) >= MOST_DIGITS else f"{value:.1e}"
+        return text.replace("-", "\u2212")
+    return str(value)
