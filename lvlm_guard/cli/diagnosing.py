@@ -67,7 +67,9 @@ def profile(
 @app.command("model")
 def diagnose(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for diagnosis.html, diagnosis.json and components.csv.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for diagnosis.html, diagnosis.json and components.csv.")
+    ],
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Profile of the sound model, by lvlm-guard diagnose profile.")
     ] = None,
@@ -93,9 +95,7 @@ def diagnose(
     sound = None if profile is None else Profile.load(profile, loaded)
     typer.echo(f"Cost: {estimate_cost(loaded, known_items, sound)}.", err=True)
     track = functools.partial(tqdm, desc="diagnose")
-    diagnosis = diagnose_model(
-        loaded, processor, known_items, profile=sound, model_id=model, split=suite, track=track
-    )
+    diagnosis = diagnose_model(loaded, processor, known_items, profile=sound, model_id=model, split=suite, track=track)
     page = write_model_report(diagnosis, out)
     typer.echo(describe(diagnosis))
     typer.echo(f"{page}")

@@ -60,9 +60,7 @@ class Check:
     @property
     def failures(self) -> list[Failure]:
         """Where it failed."""
-        return [
-            Failure(component, size, self.allowed) for component, size in self.sizes.items() if size > self.allowed
-        ]
+        return [Failure(component, size, self.allowed) for component, size in self.sizes.items() if size > self.allowed]
 
 
 CHECKS = ("pixels", "hidden_keys", "image_masks", "text_masks", "sums", "logits", "tokens")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lvlm_guard.diagnosis.model.components import INSIDE, Component
 
-LEFT, RIGHT, TOP, PLOT, BOTTOM = 46.0, 14.0, 30.0, 200.0, 44.0
+LEFT, RIGHT, TOP, PLOT, BOTTOM = 46.0, 14.0, 30.0, 220.0, 44.0
 """Margins of the chart and the height of its plot, in pixels."""
+PAD = 12.0
+"""Room for a mark at either end of the plot."""
 SINGLE, TOWER, DECODER = 58.0, 260.0, 560.0
 """Width of a part without layers, and greatest widths of all layers of the tower and of the decoder."""
-WIDEST, NARROWEST = {"tower": 26.0, "decoder": 46.0}, {"tower": 8.0, "decoder": 14.0}
+WIDEST, NARROWEST = {"tower": 36.0, "decoder": 70.0}, {"tower": 8.0, "decoder": 14.0}
 """Of one layer."""
 LABEL = 20.0
 """Room that the number of a layer needs."""
@@ -103,7 +105,7 @@ class _Scale:
 
     def place(self, value: float) -> float:
         low, high = self._stretch(self.low), self._stretch(self.high)
-        return TOP + PLOT * (high - self._stretch(value)) / (high - low)
+        return TOP + PAD + (PLOT - 2 * PAD) * (high - self._stretch(value)) / (high - low)
 
     def _stretch(self, value: float) -> float:
         return math.copysign(math.log1p(abs(value) / self.unit), value)
@@ -141,25 +143,31 @@ def draw_components(
     failures = failed or {}
     shown = _choose(values, culprit)
     slots = _lay_out({*shown, *failures})
-    places = {(slot.part, slot.layer): slot for slot in slots}
     figures = [values[component] for component in shown]
-    scale = _Scale(min(0.0, *figures, 0.0), max(1.2 * threshold, *figures, 0.0) * 1.05, unit)
-    marks = [
-        Mark(
-            _find_x(component, places), scale.place(values[component]), component.name, label, values[component],
-            values[component] > threshold, component == culprit,
-        )
-        for component, label in shown.items()
-    ]  # fmt: skip
-    marks += [
-        Mark(_find_x(component, places), TOP - 14, "failed", f"exact check of {component}", size, True, component == culprit)
-        for component, size in failures.items()
-    ]  # fmt: skip
-    end = slots[-1].x + slots[-1].width
+    scale = _Scale(min(0.0, *figures), max(1.2 * threshold, *figures), unit)
+    marks = []
+    for component, label in shown.items():
+        x, value = _find_x(component, slots), values[component]
+        is_named = component == culprit
+        marks.append(Mark(x, scale.place(value), component.name, label, value, value > threshold, is_named))
+    marks += [_mark_failure(component, size, slots, culprit) for component, size in failures.items()]
     return ComponentChart(
-        end + RIGHT, TOP + PLOT + BOTTOM, tuple(slots), tuple(marks), tuple(scale.ticks()),
-        (scale.place(threshold), threshold), TOP + PLOT, tuple(_group(slots)),
-    )  # fmt: skip
+        width=slots[-1].x + slots[-1].width + RIGHT,
+        height=TOP + PLOT + BOTTOM,
+        slots=tuple(slots),
+        marks=tuple(marks),
+        ticks=tuple(scale.ticks()),
+        threshold=(scale.place(threshold), threshold),
+        bottom=TOP + PLOT,
+        groups=tuple(_group(slots)),
+    )
+
+
+def _mark_failure(component: Component, size: float | None, slots: Sequence[Slot], culprit: Component | None) -> Mark:
+    label = f"exact check of {component}"
+    return Mark(
+        _find_x(component, slots), TOP - 14, "failed", label, size, is_beyond=True, is_named=component == culprit
+    )
 
 
 def _choose(values: Mapping[Component, float], culprit: Component | None) -> dict[Component, str]:
@@ -208,14 +216,15 @@ def _lay_out_part(part: str, layers: int, x: float) -> Iterator[Slot]:
         yield Slot(part, layer, x + layer * width, width, "" if layer % every else str(layer))
 
 
-def _find_x(component: Component, places: Mapping[tuple[str, int | None], Slot]) -> float:
+def _find_x(component: Component, slots: Sequence[Slot]) -> float:
     """Return the middle of a component; those of one layer stand side by side in causal order."""
-    slot = places[_find_part(component), component.layer]
+    place = (_find_part(component), component.layer)
+    slot = next(slot for slot in slots if (slot.part, slot.layer) == place)
     share = (INSIDE.index(component.name) + 0.5) / len(INSIDE) if component.name in INSIDE else 0.5
     return slot.x + share * slot.width
 
 
-def _group(slots: list[Slot]) -> Iterator[tuple[float, float, str]]:
+def _group(slots: Sequence[Slot]) -> Iterator[tuple[float, float, str]]:
     for part, name in (("tower", "tower layer"), ("decoder", "decoder layer")):
         inside = [slot for slot in slots if slot.part == part and slot.layer is not None]
         if inside:

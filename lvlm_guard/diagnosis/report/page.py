@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis, WordDiagnosis
 from lvlm_guard.diagnosis.report.drawing import (
@@ -22,7 +21,6 @@ from lvlm_guard.diagnosis.report.templating import environment, write_number
 THUMBNAIL = 160
 PIECES = 64
 """Pieces of an index page that are written at once."""
-
 
 
 @dataclass(frozen=True)

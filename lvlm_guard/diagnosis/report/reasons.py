@@ -33,10 +33,10 @@ def list_beyond(diagnosis: Diagnosis) -> list[Component]:
 
 
 def _explain_check(diagnosis: Diagnosis) -> Iterator[str]:
-    count = len(diagnosis.evidence["failed_checks"])
+    later = len(diagnosis.evidence["failed_checks"]) - 1
     yield "It failed an exact check. What fails one is wrong whatever the model is for, so it is named before any statistics."
-    if count > 1:
-        yield f"{count - 1} further {'component' if count == 2 else 'components'} failed one; the earliest is named."
+    if later:
+        yield f"{later} further component{'' if later == 1 else 's'} failed one; the earliest is named."
 
 
 def _explain_without_profile(evidence: Mapping[str, Any]) -> Iterator[str]:
