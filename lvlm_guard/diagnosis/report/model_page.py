@@ -67,6 +67,7 @@ class ComponentRow:
         gain: What true answers gain where it is silenced, in nats; None where it was not.
         way: How it was silenced; empty where it was not.
         has_failed: Whether it failed an exact check.
+        failure: How far off that check found it; None where it passed, or where that has no size.
         is_beyond: Whether its score is beyond the threshold.
         is_named: Whether the verdict names it.
     """
@@ -76,6 +77,7 @@ class ComponentRow:
     gain: float | None
     way: str
     has_failed: bool
+    failure: float | None
     is_beyond: bool
     is_named: bool
 
@@ -109,6 +111,11 @@ class ModelView:
     heads: HeatMap | None
     gains: ComponentChart | None
     gain_heads: HeatMap | None
+
+    @property
+    def failed(self) -> list[ComponentRow]:
+        """Components that failed an exact check, the earliest first."""
+        return [row for row in self.rows if row.has_failed]
 
     @property
     def beyond(self) -> list[ComponentRow]:
@@ -209,6 +216,7 @@ def _build_row(
         None if silenced is None else silenced["gain"],
         "" if silenced is None else silenced["way"],
         component in failures,
+        failures.get(component),
         score is not None and score > k,
         component == culprit,
     )

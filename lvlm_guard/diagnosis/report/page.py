@@ -64,12 +64,13 @@ class WordPanel:
     presence: Curve | None
 
 
-def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
+def render(diagnosis: AnswerDiagnosis, back: str | None = None, model_page: str | None = None) -> str:
     """Return the page of an answer; the same diagnosis gives the same text.
 
     Args:
         diagnosis: The diagnosis.
         back: Name of the index page, where there is one.
+        model_page: Address of the page of the model's diagnosis, where there is one.
     """
     panels = build_panels(diagnosis)
     maps = diagnosis.maps
@@ -80,6 +81,7 @@ def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
         .render(
             diagnosis=diagnosis,
             back=back,
+            model_page=model_page,
             strip=split_answer(diagnosis, {panel.number for panel in panels}),
             panels=panels,
             first=min(panels, key=lambda panel: -panel.word.doubt).number if panels else None,
@@ -92,18 +94,22 @@ def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
     )
 
 
-def render_index(answers: Iterable[tuple[str, AnswerDiagnosis]], count: int) -> Iterator[str]:
+def render_index(
+    answers: Iterable[tuple[str, AnswerDiagnosis]], count: int, model_page: str | None = None
+) -> Iterator[str]:
     """Return the page that leads to the pages of several answers, piece by piece.
 
     Args:
         answers: What the files of each are called, without endings, and the answer; one at a time is held.
         count: How many there are.
+        model_page: Address of the page of the model's diagnosis, where there is one.
     """
     entries = (
         (name, diagnosis, encode_picture(diagnosis.pictures[0], THUMBNAIL), split_answer(diagnosis, set()))
         for name, diagnosis in answers
     )
-    stream = environment().get_template("index.html.jinja").stream(entries=entries, count=count, number=write_number)
+    template = environment().get_template("index.html.jinja")
+    stream = template.stream(entries=entries, count=count, number=write_number, model_page=model_page)
     stream.enable_buffering(PIECES)
     return stream
 

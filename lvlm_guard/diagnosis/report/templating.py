@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
 """Control characters, marks that turn the direction of writing, and halves of characters."""
-MOST_DIGITS = 1e-3
-"""Figures nearer to 0 are written with an exponent."""
+SMALL, LARGE = 1e-3, 1e6
+"""Figures nearer to 0, and from there on, are written with an exponent."""
 
 
 @cache
@@ -38,6 +38,7 @@ def write_number(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        text = f"{value:.3f}" if value == 0 or abs(value) >= MOST_DIGITS else f"{value:.1e}"
+        size = abs(value)
+        text = f"{value:.3f}" if size == 0 or SMALL <= size < LARGE else f"{value:.{1 if size < SMALL else 5}e}"
         return text.replace("-", "\u2212")
     return str(value)
