@@ -1,4 +1,4 @@
-"""The files of a report: a page, its figures as JSON and CSV, and an index where there are several answers."""
+"""The files of a report of answers: a page, its figures as JSON and CSV, and an index where there are several answers."""
 
 from __future__ import annotations
 
