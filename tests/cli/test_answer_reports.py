@@ -201,7 +201,7 @@ def test_pages_lead_to_the_page_of_the_model(pictures, tmp_path, monkeypatch):
     figures.write_text("{}")
     settings, out = {"model_diagnosis": figures}, tmp_path / "out"
     write(pictures[:2], out, monkeypatch, Diagnoser(), settings=settings)
-    assert "checked" not in (out / "index.html").read_text() + (out / "answer-1.html").read_text()
+    assert "../checked" not in (out / "index.html").read_text() + (out / "answer-1.html").read_text()
     figures.with_suffix(".html").write_text("<p>")
     again = Diagnoser()
     write(pictures[:2], out, monkeypatch, again, settings=settings)
