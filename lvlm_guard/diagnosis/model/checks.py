@@ -38,7 +38,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Check:
+class ExactCheck:
     """An exact check that was made.
 
     Args:
@@ -67,7 +67,7 @@ CHECKS = ("pixels", "hidden_keys", "image_masks", "text_masks", "sums", "logits"
 """All exact checks by name, in the order in which the picture comes through what they look at."""
 
 
-def list_checks(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[Check]:
+def list_checks(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[ExactCheck]:
     """Return all checks that could be made, as `CHECKS` has them.
 
     Args:
@@ -77,13 +77,13 @@ def list_checks(structure: Structure, batteries: Sequence[BatteryMeasurement], o
     """
     unequal = dict.fromkeys(structure.unequal, float("inf"))
     checks = (
-        Check("pixels", _find_greatest("pixels", [each.pixels for each in batteries]), 0.0),
-        Check("hidden_keys", _by_layer("attention", [each.leaks for each in batteries]), LEAK),
-        Check("image_masks", _by_layer("image_mass", [each.biases for each in batteries]), 0.0),
-        Check("text_masks", _by_layer("attention", [each.text_biases for each in batteries]), 0.0),
-        Check("sums", _by_layer("residual", [unequal, *(each.sums for each in batteries)]), 1.0),
-        Check("logits", _find_greatest("output", [each.logits for each in batteries]), 1.0),
-        Check("tokens", _find_greatest("decoding", [odd]), 0.0),
+        ExactCheck("pixels", _find_greatest("pixels", [each.pixels for each in batteries]), 0.0),
+        ExactCheck("hidden_keys", _by_layer("attention", [each.leaks for each in batteries]), LEAK),
+        ExactCheck("image_masks", _by_layer("image_mass", [each.biases for each in batteries]), 0.0),
+        ExactCheck("text_masks", _by_layer("attention", [each.text_biases for each in batteries]), 0.0),
+        ExactCheck("sums", _by_layer("residual", [unequal, *(each.sums for each in batteries)]), 1.0),
+        ExactCheck("logits", _find_greatest("output", [each.logits for each in batteries]), 1.0),
+        ExactCheck("tokens", _find_greatest("decoding", [odd]), 0.0),
     )
     return [check for check in checks if check.sizes]
 
@@ -93,7 +93,7 @@ def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement],
     return sort_failures(list_checks(structure, batteries, odd))
 
 
-def sort_failures(checks: Sequence[Check]) -> list[Failure]:
+def sort_failures(checks: Sequence[ExactCheck]) -> list[Failure]:
     """Return where checks failed, in causal order."""
     failures = [failure for check in checks for failure in check.failures]
     return sorted(failures, key=lambda failure: failure.component.order)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lvlm_guard import anatomy
-from lvlm_guard.diagnosis.model.checks import Check, Failure, find_odd_tokens, list_checks, sort_failures
+from lvlm_guard.diagnosis.model.checks import ExactCheck, Failure, find_odd_tokens, list_checks, sort_failures
 from lvlm_guard.diagnosis.model.components import Component, name_together
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, check_items, deal
 from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
@@ -90,7 +90,7 @@ def diagnose_model(
     tokens = None if profile is None else profile.tokens
     odd = find_odd_tokens(model, processor, batteries[0])
     measured: list[BatteryMeasurement] = []
-    checks: list[Check] = []
+    checks: list[ExactCheck] = []
     failures: list[Failure] = []
     excused: list[Component] = []
     for battery in track(batteries):

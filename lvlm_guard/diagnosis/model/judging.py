@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm_guard.diagnosis.model.checks import Check, Failure
+from lvlm_guard.diagnosis.model.checks import ExactCheck, Failure
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.knockout import GAIN, KnockoutGain
 from lvlm_guard.diagnosis.model.profile import Profile
@@ -44,7 +44,7 @@ class Observed:
     profile: Profile | None
     items: int
     partial: Sequence[str]
-    checks: Sequence[Check] = ()
+    checks: Sequence[ExactCheck] = ()
     names: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -152,7 +152,7 @@ def _list_evidence(observed: Observed, case: _Case) -> dict[str, Any]:
     }
 
 
-def _describe_check(check: Check, failed: Collection[Component]) -> dict[str, Any]:
+def _describe_check(check: ExactCheck, failed: Collection[Component]) -> dict[str, Any]:
     """Return how far off what it looked at is at most, where, and what of that counts as a failure."""
     component, size = check.greatest
     return {

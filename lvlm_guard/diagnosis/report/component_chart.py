@@ -24,7 +24,7 @@ STEPS = tuple(factor * 10.0**power for power in range(-3, 6) for factor in (1, 3
 
 
 @dataclass(frozen=True)
-class Mark:
+class ComponentMark:
     """A component in the chart.
 
     Args:
@@ -83,7 +83,7 @@ class ComponentChart:
     width: float
     height: float
     slots: tuple[Slot, ...]
-    marks: tuple[Mark, ...]
+    marks: tuple[ComponentMark, ...]
     ticks: tuple[tuple[float, float], ...]
     threshold: tuple[float, float]
     bottom: float
@@ -141,15 +141,15 @@ def draw_components(
         culprit: What the verdict names.
     """
     failures = failed or {}
-    shown = _choose(values, culprit)
-    slots = _lay_out({*shown, *failures})
-    figures = [values[component] for component in shown]
+    labels = _choose(values, culprit)
+    slots = _lay_out({*labels, *failures})
+    figures = [values[component] for component in labels]
     scale = _Scale(min(0.0, *figures), max(1.2 * threshold, *figures), unit)
     marks = []
-    for component, label in shown.items():
+    for component, label in labels.items():
         x, value = _find_x(component, slots), values[component]
         is_named = component == culprit
-        marks.append(Mark(x, scale.place(value), component.name, label, value, value > threshold, is_named))
+        marks.append(ComponentMark(x, scale.place(value), component.name, label, value, value > threshold, is_named))
     marks += [_mark_failure(component, size, slots, culprit) for component, size in failures.items()]
     return ComponentChart(
         width=slots[-1].x + slots[-1].width + RIGHT,
@@ -163,9 +163,11 @@ def draw_components(
     )
 
 
-def _mark_failure(component: Component, size: float | None, slots: Sequence[Slot], culprit: Component | None) -> Mark:
+def _mark_failure(
+    component: Component, size: float | None, slots: Sequence[Slot], culprit: Component | None
+) -> ComponentMark:
     label = f"exact check of {component}"
-    return Mark(
+    return ComponentMark(
         _find_x(component, slots), TOP - 14, "failed", label, size, is_beyond=True, is_named=component == culprit
     )
 

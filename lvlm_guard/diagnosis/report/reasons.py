@@ -97,20 +97,20 @@ def _explain_prior(diagnosis: Diagnosis) -> Iterator[str]:
 
 def find_loss(diagnosis: Diagnosis) -> float | None:
     """Return how much less likely true answers are than for the sound model, in nats; None where that is not known."""
-    here, sound = (diagnosis.evidence.get(name) for name in ("log_probability", "sound_log_probability"))
-    return None if here is None or sound is None else max(0.0, sound - here)
+    current, sound = (diagnosis.evidence.get(name) for name in ("log_probability", "sound_log_probability"))
+    return None if current is None or sound is None else max(0.0, sound - current)
 
 
 def _say_answers(diagnosis: Diagnosis) -> str:
     evidence = diagnosis.evidence
-    here, sound = (write_number(evidence.get(name)) for name in ("log_probability", "sound_log_probability"))
-    return f"True answers have a log-probability of {here}, and {sound} in the sound model."
+    current, sound = (write_number(evidence.get(name)) for name in ("log_probability", "sound_log_probability"))
+    return f"True answers have a log-probability of {current}, and {sound} in the sound model."
 
 
 def _say_swap(diagnosis: Diagnosis) -> str:
     evidence = diagnosis.evidence
-    here, sound = (write_number(evidence.get(name)) for name in ("swap_divergence", "sound_swap_divergence"))
-    return f"Another item's picture moves answers by {here} nats, those of the sound model by {sound}."
+    current, sound = (write_number(evidence.get(name)) for name in ("swap_divergence", "sound_swap_divergence"))
+    return f"Another item's picture moves answers by {current} nats, those of the sound model by {sound}."
 
 
 def _key(diagnosis: Diagnosis) -> str:
