@@ -78,7 +78,7 @@ class AnswerReports:
         for number in numbers:
             done_before += self._write(number, shared, show)
             gc.collect()  # a page's template leaves a circle behind, which holds the pictures
-        write_index((self._read(number) for number in numbers), self.out, len(self.questions))
+        write_index((self._read(number) for number in numbers), self.out, len(self.questions), self._find_model_page())
         return done_before
 
     def check_texts(self) -> None:
@@ -104,7 +104,7 @@ class AnswerReports:
             show(self._read(number))
             return True
         diagnosis = self._diagnose(number)
-        writing.write_report(diagnosis, self.out, number, count, request)
+        writing.write_report(diagnosis, self.out, number, count, request, self._find_model_page())
         show(diagnosis)
         return False
 
@@ -150,7 +150,14 @@ class AnswerReports:
             "versions": versions(),
             "settings": dict(self.settings),
             "files": [None if path is None else _digest_file(path) for path in self.files],
+            "model_page": self._find_model_page(),
         }
+
+    def _find_model_page(self) -> str | None:
+        """Return the address of the page that stands beside the diagnosis of the model, if one was passed."""
+        from lvlm_guard.diagnosis.report.writing import find_model_page  # noqa: PLC0415 - slow to import
+
+        return find_model_page(self.settings.get("model_diagnosis"), self.out)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from lvlm_guard.cli import diagnosing_answers
 from lvlm_guard.cli.options import Device, Dtype, Model
 from lvlm_guard.cli.program import Program
 from lvlm_guard.errors import InputError
-from lvlm_guard.files import exists, write_whole
+from lvlm_guard.files import exists
 
 if TYPE_CHECKING:
     from lvlm_guard.diagnosis import KnownItem
@@ -67,7 +67,9 @@ def profile(
 @app.command("model")
 def diagnose(
     model: Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for diagnosis.json and components.csv.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for diagnosis.html, diagnosis.json and components.csv.")
+    ],
     profile: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Profile of the sound model, by lvlm-guard diagnose profile.")
     ] = None,
@@ -83,7 +85,8 @@ def diagnose(
 
     from lvlm_guard.diagnosis import Profile, diagnose_model  # noqa: PLC0415 - slow to import
     from lvlm_guard.diagnosis.model.diagnosing import estimate_cost  # noqa: PLC0415 - as above
-    from lvlm_guard.diagnosis.model.words import describe, write_rows  # noqa: PLC0415 - as above
+    from lvlm_guard.diagnosis.model.words import describe  # noqa: PLC0415 - as above
+    from lvlm_guard.diagnosis.report.writing import write_model_report  # noqa: PLC0415 - as above
     from lvlm_guard.testbed.files import check_folder  # noqa: PLC0415 - as above
 
     check_folder(out, "--out")
@@ -92,11 +95,10 @@ def diagnose(
     sound = None if profile is None else Profile.load(profile, loaded)
     typer.echo(f"Cost: {estimate_cost(loaded, known_items, sound)}.", err=True)
     track = functools.partial(tqdm, desc="diagnose")
-    diagnosis = diagnose_model(loaded, processor, known_items, profile=sound, track=track)
-    out.mkdir(exist_ok=True)
-    write_whole(out / "diagnosis.json", diagnosis.to_json().encode())
-    write_whole(out / "components.csv", write_rows(diagnosis).encode())
+    diagnosis = diagnose_model(loaded, processor, known_items, profile=sound, model_id=model, split=suite, track=track)
+    page = write_model_report(diagnosis, out)
     typer.echo(describe(diagnosis))
+    typer.echo(f"{page}")
 
 
 def _load_items(suite: str, scenes: str, count: int, data: Path | None) -> list[KnownItem]:

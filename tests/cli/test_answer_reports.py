@@ -195,6 +195,21 @@ def test_the_index_leads_to_every_answer(pictures, tmp_path, monkeypatch):
     assert index.rstrip().endswith("</html>")
 
 
+def test_pages_lead_to_the_page_of_the_model(pictures, tmp_path, monkeypatch):
+    figures = tmp_path / "checked" / "diagnosis.json"
+    figures.parent.mkdir()
+    figures.write_text("{}")
+    settings, out = {"model_diagnosis": figures}, tmp_path / "out"
+    write(pictures[:2], out, monkeypatch, Diagnoser(), settings=settings)
+    assert "../checked" not in (out / "index.html").read_text() + (out / "answer-1.html").read_text()
+    figures.with_suffix(".html").write_text("<p>")
+    again = Diagnoser()
+    write(pictures[:2], out, monkeypatch, again, settings=settings)
+    assert len(again.prompts) == 2
+    for name in ("index", "answer-1", "answer-2"):
+        assert 'href="../checked/diagnosis.html"' in (out / f"{name}.html").read_text()
+
+
 def test_a_diagnosis_is_read_back_without_its_maps(pictures, tmp_path, monkeypatch):
     write(pictures[:2], tmp_path / "out", monkeypatch, Diagnoser())
     values = json.loads((tmp_path / "out" / "answer-1.json").read_text())

@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from lvlm_guard.cli import app, main
 from lvlm_guard.diagnosis import Diagnosis
+from lvlm_guard.diagnosis.model.checks import CHECKS
 from lvlm_guard.diagnosis.model.words import MEANINGS, describe, write_rows
+from lvlm_guard.diagnosis.report.model_page import render_model
 from lvlm_guard.diagnosis.verdict import Culprit
 
 
@@ -32,6 +34,10 @@ def test_a_model_without_a_profile(tmp_path):
     rows = list(csv.DictReader((out / "components.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["component"] for row in rows if row["gain"]].count("head") == 16
     assert describe(diagnosis) in result.output
+    assert result.stdout.splitlines()[-1] == str(out / "diagnosis.html")
+    assert (out / "diagnosis.html").read_text(encoding="utf-8") == render_model(diagnosis)
+    assert (diagnosis.evidence["model"], diagnosis.evidence["split"]) == ("testbed", "scenes")
+    assert set(diagnosis.evidence["checks"]) == set(CHECKS)
     assert "Not judged: profile" in result.output
     assert "Cost: " in result.output
 

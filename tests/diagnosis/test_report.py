@@ -26,7 +26,8 @@ from lvlm_guard.diagnosis.report.drawing import (
     pool,
 )
 from lvlm_guard.diagnosis.report.files import opened_folder, prepare_folder
-from lvlm_guard.diagnosis.report.page import render, split_answer, write_number
+from lvlm_guard.diagnosis.report.page import render, split_answer
+from lvlm_guard.diagnosis.report.templating import write_number
 from lvlm_guard.diagnosis.report.writing import write_index, write_report
 
 
@@ -200,6 +201,7 @@ def test_heads_of_different_numbers_are_drawn():
         (-0.25, "\u22120.250"),
         (1e-5, "1.0e\u221205"),
         (0.0, "0.000"),
+        (2097150.0, "2.09715e+06"),
         (3, "3"),
     ],
 )

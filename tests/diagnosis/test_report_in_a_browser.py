@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from diagnosed_answers import make_diagnosis, make_word
+from page_checks import FOCUSED, PALE, STICKS_OUT, WIDE, WIDTHS, open_page, press
 from PIL import Image
 
 from lvlm_guard.diagnosis import Cause
@@ -18,43 +16,7 @@ pytestmark = [
     pytest.mark.chromium,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
 ]
-PICTURES = os.environ.get("PAGE_PICTURES")
-"""A folder for pictures of the pages, to be looked at."""
 MANY = 200
-WIDTHS = (400, 1280)
-WIDE = "document.documentElement.scrollWidth"
-"""Not beside `window.innerWidth`: on a phone that grows with what sticks out."""
-STICKS_OUT = """(width) => [...document.querySelectorAll('main *')].filter((node) => {
-    const box = node.getBoundingClientRect();
-    return box.width && box.right > width + 1 && !node.closest('.wide') && !node.closest('.hidden-text');
-}).map((node) => node.outerHTML.slice(0, 80))"""
-PALE = """(() => {
-    const read = (colour) => colour.match(/[\\d.]+/g).map(Number);
-    const light = (levels) => { const [r, g, b] = levels.map((value) => value / 255).map(
-        (value) => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-    const ground = (node) => {
-        if (!node) return [255, 255, 255];
-        const [r, g, b, alpha = 1] = read(getComputedStyle(node).backgroundColor);
-        if (alpha === 1) return [r, g, b];
-        const below = ground(node.parentElement);
-        return [r, g, b].map((value, at) => alpha * value + (1 - alpha) * below[at]); };
-    const names = 'h1, h2, h3, h4, p, li, dt, dd, th, td, label, span, b, a, summary, figcaption';
-    return [...document.querySelectorAll(names)]
-        .filter((node) => node.offsetParent && !node.closest('.hidden-text') && node.textContent.trim())
-        .map((node) => { const [a, b] = [light(read(getComputedStyle(node).color).slice(0, 3)), light(ground(node))];
-            return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.outerHTML.slice(0, 80)]; })
-        .filter(([ratio]) => ratio < 4.5);
-})()"""
-FOCUSED = """(() => {
-    const node = document.activeElement;
-    if (!node || node === document.body) return null;
-    const shown = node.matches('input') ? document.querySelector(`label[for=${node.id}]`) : node;
-    const style = getComputedStyle(shown);
-    return [node.id || node.getAttribute('aria-label') || node.textContent.trim(),
-            style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1,
-            shown.getBoundingClientRect().top + window.scrollY];
-})()"""
 PANEL = "[...document.querySelectorAll('.panel')].filter((node) => node.offsetParent).map((node) => node.id)"
 
 
@@ -90,18 +52,6 @@ def make_one(number):
     picture = Image.fromarray(levels).resize((900, 640) if number % 3 == 0 else (60, 40))
     maps = type(maps)(**{**vars(maps), **shared})
     return make_diagnosis(answer=text, words=words, maps=maps, pictures=(picture,), prompt=f"what is {number} ?")
-
-
-def open_page(browser, path, width, scheme="light"):
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    browser.open(path.as_uri(), width=width)
-    if PICTURES:
-        browser.take_picture(Path(PICTURES) / f"{path.stem}-{scheme}-{width}.png")
-
-
-def press(browser, key, code):
-    for kind in ("rawKeyDown", "keyUp"):
-        browser.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -37,45 +37,78 @@ class Failure:
     allowed: float
 
 
-def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[Failure]:
-    """Return all checks that failed, in causal order.
+@dataclass(frozen=True)
+class ExactCheck:
+    """An exact check that was made.
+
+    Args:
+        name: Its name in files, a key of `CHECKS`.
+        sizes: How far each component is off that it looked at, in the units of `allowed`.
+        allowed: What would be right.
+    """
+
+    name: str
+    sizes: Mapping[Component, float]
+    allowed: float
+
+    @property
+    def greatest(self) -> tuple[Component, float]:
+        """The component that is off the farthest, and how far; of several the earliest."""
+        ordered = sorted(self.sizes.items(), key=lambda pair: pair[0].order)
+        return max(ordered, key=lambda pair: pair[1])
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Where it failed."""
+        return [Failure(component, size, self.allowed) for component, size in self.sizes.items() if size > self.allowed]
+
+
+CHECKS = ("pixels", "hidden_keys", "image_masks", "text_masks", "sums", "logits", "tokens")
+"""All exact checks by name, in the order in which the picture comes through what they look at."""
+
+
+def list_checks(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[ExactCheck]:
+    """Return all checks that could be made, as `CHECKS` has them.
 
     Args:
         structure: What of the model can be measured.
         batteries: What was measured.
-        odd: Share of tokens that the model's own settings choose and that are not the likeliest; None where that is as it should be.
+        odd: Share of tokens that the model's own settings choose and that are not the likeliest; None where that is not known.
     """
-    failures = [
-        Failure(Component("pixels"), size, 0.0) for size in _greatest(each.pixels for each in batteries) if size
-    ]
-    failures += [
-        Failure(Component("attention", layer), size, LEAK)
-        for layer, size in _by_layer([each.leaks for each in batteries]).items()
-        if size > LEAK
-    ]
-    failures += _list_biases("image_mass", [each.biases for each in batteries])
-    failures += _list_biases("attention", [each.text_biases for each in batteries])
-    sums = {**dict.fromkeys(structure.unequal, float("inf")), **_by_layer([each.sums for each in batteries])}
-    failures += [Failure(Component("residual", layer), size, 1.0) for layer, size in sums.items() if size > 1.0]
-    sizes = _greatest(each.logits for each in batteries)
-    failures += [Failure(Component("output"), size, 1.0) for size in sizes if size > 1.0]
-    failures += [Failure(Component("decoding"), odd, 0.0)] if odd else []
+    unequal = dict.fromkeys(structure.unequal, float("inf"))
+    checks = (
+        ExactCheck("pixels", _find_greatest("pixels", [each.pixels for each in batteries]), 0.0),
+        ExactCheck("hidden_keys", _by_layer("attention", [each.leaks for each in batteries]), LEAK),
+        ExactCheck("image_masks", _by_layer("image_mass", [each.biases for each in batteries]), 0.0),
+        ExactCheck("text_masks", _by_layer("attention", [each.text_biases for each in batteries]), 0.0),
+        ExactCheck("sums", _by_layer("residual", [unequal, *(each.sums for each in batteries)]), 1.0),
+        ExactCheck("logits", _find_greatest("output", [each.logits for each in batteries]), 1.0),
+        ExactCheck("tokens", _find_greatest("decoding", [odd]), 0.0),
+    )
+    return [check for check in checks if check.sizes]
+
+
+def list_failures(structure: Structure, batteries: Sequence[BatteryMeasurement], odd: float | None) -> list[Failure]:
+    """Return all checks that failed, in causal order; arguments as `list_checks` has them."""
+    return sort_failures(list_checks(structure, batteries, odd))
+
+
+def sort_failures(checks: Sequence[ExactCheck]) -> list[Failure]:
+    """Return where checks failed, in causal order."""
+    failures = [failure for check in checks for failure in check.failures]
     return sorted(failures, key=lambda failure: failure.component.order)
 
 
-def _list_biases(name: Name, biases: Sequence[Mapping[int, float]]) -> list[Failure]:
-    """Return where masks add to scores."""
-    return [Failure(Component(name, layer), size, 0.0) for layer, size in _by_layer(biases).items() if size]
-
-
-def _greatest(values: Any) -> list[float]:
-    """Return the greatest of the values that are known, alone in a list; an empty list where none is."""
+def _find_greatest(name: Name, values: Sequence[float | None]) -> dict[Component, float]:
+    """Return the greatest of the values that are known; nothing where none is."""
     values_measured = [value for value in values if value is not None]
-    return [max(values_measured)] if values_measured else []
+    return {Component(name): max(values_measured)} if values_measured else {}
 
 
-def _by_layer(batteries: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    return {layer: max(each.get(layer, 0.0) for each in batteries) for battery in batteries for layer in battery}
+def _by_layer(name: Name, batteries: Sequence[Mapping[int, float]]) -> dict[Component, float]:
+    """Return the greatest value of each layer."""
+    layers = sorted({layer for battery in batteries for layer in battery})
+    return {Component(name, layer): max(each.get(layer, 0.0) for each in batteries) for layer in layers}
 
 
 @torch.no_grad()

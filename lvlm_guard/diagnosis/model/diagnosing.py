@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lvlm_guard import anatomy
-from lvlm_guard.diagnosis.model.checks import Failure, find_odd_tokens, list_failures
+from lvlm_guard.diagnosis.model.checks import ExactCheck, Failure, find_odd_tokens, list_checks, sort_failures
 from lvlm_guard.diagnosis.model.components import Component, name_together
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, check_items, deal
 from lvlm_guard.diagnosis.model.judging import FurtherLooks, Observed, judge
 from lvlm_guard.diagnosis.model.knockout import KnockoutGain, choose_candidates, choose_items, measure_gains
 from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, measure, measure_swap
-from lvlm_guard.diagnosis.model.profile import Profile, list_foreign
+from lvlm_guard.diagnosis.model.profile import Profile, list_foreign, name_model
 from lvlm_guard.diagnosis.model.structure import Structure, inspect_structure
 from lvlm_guard.diagnosis.verdict import Diagnosis
 from lvlm_guard.errors import InputError, StrategyRefused
@@ -63,6 +63,8 @@ def diagnose_model(
     items: Sequence[KnownItem],
     *,
     profile: Profile | None = None,
+    model_id: str = "",
+    split: str = "",
     track: Callable[..., Any] = iter,
 ) -> Diagnosis:
     """Say what is wrong with a model, judged by known items.
@@ -77,6 +79,8 @@ def diagnose_model(
         processor: Its processor.
         items: Known items, with a profile at least a battery of 24.
         profile: Of the sound model: the base of a fine-tune, the full precision of a quantised one.
+        model_id: Name of the model in the evidence.
+        split: Name of the items there.
         track: Shows progress.
 
     Raises:
@@ -92,12 +96,14 @@ def diagnose_model(
     tokens, mix = (None, None) if profile is None else (profile.tokens, profile.mix)
     odd = find_odd_tokens(model, processor, batteries[0])
     measured: list[BatteryMeasurement] = []
+    checks: list[ExactCheck] = []
     failures: list[Failure] = []
     excused: list[Component] = []
     for battery in track(batteries):
         measured.append(measure(model, processor, structure, battery, tokens, mix))
         _check_profile(profile, measured[0])
-        failures, excused = _excuse(list_failures(structure, measured, odd), profile)
+        checks = list_checks(structure, measured, odd)
+        failures, excused = _excuse(sort_failures(checks), profile)
         if failures:
             break  # what is wrong exactly needs no statistics
     excesses = [0.0 if profile is None else profile.expect_excess(battery) for battery in batteries]
@@ -114,6 +120,8 @@ def diagnose_model(
         profile=profile,
         items=len(measured) * len(batteries[0]),
         partial=[*_list_reasons(structure, measured, profile, excused), *_tell_few_pictures(excesses)],
+        checks=checks,
+        names=_name_subjects(model_id or name_model(model), split, profile),
     )
     return judge(observed, looks)
 
@@ -210,6 +218,13 @@ def _tell_few_pictures(excesses: Sequence[float]) -> list[str]:
             f"{farther:.1f} times as far off as they would have to be. Pass items about more pictures."
         )
     ]
+
+
+def _name_subjects(model: str, split: str, profile: Profile | None) -> dict[str, str | None]:
+    """Return what the models and the items are called; None where there is none, or nobody said."""
+    manifest: Mapping[str, Any] = {} if profile is None else profile.manifest
+    names = {"model": model, "split": split}
+    return {**names, **{f"sound_{name}": manifest.get(name) for name in names}}
 
 
 def _average(values: Sequence[float | None]) -> float | None:

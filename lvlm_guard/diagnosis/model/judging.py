@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from lvlm_guard.diagnosis.model.checks import Failure
+from lvlm_guard.diagnosis.model.checks import ExactCheck, Failure
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.knockout import GAIN, KnockoutGain
 from lvlm_guard.diagnosis.model.profile import Profile
@@ -35,6 +35,8 @@ class Observed:
         profile: The profile, or None.
         items: Known items measured.
         partial: What could not be looked at.
+        checks: Exact checks that were made.
+        names: What the models and the items are called, for the evidence.
     """
 
     failures: Sequence[Failure]
@@ -44,6 +46,8 @@ class Observed:
     profile: Profile | None
     items: int
     partial: Sequence[str]
+    checks: Sequence[ExactCheck] = ()
+    names: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def abnormal(self) -> list[Component]:
@@ -138,9 +142,12 @@ def _list_evidence(observed: Observed, case: _Case) -> dict[str, Any]:
     """Return the figures behind a verdict, as plain values."""
     profile, usual = observed.profile, None if observed.profile is None else observed.profile.log_probability
     pictures = None if profile is None else profile.swap
+    failed = {failure.component for failure in observed.failures}
     return {
+        **observed.names,
         "items": observed.items,
         "k": K,
+        "checks": {check.name: _describe_check(check, failed) for check in observed.checks},
         "failed_checks": {failure.component.key: _finite(failure.size) for failure in observed.failures},
         "scores": {component.key: _round(score) for component, score in observed.scores.items()},
         "attended": {component.key: _round(share) for component, share in observed.attended.items()},
@@ -149,6 +156,17 @@ def _list_evidence(observed: Observed, case: _Case) -> dict[str, Any]:
         "log_probability": None if observed.log_probability is None else _round(observed.log_probability),
         "sound_log_probability": None if usual is None else _round(usual[0]),
         "knock_out": {gain.component.key: {"gain": _round(gain.nats), "way": gain.way} for gain in case.gains},
+    }
+
+
+def _describe_check(check: ExactCheck, failed: Collection[Component]) -> dict[str, Any]:
+    """Return how far off what it looked at is at most, where, and what of that counts as a failure."""
+    component, size = check.greatest
+    return {
+        "size": _finite(size),
+        "allowed": check.allowed,
+        "at": component.key,
+        "failed": [failure.component.key for failure in check.failures if failure.component in failed],
     }
 
 

@@ -133,7 +133,7 @@ def measure_profile(
             swaps.append(measure_swap(model, processor, structure, battery, mix))
     failures = list_failures(structure, measured, find_odd_tokens(model, processor, batteries[0]))
     manifest = {
-        "model": model_id or getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "model": model_id or name_model(model),
         **describe_model(model),
         "split": split,
         **describe_items(items, batteries, mix),
@@ -141,6 +141,11 @@ def measure_profile(
         "lvlm_guard": lvlm_guard.__version__,
     }
     return build_profile(measured, swaps, tokens, manifest)
+
+
+def name_model(model: Any) -> str:
+    """Return what a model is called where nobody named it."""
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__
 
 
 def choose_answer_tokens(model: Any, processor: Any, batteries: Sequence[Sequence[KnownItem]]) -> Tensor:

@@ -33,16 +33,17 @@ FIELDS = ("component", "layer", "head", "score", "threshold", "failed_check", "g
 def describe(diagnosis: Diagnosis) -> str:
     """Return a verdict as a few lines of text."""
     culprit = diagnosis.culprit
-    lines = [f"{_name(culprit)}: {MEANINGS.get(culprit.component, culprit.component)}{_figures(culprit)}."]
+    lines = [f"{name_culprit(culprit)}: {MEANINGS.get(culprit.component, culprit.component)}{_figures(culprit)}."]
     if diagnosis.level not in ("none", "unknown"):
         lines.append(f"Level: {diagnosis.level}. Stage: {culprit.stage}.")
     if diagnosis.runner_up is not None:
         label = "Look next at" if diagnosis.profile is None else "Next"
-        lines.append(f"{label}: {_name(diagnosis.runner_up)}{_figures(diagnosis.runner_up)}.")
+        lines.append(f"{label}: {name_culprit(diagnosis.runner_up)}{_figures(diagnosis.runner_up)}.")
     return "\n".join([*lines, *(f"Not judged: {reason}" for reason in diagnosis.partial)])
 
 
-def _name(culprit: Culprit) -> str:
+def name_culprit(culprit: Culprit) -> str:
+    """Return what a verdict names, in words."""
     if culprit.component in ("none", "unknown", "prior"):
         return culprit.component
     return str(Component(culprit.component, culprit.layer, culprit.head))  # type: ignore[arg-type]  # as components are named

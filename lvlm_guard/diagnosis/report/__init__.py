@@ -1,1 +1,1 @@
-"""The report of an answer's diagnosis: one HTML page, JSON and CSV."""
+"""Reports of diagnoses, of answers and of models: one HTML page each, JSON and CSV."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -95,7 +95,17 @@ class PictureMap:
 
 @dataclass(frozen=True)
 class HeatCell:
-    """One head of the heat map."""
+    """One head of the heat map.
+
+    Args:
+        x: Left edge.
+        y: Upper edge.
+        layer: Layer, counted from 0.
+        head: Head, counted from 0.
+        value: Its figure.
+        colour: Of the figure, from the scale.
+        is_beyond: Whether the figure is beyond a threshold.
+    """
 
     x: float
     y: float
@@ -103,6 +113,7 @@ class HeatCell:
     head: int
     value: float
     colour: str
+    is_beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,16 +203,29 @@ def pool(levels: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 def draw_heads(masses: Sequence[Sequence[float]]) -> HeatMap:
     """Return the attention of each head on the image as a heat map, a row for each layer."""
-    heads = max(map(len, masses))
-    size = min(26.0, 640 / heads, 480 / len(masses))
-    high = max(max(layer, default=0.0) for layer in masses)
+    values = {(layer, head): value for layer, row in enumerate(masses) for head, value in enumerate(row)}
+    return draw_cells(values, max(values.values(), default=0.0))
+
+
+def draw_cells(values: Mapping[tuple[int, int], float], high: float, threshold: float = float("inf")) -> HeatMap:
+    """Return figures of heads by layer and head, counted from 0, as a heat map.
+
+    Args:
+        values: The figures.
+        high: The figure at the end of the scale, which begins at 0.
+        threshold: Cells beyond it are marked.
+    """
+    layers, heads = (1 + max(place[axis] for place in values) for axis in (0, 1))
+    size = min(26.0, 640 / heads, 480 / layers)
     cells = [
-        HeatCell(44 + head * size, 24 + layer * size, layer, head, value, find_colour(value / high if high else 0.0))
-        for layer, values in enumerate(masses)
-        for head, value in enumerate(values)
-    ]
+        HeatCell(
+            44 + head * size, 24 + layer * size, layer, head, value, find_colour(value / high if high else 0.0),
+            value > threshold,
+        )
+        for (layer, head), value in values.items()
+    ]  # fmt: skip
     width = max(44 + heads * size + 8, 220)
-    return HeatMap(size, width, 24 + len(masses) * size + 46, tuple(cells), len(masses), heads, high)
+    return HeatMap(size, width, 24 + layers * size + 46, tuple(cells), layers, heads, high)
 
 
 def find_colour(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The files of a report: a page, its figures as JSON and CSV, and an index where there are several answers."""
+"""The files of a report of answers: a page, its figures as JSON and CSV, and an index where there are several answers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         InputError: It is a file, holds something else, or cannot be made.
     """
-    check_name(folder)
-    if exists(folder) and not is_folder(folder):
-        raise InputError(f"{quote(str(folder))} is a file: name a folder for the report.")
     if is_folder(folder):
         foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
         if foreign:
@@ -43,8 +40,20 @@ def prepare_folder(folder: Path) -> None:
                 f"{quote(str(folder))} holds something else ({foreign[0]!r}): name another folder, or a new one."
             )
         return
+    make_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        InputError: It is a file, or cannot be made.
+    """
+    check_name(folder)
+    if exists(folder) and not is_folder(folder):
+        raise InputError(f"{quote(str(folder))} is a file: name a folder for the report.")
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{quote(str(folder))} cannot be made: {error.strerror}. Name another folder.") from error
 

@@ -1,14 +1,9 @@
-"""The diagnosis of an answer as one HTML page that needs nothing else: no network, no other file, no script."""
+"""The diagnosis of an answer as one HTML page."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lvlm_guard.diagnosis.answer.result import AnswerDiagnosis, WordDiagnosis
 from lvlm_guard.diagnosis.report.drawing import (
@@ -21,14 +16,11 @@ from lvlm_guard.diagnosis.report.drawing import (
     find_colour,
     has_view,
 )
+from lvlm_guard.diagnosis.report.templating import environment, write_number
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
-"""Control characters, marks that turn the direction of writing, and halves of characters."""
 THUMBNAIL = 160
 PIECES = 64
 """Pieces of an index page that are written at once."""
-MOST_DIGITS = 1e-3
-"""Figures nearer to 0 are written with an exponent."""
 
 
 @dataclass(frozen=True)
@@ -72,29 +64,13 @@ class WordPanel:
     presence: Curve | None
 
 
-@cache
-def environment() -> Environment:
-    """Return the environment of the templates; answers are text of a model, so everything is escaped."""
-    return Environment(
-        loader=PackageLoader("lvlm_guard.diagnosis.report", "templates"),
-        autoescape=True,
-        finalize=_replace_unseen,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _replace_unseen(value: Any) -> Any:
-    return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
+def render(diagnosis: AnswerDiagnosis, back: str | None = None, model_page: str | None = None) -> str:
     """Return the page of an answer; the same diagnosis gives the same text.
 
     Args:
         diagnosis: The diagnosis.
         back: Name of the index page, where there is one.
+        model_page: Address of the page of the model's diagnosis, where there is one.
     """
     panels = build_panels(diagnosis)
     maps = diagnosis.maps
@@ -105,6 +81,7 @@ def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
         .render(
             diagnosis=diagnosis,
             back=back,
+            model_page=model_page,
             strip=split_answer(diagnosis, {panel.number for panel in panels}),
             panels=panels,
             first=min(panels, key=lambda panel: -panel.word.doubt).number if panels else None,
@@ -117,18 +94,22 @@ def render(diagnosis: AnswerDiagnosis, back: str | None = None) -> str:
     )
 
 
-def render_index(answers: Iterable[tuple[str, AnswerDiagnosis]], count: int) -> Iterator[str]:
+def render_index(
+    answers: Iterable[tuple[str, AnswerDiagnosis]], count: int, model_page: str | None = None
+) -> Iterator[str]:
     """Return the page that leads to the pages of several answers, piece by piece.
 
     Args:
         answers: What the files of each are called, without endings, and the answer; one at a time is held.
         count: How many there are.
+        model_page: Address of the page of the model's diagnosis, where there is one.
     """
     entries = (
         (name, diagnosis, encode_picture(diagnosis.pictures[0], THUMBNAIL), split_answer(diagnosis, set()))
         for name, diagnosis in answers
     )
-    stream = environment().get_template("index.html.jinja").stream(entries=entries, count=count, number=write_number)
+    template = environment().get_template("index.html.jinja")
+    stream = template.stream(entries=entries, count=count, number=write_number, model_page=model_page)
     stream.enable_buffering(PIECES)
     return stream
 
@@ -169,15 +150,3 @@ def _build_panel(diagnosis: AnswerDiagnosis, number: int) -> WordPanel:
             drawn.append(draw_map("lens", base, highest, maps.grid))
     presence = draw_curve(maps.presence(number)) if number in maps.lens else None
     return WordPanel(number, word, tuple(drawn), presence)
-
-
-def write_number(value: Any) -> str:
-    """Return a figure as a table shows it."""
-    if value is None:
-        return "\u2013"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        text = f"{value:.3f}" if value == 0 or abs(value) >= MOST_DIGITS else f"{value:.1e}"
-        return text.replace("-", "\u2212")
-    return str(value)
