@@ -72,8 +72,8 @@ class SecondRunner:
     @property
     def discarded(self) -> Sequence[bool]:
         """See `RunnerView`."""
-        batch = self._batch
-        discarded: list[bool] = (batch.num_computed_tokens_np + batch.num_scheduled_tokens < batch.prefill_len_np).tolist()
+        reached = self._batch.num_computed_tokens_np + self._batch.num_scheduled_tokens
+        discarded: list[bool] = (reached < self._batch.prefill_len_np).tolist()
         return discarded
 
     @property
