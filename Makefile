@@ -59,8 +59,8 @@ test-serve: $(STAMP)
 
 # Groups of requests in a real vLLM on a CPU, in an environment of its own. Its torchvision does not fit a CPU build of torch: the operators
 # that it misses are defined when it is imported. TORCH_WHEELS is where pip finds torch for CPUs. The 52 tests of groups and of the
-# server took 19 minutes on two cores under five times their load, besides the installation; those of edits, models and asynchronous
-# scheduling came later.
+# server took 19 minutes on two cores under five times their load, besides the installation, which takes ten, and 2.6 GB; those of edits, models
+# and asynchronous scheduling came later. Where TORCH_WHEELS cannot be reached, pip warns of it for every package and goes on.
 VLLM := .venvs/vllm
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py

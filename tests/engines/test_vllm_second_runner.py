@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,7 @@ if find_spec("vllm") is not None:
         find_runner_guard,
         find_scheduler,
         find_words,
+        find_worker,
         fit_stack,
         follow_answer,
         make_prompt,
@@ -39,6 +41,8 @@ if find_spec("vllm") is not None:
     )
 
     from lvlm_guard.engines.errors import EngineFailed
+    from lvlm_guard.engines.vllm.configuration import refuse_configuration
+    from lvlm_guard.errors import ModelRefused, ModeRefused
 
 NEW = 24
 REQUESTS = 8
@@ -162,3 +166,46 @@ def test_requests_that_ended_are_forgotten_and_plain_ones_stay_plain(roomy):
     assert read_tokens(plain) == expect(None, REQUESTS, max_new_tokens=NEW)
     assert find_runner_guard(roomy)._runner._noted == {}
     assert find_runner_guard(roomy)._mains == {}
+
+
+def test_a_sampler_of_another_kind_is_refused_by_name(roomy):
+    from lvlm_guard.engines.vllm.second_runner import SecondRunner  # noqa: PLC0415 - needs Triton
+
+    runner = find_runner(roomy)
+    with pytest.raises(ModelRefused, match=r"is sampled by CombiningSampler in vLLM.*Guard\(model, processor\)"):
+        SecondRunner(runner)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"watermark_config": object()}, "watermarking is refused.*leave watermark_config out"),
+        ({"parallel_config": {"prefill_context_parallel_size": 2}}, "context parallelism is refused"),
+    ],
+)
+def test_settings_that_groups_were_not_run_with_are_refused(roomy, changed, name):
+    config = roomy.llm_engine.vllm_config
+    refuse_configuration(config, is_asynchronous=False)
+    with pytest.raises(ModeRefused, match=name):
+        refuse_configuration(change(config, changed), is_asynchronous=False)
+
+
+def change(config, changes):
+    """Return what has the attributes of a configuration, some of them changed."""
+    changed = {
+        name: change(getattr(config, name), value) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    return SimpleNamespace(**{**vars(config), **changed})
+
+
+def test_the_runner_is_as_it_was_once_the_engine_ended():
+    llm = start_engine(**ROOMY)
+    worker = find_worker(llm)
+    runner, wrapped = worker.model_runner, worker.model_runner.sampler
+    assert "prepare_inputs" in vars(runner)
+    worker._undo_guard()
+    assert "prepare_inputs" not in vars(runner)
+    assert runner.sampler is wrapped._sampler
+    del worker._undo_guard
+    stop_engine(llm)

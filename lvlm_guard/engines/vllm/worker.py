@@ -1,4 +1,4 @@
-"""The worker of vLLM whose sampler combines groups; it is the platform's own, with hooks on the instance of its sampler."""
+"""The worker of vLLM whose sampler combines groups; it is the platform's own, with its runner's sampler wrapped."""
 
 from __future__ import annotations
 
