@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-vllm-many test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
+.PHONY: setup test demo lint type check quick test-versions test-oldest test-lowest test-slow test-plants test-fuzz test-serve test-vllm test-vllm-many test-vllm-second test-architectures test-harnesses test-generation peers scenes clean announce-versions demo-collage test-collage test-ray
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -59,8 +59,8 @@ test-serve: $(STAMP)
 
 # Groups of requests in a real vLLM on a CPU, in an environment of its own. Its torchvision does not fit a CPU build of torch: the operators
 # that it misses are defined when it is imported. TORCH_WHEELS is where pip finds torch for CPUs. The 52 tests of groups and of the
-# server took 19 minutes on two cores under five times their load, besides the installation; those of edits, models and asynchronous
-# scheduling came later.
+# server took 19 minutes on two cores under five times their load, besides the installation, which takes ten, and 2.6 GB; those of edits, models
+# and asynchronous scheduling came later. Where TORCH_WHEELS cannot be reached, pip warns of it for every package and goes on.
 VLLM := .venvs/vllm
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 $(VLLM)/.installed: pyproject.toml tests/engines/environment/torchvision_operators.py
@@ -79,6 +79,18 @@ test-vllm: $(VLLM)/.installed
 VLLM_PROMPTS ?= 200
 test-vllm-many: $(VLLM)/.installed
 	VLLM_PROMPTS=$(VLLM_PROMPTS) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -s -m "vllm and slow" tests/engines
+
+# The second model runner of vLLM, whose kernels are Triton's: they run in Triton's interpreter, by a back end for CPUs that compiles nothing.
+# They lie in a folder of their own, since vLLM chooses that runner wherever it finds Triton. About five minutes on two busy cores.
+TRITON := .venvs/vllm-triton
+$(TRITON)/.installed: $(VLLM)/.installed $(wildcard tests/engines/environment/interpreted_triton*/*)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TRITON) triton==3.7.1
+	cp -r tests/engines/environment/interpreted_triton* $(TRITON)/
+	touch $@
+
+test-vllm-second: $(TRITON)/.installed
+	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$(TRITON) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm \
+		tests/engines/test_vllm_second_runner.py
 
 # Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 # On a tenth of a core it took a quarter of an hour. What hangs fails by limits of its own, in 25 minutes at most, and says where it waits.

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,21 @@ class Comparison:
             reason = EngineRun("not run", reason=f"It has no defaults: {str(error)[:LONGEST_REASON]}")
             return {"transformers": reason, "vllm": reason}
         expected, own = self._try_guard(stack)
-        return {"transformers": own, "vllm": self._try_vllm(stack, expected)}
+        run = self._try_vllm(stack, expected)
+        if name in SETTINGS:
+            at_defaults = self._try_vllm(self._build_stack(name, {}), expected)
+            settings = ", ".join(f"{field}={value:g}" for field, value in SETTINGS[name].items())
+            run = replace(
+                run, reason=f"With {settings}. At its defaults it is {at_defaults.status}: {at_defaults.reason}"
+            )
+        return {"transformers": own, "vllm": run}
 
-    def _build_stack(self, name: str) -> Stack:
+    def _build_stack(self, name: str, settings: dict[str, Any] | None = None) -> Stack:
         """Return a strategy at its defaults, with an artefact of this model where it needs one.
+
+        Args:
+            name: The strategy's.
+            settings: What differs from the defaults where it has an artefact; by default what `SETTINGS` says.
 
         Raises:
             StackError: It has no defaults, or is fitted on something else than demonstrations.
@@ -127,9 +138,10 @@ class Comparison:
             fitter = next((offer.fitter for offer in fitter_catalogue() if offer.fitter.strategy == name), None)
             if fitter is None or fitter.data != "demonstrations":
                 raise
+        settings = SETTINGS.get(name, {}) if settings is None else settings
         path = self._folder / f"{name}.safetensors"
         fit(name, self._guard.model, self._guard.processor, build_demonstrations(DEMONSTRATIONS)).save(path)
-        return Stack.of([{"name": name, "params": {"artefact": str(path), **SETTINGS.get(name, {})}}])
+        return Stack.of([{"name": name, "params": {"artefact": str(path), **settings}}])
 
     def _try_guard(self, stack: Stack) -> tuple[list[Answer] | None, EngineRun]:
         try:

@@ -39,6 +39,21 @@ def test_every_run_was_equal_or_refused_with_a_reason():
     assert all(run.delta < 1e-3 for run in runs.values())
 
 
+def test_refusals_say_what_is_missing():
+    runs = load_support().engines["vllm"]
+    needs = {
+        "memvr": "edits of hidden states by a function",
+        "sid": "captures of attention",
+        "avisc": "captures of attention",
+    }
+    assert all(
+        runs[name].status == "refused" and f"{name!r} needs {need}" in runs[name].reason for name, need in needs.items()
+    )
+    assert runs["vti"].status == "equal"
+    assert "alpha_image=0" in runs["vti"].reason
+    assert "edits of the vision tower" in runs["vti"].reason
+
+
 def test_a_table_is_read_as_it_was_written(tmp_path):
     table = load_support()
     save_support(table, tmp_path / "table.json")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from importlib.util import find_spec
 from io import BytesIO
-from types import SimpleNamespace
 
 import pytest
 
@@ -275,10 +274,3 @@ def test_text_alone_is_answered_under_a_stack_that_needs_no_image(roomy):
 def test_engines_that_groups_cannot_run_in_are_refused(options, name):
     with pytest.raises((InputError, ModeRefused), match=name):
         start_engine(**ROOMY, **options)
-
-
-def test_the_second_model_runner_is_refused_before_anything_is_loaded(monkeypatch):
-    chosen = SimpleNamespace(VLLM_USE_V2_MODEL_RUNNER=True)  # vLLM reads its environment once in a process
-    monkeypatch.setattr("lvlm_guard.engines.vllm.llm.envs", chosen)
-    with pytest.raises(ModeRefused, match=r"Model Runner V2 is refused.*VLLM_USE_V2_MODEL_RUNNER=0"):
-        start_engine(**ROOMY)

@@ -58,9 +58,19 @@ def find_scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+def find_worker(llm: Any) -> Any:
+    """Return the worker of an engine."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+
+
+def find_runner(llm: Any) -> Any:
+    """Return the model runner of an engine."""
+    return find_worker(llm).model_runner
+
+
 def find_runner_guard(llm: Any) -> Any:
     """Return what hooks groups into the runner of an engine."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker._guard
+    return find_worker(llm)._guard
 
 
 def find_sampler(llm: Any) -> Any:

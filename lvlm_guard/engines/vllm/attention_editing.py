@@ -50,7 +50,7 @@ class AttentionEditor:
     a cache in another layout, is refused.
 
     Args:
-        model: The model of a runner, V1, without compilation.
+        model: The model of a runner, without compilation.
         fail: Called with a group and an error that an edit of it raised.
 
     Raises:

@@ -56,9 +56,14 @@ ENGINE: tuple[RefusedSetting, ...] = (
         lambda config: config.kv_transfer_config is not None,
     ),
     RefusedSetting(
-        "Model Runner V2",
-        "its sampler is another one: set VLLM_USE_V2_MODEL_RUNNER=0",
-        lambda config: bool(config.use_v2_model_runner),
+        "context parallelism",
+        "it shares out the positions of a step, and has not been run with groups: leave prefill_context_parallel_size at 1",
+        lambda config: config.parallel_config.prefill_context_parallel_size > 1,
+    ),
+    RefusedSetting(
+        "watermarking",
+        "it has a sampler of its own, which has not been run with groups: leave watermark_config out",
+        lambda config: config.watermark_config is not None,
     ),
     RefusedSetting(
         "prefill without chunks",

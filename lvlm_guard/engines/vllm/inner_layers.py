@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lvlm_guard.engines.vllm.attention_editing import AttentionEditor, PlannedAttention
-from lvlm_guard.engines.vllm.groups import Membership, count_blocks
+from lvlm_guard.engines.vllm.groups import Membership
 from lvlm_guard.engines.vllm.layer_editing import LayerEditor, PlannedEdit
 from lvlm_guard.engines.vllm.layer_reading import LayerReader
+from lvlm_guard.engines.vllm.runner_view import RunnerView
 from lvlm_guard.engines.vllm.sampling import GroupSampler
 from lvlm_guard.errors import describe_error
 
@@ -22,16 +22,16 @@ class InnerLayers:
     """The layers of a runner's model, read and edited for the groups of a step.
 
     Args:
-        runner: The model runner, V1, after its model was loaded without compilation.
+        runner: The model runner, whose model was loaded without compilation.
         sampler: What knows the groups, and lets those fail whose edits do.
 
     Raises:
         ModelRefused: The decoder's layers, its final norm or its head cannot be found.
     """
 
-    def __init__(self, runner: Any, sampler: GroupSampler) -> None:
+    def __init__(self, runner: RunnerView, sampler: GroupSampler) -> None:
         self._runner, self._sampler = runner, sampler
-        self._reader = LayerReader(runner.model, self._find_rows)
+        self._reader = LayerReader(runner.model, lambda: runner.ends)
         self._hidden = LayerEditor(runner.model, self._break_group)
         self._attention = AttentionEditor(runner.model, self._break_group)
 
@@ -92,29 +92,16 @@ class InnerLayers:
         if group is None:
             self._sampler.break_group(place.group, BEFORE_MAIN)
             return [], []
-        batch, device = self._runner.input_batch, self._runner.device
-        index = batch.req_ids.index(name)
-        rows = slice(*self._runner.query_start_loc.np[index : index + 2].tolist())
-        start = int(batch.num_computed_tokens_cpu[index])
-        prompt = group.find_prompt(place.index, self._runner.requests[name].prompt_token_ids)
+        device = self._runner.device
+        rows, start = self._runner.find_rows(name)
+        prompt = group.find_prompt(place.index, self._runner.find_ids(name))
         hidden = group.plan_edits(place, prompt, rows, start, device)
         placed = group.plan_attention(place, prompt, rows, start, device)
         if not placed:
             return hidden, []
         positions = torch.arange(start, start + rows.stop - rows.start, device=device)
-        blocks, size = self._find_blocks(index, int(positions[-1]) + 1)
+        blocks, size = self._runner.find_blocks(name, int(positions[-1]) + 1)
         return hidden, [PlannedAttention(place.group, placed, rows, positions, blocks, size)]
-
-    def _find_blocks(self, index: int, positions: int) -> tuple[Tensor, int]:
-        """Return the ids of the cache blocks that hold the first positions of a request, and how many each holds."""
-        table = self._runner.input_batch.block_table[0]
-        ids = table.get_numpy_array()[index, : count_blocks(positions, table.block_size)]
-        return torch.from_numpy(ids.copy()).long().to(self._runner.device), int(table.block_size)
 
     def _break_group(self, group: str, error: Exception) -> None:
         self._sampler.break_group(group, describe_error(error))
-
-    def _find_rows(self) -> Tensor:
-        """Return the index of the last position of each request of the step."""
-        count = len(self._runner.input_batch.req_ids)
-        return self._runner.query_start_loc.gpu[1 : count + 1].long() - 1

@@ -52,7 +52,7 @@ class LayerEditor:
     """Hooks on the layers of an engine's model, which edit hidden states `[tokens, hidden]` of a step.
 
     Args:
-        model: The model of a runner, V1, without compilation.
+        model: The model of a runner, without compilation.
         fail: Called with a group and an error that an edit of it raised.
 
     Raises:

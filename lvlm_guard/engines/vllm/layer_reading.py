@@ -19,7 +19,7 @@ class LayerReader:
     """Keeps what decoder layers put out at the last position of each request, and reads it as the model reads its last layer.
 
     Args:
-        model: The model of a runner, V1.
+        model: The model of a runner.
         find_rows: Returns the index of the last position of each request of the step, int64 `[requests]`.
 
     Attributes:

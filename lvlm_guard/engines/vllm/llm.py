@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
-from vllm import LLM, RequestOutput, SamplingParams, envs
+from vllm import LLM, RequestOutput, SamplingParams
 from vllm.inputs import EngineInput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -65,10 +65,6 @@ class GuardedLLM(LLM):
             )
         self.stack = Stack.of(stack)
         self._chosen: Stack | None = None
-        if envs.VLLM_USE_V2_MODEL_RUNNER:
-            raise ModeRefused(
-                "Model Runner V2 is refused in vLLM, whose sampler is another one: set VLLM_USE_V2_MODEL_RUNNER=0."
-            )
         is_asynchronous = bool(options.get("async_scheduling"))
         if is_asynchronous and self.runs_on_cpu:
             raise ModeRefused("Asynchronous scheduling is off in vLLM on a CPU: leave async_scheduling out.")
