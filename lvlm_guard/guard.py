@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
+import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -26,7 +26,7 @@ from lvlm_guard.call.report import Report
 from lvlm_guard.call.rules import refuse
 from lvlm_guard.call.run import run_call
 from lvlm_guard.call.without_image import join_rows, place_requests, split_rows
-from lvlm_guard.errors import InputError, quote
+from lvlm_guard.errors import InputError, ProcessorNeeded, quote
 from lvlm_guard.forward.copies import prepare_for_pickle
 from lvlm_guard.forward.executors.executor import ExecutorName
 from lvlm_guard.forward.interventions.compiled import unwrap_compiled
@@ -39,7 +39,7 @@ from lvlm_guard.request.recent_pictures import RECENT_PICTURES
 from lvlm_guard.request.requests import Request, bind_arguments, runs_in_step, split_arguments
 from lvlm_guard.request.row_images import rows_with_image
 from lvlm_guard.request.row_pictures import find_picture, know_pictures
-from lvlm_guard.strategy.names import strategy_name
+from lvlm_guard.strategy.names import describe_strategy
 
 WithoutImage = Literal["refuse", "plain"]
 """What is done with rows without an image: refused by strategies that need one, or run as plain generate does."""
@@ -126,7 +126,7 @@ class Guard:
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self._options.items() if value != DEFAULTS[name])
-        strategies = ", ".join(_describe_strategy(strategy) for strategy in self.stack)
+        strategies = ", ".join(describe_strategy(strategy) for strategy in self.stack)
         return f"Guard({type(self.model).__name__}, stack=[{strategies}]{options})"
 
     @property
@@ -280,6 +280,25 @@ class Guard:
             self._ask_about_picture,
         )
 
+    def diagnose(self, images: Any, prompt: str, **settings: Any) -> Any:
+        """Say which words of an answer can be trusted: `lvlm_guard.diagnosis.diagnose_answer`, whose arguments it takes.
+
+        ```python
+        print([word.text for word in guard.diagnose("kitchen.png", "Describe this image.").doubtful])
+        ```
+        """
+        return _open(DIAGNOSIS).diagnose_answer(self, images, prompt, **settings)
+
+    def diagnose_model(self, items: Sequence[Any], **settings: Any) -> Any:
+        """Say what is wrong with the model itself, whatever the stack: `lvlm_guard.diagnosis.diagnose_model`, whose arguments it takes.
+
+        Raises:
+            ProcessorNeeded: The guard has no processor.
+        """
+        if self.processor is None:
+            raise ProcessorNeeded("diagnose_model needs the processor: Guard(model, processor).")
+        return _open(DIAGNOSIS).diagnose_model(self.model, self.processor, items, **settings)
+
     @contextmanager
     def attached(self) -> Iterator[Guard]:
         """Guard every call of `model.generate` until the end of the block, whoever makes it and in any thread.
@@ -358,18 +377,16 @@ DEFAULTS = {"executor": "auto", "without_image": "refuse", "pictures": LOCAL_ONL
 """Keyword arguments of a guard, as they are when nobody sets them."""
 
 
+DIAGNOSIS = "lvlm_guard.diagnosis"
+"""A room that is built on guards, and opened only when one is asked for what it does."""
+
+
+def _open(room: str) -> Any:
+    return importlib.import_module(room)
+
+
 def _rebuild(kind: type[Guard], model: Any, processor: Any, stack: Stack, options: Mapping[str, Any]) -> Guard:
     return kind(model, processor, stack, **options)
-
-
-def _describe_strategy(strategy: Any) -> str:
-    """Return the name of a strategy, with the parameters that are not at their defaults."""
-    changed = [
-        f"{parameter.name}={quote(getattr(strategy, parameter.name))}"
-        for parameter in dataclasses.fields(strategy)
-        if parameter.default_factory is dataclasses.MISSING and getattr(strategy, parameter.name) != parameter.default
-    ]
-    return strategy_name(strategy) + (f"({', '.join(changed)})" if changed else "")
 
 
 def _takes_over(strategy: object) -> bool:
