@@ -81,7 +81,7 @@ test-vllm-many: $(VLLM)/.installed
 	VLLM_PROMPTS=$(VLLM_PROMPTS) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -s -m "vllm and slow" tests/engines
 
 # The second model runner of vLLM, whose kernels are Triton's: they run in Triton's interpreter, by a back end for CPUs that compiles nothing.
-# They lie in a folder of their own, since vLLM chooses that runner wherever it finds Triton. About five minutes on two busy cores.
+# They lie in a folder of their own, since vLLM chooses that runner wherever it finds Triton. About eight minutes on two busy cores.
 TRITON := .venvs/vllm-triton
 $(TRITON)/.installed: $(VLLM)/.installed $(wildcard tests/engines/environment/interpreted_triton*/*)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(TRITON) triton==3.7.1
@@ -90,7 +90,7 @@ $(TRITON)/.installed: $(VLLM)/.installed $(wildcard tests/engines/environment/in
 
 test-vllm-second: $(TRITON)/.installed
 	VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$(TRITON) OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q -m vllm \
-		tests/engines/test_vllm_second_runner.py
+		tests/engines/test_vllm_second_runner.py tests/engines/test_vllm_async.py
 
 # Workers and replicas of Ray, some of them killed, in an environment of its own: two and a half minutes on two busy cores once it is there.
 # On a tenth of a core it took a quarter of an hour. What hangs fails by limits of its own, in 25 minutes at most, and says where it waits.

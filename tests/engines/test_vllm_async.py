@@ -1,7 +1,8 @@
 """Groups under asynchronous scheduling, in a real vLLM on a CPU whose streams and events do nothing.
 
 vLLM switches asynchronous scheduling off on a CPU; what runs here is its asynchronous scheduler and runner all the same: a step is scheduled
-before the tokens of the one before are known. Needs vLLM in an environment of its own: `make test-vllm`.
+before the tokens of the one before are known. Needs vLLM in an environment of its own: `make test-vllm`, and
+`make test-vllm-second` for the second model runner.
 """
 
 from __future__ import annotations
