@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lvlm_guard.cli.engine_options import Engine, EngineName, EngineOptions, check_engine, read_engine_options
 from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization, Stack
 from lvlm_guard.cli.tables import count_of
 from lvlm_guard.errors import InputError
@@ -54,15 +55,19 @@ def generate_batch(
         int, typer.Option(min=1, metavar="N", help="Processes of torchrun that share out the model's matrices.")
     ] = 1,
     executor: Executor = "auto",
+    engine: Engine = "transformers",
+    engine_options: EngineOptions = None,
 ) -> None:
     """Answer the questions of a file about its pictures: every line once, however often this is interrupted."""
     from lvlm_guard.bulk import inputs, parquet  # noqa: PLC0415 - slow to import
     from lvlm_guard.bulk.answerers import GuardSource  # noqa: PLC0415 - as above
     from lvlm_guard.bulk.ledger import ANSWERS, AnswerLedger  # noqa: PLC0415 - as above
+    from lvlm_guard.engines.bulk_source import VllmSource  # noqa: PLC0415 - as above
     from lvlm_guard.host import stack as stacks  # noqa: PLC0415 - as above
 
     placement = Placement(device_map, quantize, tp)
-    _check_workers(workers, ray, placement)
+    check_engine(engine, engine_options, is_placed=device is not None or not placement.is_plain)
+    _check_workers(workers, ray, placement, engine)
     reader = inputs.open_units(file)
     if writes_parquet := write == "parquet" or (write is None and isinstance(reader, parquet.RowReader)):
         import_extra(*parquet.PYARROW)
@@ -74,8 +79,14 @@ def generate_batch(
     source = GuardSource(model, device, dtype, placement, stack, functions, described, executor, settings)
     if tp > 1 and _follow(source, strategies):
         return
-    with AnswerLedger(out, {"format": 1, "input": digest, **source.describe()}) as ledger:
-        outcome = _run(reader, lines, ledger, lambda: _open_pool(source, workers, ray))
+    in_vllm = VllmSource(model, dtype, strategies, settings, read_engine_options(engine_options))
+    manifest, open_pool = (
+        (in_vllm.describe(), in_vllm.open_pool)
+        if engine == "vllm"
+        else (source.describe(), lambda: _open_pool(source, workers, ray))
+    )
+    with AnswerLedger(out, {"format": 1, "input": digest, **manifest}) as ledger:
+        outcome = _run(reader, lines, ledger, open_pool)
         if reader.measure() != (lines, digest):
             raise InputError(
                 f"{file} has changed while it was answered, so some answers may be about what it held before. Begin again in another "
@@ -97,8 +108,12 @@ def _check_places(file: Path, out: Path) -> None:
         )
 
 
-def _check_workers(workers: int, ray: str | None, placement: Placement) -> None:
+def _check_workers(workers: int, ray: str | None, placement: Placement, engine: EngineName) -> None:
     """Refuse what cannot work before anything is read."""
+    if engine == "vllm" and (workers > 1 or ray is not None):
+        raise InputError(
+            "vLLM answers many lines at once in one process: leave --workers and --ray out with --engine vllm."
+        )
     if placement.processes > 1 and (workers > 1 or ray is not None):
         raise InputError("--tp shares one model among processes, so it goes with neither --workers nor --ray.")
     if ray is not None:

@@ -100,6 +100,10 @@ def fit(
     from lvlm_guard.host.fitters import fitter_catalogue  # noqa: PLC0415 - as above
     from lvlm_guard.testbed import files  # noqa: PLC0415 - as above
 
+    if kind == "profile":
+        raise InputError(
+            "A profile belongs to no strategy and is measured on a suite: lvlm-guard diagnose profile --model MODEL --out FILE."
+        )
     fitter = fitter_catalogue().find(kind)
     files.check_destination(out, f"{kind}.safetensors")
     if exists(out) and not force:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lvlm_guard import loading
+from lvlm_guard.cli.engine_options import Engine, EngineName, EngineOptions, check_engine, read_engine_options
 from lvlm_guard.cli.options import DEFAULT_STACK, Allow, Device, DeviceMap, Dtype, Executor, Model, Quantization
-from lvlm_guard.errors import InputError, quote
+from lvlm_guard.errors import InputError
 from lvlm_guard.extras import import_extra
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from lvlm_guard.serving.running import ListeningPlace
     from lvlm_guard.serving.settings import ServingLimits
 
-EngineName = Literal["transformers", "vllm"]
 PLAIN = "plain"
 KEY_VARIABLE = "LVLM_GUARD_API_KEY"
 
@@ -68,12 +67,8 @@ def serve(
     max_body_mib: Annotated[float, typer.Option(min=0.01, help="Size of one request.")] = 20,
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds from a request to the end of its answer.")] = 300,
     drain: Annotated[float, typer.Option(min=0.1, help="Seconds that open requests get at the end.")] = 30,
-    engine: Annotated[
-        EngineName, typer.Option(help="What runs the model: transformers, or vLLM by groups of requests in step.")
-    ] = "transformers",
-    engine_options: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Further options of vllm.LLM, as a JSON object; for vLLM alone.")
-    ] = None,
+    engine: Engine = "transformers",
+    engine_options: EngineOptions = None,
     ray: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Serve by replicas of Ray: local, auto, or the address of a cluster."),
@@ -95,7 +90,8 @@ def serve(
         drain_seconds=drain,
     )  # fmt: skip
     served = ServedModel(model, name or _name_model(model), device, dtype, placement, remote_pictures)
-    _check_way(engine, engine_options, ray, replicas)
+    check_engine(engine, engine_options, is_placed=device is not None or not placement.is_plain)
+    _check_way(engine, ray, replicas)
     if engine == "vllm":
         _serve_vllm(served, stacks, place, limits, read_engine_options(engine_options))
     elif ray is not None:
@@ -125,10 +121,8 @@ class ServedModel:
     remote_pictures: bool
 
 
-def _check_way(engine: EngineName, options: str | None, ray: str | None, replicas: int) -> None:
+def _check_way(engine: EngineName, ray: str | None, replicas: int) -> None:
     """Refuse options of one way to serve beside another."""
-    if options is not None and engine != "vllm":
-        raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
     if replicas > 1 and ray is None:
         raise InputError("--replicas are those of Ray: add --ray local, or the address of a cluster.")
     if ray is not None and engine == "vllm":
@@ -181,10 +175,6 @@ def _serve_vllm(
     limits: ServingLimits,
     options: Mapping[str, Any],
 ) -> None:
-    if served.device is not None or not served.placement.is_plain:
-        raise InputError(
-            "vLLM places models itself: leave --device, --device-map and --quantize out with --engine vllm; --engine-options has its own."
-        )
     from lvlm_guard.engines.vllm import GuardedLLM  # noqa: PLC0415 - slow to import
     from lvlm_guard.engines.vllm.serving import VllmEngine  # noqa: PLC0415 - as above
     from lvlm_guard.fitting import check_chat_template  # noqa: PLC0415 - as above
@@ -198,21 +188,6 @@ def _serve_vllm(
         lambda: started, started.processor, served.name, next(iter(stacks)), place, limits,
         remote_pictures=served.remote_pictures,
     )  # fmt: skip
-
-
-def read_engine_options(text: str | None) -> dict[str, Any]:
-    """Return the options of an engine that the command line gives.
-
-    Raises:
-        InputError: The text is no JSON object.
-    """
-    try:
-        options = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise InputError(f"--engine-options is a JSON object, got {quote(text)}: {error}.") from None
-    if not isinstance(options, dict):
-        raise InputError(f"--engine-options is a JSON object, got {quote(text)}.")
-    return options
 
 
 def read_stacks(texts: list[str], allow: list[str] | None = None) -> dict[str, Stack]:

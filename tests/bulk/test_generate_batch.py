@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 from command_line import run_refused
@@ -230,3 +231,26 @@ def test_an_input_that_changes_while_it_is_answered_is_said(monkeypatch, capsys,
     monkeypatch.setattr("lvlm_guard.cli.bulk._open_pool", lambda *_: Changing(lambda unit: list(unit.questions)))
     options = (source, "--model", "testbed", "--stack", "plain", "--out", tmp_path / "out")
     assert "has changed while it was answered" in run_refused(monkeypatch, capsys, "generate-batch", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--engine-options", "{}"], "add --engine vllm"),
+        (["--engine", "vllm", "--device", "cpu"], "vLLM places models itself"),
+        (["--engine", "vllm", "--tp", "2"], "vLLM places models itself"),
+    ],
+)
+def test_options_of_one_engine_beside_another_are_refused(monkeypatch, capsys, source, tmp_path, options, message):
+    out = tmp_path / "out"
+    asked = ("generate-batch", source, "--model", "testbed", "--out", out, *options)
+    assert message in run_refused(monkeypatch, capsys, *asked)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_its_extra_is_named_and_nothing_is_left(monkeypatch, capsys, source, tmp_path):
+    out = tmp_path / "out"
+    asked = ("generate-batch", source, "--model", "testbed", "--out", out, "--engine", "vllm")
+    assert "pip install 'lvlm-guard[vllm]'" in run_refused(monkeypatch, capsys, *asked)
+    assert not out.exists()

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import pytest
+from command_line import run_refused
 from typer.testing import CliRunner
 
 from lvlm_guard import Artefact, GuardWarning, InputError, fitting, hookimpl, testbed
@@ -50,6 +51,13 @@ def register_fitters(register):
 
     register(Fitter("haze", fit))
 """
+
+
+def test_a_profile_is_no_fit_and_its_command_is_named(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "profile.safetensors"
+    asked = ("fit", "profile", "--model", "testbed", "--data", "testbed", "--out", out)
+    assert "lvlm-guard diagnose profile --model MODEL --out FILE" in run_refused(monkeypatch, capsys, *asked)
+    assert not out.exists()
 
 
 def fit_nothing(model, processor, demonstrations, track):

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from lvlm_guard.cli import app
+from lvlm_guard.cli.engine_options import read_engine_options
 from lvlm_guard.cli.engines import describe_run
-from lvlm_guard.cli.serving import read_engine_options
 from lvlm_guard.engines import support
 from lvlm_guard.engines import vllm as engine
 from lvlm_guard.engines.support import EngineRun, load_support, save_support
