@@ -1,6 +1,7 @@
 """The figures of the page on effect are those of the committed runs."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -126,3 +127,40 @@ def test_times_are_those_of_the_run(figures):
     assert len(told) >= 6
     for system, ratio in told:
         assert ratio == f"{float(figures[system, 'habit_balanced']['time_ratio']):.2f}", system
+
+
+def read_verdicts(level):
+    text = (RUNS / "testbed-counterfactual.verdicts.json").read_text(encoding="utf-8")
+    return json.loads(text)["verdicts"][level]
+
+
+def find(level, kind):
+    return {name for name, found in read_verdicts(level).items() if found == kind and "+" not in name}
+
+
+def test_what_helps_and_what_hurts_is_what_the_verdicts_say(figures):
+    page = read_words()
+    assert find("all levels", "helps") == find("object", "helps") == set()
+    assert find("attribute", "helps") == {"patch_evidence", "vdd", "gated", "vsv"}
+    assert find("relation", "helps") == {"vsv", "pai"}
+    assert find("caption", "helps") == {"revise", "revise_fitted", "nullu"}
+    assert find("object", "hurts") == {"ritual", "transform", "views", "sid", "vti"}
+    assert {"ritual", "transform"} == set.intersection(*(find(level, "hurts") for level in LEVELS))
+    gains = [
+        change(figures, name, "habit_balanced") for name in ("vdd+patch_evidence", "patch_evidence", "vdd", "bias")
+    ]
+    best, evidence, contrast, bias = (f"{gain:.3f}".removeprefix("0") for gain in gains)
+    assert evidence == contrast
+    assert f"`vdd+patch_evidence`, gains {best}, `patch_evidence` and `vdd` {evidence}, and" in page
+    assert f"greedy's margins {bias}." in page
+    steered = [f"{change(figures, name, 'habit_balanced_relation'):.3f}".removeprefix("0") for name in ("vsv", "pai")]
+    assert "beyond every control, by {} and {}.".format(*steered) in page
+
+
+def test_erasing_in_captions_is_told_as_it_came_out(figures):
+    fewer = -change(figures, "nullu", "chair_i") / float(figures["greedy", "chair_i"]["value"])
+    recall = -100 * change(figures, "nullu", "recall")
+    assert (
+        f"`nullu` is the only other one beyond every control: {100 * fewer:.0f} % fewer, and {recall:.1f} points."
+        in read_words()
+    )
