@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ HEADLINES: Mapping[str, Mapping[str, str]] = {
 }
 """The measure of each level that verdicts are about, and what the tables call it, by the design of the suite."""
 
+OWN_FOLDERS = re.compile(r'"[^"]*/(fitted/[^"/]+)"')
 NO_CLAIM = ", one-sided (can be won without looking: not for claims)"
 """What is added to the name of a split of the design that the suite had before."""
 
@@ -167,7 +169,7 @@ def write(runs: Sequence[Run], all_runs: Sequence[Run], out: Path) -> None:
     for run in runs:
         export.write(run.scored, place, run.name)
         (place / f"{run.name}.json").unlink()  # the rows hold it; the nested form is large
-        write_at_once(place / f"{run.name}.manifest.json", json.dumps(run.manifest, indent=1) + "\n")
+        write_at_once(place / f"{run.name}.manifest.json", write_manifest(run.manifest))
         write_at_once(place / f"{run.name}.md", page(run))
     write_at_once(out / f"{world}.md", overview(all_runs))
 
@@ -183,6 +185,11 @@ def page(run: Run) -> str:
         LEGEND,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def write_manifest(manifest: Mapping[str, Any]) -> str:
+    """Return a manifest as it is published: artefacts without the folders of the machine that fitted them."""
+    return OWN_FOLDERS.sub(r'"\1"', json.dumps(manifest, indent=1)) + "\n"
 
 
 def _about(run: Run) -> str:

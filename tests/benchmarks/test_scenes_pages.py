@@ -1,5 +1,6 @@
 """What the pages of several runs say together."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from lvlm_guard.bench.scoring.intervals import Interval
 from lvlm_guard.bench.scoring.significance import Significance
 from lvlm_guard.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ("all levels", "object", "attribute", "relation", "caption")
 
 
@@ -44,6 +46,17 @@ def _score(system, value, test):
 
 def _verdict(name, level, kind):
     return Verdict("scenes", name, kind if level == "object" else "changed nothing", "")
+
+
+def test_a_manifest_is_published_without_the_folders_of_a_machine(scenes):
+    params = {"artefact": "/home/me/runs/testbed/fitted/vti.safetensors", "layers": "a/b"}
+    told = scenes.pages.write_manifest({"systems": [{"params": params}]})
+    assert json.loads(told) == {"systems": [{"params": {"artefact": "fitted/vti.safetensors", "layers": "a/b"}}]}
+    kept = list((ROOT / "benchmarks/results/scenes").glob("*.manifest.json"))
+    assert len(kept) >= 4
+    for path in kept:
+        assert '"artefact": "fitted/' in path.read_text(encoding="utf-8")
+        assert '"artefact": "/' not in path.read_text(encoding="utf-8")
 
 
 def test_verdicts_of_several_models_are_put_together_in_words(scenes, a_run):
