@@ -29,7 +29,7 @@ from lvlm_guard.diagnosis.model.checks import find_odd_tokens, list_failures
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, deal, encode, load_known_items
 from lvlm_guard.diagnosis.model.judging import K
 from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.diagnosis.model.profile import SWAPPED, Profile, build_profile, choose_answer_tokens, describe_items
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.files import write_whole
@@ -115,7 +115,7 @@ class Bench:
         if (file := self.out / "profile.safetensors").exists():
             return Profile.load(file, self.model)
         items = draw_items(PROFILE_SEED, PROFILE_ITEMS)
-        mix = Mix.of(items, BATTERY)
+        mix = QuestionMix.of(items, BATTERY)
         batteries, structure = deal(items, mix=mix), inspect_structure(self.model)
         tokens = choose_answer_tokens(self.model, self.processor, batteries)
         measured, swaps = [], []

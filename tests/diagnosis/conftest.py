@@ -8,7 +8,7 @@ from lvlm_guard import testbed
 from lvlm_guard.diagnosis import load_known_items
 from lvlm_guard.diagnosis.model.items import BATTERY, deal
 from lvlm_guard.diagnosis.model.measuring import measure, measure_swap
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.diagnosis.model.profile import build_profile, choose_answer_tokens, describe_items
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.strategy.artefacts import describe_model
@@ -35,7 +35,7 @@ def profile(sound):
     """A profile of the default size."""
     model, processor = sound
     items = load_known_items(Scenes(split="calibration", count=640), BATTERIES * 24)
-    mix = Mix.of(items, BATTERY)
+    mix = QuestionMix.of(items, BATTERY)
     batteries, structure = deal(items, mix=mix), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
     measured = [measure(model, processor, structure, battery, tokens, mix) for battery in batteries]

@@ -10,7 +10,7 @@ from lvlm_guard.diagnosis.model.diagnosing import _score
 from lvlm_guard.diagnosis.model.items import BATTERY, count_effective, count_pictures, deal
 from lvlm_guard.diagnosis.model.judging import K
 from lvlm_guard.diagnosis.model.measuring import measure
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.errors import InputError
 from lvlm_guard.testbed.suite import Scenes
@@ -30,7 +30,7 @@ def ask(**counts):
 
 
 def test_items_are_weighed_to_ask_as_the_mix_does():
-    mix = Mix.of(ask(object_yes=30, object_no=30, colour_red=20, colour_blue=20), 24)
+    mix = QuestionMix.of(ask(object_yes=30, object_no=30, colour_red=20, colour_blue=20), 24)
     items = ask(object_yes=9, object_no=3, colour_red=2, colour_blue=10)
     weights = Counter()
     for item, weight in zip(items, mix.weigh(items), strict=True):
@@ -40,7 +40,7 @@ def test_items_are_weighed_to_ask_as_the_mix_does():
 
 
 def test_rare_answers_are_weighed_together():
-    mix = Mix.of(ask(colour_red=100, colour_teal=1, colour_plum=1, colour_sand=1), 24)
+    mix = QuestionMix.of(ask(colour_red=100, colour_teal=1, colour_plum=1, colour_sand=1), 24)
     items = ask(colour_red=10, colour_teal=2, colour_jade=3)
     weights = mix.weigh(items)
     assert weights[10:] == pytest.approx([weights[10]] * 5)
@@ -48,14 +48,14 @@ def test_rare_answers_are_weighed_together():
 
 
 def test_kinds_and_answers_that_are_not_there_leave_their_share_to_others_and_unknown_ones_count_nothing():
-    mix = Mix.of(ask(object_yes=30, object_no=30, colour_red=40), 24)
+    mix = QuestionMix.of(ask(object_yes=30, object_no=30, colour_red=40), 24)
     weights = mix.weigh(ask(object_yes=2, shape_round=1, colour_red=1))
     assert weights == pytest.approx([0.6 * 4 / 2, 0.6 * 4 / 2, 0.0, 0.4 * 4])
 
 
 def test_a_mix_is_read_as_it_was_written():
-    mix = Mix.of(ask(object_yes=30, object_no=30, colour_red=40, colour_sand=1), 24)
-    assert Mix.from_dict(mix.to_dict()) == mix
+    mix = QuestionMix.of(ask(object_yes=30, object_no=30, colour_red=40, colour_sand=1), 24)
+    assert QuestionMix.from_dict(mix.to_dict()) == mix
 
 
 def test_items_of_other_kinds_are_refused(sound, known, profile):

@@ -140,7 +140,10 @@ def configuration(**changes):
         speculative_config=None,
         kv_transfer_config=None,
         use_v2_model_runner=False,
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1, prefill_context_parallel_size=1
+        ),
+        watermark_config=None,
         scheduler_config=SimpleNamespace(policy="fcfs", enable_chunked_prefill=True, async_scheduling=False),
     )
     for path, value in changes.items():
@@ -160,7 +163,8 @@ def configuration(**changes):
         ({"scheduler_config__async_scheduling": True}, "asynchronous scheduling is on"),
         ({"scheduler_config__enable_chunked_prefill": False}, "prefill without chunks"),
         ({"kv_transfer_config": object()}, "transfer of the cache"),
-        ({"use_v2_model_runner": True}, "Model Runner V2"),
+        ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"watermark_config": object()}, "watermarking"),
     ],
 )
 def test_engines_in_which_groups_would_be_wrong_are_refused(change, name):

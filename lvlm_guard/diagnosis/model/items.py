@@ -16,7 +16,7 @@ from torch import Tensor
 from lvlm_guard import anatomy
 from lvlm_guard.bench.items import Item
 from lvlm_guard.bench.suite import Suite
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.errors import InputError, quote
 from lvlm_guard.fitting import Demonstration, check_chat_template, encode_prompts
 from lvlm_guard.request import conversation
@@ -102,7 +102,7 @@ def take_turns(kinds: Sequence[str]) -> list[int]:
     return [at for _, at in sorted(shares)]
 
 
-def deal(items: Sequence[KnownItem], size: int = BATTERY, mix: Mix | None = None) -> list[list[KnownItem]]:
+def deal(items: Sequence[KnownItem], size: int = BATTERY, mix: QuestionMix | None = None) -> list[list[KnownItem]]:
     """Deal items into whole batteries that ask alike; what is left over is left out.
 
     Args:
@@ -110,7 +110,7 @@ def deal(items: Sequence[KnownItem], size: int = BATTERY, mix: Mix | None = None
         size: Of a battery.
         mix: The kinds and answers that every battery holds its share of; those of the items unless told.
     """
-    mix = mix or Mix.of(items, size)
+    mix = mix or QuestionMix.of(items, size)
     order = take_turns([str(mix.stratum(item)) for item in items])
     count = len(items) // size
     return [[items[at] for at in order[number * size : (number + 1) * size]] for number in range(count)]
@@ -152,7 +152,7 @@ class Encoded:
 
 
 def encode(
-    model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: bool = False, mix: Mix | None = None
+    model: Any, processor: Any, items: Sequence[KnownItem], *, swapped: bool = False, mix: QuestionMix | None = None
 ) -> Encoded:
     """Encode prompts with their true answers.
 

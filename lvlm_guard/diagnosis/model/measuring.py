@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import Encoded, KnownItem, encode, have_one_picture
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.diagnosis.model.moments import Moments
 from lvlm_guard.diagnosis.model.reading import answer, compare_logits, find_lens, read_answers
 from lvlm_guard.diagnosis.model.recording import Recording, record
@@ -58,7 +58,7 @@ def measure(
     structure: Structure,
     items: Sequence[KnownItem],
     tokens: Tensor | None = None,
-    mix: Mix | None = None,
+    mix: QuestionMix | None = None,
 ) -> BatteryMeasurement:
     """Measure one battery.
 
@@ -100,7 +100,7 @@ def measure(
 
 @torch.no_grad()
 def measure_swap(
-    model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem], mix: Mix | None = None
+    model: Any, processor: Any, structure: Structure, items: Sequence[KnownItem], mix: QuestionMix | None = None
 ) -> float | None:
     """Return how far answers move when each item gets another one's picture, in nats, the mean; None where that cannot be said."""
     if have_one_picture(items):

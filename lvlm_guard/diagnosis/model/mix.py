@@ -13,7 +13,7 @@ NAMED = 4
 """Kinds that an error names at most."""
 
 
-class Asked(Protocol):
+class KnownQuestion(Protocol):
     """A known item, as far as a mix looks at it."""
 
     @property
@@ -26,7 +26,7 @@ class Asked(Protocol):
 
 
 @dataclass(frozen=True)
-class Mix:
+class QuestionMix:
     """Shares of kinds of questions, and of answers within a kind.
 
     Args:
@@ -38,7 +38,7 @@ class Mix:
     answers: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def of(cls, items: Sequence[Asked], battery: int) -> Mix:
+    def of(cls, items: Sequence[KnownQuestion], battery: int) -> QuestionMix:
         """Return the mix of items that are dealt into batteries of some size."""
         kinds = Counter(item.kind for item in items)
         pairs = Counter((item.kind, item.answer) for item in items)
@@ -49,19 +49,19 @@ class Mix:
         return cls({kind: count / len(items) for kind, count in sorted(kinds.items())}, answers)
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any]) -> Mix:
-        """Return what `to_dict` said."""
-        return cls(dict(said["kinds"]), {kind: dict(answers) for kind, answers in said["answers"].items()})
+    def from_dict(cls, values: Mapping[str, Any]) -> QuestionMix:
+        """Return what `to_dict` returned."""
+        return cls(dict(values["kinds"]), {kind: dict(answers) for kind, answers in values["answers"].items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         return {"kinds": dict(self.kinds), "answers": {kind: dict(shares) for kind, shares in self.answers.items()}}
 
-    def stratum(self, item: Asked) -> tuple[str, str]:
+    def stratum(self, item: KnownQuestion) -> tuple[str, str]:
         """Return the kind of an item, with its answer where that is a common one, and else an empty one."""
         return item.kind, item.answer if item.answer in self.answers.get(item.kind, {}) else ""
 
-    def weigh(self, items: Sequence[Asked]) -> list[float]:
+    def weigh(self, items: Sequence[KnownQuestion]) -> list[float]:
         """Return what each item counts, so that together they ask as this mix does; the mean is 1.
 
         Kinds and answers that no item has leave their share to the others; an item of an unknown kind counts 0.
@@ -72,9 +72,9 @@ class Mix:
         total = sum(weights)
         return [weight * len(items) / total if total else 0.0 for weight in weights]
 
-    def _find_share(self, stratum: tuple[str, str], there: Sequence[tuple[str, str]]) -> float:
+    def _find_share(self, stratum: tuple[str, str], strata: Sequence[tuple[str, str]]) -> float:
         kind = stratum[0]
-        within = sum(self._share_within(each) for each in there if each[0] == kind)
+        within = sum(self._share_within(each) for each in strata if each[0] == kind)
         return self.kinds.get(kind, 0.0) * self._share_within(stratum) / within if within else 0.0
 
     def _share_within(self, stratum: tuple[str, str]) -> float:
@@ -82,7 +82,7 @@ class Mix:
         common = self.answers.get(kind, {})
         return common[answer] if answer else max(0.0, 1.0 - sum(common.values()))
 
-    def check(self, items: Sequence[Asked], source: str) -> None:
+    def check(self, items: Sequence[KnownQuestion], source: str) -> None:
         """Refuse items that cannot be weighed to ask as this mix does.
 
         Args:

@@ -18,7 +18,7 @@ from lvlm_guard.diagnosis.model.checks import find_odd_tokens, list_failures
 from lvlm_guard.diagnosis.model.components import Component
 from lvlm_guard.diagnosis.model.items import BATTERY, KnownItem, count_effective, count_pictures, deal, encode
 from lvlm_guard.diagnosis.model.measuring import BatteryMeasurement, choose_tokens, measure, measure_swap
-from lvlm_guard.diagnosis.model.mix import Mix
+from lvlm_guard.diagnosis.model.mix import QuestionMix
 from lvlm_guard.diagnosis.model.scoring import ComponentNorm, find_power, fit_norms
 from lvlm_guard.diagnosis.model.structure import inspect_structure
 from lvlm_guard.diagnosis.verdict import ProfileFacts
@@ -56,7 +56,7 @@ class Profile:
     swap: tuple[float, float] | None
     log_probability: tuple[float, float] | None
     failures: tuple[str, ...]
-    mix: Mix
+    mix: QuestionMix
     pictures: tuple[int, float]
     facts: ProfileFacts
     manifest: Mapping[str, Any]
@@ -122,7 +122,7 @@ def measure_profile(
         raise InputError(
             f"A profile needs known items about at least {LEAST_PICTURES} pictures, these are about {pictures}. Pass items about more."
         )
-    mix = Mix.of(items, BATTERY)
+    mix = QuestionMix.of(items, BATTERY)
     batteries, structure = deal(items, mix=mix), inspect_structure(model)
     tokens = choose_answer_tokens(model, processor, batteries)
     measured: list[BatteryMeasurement] = []
@@ -175,7 +175,9 @@ def build_profile(
     return _build(_list_tensors(norms, tokens), {**manifest, **facts})
 
 
-def describe_items(items: Sequence[KnownItem], batteries: Sequence[Sequence[KnownItem]], mix: Mix) -> dict[str, Any]:
+def describe_items(
+    items: Sequence[KnownItem], batteries: Sequence[Sequence[KnownItem]], mix: QuestionMix
+) -> dict[str, Any]:
     """Return what a manifest says of the items of a profile: their hash, what they ask, and about how many pictures."""
     within = sum(map(count_effective, batteries)) / len(batteries)
     return {"items_hash": hash_items(items), "mix": mix.to_dict(), "pictures": [count_pictures(items), within]}
@@ -222,7 +224,7 @@ def _build(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> Profil
         norms,
         tensors["tokens"],
         failures=tuple(manifest["failures"]),
-        mix=Mix.from_dict(manifest["mix"]),
+        mix=QuestionMix.from_dict(manifest["mix"]),
         pictures=(int(total), float(within)),
         facts=facts,
         manifest=manifest,
