@@ -1,5 +1,6 @@
 """Figures of the collage model's page are those of its committed card."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -56,3 +57,38 @@ def test_what_is_left_without_the_picture(rows, split):
     agreement = find(split, "agreement", "object")
     habitual, wrong = numbers(rows["wrong object answers that are habit's"][place])
     assert (wrong, habitual) == (agreement["wrong n"], round(agreement["wrong as habit"] * agreement["wrong n"]))
+
+
+RUN = Path(__file__).resolve().parents[2] / "benchmarks/results/collage"
+
+
+def test_strategies_are_told_as_they_came_out(docs):
+    page = (docs / "explanation" / "collage.md").read_text(encoding="utf-8").split("## What strategies do there")[1]
+    with (RUN / "collage-shift.csv").open(encoding="utf-8", newline="") as file:
+        figures = {(row["system"], row["measure"]): row for row in csv.DictReader(file)}
+
+    def show(system, measure):
+        return f"{float(figures[system, measure]['value']):.3f}"
+
+    rows = re.findall(r"^\| `(.+?)` \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) >= 10
+    for system, cells in rows:
+        halves = [
+            f"{show(system, f'habit_true_{level}')} / {show(system, f'habit_breaking_{level}')}"
+            for level in ("object", "attribute", "relation")
+        ]
+        assert cells.split(" | ") == [*halves, show(system, "chair_i"), show(system, "recall")], system
+    fewer = -float(figures["revise", "chair_i"]["difference"]) / float(figures["greedy", "chair_i"]["value"])
+    recall = -100 * float(figures["revise", "recall"]["difference"])
+    told = (
+        f"`revise` names {100 * fewer:.0f} % fewer absent things, beyond every control, and {recall:.1f} points fewer"
+    )
+    assert told in page
+
+
+def test_what_helps_and_hurts_on_collages_is_what_the_verdicts_say():
+    verdicts = json.loads((RUN / "collage-shift.verdicts.json").read_text(encoding="utf-8"))["verdicts"]
+    helps = {(level, name) for level, own in verdicts.items() for name, kind in own.items() if kind == "helps"}
+    assert helps == {("caption", "revise")}
+    levels = ("object", "attribute", "relation")
+    assert {name for level in levels for name, kind in verdicts[level].items() if kind == "hurts"} == {"dola", "vsv"}
