@@ -25,9 +25,9 @@ def check_engine(engine: EngineName, options: str | None, *, is_placed: bool) ->
     Raises:
         InputError: So it is.
     """
-    if options is not None and engine != "vllm":
-        raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
     if engine != "vllm":
+        if options is not None:
+            raise InputError("--engine-options are those of vllm.LLM: add --engine vllm, or leave them out.")
         return
     if is_placed:
         raise InputError(

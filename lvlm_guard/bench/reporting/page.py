@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from lvlm_guard.bench.files import write_whole
@@ -26,6 +24,7 @@ from lvlm_guard.bench.reporting.comparable import describe_skipped
 from lvlm_guard.bench.reporting.examples import Example, ExampleSet, Invented
 from lvlm_guard.bench.reporting.judging import SuiteVerdicts, judge_suite, read_suite
 from lvlm_guard.bench.reporting.level_verdicts import LevelTable
+from lvlm_guard.bench.reporting.page_templates import environment
 from lvlm_guard.bench.reporting.planes import PlaneChart
 from lvlm_guard.bench.reporting.results import Results
 from lvlm_guard.bench.reporting.tables import Table
@@ -52,8 +51,6 @@ SYMBOLS: Mapping[str, str] = {
     "not compared": "?",
     "unfinished": "\u2026", "refused": "\u2715",
 }  # fmt: skip
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
-"""Control characters, marks that turn the direction of writing, and halves of characters."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +164,7 @@ def render(results: Results, sources: Mapping[str, Source], judged: Mapping[str,
         for name in results.manifest["suites"]
     ]
     return (
-        environment()
+        environment("lvlm_guard.bench.reporting")
         .get_template("report.html.jinja")
         .render(
             manifest=results.manifest,
@@ -185,26 +182,6 @@ def render(results: Results, sources: Mapping[str, Source], judged: Mapping[str,
 
 def _no_picture(image: str) -> Image.Image:
     raise InputError(f"No picture {image}: none were handed over.")
-
-
-@cache
-def environment() -> Environment:
-    """Return the environment of the page's templates, in which every template can include the others by name."""
-    loader = PackageLoader("lvlm_guard.bench.reporting", "templates")
-    # Answers are text of a model, so everything is escaped, whatever a template is called.
-    return Environment(
-        loader=loader,
-        autoescape=True,
-        finalize=_replace_unseen,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _replace_unseen(value: Any) -> Any:
-    """Replace characters that have no sign, or that would turn the direction of writing, by a sign for that."""
-    return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def build_section(results: Results, name: str, source: Source, judged: SuiteVerdicts | None = None) -> Section:

@@ -11,6 +11,8 @@ from lvlm_guard.errors import InputError, quote
 
 NAMED = 4
 """Kinds that an error names at most."""
+LEAST_EXPECTED = 2
+"""Items of a kind that must be expected before it is missed; fewer may be absent by chance."""
 
 
 class KnownQuestion(Protocol):
@@ -95,12 +97,13 @@ class QuestionMix:
         kinds = {item.kind for item in items}
         if unknown := sorted(kinds - set(self.kinds)):
             raise InputError(f"Some known items are {_name(unknown)}, which {source} has none of. {_ADVICE}")
-        missing = [kind for kind, share in self.kinds.items() if kind not in kinds and share * len(items) >= TWICE]
+        missing = [
+            kind for kind, share in self.kinds.items() if kind not in kinds and share * len(items) >= LEAST_EXPECTED
+        ]
         if missing:
             raise InputError(f"No known item is {_name(missing)}, as some of {source} are. {_ADVICE}")
 
 
-TWICE = 2
 _ADVICE = (
     "Components are compared on questions of the same kinds. Pass items of the suite that the profile was measured on, or measure a "
     "profile on this one: lvlm-guard diagnose profile."

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udfff]")
-"""Control characters, marks that turn the direction of writing, and halves of characters."""
+from lvlm_guard.bench.reporting import page_templates
+
 SMALL, LARGE = 1e-3, 1e6
 """Figures nearer to 0, and from there on, are written with an exponent."""
 
 
-@cache
 def environment() -> Environment:
-    """Return the environment of the templates; answers and names are text of others, so everything is escaped."""
-    return Environment(
-        loader=PackageLoader("lvlm_guard.diagnosis.report", "templates"),
-        autoescape=True,
-        finalize=_replace_unseen,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _replace_unseen(value: Any) -> Any:
-    return _UNSEEN.sub("\ufffd", value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    """Return the environment of the templates of a diagnosis."""
+    return page_templates.environment("lvlm_guard.diagnosis.report")
 
 
 def write_number(value: Any) -> str:
