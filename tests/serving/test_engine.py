@@ -16,12 +16,13 @@ from lvlm_guard.serving.engine import ChatJob, ChoiceEnd, JobEnd, TextPiece
 from lvlm_guard.serving.hugging_face import HuggingFaceEngine
 from lvlm_guard.serving.settings import ServingLimits
 
-STACKS = {"vcd": Stack.of("vcd"), "slow": Stack.of([Slow()]), "moody": Stack.of([Moody()]), "plain": Stack.of(None)}
+STACKS = {"vcd": Stack.of("vcd"), "moody": Stack.of([Moody()]), "plain": Stack.of(None)}
 
 
 @pytest.fixture
 def engine(guard):
-    engine = HuggingFaceEngine(guard, STACKS, ServingLimits(max_batch=4, gather_seconds=0.05))
+    slow = Stack.of([Slow(guard.model.generation_config.eos_token_id)])
+    engine = HuggingFaceEngine(guard, STACKS | {"slow": slow}, ServingLimits(max_batch=4, gather_seconds=0.05))
     yield engine
     engine.stop()
 

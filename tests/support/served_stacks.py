@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from lvlm_guard.serving.settings import ServingLimits
 RAISES, REFUSES = "detector", "harbour"
 """Words of a question at which the stack `moody` fails: in the middle of the answer, and before it."""
 SECONDS = 0.05
+A_LITTLE = {7: 0.25}
 
 
 @dataclass(frozen=True)
@@ -33,20 +34,21 @@ class Moody:
         """Fail at another word, after some tokens."""
         if gen.step > 3 and holds(gen, RAISES):
             raise RuntimeError("a secret of the strategy")
-        yield bias(gen)
+        yield bias(gen, A_LITTLE)
 
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes its time for every token."""
+    """Takes its time for every token, and never ends by itself, so an answer of n tokens takes at least n times `SECONDS`."""
 
     name: ClassVar[str] = "slow"
+    end: int
 
     @hookimpl
     def terms(self, gen: Generation) -> Iterable[Term]:
-        """Sleep."""
+        """Sleep, and keep the end away."""
         time.sleep(SECONDS)
-        yield bias(gen)
+        yield bias(gen, A_LITTLE | {self.end: -1e4})
 
 
 def holds(gen: Generation, word: str) -> bool:
@@ -55,11 +57,12 @@ def holds(gen: Generation, word: str) -> bool:
     return bool((gen.prompt.ids == token).any())
 
 
-def bias(gen: Generation) -> Bias:
-    """Return a small preference for one token."""
+def bias(gen: Generation, preferences: Mapping[int, float]) -> Bias:
+    """Return preferences for tokens."""
     logits = gen.logits()
     values = logits.new_zeros(logits.shape[-1])
-    values[7] = 0.25
+    for token, preference in preferences.items():
+        values[token] = preference
     return Bias(values)
 
 
@@ -72,7 +75,7 @@ def main() -> None:
         "vcd": Stack.of("vcd"),
         "both": Stack.of("vcd+pai"),
         "moody": Stack.of([Moody()]),
-        "slow": Stack.of([Slow()]),
+        "slow": Stack.of([Slow(model.generation_config.eos_token_id)]),
         "searching": Stack.of("opera"),
         "plain": Stack.of(None),
     }
