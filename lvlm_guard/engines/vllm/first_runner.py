@@ -9,35 +9,16 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engines.vllm.groups import Membership, count_blocks, read_membership
-from lvlm_guard.engines.vllm.runner_view import Combine, Share
+from lvlm_guard.engines.vllm.runner_view import Combine, LoadedRunner, Share
 from lvlm_guard.forward.installations import hook_with_kwargs
 
 
-class FirstRunner:
+class FirstRunner(LoadedRunner):
     """The `RunnerView` of Model Runner V1.
 
     Args:
         runner: The model runner, after its model was loaded.
     """
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-
-    @property
-    def model(self) -> Any:
-        """See `RunnerView`."""
-        return self._runner.model
-
-    @property
-    def model_config(self) -> Any:
-        """See `RunnerView`."""
-        return self._runner.model_config
-
-    @property
-    def device(self) -> torch.device:
-        """See `RunnerView`."""
-        device: torch.device = self._runner.device
-        return device
 
     @property
     def names(self) -> Sequence[str]:

@@ -76,3 +76,30 @@ class RunnerView(Protocol):
     def install(self, combine: Combine, share: Share) -> Callable[[], None]:
         """Put these round the sampler; returns what takes them off."""
         ...
+
+
+class LoadedRunner:
+    """What a `RunnerView` tells alike of both model runners.
+
+    Args:
+        runner: The model runner, after its model was loaded.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    @property
+    def model(self) -> Any:
+        """See `RunnerView`."""
+        return self._runner.model
+
+    @property
+    def model_config(self) -> Any:
+        """See `RunnerView`."""
+        return self._runner.model_config
+
+    @property
+    def device(self) -> torch.device:
+        """See `RunnerView`."""
+        device: torch.device = self._runner.device
+        return device

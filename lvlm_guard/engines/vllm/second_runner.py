@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from lvlm_guard.engines.vllm.groups import Membership, count_blocks, read_membership
-from lvlm_guard.engines.vllm.runner_view import Combine, Share
+from lvlm_guard.engines.vllm.runner_view import Combine, LoadedRunner, Share
 from lvlm_guard.errors import ModelRefused
 
 
@@ -28,7 +27,7 @@ class NotedRequest:
     ids: Sequence[int]
 
 
-class SecondRunner:
+class SecondRunner(LoadedRunner):
     """The `RunnerView` of Model Runner V2.
 
     Args:
@@ -44,25 +43,9 @@ class SecondRunner:
                 f"{type(runner.model).__name__} is sampled by {type(runner.sampler).__name__} in vLLM, and groups are combined "
                 "before the engine's own sampler alone: run it in the process, Guard(model, processor)."
             )
-        self._runner = runner
+        super().__init__(runner)
         self._batch: Any = None
         self._noted: dict[str, NotedRequest] = {}
-
-    @property
-    def model(self) -> Any:
-        """See `RunnerView`."""
-        return self._runner.model
-
-    @property
-    def model_config(self) -> Any:
-        """See `RunnerView`."""
-        return self._runner.model_config
-
-    @property
-    def device(self) -> torch.device:
-        """See `RunnerView`."""
-        device: torch.device = self._runner.device
-        return device
 
     @property
     def names(self) -> Sequence[str]:
