@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from lvlm_guard_evidence.answers import find_options
-from lvlm_guard_evidence.calibration import CalibrationCase, describe_loss, fit_bias, fit_mixing, fit_scales
+from lvlm_guard_evidence.calibration import describe_loss, fit_bias, fit_mixing, fit_scales
 from lvlm_guard_evidence.claims import Claim
 from lvlm_guard_evidence.examples import check_labels, read_labels, weigh_presence, weigh_values
 from lvlm_guard_evidence.head import EvidenceHead
@@ -16,6 +16,7 @@ from lvlm_guard_evidence.names import NamesTable, plural
 from lvlm_guard_evidence.patch_evidence_fitter import TokenSet, fit_patch_evidence, fit_peaks
 from lvlm_guard_evidence.questions import CalibrationQuestion, ask_questions
 from lvlm_guard_evidence.regression import fit_binary
+from lvlm_guard_evidence.weighing import CalibrationCase
 from PIL import Image
 from torch import nn
 
