@@ -124,15 +124,17 @@ def score(cases: Sequence[CalibrationCase], answer: Answer) -> tuple[float, floa
 
 def find_ceiling(cases: Sequence[CalibrationCase], model: tuple[float, float]) -> tuple[float, float]:
     """Return the accuracies under the weights that win most where habit is wrong and keep those where it is right."""
-    constants = CONSTANTS if len(cases[0].margins) == 2 else [0.0]
-    tried = [
-        score(cases, partial(mix, mixing=Mixing(1.0, weight, constant)))
-        for weight in EVIDENCE_WEIGHTS
-        for constant in constants
-    ]
-    return max(
-        (accuracies for accuracies in tried if accuracies[0] >= model[0] - KEPT), key=lambda accuracies: accuracies[1]
-    )
+    margins, odds = (torch.stack([getattr(case, name) for case in cases]) for name in ("margins", "odds"))
+    truths = torch.tensor([case.question.truth for case in cases])
+    is_kept = torch.tensor([case.half == HALVES[0] for case in cases])
+    best = model
+    for weight in EVIDENCE_WEIGHTS:
+        for constant in CONSTANTS if margins.shape[1] == 2 else [0.0]:
+            right = (margins + Mixing(1.0, weight, constant).mix(margins, odds)).argmax(1) == truths
+            with_habit, against = float(right[is_kept].float().mean()), float(right[~is_kept].float().mean())
+            if with_habit >= model[0] - KEPT - 1e-6 and against > best[1]:
+                best = with_habit, against
+    return best
 
 
 def share_won(before: tuple[float, float], after: tuple[float, float]) -> float:

@@ -36,3 +36,15 @@ def test_the_second_model_is_told_as_it_came_out(page):
     assert stage in text
     assert component in text
     assert f"accused {cases - round(share * cases)} of {cases} sound cases" in text
+
+
+def test_the_other_seed_is_told_as_it_came_out():
+    shares = json.loads((ROOT / "benchmarks/results/plants_llava_1.json").read_text(encoding="utf-8"))["shares"]
+    text = " ".join((ROOT / "docs/guides/diagnosis.md").read_text(encoding="utf-8").split())
+    stage, component = (f"{shares[name][0]:.3f}".removeprefix("0") for name in ("class", "location"))
+    share, cases = shares["none"]
+    assert f"named in {stage} and the component in {component} of {shares['class'][1]}" in text
+    assert (
+        f"{round(share * cases)} of {cases} sound cases were called sound, so were the {shares['none int8'][1]} in int8"
+        in text
+    )
