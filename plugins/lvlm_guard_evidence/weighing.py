@@ -13,7 +13,7 @@ from lvlm_guard_evidence.answers import YES_NO
 from lvlm_guard_evidence.mixing import Mixing
 from lvlm_guard_evidence.questions import CalibrationQuestion
 
-KEPT = 0.005
+LOSS_ALLOWED = 0.005
 """Share of the answers that habit gets right which may be lost, whatever is won."""
 EXCHANGE = 0.05
 """Further ones may be lost where many are won: one point for twenty."""
@@ -65,44 +65,44 @@ def balance(cases: Sequence[CalibrationCase]) -> Tensor:
 def choose_weights(cases: Sequence[CalibrationCase], *, with_evidence: bool = True) -> Mixing:
     """Return the weights of evidence and constant under which most answers are right that habit does not get right.
 
-    Answers that habit gets right may become fewer by `KEPT`, and by `EXCHANGE` of what is won. Neutral where nothing is won, and
-    where habit gets all answers right.
+    Answers that habit gets right may become fewer by `LOSS_ALLOWED`, or by `EXCHANGE` of what is won where that is more. Neutral where
+    nothing is won, and where habit gets all answers right.
 
     Args:
         cases: Questions of one kind.
         with_evidence: Whether evidence is weighed; else the constant alone, which is a fitted bias.
     """
-    tried = [
+    candidates = [
         Mixing(1.0, weight, constant)
         for weight in (EVIDENCE if with_evidence else EVIDENCE[:1])
         for constant in (CONSTANTS if cases[0].question.options == YES_NO else (0.0,))
     ]
-    chances, weights = _measure_chances(cases, tried), balance(cases)
+    chances, weights = _measure_chances(cases, candidates), balance(cases)
     is_kept = torch.tensor([case.half == "habit_true" for case in cases])
-    won, kept = (_gain(chances, weights * chosen, tried.index(Mixing())) for chosen in (~is_kept, is_kept))
-    is_allowed = -kept <= torch.clamp(EXCHANGE * won, min=KEPT)
-    best = int(torch.where(is_allowed, won, -torch.inf).argmax())
-    return tried[best] if float(won[best]) > 0 else Mixing()
+    wins, keeps = (_gain(chances, weights * chosen, candidates.index(Mixing())) for chosen in (~is_kept, is_kept))
+    is_allowed = -keeps <= torch.clamp(EXCHANGE * wins, min=LOSS_ALLOWED)
+    best = int(torch.where(is_allowed, wins, -torch.inf).argmax())
+    return candidates[best] if float(wins[best]) > 0 else Mixing()
 
 
 def allow_loss(won: float) -> float:
     """Return the share of the answers that habit gets right which may be lost where this share of the others is won."""
-    return max(KEPT, EXCHANGE * won)
+    return max(LOSS_ALLOWED, EXCHANGE * won)
 
 
 def _gain(chances: Tensor, weights: Tensor, neutral: int) -> Tensor:
-    """Return by how much each of the weights changes the share of right answers `[tried]`."""
+    """Return by how much each of the weights changes the share of right answers `[candidates]`."""
     shares = chances @ weights / weights.sum().clamp(min=1e-12)
     return shares - shares[neutral]
 
 
-def _measure_chances(cases: Sequence[CalibrationCase], tried: Sequence[Mixing]) -> Tensor:
-    """Return how right each answer is under each of the weights, from 0 to 1, fp64 `[tried, cases]`."""
+def _measure_chances(cases: Sequence[CalibrationCase], candidates: Sequence[Mixing]) -> Tensor:
+    """Return how right each answer is under each of the weights, from 0 to 1, fp64 `[candidates, cases]`."""
     margins, odds = (torch.stack([getattr(case, name) for case in cases]).double() for name in ("margins", "odds"))
     truths = torch.tensor([[case.question.truth] for case in cases])
     width = SOFTNESS * float((margins.amax(1) - margins.amin(1)).median()) + 1e-9
     chances = []
-    for mixing in tried:
+    for mixing in candidates:
         mixed = margins + mixing.mix(margins, odds)
         rivals = mixed.scatter(1, truths, -torch.inf).amax(1)
         chances.append(torch.sigmoid((mixed.gather(1, truths)[:, 0] - rivals) / width))

@@ -6,7 +6,7 @@ from lvlm_guard_evidence.calibration import find_break, fit_mixing
 from lvlm_guard_evidence.claims import Claim
 from lvlm_guard_evidence.mixing import Mixing
 from lvlm_guard_evidence.questions import CalibrationQuestion
-from lvlm_guard_evidence.weighing import KEPT, CalibrationCase, balance, choose_weights
+from lvlm_guard_evidence.weighing import LOSS_ALLOWED, CalibrationCase, balance, choose_weights
 
 from lvlm_guard import FitRefused
 
@@ -44,7 +44,7 @@ def test_evidence_wins_against_habit_and_keeps_what_habit_gets_right(noise):
         accuracy(others, chosen, half) - accuracy(others, Mixing(), half) for half in ("habit_breaking", "habit_true")
     )
     assert won > 0.05
-    assert kept > -max(KEPT, 0.05 * won) - 0.005  # of other questions than it was chosen on
+    assert kept > -max(LOSS_ALLOWED, 0.05 * won) - 0.005  # of other questions than it was chosen on
     assert chosen.margin == 1
 
 
@@ -70,7 +70,7 @@ def test_much_is_won_for_little():
         accuracy(cases, chosen, half) - accuracy(cases, Mixing(), half) for half in ("habit_breaking", "habit_true")
     )
     assert won > 0.5
-    assert -0.05 * won - 0.01 < kept < -KEPT
+    assert -0.05 * won - 0.01 < kept < -LOSS_ALLOWED
     assert fit_mixing(cases)[0]["existence"].evidence > 0
 
 
