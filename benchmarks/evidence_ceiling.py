@@ -8,9 +8,8 @@ and constant win back, chosen on these very questions, while answers that habit 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from lvlm_guard_evidence.calibration import build_cases
 from lvlm_guard_evidence.examples import PictureLabels, read_labels
 from lvlm_guard_evidence.head import KIND, EvidenceHead, HeadEvidence, read_head
 from lvlm_guard_evidence.mixing import Mixing, read_mixing
+from lvlm_guard_evidence.patch_evidence_fitter import ask_model
 from lvlm_guard_evidence.questions import ask_questions
-from lvlm_guard_evidence.recording import record_logits, record_tokens
-from lvlm_guard_evidence.sources import read_first_tokens
-from lvlm_guard_evidence.weighing import CalibrationCase
+from lvlm_guard_evidence.recording import record_tokens
+from lvlm_guard_evidence.weighing import CalibrationCase, list_candidates
 from measuring import Results, machine
 from torch import Tensor
 from tqdm import tqdm
@@ -35,11 +34,10 @@ SEED = 1
 """Of the scenes; heads are calibrated on those of seed 0."""
 LEAST = 60
 """Questions of each half, for a kind to be judged."""
-KEPT = 0.01
+LOSS = 0.01
 """Share of the answers that habit gets right which may be lost."""
 HALVES = ("habit_true", "habit_breaking")
-EVIDENCE_WEIGHTS = (0.0, *torch.logspace(-2, 1, 61).tolist())
-CONSTANTS = torch.linspace(-3, 3, 61).tolist()
+EVIDENCE_ALONE = Mixing(0.0, 1.0)
 SHIPPED = Path(labelled.__file__).parent / "fitted" / "patch_evidence.safetensors"
 SHOWN = (
     "kind",
@@ -77,10 +75,6 @@ class BoxedEvidence(HeadEvidence):
         return inside / inside.sum() if bool(inside.any()) else super().attention(index)
 
 
-Answer = Callable[[CalibrationCase], Tensor]
-"""The logits of the answers of a question `[answers]`."""
-
-
 def measure(
     head: EvidenceHead, cases: Sequence[CalibrationCase], boxed: Sequence[CalibrationCase], kind: str
 ) -> dict[str, Any] | None:
@@ -91,15 +85,14 @@ def measure(
     if min(counts) < LEAST:
         return None
     mixing = read_mixing(head.settings).get(kind, Mixing())
-    model = score(of_kind, lambda case: case.margins)
-    fitted = score(of_kind, partial(mix, mixing=mixing))
+    model, fitted = score(of_kind, Mixing()), score(of_kind, mixing)
     ceiling = find_ceiling(of_kind, model)
     return {
         "kind": kind,
         "questions": f"{counts[0]} / {counts[1]}",
         "model": show(model),
-        "evidence": show(score(of_kind, lambda case: case.odds)),
-        "evidence_in_the_box": show(score(in_boxes, lambda case: case.odds)),
+        "evidence": show(score(of_kind, EVIDENCE_ALONE)),
+        "evidence_in_the_box": show(score(in_boxes, EVIDENCE_ALONE)),
         "as_fitted": show(fitted),
         "ceiling": show(ceiling),
         "won_back": share_won(model, fitted),
@@ -107,17 +100,9 @@ def measure(
     }
 
 
-def mix(case: CalibrationCase, mixing: Mixing) -> Tensor:
-    """Return the logits of a question's answers with evidence."""
-    return case.margins + mixing.mix(case.margins, case.odds)
-
-
-def score(cases: Sequence[CalibrationCase], answer: Answer) -> tuple[float, float]:
+def score(cases: Sequence[CalibrationCase], mixing: Mixing) -> tuple[float, float]:
     """Return the accuracies where habit is right and where it is wrong."""
-    right = {
-        half: [int(answer(case).argmax()) == case.question.truth for case in cases if case.half == half]
-        for half in HALVES
-    }
+    right = {half: [case.is_right(mixing) for case in cases if case.half == half] for half in HALVES}
     with_habit, against = (sum(of_half) / len(of_half) for of_half in right.values())
     return with_habit, against
 
@@ -128,12 +113,11 @@ def find_ceiling(cases: Sequence[CalibrationCase], model: tuple[float, float]) -
     truths = torch.tensor([case.question.truth for case in cases])
     is_kept = torch.tensor([case.half == HALVES[0] for case in cases])
     best = model
-    for weight in EVIDENCE_WEIGHTS:
-        for constant in CONSTANTS if margins.shape[1] == 2 else [0.0]:
-            right = (margins + Mixing(1.0, weight, constant).mix(margins, odds)).argmax(1) == truths
-            with_habit, against = float(right[is_kept].float().mean()), float(right[~is_kept].float().mean())
-            if with_habit >= model[0] - KEPT - 1e-6 and against > best[1]:
-                best = with_habit, against
+    for mixing in list_candidates(cases[0].question.options):
+        right = (margins + mixing.mix(margins, odds)).argmax(1) == truths
+        with_habit, against = float(right[is_kept].double().mean()), float(right[~is_kept].double().mean())
+        if with_habit >= model[0] - LOSS - 1e-9 and against > best[1]:
+            best = with_habit, against
     return best
 
 
@@ -154,15 +138,11 @@ def ask(
     pictures = labelled.label_scenes(split, count, SEED)
     sizes = [each.picture.size for each in pictures]
     questions = ask_questions(pictures, sizes, head.table, head.values, SEED)
-    beginnings = read_first_tokens(processor)
-    tokens = {options: beginnings.find(options) for options in {question.options for question in questions}}
-    asked = [question for question in questions if tokens[question.options] is not None]
-    prompts = [(pictures[question.picture].picture, question.text) for question in asked]
-    margins = record_logits(model, processor, prompts, [tokens[question.options] or [] for question in asked], tqdm)
+    answerable, margins = ask_model(model, processor, pictures, questions, tqdm)
     labels = read_labels(pictures, sizes, head.table, head.values)
     recorded = zip(*record_tokens(model, processor, [each.picture for each in pictures]), strict=True)
     evidence = [head.read(head.score(states), places) for states, places in recorded]
-    return build_cases(asked, margins, evidence), build_cases(asked, margins, put_in_boxes(evidence, labels))
+    return build_cases(answerable, margins, evidence), build_cases(answerable, margins, put_in_boxes(evidence, labels))
 
 
 def put_in_boxes(evidence: Sequence[HeadEvidence], labels: PictureLabels) -> list[HeadEvidence]:

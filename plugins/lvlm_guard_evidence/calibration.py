@@ -196,8 +196,9 @@ def find_break(cases: Sequence[CalibrationCase], before: Sequence[bool], changed
     }
     against = halves["habit_breaking"]
     won = (against.count([False, True]) - against.count([True, False])) / max(len(against), 1)
+    allowed = {"habit_true": float(allow_loss(torch.tensor(won)))}
     for half, pairs in halves.items():
-        if fault := describe_loss(pairs, allow_loss(won) if half == "habit_true" else 0.0):
+        if fault := describe_loss(pairs, allowed.get(half, 0.0)):
             return f"{half.replace('_', '-')} answers {fault}"
     return ""
 

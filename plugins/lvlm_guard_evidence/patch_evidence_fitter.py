@@ -20,7 +20,7 @@ from lvlm_guard_evidence.head import EvidenceHead, HeadEvidence
 from lvlm_guard_evidence.head_fitting import Recorded, fit_weights, stack_tokens
 from lvlm_guard_evidence.lens import build_lenses
 from lvlm_guard_evidence.names import NamesTable, build_names
-from lvlm_guard_evidence.questions import ask_questions
+from lvlm_guard_evidence.questions import CalibrationQuestion, ask_questions
 from lvlm_guard_evidence.recording import record_logits, record_tokens
 from lvlm_guard_evidence.sources import (
     SOURCES,
@@ -158,13 +158,7 @@ def calibrate(
     """
     sizes = [each.picture.size for each in judging.pictures]
     questions = ask_questions(judging.pictures, sizes, head.table, head.values, seed)
-    beginnings = read_first_tokens(processor)
-    tokens = {options: beginnings.find(options) for options in {question.options for question in questions}}
-    answerable = [question for question in questions if tokens[question.options] is not None]
-    prompts = [(judging.pictures[question.picture].picture, question.text) for question in answerable]
-    margins = record_logits(
-        model, processor, prompts, [tokens[question.options] or [] for question in answerable], track
-    )
+    answerable, margins = ask_model(model, processor, judging.pictures, questions, track)
     cases = build_cases(answerable, margins, judging.read(head))
     mixing, findings = fit_mixing(cases)
     weight = head.weight if judging.basis is None else head.weight @ judging.basis.T
@@ -192,6 +186,24 @@ def calibrate(
             **settings,
         },
     )
+
+
+def ask_model(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[LabelledPicture],
+    questions: Sequence[CalibrationQuestion],
+    track: Track,
+) -> tuple[list[CalibrationQuestion], list[Tensor]]:
+    """Return the questions whose answers begin apart, and how likely each answer begins, fp32 `[answers]`."""
+    beginnings = read_first_tokens(processor)
+    tokens = {options: beginnings.find(options) for options in {question.options for question in questions}}
+    answerable = [question for question in questions if tokens[question.options] is not None]
+    prompts = [(pictures[question.picture].picture, question.text) for question in answerable]
+    margins = record_logits(
+        model, processor, prompts, [tokens[question.options] or [] for question in answerable], track
+    )
+    return answerable, margins
 
 
 def _split(data: LabelledPictures) -> tuple[list[LabelledPicture], list[LabelledPicture]]:

@@ -72,22 +72,27 @@ def choose_weights(cases: Sequence[CalibrationCase], *, with_evidence: bool = Tr
         cases: Questions of one kind.
         with_evidence: Whether evidence is weighed; else the constant alone, which is a fitted bias.
     """
-    candidates = [
-        Mixing(1.0, weight, constant)
-        for weight in (EVIDENCE if with_evidence else EVIDENCE[:1])
-        for constant in (CONSTANTS if cases[0].question.options == YES_NO else (0.0,))
-    ]
+    candidates = list_candidates(cases[0].question.options, with_evidence=with_evidence)
     chances, weights = _measure_chances(cases, candidates), balance(cases)
     is_kept = torch.tensor([case.half == "habit_true" for case in cases])
     wins, keeps = (_gain(chances, weights * chosen, candidates.index(Mixing())) for chosen in (~is_kept, is_kept))
-    is_allowed = -keeps <= torch.clamp(EXCHANGE * wins, min=LOSS_ALLOWED)
+    is_allowed = -keeps <= allow_loss(wins)
     best = int(torch.where(is_allowed, wins, -torch.inf).argmax())
     return candidates[best] if float(wins[best]) > 0 else Mixing()
 
 
-def allow_loss(won: float) -> float:
+def list_candidates(options: Sequence[str], *, with_evidence: bool = True) -> list[Mixing]:
+    """Return the weights that are compared for questions with these answers: a constant leans to yes, and open questions have none."""
+    return [
+        Mixing(1.0, weight, constant)
+        for weight in (EVIDENCE if with_evidence else EVIDENCE[:1])
+        for constant in (CONSTANTS if tuple(options) == YES_NO else (0.0,))
+    ]
+
+
+def allow_loss(won: Tensor) -> Tensor:
     """Return the share of the answers that habit gets right which may be lost where this share of the others is won."""
-    return max(LOSS_ALLOWED, EXCHANGE * won)
+    return torch.clamp(EXCHANGE * won, min=LOSS_ALLOWED)
 
 
 def _gain(chances: Tensor, weights: Tensor, neutral: int) -> Tensor:

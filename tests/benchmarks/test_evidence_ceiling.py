@@ -31,13 +31,16 @@ def ceiling(script):
 def test_the_ceiling_is_the_best_that_keeps_what_habit_gets_right(ceiling):
     kept, contrary = make_cases("habit_true", 1.0, 0.0, 198), make_cases("habit_true", 1.0, -3.0, 20)
     lost = [*make_cases("habit_breaking", -1.0, 0.5, 10), *make_cases("habit_breaking", -1.0, -9.0, 10)]
-    model = ceiling.score([*kept, *lost], lambda case: case.margins)
+    model = ceiling.score([*kept, *lost], Mixing())
     assert model == (1.0, 0.0)
     found = ceiling.find_ceiling([*kept, *contrary[:2], *lost], model)
     assert found == pytest.approx((0.99, 0.5))  # two of two hundred may go, and what the picture denies stays lost
     assert ceiling.share_won(model, found) == pytest.approx(0.5)
     assert ceiling.find_ceiling([*kept, *contrary, *lost], model)[1] < 0.5
-    assert ceiling.mix(lost[0], Mixing(1.0, 3.0)).tolist() == [0.5, -0.5]
+    assert ceiling.score([*kept, *lost], ceiling.EVIDENCE_ALONE) == (
+        0.5,
+        0.5,
+    )  # no evidence says yes, right for half of the kept
 
 
 def test_attributes_are_read_in_the_box(ceiling):
