@@ -72,5 +72,7 @@ def write(pictures: Path, out: Path, place: str, name: str) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in its background with SIGINT ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts what runs in its background with SIGINT ignored
     print(write(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))
